@@ -1,0 +1,63 @@
+# Everything a newcomer needs: `make demo` and `make test` set themselves up.
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+BASE   := .venv/base
+# Tests that may share the machine run on this many processes.
+JOBS   ?= 3
+PYTEST := $(BIN)/python -m pytest
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo run test check bench docs format clean
+
+help: ## List these commands
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+setup: $(VENV)/.ready ## Make the local environment (.venv); the others do it by themselves
+
+$(VENV)/.ready: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed")'
+	@echo "setting up $(VENV) (once; about a minute)"
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[worker,dev]'
+	@touch $@
+
+demo: $(VENV)/.ready ## Run the main job end to end on an embedded Valkey, with a report
+	@$(BIN)/letta-workers demo
+
+run: $(VENV)/.ready ## Run the workers against LETTA_REDIS_URL
+	@$(BIN)/letta-workers run
+
+test: check $(BASE)/.ready ## All checks, then all tests with their coverage
+	@$(PYTEST) -q -n $(JOBS) --dist worksteal -m "not serial" --cov --cov-report=
+	@$(PYTEST) -q -m serial --cov --cov-append --cov-report=term
+
+check: $(VENV)/.ready ## Lint, format, types, import direction, generated docs
+	@$(BIN)/ruff check --quiet .
+	@$(BIN)/ruff format --check --quiet .
+	@$(BIN)/mypy --no-error-summary
+	@$(BIN)/lint-imports --no-timing-summary > /dev/null || $(BIN)/lint-imports
+	@$(BIN)/python -m docs.generate --check
+
+docs: $(VENV)/.ready ## Write docs/settings.md and docs/keys.md anew
+	@$(BIN)/python -m docs.generate
+
+format: $(VENV)/.ready ## Format the code
+	@$(BIN)/ruff check --quiet --fix . ; $(BIN)/ruff format --quiet .
+
+bench: $(VENV)/.ready ## Run the benchmarks: JSON in out/, tables here
+	@for file in benchmarks/bench_*.py; do $(BIN)/python $$file || exit 1; done
+
+# The base install as a Letta server has it, without arq: on the oldest redis-py
+# that it allows and on the newest there is.
+$(BASE)/.ready: pyproject.toml $(VENV)/.ready
+	@echo "setting up $(BASE) (once)"
+	@rm -rf $(BASE)
+	@$(BIN)/python -m hatchling build -t wheel -d $(BASE)/dist > /dev/null
+	@for redis in 'oldest redis==5.3.*' 'newest redis'; do set -- $$redis; \
+	  $(PYTHON) -m venv $(BASE)/$$1 && $(BASE)/$$1/bin/python -m pip install --quiet \
+	  --disable-pip-version-check $$2 $(BASE)/dist/*.whl || exit 1; done
+	@touch $@
+
+clean: ## Remove the environment and everything generated
+	@rm -rf $(VENV) .cache .mypy_cache .pytest_cache .ruff_cache .hypothesis .coverage out dist

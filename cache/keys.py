@@ -1,0 +1,93 @@
+"""
+Every key, channel and TTL of the whole service. docs/keys.md is generated from CATALOGUE.
+
+The queue's keys begin with arq's own prefix, so that stock arq clients and
+`arq --check` read them; everything of the queue's server is under it, and one
+ACL pattern covers it. The cache's begin with `lc:`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+QUEUE_PREFIX = "arq:"
+CACHE_PREFIX = "lc:"
+
+
+@dataclass(frozen=True, slots=True)
+class KeySpec:
+    """One line of docs/keys.md: `pattern` as written, `bound` what keeps it small."""
+
+    pattern: str
+    type: str
+    holds: str
+    bound: str
+
+
+@dataclass(frozen=True, slots=True)
+class QueueKeys:
+    """Names on the queue's server. Ids are the caller's or 32 hex digits."""
+
+    prefix: str = QUEUE_PREFIX
+
+    def queue(self, priority: str = "default") -> str:
+        """Sorted set: job id -> due time, Unix milliseconds. `default` is stock arq's queue."""
+        return f"{self.prefix}queue" if priority == "default" else f"{self.prefix}queue:{priority}"
+
+    @property
+    def wake(self) -> str:
+        return f"{self.prefix}queue:wake"
+
+    @property
+    def health(self) -> str:
+        return f"{self.prefix}queue:health-check"
+
+    def job(self, job_id: str) -> str:
+        return f"{self.prefix}job:{job_id}"
+
+    def result(self, job_id: str) -> str:
+        return f"{self.prefix}result:{job_id}"
+
+    def in_progress(self, job_id: str) -> str:
+        return f"{self.prefix}in-progress:{job_id}"
+
+    def retry(self, job_id: str) -> str:
+        return f"{self.prefix}retry:{job_id}"
+
+    @property
+    def abort(self) -> str:
+        return f"{self.prefix}abort"
+
+    def webhook(self, delivery_id: str) -> str:
+        return f"{self.prefix}webhook:{delivery_id}"
+
+    def webhook_attempts(self, delivery_id: str) -> str:
+        return f"{self.prefix}webhook:{delivery_id}:attempts"
+
+    @property
+    def llm_groups(self) -> str:
+        return f"{self.prefix}llm:groups"
+
+    def llm_pending(self, group: str) -> str:
+        return f"{self.prefix}llm:pending:{group}"
+
+    def llm_request(self, request_id: str) -> str:
+        return f"{self.prefix}llm:request:{request_id}"
+
+    def llm_result(self, request_id: str) -> str:
+        return f"{self.prefix}llm:result:{request_id}"
+
+    def llm_notice(self, request_id: str) -> str:
+        return f"{self.prefix}llm:notice:{request_id}"
+
+    def llm_batch(self, batch_id: str) -> str:
+        return f"{self.prefix}llm:batch:{batch_id}"
+
+    def llm_items(self, batch_id: str) -> str:
+        return f"{self.prefix}llm:items:{batch_id}"
+
+    def llm_dedupe(self, digest: str) -> str:
+        return f"{self.prefix}llm:dedupe:{digest}"
+
+
+CATALOGUE: tuple[KeySpec, ...] = ()

@@ -1,0 +1,383 @@
+"""
+Every setting of the service, in one typed class. Imports nothing of ours.
+
+Values come, first found first taken, from: arguments, environment variables
+(``LETTA_`` + the field's name), a ``.env`` file in the working directory, and
+files in the secrets directory (``LETTA_SECRETS_DIR``, else ``/run/secrets``),
+one file a variable. Variables of other programs that share the prefix are
+ignored. docs/settings.md is generated from this class.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import os
+import re
+from functools import lru_cache
+from ipaddress import ip_network
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field, SecretStr, ValidationError, field_validator
+from pydantic.fields import FieldInfo
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+ENV_PREFIX = "LETTA_"
+REDIS_URL_FORMS = (
+    "redis://, rediss://, unix://, redis+sentinel://host:port,host:port/service, "
+    "redis+cluster://host:port,host:port (rediss+... for TLS) or embedded://[/directory]"
+)
+_REDIS_URL = re.compile(
+    r"^(rediss?://[^/\s]+(/\d*)?(\?\S*)?"
+    r"|unix://\S+"
+    r"|rediss?\+sentinel://[^/\s]+/[^/\s]+(/\d+)?(\?\S*)?"
+    r"|rediss?\+cluster://[^/\s]+/?(\?\S*)?"
+    r"|embedded://(/\S*)?)$"
+)
+LogLevel = Literal["DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"]
+LogFormat = Literal["auto", "json", "console"]
+
+
+class SettingsError(ValueError):
+    """One or more settings are wrong. `str()` is one line a variable, without secrets."""
+
+
+class Settings(BaseSettings):
+    """The settings of cache, queue and workers. Sizes are bytes, times are seconds."""
+
+    model_config = SettingsConfigDict(
+        env_prefix=ENV_PREFIX,
+        env_file=".env",
+        env_file_encoding="utf-8",
+        env_ignore_empty=True,
+        extra="ignore",
+        frozen=True,
+        hide_input_in_errors=True,
+    )
+
+    # -- the servers ---------------------------------------------------------
+    redis_url: str = Field(
+        "redis://localhost:6379/0",
+        repr=False,
+        description=f"Server of the queue, webhooks and batches. Accepted: {REDIS_URL_FORMS}.",
+    )
+    cache_redis_url: str | None = Field(
+        None,
+        repr=False,
+        description=(
+            "Server of the cache; unset means the queue's. Give the cache its own where memory "
+            "is tight: a cache wants eviction, and eviction loses queued jobs."
+        ),
+    )
+    redis_connect_timeout_s: float = Field(
+        2.0, gt=0, le=60, description="Limit for opening one connection, seconds."
+    )
+    redis_socket_timeout_s: float = Field(
+        5.0,
+        gt=0,
+        le=300,
+        description="Limit for one reply, seconds; a hung server is noticed then.",
+    )
+    redis_health_check_interval_s: float = Field(
+        30.0,
+        ge=0,
+        le=3600,
+        description="Ping a connection idle for longer before using it, seconds.",
+    )
+    redis_max_connections: int = Field(
+        100, ge=1, le=10_000, description="Most connections of one client, per process."
+    )
+    redis_retries: int = Field(
+        3,
+        ge=0,
+        le=20,
+        description="Times a command is sent again, with jittered backoff, when the connection fails.",
+    )
+    redis_ca_file: Path | None = Field(
+        None, description="PEM file of the authorities to trust for rediss://; unset: the system's."
+    )
+    redis_cert_file: Path | None = Field(
+        None, description="PEM client certificate for rediss:// servers that ask for one."
+    )
+    redis_key_file: Path | None = Field(
+        None, description="PEM key of the client certificate (may be in the same file)."
+    )
+
+    # -- the switches --------------------------------------------------------
+    use_redis_queue: bool = Field(
+        True, description="Off: the Letta server delivers inline and enqueues nothing."
+    )
+    use_agent_cache: bool = Field(
+        True, description="Off: every cached read goes to its loader and nothing is stored."
+    )
+
+    # -- the workers ---------------------------------------------------------
+    worker_count: int = Field(
+        4,
+        ge=1,
+        le=256,
+        description="Worker processes of `letta-workers run`; one a core is a start.",
+    )
+    worker_log_level: LogLevel = Field("INFO", description="Least level that is logged.")
+    worker_log_format: LogFormat = Field(
+        "auto", description="json, console (for people), or auto: console on a terminal."
+    )
+    worker_max_jobs: int = Field(
+        32, ge=1, le=10_000, description="Jobs that one worker process runs at the same time."
+    )
+    worker_job_timeout_s: float = Field(
+        300.0,
+        gt=0,
+        le=86_400,
+        description="Limit for one run of a job that sets no other, seconds.",
+    )
+    worker_lease_s: float = Field(
+        15.0,
+        ge=1,
+        le=300,
+        description="A dead worker's jobs fall due again after this, seconds; renewed at a third of it.",
+    )
+    worker_shutdown_grace_s: float = Field(
+        30.0,
+        ge=0,
+        le=3600,
+        description="On TERM, running jobs have this long to end before they are given back, seconds.",
+    )
+    worker_keep_result_s: float = Field(
+        3600.0, ge=0, le=2_592_000, description="How long a job's result can be read, seconds."
+    )
+    worker_functions: str = Field(
+        "",
+        description="Your own jobs: `package.module:coroutine`, several separated by commas.",
+    )
+    worker_crons: str = Field(
+        "",
+        description=(
+            "Your own cron jobs: `package.module:coroutine=<cron expression>`, "
+            "several separated by semicolons."
+        ),
+    )
+    queue_max_job_bytes: int = Field(
+        1_048_576,
+        ge=1024,
+        le=67_108_864,
+        description="Largest encoded job, bytes. Put larger payloads elsewhere and pass their address.",
+    )
+
+    # -- webhooks ------------------------------------------------------------
+    webhook_secret: SecretStr | None = Field(
+        None,
+        description=(
+            "Signing secrets, `whsec_` + base64 of 24-64 bytes, several separated by spaces while "
+            "rotating: each signs. Unset: deliveries are unsigned."
+        ),
+    )
+    webhook_timeout_s: float = Field(
+        15.0, gt=0, le=120, description="Limit for one whole attempt, seconds."
+    )
+    webhook_max_attempts: int = Field(
+        10, ge=1, le=50, description="Attempts before a delivery is dead."
+    )
+    webhook_retry_base_s: float = Field(
+        5.0,
+        gt=0,
+        le=3600,
+        description="Ceiling of the first retry's delay, seconds; it doubles each time, full jitter.",
+    )
+    webhook_retry_cap_s: float = Field(
+        36_000.0, gt=0, le=604_800, description="Ceiling of any retry's delay, seconds."
+    )
+    webhook_max_body_bytes: int = Field(
+        262_144, ge=64, le=16_777_216, description="Largest webhook body, bytes."
+    )
+    webhook_retention_s: float = Field(
+        604_800.0,
+        ge=60,
+        le=7_776_000,
+        description="How long a delivery can be read after its last change, seconds.",
+    )
+    webhook_allow_cidrs: str = Field(
+        "",
+        description=(
+            "Private networks that webhooks may reach, CIDRs separated by commas. "
+            "Empty: public addresses only."
+        ),
+    )
+
+    # -- LLM requests --------------------------------------------------------
+    openai_base_url: str = Field(
+        "https://api.openai.com/v1",
+        description="Base URL of the OpenAI-compatible endpoint that answers `openai` requests.",
+    )
+    openai_api_key: SecretStr | None = Field(
+        None, description="Bearer key for that endpoint. Never stored in Redis."
+    )
+    llm_allow_cidrs: str = Field(
+        "",
+        description="Private networks where LLM endpoints may be, CIDRs separated by commas.",
+    )
+    llm_batch_max_requests: int = Field(
+        500, ge=1, le=50_000, description="A batch is flushed when it holds this many requests."
+    )
+    llm_batch_max_age_s: float = Field(
+        60.0,
+        gt=0,
+        le=86_400,
+        description="A batch is flushed when its oldest request has waited this long, seconds.",
+    )
+    llm_batch_cron: str = Field(
+        "*/5 * * * *",
+        description="Cron expression (UTC; five fields, or six with seconds first) that flushes all.",
+    )
+    llm_poll_interval_s: float = Field(
+        30.0, ge=0.05, le=3600, description="Time between two looks at a submitted batch, seconds."
+    )
+    llm_timeout_s: float = Field(
+        60.0, gt=0, le=3600, description="Limit for one HTTP call to a provider, seconds."
+    )
+    llm_max_body_bytes: int = Field(
+        1_048_576, ge=1024, le=16_777_216, description="Largest request body, bytes."
+    )
+    llm_result_ttl_s: float = Field(
+        259_200.0, ge=60, le=2_592_000, description="How long an answer can be read, seconds."
+    )
+
+    @field_validator("worker_log_level", "worker_log_format", mode="before")
+    @classmethod
+    def _fold_case(cls, value: Any) -> Any:
+        if not isinstance(value, str):
+            return value
+        upper = value.strip().upper()
+        return upper if upper in LogLevel.__args__ else value.strip().lower()  # type: ignore[attr-defined]
+
+    @field_validator("redis_url", "cache_redis_url")
+    @classmethod
+    def _redis_url(cls, value: str | None) -> str | None:
+        if value is not None and not _REDIS_URL.match(value):
+            raise ValueError(f"is not a Redis URL; accepted: {REDIS_URL_FORMS}")
+        return value
+
+    @field_validator("openai_base_url")
+    @classmethod
+    def _http_url(cls, value: str) -> str:
+        if not re.match(r"^https?://[^/\s@?#]+(/[^\s?#]*)?$", value):
+            raise ValueError("is not an http(s) URL without user, query or fragment")
+        return value.rstrip("/")
+
+    @field_validator("webhook_allow_cidrs", "llm_allow_cidrs")
+    @classmethod
+    def _cidrs(cls, value: str) -> str:
+        for part in filter(None, (p.strip() for p in value.split(","))):
+            try:
+                ip_network(part)
+            except ValueError as exc:
+                raise ValueError(f"{exc}; accepted: CIDRs separated by commas") from None
+        return value
+
+    @field_validator("webhook_secret")
+    @classmethod
+    def _secrets(cls, value: SecretStr | None) -> SecretStr | None:
+        for part in value.get_secret_value().split() if value else ():
+            try:
+                size = len(base64.b64decode(part.removeprefix("whsec_"), validate=True))
+            except binascii.Error:
+                size = 0
+            if not part.startswith("whsec_") or not 24 <= size <= 64:
+                raise ValueError(
+                    "is not a signing secret; accepted: whsec_ + base64 of 24-64 bytes"
+                )
+        return value
+
+    @field_validator("worker_functions")
+    @classmethod
+    def _function_paths(cls, value: str) -> str:
+        for part in filter(None, (p.strip() for p in value.split(","))):
+            _require_path(part)
+        return value
+
+    @field_validator("worker_crons")
+    @classmethod
+    def _cron_paths(cls, value: str) -> str:
+        for part in filter(None, (p.strip() for p in value.split(";"))):
+            path, equals, expression = part.partition("=")
+            _require_path(path.strip())
+            if not equals:
+                raise ValueError("lacks '=<cron expression>' after package.module:coroutine")
+            _require_cron(expression.strip())
+        return value
+
+    @field_validator("llm_batch_cron")
+    @classmethod
+    def _cron(cls, value: str) -> str:
+        _require_cron(value)
+        return value
+
+
+def _require_path(path: str) -> None:
+    if not re.fullmatch(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*", path):
+        raise ValueError(f"{path!r} is not of the form package.module:coroutine")
+
+
+def _require_cron(expression: str) -> None:
+    # The fields' own bounds are checked where the schedule is built; the base
+    # install carries no cron library.
+    if len(expression.split()) not in (5, 6):
+        raise ValueError(f"{expression!r} is not a cron expression of five or six fields")
+
+
+def variable_name(field: str) -> str:
+    """The environment variable of a field: `worker_count` -> `LETTA_WORKER_COUNT`."""
+    return ENV_PREFIX + field.upper()
+
+
+def accepted(field: FieldInfo) -> str:
+    """What a field takes, in words: `float, > 0, <= 60` or `one of auto, json, console`."""
+    annotation: Any = field.annotation
+    if getattr(annotation, "__origin__", None) is Literal:
+        return "one of " + ", ".join(annotation.__args__)
+    names = [a.__name__ for a in getattr(annotation, "__args__", (annotation,))]
+    kind = " or ".join(n for n in names if n != "NoneType")
+    words = {"str": "text", "SecretStr": "secret text", "Path": "path", "bool": "true or false"}
+    signs = {"Gt": ">", "Ge": ">=", "Lt": "<", "Le": "<="}
+    bounds = [
+        f"{sign} {getattr(m, name.lower()):g}"
+        if abs(getattr(m, name.lower())) < 1e6
+        else f"{sign} {getattr(m, name.lower())}"
+        for m in field.metadata
+        for name, sign in signs.items()
+        if type(m).__name__ == name
+    ]
+    return ", ".join([words.get(kind, kind), *bounds])
+
+
+def _explain(error: ValidationError) -> str:
+    lines = []
+    for problem in error.errors(include_input=False, include_url=False, include_context=False):
+        name = str(problem["loc"][0]) if problem["loc"] else "settings"
+        text = problem["msg"].removeprefix("Value error, ")
+        line = f"{variable_name(name)}: {text[0].lower() + text[1:]}"
+        if name in Settings.model_fields and "accepted:" not in line:
+            line += f"; accepted: {accepted(Settings.model_fields[name])}"
+        lines.append(line)
+    return "\n".join(lines)
+
+
+def load_settings(**overrides: Any) -> Settings:
+    """
+    Read the settings anew; `overrides` win over every other source.
+
+    Raises:
+        SettingsError: a value is wrong; one line a variable, never the value of a secret.
+    """
+    secrets = Path(os.environ.get(ENV_PREFIX + "SECRETS_DIR", "/run/secrets"))
+    try:
+        return Settings(_secrets_dir=secrets if secrets.is_dir() else None, **overrides)
+    except ValidationError as error:
+        raise SettingsError(_explain(error)) from None
+
+
+@lru_cache(maxsize=1)
+def get_settings() -> Settings:
+    """The process's settings, read once. `get_settings.cache_clear()` reads them again."""
+    return load_settings()
