@@ -85,26 +85,23 @@ def parse_url(url: str) -> Target:
     tls = scheme.startswith("rediss")
     credentials, _, hosts = parts.netloc.rpartition("@")
     username, _, password = credentials.partition(":")
-    login = {
-        "username": unquote(username) or None,
-        "password": unquote(password) or None,
-    }
+    login = (unquote(username) or None, unquote(password) or None)
     try:
         if scheme == "embedded":
             return Target("embedded")
         if scheme == "unix":
-            return Target("unix", path=unquote(parts.path), db=int(query.get("db", 0)), **login)
+            return Target("unix", (), int(query.get("db", 0)), *login, path=unquote(parts.path))
         default_port = 26379 if scheme.endswith("+sentinel") else 6379
         nodes = tuple(_host_port(item, default_port) for item in hosts.split(","))
         path = [p for p in parts.path.split("/") if p]
         if scheme in {"redis", "rediss"} and len(nodes) == 1:
             db = int(query.get("db", path[0] if path else 0))
-            return Target("standalone", nodes, db, tls=tls, **login)
+            return Target("standalone", nodes, db, *login, tls=tls)
         if scheme in {"redis+sentinel", "rediss+sentinel"} and path:
             db = int(path[1]) if len(path) > 1 else 0
-            return Target("sentinel", nodes, db, tls=tls, service=path[0], **login)
+            return Target("sentinel", nodes, db, *login, tls=tls, service=path[0])
         if scheme in {"redis+cluster", "rediss+cluster"}:
-            return Target("cluster", nodes, tls=tls, **login)
+            return Target("cluster", nodes, 0, *login, tls=tls)
     except ValueError as exc:
         raise UnsupportedRedisURL(f"{redacted(url)}: {exc}") from None
     raise UnsupportedRedisURL(f"{redacted(url)} has no form this service knows")
