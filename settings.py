@@ -173,6 +173,13 @@ class Settings(BaseSettings):
             "rotating: each signs. Unset: deliveries are unsigned."
         ),
     )
+    webhook_encryption_key: SecretStr | None = Field(
+        None,
+        description=(
+            "Base64 of 32 bytes; encrypts the secrets given with single webhooks while they wait in "
+            "Redis. Needed only by callers of send_webhook(secret=...) and their workers."
+        ),
+    )
     webhook_timeout_s: float = Field(
         15.0, gt=0, le=120, description="Limit for one whole attempt, seconds."
     )
@@ -288,6 +295,18 @@ class Settings(BaseSettings):
                     "is not a signing secret; accepted: whsec_ + base64 of 24-64 bytes"
                 )
         return value
+
+    @field_validator("webhook_encryption_key")
+    @classmethod
+    def _key(cls, value: SecretStr | None) -> SecretStr | None:
+        try:
+            if value and len(base64.b64decode(value.get_secret_value(), validate=True)) == 32:
+                return value
+        except binascii.Error:
+            pass
+        if value is None:
+            return None
+        raise ValueError("is not a key; accepted: base64 of 32 bytes")
 
     @field_validator("worker_functions")
     @classmethod

@@ -13,6 +13,11 @@ from dataclasses import dataclass
 QUEUE_PREFIX = "arq:"
 CACHE_PREFIX = "lc:"
 
+# The newest attempts of a delivery that are kept; more are only counted.
+MAX_WEBHOOK_ATTEMPTS = 100
+# A batch's own record outlives its last change by this, seconds.
+LLM_BATCH_TTL_S = 604_800
+
 
 @dataclass(frozen=True, slots=True)
 class KeySpec:
@@ -77,8 +82,10 @@ class QueueKeys:
     def llm_result(self, request_id: str) -> str:
         return f"{self.prefix}llm:result:{request_id}"
 
-    def llm_notice(self, request_id: str) -> str:
-        return f"{self.prefix}llm:notice:{request_id}"
+    @property
+    def llm_answered(self) -> str:
+        """Channel: the ids of requests as they are answered."""
+        return f"{self.prefix}llm:answered"
 
     def llm_batch(self, batch_id: str) -> str:
         return f"{self.prefix}llm:batch:{batch_id}"

@@ -1,0 +1,106 @@
+"""
+The job queue: `open_queue` for services, `WorkerSettings` for `arq worker.WorkerSettings`.
+
+`WorkerSettings` is built at its first use, so that importing the client (or a
+policy) needs no arq and reads no environment.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Any
+
+from cache.pool import open_pool
+from worker.client import JobQueue
+from worker.effects.handle import Job
+from worker.effects.queue import JobStatus
+from worker.errors import (
+    EnqueueRefused,
+    InvalidArgument,
+    InvalidWebhookURL,
+    JobAborted,
+    JobFailed,
+    NotFound,
+    NotSerializable,
+    PayloadTooLarge,
+    Permanent,
+    QueueUnavailable,
+    RequestFailed,
+    ResultTimeout,
+    Transient,
+    UnknownProvider,
+    WorkerError,
+)
+from worker.policy.priority import Priority
+
+if TYPE_CHECKING:
+    from settings import Settings
+
+    WorkerSettings: type
+
+__all__ = [
+    "EnqueueRefused",
+    "InvalidArgument",
+    "InvalidWebhookURL",
+    "Job",
+    "JobAborted",
+    "JobFailed",
+    "JobQueue",
+    "JobStatus",
+    "NotFound",
+    "NotSerializable",
+    "PayloadTooLarge",
+    "Permanent",
+    "Priority",
+    "QueueUnavailable",
+    "RequestFailed",
+    "ResultTimeout",
+    "Transient",
+    "UnknownProvider",
+    "WorkerError",
+    "WorkerSettings",
+    "open_queue",
+]
+
+
+@asynccontextmanager
+async def open_queue(settings: Settings | None = None) -> AsyncIterator[JobQueue]:
+    """
+    The queue's client for the settings given, else the process's own.
+
+    Does not connect by itself: the first call does, and raises QueueUnavailable
+    when the server is away.
+
+    Raises:
+        settings.SettingsError: a setting is wrong.
+    """
+    from settings import get_settings
+    from worker.wiring import pool_options, queue_options
+
+    chosen = settings or get_settings()
+    async with open_pool(
+        chosen.redis_url, pool_options(chosen), name="letta-redis-queue"
+    ) as client:
+        queue = JobQueue(client, queue_options(chosen))
+        try:
+            yield queue
+        finally:
+            await queue.aclose()
+
+
+def __getattr__(name: str) -> Any:
+    if name != "WorkerSettings":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from settings import SettingsError
+    from worker.main import build_worker_settings
+
+    try:
+        found = build_worker_settings()
+    except SettingsError as exc:
+        # arq's command line would print a traceback; its operator needs the line.
+        print(exc, file=sys.stderr)  # noqa: T201
+        raise SystemExit(2) from None
+    globals()[name] = found
+    return found

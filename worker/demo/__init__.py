@@ -1,0 +1,1 @@
+"""`letta-workers demo`: the main job end to end, with servers of its own on loopback."""

@@ -1,0 +1,72 @@
+"""Runs a Starlette app as a process of its own, and starts such processes."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+
+import uvicorn
+from starlette.applications import Starlette
+
+_START_DEADLINE_S = 20.0
+
+
+def serve(app: Starlette) -> None:
+    """
+    Serve on a free loopback port until standard input ends, so that no server outlives its owner.
+
+    The first line on standard output is JSON: {"port": 12345}.
+    """
+    listener = socket.create_server(("127.0.0.1", 0), backlog=1024)
+    server = uvicorn.Server(
+        uvicorn.Config(
+            app, log_level="warning", access_log=False, lifespan="off", timeout_keep_alive=30
+        )
+    )
+    # Whoever reads the line may connect at once: the socket listens already.
+    os.write(1, json.dumps({"port": listener.getsockname()[1]}).encode() + b"\n")
+    asyncio.run(_serve_until_eof(server, listener))
+
+
+async def _serve_until_eof(server: uvicorn.Server, listener: socket.socket) -> None:
+    loop = asyncio.get_running_loop()
+    reader = asyncio.StreamReader()
+    await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), sys.stdin)
+    serving = asyncio.create_task(server.serve(sockets=[listener]))
+    owner_gone = asyncio.create_task(reader.read())
+    await asyncio.wait({serving, owner_gone}, return_when=asyncio.FIRST_COMPLETED)
+    server.should_exit = True
+    owner_gone.cancel()
+    await serving
+
+
+@contextlib.contextmanager
+def running(module: str, arguments: Sequence[str] = ()) -> Iterator[str]:
+    """Start `python -m module` (which calls `serve`); yields its base URL, ends it after."""
+    process = subprocess.Popen(  # noqa: S603  (our own module)
+        [sys.executable, "-m", module, *arguments],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        start_new_session=True,
+    )
+    assert process.stdin is not None  # noqa: S101
+    assert process.stdout is not None  # noqa: S101
+    try:
+        line = process.stdout.readline()
+        if not line:
+            raise RuntimeError(f"{module} ended with code {process.wait()} before it listened")
+        yield f"http://127.0.0.1:{json.loads(line)['port']}"
+    finally:
+        process.stdin.close()
+        process.stdout.close()
+        try:
+            process.wait(_START_DEADLINE_S)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()

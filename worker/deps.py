@@ -1,0 +1,65 @@
+"""What a job of ours finds in arq's `ctx`: the stores, the HTTP clients, the clock."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import httpx
+
+    from worker.client import JobQueue
+    from worker.effects.providers import OpenAIProvider
+    from worker.effects.secrets import SecretBox
+    from worker.policy.delivery import RetrySchedule
+
+JobContext = Mapping[str, Any]
+_KEY = "letta_redis"
+
+
+def utc_now() -> datetime:
+    return datetime.now(UTC)
+
+
+@dataclass(frozen=True, slots=True)
+class WebhookConfig:
+    """How webhooks are sent; `secrets` sign those that bring none of their own."""
+
+    secrets: tuple[str, ...]
+    schedule: RetrySchedule
+    timeout_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class LLMConfig:
+    """How batches are made and watched."""
+
+    max_requests: int
+    poll_interval_s: float
+    concurrency: int
+
+
+@dataclass(frozen=True, slots=True)
+class Deps:
+    """Built once by worker/main.py, put under one key of `ctx`."""
+
+    queue: JobQueue
+    http: httpx.AsyncClient
+    llm_http: httpx.AsyncClient
+    secrets: SecretBox
+    webhooks: WebhookConfig
+    llm: LLMConfig
+    providers: Mapping[str, OpenAIProvider]
+    now: Callable[[], datetime] = utc_now
+    rng: Callable[[], float] = field(default=random.random)
+
+    @staticmethod
+    def of(ctx: JobContext) -> Deps:
+        deps: Deps = ctx[_KEY]
+        return deps
+
+    def put_into(self, ctx: dict[Any, Any]) -> None:
+        ctx[_KEY] = self

@@ -1,0 +1,1 @@
+"""IO: what reads and writes Redis, and what speaks HTTP. Importable without arq."""

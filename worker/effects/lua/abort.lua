@@ -1,0 +1,18 @@
+-- abort.lua: ask for a job's end; a waiting one falls due at once and ends unrun.
+-- KEYS[1] abort set  KEYS[2] job body  KEYS[3] in-progress  KEYS[4] wake token  KEYS[5..] queues
+-- ARGV[1] id
+-- returns 1 asked | 0 no such job waits or runs
+if redis.call('EXISTS', KEYS[2]) == 0 then
+  return 0
+end
+local t = redis.call('TIME')
+local now = t[1] * 1000 + math.floor(t[2] / 1000)
+-- The mark comes first: a worker that sees the job due must already see it.
+redis.call('ZADD', KEYS[1], now, ARGV[1])
+if redis.call('EXISTS', KEYS[3]) == 0 then
+  for i = 5, #KEYS do
+    redis.call('ZADD', KEYS[i], 'XX', now, ARGV[1])
+  end
+  redis.call('ZADD', KEYS[4], 0, 'w')
+end
+return 1

@@ -1,0 +1,1 @@
+"""The service's own jobs: coroutines that read as a list of steps."""

@@ -1,0 +1,66 @@
+"""
+Logging of the workers: structlog, JSON lines (or pretty on a terminal), everything on stderr.
+
+arq and the other libraries log through the standard library; their records take
+the same form. Job id, task, try and worker id come from context variables.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+from typing import Any
+
+import structlog
+
+
+def configure_logging(level: str, form: str) -> None:
+    """`level` is a name such as INFO; `form` is json, console or auto (console on a terminal)."""
+    pretty = form == "console" or (form == "auto" and sys.stderr.isatty())
+    shared: list[Any] = [
+        structlog.contextvars.merge_contextvars,
+        structlog.processors.add_log_level,
+        structlog.stdlib.ExtraAdder(),
+        structlog.processors.TimeStamper(fmt="iso", utc=True),
+    ]
+    structlog.configure(
+        processors=[
+            structlog.stdlib.filter_by_level,
+            structlog.contextvars.merge_contextvars,
+            structlog.stdlib.add_logger_name,
+            structlog.processors.add_log_level,
+            structlog.processors.TimeStamper(fmt="iso", utc=True),
+            structlog.stdlib.ProcessorFormatter.wrap_for_formatter,
+        ],
+        logger_factory=structlog.stdlib.LoggerFactory(),
+        wrapper_class=structlog.stdlib.BoundLogger,
+        cache_logger_on_first_use=False,
+    )
+    renderer: list[Any] = (
+        [structlog.dev.ConsoleRenderer()]
+        if pretty
+        else [structlog.processors.format_exc_info, structlog.processors.JSONRenderer()]
+    )
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(
+        structlog.stdlib.ProcessorFormatter(
+            foreign_pre_chain=[structlog.stdlib.add_logger_name, *shared],
+            processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, *renderer],
+        )
+    )
+    root = logging.getLogger()
+    root.handlers[:] = [handler]
+    root.setLevel(level)
+    _take_over_arq()
+    # One line a request at INFO is not ours to say; ours names the delivery.
+    for noisy in ("httpx", "httpcore", "asyncio"):
+        logging.getLogger(noisy).setLevel(max(logging.WARNING, root.level))
+
+
+def _take_over_arq() -> None:
+    """arq's command line gives its logger a handler of its own; without this, lines come twice."""
+    arq = logging.getLogger("arq")
+    arq.handlers.clear()
+    arq.propagate = True
+    # arq logs each job's arguments at INFO. Arguments are the users' own business.
+    logging.getLogger("arq.worker").setLevel(max(logging.WARNING, logging.getLogger().level))

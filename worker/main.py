@@ -1,0 +1,263 @@
+"""
+Composition root: builds everything from the settings, once, and hands it out.
+
+`build_worker_settings` is what `arq worker.WorkerSettings` loads; `letta-workers
+run` starts the same class in each of its processes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+import sys
+import uuid
+from collections.abc import Callable, Mapping
+from importlib import import_module
+from typing import Any
+
+import structlog
+from arq.connections import ArqRedis, RedisSettings
+from arq.worker import Function, func
+
+from cache import codec, embedded
+from cache.keys import QueueKeys
+from cache.pool import Target, build_client, parse_url
+from settings import Settings, SettingsError, get_settings, variable_name
+from worker.client import DELIVER_WEBHOOK, FLUSH_LLM_BATCHES, FLUSH_LLM_GROUP, JobQueue
+from worker.deps import Deps, LLMConfig, WebhookConfig
+from worker.effects.http import build_http_client
+from worker.effects.providers import OpenAIProvider
+from worker.effects.secrets import SecretBox
+from worker.jobs.batch import (
+    RUN_LLM_BATCH,
+    RUN_LLM_REQUEST,
+    flush_llm_batches,
+    flush_llm_group,
+    run_llm_batch,
+    run_llm_request,
+)
+from worker.jobs.schedule import CronExpression, cron_job
+from worker.jobs.webhook import deliver_webhook
+from worker.logs import configure_logging
+from worker.policy.delivery import RetrySchedule
+from worker.policy.egress import EgressPolicy, parse_networks
+from worker.wiring import encryption_key, pool_options, queue_options, reveal
+
+log = structlog.get_logger("worker.main")
+
+# These jobs decide for themselves when to give up; arq's own count must not.
+_NO_LIMIT = 1_000_000
+# Time beyond the HTTP calls of one run for the reads and writes around them.
+_JOB_MARGIN_S = 5.0
+_HEALTH_INTERVAL_S = 5
+_LLM_CONCURRENCY = 16
+
+
+def worker_id() -> str:
+    """Unique among workers, and readable: host, process, and a few digits for a reused pid."""
+    return f"{socket.gethostname()}:{os.getpid()}:{uuid.uuid4().hex[:6]}"
+
+
+def build_worker_settings(settings: Settings | None = None) -> type:
+    """
+    The class that arq reads. Every attribute is the class's own: arq ignores inherited ones.
+
+    An embedded:// server starts here, and ends with this process.
+
+    Raises:
+        settings.SettingsError: a setting is wrong, or names a function that does not load.
+    """
+    chosen = settings or get_settings()
+    url = chosen.redis_url
+    if parse_url(url).kind == "embedded":
+        url = embedded.acquire(url)
+    client = build_client(
+        url,
+        pool_options(chosen),
+        name="letta-redis-worker",
+        client_class=ArqRedis,
+        job_serializer=codec.encode,
+        job_deserializer=codec.decode,
+    )
+    keys = QueueKeys()
+    attributes = {
+        "functions": build_functions(chosen),
+        "cron_jobs": build_crons(chosen),
+        "queue_name": keys.queue(),
+        "redis_pool": client,
+        # `arq --check` builds a client of its own, from this.
+        "redis_settings": arq_redis_settings(parse_url(url), chosen),
+        "health_check_interval": _HEALTH_INTERVAL_S,
+        "health_check_key": keys.health,
+        "job_serializer": codec.encode,
+        "job_deserializer": codec.decode,
+        "max_jobs": chosen.worker_max_jobs,
+        "job_timeout": chosen.worker_job_timeout_s,
+        "job_completion_wait": int(chosen.worker_shutdown_grace_s),
+        "keep_result": chosen.worker_keep_result_s,
+        "allow_abort_jobs": True,
+        "log_results": False,
+        "poll_delay": 0.05,
+        "on_startup": _startup(chosen),
+        "on_shutdown": _shutdown,
+        "on_job_start": _job_start,
+        "on_job_end": _job_end,
+    }
+    return type("WorkerSettings", (), attributes)
+
+
+def build_functions(settings: Settings) -> list[Function]:
+    """Our jobs, and the operator's (LETTA_WORKER_FUNCTIONS) under their own names."""
+    http_s = settings.llm_timeout_s + _JOB_MARGIN_S
+    ours = [
+        func(
+            deliver_webhook,
+            name=DELIVER_WEBHOOK,
+            max_tries=_NO_LIMIT,
+            timeout=settings.webhook_timeout_s + _JOB_MARGIN_S,
+        ),
+        func(flush_llm_batches, name=FLUSH_LLM_BATCHES),
+        func(flush_llm_group, name=FLUSH_LLM_GROUP),
+        func(run_llm_batch, name=RUN_LLM_BATCH, max_tries=_NO_LIMIT, timeout=3600),
+        func(run_llm_request, name=RUN_LLM_REQUEST, max_tries=_NO_LIMIT, timeout=http_s),
+    ]
+    paths = [path.strip() for path in settings.worker_functions.split(",") if path.strip()]
+    return ours + [func(load_coroutine(path, "worker_functions")) for path in paths]
+
+
+def build_crons(settings: Settings) -> list[CronExpression]:
+    """The flush of all batches, and the operator's crons (LETTA_WORKER_CRONS)."""
+    crons = [
+        _cron(
+            flush_llm_batches,
+            f"cron:{FLUSH_LLM_BATCHES}",
+            settings.llm_batch_cron,
+            "llm_batch_cron",
+        )
+    ]
+    for part in filter(None, (part.strip() for part in settings.worker_crons.split(";"))):
+        path, _, expression = part.partition("=")
+        coroutine = load_coroutine(path.strip(), "worker_crons")
+        crons.append(_cron(coroutine, f"cron:{path.strip()}", expression.strip(), "worker_crons"))
+    return crons
+
+
+def _cron(coroutine: Any, name: str, expression: str, field: str) -> CronExpression:
+    try:
+        return cron_job(coroutine, name, expression)
+    except ValueError as exc:
+        raise SettingsError(
+            f"{variable_name(field)}: {exc}; accepted: five cron fields, or six with seconds first"
+        ) from None
+
+
+def load_coroutine(path: str, field: str) -> Any:
+    """
+    `package.module:coroutine` -> the coroutine function; the working directory is searched too.
+
+    Raises:
+        SettingsError: it does not import, is not there, or is no coroutine function.
+    """
+    module, _, name = path.partition(":")
+    if os.getcwd() not in sys.path:  # noqa: PTH109  (compared with sys.path's text)
+        sys.path.append(os.getcwd())  # noqa: PTH109
+    try:
+        found = getattr(import_module(module), name)
+    except Exception as exc:  # noqa: BLE001  (whatever the operator's module raises at import)
+        reason = f"{type(exc).__name__}: {exc}"
+        raise SettingsError(f"{variable_name(field)}: cannot load {path}: {reason}") from None
+    if not asyncio.iscoroutinefunction(found):
+        raise SettingsError(
+            f"{variable_name(field)}: {path} is not a coroutine function (async def, ctx first)"
+        )
+    return found
+
+
+def arq_redis_settings(target: Target, settings: Settings) -> RedisSettings:
+    """What stock arq's own client, as used by `arq --check`, needs to reach the same server."""
+    files = (settings.redis_ca_file, settings.redis_cert_file, settings.redis_key_file)
+    ca, cert, key = (str(path) if path else None for path in files)
+    return RedisSettings(
+        host=list(target.nodes)
+        if target.kind == "sentinel"
+        else (target.nodes or (("", 0),))[0][0],
+        port=6379 if target.kind == "sentinel" else (target.nodes or (("", 6379),))[0][1],
+        unix_socket_path=target.path or None,
+        database=target.db,
+        username=target.username,
+        password=target.password,
+        ssl=target.tls,
+        ssl_ca_certs=ca,
+        ssl_certfile=cert,
+        ssl_keyfile=key,
+        ssl_check_hostname=target.tls,
+        conn_timeout=max(1, int(settings.redis_connect_timeout_s)),
+        conn_retries=1,
+        sentinel=target.kind == "sentinel",
+        sentinel_master=target.service or "mymaster",
+    )
+
+
+def build_deps(settings: Settings, client: Any) -> Deps:
+    """Everything a job of ours needs, over the worker's own Redis client."""
+    secrets = reveal(settings.webhook_secret)
+    webhook_egress = EgressPolicy(parse_networks(settings.webhook_allow_cidrs))
+    llm_egress = EgressPolicy(parse_networks(settings.llm_allow_cidrs))
+    return Deps(
+        queue=JobQueue(client, queue_options(settings)),
+        http=build_http_client(webhook_egress, max_connections=settings.worker_max_jobs),
+        llm_http=(llm_http := build_http_client(llm_egress, max_connections=_LLM_CONCURRENCY)),
+        secrets=SecretBox(encryption_key(settings)),
+        webhooks=WebhookConfig(
+            secrets=tuple(secrets.split()) if secrets else (),
+            schedule=RetrySchedule(
+                settings.webhook_max_attempts,
+                settings.webhook_retry_base_s,
+                settings.webhook_retry_cap_s,
+            ),
+            timeout_s=settings.webhook_timeout_s,
+        ),
+        llm=LLMConfig(
+            max_requests=settings.llm_batch_max_requests,
+            poll_interval_s=settings.llm_poll_interval_s,
+            concurrency=_LLM_CONCURRENCY,
+        ),
+        providers={
+            "openai": OpenAIProvider(
+                llm_http,
+                base_url=settings.openai_base_url,
+                api_key=reveal(settings.openai_api_key),
+                timeout_s=settings.llm_timeout_s,
+            )
+        },
+    )
+
+
+def _startup(settings: Settings) -> Callable[[dict[Any, Any]], Any]:
+    async def startup(ctx: dict[Any, Any]) -> None:
+        configure_logging(settings.worker_log_level, settings.worker_log_format)
+        ctx["worker_id"] = worker_id()
+        deps = build_deps(settings, ctx["redis"])
+        deps.put_into(ctx)
+        log.info("worker.started", worker_id=ctx["worker_id"], max_jobs=settings.worker_max_jobs)
+
+    return startup
+
+
+async def _shutdown(ctx: dict[Any, Any]) -> None:
+    deps = Deps.of(ctx)
+    await deps.http.aclose()
+    await deps.llm_http.aclose()
+    await deps.queue.aclose()
+    log.info("worker.stopped", worker_id=ctx["worker_id"])
+
+
+async def _job_start(ctx: dict[Any, Any]) -> None:
+    structlog.contextvars.bind_contextvars(
+        job_id=ctx["job_id"], **{"try": ctx["job_try"]}, worker_id=ctx["worker_id"]
+    )
+
+
+async def _job_end(_ctx: Mapping[Any, Any]) -> None:
+    structlog.contextvars.unbind_contextvars("job_id", "try", "worker_id")
