@@ -97,4 +97,83 @@ class QueueKeys:
         return f"{self.prefix}llm:dedupe:{digest}"
 
 
-CATALOGUE: tuple[KeySpec, ...] = ()
+_ENDS = "deleted when the job ends"
+
+QUEUE_CATALOGUE: tuple[KeySpec, ...] = (
+    KeySpec(
+        "arq:queue",
+        "sorted set",
+        "job id -> due time, Unix ms; priority DEFAULT, stock arq's",
+        "one member a waiting job",
+    ),
+    KeySpec(
+        "arq:queue:critical\\|high\\|low",
+        "sorted set",
+        "the same for the other priorities",
+        "one member a waiting job",
+    ),
+    KeySpec("arq:queue:wake", "sorted set", "one token that wakes a worker", "one member"),
+    KeySpec(
+        "arq:queue:health-check",
+        "string",
+        "the newest heartbeat, for `arq --check`",
+        "TTL of seconds",
+    ),
+    KeySpec("arq:job:<id>", "string", "msgpack {t, f, a, k, et}: the job", _ENDS),
+    KeySpec("arq:in-progress:<id>", "string", "who runs it", "TTL: the lease"),
+    KeySpec("arq:retry:<id>", "string", "tries so far", _ENDS),
+    KeySpec("arq:abort", "sorted set", "job ids whose end was asked for", "removed with the job"),
+    KeySpec("arq:result:<id>", "string", "msgpack: how it ended", "TTL LETTA_WORKER_KEEP_RESULT_S"),
+    KeySpec(
+        "arq:webhook:<id>",
+        "hash",
+        "a delivery: url, event type, body, state, times",
+        "none until it ends, then TTL LETTA_WEBHOOK_RETENTION_S",
+    ),
+    KeySpec(
+        "arq:webhook:<id>:attempts",
+        "list",
+        "msgpack [time, status, error, ms] an attempt",
+        "newest 100; TTL as the delivery's",
+    ),
+    KeySpec(
+        "arq:llm:groups",
+        "hash",
+        "group id -> provider, endpoint, model, where requests wait",
+        "removed when none waits",
+    ),
+    KeySpec(
+        "arq:llm:pending:<group>",
+        "list",
+        "request ids that wait for a batch",
+        "sealed at LETTA_LLM_BATCH_MAX_REQUESTS or LETTA_LLM_BATCH_MAX_AGE_S",
+    ),
+    KeySpec(
+        "arq:llm:request:<id>",
+        "hash",
+        "an unanswered request: body, group, deadline",
+        "deleted when answered",
+    ),
+    KeySpec("arq:llm:result:<id>", "string", "msgpack: the answer", "TTL LETTA_LLM_RESULT_TTL_S"),
+    KeySpec(
+        "arq:llm:dedupe:<sha256>",
+        "string",
+        "request id of an equal request in flight",
+        "deleted when answered",
+    ),
+    KeySpec(
+        "arq:llm:batch:<id>",
+        "hash",
+        "a batch: state, group, provider's id",
+        "TTL 7 d after it ends",
+    ),
+    KeySpec(
+        "arq:llm:items:<id>",
+        "list",
+        "request ids of the batch",
+        "LETTA_LLM_BATCH_MAX_REQUESTS; TTL as the batch's",
+    ),
+    KeySpec("arq:llm:answered", "channel", "request ids as they are answered", "keeps nothing"),
+)
+
+CATALOGUE: tuple[KeySpec, ...] = QUEUE_CATALOGUE

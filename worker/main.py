@@ -8,7 +8,9 @@ run` starts the same class in each of its processes.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
+import signal
 import socket
 import sys
 import uuid
@@ -18,12 +20,13 @@ from typing import Any
 
 import structlog
 from arq.connections import ArqRedis, RedisSettings
-from arq.worker import Function, func
+from arq.worker import Function, Worker, create_worker, func
 
 from cache import codec, embedded
 from cache.keys import QueueKeys
-from cache.pool import Target, build_client, parse_url
+from cache.pool import Target, build_client, parse_url, wait_until_ready
 from settings import Settings, SettingsError, get_settings, variable_name
+from worker.child import ChildOptions, ManagedWorker, serve
 from worker.client import DELIVER_WEBHOOK, FLUSH_LLM_BATCHES, FLUSH_LLM_GROUP, JobQueue
 from worker.deps import Deps, LLMConfig, WebhookConfig
 from worker.effects.http import build_http_client
@@ -42,6 +45,7 @@ from worker.jobs.webhook import deliver_webhook
 from worker.logs import configure_logging
 from worker.policy.delivery import RetrySchedule
 from worker.policy.egress import EgressPolicy, parse_networks
+from worker.supervisor import SupervisorOptions
 from worker.wiring import encryption_key, pool_options, queue_options, reveal
 
 log = structlog.get_logger("worker.main")
@@ -261,3 +265,53 @@ async def _job_start(ctx: dict[Any, Any]) -> None:
 
 async def _job_end(_ctx: Mapping[Any, Any]) -> None:
     structlog.contextvars.unbind_contextvars("job_id", "try", "worker_id")
+
+
+def supervisor_options(settings: Settings) -> SupervisorOptions:
+    return SupervisorOptions(
+        shutdown_grace_s=settings.worker_shutdown_grace_s,
+        heartbeat_timeout_s=settings.worker_heartbeat_timeout_s,
+    )
+
+
+class StockWorker:
+    """arq's own worker, as `worker.child` runs one."""
+
+    def __init__(self, worker: Worker) -> None:
+        self._worker = worker
+
+    @property
+    def jobs_done(self) -> int:
+        return self._worker.jobs_complete + self._worker.jobs_failed
+
+    async def run(self) -> None:
+        await wait_until_ready(self._worker.pool, "the queue's server", deadline_s=None)
+        with contextlib.suppress(asyncio.CancelledError):
+            await self._worker.async_run()
+        await self._worker.close()
+
+    def drain(self) -> None:
+        self._worker.handle_sig_wait_for_completion(signal.SIGTERM)
+
+    def quiet(self) -> None:
+        self._worker.allow_pick_jobs = False
+
+    def force(self) -> None:
+        self._worker.handle_sig(signal.SIGTERM)
+
+
+def build_worker(settings: Settings) -> ManagedWorker:
+    """A worker to `run()` on the running event loop; what it needs is built with it."""
+    return StockWorker(create_worker(build_worker_settings(settings), handle_signals=False))
+
+
+def run_child(settings: Settings) -> int:
+    """One worker process; returns its exit code (worker/child.py)."""
+    configure_logging(settings.worker_log_level, settings.worker_log_format)
+
+    async def run() -> int:
+        worker = build_worker(settings)
+        options = ChildOptions(shutdown_grace_s=settings.worker_shutdown_grace_s)
+        return await serve(worker, options)
+
+    return asyncio.run(run())

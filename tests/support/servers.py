@@ -1,0 +1,90 @@
+"""Valkey servers of special kinds, on loopback ports, ended with the block."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import ssl
+import subprocess
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager, suppress
+from pathlib import Path
+
+from cache.embedded import server_binary
+from tests.support.wait import eventually_sync
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port: int = listener.getsockname()[1]
+    return port
+
+
+def answers(port: int) -> bool:
+    """Whether a server on the port answers PING, if only to ask for a password."""
+    with suppress(OSError), socket.create_connection(("127.0.0.1", port), 1) as client:
+        client.sendall(b"*1\r\n$4\r\nPING\r\n")
+        return client.recv(64).startswith((b"+PONG", b"-NOAUTH"))
+    return False
+
+
+@contextmanager
+def valkey(home: Path, *arguments: str, port: int | None = None) -> Iterator[int]:
+    """A valkey-server on a TCP port, with options as on its command line; yields the port."""
+    chosen = port or free_port()
+    home.mkdir(parents=True, exist_ok=True)
+    command = [str(server_binary()), *arguments, "--port", str(chosen), "--dir", str(home)]
+    if "--sentinel" not in arguments:
+        command += ["--save", "", "--bind", "127.0.0.1"]
+    with (home / "server.log").open("wb") as log:
+        process = subprocess.Popen(command, stdout=log, stderr=log, stdin=subprocess.DEVNULL)
+    try:
+        eventually_sync(lambda: answers(chosen))
+        yield chosen
+    finally:
+        process.terminate()
+        process.wait(10)
+
+
+@asynccontextmanager
+async def tls_in_front(
+    socket_path: str, certificate: ssl.SSLContext, host: str = "127.0.0.1"
+) -> AsyncIterator[int]:
+    """A TLS listener that passes everything on to a unix socket; yields its port."""
+    tasks: set[asyncio.Task[None]] = set()
+
+    async def pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with suppress(OSError):
+            while data := await reader.read(65536):
+                writer.write(data)
+                await writer.drain()
+        writer.close()
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        far_reader, far_writer = await asyncio.open_unix_connection(socket_path)
+        for pair in ((reader, far_writer), (far_reader, writer)):
+            task = asyncio.create_task(pump(*pair))
+            tasks.add(task)
+            task.add_done_callback(tasks.discard)
+
+    server = await asyncio.start_server(serve, host, 0, ssl=certificate)
+    try:
+        yield server.sockets[0].getsockname()[1]
+    finally:
+        server.close()
+        for task in list(tasks):
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        await server.wait_closed()
+
+
+def run(command: Sequence[str], **options: object) -> subprocess.CompletedProcess[str]:
+    """A command's exit code and output, with a limit on its time."""
+    return subprocess.run(
+        command,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+        **options,  # type: ignore[call-overload]
+    )

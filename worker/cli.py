@@ -1,0 +1,251 @@
+"""letta-workers: the operator's command line. Every command has --help with examples, most --json."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import sys
+from collections.abc import Callable, Coroutine
+from importlib.metadata import version
+from typing import Any
+
+import click
+
+from cache import embedded
+from cache.errors import CacheError
+from cache.pool import open_pool, parse_url, wait_until_ready
+from settings import Settings, SettingsError, load_settings
+from worker import open_queue
+from worker.client import JobQueue
+from worker.errors import WorkerError
+from worker.wiring import pool_options
+
+EXIT_FAILED, EXIT_USAGE, EXIT_INTERRUPTED = 1, 2, 130
+
+json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON, for programs.")
+
+
+class Commands(click.Group):
+    """Turns our errors into one line and an exit code: 1 failed, 2 wrong setting or usage."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except SettingsError as exc:
+            click.echo(str(exc), err=True)
+            raise SystemExit(EXIT_USAGE) from None
+        except (WorkerError, CacheError) as exc:
+            click.echo(f"error: {exc}", err=True)
+            raise SystemExit(EXIT_FAILED) from None
+        except (KeyboardInterrupt, asyncio.CancelledError):
+            raise SystemExit(EXIT_INTERRUPTED) from None
+
+
+@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(version("letta-redis"), prog_name="letta-workers")
+def main() -> None:
+    """Workers, webhooks and LLM batches for the Letta server, on Redis or Valkey.
+
+    Settings come from LETTA_... variables, .env and secrets files: docs/settings.md.
+    """
+
+
+def show(data: Any, as_json: bool, lines: Callable[[], list[str]]) -> None:
+    """Print data as JSON, or the lines a person reads."""
+    text = json.dumps(data, default=str, indent=2) if as_json else "\n".join(lines())
+    click.echo(text)
+
+
+def with_queue(work: Callable[[JobQueue], Coroutine[Any, Any, Any]]) -> Any:
+    """Run a coroutine with an open queue client and return its result."""
+
+    async def run() -> Any:
+        async with open_queue(load_settings()) as queue:
+            return await work(queue)
+
+    return asyncio.run(run())
+
+
+@main.command()
+@click.option("--count", type=click.IntRange(1, 256), help="Processes; default LETTA_WORKER_COUNT.")
+def run(count: int | None) -> None:
+    """Run the workers and keep them running.
+
+    TERM or Ctrl-C drains: running jobs may end within LETTA_WORKER_SHUTDOWN_GRACE_S, the rest is
+    given back. A second one forces. Exits 0 drained, 1 crash loop, 2 wrong setting, 3 forced.
+
+    \b
+    Examples:
+      LETTA_REDIS_URL=redis://localhost:6379/0 letta-workers run
+      letta-workers run --count 1          # one process a pod
+    """
+    from worker.logs import configure_logging
+    from worker.main import build_crons, build_functions, supervisor_options
+    from worker.supervisor import run_supervisor
+
+    settings = load_settings()
+    configure_logging(settings.worker_log_level, settings.worker_log_format)
+    # What a child would refuse is refused here, once, with one line.
+    build_functions(settings)
+    build_crons(settings)
+    with _server_for_children(settings):
+        command = [sys.executable, "-m", "worker", "child"]
+        processes = count or settings.worker_count
+        code = run_supervisor(command, processes, supervisor_options(settings))
+    raise SystemExit(int(code))
+
+
+class _server_for_children:  # noqa: N801  (a context manager, read like a function)
+    """An embedded server belongs to the parent; the children are told its socket."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._url = settings.redis_url if parse_url(settings.redis_url).kind == "embedded" else None
+
+    def __enter__(self) -> None:
+        if self._url is not None:
+            os.environ["LETTA_REDIS_URL"] = embedded.acquire(self._url)
+
+    def __exit__(self, *_exc: object) -> None:
+        if self._url is not None:
+            embedded.release(self._url)
+
+
+@main.command(hidden=True)
+def child() -> None:
+    """One worker process, as the supervisor starts it."""
+    from worker.child import report_bad_configuration
+    from worker.main import run_child
+
+    try:
+        code = run_child(load_settings())
+    except SettingsError as exc:
+        code = report_bad_configuration(str(exc))
+    raise SystemExit(int(code))
+
+
+@main.command()
+@json_option
+@click.option("--webhooks", type=click.IntRange(1, 100_000), default=200, show_default=True)
+@click.option("--requests", type=click.IntRange(1, 100_000), default=100, show_default=True)
+def demo(as_json: bool, webhooks: int, requests: int) -> None:
+    """Run the main job end to end on an embedded Valkey, and report what happened.
+
+    Starts everything it needs on loopback and stops it again: a Valkey server, the workers
+    (LETTA_WORKER_COUNT of them), a webhook receiver that fails at first, an OpenAI-compatible
+    server. Exits 1 if anything that was acknowledged is missing.
+
+    \b
+    Examples:
+      letta-workers demo
+      LETTA_WORKER_COUNT=2 letta-workers demo --webhooks 1000 --json
+    """
+    from worker.demo.run import run_demo
+
+    raise SystemExit(run_demo(webhooks=webhooks, requests=requests, as_json=as_json))
+
+
+@main.command()
+@json_option
+def health(as_json: bool) -> None:
+    """Probe: exit 0 when the queue's server answers and a worker is alive, else 1.
+
+    \b
+    Examples:
+      letta-workers health
+      letta-workers health --json
+    """
+    settings = load_settings()
+
+    async def look() -> dict[str, Any]:
+        async with open_pool(
+            settings.redis_url, pool_options(settings), name="letta-redis-health"
+        ) as client:
+            await wait_until_ready(client, settings.redis_url, deadline_s=0)
+            return {"redis": "ok", "workers": await live_workers(client)}
+
+    found = asyncio.run(look())
+    healthy = bool(found["workers"])
+    names = ", ".join(found["workers"]) or "none alive; start them with `letta-workers run`"
+    show({"healthy": healthy, **found}, as_json, lambda: ["redis: ok", f"workers: {names}"])
+    raise SystemExit(0 if healthy else EXIT_FAILED)
+
+
+async def live_workers(client: Any) -> list[str]:
+    """The heartbeats that workers leave; each has a short TTL."""
+    from cache.keys import QueueKeys
+
+    data = await client.get(QueueKeys().health)
+    return [] if data is None else [data.decode()]
+
+
+@main.command()
+@json_option
+def status(as_json: bool) -> None:
+    """Show each priority's queued, deferred and running jobs, and the oldest one's age.
+
+    \b
+    Examples:
+      letta-workers status
+      letta-workers status --json | jq .default.oldest_age_s
+    """
+    counts = with_queue(lambda queue: queue.stats())
+    columns = ("queued", "deferred", "running", "oldest_age_s")
+    rows = [f"{'priority':<10}" + "".join(f"{name:>14}" for name in columns)]
+    rows += [
+        f"{priority:<10}" + "".join(f"{row[name]:>14}" for name in columns)
+        for priority, row in counts.items()
+    ]
+    show(counts, as_json, lambda: rows)
+
+
+@main.group()
+def webhooks() -> None:
+    """Look into webhook deliveries."""
+
+
+@webhooks.command("show")
+@click.argument("delivery_id")
+@json_option
+def webhooks_show(delivery_id: str, as_json: bool) -> None:
+    """Show one delivery with its attempts.
+
+    \b
+    Examples:
+      letta-workers webhooks show msg_5f0c...
+    """
+    found = with_queue(lambda queue: queue.delivery(delivery_id)).to_dict()
+
+    def lines() -> list[str]:
+        head = [f"{name}: {found[name]}" for name in ("id", "url", "event_type", "state")]
+        rows = [
+            f"  {n}. {a['time']}  status={a['status']}  error={a['error'] or '-'}  ms={a['ms']}"
+            for n, a in enumerate(found["attempts"], 1)
+        ]
+        return [*head, f"next attempt: {found['next_attempt_at'] or '-'}", "attempts:", *rows]
+
+    show(found, as_json, lines)
+
+
+@main.group()
+def batches() -> None:
+    """Look after LLM batches."""
+
+
+@batches.command("flush")
+@click.option("--timeout-s", type=click.FloatRange(0, 3600), default=30, show_default=True)
+@json_option
+def batches_flush(timeout_s: float, as_json: bool) -> None:
+    """Send every waiting LLM request now, and say how many batches that made.
+
+    \b
+    Examples:
+      letta-workers batches flush
+    """
+
+    async def flush(queue: JobQueue) -> int:
+        job = await queue.flush_llm_batches()
+        return int(await job.result(timeout_s=timeout_s))
+
+    made = with_queue(flush)
+    show({"batches": made}, as_json, lambda: [f"{made} batches made"])

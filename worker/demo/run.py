@@ -1,0 +1,338 @@
+"""
+The demo: real processes, real HTTP, and an account of everything acknowledged.
+
+Three parts run at the same time against the same workers: webhooks to a
+receiver that fails at first, LLM requests in batches, and cached agent reads
+while writers invalidate. Nothing is assumed: the table counts what the
+receiver saw, what each waiter got, and what each read returned.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import json
+import os
+import signal
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import httpx
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from cache import Cache, embedded, open_cache
+from settings import Settings, load_settings
+from worker import RequestFailed, WorkerError, open_queue
+from worker.client import JobQueue
+from worker.demo.serving import running
+
+_DEADLINE_S = 50.0
+_STOP_DEADLINE_S = 15.0
+_LOOK_EVERY_S = 0.1
+_AGENTS, _READERS, _READS_EACH, _WRITES = 10, 8, 250, 40
+_LOAD_S = 0.02
+_FAIL_EVERY = 25
+
+
+@dataclass
+class Report:
+    """What happened, in numbers; `missing` names what was acknowledged and is not there."""
+
+    webhooks: int = 0
+    delivered: int = 0
+    retried: int = 0
+    webhook_ms: list[float] = field(default_factory=list)
+    requests: int = 0
+    answered: int = 0
+    own_errors: int = 0
+    request_ms: list[float] = field(default_factory=list)
+    reads: int = 0
+    hits: int = 0
+    loader_calls: int = 0
+    stale: int = 0
+    missing: list[str] = field(default_factory=list)
+    seconds: float = 0.0
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "webhooks": {
+                "sent": self.webhooks,
+                "delivered": self.delivered,
+                "retried": self.retried,
+                "p50_ms": percentile(self.webhook_ms, 50),
+                "p99_ms": percentile(self.webhook_ms, 99),
+            },
+            "llm_requests": {
+                "submitted": self.requests,
+                "answered": self.answered,
+                "own_errors": self.own_errors,
+                "p50_ms": percentile(self.request_ms, 50),
+                "p99_ms": percentile(self.request_ms, 99),
+            },
+            "agent_cache": {
+                "reads": self.reads,
+                "hits": self.hits,
+                "loader_calls": self.loader_calls,
+                "stale_reads": self.stale,
+            },
+            "missing": self.missing,
+            "seconds": round(self.seconds, 2),
+        }
+
+    @property
+    def ok(self) -> bool:
+        return not self.missing and not self.stale
+
+
+def percentile(values: list[float], percent: int) -> float | None:
+    """By linear interpolation; None of nothing."""
+    if len(values) < 2:
+        return round(values[0], 1) if values else None
+    return round(statistics.quantiles(values, n=100, method="inclusive")[percent - 1], 1)
+
+
+def run_demo(*, webhooks: int, requests: int, as_json: bool) -> int:
+    """Run it; returns the exit code: 0 when nothing acknowledged is missing and no read was stale."""
+    start = time.monotonic()
+    console = Console(stderr=as_json)
+    count = load_settings().worker_count
+    with ExitStack() as stack:
+        home = stack.enter_context(tempfile.TemporaryDirectory(prefix="letta-demo-"))
+        server = f"embedded://{home}/valkey"
+        url = embedded.acquire(server)
+        stack.callback(embedded.release, server)
+        receiver = stack.enter_context(running("worker.demo.receiver"))
+        provider = stack.enter_context(running("worker.demo.openai_server"))
+        environment = demo_environment(url, provider)
+        log = stack.enter_context(open(f"{home}/workers.log", "wb+"))  # noqa: PTH123
+        console.print(f"Valkey, receiver and LLM server started; starting {count} workers")
+        stack.enter_context(workers(environment, count, log))
+        settings = load_settings(**{k[6:].lower(): v for k, v in environment.items()})
+        report = asyncio.run(
+            Demo(settings, receiver, console, webhooks=webhooks, requests=requests).run()
+        )
+        report.seconds = time.monotonic() - start
+        if not report.ok:
+            log.seek(0)
+            console.print("[red]the workers' last lines:[/red]", markup=True)
+            console.print("\n".join(log.read().decode().splitlines()[-20:]), markup=False)
+    if as_json:
+        print(json.dumps(report.to_dict(), indent=2))  # noqa: T201
+    else:
+        console.print(table(report))
+    return 0 if report.ok else 1
+
+
+def demo_environment(url: str, provider: str) -> dict[str, str]:
+    """Quick retries and polls, so that the demo shows in seconds what takes minutes in service."""
+    return {
+        "LETTA_REDIS_URL": url,
+        "LETTA_CACHE_REDIS_URL": url,
+        "LETTA_WEBHOOK_ALLOW_CIDRS": "127.0.0.0/8",
+        "LETTA_WEBHOOK_RETRY_BASE_S": "0.5",
+        "LETTA_WEBHOOK_SECRET": "whsec_bGV0dGEtcmVkaXMtZGVtby1zZWNyZXQtMTIzNDU2",
+        "LETTA_LLM_ALLOW_CIDRS": "127.0.0.0/8",
+        "LETTA_OPENAI_BASE_URL": f"{provider}/v1",
+        "LETTA_LLM_BATCH_MAX_REQUESTS": "30",
+        "LETTA_LLM_BATCH_MAX_AGE_S": "30",
+        "LETTA_LLM_BATCH_CRON": "*/2 * * * * *",
+        "LETTA_LLM_POLL_INTERVAL_S": "0.3",
+        "LETTA_WORKER_LOG_FORMAT": "json",
+    }
+
+
+@contextmanager
+def workers(environment: dict[str, str], count: int, log: Any) -> Iterator[None]:
+    """`letta-workers run`, as an operator starts it."""
+    process = subprocess.Popen(  # noqa: S603  (our own module)
+        [sys.executable, "-m", "worker", "run", "--count", str(count)],
+        env={**os.environ, **environment},
+        stdin=subprocess.DEVNULL,
+        stdout=log,
+        stderr=log,
+        start_new_session=True,
+    )
+    try:
+        yield
+    finally:
+        process.send_signal(signal.SIGTERM)
+        try:
+            process.wait(_STOP_DEADLINE_S)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+
+class Demo:
+    """The three parts, and the progress of each."""
+
+    def __init__(
+        self, settings: Settings, receiver: str, console: Console, *, webhooks: int, requests: int
+    ) -> None:
+        self.settings = settings
+        self.receiver = receiver
+        self.console = console
+        self.report = Report(webhooks=webhooks, requests=requests)
+        self.progress = Progress(
+            TextColumn("{task.description:<16}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            console=console,
+        )
+
+    async def run(self) -> Report:
+        async with open_queue(self.settings) as queue, open_cache(self.settings) as cache:
+            with self.progress:
+                await asyncio.gather(
+                    self._webhooks(queue), self._requests(queue), self._agents(cache)
+                )
+        return self.report
+
+    # -- webhooks ------------------------------------------------------------
+
+    async def _webhooks(self, queue: JobQueue) -> None:
+        bar = self.progress.add_task("webhooks", total=self.report.webhooks)
+        sent: dict[str, float] = {}
+        for n in range(self.report.webhooks):
+            # Every fourth meets a receiver that fails once or twice.
+            path = "/ok" if n % 4 else f"/flaky/{1 + n % 8 // 4}"
+            at = time.time()
+            id_ = await queue.send_webhook(self.receiver + path, {"n": n}, event_type="demo.event")
+            sent[id_] = at
+        waiting = set(sent)
+        deadline = time.monotonic() + _DEADLINE_S
+        while waiting and time.monotonic() < deadline:
+            await asyncio.sleep(_LOOK_EVERY_S)
+            states = {id_: (await queue.delivery(id_)).state for id_ in waiting}
+            waiting = {id_ for id_, state in states.items() if state not in {"delivered", "dead"}}
+            self.progress.update(bar, completed=len(sent) - len(waiting))
+        await self._compare(queue, sent)
+
+    async def _compare(self, queue: JobQueue, sent: dict[str, float]) -> None:
+        """What the queue says against what the receiver saw."""
+        async with httpx.AsyncClient(trust_env=False) as client:
+            reply = await client.get(f"{self.receiver}/seen", params={"brief": "1"})
+        seen: dict[str, list[tuple[float, int]]] = reply.json()
+        for id_, at in sent.items():
+            attempts = seen.get(id_, [])
+            taken = [time_ for time_, status in attempts if status == 200]
+            state = (await queue.delivery(id_)).state
+            if not taken or state != "delivered":
+                self.report.missing.append(f"webhook {id_}: {state}, taken {len(taken)} times")
+                continue
+            self.report.delivered += 1
+            self.report.retried += len(attempts) > 1
+            self.report.webhook_ms.append((taken[0] - at) * 1000)
+
+    # -- LLM requests --------------------------------------------------------
+
+    async def _requests(self, queue: JobQueue) -> None:
+        bar = self.progress.add_task("LLM requests", total=self.report.requests)
+
+        async def ask(n: int) -> None:
+            text = f"question {n}" + (", please fail" if n % _FAIL_EVERY == 7 else "")
+            at = time.time()
+            id_ = await queue.submit_llm_request(
+                {"model": "demo-model", "messages": [{"role": "user", "content": text}]},
+                provider="openai",
+                endpoint="/v1/chat/completions",
+            )
+            try:
+                answer = await queue.llm_result(id_, timeout_s=_DEADLINE_S)
+                right = answer["choices"][0]["message"]["content"] == f"echo: {text}"
+                if not right:
+                    self.report.missing.append(f"request {n}: another's answer")
+                self.report.answered += right
+            except RequestFailed as exc:
+                if "please fail" in text and exc.kind == "invalid_prompt":
+                    self.report.own_errors += 1
+                else:
+                    self.report.missing.append(f"request {n}: {exc}")
+            except WorkerError as exc:
+                self.report.missing.append(f"request {n}: {exc}")
+            self.report.request_ms.append((time.time() - at) * 1000)
+            self.progress.advance(bar)
+
+        await asyncio.gather(*(ask(n) for n in range(self.report.requests)))
+
+    # -- agents --------------------------------------------------------------
+
+    async def _agents(self, cache: Cache) -> None:
+        bar = self.progress.add_task("agent reads", total=_READERS * _READS_EACH)
+        database = {f"agent-{n}": 0 for n in range(_AGENTS)}
+        # The version that a read may not fall behind: set once `invalidate` has returned.
+        floor = dict(database)
+        readers_left = _READERS
+
+        async def load(agent_id: str) -> dict[str, int]:
+            self.report.loader_calls += 1
+            version = database[agent_id]
+            await asyncio.sleep(_LOAD_S)
+            return {"version": version}
+
+        async def read(first: int) -> None:
+            nonlocal readers_left
+            for n in range(first, first + _READS_EACH):
+                agent_id = f"agent-{n % _AGENTS}"
+                least = floor[agent_id]
+                state = await cache.agents.get_or_load(agent_id, lambda id_=agent_id: load(id_))
+                self.report.reads += 1
+                self.report.stale += state["version"] < least
+                self.progress.advance(bar)
+            readers_left -= 1
+
+        async def write() -> None:
+            for n in itertools.islice(itertools.cycle(range(_AGENTS)), _WRITES):
+                if not readers_left:
+                    return
+                agent_id = f"agent-{n}"
+                database[agent_id] += 1
+                version = database[agent_id]
+                await cache.agents.invalidate(agent_id)
+                floor[agent_id] = version
+                await asyncio.sleep(_LOAD_S)
+
+        await asyncio.gather(*(read(n) for n in range(_READERS)), write())
+        self.report.hits = self.report.reads - self.report.loader_calls
+
+
+def table(report: Report) -> Table:
+    """The short table of what happened."""
+    found = report.to_dict()
+    grid = Table(title=f"What happened, in {found['seconds']} s", title_justify="left")
+    for name in ("", "asked", "done", "p50 ms", "p99 ms", "and"):
+        grid.add_column(name, justify="left" if name in {"", "and"} else "right")
+    hooks, llm, agents = found["webhooks"], found["llm_requests"], found["agent_cache"]
+    rows = [
+        ("webhooks", hooks["sent"], hooks["delivered"], hooks, f"{hooks['retried']} retried"),
+        (
+            "LLM requests",
+            llm["submitted"],
+            llm["answered"] + llm["own_errors"],
+            llm,
+            f"{llm['own_errors']} with their own error",
+        ),
+        (
+            "agent reads",
+            agents["reads"],
+            agents["reads"] - agents["stale_reads"],
+            {},
+            f"{agents['hits']} cache hits, {agents['loader_calls']} loader calls, "
+            f"{agents['stale_reads']} stale",
+        ),
+    ]
+    for name, asked, done, times, note in rows:
+        figures = (asked, done, times.get("p50_ms", ""), times.get("p99_ms", ""))
+        grid.add_row(name, *map(str, figures), note)
+    grid.caption = "nothing is missing" if report.ok else "; ".join(report.missing[:5])
+    return grid
