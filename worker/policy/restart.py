@@ -1,0 +1,98 @@
+"""
+When an ended worker process is started again, and when starting again is given up.
+
+A process ends in one of three ways. *Clean*: it drained (0) or recycled itself;
+it is replaced, at most once in `min_interval_s`. *Bad configuration*: exit code
+2 before it ran stably; nothing is gained by trying again. *Crash*: anything
+else; it is replaced after an exponential backoff with full jitter, and more
+than `max_crashes` of all processes within `crash_window_s` end the service, so
+that what supervises it (systemd, a container engine) and its alerts see it.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass
+from enum import Enum, IntEnum
+from random import Random
+
+_MAX_DOUBLINGS = 30  # far over any cap; keeps 2 ** n a sane number
+
+
+class ExitCode(IntEnum):
+    """Exit codes of worker processes and of their supervisor."""
+
+    DRAINED = 0
+    CRASHED = 1  # of the supervisor: a crash loop, or a child that died while draining
+    BAD_CONFIGURATION = 2
+    FORCED = 3
+    RECYCLE = 75  # sysexits' EX_TEMPFAIL: "start me again"; only between child and supervisor
+
+
+class Ending(Enum):
+    """What a process's end means."""
+
+    CLEAN = "clean"
+    CRASH = "crash"
+    BAD_CONFIGURATION = "bad_configuration"
+
+
+@dataclass(frozen=True, slots=True)
+class RestartPolicy:
+    """
+    Bounds of restarting. Times are seconds.
+
+    backoff_base_s, backoff_cap_s: ceilings of the first and of any delay.
+    stable_after_s: a run of this length was a good start; it resets the backoff.
+    min_interval_s: least time between two starts of a slot that ends cleanly.
+    max_crashes, crash_window_s: more crashes than this within the window give up.
+    """
+
+    backoff_base_s: float = 0.5
+    backoff_cap_s: float = 30.0
+    stable_after_s: float = 30.0
+    min_interval_s: float = 1.0
+    max_crashes: int = 5
+    crash_window_s: float = 60.0
+
+
+def judge(exit_code: int, uptime_s: float, policy: RestartPolicy) -> Ending:
+    """The meaning of an exit code; negative ones are the signal that killed the process."""
+    if exit_code in (ExitCode.DRAINED, ExitCode.RECYCLE):
+        return Ending.CLEAN
+    if exit_code == ExitCode.BAD_CONFIGURATION and uptime_s < policy.stable_after_s:
+        return Ending.BAD_CONFIGURATION
+    return Ending.CRASH
+
+
+class SlotHistory:
+    """One slot's crashes in a row, and with them the wait before its next start."""
+
+    def __init__(self, policy: RestartPolicy) -> None:
+        self._policy = policy
+        self.crashes_in_a_row = 0
+
+    def wait_s(self, ending: Ending, uptime_s: float, rng: Random) -> float:
+        """Seconds to wait after a process of this slot ended so, having run for `uptime_s`."""
+        policy = self._policy
+        if ending is Ending.CLEAN or uptime_s >= policy.stable_after_s:
+            self.crashes_in_a_row = 0
+        if ending is Ending.CLEAN:
+            return max(0.0, policy.min_interval_s - uptime_s)
+        self.crashes_in_a_row += 1
+        doublings = min(self.crashes_in_a_row - 1, _MAX_DOUBLINGS)
+        return rng.uniform(0.0, min(policy.backoff_cap_s, policy.backoff_base_s * 2**doublings))
+
+
+class CrashWindow:
+    """The crashes of all slots within the window."""
+
+    def __init__(self, policy: RestartPolicy) -> None:
+        self._policy = policy
+        self._times: deque[float] = deque(maxlen=policy.max_crashes + 1)
+
+    def note(self, now: float) -> bool:
+        """Count a crash at `now` (monotonic seconds); True when there were too many."""
+        self._times.append(now)
+        full = len(self._times) > self._policy.max_crashes
+        return full and now - self._times[0] <= self._policy.crash_window_s
