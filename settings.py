@@ -165,6 +165,35 @@ class Settings(BaseSettings):
         description="Largest encoded job, bytes. Put larger payloads elsewhere and pass their address.",
     )
 
+    # -- supervision ---------------------------------------------------------
+    worker_max_rss_bytes: int = Field(
+        0,
+        ge=0,
+        le=2**50,
+        description="A worker process above this memory drains and is replaced, bytes; 0: never.",
+    )
+    worker_recycle_jobs: int = Field(
+        0,
+        ge=0,
+        le=10**12,
+        description="A worker process drains and is replaced after this many jobs; 0: never.",
+    )
+    worker_heartbeat_timeout_s: float = Field(
+        30.0,
+        ge=0,
+        le=3600,
+        description=(
+            "A worker process whose event loop is silent for longer is killed and replaced, "
+            "seconds; its start must fit in. 0: never, for a debugger."
+        ),
+    )
+    worker_max_crashes: int = Field(
+        5, ge=0, le=1000, description="More crashes of worker processes within the window exit 1."
+    )
+    worker_crash_window_s: float = Field(
+        60.0, gt=0, le=86_400, description="The window in which crashes are counted, seconds."
+    )
+
     # -- webhooks ------------------------------------------------------------
     webhook_secret: SecretStr | None = Field(
         None,

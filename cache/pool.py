@@ -248,8 +248,11 @@ async def close_client(client: Any) -> None:
     """Close a client and every connection of its pool."""
     if isinstance(client, RedisCluster):
         await client.aclose()
-    else:
-        await client.aclose(close_connection_pool=True)
+        return
+    await client.aclose(close_connection_pool=True)
+    if isinstance(client.connection_pool, SentinelConnectionPool):
+        for sentinel in client.connection_pool.sentinel_manager.sentinels:
+            await sentinel.aclose(close_connection_pool=True)
 
 
 async def wait_until_ready(client: Any, url: str, *, deadline_s: float | None) -> None:

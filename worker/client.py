@@ -118,7 +118,7 @@ class JobQueue:
             self.jobs.put(
                 chosen,
                 body,
-                priority=Priority(priority),
+                priority=checks.require_priority(priority),
                 delay_ms=checks.delay_ms(delay_s),
                 due_ms=None if at is None else checks.unix_ms("at", at),
             )
@@ -182,7 +182,7 @@ class JobQueue:
             self.deliveries.create(
                 id_,
                 fields,
-                job_keys=self.jobs.job_keys(job_id, Priority(priority)),
+                job_keys=self.jobs.job_keys(job_id, checks.require_priority(priority)),
                 job_id=job_id,
                 job_body=self._body(DELIVER_WEBHOOK, id_),
                 delay_ms=checks.delay_ms(delay_s),

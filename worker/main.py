@@ -16,13 +16,14 @@ import sys
 import uuid
 from collections.abc import Callable, Mapping
 from importlib import import_module
-from typing import Any
+from typing import Any, cast
 
 import structlog
 from arq.connections import ArqRedis, RedisSettings
 from arq.worker import Function, Worker, create_worker, func
 
 from cache import codec, embedded
+from cache.errors import CacheError
 from cache.keys import QueueKeys
 from cache.pool import Target, build_client, parse_url, wait_until_ready
 from settings import Settings, SettingsError, get_settings, variable_name
@@ -45,6 +46,7 @@ from worker.jobs.webhook import deliver_webhook
 from worker.logs import configure_logging
 from worker.policy.delivery import RetrySchedule
 from worker.policy.egress import EgressPolicy, parse_networks
+from worker.policy.restart import RestartPolicy
 from worker.supervisor import SupervisorOptions
 from worker.wiring import encryption_key, pool_options, queue_options, reveal
 
@@ -271,6 +273,19 @@ def supervisor_options(settings: Settings) -> SupervisorOptions:
     return SupervisorOptions(
         shutdown_grace_s=settings.worker_shutdown_grace_s,
         heartbeat_timeout_s=settings.worker_heartbeat_timeout_s,
+        restart=RestartPolicy(
+            max_crashes=settings.worker_max_crashes,
+            crash_window_s=settings.worker_crash_window_s,
+        ),
+    )
+
+
+def child_options(settings: Settings) -> ChildOptions:
+    return ChildOptions(
+        shutdown_grace_s=settings.worker_shutdown_grace_s,
+        max_rss_bytes=settings.worker_max_rss_bytes,
+        max_jobs_done=settings.worker_recycle_jobs,
+        configuration_errors=(SettingsError, CacheError),
     )
 
 
@@ -302,7 +317,8 @@ class StockWorker:
 
 def build_worker(settings: Settings) -> ManagedWorker:
     """A worker to `run()` on the running event loop; what it needs is built with it."""
-    return StockWorker(create_worker(build_worker_settings(settings), handle_signals=False))
+    stock = create_worker(build_worker_settings(settings), handle_signals=False)
+    return cast(ManagedWorker, StockWorker(stock))
 
 
 def run_child(settings: Settings) -> int:
@@ -311,7 +327,6 @@ def run_child(settings: Settings) -> int:
 
     async def run() -> int:
         worker = build_worker(settings)
-        options = ChildOptions(shutdown_grace_s=settings.worker_shutdown_grace_s)
-        return await serve(worker, options)
+        return await serve(worker, child_options(settings))
 
     return asyncio.run(run())

@@ -92,7 +92,8 @@ async def test_a_cluster_serves_the_cache_but_not_the_workers(tmp_path: Path) ->
             await client.execute_command("CLUSTER", "ADDSLOTSRANGE", "0", "16383")
 
             async def is_ok() -> bool:
-                return "cluster_state:ok" in str(await client.execute_command("CLUSTER INFO"))
+                info: dict[str, str] = await client.execute_command("CLUSTER INFO")
+                return info["cluster_state"] == "ok"
 
             await eventually(is_ok)
         url = f"redis+cluster://127.0.0.1:{port}"

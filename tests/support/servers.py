@@ -9,6 +9,7 @@ import subprocess
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 from cache.embedded import server_binary
 from tests.support.wait import eventually_sync
@@ -78,13 +79,9 @@ async def tls_in_front(
         await server.wait_closed()
 
 
-def run(command: Sequence[str], **options: object) -> subprocess.CompletedProcess[str]:
+def run(command: Sequence[str], **options: Any) -> subprocess.CompletedProcess[str]:
     """A command's exit code and output, with a limit on its time."""
-    return subprocess.run(
-        command,
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-        **options,  # type: ignore[call-overload]
+    done: subprocess.CompletedProcess[str] = subprocess.run(
+        command, capture_output=True, text=True, timeout=60, check=False, **options
     )
+    return done

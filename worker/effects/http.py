@@ -85,22 +85,10 @@ class GuardedTransport(httpx.AsyncBaseTransport):
         # aiohttp does not ask its resolver about addresses, so they are judged here.
         if is_address(host):
             judge(self._policy, host, host)
-        try:
-            return await self._inner.handle_async_request(request)
-        except httpx.ConnectError as exc:
-            raise _cause(exc, TargetForbidden) or exc from None
+        return await self._inner.handle_async_request(request)
 
     async def aclose(self) -> None:
         await self._inner.aclose()
-
-
-def _cause(exc: BaseException, kind: type[TargetForbidden]) -> TargetForbidden | None:
-    seen: BaseException | None = exc
-    while seen is not None:
-        if isinstance(seen, kind):
-            return seen
-        seen = seen.__cause__ or seen.__context__
-    return None
 
 
 def is_address(host: str) -> bool:
@@ -160,17 +148,29 @@ async def _first_bytes(response: httpx.Response, limit: int) -> bytes:
     return bytes(kept[:limit])
 
 
+# Most particular first. aiohttp's own classes are looked for behind httpx's: the
+# transport reports every failed connection as a timeout.
+_ERRORS: tuple[tuple[type[BaseException], str], ...] = (
+    (TargetForbidden, "target_forbidden"),
+    (aiohttp.ClientConnectorDNSError, "dns"),
+    (aiohttp.ClientSSLError, "tls"),
+    (aiohttp.ServerTimeoutError, "timeout"),
+    (aiohttp.ClientConnectorError, "connect"),
+    (aiohttp.ServerDisconnectedError, "disconnected"),
+    (aiohttp.ClientPayloadError, "read"),
+    (aiohttp.ClientResponseError, "protocol"),
+    (aiohttp.ClientOSError, "connection"),
+    (httpx.InvalidURL, "invalid_url"),
+    (TimeoutError, "timeout"),
+    (httpx.TimeoutException, "timeout"),
+    (OSError, "connection"),
+)
+
+
 def describe(exc: BaseException) -> str:
     """An error class a receiver's operator understands, without addresses or secrets."""
-    names: list[tuple[type[BaseException], str]] = [
-        (TargetForbidden, "target_forbidden"),
-        (TimeoutError, "timeout"),
-        (httpx.TimeoutException, "timeout"),
-        (httpx.InvalidURL, "invalid_url"),
-        (ssl.SSLError, "tls"),
-        (httpx.ConnectError, "connect"),
-        (httpx.ReadError, "read"),
-        (httpx.RemoteProtocolError, "protocol"),
-    ]
-    found = next((name for kind, name in names if isinstance(exc, kind)), None)
-    return found or type(exc).__name__
+    chain = [exc, *([exc.__cause__] if exc.__cause__ is not None else [])]
+    for kind, name in _ERRORS:
+        if any(isinstance(link, kind) for link in chain):
+            return name
+    return type(exc).__name__

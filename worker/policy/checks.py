@@ -10,15 +10,23 @@ from typing import Any, Literal
 from urllib.parse import urlsplit
 
 from worker.errors import InvalidArgument, InvalidWebhookURL, NotSerializable, PayloadTooLarge
+from worker.policy.priority import Priority
 
-MAX_DELAY_S = 366 * 86_400.0
-_ID = re.compile(r"[A-Za-z0-9_.:-]{1,128}")
+MAX_DELAY_S = 366 * 86_400.0_ID = re.compile(r"[A-Za-z0-9_.:-]{1,128}")
 _NAME = re.compile(r"[\w.:<>-]{1,256}")
 
 
 def require_job_name(name: str) -> None:
     if not isinstance(name, str) or not _NAME.fullmatch(name):
         raise InvalidArgument(f"{name!r} is not a job name: 1-256 letters, digits and _ . : < > -")
+
+
+def require_priority(priority: Priority | str) -> Priority:
+    try:
+        return Priority(priority)
+    except ValueError:
+        accepted = ", ".join(Priority)
+        raise InvalidArgument(f"{priority!r} is not a priority; accepted: {accepted}") from None
 
 
 def require_event_type(event_type: str) -> None:
