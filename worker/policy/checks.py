@@ -12,7 +12,8 @@ from urllib.parse import urlsplit
 from worker.errors import InvalidArgument, InvalidWebhookURL, NotSerializable, PayloadTooLarge
 from worker.policy.priority import Priority
 
-MAX_DELAY_S = 366 * 86_400.0_ID = re.compile(r"[A-Za-z0-9_.:-]{1,128}")
+MAX_DELAY_S = 366 * 86_400.0
+_ID = re.compile(r"[A-Za-z0-9_.:-]{1,128}")
 _NAME = re.compile(r"[\w.:<>-]{1,256}")
 
 
