@@ -47,7 +47,9 @@ class ManagedWorker(Protocol):
     `force` may come at any time after `run` was called, in any order, and return at once.
     """
 
-    jobs_done: int
+    @property
+    def jobs_done(self) -> int:
+        """Jobs ended since the start, failed ones too."""
 
     async def run(self) -> None:
         """Work; return when drained."""

@@ -104,6 +104,7 @@ class _Supervisor:
             await self._until(self._proven, self._options.restart.stable_after_s)
         while not self._ending.is_set():
             if self._quiet:  # a replacement would claim jobs
+                log.info("supervisor.slot_left_empty", slot=slot)
                 await self._ending.wait()
                 return
             started_at = self._loop.time()
@@ -189,7 +190,6 @@ class _Supervisor:
             self._end(ExitCode.DRAINED)
         elif self._stop_signals == 2:
             log.warning("supervisor.forced", signal=number.name)
-            self._raise_exit_code(ExitCode.FORCED)
             self._pass_on(signal.SIGINT, limit_s=self._options.kill_margin_s)
         else:
             self._kill_all()

@@ -1,0 +1,30 @@
+"""
+`run_supervisor` as a process of its own, logging JSON lines to standard output.
+
+    python -m tests.support.supervise '{"shutdown_grace_s": 5, ...}' COUNT COMMAND...
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+
+import structlog
+
+from worker.policy.restart import RestartPolicy
+from worker.supervisor import SupervisorOptions, run_supervisor
+
+
+def main() -> None:
+    structlog.configure(
+        processors=[structlog.processors.add_log_level, structlog.processors.JSONRenderer()],
+        logger_factory=structlog.WriteLoggerFactory(sys.stdout),
+    )
+    options = json.loads(sys.argv[1])
+    restart = RestartPolicy(**options.pop("restart", {}))
+    bounds = SupervisorOptions(**options, restart=restart)
+    sys.exit(run_supervisor(sys.argv[3:], int(sys.argv[2]), bounds))
+
+
+if __name__ == "__main__":
+    main()

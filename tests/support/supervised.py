@@ -1,0 +1,130 @@
+"""A supervisor and its children as real processes, and what they told, for tests."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import signal
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+from tests.support.wait import eventually
+
+ROOT = Path(__file__).resolve().parents[2]
+# Short enough for a test, long enough for a loaded machine; tests change what they are about.
+OPTIONS: dict[str, Any] = {
+    "shutdown_grace_s": 20,
+    "kill_margin_s": 1,
+    "heartbeat_timeout_s": 20,
+}
+RESTART: dict[str, Any] = {"backoff_base_s": 0.05, "min_interval_s": 0.0, "crash_window_s": 600}
+
+
+class Supervised:
+    """`events` holds every JSON line of the parent and its children, in order."""
+
+    def __init__(self, process: asyncio.subprocess.Process) -> None:
+        self.process = process
+        self.events: list[dict[str, Any]] = []
+        self.reading = asyncio.create_task(self._read())
+
+    async def _read(self) -> None:
+        assert self.process.stdout is not None
+        async for line in self.process.stdout:
+            with contextlib.suppress(ValueError):
+                self.events.append(json.loads(line))
+
+    def all(self, event: str, **fields: Any) -> list[dict[str, Any]]:
+        wanted = {"event": event, **fields}
+        return [e for e in list(self.events) if wanted.items() <= e.items()]
+
+    async def event(
+        self, name: str, *, count: int = 1, deadline_s: float = 20.0, **fields: Any
+    ) -> dict[str, Any]:
+        """The `count`-th event of that name and fields, once it has been told."""
+
+        async def found() -> list[dict[str, Any]]:
+            return self.all(name, **fields)[count - 1 :]
+
+        try:
+            return (await eventually(found, deadline_s=deadline_s))[0]
+        except AssertionError:
+            raise AssertionError(f"no {count} x {name} {fields} in {self.events}") from None
+
+    def signal(self, number: signal.Signals) -> None:
+        self.process.send_signal(number)
+
+    async def exit_code(self, deadline_s: float = 20.0) -> int:
+        """Of the parent, once all that it and its children told has been read."""
+        async with asyncio.timeout(deadline_s):
+            await self.reading
+            return await self.process.wait()
+
+    async def stderr(self) -> str:
+        """All of standard error; ends when the last process that holds it does."""
+        assert self.process.stderr is not None
+        async with asyncio.timeout(20.0):
+            return (await self.process.stderr.read()).decode()
+
+    async def gone(self) -> None:
+        """Return once no child is left."""
+
+        async def look() -> bool:
+            return not any(is_alive(pid) for pid in self.pids)
+
+        await eventually(look)
+
+    @property
+    def pids(self) -> set[int]:
+        started = self.all("supervisor.child_started") + self.all("supervisor.child_restarted")
+        return {e["pid"] for e in started}
+
+
+def is_alive(pid: int) -> bool:
+    """True for a process that runs; a zombie does not."""
+    try:
+        status = Path(f"/proc/{pid}/stat").read_text()
+    except OSError:
+        return False
+    return status.rpartition(")")[2].split()[0] not in "ZX"
+
+
+@asynccontextmanager
+async def start(
+    *arguments: str, environ: dict[str, str] | None = None
+) -> AsyncIterator[Supervised]:
+    """Start a Python command that logs JSON lines; nothing of it is left afterwards."""
+    process = await asyncio.create_subprocess_exec(
+        sys.executable,
+        *arguments,
+        cwd=ROOT,
+        env={**os.environ, **(environ or {})},
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+    )
+    supervised = Supervised(process)
+    try:
+        yield supervised
+    finally:
+        for pid in [process.pid, *supervised.pids]:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        await process.wait()
+        await supervised.reading
+
+
+@asynccontextmanager
+async def supervised(
+    mode: str, *flags: str, count: int = 1, restart: dict[str, Any] | None = None, **options: Any
+) -> AsyncIterator[Supervised]:
+    """A supervisor of `count` toy workers; keywords change its options."""
+    settings = {**OPTIONS, **options, "restart": {**RESTART, **(restart or {})}}
+    command = [sys.executable, "-m", "tests.support.toy_worker", mode, *flags]
+    parent = ["-m", "tests.support.supervise", json.dumps(settings), str(count)]
+    async with start(*parent, *command) as running:
+        yield running

@@ -1,0 +1,110 @@
+"""
+A worker process for the supervisor's tests: does no work, and misbehaves on request.
+
+    python -m tests.support.toy_worker MODE [options]
+
+serve: run until drained; `--slow-drain` until forced; `--deaf` for ever.
+crash: exit 7 before serving. exit-2: complain and exit 2 before serving.
+refuse: find the configuration bad while serving, blocked: block the loop; the
+first after and the second while `--while-file` exists. silent: never serve.
+Each step is told on standard output as a JSON line with the process's id.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import os
+import sys
+import threading
+
+from worker.child import ChildOptions, serve
+
+_STEP_S = 0.05
+
+
+def tell(event: str) -> None:
+    os.write(1, json.dumps({"event": event, "pid": os.getpid()}).encode() + b"\n")
+
+
+class BadToy(Exception):
+    pass
+
+
+class ToyWorker:
+    def __init__(self, options: argparse.Namespace) -> None:
+        self.jobs_done = 0
+        self._options = options
+        self._end = asyncio.Event()
+
+    async def run(self) -> None:
+        tell("toy.running")
+        if self._options.mode == "refuse":
+            while self._held():  # noqa: ASYNC110  (another process makes the file)
+                await asyncio.sleep(_STEP_S)
+            raise BadToy("LETTA_TOY: no such\ntoy")
+        if self._options.mode == "blocked":
+            # Not awaiting is the point: this is a job that blocks the loop.
+            while self._held():
+                threading.Event().wait(_STEP_S)
+        while not self._end.is_set():
+            self.jobs_done += self._options.jobs_per_turn
+            try:
+                async with asyncio.timeout(0.02):
+                    await self._end.wait()
+            except TimeoutError:
+                continue
+
+    def _held(self) -> bool:
+        return bool(self._options.while_file) and os.path.exists(self._options.while_file)  # noqa: PTH110
+
+    def drain(self) -> None:
+        tell("toy.drained")
+        if not (self._options.slow_drain or self._options.deaf):
+            self._end.set()
+
+    def quiet(self) -> None:
+        tell("toy.quieted")
+
+    def force(self) -> None:
+        tell("toy.forced")
+        if not self._options.deaf:
+            self._end.set()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("mode")
+    parser.add_argument("--slow-drain", action="store_true")
+    parser.add_argument("--deaf", action="store_true")
+    parser.add_argument("--while-file")
+    parser.add_argument("--jobs-per-turn", type=int, default=0)
+    parser.add_argument("--max-jobs", type=int, default=0)
+    parser.add_argument("--max-rss", type=int, default=0)
+    parser.add_argument("--grace", type=float, default=30.0)
+    options = parser.parse_args()
+    if options.mode == "crash":
+        sys.exit(7)
+    if options.mode == "exit-2":
+        sys.stderr.write("LETTA_TOY: no such toy\n")
+        sys.exit(2)
+    if options.mode == "silent":
+        threading.Event().wait()
+    bounds = ChildOptions(
+        beat_interval_s=0.05,
+        shutdown_grace_s=options.grace,
+        kill_margin_s=0.2,
+        max_jobs_done=options.max_jobs,
+        max_rss_bytes=options.max_rss,
+        configuration_errors=(BadToy,),
+    )
+    sys.exit(asyncio.run(_serve(options, bounds)))
+
+
+async def _serve(options: argparse.Namespace, bounds: ChildOptions) -> int:
+    return await serve(ToyWorker(options), bounds)
+
+
+if __name__ == "__main__":
+    main()
