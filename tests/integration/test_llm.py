@@ -208,7 +208,8 @@ async def test_bad_requests_are_refused_at_the_call(valkey_url: str) -> None:
             await call(body("x"), provider="nobody")
         with pytest.raises(InvalidArgument, match="endpoint"):
             await call(body("x"), endpoint="/v1/images")
-        for wrong in ([], {}, {"model": 1, "messages": [1]}, {"model": "m"}):
+        shapes: list[Any] = [[], {}, {"model": 1, "messages": [1]}, {"model": "m"}]
+        for wrong in shapes:
             with pytest.raises(InvalidArgument):
                 await call(wrong)
         with pytest.raises(InvalidArgument, match="stream"):

@@ -42,7 +42,7 @@ async def ended(queue: JobQueue, id_: str) -> Delivery:
         found = await queue.delivery(id_)
         return found if found.state in {"delivered", "dead"} else None
 
-    return await eventually(look)  # type: ignore[return-value]
+    return await eventually(look)
 
 
 async def attempts_at(receiver: str, id_: str) -> list[dict[str, Any]]:

@@ -12,7 +12,7 @@ T = TypeVar("T")
 _LOOK_EVERY_S = 0.01
 
 
-async def eventually(look: Callable[[], Awaitable[T]], *, deadline_s: float = 10.0) -> T:
+async def eventually(look: Callable[[], Awaitable[T | None]], *, deadline_s: float = 10.0) -> T:
     """The first true answer of `look`. AssertionError with the last answer after the deadline."""
     end = time.monotonic() + deadline_s
     while True:
