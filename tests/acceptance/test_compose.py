@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import re
 import shutil
+import signal
+import subprocess
 import sys
 import threading
 import zipfile
@@ -30,6 +33,8 @@ from tests.support.compose import (
     services,
     size_bytes,
 )
+from tests.support.supervised import start
+from tests.support.wait import eventually
 from worker.supervisor import SupervisorOptions
 
 SERVICES = ("valkey-queue", "valkey-cache", "letta", "letta-workers")
@@ -313,3 +318,57 @@ def test_the_start_script_without_the_package_says_what_to_do(tmp_path: Path) ->
     assert started.returncode == 2
     assert started.stderr.startswith("letta-workers is not on PATH; run 'make setup'")
     assert started.stderr.count("\n") == 1
+
+
+# -- the workers -------------------------------------------------------------------
+
+
+async def test_the_workers_start_are_healthy_and_drain_with_the_files_environment(
+    tmp_path: Path,
+) -> None:
+    queue = ValkeyService("valkey-queue", tmp_path / "queue")
+    cache = ValkeyService("valkey-cache", tmp_path / "cache")
+    with queue.running(), cache.running():
+        environ = _workers_environment(queue, cache)
+        assert _workers_probe(environ).returncode == 1
+
+        async with start(program=str(COMPOSE / "start_workers.sh"), environ=environ) as running:
+            await running.event("supervisor.child_ready", count=4, deadline_s=60)
+            await eventually(lambda: _is_healthy(environ), deadline_s=30)
+            running.signal(signal.SIGTERM)
+
+            assert await running.exit_code() == 0
+            ended = running.all("supervisor.child_ended", exit_code=0)
+            assert len(ended) == 4
+    unreachable = _workers_probe(environ)
+    assert unreachable.returncode == 1
+    assert unreachable.stderr.count("\n") <= 2, unreachable.stderr
+
+
+async def test_a_wrong_setting_ends_the_workers_with_2_and_one_line() -> None:
+    environ = {"LETTA_WORKER_COUNT": "none"}
+    async with start(program=str(COMPOSE / "start_workers.sh"), environ=environ) as running:
+        assert await running.exit_code() == 2
+        (line,) = running.lines
+        assert line.startswith("LETTA_WORKER_COUNT: ")
+
+
+def _workers_environment(queue: ValkeyService, cache: ValkeyService) -> dict[str, str]:
+    """The file's own, with the servers' names replaced by where this test runs them."""
+    given = services()["letta-workers"]["environment"]
+    environ = {name: str(value) for name, value in given.items()}
+    for name, server in (("valkey-queue", queue), ("valkey-cache", cache)):
+        for variable, value in environ.items():
+            environ[variable] = value.replace(f"{name}:6379", f"127.0.0.1:{server.port}")
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    return {**environ, "PATH": path, "LETTA_SECRETS_DIR": "/nonexistent"}
+
+
+def _workers_probe(environ: dict[str, str]) -> subprocess.CompletedProcess[str]:
+    kind, *command = services()["letta-workers"]["healthcheck"]["test"]
+    assert kind == "CMD"
+    return run(["/usr/bin/env", *command], environ)
+
+
+async def _is_healthy(environ: dict[str, str]) -> bool:
+    return (await asyncio.to_thread(_workers_probe, environ)).returncode == 0
