@@ -26,18 +26,21 @@ RESTART: dict[str, Any] = {"backoff_base_s": 0.05, "min_interval_s": 0.0, "crash
 
 
 class Supervised:
-    """`events` holds every JSON line of the parent and its children, in order."""
+    """`events` holds every JSON line of the parent and its children, `lines` every other."""
 
     def __init__(self, process: asyncio.subprocess.Process) -> None:
         self.process = process
         self.events: list[dict[str, Any]] = []
+        self.lines: list[str] = []
         self.reading = asyncio.create_task(self._read())
 
     async def _read(self) -> None:
         assert self.process.stdout is not None
         async for line in self.process.stdout:
-            with contextlib.suppress(ValueError):
+            try:
                 self.events.append(json.loads(line))
+            except ValueError:
+                self.lines.append(line.decode())
 
     def all(self, event: str, **fields: Any) -> list[dict[str, Any]]:
         wanted = {"event": event, **fields}
@@ -96,16 +99,20 @@ def is_alive(pid: int) -> bool:
 
 @asynccontextmanager
 async def start(
-    *arguments: str, environ: dict[str, str] | None = None
+    *arguments: str, program: str = sys.executable, environ: dict[str, str] | None = None
 ) -> AsyncIterator[Supervised]:
-    """Start a Python command that logs JSON lines; nothing of it is left afterwards."""
+    """
+    Start a command (of Python) that logs JSON lines to standard output, or another
+    `program` that logs them to standard error; nothing of it is left afterwards.
+    """
+    ours = program == sys.executable
     process = await asyncio.create_subprocess_exec(
-        sys.executable,
+        program,
         *arguments,
         cwd=ROOT,
         env={**os.environ, **(environ or {})},
         stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE if ours else asyncio.subprocess.STDOUT,
     )
     supervised = Supervised(process)
     try:

@@ -1,0 +1,149 @@
+"""compose/compose.yaml read as the engine reads it, and its services run as plain processes."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from cache.embedded import server_binary
+from tests.support.servers import answers, free_port
+from tests.support.wait import eventually_sync
+
+ROOT = Path(__file__).resolve().parents[2]
+COMPOSE = ROOT / "compose"
+_VARIABLE = re.compile(r"\$\{(\w+)(?::-([^}]*))?\}")
+_SIZES = {"k": 2**10, "m": 2**20, "g": 2**30}
+_SECONDS = {"s": 1, "m": 60, "h": 3600}
+
+# Speaks `valkey-cli -e [-p PORT] ping` where no valkey-cli is installed: with
+# -e an error reply is exit code 1, as is a server that is not there.
+_VALKEY_CLI = f"""#!{sys.executable}
+import socket, sys
+arguments = sys.argv[1:]
+port = int(arguments[arguments.index("-p") + 1]) if "-p" in arguments else 6379
+if "-e" not in arguments or arguments[-1] != "ping":
+    sys.exit("this stand-in only knows: valkey-cli -e [-p PORT] ping")
+try:
+    with socket.create_connection(("127.0.0.1", port), 2) as server:
+        server.sendall(b"PING\\r\\n")
+        reply = server.recv(200)
+except OSError as exc:
+    sys.exit(f"Could not connect: {{exc}}")
+print(reply.decode().strip())
+sys.exit(0 if reply.startswith(b"+PONG") else 1)
+"""
+
+
+def load(environ: Mapping[str, str] | None = None) -> dict[str, Any]:
+    """The file with its variables filled in, from `environ` or their defaults."""
+    values = environ if environ is not None else {"HOME": "/home/operator"}
+
+    def fill(match: re.Match[str]) -> str:
+        return values.get(match[1]) or match[2] or ""
+
+    text = _VARIABLE.sub(fill, (COMPOSE / "compose.yaml").read_text())
+    loaded: dict[str, Any] = yaml.safe_load(text)
+    return loaded
+
+
+def services() -> dict[str, dict[str, Any]]:
+    found: dict[str, dict[str, Any]] = load()["services"]
+    return found
+
+
+def size_bytes(text: str) -> int:
+    """`512mb`, `1g` or `384m` in bytes."""
+    match = re.fullmatch(r"(\d+)([kmg])b?", text.lower())
+    assert match, text
+    return int(match[1]) * _SIZES[match[2]]
+
+
+def seconds(text: str) -> int:
+    """`45s` or `2m` in seconds."""
+    return int(text[:-1]) * _SECONDS[text[-1]]
+
+
+def configuration(service: Mapping[str, Any]) -> Path:
+    """The file on the host that a Valkey service's command names inside its container."""
+    inside = service["command"][1]
+    for volume in service["volumes"]:
+        source, target = str(volume).split(":")[:2]
+        if target == inside:
+            return (COMPOSE / source).resolve()
+    raise AssertionError(f"{inside} is mounted by no volume")
+
+
+def directive(path: Path, name: str) -> str:
+    """The value of a directive in a Valkey configuration file."""
+    for line in path.read_text().splitlines():
+        key, _, value = line.partition(" ")
+        if key == name:
+            return value.strip()
+    raise AssertionError(f"{name} is not in {path.name}")
+
+
+class ValkeyService:
+    """A Valkey service's command and probe, on a port and in a directory of the test's own."""
+
+    def __init__(self, name: str, home: Path, *options: str) -> None:
+        self.port = free_port()
+        self.url = f"redis://127.0.0.1:{self.port}/0"
+        self._service = services()[name]
+        self._home = home
+        self._options = options
+        home.mkdir(parents=True, exist_ok=True)
+
+    @contextmanager
+    def running(self) -> Iterator[subprocess.Popen[bytes]]:
+        """Until the block ends, then TERM."""
+        program, _, *rest = self._service["command"]
+        assert program == "valkey-server"
+        overrides = ["--port", str(self.port), "--bind", "127.0.0.1", "--dir", str(self._home)]
+        command = [str(server_binary()), str(configuration(self._service)), *rest, *overrides]
+        with (self._home / "server.log").open("ab") as log:
+            process = subprocess.Popen(
+                [*command, *self._options], stdin=subprocess.DEVNULL, stdout=log, stderr=log
+            )
+        try:
+            eventually_sync(lambda: process.poll() is not None or answers(self.port))
+            assert process.poll() is None, (self._home / "server.log").read_text()
+            yield process
+        finally:
+            process.terminate()
+            process.wait(20)
+
+    def probe(self) -> int:
+        """The exit code of the service's own health check."""
+        kind, program, *arguments = self._service["healthcheck"]["test"]
+        assert kind == "CMD"
+        real = shutil.which(program)
+        if real is None:
+            stand_in = self._home / program
+            stand_in.write_text(_VALKEY_CLI)
+            stand_in.chmod(0o755)
+            real = str(stand_in)
+        return run([real, "-p", str(self.port), *arguments]).returncode
+
+
+def run(
+    command: list[str], environ: Mapping[str, str] | None = None, cwd: Path = ROOT
+) -> subprocess.CompletedProcess[str]:
+    """A command as an engine runs it: with the environment given, and a time limit."""
+    return subprocess.run(
+        command,
+        cwd=cwd,
+        env=dict(environ) if environ is not None else dict(os.environ),
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
