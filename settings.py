@@ -112,6 +112,109 @@ class Settings(BaseSettings):
         True, description="Off: every cached read goes to its loader and nothing is stored."
     )
 
+    # -- the cache -----------------------------------------------------------
+    cache_agent_ttl_s: float = Field(
+        600.0,
+        gt=0,
+        le=604_800,
+        description="Life of an agent's value, seconds; what a lost invalidation can cost at most.",
+    )
+    cache_negative_ttl_s: float = Field(
+        10.0,
+        ge=0,
+        le=3600,
+        description="Life of a loader's answer None, seconds; 0 does not keep it.",
+    )
+    cache_ttl_jitter: float = Field(
+        0.1,
+        ge=0,
+        le=0.9,
+        description="A life is shortened at random by up to this share, so that not all end at once.",
+    )
+    cache_early_refresh_beta: float = Field(
+        1.0,
+        ge=0,
+        le=10,
+        description="How eagerly hot values are loaded anew before their end (XFetch); 0 never.",
+    )
+    cache_lease_s: float = Field(
+        3.0,
+        ge=0.1,
+        le=60,
+        description="A loader whose process died is replaced after this, seconds; renewed at a third.",
+    )
+    cache_loader_timeout_s: float | None = Field(
+        None, gt=0, le=3600, description="Hard limit of a loader, seconds; unset: none."
+    )
+    cache_timeout_s: float = Field(
+        0.04,
+        ge=0.001,
+        le=10,
+        description="Silence of the cache's server after which a call goes to its loader, seconds.",
+    )
+    cache_max_value_bytes: int = Field(
+        1_048_576,
+        ge=1024,
+        le=67_108_864,
+        description="Largest stored value, bytes; larger ones are handed on but not kept.",
+    )
+    cache_max_fields: int = Field(
+        256,
+        ge=8,
+        le=10_000,
+        description="Most scopes, blocks, contexts and leases of one agent; then one makes room.",
+    )
+    cache_max_dependents: int = Field(
+        10_000,
+        ge=10,
+        le=1_000_000,
+        description="Most agents listed for a dependency; past it, invalidating it forgets all.",
+    )
+    cache_schema_version: int = Field(
+        1,
+        ge=0,
+        le=65_535,
+        description="Version of the cached models; raise it when their meaning changes.",
+    )
+    cache_compress_min_bytes: int = Field(
+        0,
+        ge=0,
+        le=67_108_864,
+        description="Larger values are compressed with zstd (letta-redis[zstd]), bytes; 0 never.",
+    )
+    cache_encryption_keys: SecretStr | None = Field(
+        None,
+        description=(
+            "Keys `id:base64` of 32 bytes, separated by spaces: the first encrypts, all decrypt. "
+            "Unset: values are stored in clear. Needs letta-redis[encryption]."
+        ),
+    )
+    cache_message_ttl_s: float = Field(
+        3600.0, gt=0, le=604_800, description="Life of a conversation's window, seconds."
+    )
+    cache_message_window: int = Field(
+        200, ge=1, le=10_000, description="Most messages kept of one conversation."
+    )
+    cache_session_ttl_s: float = Field(
+        1800.0, ge=1, le=604_800, description="Life of a session after its last read, seconds."
+    )
+    cache_local_ttl_s: float = Field(
+        0.0,
+        ge=0,
+        le=60,
+        description=(
+            "How long a process may serve its own copy, seconds: the bound of its staleness. "
+            "0 keeps no copies."
+        ),
+    )
+    cache_local_max_bytes: int = Field(
+        67_108_864, ge=65_536, le=17_179_869_184, description="Most bytes of copies in a process."
+    )
+    cache_local_share_objects: bool = Field(
+        False,
+        description="Hand every caller the same object; then none may change what it was given.",
+    )
+
     # -- the workers ---------------------------------------------------------
     worker_count: int = Field(
         4,
@@ -336,6 +439,23 @@ class Settings(BaseSettings):
         if value is None:
             return None
         raise ValueError("is not a key; accepted: base64 of 32 bytes")
+
+    @field_validator("cache_encryption_keys")
+    @classmethod
+    def _keyring(cls, value: SecretStr | None) -> SecretStr | None:
+        names: set[str] = set()
+        for part in value.get_secret_value().split() if value else ():
+            name, _, key = part.partition(":")
+            try:
+                size = len(base64.b64decode(key, validate=True))
+            except binascii.Error:
+                size = 0
+            if size != 32 or not 1 <= len(name) <= 32 or name in names:
+                raise ValueError(
+                    "is not a list of keys; accepted: id:base64 of 32 bytes, each id once"
+                )
+            names.add(name)
+        return value
 
     @field_validator("worker_functions")
     @classmethod

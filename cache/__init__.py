@@ -1,0 +1,40 @@
+"""
+Agent states and messages in Redis: never stale, never a stampede, never in the way.
+
+    async with open_cache() as cache:
+        state = await cache.agents.get_or_load(agent_id, load)
+        await cache.agents.invalidate(agent_id)
+"""
+
+from cache.entries import Lease
+from cache.errors import (
+    CacheError,
+    CodecError,
+    EmbeddedServerError,
+    LoaderTimeout,
+    MissingExtra,
+    NotEncodable,
+    RedisUnavailable,
+    UnsupportedRedisURL,
+)
+from cache.opening import open_cache
+from cache.options import CacheOptions, LocalOptions
+from cache.sealing import Keyring
+from cache.service import Cache
+
+__all__ = [
+    "Cache",
+    "CacheError",
+    "CacheOptions",
+    "CodecError",
+    "EmbeddedServerError",
+    "Keyring",
+    "Lease",
+    "LoaderTimeout",
+    "LocalOptions",
+    "MissingExtra",
+    "NotEncodable",
+    "RedisUnavailable",
+    "UnsupportedRedisURL",
+    "open_cache",
+]

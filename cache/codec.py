@@ -72,7 +72,7 @@ def encode(value: Any) -> bytes:
         raise NotEncodable(str(exc) or type(exc).__name__) from None
 
 
-def decode(data: bytes) -> Any:
+def decode(data: bytes | memoryview) -> Any:
     """
     Msgpack -> value.
 

@@ -5,11 +5,13 @@ CacheError
 ├── RedisUnavailable(url, reason)   the server cannot be reached: also a ConnectionError
 ├── UnsupportedRedisURL             the URL's form does not fit its use: also a ValueError
 ├── EmbeddedServerError             embedded:// could not start its server
+├── MissingExtra                    a setting asks for a package that is absent: also an ImportError
+├── LoaderTimeout                   a loader passed its hard limit: also a TimeoutError
 └── CodecError                      bytes that are not ours: also a ValueError
     └── NotEncodable                a value that has no safe encoding: also a TypeError
 
-Reading through the cache raises none of them: an outage or a broken value is a
-miss (docs/architecture.md).
+Reading through the cache raises none of them but the loader's own limit: an
+outage or a broken value is a miss (docs/architecture.md).
 """
 
 from __future__ import annotations
@@ -36,6 +38,17 @@ class UnsupportedRedisURL(CacheError, ValueError):
 
 class EmbeddedServerError(CacheError):
     """The private server of an embedded:// URL did not start; the message says why."""
+
+
+class MissingExtra(CacheError, ImportError):
+    """A setting asks for an optional package that is not installed."""
+
+    def __init__(self, extra: str, package: str) -> None:
+        super().__init__(f"needs the {package} package: pip install 'letta-redis[{extra}]'")
+
+
+class LoaderTimeout(CacheError, TimeoutError):
+    """The loader passed its hard limit and was cancelled."""
 
 
 class CodecError(CacheError, ValueError):

@@ -176,4 +176,98 @@ QUEUE_CATALOGUE: tuple[KeySpec, ...] = (
     KeySpec("arq:llm:answered", "channel", "request ids as they are answered", "keeps nothing"),
 )
 
-CATALOGUE: tuple[KeySpec, ...] = QUEUE_CATALOGUE
+
+# A floor outlives every lease that it may have to refuse, ms.
+CACHE_FLOOR_TTL_MS = 120_000
+# A dependency's index outlives the values that it lists by this, ms.
+CACHE_INDEX_MARGIN_MS = 120_000
+# The longest life of any cached value, seconds; settings and calls stay below.
+CACHE_MAX_TTL_S = 604_800.0
+# The newest events of the backplane that are kept, about.
+CACHE_BACKPLANE_EVENTS = 10_000
+
+
+@dataclass(frozen=True, slots=True)
+class CacheKeys:
+    """
+    Names on the cache's server. What belongs to one agent shares the hash tag `{agent id}`:
+    one cluster slot, so that every script is atomic over it.
+    """
+
+    prefix: str = CACHE_PREFIX
+
+    def agent(self, agent_id: str) -> str:
+        """Hash: every scope's state, blocks and contexts, their leases, and the floor."""
+        return f"{self.prefix}{{{agent_id}}}"
+
+    def windows(self, agent_id: str) -> str:
+        """Hash: the state of every conversation's window, their leases, and the floor."""
+        return f"{self.prefix}{{{agent_id}}}:messages"
+
+    def window(self, agent_id: str, conversation: str) -> str:
+        """Sorted set: sequence_id -> message."""
+        return f"{self.prefix}{{{agent_id}}}:messages:{conversation}"
+
+    def session(self, agent_id: str, session_id: str) -> str:
+        return f"{self.prefix}{{{agent_id}}}:session:{session_id}"
+
+    def dependency(self, name: str) -> str:
+        """Hash: who holds what is named, the last invalidation, and whether it overflowed."""
+        return f"{self.prefix}dependency:{{{name}}}"
+
+    def generation(self, organisation: str) -> str:
+        return f"{self.prefix}generation:{organisation}"
+
+    @property
+    def backplane(self) -> str:
+        """Stream: invalidations for the copies inside processes, and wake-ups."""
+        return f"{self.prefix}backplane"
+
+
+CACHE_CATALOGUE: tuple[KeySpec, ...] = (
+    KeySpec(
+        "lc:{<agent>}",
+        "hash",
+        "an agent's cached state by scope, blocks, contexts; leases on them; the floor",
+        "TTL of its longest-lived value; LETTA_CACHE_MAX_FIELDS fields, "
+        "LETTA_CACHE_MAX_VALUE_BYTES each",
+    ),
+    KeySpec(
+        "lc:{<agent>}:messages",
+        "hash",
+        "state of every conversation's window; leases on them; the floor",
+        "TTL LETTA_CACHE_MESSAGE_TTL_S; LETTA_CACHE_MAX_FIELDS fields",
+    ),
+    KeySpec(
+        "lc:{<agent>}:messages:<conversation>",
+        "sorted set",
+        "sequence_id -> message: the newest of a conversation",
+        "TTL LETTA_CACHE_MESSAGE_TTL_S; LETTA_CACHE_MESSAGE_WINDOW messages",
+    ),
+    KeySpec(
+        "lc:{<agent>}:session:<id>",
+        "string",
+        "a session's data",
+        "TTL LETTA_CACHE_SESSION_TTL_S, renewed when read; LETTA_CACHE_MAX_VALUE_BYTES",
+    ),
+    KeySpec(
+        "lc:dependency:{<name>}",
+        "hash",
+        "agents whose values hold a block, tool, source or tag",
+        "TTL of the values + 120 s; LETTA_CACHE_MAX_DEPENDENTS agents",
+    ),
+    KeySpec(
+        "lc:generation:<organisation>",
+        "string",
+        "8 bytes that every value of the organisation must carry",
+        "TTL 7 d, renewed with every value stored",
+    ),
+    KeySpec(
+        "lc:backplane",
+        "stream",
+        "invalidations and wake-ups, for processes that listen",
+        "newest 10,000, about; TTL 7 d",
+    ),
+)
+
+CATALOGUE: tuple[KeySpec, ...] = QUEUE_CATALOGUE + CACHE_CATALOGUE

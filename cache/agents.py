@@ -1,0 +1,252 @@
+"""
+AgentStateCache: states by scope, memory blocks, compiled contexts and sessions of agents.
+
+All that is copied from elsewhere shares the agent's entry, so `invalidate`
+forgets it together.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Iterable
+from typing import Any
+
+from pydantic import BaseModel
+from redis.exceptions import ResponseError
+
+from cache.entries import Lease
+from cache.lane import Away
+from cache.readthrough import Call, Loader
+from cache.section import NamedValues, Section
+from cache.sessions import Sessions
+from cache.slots import Dependencies, Parts
+
+_WARM_AT_ONCE = 8
+_READ_AT_ONCE = 100
+
+
+class AgentStateCache(Section):
+    """`cache.agents`. An outage is a miss, never an error; values are JSON-able, bytes or models."""
+
+    def __init__(self, parts: Parts) -> None:
+        super().__init__(parts, "s")
+        self.blocks = NamedValues(parts, "b")
+        self.contexts = NamedValues(parts, "c")
+        self.sessions = Sessions(parts)
+
+    async def get(
+        self,
+        agent_id: str,
+        *,
+        scope: str = "",
+        organisation: str | None = None,
+        model: type[BaseModel] | None = None,
+    ) -> Any:
+        """
+        Return an agent's cached state, or None on a miss.
+
+        One HGET of `lc:{id}` (docs/keys.md), with the organisation's generation in
+        the same write when one is named. A value of another schema version, of an
+        earlier run of the server, or altered is a miss.
+
+        Args:
+            scope: the variant; values of different scopes are apart, and go together.
+            organisation: who owns it, for `invalidate_organisation`; part of the place.
+            model: the pydantic class to decode as. Without, a model comes back as the class of
+                that name that this process has stored, and is a miss before it has.
+        """
+        return await self._get(self._slot(agent_id, scope, organisation, model))
+
+    async def get_or_load(
+        self,
+        agent_id: str,
+        loader: Loader,
+        *,
+        scope: str = "",
+        ttl_s: float | None = None,
+        organisation: str | None = None,
+        depends_on: Dependencies = (),
+        model: type[BaseModel] | None = None,
+        stale_if_error_s: float = 0.0,
+        soft_timeout_s: float | None = None,
+        loader_timeout_s: float | None = None,
+    ) -> Any:
+        """
+        Return an agent's state from the cache, or else from `loader`, and keep it.
+
+        Of all processes, one runs the loader; the others are handed its answer. What the
+        loader read before an invalidation is neither stored nor handed to anyone who came
+        after it. None is kept too, for the negative TTL.
+
+        Args:
+            ttl_s: life of the value, seconds, less jitter; default of the settings.
+            depends_on: names such as `block:b1` or `tag:t`, or a function of the value that
+                gives them: `invalidate_dependency` then reaches this agent.
+            stale_if_error_s: an expired value may stand in this long for a loader that fails.
+            soft_timeout_s: with such a value at hand, wait this long for the loader, then serve
+                it; the loader goes on.
+            loader_timeout_s: hard limit of the loader, which is cancelled.
+
+        Raises:
+            LoaderTimeout: the hard limit passed. Otherwise only what the loader raises.
+        """
+        slot = self._slot(
+            agent_id,
+            scope,
+            organisation,
+            model,
+            ttl_s=ttl_s,
+            keep_s=stale_if_error_s,
+            dependencies=depends_on,
+        )
+        hard_s = self._options.loader_timeout_s if loader_timeout_s is None else loader_timeout_s
+        call = Call(stale_if_error_s, soft_timeout_s, hard_s)
+        return await self._get_or_load(slot, loader, call)
+
+    async def set(
+        self,
+        agent_id: str,
+        value: Any,
+        *,
+        scope: str = "",
+        ttl_s: float | None = None,
+        organisation: str | None = None,
+        depends_on: Dependencies = (),
+    ) -> bool:
+        """
+        Store a state, over any load under way. False when not stored: then nothing is.
+
+        Of two writers that commit and then set, the later set wins, not the later commit:
+        after a write of one's own, `invalidate` is the safe call.
+
+        Raises:
+            NotEncodable: something inside has no safe encoding.
+        """
+        slot = self._slot(agent_id, scope, organisation, ttl_s=ttl_s, dependencies=depends_on)
+        return await self._set(slot, value)
+
+    async def get_many(
+        self,
+        agent_ids: Iterable[str],
+        *,
+        scope: str = "",
+        organisation: str | None = None,
+        model: type[BaseModel] | None = None,
+    ) -> dict[str, Any]:
+        """The hits among many agents by id, read in as few writes as they fit in."""
+        ids = list(dict.fromkeys(agent_ids))
+        hits: dict[str, Any] = {}
+        for start in range(0, len(ids), _READ_AT_ONCE):
+            chunk = ids[start : start + _READ_AT_ONCE]
+            reads = [
+                self.get(i, scope=scope, organisation=organisation, model=model) for i in chunk
+            ]
+            values = await asyncio.gather(*reads)
+            hits |= {i: v for i, v in zip(chunk, values, strict=True) if v is not None}
+        return hits
+
+    async def lease(
+        self, agent_id: str, *, scope: str = "", organisation: str | None = None
+    ) -> Lease | None:
+        """
+        The right to `fill` one state, for loaders of one's own. None while another holds it,
+        a fresh value is there, or the server is away.
+        """
+        slot = self._slot(agent_id, scope, organisation)
+        try:
+            seen = await slot.read()
+            leased = None if seen.fresh else await slot.lease(seen)
+        except Away:
+            return None
+        return leased if isinstance(leased, Lease) else None
+
+    async def fill(
+        self,
+        agent_id: str,
+        value: Any,
+        lease: Lease,
+        *,
+        scope: str = "",
+        organisation: str | None = None,
+        ttl_s: float | None = None,
+    ) -> bool:
+        """Store what was loaded under a lease; False when something was invalidated since."""
+        slot = self._slot(agent_id, scope, organisation, ttl_s=ttl_s)
+        try:
+            return await slot.store(lease, value) > 0
+        except Away:
+            return False
+
+    async def invalidate(self, *agent_ids: str) -> None:
+        """
+        Forget agents: every scope, block and context.
+
+        After it returns, no process is served anything older, neither from Redis nor by a
+        loader that read before (copies inside other processes: within `cache_local_ttl_s`).
+        With the server away it is queued and this process goes to its loaders until it is
+        delivered; `Cache.settled` waits for that.
+        """
+        keys = [self._parts.keys.agent(agent_id) for agent_id in agent_ids]
+        if keys and self._options.enabled:
+            await self._parts.invalidation.entries(keys)
+
+    async def invalidate_dependency(self, *names: str) -> None:
+        """Forget every agent whose value was stored with one of these in `depends_on`."""
+        if self._options.enabled:
+            await self._parts.invalidation.dependencies(names)
+
+    async def invalidate_tag(self, *tags: str) -> None:
+        """Forget every agent that depends on `tag:<tag>`."""
+        await self.invalidate_dependency(*(f"tag:{tag}" for tag in tags))
+
+    async def invalidate_organisation(self, *organisations: str) -> None:
+        """Forget every value read and stored with one of these as `organisation`, at once."""
+        if self._options.enabled:
+            await self._parts.invalidation.organisations(organisations)
+
+    async def warm(
+        self,
+        agent_ids: Iterable[str],
+        loader: Callable[[str], Awaitable[Any]],
+        *,
+        scope: str = "",
+        at_once: int = _WARM_AT_ONCE,
+    ) -> dict[str, int]:
+        """
+        Load what is missing, at most `at_once` together. Counts of `warmed` and `failed`.
+
+        A loader that fails is counted, not raised: the others go on.
+        """
+        gate = asyncio.Semaphore(at_once)
+
+        async def one(agent_id: str) -> None:
+            async with gate:
+                await self.get_or_load(agent_id, lambda: loader(agent_id), scope=scope)
+
+        ids = list(dict.fromkeys(agent_ids))
+        done = await asyncio.gather(*(one(i) for i in ids), return_exceptions=True)
+        failed = sum(isinstance(outcome, Exception) for outcome in done)
+        return {"warmed": len(ids) - failed, "failed": failed}
+
+    async def stats(self, agent_id: str) -> dict[str, Any]:
+        """
+        One agent: `hits`, `misses`, `loads` of this process; `values`, `bytes` and
+        `ttl_s` of its entry, None while the server is away.
+        """
+        counted = self._parts.per_agent.of(agent_id)
+        facts: dict[str, Any] = {"values": None, "bytes": None, "ttl_s": None}
+        key = self._parts.keys.agent(agent_id)
+        try:
+            link = self._parts.entries.link
+            names, size, ttl_ms = await link.execute_many(
+                (("HKEYS", key), ("MEMORY", "USAGE", key), ("PTTL", key))
+            )
+        except Away:
+            names = ResponseError()
+        if not isinstance(names, ResponseError):
+            facts["values"] = sum(name[:1] == b"v" for name in names)
+            facts["bytes"] = 0 if size is None or isinstance(size, ResponseError) else size
+            facts["ttl_s"] = max(ttl_ms, 0) / 1000
+        return {
+            "hits": counted.hits, "misses": counted.misses, "loads": counted.loads, **facts
+        }  # fmt: skip

@@ -1,0 +1,178 @@
+"""
+The envelope of a cached value: a fixed header, the model's name, the payload.
+
+    magic 2 | version 1 | codec 1 | flags 1 | name length 1 | schema 2 |
+    fill id 8 | incarnation 8 | generation 8 | etag 8 |
+    fresh until, ms 8 | kept until, ms 8 | load time, us 4 | crc32 4 | payload length 4
+
+lease.lua and fill.lua compare bytes 9-16, the fill id. A value of another
+version or schema, cut short or altered, is `Unreadable`: a miss. pydantic
+models are JSON and come back by `model_validate_json`; bytes are stored as they
+are; everything else is msgpack. Never pickle, and no class is imported because
+stored bytes name it: models are found among those this process has used.
+"""
+
+from __future__ import annotations
+
+import struct
+import zlib
+from dataclasses import dataclass
+from hashlib import blake2b
+from typing import Any
+
+from pydantic import BaseModel, ValidationError
+
+from cache import codec, sealing
+from cache.errors import CodecError
+from cache.sealing import Keyring
+
+MAGIC = b"\xc1L"  # 0xc1 begins no msgpack, JSON or UTF-8
+VERSION = 1
+_HEADER = struct.Struct(">2sBBBBH8s8s8s8sQQIII")
+HEADER_BYTES = _HEADER.size
+_RAW, _MSGPACK, _MODEL, _ABSENT = range(4)
+_ZSTD, _ENCRYPTED = 1, 2
+_MAX_US = 2**32 - 1
+# Inflated size over the limit on stored size; beyond it a frame is taken for hostile.
+_MAX_RATIO = 64
+NO_GENERATION = bytes(8)
+
+
+class Unreadable(CodecError):
+    """Stored bytes that are no value for this reader: a miss."""
+
+
+class UnknownModel(Unreadable):
+    """A model whose class this process has not used yet and the call did not name."""
+
+
+@dataclass(frozen=True, slots=True)
+class Stamp:
+    """What a value carries beside itself. Times are Unix milliseconds of the server's clock."""
+
+    fill_id: bytes
+    incarnation: bytes
+    fresh_until_ms: int
+    kept_until_ms: int
+    generation: bytes = NO_GENERATION
+    load_us: int = 0
+    etag: bytes = bytes(8)
+
+
+class Models:
+    """The model classes that this process has used, by their names."""
+
+    def __init__(self) -> None:
+        self._classes: dict[str, type[BaseModel]] = {}
+
+    def add(self, model: type[BaseModel]) -> str:
+        name = f"{model.__module__}.{model.__qualname__}"
+        self._classes[name] = model
+        return name
+
+    def find(self, name: str) -> type[BaseModel] | None:
+        return self._classes.get(name)
+
+
+class Envelopes:
+    """Seals and opens values. `place` is the key and field, which encryption binds."""
+
+    def __init__(
+        self,
+        *,
+        schema_version: int = 1,
+        compress_min_bytes: int = 0,
+        max_value_bytes: int = 1024 * 1024,
+        keyring: Keyring | None = None,
+    ) -> None:
+        if compress_min_bytes:
+            sealing.require_zstd()
+        self.models = Models()
+        self._schema = schema_version
+        self._compress_min = compress_min_bytes
+        self._max_inflated = max_value_bytes * _MAX_RATIO
+        self._keyring = keyring
+
+    def seal(self, value: Any, stamp: Stamp, place: bytes) -> bytes:
+        """
+        Raises:
+            NotEncodable: something inside has no safe encoding.
+        """
+        kind, name, payload = self._encode(value)
+        etag = blake2b(payload, digest_size=8).digest()
+        flags, body = 0, payload
+        if self._compress_min and len(body) >= self._compress_min:
+            flags, body = flags | _ZSTD, sealing.compress(body)
+        if self._keyring is not None:
+            flags, body = flags | _ENCRYPTED, self._keyring.encrypt(body, place)
+            etag = blake2b(body, digest_size=8).digest()  # of a short plaintext it would tell
+        head = _HEADER.pack(
+            MAGIC, VERSION, kind, flags, len(name), self._schema,
+            stamp.fill_id, stamp.incarnation, stamp.generation, etag,
+            stamp.fresh_until_ms, stamp.kept_until_ms, min(stamp.load_us, _MAX_US),
+            zlib.crc32(body), len(body),
+        )  # fmt: skip
+        return head + name + body
+
+    def stamp_of(self, data: bytes) -> Stamp | None:
+        """The header of a value that this version wrote, else None."""
+        if len(data) < HEADER_BYTES:
+            return None
+        head = _HEADER.unpack_from(data)
+        if head[0] != MAGIC or head[1] != VERSION or head[5] != self._schema:
+            return None
+        if len(data) != HEADER_BYTES + head[4] + head[14]:
+            return None
+        return Stamp(head[6], head[7], head[10], head[11], head[8], head[12], head[9])
+
+    def open(self, data: bytes, place: bytes, model: type[BaseModel] | None = None) -> Any:
+        """
+        The value of bytes that `stamp_of` accepted.
+
+        Raises:
+            UnknownModel: name the class with `model`, or use it once.
+            Unreadable: altered, of an absent key, or not valid for the model (any more).
+        """
+        kind, flags, name_bytes = data[3], data[4], data[5]
+        body = data[HEADER_BYTES + name_bytes :]
+        if zlib.crc32(body) != int.from_bytes(data[HEADER_BYTES - 8 : HEADER_BYTES - 4]):
+            raise Unreadable("altered")
+        try:
+            if flags & _ENCRYPTED:
+                if self._keyring is None:
+                    raise Unreadable("encrypted, and no key is set")
+                body = self._keyring.decrypt(body, place)
+            elif self._keyring is not None:
+                raise Unreadable("in clear, where only sealed values are trusted")
+            if flags & _ZSTD:
+                body = sealing.decompress(body, self._max_inflated)
+            return self._decode(kind, data[HEADER_BYTES : HEADER_BYTES + name_bytes], body, model)
+        except Unreadable:
+            raise
+        except (CodecError, ValidationError, IndexError) as exc:
+            raise Unreadable(type(exc).__name__) from None
+
+    def _encode(self, value: Any) -> tuple[int, bytes, bytes]:
+        if value is None:
+            return _ABSENT, b"", b""
+        if isinstance(value, (bytes, bytearray, memoryview)):
+            return _RAW, b"", bytes(value)
+        if isinstance(value, BaseModel):
+            name = self.models.add(type(value)).encode()[-255:]
+            return _MODEL, name, value.model_dump_json(by_alias=True, round_trip=True).encode()
+        return _MSGPACK, b"", codec.encode(value)
+
+    def _decode(self, kind: int, name: bytes, body: bytes, model: type[BaseModel] | None) -> Any:
+        if kind == _MODEL:
+            cls = model or self.models.find(name.decode())
+            if cls is None:
+                raise UnknownModel(name.decode())
+            return cls.model_validate_json(body)
+        if kind == _RAW:
+            return body
+        if kind == _MSGPACK:
+            value = codec.decode(body)
+            return value if model is None else model.model_validate(value)
+        if kind == _ABSENT:
+            return None
+        raise Unreadable("of an unknown codec")

@@ -1,0 +1,257 @@
+"""
+Everything that makes cached values go: by agent, dependency, organisation, or all.
+
+An invalidation is done when the server has it and the backplane was told. If
+that fails it is kept by the link, which trusts no cached value until it is
+delivered; so `invalidate` may return, and the caller is never held up by an
+outage.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Iterable
+from contextlib import suppress
+from typing import Any
+
+from redis.exceptions import RedisError, ResponseError
+
+from cache import scripts
+from cache.backplane import Backplane
+from cache.entries import Entries, Lease
+from cache.keys import (
+    CACHE_INDEX_MARGIN_MS,
+    CACHE_MAX_TTL_S,
+    CacheKeys,
+)
+from cache.lane import Away
+from cache.link import EVERYTHING, Missed
+from cache.local import LocalLevel
+from cache.options import CacheOptions
+from cache.pool import OUTAGE
+from cache.readthrough import ReadThrough
+from cache.stats import Counters
+
+_ALL = "*"
+_TRIES = 2
+_AT_ONCE = 1000
+# Where an index lives on another cluster node than the agent, clocks are compared across
+# machines; refusing a little too much costs a load.
+_CLOCK_MARGIN_US = 2_000_000
+
+
+class Invalidation:
+    """Delivers invalidations, keeps what fails, and keeps the dependency index."""
+
+    def __init__(
+        self,
+        client: Any,
+        entries: Entries,
+        backplane: Backplane,
+        *,
+        local: LocalLevel | None,
+        flights: ReadThrough,
+        options: CacheOptions,
+        counters: Counters,
+        cluster: bool,
+    ) -> None:
+        self._client = client
+        self._link = link = entries.link
+        self._entries = entries
+        self._backplane = backplane
+        self._local = local
+        self._flights = flights
+        self._options = options
+        self._counters = counters
+        self._keys = CacheKeys(options.prefix)
+        self._clock_margin_us = _CLOCK_MARGIN_US if cluster else 0
+        self._depend = scripts.load("cache", "depend")
+        self._undepend = scripts.load("cache", "undepend")
+        self._drop = scripts.load("cache", "messages_drop")
+        link.on_redo("entry", self._entry)
+        link.on_redo("dependency", self._dependency)
+        link.on_redo("generation", self._generation)
+        link.on_redo("window", self._window)
+        link.on_redo(EVERYTHING[0], self._everything)
+        backplane.on_invalidated = self._heard
+        backplane.on_lost = lambda: self._heard(_ALL)
+
+    async def entries(self, keys: Iterable[str]) -> None:
+        """Everything in the entries of these keys. See the module for when it returns."""
+        await self._deliver([("entry", key) for key in keys])
+
+    async def announce(self, key: str) -> None:
+        """An entry was written: forget the copies of what it replaces, in every process."""
+        self._heard(key)
+        try:
+            await self._backplane.publish(key)
+        except Away:
+            self._link.miss(("entry", key))
+
+    async def dependencies(self, names: Iterable[str]) -> None:
+        """Every agent whose value holds one of these."""
+        await self._deliver([("dependency", name) for name in names])
+
+    async def organisations(self, names: Iterable[str]) -> None:
+        """Every value of these organisations, however many, in one step each."""
+        await self._deliver([("generation", name) for name in names])
+
+    async def window(self, agent_id: str, conversation: str) -> None:
+        """One conversation's window."""
+        await self._deliver([("window", f"{agent_id}\0{conversation}")])
+
+    def miss_window(self, agent_id: str, conversation: str) -> None:
+        """A window may lack what was committed: trust nothing until it is dropped."""
+        self._link.miss(("window", f"{agent_id}\0{conversation}"))
+
+    async def everything(self) -> None:
+        """All cached values and windows; sessions too."""
+        await self._deliver([EVERYTHING])
+
+    async def generation(self, key: str) -> bytes:
+        """The organisation's generation, made if there is none. Raises Away."""
+        fresh = os.urandom(8)
+        commands = (("SET", key, fresh, "NX", "EX", int(CACHE_MAX_TTL_S)), ("GET", key))
+        reply = (await self._link.execute_many(commands))[1]
+        if isinstance(reply, RedisError):
+            raise reply
+        return bytes(reply)
+
+    async def depends(self, agent_id: str, names: Iterable[str], lease: Lease, ttl_ms: int) -> bool:
+        """
+        Note what a value holds, before it is stored; False when one changed since the lease.
+
+        Raises:
+            Away: not noted, so the value must not be stored.
+        """
+        since_us = lease.granted_us - self._clock_margin_us
+        for name in names:
+            args = (
+                agent_id,
+                since_us,
+                ttl_ms + CACHE_INDEX_MARGIN_MS,
+                self._options.max_dependents,
+            )
+            if not await self._link.run(self._depend, [self._keys.dependency(name)], args):
+                return False
+        return True
+
+    async def _deliver(self, missed: list[Missed]) -> None:
+        self._counters.invalidations += len(missed)
+        self._forget_here(missed)
+        delivered = False
+        try:
+            # While something is missed nothing here is read from the server: queueing is enough.
+            for _ in range(_TRIES if self._link.trusted else 0):
+                try:
+                    await self._deliver_all(missed)
+                except (Away, *OUTAGE) as exc:
+                    if isinstance(exc, ResponseError):
+                        raise
+                else:
+                    delivered = True
+                    break
+        finally:
+            # Also when the caller is cancelled: the write it followed has happened.
+            if not delivered:
+                self._link.miss(*missed)
+            self._forget_here(missed)
+
+    async def _deliver_all(self, missed: list[Missed]) -> None:
+        keys = [name for kind, name in missed if kind == "entry"]
+        for start in range(0, len(keys), _AT_ONCE):
+            await self._entries.invalidate(*keys[start : start + _AT_ONCE])
+        if keys:
+            await self._backplane.publish(*keys)
+        for kind, name in missed:
+            if kind == "dependency":
+                await self._dependency(name)
+            elif kind == "generation":
+                await self._generation(name)
+            elif kind == "window":
+                await self._window(name)
+            elif kind == EVERYTHING[0]:
+                await self._everything(name)
+
+    def _forget_here(self, missed: list[Missed]) -> None:
+        for kind, name in missed:
+            if kind == "entry":
+                self._heard(name)
+            elif kind == "generation":
+                self._heard(self._keys.generation(name))
+            elif kind == "window":
+                agent_id, _, conversation = name.partition("\0")
+                self._flights.drop(f"{self._keys.windows(agent_id)}\0{conversation}\0")
+            elif kind == EVERYTHING[0]:
+                self._heard(_ALL)
+
+    def _heard(self, key: str) -> None:
+        """Forget in this process what an event of the backplane names."""
+        if key == _ALL:
+            self._flights.drop()
+            if self._local is not None:
+                self._local.flush()
+        elif key.startswith(self._keys.generation("")):
+            self._flights.drop()
+            if self._local is not None:
+                self._local.invalidate_group(key)
+        else:
+            self._flights.drop(key + "\0")
+            if self._local is not None:
+                self._local.invalidate(key)
+
+    async def _entry(self, key: str) -> None:
+        await self._entries.invalidate(key)
+        await self._backplane.publish(key)
+
+    async def _window(self, name: str) -> None:
+        agent_id, _, conversation = name.partition("\0")
+        keys = [self._keys.windows(agent_id), self._keys.window(agent_id, conversation)]
+        await self._drop.run(self._link.wire, keys, (conversation,))
+
+    async def _generation(self, organisation: str) -> None:
+        key = self._keys.generation(organisation)
+        await self._link.wire.execute("SET", key, os.urandom(8), "EX", int(CACHE_MAX_TTL_S))
+        await self._backplane.publish(key)
+
+    async def _dependency(self, name: str) -> None:
+        key = self._keys.dependency(name)
+        wire = self._link.wire
+        flat = await self._undepend.run(wire, [key], ("begin", CACHE_INDEX_MARGIN_MS))
+        fields = dict(zip(flat[::2], flat[1::2], strict=True))
+        if b"o" in fields or (not fields and await self._evicts()):
+            # Who depends is not known (any more): the index overflowed, or may have been evicted.
+            self._counters.index_lost += 1
+            await self._everything("")
+            await wire.execute("HDEL", key, "o")
+            return
+        members = [(field, at) for field, at in fields.items() if field[:1] == b"m"]
+        for start in range(0, len(members), _AT_ONCE):
+            chunk = members[start : start + _AT_ONCE]
+            keys = [self._keys.agent(field[1:].decode()) for field, _ in chunk]
+            await self._entries.invalidate(*keys)
+            await self._backplane.publish(*keys)
+            for entry in keys:
+                self._heard(entry)
+            pairs = [part for member in chunk for part in member]
+            await self._undepend.run(wire, [key], ("end", *pairs))
+
+    async def _evicts(self) -> bool:
+        """Whether the server has ever evicted a key; unknown counts as yes."""
+        with suppress(*OUTAGE):
+            info = await self._client.info("stats")
+            nodes = [info] if "evicted_keys" in info else list(info.values())
+            return any(int(node["evicted_keys"]) > 0 for node in nodes)
+        return True
+
+    async def _everything(self, _name: str) -> None:
+        # A hash is there from the lease to the value, so a scan passes over every load under way.
+        batch: list[Any] = []
+        async for key in self._client.scan_iter(match=self._options.prefix + "{*", count=1000):
+            batch.append(key)
+            if len(batch) >= _AT_ONCE:
+                await asyncio.gather(*(self._client.unlink(k) for k in batch))
+                batch.clear()
+        await asyncio.gather(*(self._client.unlink(k) for k in batch))
+        await self._backplane.publish(_ALL)

@@ -1,0 +1,299 @@
+"""
+How commands reach the cache's server: one connection that everything shares.
+
+`Lane` takes a connection that redis-py has dialled (TLS, login, Sentinel and
+all) and pipelines on it: the commands of one event-loop tick leave in one
+write, and replies are matched in order by hiredis without a task a command.
+It knows the incarnation of the server it talks to (its run id): values of an
+earlier one, brought back by a restart from a snapshot or a failover to a
+lagging replica, may have missed an invalidation.
+
+A call raises `Away` when the server cannot be reached or stays silent.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Sequence
+from contextlib import suppress
+from hashlib import blake2b
+from typing import Any, Protocol
+
+import hiredis
+from redis.exceptions import NoScriptError, ResponseError
+
+from cache.pool import OUTAGE, explain
+
+_BUFFER_BYTES = 256 * 1024
+# A timer that fires this much late tells of a busy event loop, not of a silent server.
+_LAG_S = 0.005
+
+
+class Away(Exception):
+    """The server cannot be reached, or did not answer in time. The caller goes on without."""
+
+
+class Ended(Away):
+    """The connection ended under the call: it may have run, and can be sent once more."""
+
+
+class Wire(Protocol):
+    """What the cache needs of a connection."""
+
+    @property
+    def incarnation(self) -> bytes:
+        """8 bytes that differ between two runs of the server."""
+        ...
+
+    async def connect(self) -> None: ...
+
+    async def execute(self, *args: Any) -> Any: ...
+
+    async def execute_many(self, commands: Sequence[Sequence[Any]]) -> list[Any]: ...
+
+    async def evalsha(self, sha: str, count: int, *args: Any) -> Any: ...
+
+    async def eval(self, source: str, count: int, *args: Any) -> Any: ...
+
+    async def close(self) -> None: ...
+
+
+def pack(args: Sequence[Any]) -> bytes:
+    """One command in RESP: bytes as they are, everything else as text."""
+    out = [b"*%d\r\n" % len(args)]
+    for arg in args:
+        data = arg if type(arg) is bytes else str(arg).encode()
+        out.append(b"$%d\r\n" % len(data))
+        out.append(data)
+        out.append(b"\r\n")
+    return b"".join(out)
+
+
+def as_error(text: str) -> ResponseError:
+    return NoScriptError(text) if text.startswith("NOSCRIPT") else ResponseError(text)
+
+
+class _Replies(asyncio.BufferedProtocol):
+    """Hands each reply to the call that waits longest."""
+
+    def __init__(self, lane: Lane, before: asyncio.BaseProtocol) -> None:
+        self._lane = lane
+        self._before = before  # redis-py's own, told when the connection ends
+        self._buffer = bytearray(_BUFFER_BYTES)
+        self._reader = hiredis.Reader(replyError=as_error)
+        self.calls: deque[asyncio.Future[Any]] = deque()
+
+    def get_buffer(self, sizehint: int) -> bytearray:  # noqa: ARG002
+        return self._buffer
+
+    def buffer_updated(self, nbytes: int) -> None:
+        self._lane.progress()
+        reader, calls = self._reader, self.calls
+        reader.feed(self._buffer, 0, nbytes)  # type: ignore[arg-type]
+        try:
+            while (reply := reader.gets()) is not False:
+                call = calls.popleft()
+                if not call.done():
+                    call.set_result(reply)
+        except (hiredis.ProtocolError, IndexError):
+            self._lane.lose("replies out of step")
+
+    def eof_received(self) -> bool:
+        return False
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._lane.lose(explain(exc) if exc else "closed by the server", self)
+        self._before.connection_lost(exc)
+
+    def pause_writing(self) -> None:
+        """Calls are bounded by those who wait for them."""
+
+    def resume_writing(self) -> None: ...
+
+
+class Lane:
+    """A multiplexed connection, dialled again when it is needed and gone."""
+
+    def __init__(self, client: Any, *, timeout_s: float) -> None:
+        self._pool = client.connection_pool
+        self._timeout_s = timeout_s
+        self._connection: Any = None
+        self._transport: Any = None
+        self._replies: _Replies | None = None
+        self._out: list[bytes] = []
+        self._dialling: asyncio.Task[None] | None = None
+        self._progress_at = 0.0
+        self._watched = False
+        self._incarnation = bytes(8)
+        self._endings: set[asyncio.Task[None]] = set()
+
+    @property
+    def incarnation(self) -> bytes:
+        return self._incarnation
+
+    async def execute(self, *args: Any) -> Any:
+        """
+        One command's reply. Calls of one tick leave together.
+
+        Raises:
+            Away: no connection, or it was silent for the timeout, or ended.
+            ResponseError: the server refused the command.
+        """
+        if self._transport is None:
+            await self._connect_in_time()
+        reply = await self._call(args)
+        if isinstance(reply, ResponseError):
+            raise reply
+        return reply
+
+    async def execute_many(self, commands: Sequence[Sequence[Any]]) -> list[Any]:
+        """Replies in order, sent in one write; a refused one is its ResponseError."""
+        if self._transport is None:
+            await self._connect_in_time()
+        calls = [self._call(args) for args in commands]
+        try:
+            return [await call for call in calls]
+        finally:
+            for call in calls:
+                if call.done() and not call.cancelled():
+                    call.exception()  # all fail together, and the first is enough
+
+    async def evalsha(self, sha: str, count: int, *args: Any) -> Any:
+        return await self.execute("EVALSHA", sha, count, *args)
+
+    async def eval(self, source: str, count: int, *args: Any) -> Any:
+        return await self.execute("EVAL", source, count, *args)
+
+    def _call(self, args: Sequence[Any]) -> asyncio.Future[Any]:
+        loop = asyncio.get_running_loop()
+        call: asyncio.Future[Any] = loop.create_future()
+        replies = self._replies
+        if replies is None:
+            call.set_exception(Ended("the connection ended"))
+            return call
+        if not replies.calls:
+            self._progress_at = loop.time()
+            if not self._watched:
+                self._watched = True
+                loop.call_later(self._timeout_s, self._watch, self._progress_at + self._timeout_s)
+        if not self._out:
+            loop.call_soon(self._flush)
+        self._out.append(pack(args))
+        replies.calls.append(call)
+        return call
+
+    def _flush(self) -> None:
+        out, self._out = self._out, []
+        if self._transport is not None and out:
+            self._transport.write(b"".join(out))
+
+    def progress(self) -> None:
+        self._progress_at = asyncio.get_running_loop().time()
+
+    def _watch(self, due: float) -> None:
+        """Lose a connection that is silent while calls wait. One timer for all of them."""
+        loop = asyncio.get_running_loop()
+        now = loop.time()
+        if self._replies is None or not self._replies.calls:
+            self._watched = False
+            return
+        left = self._progress_at + self._timeout_s - now
+        if left <= 0 and now - due > _LAG_S:
+            left = self._timeout_s / 4  # we were late: what came meanwhile is not read yet
+        if left <= 0:
+            self._watched = False
+            self.lose(f"silent for {self._timeout_s} s", error=Away)
+            return
+        loop.call_later(left, self._watch, now + left)
+
+    def lose(self, reason: str, replies: _Replies | None = None, error: type[Away] = Ended) -> None:
+        """End the connection and fail every call that waits on it."""
+        if self._replies is None or (replies is not None and replies is not self._replies):
+            return
+        transport, connection, calls = self._transport, self._connection, self._replies.calls
+        self._transport = self._replies = self._connection = None
+        self._out = []
+        transport.abort()
+        # redis-py forgets the connection's streams, and its pool gets a slot back.
+        task = asyncio.ensure_future(self._give_back(connection))
+        self._endings.add(task)
+        task.add_done_callback(self._endings.discard)
+        for call in calls:
+            if not call.done():
+                call.set_exception(error(reason))
+        calls.clear()
+
+    async def _give_back(self, connection: Any) -> None:
+        try:
+            with suppress(*OUTAGE):
+                await connection.disconnect(nowait=True)
+        finally:
+            await self._pool.release(connection)
+
+    async def _connect_in_time(self) -> None:
+        try:
+            async with asyncio.timeout(self._timeout_s):
+                await self.connect()
+        except TimeoutError:
+            raise Away(f"not connected within {self._timeout_s} s") from None
+
+    async def connect(self) -> None:
+        """
+        Dial if needed; whoever comes meanwhile waits for the same attempt.
+
+        Raises:
+            Away: refused, or not within the pool's own timeouts.
+        """
+        if self._transport is not None:
+            return
+        if self._dialling is None:
+            self._dialling = asyncio.ensure_future(self._dial())
+            self._dialling.add_done_callback(self._dialled)
+        await asyncio.shield(self._dialling)
+
+    def _dialled(self, task: asyncio.Task[None]) -> None:
+        self._dialling = None
+        _ignore(task)
+
+    async def _dial(self) -> None:
+        connection = None
+        try:
+            connection = await self._pool.get_connection()
+            await connection.send_command("INFO", "server")
+            info = await connection.read_response(disable_decoding=True)
+        except OUTAGE as exc:
+            if connection is not None:
+                await self._give_back(connection)
+            raise Away(explain(exc)) from None
+        except asyncio.CancelledError:
+            if connection is not None:
+                await self._give_back(connection)
+            raise
+        self._incarnation = _run_id(info)
+        # From here on redis-py only knows how to end it.
+        transport = connection._writer.transport
+        self._replies = _Replies(self, transport.get_protocol())
+        self._out = []
+        transport.set_protocol(self._replies)
+        self._connection, self._transport = connection, transport
+
+    async def close(self) -> None:
+        if self._dialling is not None:
+            self._dialling.cancel()
+            await asyncio.gather(self._dialling, return_exceptions=True)
+        self.lose("closed")
+        await asyncio.gather(*self._endings, return_exceptions=True)
+
+
+def _run_id(info: bytes) -> bytes:
+    for line in info.splitlines():
+        if line.startswith(b"run_id:"):
+            return blake2b(line[7:], digest_size=8).digest()
+    return bytes(8)
+
+
+def _ignore(task: asyncio.Task[None]) -> None:
+    """What a background task failed with is known by those who waited."""
+    if not task.cancelled():
+        task.exception()

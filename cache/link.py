@@ -1,0 +1,178 @@
+"""
+The lane behind a breaker, and what has to be made good once the server is back.
+
+An invalidation that could not be delivered is kept here; until all are
+delivered nothing read from the server is trusted, because it may hold what
+they would have removed. Both end together: one probe reconnects, delivers
+what is missing, and closes the breaker.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any
+
+import structlog
+
+from cache.breaker import Breaker
+from cache.lane import Away, Ended, Wire
+from cache.scripts import Script
+from cache.stats import Counters
+
+log = structlog.get_logger("cache.link")
+
+# More missed invalidations than this become one of everything.
+MAX_MISSED = 10_000
+EVERYTHING = ("everything", "")
+_PROBE_TIMEOUT_S = 1.0
+Missed = tuple[str, str]
+Redo = Callable[[str], Awaitable[None]]
+
+
+class Link:
+    """What the cache's parts send their commands through."""
+
+    def __init__(self, wire: Wire, counters: Counters) -> None:
+        self.wire = wire
+        self._counters = counters
+        self._breaker = Breaker(random.random)
+        self._missed: dict[Missed, None] = {}
+        self._redo: dict[str, Redo] = {}
+        self._recovery: asyncio.Task[None] | None = None
+        self._settled = asyncio.Event()
+        self._settled.set()
+        self._closed = False
+
+    @property
+    def trusted(self) -> bool:
+        """Whether what the server holds may be served."""
+        return self._settled.is_set()
+
+    @property
+    def state(self) -> str:
+        return self._breaker.state
+
+    @property
+    def missed(self) -> int:
+        """Invalidations that the server has not received yet."""
+        return len(self._missed)
+
+    def on_redo(self, kind: str, redo: Redo) -> None:
+        """How to deliver a missed invalidation of a kind, given its name."""
+        self._redo[kind] = redo
+
+    async def execute(self, *args: Any) -> Any:
+        """
+        Raises:
+            Away: at once while the breaker is open; else after the lane's timeout.
+            ResponseError: the server refused the command.
+        """
+        if not self._settled.is_set():
+            raise Away("the breaker is open")
+        try:
+            return await self.wire.execute(*args)
+        except Ended:
+            return await self._again(self.wire.execute(*args))
+        except Away as exc:
+            self.trip(exc)
+            raise
+
+    async def execute_many(self, commands: Sequence[Sequence[Any]]) -> list[Any]:
+        """The same for several, in one write."""
+        if not self._settled.is_set():
+            raise Away("the breaker is open")
+        try:
+            return await self.wire.execute_many(commands)
+        except Ended:
+            replies: list[Any] = await self._again(self.wire.execute_many(commands))
+            return replies
+        except Away as exc:
+            self.trip(exc)
+            raise
+
+    async def run(self, script: Script, keys: Sequence[Any], args: Sequence[Any] = ()) -> Any:
+        """A script; each is idempotent by the ids it is given, so it may be sent twice."""
+        if not self._settled.is_set():
+            raise Away("the breaker is open")
+        try:
+            return await script.run(self.wire, keys, args)
+        except Ended:
+            return await self._again(script.run(self.wire, keys, args))
+        except Away as exc:
+            self.trip(exc)
+            raise
+
+    async def _again(self, call: Awaitable[Any]) -> Any:
+        """Once more, on a new connection: the old one ended, as idle ones do."""
+        try:
+            return await call
+        except Away as exc:
+            self.trip(exc)
+            raise
+
+    def miss(self, *missed: Missed) -> None:
+        """Keep invalidations that did not reach the server, and trust nothing until they do."""
+        self._missed.update(dict.fromkeys(missed))
+        if len(self._missed) > MAX_MISSED:
+            self._missed = {EVERYTHING: None}
+        self._counters.invalidations_deferred += len(missed)
+        self.trip(Away("an invalidation did not arrive"))
+
+    async def settled(self) -> None:
+        """Returns once the server is reached and nothing is missed."""
+        await self._settled.wait()
+
+    def trip(self, reason: Away) -> None:
+        """Trust nothing, and try until the server is back and has what is missing."""
+        if self._closed:
+            return
+        if self._settled.is_set():
+            self._settled.clear()
+            self._counters.outages += 1
+            self._breaker.failed()
+            log.warning("cache.bypassed", error=str(reason), missed=len(self._missed))
+        if self._recovery is None:
+            self._recovery = asyncio.ensure_future(self._recover())
+
+    async def _recover(self) -> None:
+        loop = asyncio.get_running_loop()
+        start = loop.time()
+        try:
+            while True:
+                await asyncio.sleep(self._breaker.wait_s())
+                self._breaker.probe()
+                try:
+                    async with asyncio.timeout(_PROBE_TIMEOUT_S):
+                        await self.wire.connect()
+                        await self.wire.execute("PING")
+                    await self._drain()
+                except (Away, TimeoutError):
+                    self._breaker.failed()
+                except Exception as exc:  # noqa: BLE001  (recovery must not end before it succeeds)
+                    log.warning("cache.recovery_failed", error=type(exc).__name__)
+                    self._breaker.failed()
+                else:
+                    break
+        finally:
+            self._recovery = None
+        self._breaker.succeeded()
+        self._settled.set()
+        log.info("cache.trusted_again", after_s=round(loop.time() - start, 3))
+
+    async def _drain(self) -> None:
+        # The drain rule: what comes meanwhile is delivered too, before anything is trusted.
+        while self._missed:
+            kind, name = next(iter(self._missed))
+            await self._redo[kind](name)
+            self._missed.pop((kind, name), None)
+
+    async def close(self) -> None:
+        self._closed = True
+        if self._recovery is not None:
+            self._recovery.cancel()
+            await asyncio.gather(self._recovery, return_exceptions=True)
+        if self._missed:
+            log.error("cache.invalidations_lost", missed=len(self._missed))
+        await self.wire.close()

@@ -1,0 +1,93 @@
+"""open_cache: a cache from the settings. The only module here that reads them."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from cache.options import CacheOptions, LocalOptions
+from cache.pool import PoolOptions, open_pool
+from cache.sealing import Keyring
+from cache.service import Cache
+
+if TYPE_CHECKING:
+    from settings import Settings
+
+# The cache's lane and its backplane hold a connection each for as long as it is open.
+_OWN_CONNECTIONS = 2
+
+
+@asynccontextmanager
+async def open_cache(settings: Settings | None = None) -> AsyncIterator[Cache]:
+    """
+    A cache on `cache_redis_url` (or `redis_url`), closed with the block.
+
+    Opens with the server away, too: reads then go to their loaders until it comes.
+
+    Raises:
+        SettingsError: a setting is wrong.
+        MissingExtra: a setting asks for an optional package that is absent.
+        EmbeddedServerError: embedded:// could not start its server.
+    """
+    if settings is None:
+        from settings import get_settings
+
+        settings = get_settings()
+    url = settings.cache_redis_url or settings.redis_url
+    pool = pool_options(settings)
+    async with (
+        open_pool(url, pool, name="letta-cache") as client,
+        Cache(client, cache_options(settings)) as cache,
+    ):
+        yield cache
+
+
+def pool_options(settings: Settings) -> PoolOptions:
+    """How to connect, with room for the connections that a cache keeps."""
+    options = PoolOptions(
+        connect_timeout_s=settings.redis_connect_timeout_s,
+        socket_timeout_s=settings.redis_socket_timeout_s,
+        health_check_interval_s=settings.redis_health_check_interval_s,
+        max_connections=settings.redis_max_connections,
+        retries=settings.redis_retries,
+        ca_file=settings.redis_ca_file,
+        cert_file=settings.redis_cert_file,
+        key_file=settings.redis_key_file,
+    )
+    return replace(options, max_connections=options.max_connections + _OWN_CONNECTIONS)
+
+
+def cache_options(settings: Settings) -> CacheOptions:
+    """
+    How the cache behaves.
+
+    Raises:
+        MissingExtra: keys are set and the cryptography package is absent.
+    """
+    keys = settings.cache_encryption_keys
+    return CacheOptions(
+        enabled=settings.use_agent_cache,
+        ttl_s=settings.cache_agent_ttl_s,
+        negative_ttl_s=settings.cache_negative_ttl_s,
+        ttl_jitter=settings.cache_ttl_jitter,
+        early_refresh_beta=settings.cache_early_refresh_beta,
+        lease_s=settings.cache_lease_s,
+        loader_timeout_s=settings.cache_loader_timeout_s,
+        timeout_s=settings.cache_timeout_s,
+        max_value_bytes=settings.cache_max_value_bytes,
+        max_fields=settings.cache_max_fields,
+        max_dependents=settings.cache_max_dependents,
+        schema_version=settings.cache_schema_version,
+        compress_min_bytes=settings.cache_compress_min_bytes,
+        keyring=Keyring.parse(keys.get_secret_value()) if keys else None,
+        message_ttl_s=settings.cache_message_ttl_s,
+        message_window=settings.cache_message_window,
+        session_ttl_s=settings.cache_session_ttl_s,
+        local=LocalOptions(
+            ttl_s=settings.cache_local_ttl_s,
+            max_bytes=settings.cache_local_max_bytes,
+            share_objects=settings.cache_local_share_objects,
+        ),
+    )

@@ -1,0 +1,134 @@
+"""
+Cache: puts the parts together over a client, and opens and closes them.
+
+`open_cache` (cache/opening.py) is the ordinary way; embedders that have a
+client of their own use `async with Cache(client, options)`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from types import TracebackType
+from typing import Any, Self
+
+from pydantic import BaseModel
+from redis.asyncio.cluster import RedisCluster
+
+from cache.agents import AgentStateCache
+from cache.backplane import Backplane
+from cache.cluster_lane import ClusterLane
+from cache.entries import Entries
+from cache.envelope import Envelopes
+from cache.invalidation import Invalidation
+from cache.keys import CacheKeys
+from cache.lane import Away, Lane, Wire
+from cache.link import Link
+from cache.local import LocalLevel
+from cache.messages import MessageCache
+from cache.options import CacheOptions
+from cache.readthrough import ReadThrough
+from cache.records import Records
+from cache.slots import Parts
+from cache.stats import Counters, PerAgent
+
+_FIRST_CONNECT_S = 2.0
+
+
+class Cache:
+    """
+    A cache over one server. Use it as a context manager, in one event loop.
+
+    Args:
+        client: a `redis.asyncio.Redis` or `RedisCluster`, not decoding responses; the cache
+            takes one connection of its pool for commands and one for the backplane.
+
+    Attributes:
+        agents: states, blocks, contexts and sessions of agents.
+        messages: the newest messages of conversations.
+    """
+
+    def __init__(self, client: Any, options: CacheOptions | None = None) -> None:
+        self.options = options = options or CacheOptions()
+        self._client = client
+        self._counters = counters = Counters()
+        cluster = isinstance(client, RedisCluster)
+        lane = ClusterLane if cluster else Lane
+        self._wire: Wire = lane(client, timeout_s=options.timeout_s)
+        self._link = link = Link(self._wire, counters)
+        keys = CacheKeys(options.prefix)
+        envelopes = Envelopes(
+            schema_version=options.schema_version,
+            compress_min_bytes=options.compress_min_bytes,
+            max_value_bytes=options.max_value_bytes,
+            keyring=options.keyring,
+        )
+        entries = Entries(link, envelopes, options, counters)
+        self._backplane = backplane = Backplane(client, link, keys.backplane)
+        self._local = LocalLevel(options.local, counters) if options.local.enabled else None
+        if self._local is not None:
+            self._local.usable = lambda: backplane.caught_up
+        self._flights = ReadThrough(backplane, options, counters)
+        invalidation = Invalidation(
+            client, entries, backplane, local=self._local, flights=self._flights,
+            options=options, counters=counters, cluster=cluster,
+        )  # fmt: skip
+        self.parts = Parts(
+            options, keys, entries, self._flights, invalidation, backplane, self._local,
+            counters, PerAgent(),
+        )  # fmt: skip
+        self._models = envelopes.models
+        self.agents = AgentStateCache(self.parts)
+        self.messages = MessageCache(self.parts, Records(options))
+
+    async def __aenter__(self) -> Self:
+        """Connects, for a moment only: a server that is away may come later."""
+        if self.options.enabled:
+            try:
+                async with asyncio.timeout(_FIRST_CONNECT_S):
+                    await self._wire.connect()
+                    if self._local is not None:
+                        await self._backplane.listen()
+            except (Away, TimeoutError) as exc:
+                self._link.trip(Away(str(exc) or "not connected in time"))
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        await self._flights.close()
+        await self._backplane.close()
+        await self._link.close()
+
+    def register(self, *models: type[BaseModel]) -> None:
+        """Name the pydantic classes that may be read before any was stored by this process."""
+        for model in models:
+            self._models.add(model)
+
+    async def settled(self) -> None:
+        """Returns once the server is reached and holds every invalidation made here."""
+        await self._link.settled()
+
+    async def invalidate_everything(self) -> None:
+        """Forget all values and windows, of every process that shares the prefix."""
+        if self.options.enabled:
+            await self.parts.invalidation.everything()
+
+    def stats(self) -> dict[str, int]:
+        """
+        Counters since it was opened, and gauges of now.
+
+        Gauges: `breaker_open` and `trusted` 0 or 1, `invalidations_missed`,
+        `local_values`, `local_bytes`.
+        """
+        local = self._local
+        return {
+            **self._counters.as_dict(),
+            "breaker_open": int(self._link.state != "closed"),
+            "trusted": int(self._link.trusted),
+            "invalidations_missed": self._link.missed,
+            "local_values": 0 if local is None else len(local),
+            "local_bytes": 0 if local is None else local.size_bytes,
+        }

@@ -1,0 +1,52 @@
+"""Caches for tests: on their own prefix, patient with a busy machine."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from typing import Any
+
+from cache import Cache, CacheOptions
+from cache.pool import PoolOptions, open_pool
+
+PATIENT_S = 5.0
+
+
+@asynccontextmanager
+async def cache_on(url: str, prefix: str, **options: Any) -> AsyncIterator[Cache]:
+    """
+    A cache with a client of its own, as another process has one.
+
+    Its patience with the server is long unless the test is about outages.
+    """
+    chosen = replace(CacheOptions(prefix=prefix, timeout_s=PATIENT_S), **options)
+    async with (
+        open_pool(url, PoolOptions(), name="test-cache") as client,
+        Cache(client, chosen) as cache,
+    ):
+        yield cache
+
+
+class Loader:
+    """A loader that counts its calls, answers from `value`, and can be held in the middle."""
+
+    def __init__(self, value: Any = None) -> None:
+        self.value = value
+        self.calls = 0
+        self.started = asyncio.Event()
+        self.go = asyncio.Event()
+        self.go.set()
+
+    def hold(self) -> None:
+        self.go.clear()
+
+    async def __call__(self) -> Any:
+        self.calls += 1
+        value = self.value
+        self.started.set()
+        await self.go.wait()
+        if isinstance(value, BaseException):
+            raise value
+        return value
