@@ -1,0 +1,52 @@
+"""What every command of `letta-workers` shares: errors as one line, JSON or text, an open queue."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+import click
+
+from cache.errors import CacheError
+from settings import SettingsError, load_settings
+from worker import open_queue
+from worker.client import JobQueue
+from worker.errors import WorkerError
+
+EXIT_FAILED, EXIT_USAGE, EXIT_INTERRUPTED = 1, 2, 130
+
+json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON, for programs.")
+
+
+class Commands(click.Group):
+    """Turns our errors into one line and an exit code: 1 failed, 2 wrong setting or usage."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except SettingsError as exc:
+            click.echo(str(exc), err=True)
+            raise SystemExit(EXIT_USAGE) from None
+        except (WorkerError, CacheError) as exc:
+            click.echo(f"error: {exc}", err=True)
+            raise SystemExit(EXIT_FAILED) from None
+        except (KeyboardInterrupt, asyncio.CancelledError):
+            raise SystemExit(EXIT_INTERRUPTED) from None
+
+
+def show(data: Any, as_json: bool, lines: Callable[[], list[str]]) -> None:
+    """Print data as JSON, or the lines a person reads."""
+    text = json.dumps(data, default=str, indent=2) if as_json else "\n".join(lines())
+    click.echo(text)
+
+
+def with_queue(work: Callable[[JobQueue], Coroutine[Any, Any, Any]]) -> Any:
+    """Run a coroutine with an open queue client and return its result."""
+
+    async def run() -> Any:
+        async with open_queue(load_settings()) as queue:
+            return await work(queue)
+
+    return asyncio.run(run())
