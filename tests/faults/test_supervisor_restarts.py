@@ -119,12 +119,12 @@ async def test_without_a_heartbeat_timeout_a_stopped_child_is_left_alone() -> No
 
 
 async def test_a_supervisor_that_was_stopped_itself_blames_no_child() -> None:
-    async with supervised("serve", heartbeat_timeout_s=1) as running:
+    async with supervised("serve", heartbeat_timeout_s=3) as running:
         child = await running.event("supervisor.child_ready")
         # As a frozen container does: both stop, both go on.
         os.kill(child["pid"], signal.SIGSTOP)
         running.signal(signal.SIGSTOP)
-        await _later(child["pid"], by_s=2.0)
+        await _later(child["pid"], by_s=4.0)
         running.signal(signal.SIGCONT)
         os.kill(child["pid"], signal.SIGCONT)
 
