@@ -287,7 +287,7 @@ class Settings(BaseSettings):
         le=3600,
         description=(
             "A worker process whose event loop is silent for longer is killed and replaced, "
-            "seconds; its start must fit in. 0: never, for a debugger."
+            "seconds: 5 or more, since its start must fit in; 0: never, for a debugger."
         ),
     )
     worker_max_crashes: int = Field(
@@ -473,6 +473,13 @@ class Settings(BaseSettings):
             if not equals:
                 raise ValueError("lacks '=<cron expression>' after package.module:coroutine")
             _require_cron(expression.strip())
+        return value
+
+    @field_validator("worker_heartbeat_timeout_s")
+    @classmethod
+    def _heartbeat_timeout(cls, value: float) -> float:
+        if 0 < value < 5:
+            raise ValueError("would kill workers while they start; accepted: 0 (off), or 5 to 3600")
         return value
 
     @field_validator("llm_batch_cron")

@@ -37,6 +37,7 @@ def test_defaults_are_the_documented_ones() -> None:
         ("LETTA_WORKER_FUNCTIONS", "no_colon", "package.module:coroutine"),
         ("LETTA_WORKER_CRONS", "a.b:c", "cron expression"),
         ("LETTA_WEBHOOK_TIMEOUT_S", "inf", "accepted: float, > 0, <= 120"),
+        ("LETTA_WORKER_HEARTBEAT_TIMEOUT_S", "2", "accepted: 0 (off), or 5 to 3600"),
     ],
 )
 def test_a_wrong_value_is_one_line_that_names_variable_and_remedy(
