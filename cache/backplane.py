@@ -20,6 +20,7 @@ from cache.keys import CACHE_BACKPLANE_EVENTS, CACHE_MAX_TTL_S
 from cache.lane import Away
 from cache.link import Link
 from cache.pool import OUTAGE, explain
+from cache.tasks import end
 
 log = structlog.get_logger("cache.backplane")
 
@@ -163,10 +164,7 @@ class Backplane:
                         self._wake_here(name)
 
     async def close(self) -> None:
-        tasks = [*self._publishing, *([self._task] if self._task else [])]
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await end([*self._publishing, *([self._task] if self._task else [])])
 
 
 def _order(event_id: bytes) -> tuple[int, int]:

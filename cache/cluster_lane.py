@@ -15,6 +15,7 @@ from redis.exceptions import RedisError, ResponseError
 
 from cache.lane import Away
 from cache.pool import OUTAGE, explain
+from cache.tasks import end
 
 
 class ClusterLane:
@@ -93,6 +94,4 @@ class ClusterLane:
                 call.set_result(reply)
 
     async def close(self) -> None:
-        for task in list(self._tasks):
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await end(list(self._tasks))

@@ -119,7 +119,7 @@ class Envelopes:
         if len(data) < HEADER_BYTES:
             return None
         head = _HEADER.unpack_from(data)
-        if head[0] != MAGIC or head[1] != VERSION or head[5] != self._schema:
+        if head[:2] != (MAGIC, VERSION) or head[3] > _ZSTD | _ENCRYPTED or head[5] != self._schema:
             return None
         if len(data) != HEADER_BYTES + head[4] + head[14]:
             return None

@@ -24,6 +24,7 @@ import hiredis
 from redis.exceptions import NoScriptError, ResponseError
 
 from cache.pool import OUTAGE, explain
+from cache.tasks import end
 
 _BUFFER_BYTES = 256 * 1024
 # A timer that fires this much late tells of a busy event loop, not of a silent server.
@@ -280,8 +281,7 @@ class Lane:
 
     async def close(self) -> None:
         if self._dialling is not None:
-            self._dialling.cancel()
-            await asyncio.gather(self._dialling, return_exceptions=True)
+            await end([self._dialling])
         self.lose("closed")
         await asyncio.gather(*self._endings, return_exceptions=True)
 

@@ -20,6 +20,7 @@ from cache.breaker import Breaker
 from cache.lane import Away, Ended, Wire
 from cache.scripts import Script
 from cache.stats import Counters
+from cache.tasks import end
 
 log = structlog.get_logger("cache.link")
 
@@ -171,8 +172,7 @@ class Link:
     async def close(self) -> None:
         self._closed = True
         if self._recovery is not None:
-            self._recovery.cancel()
-            await asyncio.gather(self._recovery, return_exceptions=True)
+            await end([self._recovery])
         if self._missed:
             log.error("cache.invalidations_lost", missed=len(self._missed))
         await self.wire.close()

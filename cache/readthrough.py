@@ -31,6 +31,7 @@ from cache.errors import LoaderTimeout, NotEncodable
 from cache.lane import Away
 from cache.options import CacheOptions
 from cache.stats import Counters
+from cache.tasks import end
 
 log = structlog.get_logger("cache.readthrough")
 
@@ -130,9 +131,11 @@ class ReadThrough:
             del self._flights[name]
 
     async def close(self) -> None:
-        for task in list(self._running):
-            task.cancel()
-        await asyncio.gather(*self._running, return_exceptions=True)
+        # Cancelled flights give their leases back, in tasks that come after them.
+        await end(list(self._running))
+        if self._running:
+            await asyncio.wait(self._running, timeout=self._options.timeout_s)
+            await end(list(self._running))
 
     async def _read(self, slot: Slot) -> Reading | None:
         try:

@@ -60,7 +60,7 @@ class Records:
 
     def _open_sealed(self, record: bytes, place: bytes) -> Any:
         assert self._keyring is not None  # noqa: S101
-        if record[0] != _FORMAT or not record[1] & _ENCRYPTED:
+        if record[0] != _FORMAT or record[1] not in {_ENCRYPTED, _ENCRYPTED | _ZSTD}:
             raise Unreadable("in clear, where only sealed messages are trusted")
         body = self._keyring.decrypt(record[2:], place)
         if record[1] & _ZSTD:

@@ -1,0 +1,216 @@
+"""Envelopes and sealing: what is not ours, not whole or not for us is unreadable, never an error."""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import os
+import pickle
+import sys
+import zlib
+from typing import Any
+
+import pytest
+from pydantic import BaseModel, Field
+
+from cache.envelope import HEADER_BYTES, Envelopes, Stamp, UnknownModel, Unreadable
+from cache.errors import CodecError, MissingExtra, NotEncodable
+from cache.options import CacheOptions
+from cache.records import Records
+from cache.sealing import Keyring, decompress, parse_keys
+
+STAMP = Stamp(b"fill-id!", b"run-id!!", 1000, 2000, load_us=7)
+PLACE = b"lc:{a1}\0s:"
+
+
+class Aliased(BaseModel):
+    name: str = Field(alias="agentName")
+
+
+def _keys(*names: str) -> str:
+    return " ".join(f"{n}:{base64.b64encode(n[0].encode() * 32).decode()}" for n in names)
+
+
+def _round(envelopes: Envelopes, value: Any) -> Any:
+    data = envelopes.seal(value, STAMP, PLACE)
+    assert envelopes.stamp_of(data) is not None
+    return envelopes.open(data, PLACE)
+
+
+@pytest.mark.parametrize("value", [b"", b"\x00", {"a": None}, [], "ü", 1.5, None, {1: b"x"}])
+def test_values_come_back(value: Any) -> None:
+    assert _round(Envelopes(), value) == value
+
+
+def test_the_stamp_comes_back_with_an_etag_of_the_content() -> None:
+    envelopes = Envelopes()
+    first = envelopes.stamp_of(envelopes.seal({"a": 1}, STAMP, PLACE))
+    again = envelopes.stamp_of(envelopes.seal({"a": 1}, STAMP, PLACE))
+    other = envelopes.stamp_of(envelopes.seal({"a": 2}, STAMP, PLACE))
+    assert first is not None
+    assert (first.fill_id, first.incarnation, first.load_us) == (b"fill-id!", b"run-id!!", 7)
+    assert (first.fresh_until_ms, first.kept_until_ms) == (1000, 2000)
+    assert again is not None
+    assert other is not None
+    assert first.etag == again.etag != other.etag
+
+
+def test_the_scripts_find_the_fill_id_in_bytes_9_to_16() -> None:
+    assert Envelopes().seal(1, STAMP, PLACE)[8:16] == b"fill-id!"
+
+
+def test_a_model_with_aliases_comes_back() -> None:
+    assert _round(Envelopes(), Aliased(agentName="Ada")) == Aliased(agentName="Ada")
+
+
+def test_a_model_class_is_never_imported_because_bytes_name_it() -> None:
+    data = Envelopes().seal(Aliased(agentName="Ada"), STAMP, PLACE)
+    with pytest.raises(UnknownModel):
+        Envelopes().open(data, PLACE)
+    assert Envelopes().open(data, PLACE, Aliased).name == "Ada"
+
+
+@pytest.mark.parametrize("value", [object(), {"f": lambda: 1}, Ellipsis])
+def test_what_has_no_safe_encoding_is_refused(value: Any) -> None:
+    with pytest.raises(NotEncodable):
+        Envelopes().seal(value, STAMP, PLACE)
+
+
+@pytest.mark.parametrize("cut", [0, 1, 7, 16, HEADER_BYTES - 1, HEADER_BYTES, -1])
+def test_a_value_cut_short_is_unreadable(cut: int) -> None:
+    data = Envelopes().seal({"a": [1] * 50}, STAMP, PLACE)
+    assert Envelopes().stamp_of(data[:cut]) is None
+
+
+def test_a_value_with_more_behind_it_is_unreadable() -> None:
+    data = Envelopes().seal({"a": 1}, STAMP, PLACE)
+    assert Envelopes().stamp_of(data + b"x") is None
+
+
+@pytest.mark.parametrize("value", [b"raw " * 50, {"a": [1] * 50}, Aliased(agentName="Ada" * 50)])
+def test_an_altered_value_is_unreadable(value: Any) -> None:
+    envelopes = Envelopes()
+    data = bytearray(envelopes.seal(value, STAMP, PLACE))
+    data[-20] ^= 1
+    with pytest.raises(Unreadable):
+        envelopes.open(bytes(data), PLACE)
+
+
+def test_every_altered_byte_of_a_header_is_harmless() -> None:
+    envelopes = Envelopes()
+    data = envelopes.seal({"a": 1}, STAMP, PLACE)
+    for place in range(HEADER_BYTES):
+        altered = bytearray(data)
+        altered[place] ^= 0xFF
+        stamp = envelopes.stamp_of(bytes(altered))
+        if stamp is not None:
+            with contextlib.suppress(Unreadable):
+                envelopes.open(bytes(altered), PLACE)
+
+
+@pytest.mark.parametrize(
+    "data", [b"", b"x" * 200, pickle.dumps({"a": 1}), b"\x80\x04", os.urandom(500)]
+)
+def test_foreign_bytes_are_unreadable(data: bytes) -> None:
+    assert Envelopes().stamp_of(data) is None
+
+
+def test_another_schema_version_is_unreadable() -> None:
+    data = Envelopes(schema_version=1).seal(1, STAMP, PLACE)
+    assert Envelopes(schema_version=2).stamp_of(data) is None
+
+
+def test_values_over_a_size_are_compressed() -> None:
+    envelopes = Envelopes(compress_min_bytes=1000)
+    small, large = b"x" * 100, b"x" * 10_000
+    assert len(envelopes.seal(small, STAMP, PLACE)) > 100
+    assert len(envelopes.seal(large, STAMP, PLACE)) < 500
+    assert _round(envelopes, large) == large
+    # Who does not compress reads it all the same.
+    assert Envelopes().open(envelopes.seal(large, STAMP, PLACE), PLACE) == large
+
+
+def test_a_hostile_frame_is_not_inflated() -> None:
+    import zstandard
+
+    bomb = zstandard.ZstdCompressor().compress(bytes(50_000_000))
+    with pytest.raises(CodecError):
+        decompress(bomb, 1_000_000)
+
+
+def test_without_zstandard_compressed_values_are_unreadable_and_asking_is_an_error(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from cache import sealing
+
+    data = Envelopes(compress_min_bytes=10).seal(b"x" * 100, STAMP, PLACE)
+    sealing._zstd.cache_clear()
+    monkeypatch.setitem(sys.modules, "zstandard", None)
+    with pytest.raises(Unreadable):
+        Envelopes().open(data, PLACE)
+    with pytest.raises(MissingExtra, match=r"letta-redis\[zstd\]"):
+        Envelopes(compress_min_bytes=10)
+
+
+def test_without_cryptography_a_keyring_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "cryptography.hazmat.primitives.ciphers.aead", None)
+    with pytest.raises(MissingExtra, match=r"letta-redis\[encryption\]"):
+        Keyring.parse(_keys("a"))
+
+
+def test_sealed_values_hold_nothing_in_clear() -> None:
+    envelopes = Envelopes(keyring=Keyring.parse(_keys("a")), compress_min_bytes=64)
+    for value in (b"PLAINSECRET", {"k": "PLAINSECRET" * 20}, Aliased(agentName="PLAINSECRET")):
+        data = envelopes.seal(value, STAMP, PLACE)
+        assert b"PLAINSECRET" not in data
+        assert zlib.crc32(b"PLAINSECRET").to_bytes(4) not in data
+        assert envelopes.open(data, PLACE) == value
+
+
+def test_keys_rotate() -> None:
+    old = Envelopes(keyring=Keyring.parse(_keys("old")))
+    both = Envelopes(keyring=Keyring.parse(_keys("new", "old")))
+    new = Envelopes(keyring=Keyring.parse(_keys("new")))
+    assert both.open(old.seal(1, STAMP, PLACE), PLACE) == 1
+    assert new.open(both.seal(1, STAMP, PLACE), PLACE) == 1
+    with pytest.raises(Unreadable):
+        new.open(old.seal(1, STAMP, PLACE), PLACE)
+
+
+def test_a_sealed_value_moved_to_another_place_does_not_open() -> None:
+    envelopes = Envelopes(keyring=Keyring.parse(_keys("a")))
+    with pytest.raises(Unreadable):
+        envelopes.open(envelopes.seal(1, STAMP, PLACE), b"lc:{a2}\0s:")
+
+
+def test_with_keys_only_sealed_values_are_trusted_and_without_them_none_is() -> None:
+    clear, sealed = Envelopes(), Envelopes(keyring=Keyring.parse(_keys("a")))
+    with pytest.raises(Unreadable):
+        sealed.open(clear.seal(1, STAMP, PLACE), PLACE)
+    with pytest.raises(Unreadable):
+        clear.open(sealed.seal(1, STAMP, PLACE), PLACE)
+
+
+@pytest.mark.parametrize(
+    "text", ["x", "a:zz", "a:" + base64.b64encode(b"k" * 31).decode(), _keys("a", "a"), ":x"]
+)
+def test_a_wrong_key_is_named_without_its_bytes(text: str) -> None:
+    with pytest.raises(ValueError, match="id:base64") as error:
+        parse_keys(text)
+    assert text not in str(error.value)
+
+
+@pytest.mark.parametrize("how", ["clear", "zstd", "sealed", "both"])
+def test_messages_come_back(how: str) -> None:
+    options = CacheOptions(
+        compress_min_bytes=64 if how in {"zstd", "both"} else 0,
+        keyring=Keyring.parse(_keys("a")) if how in {"sealed", "both"} else None,
+    )
+    records = Records(options)
+    message = {"id": "m1", "sequence_id": 1, "text": "PLAINSECRET" * 20}
+    record = records.seal(message, PLACE)
+    assert (b"PLAINSECRETPLAINSECRET" in record) is (how == "clear")
+    assert records.open_all([record], PLACE) == [message]
+    for broken in (b"", b"\xc1", record[:-1], b"\xc1\x07" + record[2:], b"x" + record[1:]):
+        with pytest.raises(Unreadable):
+            records.open_all([broken], PLACE)
