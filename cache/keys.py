@@ -96,6 +96,35 @@ class QueueKeys:
     def llm_dedupe(self, digest: str) -> str:
         return f"{self.prefix}llm:dedupe:{digest}"
 
+    @property
+    def parked(self) -> str:
+        return f"{self.prefix}parked"
+
+    @property
+    def dead(self) -> str:
+        return f"{self.prefix}dead"
+
+    def dead_job(self, job_id: str) -> str:
+        return f"{self.prefix}dead:{job_id}"
+
+    def unique(self, name: str) -> str:
+        return f"{self.prefix}unique:{name}"
+
+    def gather(self, gather_id: str) -> str:
+        return f"{self.prefix}gather:{gather_id}"
+
+    def last_turn(self, worker_id: str) -> str:
+        return f"{self.prefix}turn:{worker_id}"
+
+    def worker(self, worker_id: str) -> str:
+        """One worker's heartbeat: JSON."""
+        return f"{self.prefix}worker:{worker_id}"
+
+    @property
+    def workers(self) -> str:
+        """Sorted set: worker id -> last heartbeat, Unix ms."""
+        return f"{self.prefix}workers"
+
 
 _ENDS = "deleted when the job ends"
 
@@ -270,4 +299,67 @@ CACHE_CATALOGUE: tuple[KeySpec, ...] = (
     ),
 )
 
-CATALOGUE: tuple[KeySpec, ...] = QUEUE_CATALOGUE + CACHE_CATALOGUE
+ENGINE_CATALOGUE: tuple[KeySpec, ...] = (
+    KeySpec(
+        "arq:queue:running",
+        "sorted set",
+        "id of a running job -> its lease's end, Unix ms",
+        "one member a running job",
+    ),
+    KeySpec(
+        "arq:queue:schedules",
+        "sorted set",
+        "id of a repeating job -> its next run, Unix ms",
+        "one member a schedule",
+    ),
+    KeySpec(
+        "arq:queue:schedules:jobs",
+        "hash",
+        "id of a repeating job -> msgpack: job, rhythm",
+        "one field a schedule",
+    ),
+    KeySpec(
+        "arq:queue:cron", "hash", "name of a cron job -> its last tick, Unix ms", "one field a cron"
+    ),
+    KeySpec(
+        "arq:queue:listener",
+        "string",
+        "the worker that listens for stock clients' jobs",
+        "TTL three heartbeats",
+    ),
+    KeySpec("arq:parked", "hash", "id of a job of unknown name -> since, Unix ms", _ENDS),
+    KeySpec(
+        "arq:dead",
+        "sorted set",
+        "id of a dead letter -> when it died, Unix ms",
+        "LETTA_QUEUE_DEAD_MAX, LETTA_QUEUE_DEAD_MAX_AGE_S",
+    ),
+    KeySpec(
+        "arq:dead:<id>",
+        "hash",
+        "a dead letter: raw body, reason, error, tries, times",
+        "with its place in arq:dead; TTL LETTA_QUEUE_DEAD_MAX_AGE_S",
+    ),
+    KeySpec(
+        "arq:unique:<key>",
+        "string",
+        "id of the job that holds a unique key",
+        "freed with the job (or when it starts), or TTL of the window",
+    ),
+    KeySpec("arq:gather:<id>", "hash", "results of a gathering's jobs so far", "TTL 7 d"),
+    KeySpec(
+        "arq:turn:<worker>",
+        "string",
+        "a worker's last turn, so that one sent twice counts once",
+        "TTL four leases + 60 s",
+    ),
+    KeySpec("arq:worker:<id>", "string", "JSON: a worker's heartbeat", "TTL three heartbeats"),
+    KeySpec(
+        "arq:workers",
+        "sorted set",
+        "worker id -> last heartbeat, Unix ms",
+        "members without a heartbeat for 60 s are removed",
+    ),
+)
+
+CATALOGUE: tuple[KeySpec, ...] = QUEUE_CATALOGUE + ENGINE_CATALOGUE + CACHE_CATALOGUE

@@ -22,7 +22,13 @@ from typing import Any
 from urllib.parse import parse_qsl, unquote, urlsplit
 
 import structlog
-from redis.asyncio import BlockingConnectionPool, Redis, SSLConnection, UnixDomainSocketConnection
+from redis.asyncio import (
+    BlockingConnectionPool,
+    ConnectionPool,
+    Redis,
+    SSLConnection,
+    UnixDomainSocketConnection,
+)
 from redis.asyncio.cluster import ClusterNode, RedisCluster
 from redis.asyncio.connection import Connection
 from redis.asyncio.retry import Retry
@@ -242,6 +248,36 @@ async def open_pool(
     finally:
         if is_embedded:
             embedded.release(url)
+
+
+def sibling(client: Any, *, name: str, socket_timeout_s: float | None = None) -> Redis:
+    """
+    A client of the same server with connections of its own, for another event loop.
+
+    Takes any client over a connection pool (this module's, or arq's); a cluster has none.
+    """
+    pool = client.connection_pool
+    keywords = {**pool.connection_kwargs, "client_name": name}
+    # Nothing may wait for ever on a server that hangs.
+    keywords["socket_timeout"] = socket_timeout_s or keywords.get("socket_timeout") or 5.0
+    keywords["socket_connect_timeout"] = keywords.get("socket_connect_timeout") or 2.0
+    if not isinstance(pool, SentinelConnectionPool):
+        return Redis(
+            connection_pool=ConnectionPool(connection_class=pool.connection_class, **keywords)
+        )
+    keywords.pop("connection_pool", None)
+    nodes = [s.connection_pool.connection_kwargs for s in pool.sentinel_manager.sentinels]
+    sentinel = Sentinel(
+        [(node["host"], node["port"]) for node in nodes],
+        sentinel_kwargs=dict(pool.sentinel_manager.sentinel_kwargs),
+    )
+    # The pool chooses its class by `ssl`; the original has that choice in place already.
+    tls = issubclass(pool.connection_class, SSLConnection)
+    return Redis(
+        connection_pool=SentinelConnectionPool(
+            pool.service_name, sentinel, **keywords, **({"ssl": True} if tls else {})
+        )
+    )
 
 
 async def close_client(client: Any) -> None:

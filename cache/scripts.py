@@ -2,8 +2,8 @@
 Lua scripts as files: loads `lua/*.lua` of a package and runs them by digest.
 
 A script's first comment is its contract. A line `--@include name` is replaced
-by the file `_name.lua` of the same folder or of this package's, so that two
-scripts that must agree on a step share its text.
+by the file `_name.lua` of the same folder or of a package that the caller
+names, so that two scripts that must agree on a step share its text.
 """
 
 from __future__ import annotations
@@ -41,16 +41,17 @@ class Script:
         return f"Script({self.name!r})"
 
 
-def _read(package: str, name: str) -> str:
-    for home in (package, "cache"):
+def _read(packages: Sequence[str], name: str) -> str:
+    for home in packages:
         path = files(home) / "lua" / f"{name}.lua"
         if path.is_file():
             return path.read_text(encoding="utf-8")
-    raise FileNotFoundError(f"no lua/{name}.lua in {package} or cache")
+    raise FileNotFoundError(f"no lua/{name}.lua in {' or '.join(packages)}")
 
 
 @cache
-def load(package: str, name: str) -> Script:
-    """The script `lua/<name>.lua` of an importable package, with its includes in place."""
-    source = _INCLUDE.sub(lambda match: _read(package, "_" + match[1]), _read(package, name))
+def load(package: str, name: str, *shared: str) -> Script:
+    """The script `lua/<name>.lua` of a package; its includes come from there, `shared` or cache."""
+    homes = (package, *shared, "cache")
+    source = _INCLUDE.sub(lambda match: _read(homes, "_" + match[1]), _read([package], name))
     return Script(name, source)

@@ -14,6 +14,7 @@ WorkerError
 ├── ResultTimeout                  no result yet: also a TimeoutError
 ├── NotFound                       no job, delivery or request of that id (any more): also a LookupError
 ├── RequestFailed(kind, message)   an LLM request ended with its own error
+├── UnsafeServer                   the queue's server may lose jobs; the message names the remedy
 └── JobError                       raised inside a job, read by the retry policy
     ├── Transient                  another attempt may succeed
     └── Permanent                  never retry
@@ -83,6 +84,10 @@ class NotFound(WorkerError, LookupError):
 
 class RequestFailed(JobFailed):
     """An LLM request ended with its own error; the other items of its batch are untouched."""
+
+
+class UnsafeServer(WorkerError):
+    """The queue's server is set up so that it may drop jobs; the worker does not start."""
 
 
 class JobError(WorkerError):

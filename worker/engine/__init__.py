@@ -1,0 +1,9 @@
+"""The engine: arq's Worker, rebuilt so that it loses nothing. See worker/engine/worker.py."""
+
+from __future__ import annotations
+
+from worker.engine.options import EngineOptions, JobFunction, job
+from worker.engine.worker import Worker, new_worker_id
+from worker.policy.retry import RetryPolicy
+
+__all__ = ["EngineOptions", "JobFunction", "RetryPolicy", "Worker", "job", "new_worker_id"]

@@ -1,0 +1,44 @@
+"""
+What follows a job that succeeded: the job named by `then`, or its part of a gathering.
+
+A job's options (`o` in its body) hold `then`: {f, a, k, id, q, o} and `g`: {id, i}.
+Both are written with the end of the job, in the same script.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from cache import codec
+from worker.engine.records import blob
+
+
+def following(job_id: str, options: Mapping[str, Any], result: Any) -> dict[str, Any]:
+    """
+    The details that an end needs for what follows; the next job's id derives from this one's.
+
+    Raises:
+        cache.errors.NotEncodable: the result cannot be handed on.
+    """
+    details: dict[str, Any] = {}
+    then = options.get("then")
+    if then is not None:
+        body = {
+            "t": None,
+            "f": then["f"],
+            "a": [result, *then["a"]],
+            "k": then["k"],
+            "et": then["et"],
+            "o": then.get("o") or {},
+        }
+        next_id = then.get("id") or f"{job_id}:then"
+        details["jobs"] = [{"id": next_id, "queue": then["q"], "body": blob(codec.encode(body))}]
+    part = options.get("g")
+    if part is not None:
+        details["gather"] = {
+            "id": part["id"],
+            "index": part["i"],
+            "value": blob(codec.encode(result)),
+        }
+    return details

@@ -1,0 +1,173 @@
+"""
+Cron jobs and repeating jobs: each tick once, whatever the number of workers.
+
+Every worker computes the ticks by the server's clock; the script lets one of
+them enqueue (lua/cron.lua). The last tick is kept on the server, so that ticks
+which passed while no worker was up are known: they run once, or are skipped.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import uuid
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime, tzinfo
+from typing import Any
+
+import structlog
+from arq.cron import CronJob
+from cronsim import CronSim
+
+from cache import codec
+from cache.pool import OUTAGE
+from cache.scripts import load
+from worker.engine.records import EngineKeys
+
+log = structlog.get_logger("worker.engine")
+
+_CRON = load("worker.engine", "cron", "worker.effects")
+_SCHEDULE = load("worker.engine", "schedule_run", "worker.effects")
+# Looks at the clock at least this often: the server's may be set.
+_LOOK_S = 10.0
+_RETRY_S = 1.0
+_MOST_SCHEDULES = 100
+# Starts of several workers together are one start.
+_STARTUP_MS = 10_000
+_BAD_SCHEDULE_MS = 3_600_000
+
+
+class CronRunner:
+    """Enqueues what the clock asks for. Times are Unix ms by the server's clock."""
+
+    def __init__(
+        self,
+        client: Any,
+        keys: EngineKeys,
+        jobs: Sequence[CronJob],
+        *,
+        encode: Callable[[dict[str, Any]], bytes],
+        missed: str,
+        now_ms: Callable[[], int],
+        timezone: tzinfo | None,
+    ) -> None:
+        self._client = client
+        self._keys = keys
+        self._jobs = jobs
+        self._encode = encode
+        self._missed = missed
+        self._now_ms = now_ms
+        self._timezone = timezone
+        self._next: dict[str, int] = {}
+        self._busy = False
+
+    async def run(self) -> None:
+        """Enqueue each tick as it comes, until cancelled."""
+        while self._jobs:
+            try:
+                wait_s = await self.tick()
+            except OUTAGE:
+                wait_s = _RETRY_S  # the pump tells
+            await asyncio.sleep(wait_s)
+
+    async def tick(self) -> float:
+        """Enqueue what is due; returns the seconds until the next tick, at most 10."""
+        for job in self._jobs:
+            if job.name not in self._next:
+                await self._begin(job)
+            due = self._next[job.name]
+            if due <= self._now_ms():
+                await self._fire(job, due)
+                self._next[job.name] = max(self.after(job, due), self.after(job, self._now_ms()))
+        waits = [(due - self._now_ms()) / 1000 for due in self._next.values()]
+        return max(0.001, min([_LOOK_S, *waits]))
+
+    def after(self, job: CronJob, moment_ms: int) -> int:
+        """The job's first tick after a moment."""
+        job.calculate_next(datetime.fromtimestamp(moment_ms / 1000, tz=self._timezone or UTC))
+        assert job.next_run is not None  # noqa: S101
+        return round(job.next_run.timestamp() * 1000)
+
+    async def _begin(self, job: CronJob) -> None:
+        now = self._now_ms()
+        if job.run_at_startup:
+            await self._fire(job, now - now % _STARTUP_MS, name=f"startup:{job.name}")
+        await self._client.hsetnx(self._keys.cron, job.name, now)
+        last = int(await self._client.hget(self._keys.cron, job.name) or now)
+        missed = self.after(job, last)
+        # Further behind than now, or the clock was set back.
+        if missed <= now and job.unique:
+            if self._missed == "once":
+                log.info("cron.catching_up", task=job.name, tick_ms=missed)
+                await self._fire(job, missed)
+            await self._client.hset(self._keys.cron, job.name, now)
+        self._next[job.name] = self.after(job, now)
+
+    async def _fire(self, job: CronJob, tick: int, *, name: str | None = None) -> None:
+        unique_id = f"{name or job.name}:{tick}" if job.unique else uuid.uuid4().hex
+        job_id = job.job_id or unique_id
+        body = {"t": None, "f": job.name, "a": [], "k": {}, "et": self._now_ms()}
+        args = [name or job.name, tick, job_id, self._encode(body), int(job.unique)]
+        if await _CRON.run(self._client, [self._keys.cron, *self._job_keys(job_id)], args):
+            log.info("cron.enqueued", task=job.name, job_id=job_id)
+
+    def _job_keys(self, job_id: str, queue: str | None = None) -> list[str]:
+        base = self._keys.base
+        queue = queue or self._keys.default_queue
+        return [queue, base.job(job_id), base.result(job_id), self._keys.wake]
+
+    # -- repeating jobs, registered by clients -------------------------------------
+
+    async def run_schedules(self) -> None:
+        """Enqueue every repeating job that is due and set its next run."""
+        if self._busy:
+            return
+        self._busy = True
+        try:
+            due = await self._client.zrange(
+                self._keys.schedules,
+                *("-inf", self._now_ms()),
+                byscore=True,
+                offset=0,
+                num=_MOST_SCHEDULES,
+                withscores=True,
+            )
+            for id_, score in due:
+                await self._run_schedule(id_, int(score))
+        except OUTAGE:
+            return  # due again at the next turn
+        finally:
+            self._busy = False
+
+    async def _run_schedule(self, id_: bytes, due: int) -> None:
+        data = await self._client.hget(self._keys.schedule_jobs, id_)
+        if data is None:
+            await self._client.zrem(self._keys.schedules, id_)
+            return
+        try:
+            row = codec.decode(data)
+            next_due = next_run_ms(row, due, self._now_ms())
+        except Exception as exc:  # noqa: BLE001  (one bad schedule must not stop the others)
+            log.error("schedule.bad", schedule=id_.decode(errors="replace"), error=str(exc))  # noqa: TRY400
+            await self._client.zadd(
+                self._keys.schedules, {id_: self._now_ms() + _BAD_SCHEDULE_MS}, xx=True
+            )
+            return
+        job_id = f"{id_.decode()}:{due}"
+        body = {"t": None, "f": row["f"], "a": row["a"], "k": row["k"], "et": self._now_ms()}
+        keys = [self._keys.schedules, *self._job_keys(job_id, row["q"])]
+        args = [id_, due, next_due, job_id, self._encode(body)]
+        await _SCHEDULE.run(self._client, keys, args)
+
+
+def next_run_ms(row: dict[str, Any], due: int, now: int) -> int:
+    """
+    The run after `due` that is still to come: ticks that passed meanwhile ran as one.
+
+    Raises:
+        cronsim.CronSimError: the row's expression is wrong.
+    """
+    if row.get("cron"):
+        moment = datetime.fromtimestamp(max(due, now) / 1000, tz=UTC)
+        return round(next(CronSim(row["cron"], moment)).timestamp() * 1000)
+    every: int = row["every"]
+    return due + every * max(1, -(-(now - due) // every))

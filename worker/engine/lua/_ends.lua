@@ -1,0 +1,131 @@
+-- Shared step: write down how jobs ended. An end counts only when its claim still stands.
+-- An end: {kind, id, claim, queue's number, details}; kinds and details: worker/engine/records.py
+
+-- Delete everything a live job has. zrem: ids by queue's number.
+local function forget(prefix, keys, ids, zrem)
+  local gone = {}
+  for i, id in ipairs(ids) do
+    gone[3 * i - 2] = prefix .. 'in-progress:' .. id
+    gone[3 * i - 1] = prefix .. 'retry:' .. id
+    gone[3 * i] = prefix .. 'job:' .. id
+  end
+  if #ids == 0 then
+    return
+  end
+  redis.call('DEL', unpack(gone))
+  redis.call('ZREM', keys[5], unpack(ids))
+  redis.call('ZREM', keys[7], unpack(ids))
+  redis.call('HDEL', keys[8], unpack(ids))
+  for number = 1, 4 do
+    if #zrem[number] > 0 then
+      redis.call('ZREM', keys[number], unpack(zrem[number]))
+    end
+  end
+end
+
+local function release_unique(key, id)
+  if key and redis.call('GET', key) == id then
+    redis.call('DEL', key)
+  end
+end
+
+-- Put a job off: out of the running ones, back into its queue.
+local function put_back(prefix, keys, number, id, due)
+  redis.call('DEL', prefix .. 'in-progress:' .. id)
+  redis.call('ZREM', keys[5], id)
+  redis.call('ZADD', keys[number], due, id)
+end
+
+local function keep_result(prefix, id, d)
+  if d.result then
+    if d.ttl then
+      redis.call('SET', prefix .. 'result:' .. id, d.result, 'PX', d.ttl)
+    else
+      redis.call('SET', prefix .. 'result:' .. id, d.result)
+    end
+  end
+end
+
+local function enqueue(prefix, keys, job)
+  local id = job.id
+  put_job(job.queue, prefix .. 'job:' .. id, prefix .. 'result:' .. id, keys[6], id, job.body, server_ms() + (job.delay or 0))
+end
+
+-- One part of a gathering is done; the last one makes the job that was waiting for all.
+local function gathered(prefix, keys, id, g)
+  local key = prefix .. 'gather:' .. g.id
+  redis.call('HSET', key, g.index, g.value)
+  local parts = redis.call('HMGET', key, 'size', 'head', 'tail', 'queue', 'job')
+  local size = tonumber(parts[1])
+  if not size then
+    redis.call('DEL', key)
+    return
+  end
+  local values = {}
+  for i = 0, size - 1 do
+    local value = redis.call('HGET', key, i)
+    if not value then
+      return
+    end
+    values[i + 1] = value
+  end
+  -- msgpack array 32: its length, then the values as they are.
+  local array = '\221' .. string.char(math.floor(size / 16777216) % 256, math.floor(size / 65536) % 256,
+    math.floor(size / 256) % 256, size % 256) .. table.concat(values)
+  enqueue(prefix, keys, {id = parts[5], queue = parts[4], body = parts[2] .. array .. parts[3]})
+  redis.call('DEL', key)
+end
+
+local function apply_ends(ends, prefix, keys, dead, late, buried)
+  local now, names = dead.now, {}
+  for i, e in ipairs(ends) do
+    names[i] = prefix .. 'in-progress:' .. e[2]
+  end
+  local held = redis.call('MGET', unpack(names))
+  local over, zrem = {}, {{}, {}, {}, {}}
+  local function finish(id, number)
+    over[#over + 1] = id
+    zrem[number][#zrem[number] + 1] = id
+  end
+  for i, e in ipairs(ends) do
+    local kind, id, number, d = e[1], e[2], e[4], e[5]
+    if held[i] ~= e[3] then
+      late[#late + 1] = i
+    elseif kind == 'done' then
+      keep_result(prefix, id, d)
+      release_unique(d.unique, id)
+      finish(id, number)
+      if d.gather then
+        gathered(prefix, keys, id, d.gather)
+      end
+      for _, job in ipairs(d.jobs or {}) do
+        enqueue(prefix, keys, job)
+      end
+    elseif kind == 'retry' then
+      redis.call('SET', prefix .. 'retry:' .. id, d.tries)
+      put_back(prefix, keys, number, id, now + d.delay)
+    elseif kind == 'back' then
+      put_back(prefix, keys, number, id, d.due)
+    elseif kind == 'started' then
+      release_unique(d.unique, id)
+    else
+      local bad = kind == 'dead'
+      if kind == 'park' then
+        redis.call('HSETNX', keys[8], id, now)
+        local waited = now - tonumber(redis.call('HGET', keys[8], id))
+        bad = waited >= d.most
+        if not bad then
+          put_back(prefix, keys, number, id, now + math.max(500, math.min(waited, 15000)))
+        end
+      end
+      if bad then
+        buried[#buried + 1] = i
+        bury(dead, id, {reason = d.reason, error = d.error, queue = number, tries = d.tries, name = d.name})
+        keep_result(prefix, id, d)
+        release_unique(d.unique, id)
+        finish(id, number)
+      end
+    end
+  end
+  forget(prefix, keys, over, zrem)
+end

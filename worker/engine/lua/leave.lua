@@ -1,0 +1,16 @@
+#!lua flags=allow-oom
+-- leave.lua: a worker that ends takes its marks away.
+-- KEYS[1] its heartbeat  KEYS[2] workers  KEYS[3] listener  KEYS[4] health key  KEYS[5] its last turn
+-- ARGV[1] worker id
+-- returns how many workers are left
+redis.call('DEL', KEYS[1], KEYS[5])
+redis.call('ZREM', KEYS[2], ARGV[1])
+if redis.call('GET', KEYS[3]) == ARGV[1] then
+  redis.call('DEL', KEYS[3])
+end
+local left = redis.call('ZCARD', KEYS[2])
+-- All workers share arq's health key: the last one out turns off the light.
+if left == 0 then
+  redis.call('DEL', KEYS[4])
+end
+return left

@@ -1,0 +1,212 @@
+#!lua flags=allow-oom
+-- pump.lua: one turn of a worker: end the jobs that are over, then claim what is due.
+-- KEYS[1..4] queues critical, high, default, low  KEYS[5] running: id -> lease's end, Unix ms
+-- KEYS[6] wake token  KEYS[7] abort marks  KEYS[8] parked: id -> since, Unix ms  KEYS[9] dead: id -> time
+-- KEYS[10] this worker's last turn  KEYS[11] schedules: id -> due
+--   and, derived from the prefix: job:<id> in-progress:<id> retry:<id> result:<id> dead:<id>,
+--   queue names and unique keys that the ends name
+-- ARGV[1] prefix  ARGV[2] token of this turn, never used before  ARGV[3] lease_ms
+-- ARGV[4] most to claim (<= 256)  ARGV[5] how many of them go to the longest due of all queues
+-- ARGV[6] ends, msgpack (worker/engine/records.py)
+-- ARGV[7] losses of a lease that make a job poison  ARGV[8] dead letters kept
+-- ARGV[9] their age, ms
+-- returns {now, next due | -1, 1 when more is due, jobs in the queues, a schedule is due: 1 | 0,
+--          {index of an end that came too late, ...}, {index of an end that was buried, ...},
+--          {id of poison, ...}, {id, since, ...} abort marks, rows of 5: id, body, tries, claim, mark}
+-- Claim: "token|queue's number|due|losses" in in-progress:<id>. Who holds it may end the job: it is
+-- the fencing token. A turn that is sent again (its reply was lost) changes nothing and gives the
+-- same rows. allow-oom: a full server must be able to finish jobs, which frees memory.
+--@include put_job
+--@include dead
+--@include ends
+local prefix, token, lease = ARGV[1], ARGV[2], tonumber(ARGV[3])
+local want, reserved, poison = tonumber(ARGV[4]), tonumber(ARGV[5]), tonumber(ARGV[7])
+local RUNNING_KEY_MS = lease + 86400000
+local now = server_ms()
+local dead = {set = KEYS[9], prefix = prefix, cap = tonumber(ARGV[8]), age = tonumber(ARGV[9]), now = now}
+local late, buried, poisoned, rows, claimed = {}, {}, {}, {}, {}
+
+local function names(kind, ids)
+  local keys = {}
+  for i = 1, #ids do
+    keys[i] = prefix .. kind .. ids[i]
+  end
+  return keys
+end
+
+local function add_rows(ids, claims)
+  local bodies = redis.call('MGET', unpack(names('job:', ids)))
+  local tries = redis.call('MGET', unpack(names('retry:', ids)))
+  local marks = redis.call('ZMSCORE', KEYS[7], unpack(ids))
+  for i = 1, #ids do
+    local at = #rows
+    rows[at + 1], rows[at + 2], rows[at + 3] = ids[i], bodies[i], tries[i]
+    rows[at + 4], rows[at + 5] = claims[i], marks[i]
+  end
+end
+
+-- A job may be due and yet run: an abort moved it, or a stock worker holds it.
+local function still_held(id, claim, queue)
+  if not string.find(claim, '|', 1, true) then
+    redis.call('ZADD', queue, 'XX', now + 1000, id)
+    return true
+  end
+  local ends = redis.call('ZSCORE', KEYS[5], id)
+  if ends and tonumber(ends) > now then
+    redis.call('ZADD', queue, 'XX', ends, id)
+    return true
+  end
+  return false
+end
+
+-- candidates: list of {id, queue's number, due}
+local function claim(candidates)
+  if #candidates == 0 then
+    return
+  end
+  local ids = {}
+  for i, c in ipairs(candidates) do
+    ids[i] = c[1]
+  end
+  local held = redis.call('MGET', unpack(names('in-progress:', ids)))
+  local taken, claims, running, moved = {}, {}, {}, {{}, {}, {}, {}}
+  for i, c in ipairs(candidates) do
+    local id, number, due, losses = c[1], c[2], c[3], 0
+    local free = true
+    if held[i] then
+      free = c[4] or not still_held(id, held[i], KEYS[number])
+      local was = string.match(held[i], '|(%d+)$')
+      losses = (tonumber(was) or 0) + 1
+    end
+    if free and losses >= poison then
+      poisoned[#poisoned + 1] = id
+      bury(dead, id, {reason = 'poison', queue = number, tries = losses, error = 'its workers died while it ran'})
+      forget(prefix, KEYS, {id}, {{id}, {id}, {id}, {id}})
+    elseif free then
+      local value = token .. '|' .. number .. '|' .. due .. '|' .. losses
+      taken[#taken + 1], claims[#claims + 1] = id, value
+      running[#running + 1], running[#running + 2] = now + lease, id
+      -- Out of the head of the queue, yet in it: stock clients look for it there.
+      local m = moved[number]
+      m[#m + 1], m[#m + 2] = now + 2 * lease, id
+      redis.call('SET', prefix .. 'in-progress:' .. id, value, 'PX', RUNNING_KEY_MS)
+      -- Stock clients give bodies a lifetime, which must not end under a running job.
+      redis.call('PERSIST', prefix .. 'job:' .. id)
+      claimed[#claimed + 1] = id
+    end
+  end
+  if #taken > 0 then
+    redis.call('ZADD', KEYS[5], unpack(running))
+    for number = 1, 4 do
+      if #moved[number] > 0 then
+        redis.call('ZADD', KEYS[number], 'XX', unpack(moved[number]))
+      end
+    end
+    add_rows(taken, claims)
+  end
+end
+
+local function lapsed()
+  local found = {}
+  for _, id in ipairs(redis.call('ZRANGEBYSCORE', KEYS[5], '-inf', now, 'LIMIT', 0, want)) do
+    local value = redis.call('GET', prefix .. 'in-progress:' .. id)
+    local number, due = string.match(value or '', '|(%d)|([^|]*)|%d+$')
+    if number then
+      found[#found + 1] = {id, tonumber(number), due, true}
+    else
+      redis.call('ZREM', KEYS[5], id)
+    end
+  end
+  return found
+end
+
+-- Strict by priority, but `reserved` of them by age alone, so that nobody starves.
+local function due_jobs(most)
+  local lists, at, picked = {}, {1, 1, 1, 1}, {}
+  for number = 1, 4 do
+    lists[number] = redis.call('ZRANGEBYSCORE', KEYS[number], '-inf', now, 'WITHSCORES', 'LIMIT', 0, most)
+  end
+  local function take(number)
+    local list, i = lists[number], at[number]
+    picked[#picked + 1] = {list[i], number, list[i + 1]}
+    at[number] = i + 2
+  end
+  for _ = 1, math.min(reserved, most) do
+    local oldest, least
+    for number = 1, 4 do
+      local score = tonumber(lists[number][at[number] + 1])
+      if score and (not least or score < least) then
+        oldest, least = number, score
+      end
+    end
+    if not oldest then
+      return picked
+    end
+    take(oldest)
+  end
+  for number = 1, 4 do
+    while #picked < most and lists[number][at[number]] do
+      take(number)
+    end
+  end
+  return picked
+end
+
+local last = redis.call('GET', KEYS[10])
+local again = last and cmsgpack.unpack(last)
+if again and again[1] == token then
+  local ids, claims = {}, {}
+  for _, id in ipairs(again[2]) do
+    local value = redis.call('GET', prefix .. 'in-progress:' .. id)
+    if value and string.sub(value, 1, #token + 1) == token .. '|' then
+      ids[#ids + 1], claims[#claims + 1] = id, value
+    end
+  end
+  if #ids > 0 then
+    add_rows(ids, claims)
+  end
+  late = again[3]
+else
+  local ends = cmsgpack.unpack(ARGV[6])
+  if #ends > 0 then
+    apply_ends(ends, prefix, KEYS, dead, late, buried)
+  end
+  if want > 0 then
+    local first = lapsed()
+    claim(first)
+    if #first < want then
+      claim(due_jobs(want - #first))
+    end
+  end
+  if #claimed > 0 or #ends > 0 then
+    redis.call('SET', KEYS[10], cmsgpack.pack({token, claimed, late}), 'PX', 4 * lease + 60000)
+  end
+end
+
+local next_due, more, size = -1, 0, 0
+local function look(key)
+  local head = redis.call('ZRANGE', key, 0, 0, 'WITHSCORES')
+  local due = tonumber(head[2])
+  if due and due <= now then
+    return true
+  end
+  if due and (next_due < 0 or due < next_due) then
+    next_due = due
+  end
+  return false
+end
+for number = 1, 4 do
+  if look(KEYS[number]) then
+    more = 1
+  end
+  size = size + redis.call('ZCARD', KEYS[number])
+end
+if look(KEYS[5]) then
+  more = 1
+end
+local scheduled = look(KEYS[11]) and 1 or 0
+if more == 1 then
+  redis.call('ZADD', KEYS[6], 0, 'w')
+end
+local marks = redis.call('ZRANGE', KEYS[7], 0, 999, 'WITHSCORES')
+return {now, math.ceil(next_due), more, size, scheduled, late, buried, poisoned, marks, rows}

@@ -1,0 +1,120 @@
+"""
+The pump: one script call ends the jobs that are over and claims what is due.
+
+A call that fails on the way is sent again with the same token until it is
+answered, and the script recognises it: nothing is claimed or ended twice.
+An outage is told once, and its end once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import msgspec
+import structlog
+from redis.backoff import ExponentialWithJitterBackoff
+
+from cache.pool import OUTAGE, explain
+from cache.scripts import load
+from worker.engine.options import EngineOptions
+from worker.engine.records import End, EngineKeys, Turn, read_turn
+
+log = structlog.get_logger("worker.engine")
+
+_PUMP = load("worker.engine", "pump", "worker.effects")
+# Scripts are short: more than this goes into the next turn.
+MOST_CLAIMS = 128
+MOST_ENDS = 256
+_BACKOFF_BASE_S, _BACKOFF_CAP_S = 0.05, 2.0
+_TELL_AGAIN_S = 30.0
+
+
+class PumpStopped(Exception):
+    """The worker must end while the server cannot be reached; leases give its jobs to others."""
+
+
+class Pump:
+    """Sends the turns of one worker, one at a time."""
+
+    def __init__(
+        self, client: Any, keys: EngineKeys, options: EngineOptions, *, worker_id: str
+    ) -> None:
+        self._client = client
+        self._options = options
+        self._worker_id = worker_id
+        self._turns = 0
+        self._granted = 0
+        base = keys.base
+        self._keys = [
+            *keys.queues,
+            keys.running,
+            keys.wake,
+            base.abort,
+            base.parked,
+            base.dead,
+            base.last_turn(worker_id),
+            keys.schedules,
+        ]
+        self._prefix = base.prefix
+        self._lease_ms = int(options.lease_s * 1000)
+        self._limits = [
+            options.max_lost_leases,
+            options.dead_max,
+            int(options.dead_max_age_s * 1e3),
+        ]
+        self.is_connected = True
+        self.may_give_up: Callable[[], bool] = lambda: False
+
+    async def turn(self, ends: Sequence[End], want: int) -> Turn:
+        """
+        Send these ends, claim up to `want` jobs (at most `MOST_CLAIMS`).
+
+        Raises:
+            PumpStopped: the server is away and `may_give_up()` says so.
+        """
+        self._turns += 1
+        token = f"{self._worker_id}:{self._turns}"
+        want = min(want, MOST_CLAIMS)
+        args = [
+            self._prefix,
+            token,
+            self._lease_ms,
+            want,
+            self._reserved(want),
+            msgspec.msgpack.encode(ends),
+            *self._limits,
+        ]
+        turn = read_turn(await self._send(args))
+        self._granted += len(turn.claims)
+        return turn
+
+    def _reserved(self, want: int) -> int:
+        # So many that the share holds over time, also with one claim a turn.
+        share = self._options.reserve
+        return int((self._granted + want) * share) - int(self._granted * share)
+
+    async def _send(self, args: list[Any]) -> list[Any]:
+        backoff = ExponentialWithJitterBackoff(_BACKOFF_CAP_S, _BACKOFF_BASE_S)
+        loop = asyncio.get_running_loop()
+        since, told, failures = 0.0, 0.0, 0
+        while True:
+            try:
+                reply: list[Any] = await _PUMP.run(self._client, self._keys, args)
+            except OUTAGE as exc:
+                failures += 1
+                now = loop.time()
+                since = since or now
+                self.is_connected = False
+                if now - told > _TELL_AGAIN_S:
+                    told = now
+                    log.warning("queue.unreachable", error=explain(exc), retrying=True)
+                if self.may_give_up():
+                    raise PumpStopped from None
+                await asyncio.sleep(backoff.compute(failures))
+            else:
+                if failures:
+                    self.is_connected = True
+                    log.info("queue.reached", after_s=round(loop.time() - since, 1))
+                return reply

@@ -1,0 +1,159 @@
+"""
+What the pump and its scripts tell each other: claims, and the ends of jobs.
+
+An end is a list `[kind, id, claim, queue's number, details]`, sent in msgpack
+(lua/_ends.lua reads it). Kinds and their details:
+
+done     {result, ttl, unique, gather, jobs}     also for an aborted job
+retry    {delay (ms), tries}                     a charged try
+back     {due}                                   given back; nothing charged
+started  {unique}                                runs: frees a key unique while queued
+park     {most (ms), reason, error, result, ttl} unknown here; dead after `most`
+dead     {reason, error, tries, name, result, ttl, unique}
+
+`ttl` is ms, None for ever; an absent `result` is not stored.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import struct
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import msgspec
+
+from cache.keys import QueueKeys
+from worker.policy.priority import Priority
+
+# The order in which queues are taken from; a queue's number is its place from 1.
+ORDER = (Priority.CRITICAL, Priority.HIGH, Priority.DEFAULT, Priority.LOW)
+CLAIM_FIELDS = 5
+End = list[Any]
+
+
+@dataclass(frozen=True, slots=True)
+class EngineKeys:
+    """Names of one queue; `queue_name` None is the prefix's own, arq's name under `arq:`."""
+
+    base: QueueKeys
+    queue_name: str | None = None
+
+    @property
+    def default_queue(self) -> str:
+        return self.queue_name or self.base.queue()
+
+    @property
+    def queues(self) -> list[str]:
+        """By number: critical, high, default, low."""
+        name = self.default_queue
+        return [name if p is Priority.DEFAULT else f"{name}:{p}" for p in ORDER]
+
+    @property
+    def running(self) -> str:
+        return f"{self.default_queue}:running"
+
+    @property
+    def wake(self) -> str:
+        return f"{self.default_queue}:wake"
+
+    @property
+    def schedules(self) -> str:
+        return f"{self.default_queue}:schedules"
+
+    @property
+    def schedule_jobs(self) -> str:
+        return f"{self.default_queue}:schedules:jobs"
+
+    @property
+    def cron(self) -> str:
+        return f"{self.default_queue}:cron"
+
+    @property
+    def listener(self) -> str:
+        return f"{self.default_queue}:listener"
+
+
+def blob(data: bytes) -> msgspec.Raw:
+    """Bytes for an end: as msgpack's str, because the server's Lua knows no bin."""
+    return msgspec.Raw(b"\xdb" + struct.pack(">I", len(data)) + data)
+
+
+@dataclass(slots=True, eq=False)
+class Claim:
+    """One job this worker holds, from its claim to its end."""
+
+    id: bytes
+    body: bytes | None
+    tries: int  # charged so far
+    token: bytes  # the whole claim: what fences its end
+    number: int
+    due: str
+    losses: int
+    mark_ms: float | None  # an abort was asked for then
+    job_id: str = ""
+    started: bool = False
+    ended: bool = False
+    stop: str = ""  # "timeout" | "abort" | "lost" | "shutdown": why it was cancelled
+    deadline: float = float("inf")  # loop time after which its lease is not renewed
+    task: asyncio.Task[None] | None = None
+    timer: asyncio.TimerHandle | None = None
+    unique: str | None = None
+    recorded: asyncio.Event | None = None
+
+    @property
+    def priority(self) -> Priority:
+        return ORDER[self.number - 1]
+
+    def end(self, kind: str, details: Mapping[str, Any]) -> End:
+        return [kind, blob(self.id), blob(self.token), self.number, details]
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """A turn's answer; times are Unix ms by the server's clock."""
+
+    now: int
+    next_due: int | None
+    more: bool
+    size: int
+    scheduled: bool
+    late: list[int] = field(default_factory=list)
+    buried: list[int] = field(default_factory=list)
+    poisoned: list[bytes] = field(default_factory=list)
+    marks: dict[bytes, float] = field(default_factory=dict)
+    claims: list[Claim] = field(default_factory=list)
+
+
+def read_turn(reply: list[Any]) -> Turn:
+    """A reply of lua/pump.lua."""
+    now, next_due, more, size, scheduled, late, buried, poisoned, marks, rows = reply
+    return Turn(
+        now=now,
+        next_due=None if next_due < 0 else next_due,
+        more=bool(more),
+        size=size,
+        scheduled=bool(scheduled),
+        late=[i - 1 for i in late],
+        buried=[i - 1 for i in buried],
+        poisoned=poisoned,
+        marks={marks[i]: float(marks[i + 1]) for i in range(0, len(marks), 2)},
+        claims=[_read_claim(rows, i) for i in range(0, len(rows), CLAIM_FIELDS)],
+    )
+
+
+def _read_claim(rows: list[Any], at: int) -> Claim:
+    id_, body, tries, token, mark = rows[at : at + CLAIM_FIELDS]
+    _, number, due, losses = token.decode().rsplit("|", 3)
+    return Claim(
+        id=id_,
+        body=body,
+        tries=int(tries) if tries else 0,
+        token=token,
+        number=int(number),
+        due=due,
+        losses=int(losses),
+        mark_ms=None if mark is None else float(mark),
+        job_id=id_.decode(errors="replace"),
+    )

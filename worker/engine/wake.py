@@ -1,0 +1,116 @@
+"""
+Waking an idle worker without polling.
+
+Our clients push a token that one waiting worker pops (`BZPOPMIN`). Stock arq's
+clients push none: one worker of each queue listens for changes of the queues
+(`CLIENT TRACKING`) and takes them for tokens. A token that was lost with a
+dying worker costs at most `EngineOptions.poll_s`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Any
+
+from cache.pool import OUTAGE
+from worker.engine.records import EngineKeys
+
+# Below the least socket timeout that is in use, and above the poll: few commands when idle.
+_WAIT_S = 4.0
+_RETRY_S = 0.5
+# Changes that come together are one reason to look.
+_SETTLE_S = 0.002
+
+
+class Waker:
+    """Waits for tokens while the worker has nothing to do."""
+
+    def __init__(self, client: Any, keys: EngineKeys, kick: Callable[[], None]) -> None:
+        self._client = client
+        self._key = keys.wake
+        self._kick = kick
+        self._idle = asyncio.Event()
+        limit = client.connection_pool.connection_kwargs.get("socket_timeout")
+        self._wait_s = min(_WAIT_S, limit / 2 if limit else _WAIT_S)
+
+    def set_idle(self, idle: bool) -> None:
+        """Whether this worker could take a job and knows of none that is due."""
+        if idle:
+            self._idle.set()
+        else:
+            self._idle.clear()
+
+    async def run(self) -> None:
+        while True:
+            await self._idle.wait()
+            try:
+                token = await self._client.bzpopmin(self._key, timeout=self._wait_s)
+                if token and not self._idle.is_set():
+                    # Busy by now: the token is for another worker.
+                    await self._client.zadd(self._key, {"w": 0})
+            except OUTAGE:
+                # The pump finds out by itself and tells; here only the pace matters.
+                await asyncio.sleep(_RETRY_S)
+            else:
+                if token:
+                    self._kick()
+
+
+class Listener:
+    """Wakes this worker on changes that came without a token. Run by one worker a queue."""
+
+    def __init__(self, client: Any, keys: EngineKeys, kick: Callable[[], None]) -> None:
+        self._client = client
+        self._prefix = keys.default_queue
+        self._kick = kick
+
+    async def run(self) -> None:
+        """Listen until cancelled; reconnects by itself."""
+        while True:
+            try:
+                await self._listen()
+            except OUTAGE:
+                await asyncio.sleep(_RETRY_S)
+
+    async def _listen(self) -> None:
+        # Subscribed to invalidations, so never given back to the pool.
+        connection = self._client.connection_pool.make_connection()
+        try:
+            await connection.connect()
+            await connection.send_command("CLIENT", "ID")
+            own = await connection.read_response()
+            await connection.send_command("SUBSCRIBE", "__redis__:invalidate")
+            await connection.read_response()
+            # RESP2: a second connection tracks, and redirects here.
+            tracking = self._client.connection_pool.make_connection()
+            try:
+                await tracking.connect()
+                await tracking.send_command(
+                    *("CLIENT", "TRACKING", "ON", "REDIRECT", own, "BCAST"),
+                    *("PREFIX", self._prefix),
+                )
+                await tracking.read_response()
+                await self._receive(connection, tracking)
+            finally:
+                await tracking.disconnect()
+        finally:
+            await connection.disconnect()
+
+    async def _receive(self, connection: Any, tracking: Any) -> None:
+        while True:
+            try:
+                message = await connection.read_response(
+                    timeout=_WAIT_S * 2, disconnect_on_error=False
+                )
+            except TimeoutError:
+                message = None
+            if message is None:
+                # Quiet, or gone: both connections must answer.
+                await tracking.send_command("PING")
+                await tracking.read_response()
+                await connection.send_command("PING")
+                continue
+            if message[0] == b"message":
+                self._kick()
+                await asyncio.sleep(_SETTLE_S)
