@@ -297,6 +297,60 @@ class Settings(BaseSettings):
         60.0, gt=0, le=86_400, description="The window in which crashes are counted, seconds."
     )
 
+    # -- the engine ----------------------------------------------------------
+    worker_max_tries: int = Field(
+        5,
+        ge=1,
+        le=1000,
+        description="Runs of a job that may fail before it is a dead letter; a job may name its own.",
+    )
+    worker_retry_base_s: float = Field(
+        2.0,
+        gt=0,
+        le=3600,
+        description="Ceiling of a job's first retry delay, seconds; it doubles each time, full jitter.",
+    )
+    worker_retry_cap_s: float = Field(
+        600.0, gt=0, le=604_800, description="Ceiling of any retry's delay, seconds."
+    )
+    worker_park_s: float = Field(
+        900.0,
+        ge=0,
+        le=604_800,
+        description=(
+            "A job of a name that no worker knows waits this long for a rolling deploy, seconds; "
+            "then it is a dead letter."
+        ),
+    )
+    queue_max_length: int = Field(
+        1_000_000,
+        ge=0,
+        le=1_000_000_000,
+        description="Waiting jobs over which an enqueue is refused, all priorities; 0 for no limit.",
+    )
+    queue_max_memory_share: float = Field(
+        0.9,
+        ge=0,
+        le=1,
+        description=(
+            "Share of the server's maxmemory over which an enqueue is refused, so that workers can "
+            "still finish what is there; 0 for no watermark."
+        ),
+    )
+    queue_dead_max: int = Field(
+        10_000, ge=1, le=10_000_000, description="Dead letters kept; the oldest go first."
+    )
+    queue_dead_max_age_s: float = Field(
+        2_592_000.0,
+        ge=60,
+        le=31_536_000,
+        description="How long a dead letter is kept, seconds.",
+    )
+    queue_allow_eviction: bool = Field(
+        False,
+        description="Run on a server whose maxmemory-policy may drop queued jobs without an error.",
+    )
+
     # -- webhooks ------------------------------------------------------------
     webhook_secret: SecretStr | None = Field(
         None,

@@ -8,24 +8,20 @@ run` starts the same class in each of its processes.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import os
-import signal
-import socket
 import sys
-import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from importlib import import_module
-from typing import Any, cast
+from typing import Any
 
 import structlog
 from arq.connections import ArqRedis, RedisSettings
-from arq.worker import Function, Worker, create_worker, func
+from arq.worker import Function, func
 
 from cache import codec, embedded
 from cache.errors import CacheError
 from cache.keys import QueueKeys
-from cache.pool import Target, build_client, parse_url, wait_until_ready
+from cache.pool import Target, build_client, parse_url
 from settings import Settings, SettingsError, get_settings, variable_name
 from worker.child import ChildOptions, ManagedWorker, serve
 from worker.client import DELIVER_WEBHOOK, FLUSH_LLM_BATCHES, FLUSH_LLM_GROUP, JobQueue
@@ -33,6 +29,9 @@ from worker.deps import Deps, LLMConfig, WebhookConfig
 from worker.effects.http import build_http_client
 from worker.effects.providers import OpenAIProvider
 from worker.effects.secrets import SecretBox
+from worker.engine import EngineOptions, RetryPolicy, new_worker_id
+from worker.engine.bridge import ManagedEngine, settings_class, worker_from
+from worker.errors import UnsafeServer
 from worker.jobs.batch import (
     RUN_LLM_BATCH,
     RUN_LLM_REQUEST,
@@ -60,11 +59,6 @@ _HEALTH_INTERVAL_S = 5
 _LLM_CONCURRENCY = 16
 
 
-def worker_id() -> str:
-    """Unique among workers, and readable: host, process, and a few digits for a reused pid."""
-    return f"{socket.gethostname()}:{os.getpid()}:{uuid.uuid4().hex[:6]}"
-
-
 def build_worker_settings(settings: Settings | None = None) -> type:
     """
     The class that arq reads. Every attribute is the class's own: arq ignores inherited ones.
@@ -87,6 +81,7 @@ def build_worker_settings(settings: Settings | None = None) -> type:
         job_deserializer=codec.decode,
     )
     keys = QueueKeys()
+    worker_id = new_worker_id()
     attributes = {
         "functions": build_functions(chosen),
         "cron_jobs": build_crons(chosen),
@@ -104,13 +99,12 @@ def build_worker_settings(settings: Settings | None = None) -> type:
         "keep_result": chosen.worker_keep_result_s,
         "allow_abort_jobs": True,
         "log_results": False,
-        "poll_delay": 0.05,
         "on_startup": _startup(chosen),
         "on_shutdown": _shutdown,
-        "on_job_start": _job_start,
-        "on_job_end": _job_end,
     }
-    return type("WorkerSettings", (), attributes)
+    return settings_class(
+        attributes, engine={"options": engine_options(chosen), "worker_id": worker_id}
+    )
 
 
 def build_functions(settings: Settings) -> list[Function]:
@@ -243,7 +237,6 @@ def build_deps(settings: Settings, client: Any) -> Deps:
 def _startup(settings: Settings) -> Callable[[dict[Any, Any]], Any]:
     async def startup(ctx: dict[Any, Any]) -> None:
         configure_logging(settings.worker_log_level, settings.worker_log_format)
-        ctx["worker_id"] = worker_id()
         deps = build_deps(settings, ctx["redis"])
         deps.put_into(ctx)
         log.info("worker.started", worker_id=ctx["worker_id"], max_jobs=settings.worker_max_jobs)
@@ -257,16 +250,6 @@ async def _shutdown(ctx: dict[Any, Any]) -> None:
     await deps.llm_http.aclose()
     await deps.queue.aclose()
     log.info("worker.stopped", worker_id=ctx["worker_id"])
-
-
-async def _job_start(ctx: dict[Any, Any]) -> None:
-    structlog.contextvars.bind_contextvars(
-        job_id=ctx["job_id"], **{"try": ctx["job_try"]}, worker_id=ctx["worker_id"]
-    )
-
-
-async def _job_end(_ctx: Mapping[Any, Any]) -> None:
-    structlog.contextvars.unbind_contextvars("job_id", "try", "worker_id")
 
 
 def supervisor_options(settings: Settings) -> SupervisorOptions:
@@ -285,40 +268,28 @@ def child_options(settings: Settings) -> ChildOptions:
         shutdown_grace_s=settings.worker_shutdown_grace_s,
         max_rss_bytes=settings.worker_max_rss_bytes,
         max_jobs_done=settings.worker_recycle_jobs,
-        configuration_errors=(SettingsError, CacheError),
+        configuration_errors=(SettingsError, CacheError, UnsafeServer),
     )
 
 
-class StockWorker:
-    """arq's own worker, as `worker.child` runs one."""
-
-    def __init__(self, worker: Worker) -> None:
-        self._worker = worker
-
-    @property
-    def jobs_done(self) -> int:
-        return self._worker.jobs_complete + self._worker.jobs_failed
-
-    async def run(self) -> None:
-        await wait_until_ready(self._worker.pool, "the queue's server", deadline_s=None)
-        with contextlib.suppress(asyncio.CancelledError):
-            await self._worker.async_run()
-        await self._worker.close()
-
-    def drain(self) -> None:
-        self._worker.handle_sig_wait_for_completion(signal.SIGTERM)
-
-    def quiet(self) -> None:
-        self._worker.allow_pick_jobs = False
-
-    def force(self) -> None:
-        self._worker.handle_sig(signal.SIGTERM)
+def engine_options(settings: Settings) -> EngineOptions:
+    return EngineOptions(
+        lease_s=settings.worker_lease_s,
+        retry=RetryPolicy(
+            max_tries=settings.worker_max_tries,
+            base_s=settings.worker_retry_base_s,
+            cap_s=settings.worker_retry_cap_s,
+        ),
+        park_s=settings.worker_park_s,
+        dead_max=settings.queue_dead_max,
+        dead_max_age_s=settings.queue_dead_max_age_s,
+        allow_eviction=settings.queue_allow_eviction,
+    )
 
 
 def build_worker(settings: Settings) -> ManagedWorker:
     """A worker to `run()` on the running event loop; what it needs is built with it."""
-    stock = create_worker(build_worker_settings(settings), handle_signals=False)
-    return cast(ManagedWorker, StockWorker(stock))
+    return ManagedEngine(worker_from(build_worker_settings(settings), handle_signals=False))
 
 
 def run_child(settings: Settings) -> int:

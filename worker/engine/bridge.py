@@ -13,7 +13,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, cast
 
 import click
 from arq.worker import Worker as ArqWorker
@@ -36,8 +36,11 @@ def worker_from(settings_class_: type | Mapping[str, Any], **overrides: Any) -> 
     source = settings_class_ if isinstance(settings_class_, Mapping) else vars(settings_class_)
     build = source.get("build_engine")
     if build is not None:
-        worker: Worker = getattr(build, "__func__", build)(**overrides)
-        return worker
+        # In a class's own attributes a static method is still wrapped.
+        function: Callable[..., Worker] = cast(
+            "Callable[..., Worker]", getattr(build, "__func__", build)
+        )
+        return function(**overrides)
     named = {key: value for key, value in source.items() if key in _ACCEPTED}
     return Worker(**{**named, **overrides})
 
@@ -73,6 +76,33 @@ def settings_class(
         "build_engine": staticmethod(build_engine),
     }
     return type("WorkerSettings", (), attributes)
+
+
+class ManagedEngine:
+    """A worker as `worker.child` runs one."""
+
+    def __init__(self, worker: Worker) -> None:
+        self.worker = worker
+
+    @property
+    def jobs_done(self) -> int:
+        return self.worker.jobs_done
+
+    async def run(self) -> None:
+        """Work until drained, then close."""
+        try:
+            await self.worker.main()
+        finally:
+            await self.worker.close()
+
+    def drain(self) -> None:
+        self.worker.drain()
+
+    def quiet(self) -> None:
+        self.worker.quiet()
+
+    def force(self) -> None:
+        self.worker.force()
 
 
 async def _never(_ctx: dict[Any, Any]) -> None:

@@ -105,7 +105,7 @@ class CronRunner:
     async def _fire(self, job: CronJob, tick: int, *, name: str | None = None) -> None:
         unique_id = f"{name or job.name}:{tick}" if job.unique else uuid.uuid4().hex
         job_id = job.job_id or unique_id
-        body = {"t": None, "f": job.name, "a": [], "k": {}, "et": self._now_ms()}
+        body: dict[str, Any] = {"t": None, "f": job.name, "a": [], "k": {}, "et": self._now_ms()}
         args = [name or job.name, tick, job_id, self._encode(body), int(job.unique)]
         if await _CRON.run(self._client, [self._keys.cron, *self._job_keys(job_id)], args):
             log.info("cron.enqueued", task=job.name, job_id=job_id)
@@ -153,7 +153,13 @@ class CronRunner:
             )
             return
         job_id = f"{id_.decode()}:{due}"
-        body = {"t": None, "f": row["f"], "a": row["a"], "k": row["k"], "et": self._now_ms()}
+        body: dict[str, Any] = {
+            "t": None,
+            "f": row["f"],
+            "a": row["a"],
+            "k": row["k"],
+            "et": self._now_ms(),
+        }
         keys = [self._keys.schedules, *self._job_keys(job_id, row["q"])]
         args = [id_, due, next_due, job_id, self._encode(body)]
         await _SCHEDULE.run(self._client, keys, args)

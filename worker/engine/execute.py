@@ -247,7 +247,8 @@ class Executor:
             expires = body.options.get("x")
             if expires is None or self._now_ms() + delay_ms <= expires:
                 details = {"delay": delay_ms, "tries": body.tries}
-                self._log.info("job.retry_scheduled", wait_s=delay_ms / 1000, error=describe(exc))
+                error = None if isinstance(exc, Retry) else describe(exc)
+                self._log.info("job.retry_scheduled", wait_s=delay_ms / 1000, error=error)
                 return claim.end("retry", details), "retried"
             decision = Dead("expired")
         return self._dead(claim, body, exc, decision.reason, start_ms=start_ms)

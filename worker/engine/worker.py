@@ -28,7 +28,7 @@ from arq.worker import Worker as ArqWorker
 
 from cache import codec
 from cache.keys import QUEUE_PREFIX, QueueKeys
-from cache.pool import OUTAGE, close_client
+from cache.pool import OUTAGE, close_client, wait_until_ready
 from worker.engine import guard, poison
 from worker.engine.beat import Heart
 from worker.engine.cron import CronRunner
@@ -112,6 +112,7 @@ class Worker(ArqWorker):
         self._run: _Run | None = None
         self._draining = False
         self._forced = False
+        self._asked_to_end = asyncio.Event()
         self._clock_offset_s = 0.0
 
     # -- what others read and call ----------------------------------------------
@@ -139,6 +140,7 @@ class Worker(ArqWorker):
         if self._draining:
             return
         self._draining = True
+        self._asked_to_end.set()
         self.quiet()
         log.info("worker.draining", running=len(self.claims), grace_s=self._job_completion_wait)
         if self._run is not None:
@@ -147,6 +149,7 @@ class Worker(ArqWorker):
     def force(self) -> None:
         """Cancel what runs and give it back uncharged, now; `main` returns within seconds."""
         self._draining = True
+        self._asked_to_end.set()
         self.allow_pick_jobs = False
         run = self._run
         if self._forced or run is None:
@@ -180,6 +183,8 @@ class Worker(ArqWorker):
         self.loop = asyncio.get_running_loop()
         if self._pool is None:
             self._pool = await self._connect()
+        if not await self._reach_server():
+            return
         await guard.check_server(self.pool, allow_eviction=self.options.allow_eviction)
         self.ctx["redis"] = self.pool
         self.ctx.setdefault("worker_id", self.worker_id)
@@ -238,6 +243,18 @@ class Worker(ArqWorker):
         if not turns.cancelled() and isinstance(turns.exception(), PumpStopped):
             return
         turns.result()
+
+    async def _reach_server(self) -> bool:
+        """Wait for the server as long as it takes; False when asked to end meanwhile."""
+        ready = asyncio.create_task(
+            wait_until_ready(self.pool, "the queue's server", deadline_s=None)
+        )
+        asked = asyncio.create_task(self._asked_to_end.wait())
+        try:
+            await asyncio.wait({ready, asked}, return_when=asyncio.FIRST_COMPLETED)
+            return ready.done() and ready.exception() is None
+        finally:
+            await end(ready, asked)
 
     async def _connect(self) -> ArqRedis:
         pool = await create_pool(
