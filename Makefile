@@ -49,14 +49,16 @@ bench: $(VENV)/.ready ## Run the benchmarks: JSON in out/, tables here
 	@for file in benchmarks/bench_*.py; do $(BIN)/python $$file || exit 1; done
 
 # The base install as a Letta server has it, without arq: on the oldest redis-py
-# that it allows and on the newest there is.
-$(BASE)/.ready: pyproject.toml $(VENV)/.ready
-	@echo "setting up $(BASE) (once)"
-	@rm -rf $(BASE)
+# that it allows and on the newest there is. Built anew when a source changes.
+$(BASE)/.ready: pyproject.toml $(VENV)/.ready $(shell find settings.py cache worker letta_redis -name '*.py' -o -name '*.lua')
+	@test -d $(BASE) || echo "setting up $(BASE) (once; later only our own wheel)"
+	@rm -rf $(BASE)/dist
 	@$(BIN)/python -m hatchling build -t wheel -d $(BASE)/dist > /dev/null
 	@for redis in 'oldest redis==5.3.*' 'newest redis'; do set -- $$redis; \
-	  $(PYTHON) -m venv $(BASE)/$$1 && $(BASE)/$$1/bin/python -m pip install --quiet \
-	  --disable-pip-version-check $$2 $(BASE)/dist/*.whl || exit 1; done
+	  test -d $(BASE)/$$1 || { $(PYTHON) -m venv $(BASE)/$$1 && $(BASE)/$$1/bin/python -m pip install \
+	  --quiet --disable-pip-version-check $$2 $(BASE)/dist/*.whl || { rm -rf $(BASE)/$$1; exit 1; }; }; \
+	  $(BASE)/$$1/bin/python -m pip install --quiet --disable-pip-version-check --no-deps \
+	  --force-reinstall $(BASE)/dist/*.whl || exit 1; done
 	@touch $@
 
 clean: ## Remove the environment and everything generated

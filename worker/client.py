@@ -240,7 +240,9 @@ class JobQueue:
                 request,
                 # Named after the request that would complete the batch: a call
                 # that is sent again starts no second flush.
-                flush_now=self._prepared(f"llm:full:{request_id}", FLUSH_LLM_GROUP, *row),
+                flush_now=self._prepared(
+                    f"llm:full:{request_id}", FLUSH_LLM_GROUP, *row, full_only=True
+                ),
                 flush_later=self._prepared(f"llm:age:{request_id}", FLUSH_LLM_GROUP, *row),
                 limit=self.options.llm_batch_max_requests,
                 max_age_ms=int(self.options.llm_batch_max_age_s * 1000),
@@ -305,8 +307,8 @@ class JobQueue:
 
     # -- inside ----------------------------------------------------------------
 
-    def _prepared(self, job_id: str, name: str, *args: Any) -> PreparedJob:
-        return PreparedJob(job_id, self._body(name, *args))
+    def _prepared(self, job_id: str, name: str, *args: Any, **kwargs: Any) -> PreparedJob:
+        return PreparedJob(job_id, self._body(name, *args, **kwargs))
 
     def _body(self, name: str, *args: Any, **kwargs: Any) -> bytes:
         try:

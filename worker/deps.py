@@ -61,5 +61,9 @@ class Deps:
         deps: Deps = ctx[_KEY]
         return deps
 
+    @staticmethod
+    def find(ctx: JobContext) -> Deps | None:
+        return ctx.get(_KEY)
+
     def put_into(self, ctx: dict[Any, Any]) -> None:
         ctx[_KEY] = self

@@ -245,7 +245,9 @@ def _startup(settings: Settings) -> Callable[[dict[Any, Any]], Any]:
 
 
 async def _shutdown(ctx: dict[Any, Any]) -> None:
-    deps = Deps.of(ctx)
+    deps = Deps.find(ctx)
+    if deps is None:  # ended before the server was ever reached
+        return
     await deps.http.aclose()
     await deps.llm_http.aclose()
     await deps.queue.aclose()

@@ -144,9 +144,16 @@ class BatchStore:
         return int(await self.client.llen(self.keys.llm_pending(group.id)))
 
     async def seal(
-        self, group: Group, batch_id: str, *, limit: int, job: PreparedJob, job_keys: list[str]
+        self,
+        group: Group,
+        batch_id: str,
+        *,
+        limit: int,
+        least: int,
+        job: PreparedJob,
+        job_keys: list[str],
     ) -> int:
-        """Move up to `limit` waiting requests into a new batch; returns how many."""
+        """Move up to `limit` waiting requests into a new batch, if `least` wait; returns how many."""
         keys = self.keys
         names = [
             keys.llm_pending(group.id),
@@ -155,7 +162,7 @@ class BatchStore:
             keys.llm_items(batch_id),
             *job_keys,
         ]
-        args = [group.id, _encode_group(group), min(limit, SEAL_LIMIT), job.id, job.body]
+        args = [group.id, _encode_group(group), min(limit, SEAL_LIMIT), job.id, job.body, least]
         return int(await _SEAL.run(self.client, names, args))
 
     async def batch(self, batch_id: str) -> Batch | None:

@@ -49,9 +49,17 @@ async def flush_llm_batches(ctx: JobContext) -> int:
     return sum([await _flush(deps, group) for group in groups])
 
 
-async def flush_llm_group(ctx: JobContext, provider: str, endpoint: str, model: str) -> int:
-    """Seal one group's waiting requests; returns how many batches were made."""
-    return await _flush(Deps.of(ctx), Group(provider, endpoint, model))
+async def flush_llm_group(
+    ctx: JobContext, provider: str, endpoint: str, model: str, *, full_only: bool = False
+) -> int:
+    """
+    Seal one group's waiting requests; returns how many batches were made.
+
+    `full_only` leaves what does not fill a batch to its greatest age or the cron.
+    """
+    deps = Deps.of(ctx)
+    least = deps.llm.max_requests if full_only else 1
+    return await _flush(deps, Group(provider, endpoint, model), least=least)
 
 
 async def run_llm_batch(ctx: JobContext, batch_id: str) -> str:
@@ -103,7 +111,7 @@ async def run_llm_request(ctx: JobContext, request_id: str) -> str:
     return "answered"
 
 
-async def _flush(deps: Deps, group: Group) -> int:
+async def _flush(deps: Deps, group: Group, *, least: int = 1) -> int:
     batches, made = deps.queue.batches, 0
     while True:
         batch_id = uuid.uuid4().hex
@@ -112,6 +120,7 @@ async def _flush(deps: Deps, group: Group) -> int:
             group,
             batch_id,
             limit=deps.llm.max_requests,
+            least=least,
             job=job,
             job_keys=deps.queue.jobs.job_keys(job.id, Priority.DEFAULT),
         )

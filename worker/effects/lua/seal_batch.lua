@@ -2,10 +2,13 @@
 -- KEYS[1] pending list  KEYS[2] groups hash  KEYS[3] batch  KEYS[4] items list
 -- KEYS[5] queue  KEYS[6] job body  KEYS[7] result  KEYS[8] wake token
 -- ARGV[1] group id  ARGV[2] group descriptor  ARGV[3] most requests (<= 5000: LPOP and unpack stay short)
--- ARGV[4] job id  ARGV[5] job body
--- returns how many were moved; 0 when none wait or the batch exists already
+-- ARGV[4] job id  ARGV[5] job body  ARGV[6] least requests: fewer wait on
+-- returns how many were moved; 0 when too few wait or the batch exists already
 --@include put_job
 if redis.call('EXISTS', KEYS[3]) == 1 then
+  return 0
+end
+if redis.call('LLEN', KEYS[1]) < tonumber(ARGV[6]) then
   return 0
 end
 local ids = redis.call('LPOP', KEYS[1], ARGV[3])
