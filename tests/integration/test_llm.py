@@ -10,6 +10,7 @@ from typing import Any
 import httpx
 import pytest
 
+from tests.support.servers import raw_server
 from tests.support.wait import eventually
 from tests.support.workers import quick_settings, running_worker
 from worker import (
@@ -132,22 +133,21 @@ async def test_a_provider_that_is_away_is_tried_again(
     monkeypatch.setattr("worker.jobs.batch._OUTAGE_BASE_S", 0.01)
     attempts = asyncio.Event()
 
-    async def refuse(_reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        writer.close()
+    async def refuse(_reader: asyncio.StreamReader, _writer: asyncio.StreamWriter) -> None:
         attempts.set()
 
-    server = await asyncio.start_server(refuse, "127.0.0.1", 0)
-    port = server.sockets[0].getsockname()[1]
-    away = quick_settings(
-        private_valkey_url, openai_base_url=f"http://127.0.0.1:{port}/v1", llm_batch_max_requests=1
-    )
-    async with open_queue(away) as queue:
-        async with server, running_worker(away):
+    async with raw_server(refuse) as port:
+        away = quick_settings(
+            private_valkey_url,
+            openai_base_url=f"http://127.0.0.1:{port}/v1",
+            llm_batch_max_requests=1,
+        )
+        async with open_queue(away) as queue, running_worker(away):
             id_ = await submit(queue, "patience")
             await asyncio.wait_for(attempts.wait(), 10)
-        back = quick_settings(private_valkey_url, openai_base_url=f"{provider}/v1")
-        async with running_worker(back):
-            assert await text_of(queue, id_) == "echo: patience"
+    back = quick_settings(private_valkey_url, openai_base_url=f"{provider}/v1")
+    async with open_queue(back) as queue, running_worker(back):
+        assert await text_of(queue, id_) == "echo: patience"
 
 
 async def test_equal_requests_in_flight_share_one_line(

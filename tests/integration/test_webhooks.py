@@ -12,6 +12,7 @@ import httpx
 import pytest
 from standardwebhooks import Webhook
 
+from tests.support.servers import raw_server
 from tests.support.wait import eventually
 from tests.support.workers import quick_settings, running_worker
 from worker import (
@@ -120,10 +121,12 @@ async def test_a_receiver_that_never_answers_costs_its_timeout_only(
     async def hang(reader: asyncio.StreamReader, _writer: asyncio.StreamWriter) -> None:
         await reader.read()
 
-    server = await asyncio.start_server(hang, "127.0.0.1", 0)
-    port = server.sockets[0].getsockname()[1]
     settings = quick_settings(private_valkey_url, webhook_max_attempts=1, webhook_timeout_s=0.2)
-    async with server, open_queue(settings) as queue, running_worker(settings):
+    async with (
+        raw_server(hang) as port,
+        open_queue(settings) as queue,
+        running_worker(settings),
+    ):
         id_ = await queue.send_webhook(f"http://127.0.0.1:{port}/", {}, event_type="x")
         delivery = await ended(queue, id_)
     assert [a.error for a in delivery.attempts] == ["timeout"]
@@ -140,10 +143,12 @@ async def test_without_permission_no_private_address_is_connected_to(
     async def take(_reader: asyncio.StreamReader, _writer: asyncio.StreamWriter) -> None:
         connected.set()
 
-    server = await asyncio.start_server(take, None, 0)
-    port = server.sockets[0].getsockname()[1]
     settings = quick_settings(private_valkey_url, webhook_allow_cidrs="10.99.0.0/16")
-    async with server, open_queue(settings) as queue, running_worker(settings):
+    async with (
+        raw_server(take, None) as port,
+        open_queue(settings) as queue,
+        running_worker(settings),
+    ):
         id_ = await queue.send_webhook(f"http://{host}:{port}/", {}, event_type="x")
         delivery = await ended(queue, id_)
     assert [a.error for a in delivery.attempts] == ["target_forbidden"]

@@ -1,0 +1,1 @@
+"""Benchmarks: `make bench`; the method is in README.md beside this file."""
