@@ -45,11 +45,12 @@ class Cache:
     Attributes:
         agents: states, blocks, contexts and sessions of agents.
         messages: the newest messages of conversations.
+        client: the client it was given.
     """
 
     def __init__(self, client: Any, options: CacheOptions | None = None) -> None:
         self.options = options = options or CacheOptions()
-        self._client = client
+        self.client = client
         self._counters = counters = Counters()
         cluster = isinstance(client, RedisCluster)
         lane = ClusterLane if cluster else Lane

@@ -53,6 +53,7 @@ async def test_a_call_goes_to_its_loader_within_50_ms_of_an_outage(
     second_ms = await _elapsed_ms(cache.agents.get_or_load("a1", Loader("loaded")))
     assert second_ms < 5
     assert cache.stats()["breaker_open"] == 1
+    assert cache.stats()["trusted"] == 0
 
 
 async def test_an_outage_is_a_miss_everywhere(cache: Cache, server: FragileServer) -> None:

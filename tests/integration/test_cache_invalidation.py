@@ -192,7 +192,7 @@ async def test_copies_of_other_processes_go_too(valkey_url: str, prefix: str, ho
         cache_on(valkey_url, prefix, local=LOCAL) as reader,
         cache_on(valkey_url, prefix) as writer,
     ):
-        place = {"organisation": "o1"} if how == "organisation" else {}
+        place: dict[str, Any] = {"organisation": "o1"} if how == "organisation" else {}
         await _fill(reader, "a1", "old", depends_on=["block:b1"], **place)
         await _copied(reader, "a1", "old", **place)
         if how == "agent":
@@ -207,7 +207,7 @@ async def test_copies_of_other_processes_go_too(valkey_url: str, prefix: str, ho
             await writer.invalidate_everything()
 
         async def gone() -> bool:
-            return await reader.agents.get("a1", **place) != "old"
+            return bool(await reader.agents.get("a1", **place) != "old")
 
         assert await eventually(gone, deadline_s=5)
 

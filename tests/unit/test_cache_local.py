@@ -130,14 +130,11 @@ def test_only_what_cannot_be_changed_is_shared_unless_asked() -> None:
 
 def test_the_breaker_waits_longer_after_every_failed_probe_and_closes_on_success() -> None:
     breaker = Breaker(lambda: 0.0)
-    assert breaker.state == "closed"
     waits = []
     for _ in range(10):
         breaker.failed()
-        assert breaker.state == "open"
         waits.append(breaker.wait_s())
         breaker.probe()
-        assert breaker.state == "half_open"
     assert waits[0] == FIRST_WAIT_S
     assert waits == sorted(waits)
     assert waits[-1] == LONGEST_WAIT_S

@@ -1,0 +1,115 @@
+"""
+What `letta-workers cache stats|invalidate|warm` does, over an open cache.
+
+Every function returns a dict that is JSON as it stands.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from typing import Any
+
+from cache.pool import OUTAGE, explain
+from cache.service import Cache
+
+_SERVER_FACTS = {
+    "memory": ("used_memory", "maxmemory", "maxmemory_policy"),
+    "stats": ("evicted_keys", "expired_keys", "keyspace_hits", "keyspace_misses"),
+    "server": ("uptime_in_seconds",),
+}
+# A scan of more keys than this would be felt by the server's other users.
+MAX_COUNTED_KEYS = 100_000
+_BATCH = 1000
+
+
+async def stats(cache: Cache) -> dict[str, Any]:
+    """
+    `counters` of this process, facts of the `server` (sizes in bytes) and `keys` by kind.
+
+    With the server away, `server` is {"error": why} and `keys` is empty. A server that
+    evicts may lose the index of a dependency: `warnings` says what follows.
+    """
+    report: dict[str, Any] = {"counters": cache.stats(), "server": {}, "keys": {}, "warnings": []}
+    try:
+        for section, names in _SERVER_FACTS.items():
+            facts = await cache.client.info(section)
+            node = facts if names[0] in facts else next(iter(facts.values()))
+            report["server"] |= {name: node[name] for name in names if name in node}
+        report["keys"] = await count_keys(cache)
+    except OUTAGE as exc:
+        report["server"] = {"error": explain(exc)}
+    if report["server"].get("evicted_keys"):
+        report["warnings"].append(
+            "the server has evicted keys: invalidating a dependency without an index forgets "
+            "everything; give it more memory"
+        )
+    return report
+
+
+async def count_keys(cache: Cache, *, limit: int = MAX_COUNTED_KEYS) -> dict[str, int]:
+    """Keys of the cache by kind; `uncounted` is 1 when there are more than `limit`."""
+    counts: Counter[str] = Counter()
+    prefix = cache.options.prefix
+    async for key in cache.client.scan_iter(match=prefix + "*", count=_BATCH):
+        if counts.total() >= limit:
+            counts["uncounted"] = 1
+            break
+        counts[_kind(key.decode(errors="replace").removeprefix(prefix))] += 1
+    return dict(counts)
+
+
+def _kind(name: str) -> str:
+    if not name.startswith("{"):
+        return name.partition(":")[0]
+    rest = name.rpartition("}")[2]
+    if not rest:
+        return "agents"
+    kind, _, more = rest.removeprefix(":").partition(":")
+    return "windows" if kind == "messages" and more else kind
+
+
+async def invalidate(
+    cache: Cache,
+    *,
+    agents: Sequence[str] = (),
+    dependencies: Sequence[str] = (),
+    tags: Sequence[str] = (),
+    organisations: Sequence[str] = (),
+    everything: bool = False,
+    wait_s: float = 10.0,
+) -> dict[str, Any]:
+    """
+    Forget what is named, messages of the agents too; `delivered` says whether the server knows.
+
+    A process that ends takes its queue along, so this one waits up to `wait_s` for the server.
+    """
+    await cache.agents.invalidate(*agents)
+    for agent_id in agents:
+        await cache.messages.invalidate(agent_id)
+    await cache.agents.invalidate_dependency(*dependencies)
+    await cache.agents.invalidate_tag(*tags)
+    await cache.agents.invalidate_organisation(*organisations)
+    if everything:
+        await cache.invalidate_everything()
+    delivered = cache.options.enabled
+    try:
+        async with asyncio.timeout(wait_s if delivered else 0):
+            await cache.settled()
+    except TimeoutError:
+        delivered = False
+    named = len(agents) + len(dependencies) + len(tags) + len(organisations) + int(everything)
+    return {"named": named, "delivered": delivered}
+
+
+async def warm(
+    cache: Cache,
+    agent_ids: Iterable[str],
+    loader: Callable[[str], Awaitable[Any]],
+    *,
+    scope: str = "",
+    at_once: int = 8,
+) -> dict[str, int]:
+    """Load what is missing: counts of `warmed` and `failed`."""
+    return await cache.agents.warm(agent_ids, loader, scope=scope, at_once=at_once)
