@@ -26,6 +26,8 @@ from worker.errors import (
     NotSerializable,
     PayloadTooLarge,
     Permanent,
+    QueueFull,
+    QueueMemoryFull,
     QueueUnavailable,
     RequestFailed,
     ResultTimeout,
@@ -33,6 +35,7 @@ from worker.errors import (
     UnknownProvider,
     WorkerError,
 )
+from worker.policy.calls import Call, Unique, call
 from worker.policy.priority import Priority
 
 if TYPE_CHECKING:
@@ -41,6 +44,7 @@ if TYPE_CHECKING:
     WorkerSettings: type
 
 __all__ = [
+    "Call",
     "EnqueueRefused",
     "InvalidArgument",
     "InvalidWebhookURL",
@@ -54,13 +58,17 @@ __all__ = [
     "PayloadTooLarge",
     "Permanent",
     "Priority",
+    "QueueFull",
+    "QueueMemoryFull",
     "QueueUnavailable",
     "RequestFailed",
     "ResultTimeout",
     "Transient",
+    "Unique",
     "UnknownProvider",
     "WorkerError",
     "WorkerSettings",
+    "call",
     "open_queue",
 ]
 

@@ -14,19 +14,15 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
-from cache.errors import NotEncodable
 from cache.keys import QueueKeys
 from worker.effects.batches import BatchStore, PreparedJob
 from worker.effects.deliveries import Delivery, DeliveryStore
 from worker.effects.handle import Job, reach
 from worker.effects.notices import Notices
-from worker.effects.queue import QueueStore, job_body
 from worker.effects.secrets import SecretBox
 from worker.errors import (
     InvalidArgument,
     NotFound,
-    NotSerializable,
-    PayloadTooLarge,
     RequestFailed,
     ResultTimeout,
 )
@@ -34,6 +30,7 @@ from worker.policy import checks
 from worker.policy.batch import LLMRequest, check_request
 from worker.policy.priority import Priority
 from worker.policy.signing import decode_secret
+from worker.producer import Limits, Producer
 
 DELIVER_WEBHOOK = "deliver_webhook"
 FLUSH_LLM_GROUP = "flush_llm_group"
@@ -49,6 +46,8 @@ class QueueOptions:
     """Limits of one client. Sizes are bytes, times seconds."""
 
     max_job_bytes: int = 1_048_576
+    max_length: int = 0
+    max_memory_share: float = 0.0
     max_webhook_bytes: int = 262_144
     webhook_retention_s: float = 604_800.0
     webhook_encryption_key: bytes | None = None
@@ -58,7 +57,7 @@ class QueueOptions:
     llm_result_ttl_s: float = 259_200.0
 
 
-class JobQueue:
+class JobQueue(Producer):
     """
     The queue's client, over one Redis client; see `worker.open_queue`.
 
@@ -70,9 +69,10 @@ class JobQueue:
         self, client: Any, options: QueueOptions | None = None, *, keys: QueueKeys | None = None
     ) -> None:
         self.options = options or QueueOptions()
-        self.keys = keys or QueueKeys()
-        self.client = client
-        self.jobs = QueueStore(client, self.keys)
+        limits = Limits(
+            self.options.max_job_bytes, self.options.max_length, self.options.max_memory_share
+        )
+        super().__init__(client, keys or QueueKeys(), limits)
         self.deliveries = DeliveryStore(
             client, self.keys, retention_s=self.options.webhook_retention_s
         )
@@ -83,66 +83,6 @@ class JobQueue:
     async def aclose(self) -> None:
         """Stop what waits in the background; the Redis client stays its owner's."""
         await self._answers.aclose()
-
-    # -- jobs ------------------------------------------------------------------
-
-    async def enqueue(
-        self,
-        name: str,
-        *args: Any,
-        priority: Priority = Priority.DEFAULT,
-        job_id: str | None = None,
-        delay_s: float = 0,
-        at: datetime | None = None,
-        **kwargs: Any,
-    ) -> Job:
-        """
-        Store a job that calls the worker's function `name` with these arguments.
-
-        `delay_s` or `at` (an aware datetime) puts it off. With a `job_id` that
-        waits or runs already nothing is stored, and `Job.is_new` is False.
-
-        Raises:
-            InvalidArgument: bad name, id, delay or time.
-            NotSerializable: an argument has no safe encoding.
-            PayloadTooLarge: over LETTA_QUEUE_MAX_JOB_BYTES.
-        """
-        checks.require_job_name(name)
-        if job_id is not None:
-            checks.require_id("job_id", job_id)
-        if at is not None and delay_s:
-            raise InvalidArgument("give delay_s or at, not both")
-        chosen = job_id or uuid.uuid4().hex
-        body = self._body(name, *args, **kwargs)
-        stored = await reach(
-            self.jobs.put(
-                chosen,
-                body,
-                priority=checks.require_priority(priority),
-                delay_ms=checks.delay_ms(delay_s),
-                due_ms=None if at is None else checks.unix_ms("at", at),
-            )
-        )
-        # Without an id of the caller's, "there already" can only be this very
-        # call, sent again after its reply was lost.
-        return Job(chosen, self.jobs, is_new=stored or job_id is None)
-
-    def job(self, job_id: str) -> Job:
-        """A handle on a job enqueued before."""
-        return Job(job_id, self.jobs)
-
-    async def stats(self) -> dict[str, dict[str, float]]:
-        """Per priority: queued, deferred, running (jobs) and oldest_age_s."""
-        counts = await reach(self.jobs.counts())
-        return {
-            priority.value: {
-                "queued": row.queued,
-                "deferred": row.deferred,
-                "running": row.running,
-                "oldest_age_s": row.oldest_age_s,
-            }
-            for priority, row in counts.items()
-        }
 
     # -- webhooks --------------------------------------------------------------
 
@@ -178,6 +118,7 @@ class JobQueue:
         if secret is not None:
             fields["secret"] = self._seal(secret, owner=id_)
         job_id = f"webhook:{id_}"
+        await reach(self._memory.admit())
         await reach(
             self.deliveries.create(
                 id_,
@@ -230,6 +171,7 @@ class JobQueue:
         request = check_request(body, provider=provider, endpoint=endpoint, max_bytes=limit)
         deadline_ms = None if deadline is None else checks.unix_ms("deadline", deadline)
         request_id = f"req_{uuid.uuid4().hex}"
+        await reach(self._memory.admit())
         if urgent or self._is_near(deadline):
             return await self._submit_urgent(request_id, request, deadline_ms)
         group = request.group
@@ -309,16 +251,6 @@ class JobQueue:
 
     def _prepared(self, job_id: str, name: str, *args: Any, **kwargs: Any) -> PreparedJob:
         return PreparedJob(job_id, self._body(name, *args, **kwargs))
-
-    def _body(self, name: str, *args: Any, **kwargs: Any) -> bytes:
-        try:
-            body = job_body(name, args, kwargs, now_ms=checks.now_ms())
-        except NotEncodable as exc:
-            raise NotSerializable(f"arguments of {name!r}: {exc}") from None
-        limit = self.options.max_job_bytes
-        if len(body) > limit:
-            raise PayloadTooLarge(f"job {name!r}", len(body), limit, "LETTA_QUEUE_MAX_JOB_BYTES")
-        return body
 
     def _seal(self, secret: str, *, owner: str) -> bytes:
         try:

@@ -8,6 +8,8 @@ WorkerError
 │   │   ├── UnknownProvider(provider)
 │   │   ├── NotSerializable        an argument has no safe encoding: also a TypeError
 │   │   └── PayloadTooLarge(size, limit)
+│   ├── QueueFull                  as many jobs wait as may: later, or raise LETTA_QUEUE_MAX_LENGTH
+│   ├── QueueMemoryFull            the server's memory is over the watermark: later, or give it more
 │   └── QueueUnavailable           the server cannot be reached: also a ConnectionError
 ├── JobFailed(kind, message)       the job ended with an exception of that class
 ├── JobAborted                     the job was aborted
@@ -55,6 +57,18 @@ class PayloadTooLarge(InvalidArgument):
         super().__init__(f"{what} is {size} bytes, over the limit of {limit} ({setting})")
         self.size = size
         self.limit = limit
+
+
+class QueueFull(EnqueueRefused):
+    """As many jobs wait as the queue may hold."""
+
+    def __init__(self, limit: int) -> None:
+        super().__init__(f"{limit} jobs wait already, the most allowed (LETTA_QUEUE_MAX_LENGTH)")
+        self.limit = limit
+
+
+class QueueMemoryFull(EnqueueRefused):
+    """The queue's server has no memory to spare for another job."""
 
 
 class QueueUnavailable(EnqueueRefused, ConnectionError):

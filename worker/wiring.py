@@ -30,6 +30,8 @@ def pool_options(settings: Settings) -> PoolOptions:
 def queue_options(settings: Settings) -> QueueOptions:
     return QueueOptions(
         max_job_bytes=settings.queue_max_job_bytes,
+        max_length=settings.queue_max_length,
+        max_memory_share=settings.queue_max_memory_share,
         max_webhook_bytes=settings.webhook_max_body_bytes,
         webhook_retention_s=settings.webhook_retention_s,
         webhook_encryption_key=encryption_key(settings),

@@ -6,10 +6,19 @@ import asyncio
 from collections.abc import Awaitable
 from typing import Any, TypeVar
 
+from redis.exceptions import OutOfMemoryError
+
 from cache.codec import RemoteError
 from cache.pool import OUTAGE, explain
 from worker.effects.queue import JobResult, JobStatus, QueueStore
-from worker.errors import JobAborted, JobFailed, NotFound, QueueUnavailable, ResultTimeout
+from worker.errors import (
+    JobAborted,
+    JobFailed,
+    NotFound,
+    QueueMemoryFull,
+    QueueUnavailable,
+    ResultTimeout,
+)
 
 T = TypeVar("T")
 
@@ -18,9 +27,11 @@ _POLL_MIN_S, _POLL_MAX_S = 0.01, 0.5
 
 
 async def reach(work: Awaitable[T]) -> T:
-    """Await a store's call; an outage becomes QueueUnavailable."""
+    """Await a store's call; an outage becomes QueueUnavailable, a full server QueueMemoryFull."""
     try:
         return await work
+    except OutOfMemoryError as exc:
+        raise QueueMemoryFull(f"the queue's server is out of memory: {explain(exc)}") from exc
     except OUTAGE as exc:
         raise QueueUnavailable(f"the queue's server cannot be used: {explain(exc)}") from exc
 

@@ -8,7 +8,6 @@ set the due time.
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
@@ -17,10 +16,16 @@ from typing import Any
 from cache import codec
 from cache.keys import QueueKeys
 from cache.scripts import load
+from worker.errors import QueueFull
 from worker.policy.priority import Priority
 
 _ENQUEUE = load("worker.effects", "enqueue")
+_ENQUEUE_MANY = load("worker.effects", "enqueue_many")
 _ABORT = load("worker.effects", "abort")
+_STATS = load("worker.effects", "stats")
+_NUMBER = {priority: number for number, priority in enumerate(Priority, 1)}
+# A gathering whose parts never all succeed is forgotten after a week.
+GATHER_TTL_MS = 604_800_000
 
 
 class JobStatus(StrEnum):
@@ -50,6 +55,15 @@ class QueueCounts:
     deferred: int
     running: int
     oldest_age_s: float
+    dead: int
+
+
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """Whether the job is new; `holder` is the job that holds its unique key."""
+
+    is_new: bool
+    holder: str | None
 
 
 def job_body(
@@ -59,6 +73,7 @@ def job_body(
     *,
     now_ms: int,
     try_: int | None = None,
+    options: Mapping[str, Any] | None = None,
 ) -> bytes:
     """
     Encode a job as arq does.
@@ -66,7 +81,17 @@ def job_body(
     Raises:
         cache.errors.NotEncodable: an argument has no safe encoding.
     """
-    return codec.encode({"t": try_, "f": name, "a": list(args), "k": dict(kwargs), "et": now_ms})
+    fields: dict[str, Any] = {
+        "t": try_,
+        "f": name,
+        "a": list(args),
+        "k": dict(kwargs),
+        "et": now_ms,
+    }
+    if options:
+        # Ours alone; stock arq reads past it. See worker/producer.py.
+        fields["o"] = options
+    return codec.encode(fields)
 
 
 class QueueStore:
@@ -81,12 +106,63 @@ class QueueStore:
         keys = self.keys
         return [keys.queue(priority), keys.job(job_id), keys.result(job_id), keys.wake]
 
+    @property
+    def queues(self) -> list[str]:
+        """By number, from 1: critical, high, default, low."""
+        return [self.keys.queue(priority) for priority in Priority]
+
     async def put(
-        self, job_id: str, body: bytes, *, priority: Priority, delay_ms: int, due_ms: int | None
-    ) -> bool:
-        """Store a job; False when one of this id waits or runs already."""
-        args = [job_id, body, delay_ms, "" if due_ms is None else due_ms]
-        return bool(await _ENQUEUE.run(self.client, self.job_keys(job_id, priority), args))
+        self,
+        job_id: str,
+        body: bytes,
+        *,
+        priority: Priority,
+        delay_ms: int,
+        due_ms: int | None,
+        most: int = 0,
+        unique: str | None = None,
+        window_ms: int | None = None,
+    ) -> Stored:
+        """
+        Store a job unless one of this id waits or runs, or another holds `unique` (a whole key).
+
+        Raises:
+            QueueFull: `most` jobs wait (0: no limit).
+        """
+        keys = [*self.job_keys(job_id, priority), *self.queues]
+        args: list[Any] = [job_id, body, delay_ms, "" if due_ms is None else due_ms, most]
+        args += ["" if unique is None else (window_ms or 0), self.keys.job("")]
+        if unique is not None:
+            keys.append(unique)
+        code, *holder = await _ENQUEUE.run(self.client, keys, args)
+        if code == -1:
+            raise QueueFull(most)
+        return Stored(code == 1, holder[0].decode() if holder else None)
+
+    async def put_many(
+        self,
+        rows: Sequence[tuple[str, Priority, int, bytes]],
+        *,
+        most: int = 0,
+        gather: tuple[str, Mapping[str, Any]] | None = None,
+    ) -> int:
+        """
+        Store jobs `(id, priority, delay_ms, body)` at once, all or none; returns how many are new.
+
+        `gather`: key and fields of the gathering whose parts they are.
+
+        Raises:
+            QueueFull: they would be more than `most` (0: no limit).
+        """
+        key, fields = gather or (self.keys.gather("-"), {})
+        flat = [part for pair in fields.items() for part in pair]
+        args: list[Any] = [self.keys.prefix, most, GATHER_TTL_MS, len(fields), *flat]
+        for job_id, priority, delay_ms, body in rows:
+            args += (job_id, _NUMBER[priority], delay_ms, body)
+        new = await _ENQUEUE_MANY.run(self.client, [self.keys.wake, *self.queues, key], args)
+        if new == -1:
+            raise QueueFull(most)
+        return int(new)
 
     async def status(self, job_id: str) -> JobStatus:
         keys = self.keys
@@ -127,18 +203,10 @@ class QueueStore:
         return bool(await _ABORT.run(self.client, names + queues, [job_id]))
 
     async def counts(self) -> dict[Priority, QueueCounts]:
-        """Depth and age of each priority, one consistent look."""
-        seconds, micros = await self.client.time()
-        now = seconds * 1000 + micros // 1000
-        rows = await asyncio.gather(*(self._count(priority, now) for priority in Priority))
-        return dict(zip(Priority, rows, strict=True))
-
-    async def _count(self, priority: Priority, now: int) -> QueueCounts:
-        queue = self.keys.queue(priority)
-        async with self.client.pipeline(transaction=True) as pipe:
-            pipe.zcount(queue, "-inf", now)
-            pipe.zcount(queue, f"({now}", "+inf")
-            pipe.zrange(queue, 0, 0, withscores=True)
-            due, later, head = await pipe.execute()
-        age = max(0.0, (now - head[0][1]) / 1000) if head and due else 0.0
-        return QueueCounts(queued=due, deferred=later, running=0, oldest_age_s=round(age, 3))
+        """The numbers of each priority, one consistent look."""
+        keys = [*self.queues, f"{self.keys.queue()}:running", self.keys.dead]
+        rows = await _STATS.run(self.client, keys, [self.keys.prefix])
+        return {
+            priority: QueueCounts(due, later, running, max(0.0, age / 1000), dead)
+            for priority, (due, later, age, running, dead) in zip(Priority, rows, strict=True)
+        }

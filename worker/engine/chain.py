@@ -1,7 +1,7 @@
 """
 What follows a job that succeeded: the job named by `then`, or its part of a gathering.
 
-A job's options (`o` in its body) hold `then`: {f, a, k, id, q, o} and `g`: {id, i}.
+A job's options (`o` in its body) hold `then`: {f, a, k, id, q, delay, xs, o} and `g`: {id, i}.
 Both are written with the end of the job, in the same script.
 """
 
@@ -14,7 +14,9 @@ from cache import codec
 from worker.engine.records import blob
 
 
-def following(job_id: str, options: Mapping[str, Any], result: Any) -> dict[str, Any]:
+def following(
+    job_id: str, options: Mapping[str, Any], result: Any, *, now_ms: int
+) -> dict[str, Any]:
     """
     The details that an end needs for what follows; the next job's id derives from this one's.
 
@@ -24,16 +26,26 @@ def following(job_id: str, options: Mapping[str, Any], result: Any) -> dict[str,
     details: dict[str, Any] = {}
     then = options.get("then")
     if then is not None:
+        more = dict(then["o"])
+        if then["xs"] is not None:
+            more["x"] = now_ms + then["xs"]
         body = {
             "t": None,
             "f": then["f"],
             "a": [result, *then["a"]],
             "k": then["k"],
-            "et": then["et"],
-            "o": then.get("o") or {},
+            "et": now_ms,
+            "o": more,
         }
         next_id = then.get("id") or f"{job_id}:then"
-        details["jobs"] = [{"id": next_id, "queue": then["q"], "body": blob(codec.encode(body))}]
+        details["jobs"] = [
+            {
+                "id": next_id,
+                "queue": then["q"],
+                "delay": then["delay"],
+                "body": blob(codec.encode(body)),
+            }
+        ]
     part = options.get("g")
     if part is not None:
         details["gather"] = {

@@ -152,6 +152,10 @@ class CronRunner:
                 self._keys.schedules, {id_: self._now_ms() + _BAD_SCHEDULE_MS}, xx=True
             )
             return
+        if due == 0:
+            # A new cron: its first tick is still to come.
+            await self._client.zadd(self._keys.schedules, {id_: next_due}, xx=True)
+            return
         job_id = f"{id_.decode()}:{due}"
         body: dict[str, Any] = {
             "t": None,

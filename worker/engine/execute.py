@@ -79,7 +79,7 @@ class Body:
 
 
 class Executor:
-    """Runs claims. `now_ms` is the server's clock; `collect` takes the ends."""
+    """Runs claims. `now_ms` is the server's clock; `collect` takes the ends, `note` starts."""
 
     def __init__(
         self,
@@ -87,10 +87,12 @@ class Executor:
         *,
         now_ms: Callable[[], int],
         collect: Callable[[Claim, End, str], None],
+        note: Callable[[Claim, End], None],
     ) -> None:
         self.settings = settings
         self._now_ms = now_ms
         self._collect = collect
+        self._note = note
         self._loop = asyncio.get_running_loop()
         self._log = structlog.get_logger("worker.engine").bind()
 
@@ -102,6 +104,8 @@ class Executor:
             self._collect(claim, *body)
             return
         settings = self.settings
+        if body.options.get("us") == "queued":
+            self._note(claim, claim.end("started", {"unique": claim.unique}))
         ctx = {
             **settings.ctx,
             "job_id": claim.job_id,
@@ -229,7 +233,7 @@ class Executor:
             details["unique"] = claim.unique
         if body.options:
             try:
-                details |= chain.following(claim.job_id, body.options, value)
+                details |= chain.following(claim.job_id, body.options, value, now_ms=self._now_ms())
             except Exception as exc:  # noqa: BLE001  (the result has no encoding)
                 return self._dead(claim, body, exc, "permanent")
         return claim.end("done", details), "completed"

@@ -112,6 +112,7 @@ class Worker(ArqWorker):
         self._run: _Run | None = None
         self._draining = False
         self._forced = False
+        self._started_up = False
         self._asked_to_end = asyncio.Event()
         self._clock_offset_s = 0.0
 
@@ -190,6 +191,7 @@ class Worker(ArqWorker):
         self.ctx.setdefault("worker_id", self.worker_id)
         if self.on_startup:
             await self.on_startup(self.ctx)
+        self._started_up = True
         run = self._run = self._assemble()
         if self._draining:
             self.allow_pick_jobs = False
@@ -219,7 +221,7 @@ class Worker(ArqWorker):
             await self._run.over.wait()
         if self._pool is None:
             return
-        if self.on_shutdown:
+        if self.on_shutdown and self._started_up:
             await self.on_shutdown(self.ctx)
         await close_client(self.pool)
         self._pool = None
@@ -273,7 +275,9 @@ class Worker(ArqWorker):
 
     def _assemble(self) -> _Run:
         client, keys, options = self.pool, self.keys, self.options
-        executor = Executor(self._settings(), now_ms=self.server_ms, collect=self._collect)
+        executor = Executor(
+            self._settings(), now_ms=self.server_ms, collect=self._collect, note=self._note
+        )
         run = _Run(
             pump=Pump(client, keys, options, worker_id=self.worker_id),
             waker=Waker(client, keys, self._kick),
@@ -415,7 +419,7 @@ class Worker(ArqWorker):
         late = set(turn.late)
         buried = set(turn.buried)
         for index, (claim, _, outcome) in enumerate(batch):
-            if claim.recorded is not None:
+            if claim.recorded is not None and outcome != "started":
                 claim.recorded.set()
             if index in late:
                 log.warning("job.ended_late", job_id=claim.job_id, outcome=outcome)
@@ -446,6 +450,11 @@ class Worker(ArqWorker):
             return
         run.outbox.append((claim, end, outcome))
         run.kick.set()
+
+    def _note(self, claim: Claim, note: End) -> None:
+        if self._run is not None:
+            self._run.outbox.append((claim, note, "started"))
+            self._run.kick.set()
 
     def _interrupt(self, claim: Claim, why: str) -> None:
         interrupt(claim, why)

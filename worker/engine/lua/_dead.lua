@@ -1,12 +1,12 @@
 -- Shared step: keep a job that ended badly, whole, and make room for it.
--- d: {set, prefix, cap, age (ms), now}; why: {reason, error, queue (its number), tries}
+-- d: {set, prefix, cap, age (ms), now, queues}; why: {reason, error, queue (its number), tries}
 -- The caller deletes the live job. Returns how many older ones went to make room.
 local function bury(d, id, why)
   local key = d.prefix .. 'dead:' .. id
   local body = redis.call('GET', d.prefix .. 'job:' .. id)
   redis.call('DEL', key)
   redis.call('HSET', key, 'body', body or '', 'reason', why.reason, 'error', why.error or '',
-    'queue', why.queue, 'tries', why.tries or 0, 'died', d.now, 'name', why.name or '')
+    'queue', why.queue, 'queue_name', d.queues[why.queue], 'tries', why.tries or 0, 'died', d.now, 'name', why.name or '')
   redis.call('PEXPIRE', key, d.age)
   redis.call('ZADD', d.set, d.now, id)
   redis.call('ZREMRANGEBYSCORE', d.set, '-inf', d.now - d.age)

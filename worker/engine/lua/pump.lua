@@ -23,7 +23,8 @@ local prefix, token, lease = ARGV[1], ARGV[2], tonumber(ARGV[3])
 local want, reserved, poison = tonumber(ARGV[4]), tonumber(ARGV[5]), tonumber(ARGV[7])
 local RUNNING_KEY_MS = lease + 86400000
 local now = server_ms()
-local dead = {set = KEYS[9], prefix = prefix, cap = tonumber(ARGV[8]), age = tonumber(ARGV[9]), now = now}
+local dead = {set = KEYS[9], prefix = prefix, cap = tonumber(ARGV[8]), age = tonumber(ARGV[9]), now = now,
+  queues = KEYS}
 local late, buried, poisoned, rows, claimed = {}, {}, {}, {}, {}
 
 local function names(kind, ids)

@@ -1,0 +1,31 @@
+#!lua
+-- enqueue_many.lua: store many jobs, all or none of them; with a gathering when they belong to one.
+-- KEYS[1] wake token  KEYS[2..5] queues critical, high, default, low  KEYS[6] gathering, or ''
+--   and, derived from the prefix: job:<id> result:<id>
+-- ARGV[1] prefix  ARGV[2] most jobs in all queues, 0 for no limit
+-- ARGV[3] ttl_ms of the gathering  ARGV[4] how many field, value pairs of it follow (0: none)
+-- ARGV[5..] those, then per job: id, queue's number, delay_ms, body
+-- returns how many are new | -1 full, nothing stored
+--@include put_job
+local prefix, most, pairs_ = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[4])
+local first = 5 + 2 * pairs_
+if most > 0 then
+  local size = (#ARGV - first + 1) / 4
+  for i = 2, 5 do
+    size = size + redis.call('ZCARD', KEYS[i])
+  end
+  if size > most then
+    return -1
+  end
+end
+if pairs_ > 0 and redis.call('EXISTS', KEYS[6]) == 0 then
+  redis.call('HSET', KEYS[6], unpack(ARGV, 5, first - 1))
+  redis.call('PEXPIRE', KEYS[6], ARGV[3])
+end
+local now, new = server_ms(), 0
+for i = first, #ARGV, 4 do
+  local id = ARGV[i]
+  new = new + put_job(KEYS[1 + tonumber(ARGV[i + 1])], prefix .. 'job:' .. id,
+    prefix .. 'result:' .. id, KEYS[1], id, ARGV[i + 3], now + tonumber(ARGV[i + 2]))
+end
+return new
