@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import sys
 from importlib.metadata import version
@@ -11,8 +12,11 @@ from typing import Any
 import click
 
 from cache import embedded
+from cache.keys import QueueKeys
 from cache.pool import open_pool, parse_url, wait_until_ready
 from settings import Settings, SettingsError, load_settings
+from worker.cli_cache import cache
+from worker.cli_dead import dead
 from worker.cli_support import EXIT_FAILED, Commands, json_option, show, with_queue
 from worker.client import JobQueue
 from worker.wiring import pool_options
@@ -25,11 +29,24 @@ def main() -> None:
 
     Settings come from LETTA_... variables, .env and secrets files: docs/settings.md.
     """
+    from worker.logs import configure_logging
+
+    # Standard output is for what was asked; what is logged on the way goes to standard error.
+    configure_logging("INFO", "auto")
+
+
+main.add_command(cache)
+main.add_command(dead)
+
+settings_option = click.option(
+    "--settings", "foreign", metavar="PACKAGE.MODULE.CLASS", help="Run this arq settings class."
+)
 
 
 @main.command()
 @click.option("--count", type=click.IntRange(1, 256), help="Processes; default LETTA_WORKER_COUNT.")
-def run(count: int | None) -> None:
+@settings_option
+def run(count: int | None, foreign: str | None) -> None:
     """Run the workers and keep them running.
 
     TERM or Ctrl-C drains: running jobs may end within LETTA_WORKER_SHUTDOWN_GRACE_S, the rest is
@@ -39,18 +56,23 @@ def run(count: int | None) -> None:
     Examples:
       LETTA_REDIS_URL=redis://localhost:6379/0 letta-workers run
       letta-workers run --count 1          # one process a pod
+      letta-workers run --settings myapp.jobs.WorkerSettings   # anybody's arq settings
     """
     from worker.logs import configure_logging
-    from worker.main import build_crons, build_functions, supervisor_options
+    from worker.main import build_crons, build_functions, load_settings_class, supervisor_options
     from worker.supervisor import run_supervisor
 
     settings = load_settings()
     configure_logging(settings.worker_log_level, settings.worker_log_format)
     # What a child would refuse is refused here, once, with one line.
-    build_functions(settings)
-    build_crons(settings)
+    command = [sys.executable, "-m", "worker", "child"]
+    if foreign is not None:
+        load_settings_class(foreign)
+        command += ["--settings", foreign]
+    else:
+        build_functions(settings)
+        build_crons(settings)
     with _server_for_children(settings):
-        command = [sys.executable, "-m", "worker", "child"]
         processes = count or settings.worker_count
         code = run_supervisor(command, processes, supervisor_options(settings))
     raise SystemExit(int(code))
@@ -72,13 +94,14 @@ class _server_for_children:  # noqa: N801  (a context manager, read like a funct
 
 
 @main.command(hidden=True)
-def child() -> None:
+@settings_option
+def child(foreign: str | None) -> None:
     """One worker process, as the supervisor starts it."""
     from worker.child import report_bad_configuration
-    from worker.main import run_child
+    from worker.main import load_settings_class, run_child
 
     try:
-        code = run_child(load_settings())
+        code = run_child(load_settings(), load_settings_class(foreign) if foreign else None)
     except SettingsError as exc:
         code = report_bad_configuration(str(exc))
     raise SystemExit(int(code))
@@ -126,23 +149,24 @@ def health(as_json: bool) -> None:
 
     found = asyncio.run(look())
     healthy = bool(found["workers"])
-    names = ", ".join(found["workers"]) or "none alive; start them with `letta-workers run`"
+    names = ", ".join(beat["worker_id"] for beat in found["workers"])
+    names = names or "none alive; start them with `letta-workers run`"
     show({"healthy": healthy, **found}, as_json, lambda: ["redis: ok", f"workers: {names}"])
     raise SystemExit(0 if healthy else EXIT_FAILED)
 
 
-async def live_workers(client: Any) -> list[str]:
-    """The heartbeats that workers leave; each has a short TTL."""
-    from cache.keys import QueueKeys
-
-    data = await client.get(QueueKeys().health)
-    return [] if data is None else [data.decode()]
+async def live_workers(client: Any) -> list[dict[str, Any]]:
+    """The heartbeats of the workers that live; each has a TTL of seconds."""
+    keys = QueueKeys()
+    ids = [id_.decode() for id_ in await client.zrange(keys.workers, 0, -1)]
+    beats = await client.mget([keys.worker(id_) for id_ in ids]) if ids else []
+    return [json.loads(beat) for beat in beats if beat is not None]
 
 
 @main.command()
 @json_option
 def status(as_json: bool) -> None:
-    """Show each priority's queued, deferred and running jobs, and the oldest one's age.
+    """Show each priority's queued, deferred, running and dead jobs, and the oldest one's age.
 
     \b
     Examples:
@@ -150,7 +174,7 @@ def status(as_json: bool) -> None:
       letta-workers status --json | jq .default.oldest_age_s
     """
     counts = with_queue(lambda queue: queue.stats())
-    columns = ("queued", "deferred", "running", "oldest_age_s")
+    columns = ("queued", "deferred", "running", "dead", "oldest_age_s")
     rows = [f"{'priority':<10}" + "".join(f"{name:>14}" for name in columns)]
     rows += [
         f"{priority:<10}" + "".join(f"{row[name]:>14}" for name in columns)

@@ -123,7 +123,7 @@ def build_functions(settings: Settings) -> list[Function]:
         func(run_llm_request, name=RUN_LLM_REQUEST, max_tries=_NO_LIMIT, timeout=http_s),
     ]
     paths = [path.strip() for path in settings.worker_functions.split(",") if path.strip()]
-    return ours + [func(load_coroutine(path, "worker_functions")) for path in paths]
+    return ours + [func(load_coroutine(path, variable_name("worker_functions"))) for path in paths]
 
 
 def build_crons(settings: Settings) -> list[CronExpression]:
@@ -138,7 +138,7 @@ def build_crons(settings: Settings) -> list[CronExpression]:
     ]
     for part in filter(None, (part.strip() for part in settings.worker_crons.split(";"))):
         path, _, expression = part.partition("=")
-        coroutine = load_coroutine(path.strip(), "worker_crons")
+        coroutine = load_coroutine(path.strip(), variable_name("worker_crons"))
         crons.append(_cron(coroutine, f"cron:{path.strip()}", expression.strip(), "worker_crons"))
     return crons
 
@@ -152,7 +152,7 @@ def _cron(coroutine: Any, name: str, expression: str, field: str) -> CronExpress
         ) from None
 
 
-def load_coroutine(path: str, field: str) -> Any:
+def load_coroutine(path: str, named_by: str) -> Any:
     """
     `package.module:coroutine` -> the coroutine function; the working directory is searched too.
 
@@ -160,18 +160,20 @@ def load_coroutine(path: str, field: str) -> Any:
         SettingsError: it does not import, is not there, or is no coroutine function.
     """
     module, _, name = path.partition(":")
+    found = _load(module, name, path, named_by)
+    if not asyncio.iscoroutinefunction(found):
+        raise SettingsError(f"{named_by}: {path} is not a coroutine function (async def)")
+    return found
+
+
+def _load(module: str, name: str, path: str, named_by: str) -> Any:
     if os.getcwd() not in sys.path:  # noqa: PTH109  (compared with sys.path's text)
         sys.path.append(os.getcwd())  # noqa: PTH109
     try:
-        found = getattr(import_module(module), name)
+        return getattr(import_module(module), name)
     except Exception as exc:  # noqa: BLE001  (whatever the operator's module raises at import)
         reason = f"{type(exc).__name__}: {exc}"
-        raise SettingsError(f"{variable_name(field)}: cannot load {path}: {reason}") from None
-    if not asyncio.iscoroutinefunction(found):
-        raise SettingsError(
-            f"{variable_name(field)}: {path} is not a coroutine function (async def, ctx first)"
-        )
-    return found
+        raise SettingsError(f"{named_by}: cannot load {path}: {reason}") from None
 
 
 def arq_redis_settings(target: Target, settings: Settings) -> RedisSettings:
@@ -289,17 +291,38 @@ def engine_options(settings: Settings) -> EngineOptions:
     )
 
 
-def build_worker(settings: Settings) -> ManagedWorker:
-    """A worker to `run()` on the running event loop; what it needs is built with it."""
-    return ManagedEngine(worker_from(build_worker_settings(settings), handle_signals=False))
+def build_worker(settings: Settings, foreign: type | None = None) -> ManagedWorker:
+    """
+    A worker to `run()` on the running event loop; what it needs is built with it.
+
+    `foreign` is anybody's arq settings class; it names its own server.
+    """
+    found = foreign or build_worker_settings(settings)
+    return ManagedEngine(worker_from(found, handle_signals=False))
 
 
-def run_child(settings: Settings) -> int:
+def load_settings_class(path: str) -> type:
+    """
+    `package.module.Class`, as arq's command takes it.
+
+    Raises:
+        SettingsError: it does not import, or is no class with `functions` or `cron_jobs`.
+    """
+    module, _, name = path.rpartition(".")
+    found = _load(module, name, path, "--settings")
+    if not isinstance(found, type) or not {"functions", "cron_jobs"} & set(vars(found)):
+        raise SettingsError(
+            f"--settings: {path} is not an arq settings class (functions or cron_jobs)"
+        )
+    return found
+
+
+def run_child(settings: Settings, foreign: type | None = None) -> int:
     """One worker process; returns its exit code (worker/child.py)."""
     configure_logging(settings.worker_log_level, settings.worker_log_format)
 
     async def run() -> int:
-        worker = build_worker(settings)
+        worker = build_worker(settings, foreign)
         return await serve(worker, child_options(settings))
 
     return asyncio.run(run())

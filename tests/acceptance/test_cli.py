@@ -155,9 +155,101 @@ def test_logs_are_json_with_job_task_try_and_worker(
     assert died["level"] == "info"
 
 
-@pytest.mark.parametrize(
-    "command", ["run", "demo", "health", "status", "webhooks show", "batches flush"]
+def test_dead_letters_are_listed_retried_and_purged(
+    private_valkey_url: str, tmp_path: Path
+) -> None:
+    log = tmp_path / "log"
+    here = {
+        "LETTA_REDIS_URL": private_valkey_url,
+        "LETTA_WORKER_FUNCTIONS": "tests.support.jobs:explode",
+        "LETTA_WORKER_MAX_TRIES": "1",
+    }
+
+    def letta(*command: str) -> object:
+        done = run([LETTA, *command, "--json"], env=environment(**here))
+        assert done.returncode == 0, done.stderr
+        return json.loads(done.stdout)
+
+    def dead() -> list[dict[str, object]]:
+        found = letta("dead", "list")
+        assert isinstance(found, list)
+        return found
+
+    enqueue = (
+        "import asyncio, worker\n"
+        "async def main():\n"
+        "    async with worker.open_queue() as queue:\n"
+        "        await queue.enqueue('explode', job_id='boom')\n"
+        "asyncio.run(main())"
+    )
+    with process([LETTA, "run", "--count", "1"], log, **here):
+        assert run([sys.executable, "-c", enqueue], env=environment(**here)).returncode == 0
+        (first,) = eventually_sync(dead, deadline_s=30)
+        assert (first["id"], first["tries"]) == ("boom", 1)
+        assert "as asked" in str(first["error"])
+        assert letta("dead", "retry", "boom") == {"retried": 1}
+        eventually_sync(lambda: [row for row in dead() if row["died_at"] != first["died_at"]])
+        assert letta("dead", "purge", "--before", "0s") == {"purged": 1}
+        assert dead() == []
+        missing = run([LETTA, "dead", "retry", "boom"], env=environment(**here))
+        assert (missing.returncode, len(missing.stderr.splitlines())) == (1, 1)
+
+
+def test_anybody_s_arq_settings_run_on_the_engine(private_valkey_url: str, tmp_path: Path) -> None:
+    (tmp_path / "myapp.py").write_text(
+        "from arq.connections import RedisSettings\n"
+        "async def hello(ctx, name):\n"
+        "    return f'hello {name}'\n"
+        "class WorkerSettings:\n"
+        "    functions = [hello]\n"
+        f"    redis_settings = RedisSettings(unix_socket_path={private_valkey_url[7:]!r})\n"
+    )
+    enqueue = (
+        "import asyncio\n"
+        "from arq import create_pool\n"
+        "from myapp import WorkerSettings\n"
+        "async def main():\n"
+        "    pool = await create_pool(WorkerSettings.redis_settings)\n"
+        "    job = await pool.enqueue_job('hello', 'Ada')\n"
+        "    print(await job.result(timeout=20, poll_delay=0.05))\n"
+        "    await pool.aclose()\n"
+        "asyncio.run(main())"
+    )
+    here = {"PYTHONPATH": str(tmp_path)}
+    command = [LETTA, "run", "--count", "1", "--settings", "myapp.WorkerSettings"]
+    with process(command, tmp_path / "log", **here) as workers:
+        done = run([sys.executable, "-c", enqueue], env=environment(**here))
+        assert done.stdout.strip() == "hello Ada", done.stderr
+    assert workers.returncode == 0
+    wrong = run([LETTA, "run", "--settings", "myapp.hello"], env=environment(**here))
+    assert (wrong.returncode, len(wrong.stderr.splitlines())) == (2, 1)
+
+
+def test_the_cache_is_warmed_counted_and_told_to_forget(
+    private_valkey_url: str, tmp_path: Path
+) -> None:
+    (tmp_path / "loaders.py").write_text("async def load(agent_id):\n    return {'id': agent_id}\n")
+    here = {"LETTA_REDIS_URL": private_valkey_url, "PYTHONPATH": str(tmp_path)}
+
+    def letta(*command: str) -> dict[str, object]:
+        done = run([LETTA, "cache", *command, "--json"], env=environment(**here))
+        assert done.returncode == 0, done.stderr
+        found: dict[str, object] = json.loads(done.stdout)
+        return found
+
+    assert letta("warm", "--loader", "loaders:load", "a1", "a2")["warmed"] == 2
+    assert letta("stats")["keys"]
+    assert letta("invalidate", "a1", "a2") == {"named": 2, "delivered": True}
+    assert run([LETTA, "cache", "invalidate"], env=environment(**here)).returncode == 2
+
+
+COMMANDS = (
+    "run,demo,health,status,webhooks show,batches flush,dead list,dead retry,dead purge,"
+    "cache stats,cache invalidate,cache warm"
 )
+
+
+@pytest.mark.parametrize("command", COMMANDS.split(","))
 def test_every_command_explains_itself_with_an_example(command: str) -> None:
     done = run([LETTA, *command.split(), "--help"])
     assert done.returncode == 0

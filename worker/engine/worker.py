@@ -269,7 +269,8 @@ class Worker(ArqWorker):
         # arq's settings have no limit for a reply: a hung server would hang us for ever.
         options = pool.connection_pool.connection_kwargs
         options["socket_timeout"] = options.get("socket_timeout") or _SOCKET_TIMEOUT_S
-        options["socket_keepalive"] = True
+        if "path" not in options:  # a unix socket's connection takes no such option
+            options["socket_keepalive"] = True
         await pool.connection_pool.disconnect()
         return pool
 
