@@ -158,12 +158,6 @@ class Settings(BaseSettings):
         le=67_108_864,
         description="Largest stored value, bytes; larger ones are handed on but not kept.",
     )
-    cache_max_fields: int = Field(
-        256,
-        ge=8,
-        le=10_000,
-        description="Most scopes, blocks, contexts and leases of one agent; then one makes room.",
-    )
     cache_max_dependents: int = Field(
         10_000,
         ge=10,

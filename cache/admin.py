@@ -63,11 +63,10 @@ async def count_keys(cache: Cache, *, limit: int = MAX_COUNTED_KEYS) -> dict[str
 def _kind(name: str) -> str:
     if not name.startswith("{"):
         return name.partition(":")[0]
-    rest = name.rpartition("}")[2]
-    if not rest:
-        return "agents"
-    kind, _, more = rest.removeprefix(":").partition(":")
-    return "windows" if kind == "messages" and more else kind
+    rest = name.rpartition("}")[2].removeprefix(":")
+    if rest.startswith("messages:"):
+        rest = "window " + rest.removeprefix("messages:")
+    return rest.partition(":")[0].partition("@")[0] or "floor"
 
 
 async def invalidate(

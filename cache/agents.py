@@ -12,9 +12,8 @@ from collections.abc import Awaitable, Callable, Iterable
 from typing import Any
 
 from pydantic import BaseModel
-from redis.exceptions import ResponseError
 
-from cache.entries import Lease
+from cache.entries import Lease, value_key
 from cache.lane import Away
 from cache.readthrough import Call, Loader
 from cache.section import NamedValues, Section
@@ -29,9 +28,9 @@ class AgentStateCache(Section):
     """`cache.agents`. An outage is a miss, never an error; values are JSON-able, bytes or models."""
 
     def __init__(self, parts: Parts) -> None:
-        super().__init__(parts, "s")
-        self.blocks = NamedValues(parts, "b")
-        self.contexts = NamedValues(parts, "c")
+        super().__init__(parts, "state")
+        self.blocks = NamedValues(parts, "block")
+        self.contexts = NamedValues(parts, "context")
         self.sessions = Sessions(parts)
 
     async def get(
@@ -45,8 +44,8 @@ class AgentStateCache(Section):
         """
         Return an agent's cached state, or None on a miss.
 
-        One HGET of `lc:{id}` (docs/keys.md), with the organisation's generation in
-        the same write when one is named. A value of another schema version, of an
+        One MGET of `lc:{id}` and `lc:{id}:state:{scope}` (docs/keys.md), with the
+        organisation's generation in the same write when one is named. A value of another schema version, of an
         earlier run of the server, or altered is a miss.
 
         Args:
@@ -228,25 +227,25 @@ class AgentStateCache(Section):
         failed = sum(isinstance(outcome, Exception) for outcome in done)
         return {"warmed": len(ids) - failed, "failed": failed}
 
-    async def stats(self, agent_id: str) -> dict[str, Any]:
+    async def stats(
+        self, agent_id: str, *, scope: str = "", organisation: str | None = None
+    ) -> dict[str, Any]:
         """
-        One agent: `hits`, `misses`, `loads` of this process; `values`, `bytes` and
-        `ttl_s` of its entry, None while the server is away.
+        One agent: `hits`, `misses`, `loads` of this process, over all scopes; `bytes` and
+        `ttl_s` of this scope's stored state, 0 without one, None while the server is away.
         """
         counted = self._parts.per_agent.of(agent_id)
-        facts: dict[str, Any] = {"values": None, "bytes": None, "ttl_s": None}
-        key = self._parts.keys.agent(agent_id)
+        slot = self._slot(agent_id, scope, organisation)
+        key = value_key(slot.key, slot.field)
+        size: int | None = None
+        ttl_s: float | None = None
         try:
             link = self._parts.entries.link
-            names, size, ttl_ms = await link.execute_many(
-                (("HKEYS", key), ("MEMORY", "USAGE", key), ("PTTL", key))
-            )
+            size, left_ms = await link.execute_many((("STRLEN", key), ("PTTL", key)))
+            ttl_s = max(left_ms, 0) / 1000
         except Away:
-            names = ResponseError()
-        if not isinstance(names, ResponseError):
-            facts["values"] = sum(name[:1] == b"v" for name in names)
-            facts["bytes"] = 0 if size is None or isinstance(size, ResponseError) else size
-            facts["ttl_s"] = max(ttl_ms, 0) / 1000
+            self._parts.counters.bypassed += 1
         return {
-            "hits": counted.hits, "misses": counted.misses, "loads": counted.loads, **facts
+            "hits": counted.hits, "misses": counted.misses, "loads": counted.loads,
+            "bytes": size, "ttl_s": ttl_s,
         }  # fmt: skip

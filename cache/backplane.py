@@ -14,8 +14,9 @@ from collections.abc import Callable
 from typing import Any
 
 import structlog
-from redis.exceptions import RedisError
+from redis.exceptions import ResponseError
 
+from cache import scripts
 from cache.keys import CACHE_BACKPLANE_EVENTS, CACHE_MAX_TTL_S
 from cache.lane import Away
 from cache.link import Link
@@ -43,6 +44,7 @@ class Backplane:
         self._caught_up = asyncio.Event()
         self._waiters: dict[str, set[asyncio.Future[None]]] = {}
         self._publishing: set[asyncio.Task[None]] = set()
+        self._publish = scripts.load("cache", "publish")
         self._last = _START
         self.on_invalidated: Callable[[str], None] = lambda _key: None
         self.on_lost: Callable[[], None] = lambda: None
@@ -70,11 +72,11 @@ class Backplane:
         task.add_done_callback(self._publishing.discard)
 
     async def _add(self, kind: str, names: str) -> None:
-        add = ("XADD", self._key, "MAXLEN", "~", CACHE_BACKPLANE_EVENTS, "*", kind, names)
-        expire = ("EXPIRE", self._key, int(CACHE_MAX_TTL_S))
-        for reply in await self._link.wire.execute_many((add, expire)):
-            if isinstance(reply, RedisError):
-                raise Away(str(reply))
+        args = (CACHE_BACKPLANE_EVENTS, int(CACHE_MAX_TTL_S), kind, names)
+        try:
+            await self._publish.run(self._link.wire, [self._key], args)
+        except ResponseError as exc:
+            raise Away(str(exc)) from None
 
     async def _add_quietly(self, kind: str, names: str) -> None:
         try:

@@ -40,7 +40,7 @@ class ClusterLane:
             raise Away(explain(exc)) from None
 
     async def execute(self, *args: Any) -> Any:
-        if args[0] not in {"HGET", "GET"}:
+        if args[0] not in {"MGET", "GET"}:
             return await self._run(self._client.execute_command(*args))
         loop = asyncio.get_running_loop()
         call: asyncio.Future[Any] = loop.create_future()

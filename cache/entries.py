@@ -1,13 +1,14 @@
 """
-Values in an agent's hash: read them, lease the right to load one, store it, forget all.
+An entry's values: read them, lease the right to load one, store it, forget all.
 
-One hash holds everything about one agent (cache/keys.py), so it is evicted,
-expired and invalidated as a whole, in one atomic step, on one cluster slot.
+An entry is a floor and the values stored under it, on one cluster slot. A
+value counts only while its entry has the floor that it was stored under, so
+taking the floor away forgets all of them, and refuses every load under way,
+in one step; an eviction of the floor does the same.
 """
 
 from __future__ import annotations
 
-import asyncio
 import os
 import random
 import time
@@ -19,7 +20,7 @@ from redis.exceptions import ResponseError
 
 from cache import scripts
 from cache.envelope import NO_GENERATION, Envelopes, Stamp, UnknownModel, Unreadable
-from cache.keys import CACHE_FLOOR_TTL_MS, CACHE_MAX_TTL_S
+from cache.keys import CACHE_MAX_TTL_S
 from cache.lane import Away
 from cache.link import Link
 from cache.options import CacheOptions
@@ -28,7 +29,7 @@ from cache.stats import Counters
 TOKEN_BYTES = 8
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)  # not frozen: that costs 3 us a hit
 class Reading:
     """
     What a read found. `found` is trusted and still kept; `fresh` also within its TTL.
@@ -54,12 +55,17 @@ class Lease:
     """The right to store one value, until something about the agent is invalidated."""
 
     key: str
-    field: bytes
+    field: str
     token: bytes
     floor: bytes
     granted_us: int
     incarnation: bytes
     generation: bytes
+
+    @property
+    def keys(self) -> tuple[str, str, str]:
+        """Floor, value and lease, as the scripts take them."""
+        return self.key, value_key(self.key, self.field), lease_key(self.key, self.field)
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,41 +106,40 @@ class Entries:
         self._lease = scripts.load("cache", "lease")
         self._fill = scripts.load("cache", "fill")
         self._release = scripts.load("cache", "release")
-        self._invalidate = scripts.load("cache", "invalidate")
 
     async def read(
         self,
         key: str,
-        field: bytes,
+        field: str,
         *,
         generation_key: str | None = None,
         model: type[BaseModel] | None = None,
     ) -> Reading:
         """
-        One HGET (and the organisation's generation in the same write, when there is one).
+        One MGET of floor and value (and a GET of the organisation's generation in the same
+        write, when there is one).
 
         Raises:
             Away: the server cannot be asked.
         """
         if generation_key is None:
-            data = await self.link.execute("HGET", key, b"v" + field)
+            found = await self.link.execute("MGET", key, value_key(key, field))
             generation = NO_GENERATION
         else:
-            commands = (("GET", generation_key), ("HGET", key, b"v" + field))
-            found, data = await self.link.execute_many(commands)
-            generation = found or b""
-        if isinstance(data, ResponseError):
-            raise data
-        return self._reading(key, field, data, generation, model)
+            commands = (("GET", generation_key), ("MGET", key, value_key(key, field)))
+            generation, found = await self.link.execute_many(commands)
+            generation = generation or b""
+        return self._reading(key, field, found, generation, model)
 
     def _reading(
         self,
         key: str,
-        field: bytes,
-        data: bytes | None,
+        field: str,
+        found: list[bytes | None],
         generation: bytes,
         model: type[BaseModel] | None,
     ) -> Reading:
+        floor, data = found
         if data is None:
             return Reading(generation=generation)
         missed = Reading(seen=data[8:16], generation=generation)
@@ -143,7 +148,7 @@ class Entries:
         if stamp is None:
             self._counters.unreadable += 1
             return missed
-        if now_ms >= stamp.kept_until_ms or not self._trusts(stamp, generation):
+        if now_ms >= stamp.kept_until_ms or not self._trusts(stamp, floor, generation):
             return missed
         try:
             value = self.envelopes.open(data, place(key, field), model)
@@ -155,18 +160,20 @@ class Entries:
         fresh = now_ms < stamp.fresh_until_ms
         return Reading(True, fresh, value, stamp, data[8:16], generation, now_ms, data=data)
 
-    def _trusts(self, stamp: Stamp, generation: bytes) -> bool:
+    def _trusts(self, stamp: Stamp, floor: bytes | None, generation: bytes) -> bool:
         """Whether every invalidation since would have removed this value, or its generation."""
         trusted = (
             self.link.trusted
             and stamp.incarnation == self.link.wire.incarnation
             and stamp.generation == generation
+            and floor is not None
+            and stamp.floor == int(floor)
         )
         self._counters.untrusted += not trusted
         return trusted
 
     async def lease(
-        self, key: str, field: bytes, seen: bytes, generation: bytes, *, mode: str = "grant"
+        self, key: str, field: str, seen: bytes, generation: bytes, *, mode: str = "grant"
     ) -> Lease | Held | Changed:
         """
         Ask for the right to load. `mode` "steal" is a writer's and is always granted.
@@ -176,8 +183,9 @@ class Entries:
         """
         token = os.urandom(TOKEN_BYTES)
         incarnation = self.link.wire.incarnation
-        args = (field, token, int(self._options.lease_s * 1000), seen, mode)
-        reply = await self.link.run(self._lease, [key], args)
+        keys = (key, value_key(key, field), lease_key(key, field))
+        args = (token, int(self._options.lease_s * 1000), seen, mode)
+        reply = await self.link.run(self._lease, keys, args)
         if reply[0] == 0:
             return Held(max(reply[1], 1) / 1000)
         if reply[0] != 1:
@@ -191,8 +199,7 @@ class Entries:
     async def renew(self, lease: Lease) -> bool:
         """False when the lease was lost."""
         lease_ms = int(self._options.lease_s * 1000)
-        args = (lease.field, lease.token, lease_ms, "", "renew")
-        reply = await self.link.run(self._lease, [lease.key], args)
+        reply = await self.link.run(self._lease, lease.keys, (lease.token, lease_ms, "", "renew"))
         return bool(reply[0] == 1 and reply[1] == lease.floor)
 
     def seal(
@@ -215,13 +222,14 @@ class Entries:
             now_ms + life_ms,
             lease.generation,
             int(load_s * 1e6),
+            int(lease.floor),
         )
         return self.envelopes.seal(value, stamp, place(lease.key, lease.field)), life_ms
 
     async def fill(self, lease: Lease, envelope: bytes, life_ms: int) -> int:
         """2 stored while others wait, 1 stored, 0 refused: the value may be old."""
-        args = (lease.field, lease.token, lease.floor, envelope, life_ms, self._options.max_fields)
-        stored: int = await self.link.run(self._fill, [lease.key], args)
+        args = (lease.token, lease.floor, envelope, life_ms)
+        stored: int = await self.link.run(self._fill, lease.keys, args)
         if stored:
             self._counters.fills += 1
         else:
@@ -230,7 +238,7 @@ class Entries:
 
     async def release(self, lease: Lease) -> bool:
         """Give a lease back without a value; True when others wait for it."""
-        reply = await self.link.run(self._release, [lease.key], (lease.field, lease.token))
+        reply = await self.link.run(self._release, lease.keys[2:], (lease.token,))
         return bool(reply == 2)
 
     async def invalidate(self, *keys: str) -> None:
@@ -242,17 +250,23 @@ class Entries:
         Raises:
             Away: not all of it is done.
         """
-        wire = self.link.wire
-        runs = [self._invalidate.run(wire, [key], (CACHE_FLOOR_TTL_MS,)) for key in keys]
-        done = await asyncio.gather(*runs, return_exceptions=True)
-        for error in done:
-            if isinstance(error, BaseException):
-                raise error
+        unlinks = [("UNLINK", key) for key in keys]
+        for reply in await self.link.wire.execute_many(unlinks):
+            if isinstance(reply, ResponseError):
+                raise reply
 
 
-def place(key: str, field: bytes) -> bytes:
+def value_key(key: str, field: str) -> str:
+    return f"{key}:{field}"
+
+
+def lease_key(key: str, field: str) -> str:
+    return f"{key}:lease:{field}"
+
+
+def place(key: str, field: str) -> bytes:
     """Where a value lies; encryption binds it there."""
-    return key.encode() + b"\0" + field
+    return value_key(key, field).encode()
 
 
 __all__ = ["Away", "Changed", "Clock", "Entries", "Held", "Lease", "Reading", "place"]

@@ -15,11 +15,9 @@ from collections.abc import Iterable
 from contextlib import suppress
 from typing import Any
 
-from redis.exceptions import RedisError, ResponseError
-
 from cache import scripts
 from cache.backplane import Backplane
-from cache.entries import Entries, Lease
+from cache.entries import Entries, Lease, lease_key, value_key
 from cache.keys import (
     CACHE_INDEX_MARGIN_MS,
     CACHE_MAX_TTL_S,
@@ -68,7 +66,6 @@ class Invalidation:
         self._clock_margin_us = _CLOCK_MARGIN_US if cluster else 0
         self._depend = scripts.load("cache", "depend")
         self._undepend = scripts.load("cache", "undepend")
-        self._drop = scripts.load("cache", "messages_drop")
         link.on_redo("entry", self._entry)
         link.on_redo("dependency", self._dependency)
         link.on_redo("generation", self._generation)
@@ -113,10 +110,7 @@ class Invalidation:
         """The organisation's generation, made if there is none. Raises Away."""
         fresh = os.urandom(8)
         commands = (("SET", key, fresh, "NX", "EX", int(CACHE_MAX_TTL_S)), ("GET", key))
-        reply = (await self._link.execute_many(commands))[1]
-        if isinstance(reply, RedisError):
-            raise reply
-        return bytes(reply)
+        return bytes((await self._link.execute_many(commands))[1])
 
     async def depends(self, agent_id: str, names: Iterable[str], lease: Lease, ttl_ms: int) -> bool:
         """
@@ -140,22 +134,21 @@ class Invalidation:
     async def _deliver(self, missed: list[Missed]) -> None:
         self._counters.invalidations += len(missed)
         self._forget_here(missed)
-        delivered = False
+        delivered, reason = False, "an invalidation did not arrive"
         try:
             # While something is missed nothing here is read from the server: queueing is enough.
             for _ in range(_TRIES if self._link.trusted else 0):
                 try:
                     await self._deliver_all(missed)
                 except (Away, *OUTAGE) as exc:
-                    if isinstance(exc, ResponseError):
-                        raise
+                    reason = str(exc)
                 else:
                     delivered = True
                     break
         finally:
             # Also when the caller is cancelled: the write it followed has happened.
             if not delivered:
-                self._link.miss(*missed)
+                self._link.miss(*missed, reason=reason)
             self._forget_here(missed)
 
     async def _deliver_all(self, missed: list[Missed]) -> None:
@@ -207,8 +200,10 @@ class Invalidation:
 
     async def _window(self, name: str) -> None:
         agent_id, _, conversation = name.partition("\0")
-        keys = [self._keys.windows(agent_id), self._keys.window(agent_id, conversation)]
-        await self._drop.run(self._link.wire, keys, (conversation,))
+        key, field = self._keys.windows(agent_id), f"state:{conversation}"
+        window = self._keys.window(agent_id, conversation)
+        keys = (value_key(key, field), lease_key(key, field), window)
+        await self._link.wire.execute("UNLINK", *keys)
 
     async def _generation(self, organisation: str) -> None:
         key = self._keys.generation(organisation)
@@ -246,7 +241,7 @@ class Invalidation:
         return True
 
     async def _everything(self, _name: str) -> None:
-        # A hash is there from the lease to the value, so a scan passes over every load under way.
+        # A floor is there from the lease to the value, so a scan meets that of every load under way.
         batch: list[Any] = []
         async for key in self._client.scan_iter(match=self._options.prefix + "{*", count=1000):
             batch.append(key)

@@ -206,8 +206,6 @@ QUEUE_CATALOGUE: tuple[KeySpec, ...] = (
 )
 
 
-# A floor outlives every lease that it may have to refuse, ms.
-CACHE_FLOOR_TTL_MS = 120_000
 # A dependency's index outlives the values that it lists by this, ms.
 CACHE_INDEX_MARGIN_MS = 120_000
 # The longest life of any cached value, seconds; settings and calls stay below.
@@ -226,16 +224,16 @@ class CacheKeys:
     prefix: str = CACHE_PREFIX
 
     def agent(self, agent_id: str) -> str:
-        """Hash: every scope's state, blocks and contexts, their leases, and the floor."""
+        """String: the floor of the agent's values. The values' own keys begin with this one."""
         return f"{self.prefix}{{{agent_id}}}"
 
     def windows(self, agent_id: str) -> str:
-        """Hash: the state of every conversation's window, their leases, and the floor."""
+        """String: the floor of the agent's windows. Their states' keys begin with this one."""
         return f"{self.prefix}{{{agent_id}}}:messages"
 
     def window(self, agent_id: str, conversation: str) -> str:
         """Sorted set: sequence_id -> message."""
-        return f"{self.prefix}{{{agent_id}}}:messages:{conversation}"
+        return f"{self.prefix}{{{agent_id}}}:messages:window:{conversation}"
 
     def session(self, agent_id: str, session_id: str) -> str:
         return f"{self.prefix}{{{agent_id}}}:session:{session_id}"
@@ -256,19 +254,48 @@ class CacheKeys:
 CACHE_CATALOGUE: tuple[KeySpec, ...] = (
     KeySpec(
         "lc:{<agent>}",
-        "hash",
-        "an agent's cached state by scope, blocks, contexts; leases on them; the floor",
-        "TTL of its longest-lived value; LETTA_CACHE_MAX_FIELDS fields, "
-        "LETTA_CACHE_MAX_VALUE_BYTES each",
+        "string",
+        "the floor: values of the agent count only under the floor that they were stored under",
+        "TTL of the longest-lived value; 16 bytes",
+    ),
+    KeySpec(
+        "lc:{<agent>}:state:<scope>, :state@<organisation>:<scope>",
+        "string",
+        "a cached state, in its envelope",
+        "TTL LETTA_CACHE_AGENT_TTL_S; LETTA_CACHE_MAX_VALUE_BYTES",
+    ),
+    KeySpec(
+        "lc:{<agent>}:block:<label>, :context:<hash>",
+        "string",
+        "a memory block or a compiled context, in its envelope",
+        "TTL LETTA_CACHE_AGENT_TTL_S; LETTA_CACHE_MAX_VALUE_BYTES",
+    ),
+    KeySpec(
+        "lc:{<agent>}:lease:<kind>:<name>",
+        "string",
+        "who loads that value, whether others wait, and under which floor",
+        "TTL LETTA_CACHE_LEASE_S",
     ),
     KeySpec(
         "lc:{<agent>}:messages",
-        "hash",
-        "state of every conversation's window; leases on them; the floor",
-        "TTL LETTA_CACHE_MESSAGE_TTL_S; LETTA_CACHE_MAX_FIELDS fields",
+        "string",
+        "the floor of the agent's windows",
+        "TTL LETTA_CACHE_MESSAGE_TTL_S; 16 bytes",
     ),
     KeySpec(
-        "lc:{<agent>}:messages:<conversation>",
+        "lc:{<agent>}:messages:state:<conversation>",
+        "string",
+        "a window's floor, newest message, length, and whether it reaches the beginning",
+        "TTL LETTA_CACHE_MESSAGE_TTL_S",
+    ),
+    KeySpec(
+        "lc:{<agent>}:messages:lease:state:<conversation>",
+        "string",
+        "who loads that window",
+        "TTL LETTA_CACHE_LEASE_S",
+    ),
+    KeySpec(
+        "lc:{<agent>}:messages:window:<conversation>",
         "sorted set",
         "sequence_id -> message: the newest of a conversation",
         "TTL LETTA_CACHE_MESSAGE_TTL_S; LETTA_CACHE_MESSAGE_WINDOW messages",

@@ -15,6 +15,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
 import structlog
+from redis.exceptions import ResponseError
 
 from cache.breaker import Breaker
 from cache.lane import Away, Ended, Wire
@@ -45,6 +46,7 @@ class Link:
         self._settled = asyncio.Event()
         self._settled.set()
         self._closed = False
+        self._refusals: set[str] = set()  # logged once each
 
     @property
     def trusted(self) -> bool:
@@ -67,59 +69,53 @@ class Link:
     async def execute(self, *args: Any) -> Any:
         """
         Raises:
-            Away: at once while the breaker is open; else after the lane's timeout.
-            ResponseError: the server refused the command.
+            Away: at once while the breaker is open; else after the lane's timeout, or because
+                the server refused the command (out of memory, no permission).
         """
-        if not self._settled.is_set():
-            raise Away("the breaker is open")
-        try:
-            return await self.wire.execute(*args)
-        except Ended:
-            return await self._again(self.wire.execute(*args))
-        except Away as exc:
-            self.trip(exc)
-            raise
+        return await self._call(lambda: self.wire.execute(*args))
 
     async def execute_many(self, commands: Sequence[Sequence[Any]]) -> list[Any]:
-        """The same for several, in one write."""
-        if not self._settled.is_set():
-            raise Away("the breaker is open")
-        try:
-            return await self.wire.execute_many(commands)
-        except Ended:
-            replies: list[Any] = await self._again(self.wire.execute_many(commands))
-            return replies
-        except Away as exc:
-            self.trip(exc)
-            raise
+        """The same for several, in one write; one that is refused fails all."""
+        replies: list[Any] = await self._call(lambda: self.wire.execute_many(commands))
+        for reply in replies:
+            if isinstance(reply, ResponseError):
+                raise self._refused(reply)
+        return replies
 
     async def run(self, script: Script, keys: Sequence[Any], args: Sequence[Any] = ()) -> Any:
         """A script; each is idempotent by the ids it is given, so it may be sent twice."""
+        return await self._call(lambda: script.run(self.wire, keys, args))
+
+    async def _call(self, send: Callable[[], Awaitable[Any]]) -> Any:
         if not self._settled.is_set():
             raise Away("the breaker is open")
         try:
-            return await script.run(self.wire, keys, args)
-        except Ended:
-            return await self._again(script.run(self.wire, keys, args))
+            try:
+                return await send()
+            except Ended:
+                return await send()  # once more, on a new connection: idle ones end
+        except ResponseError as exc:
+            raise self._refused(exc) from None
         except Away as exc:
             self.trip(exc)
             raise
 
-    async def _again(self, call: Awaitable[Any]) -> Any:
-        """Once more, on a new connection: the old one ended, as idle ones do."""
-        try:
-            return await call
-        except Away as exc:
-            self.trip(exc)
-            raise
+    def _refused(self, error: ResponseError) -> Away:
+        """A refusal is a miss: it must not reach the caller, and is no outage either."""
+        self._counters.refused += 1
+        kind = str(error).partition(" ")[0]
+        if kind not in self._refusals:
+            self._refusals.add(kind)
+            log.warning("cache.command_refused", error=str(error)[:200])
+        return Away(str(error))
 
-    def miss(self, *missed: Missed) -> None:
+    def miss(self, *missed: Missed, reason: str = "an invalidation did not arrive") -> None:
         """Keep invalidations that did not reach the server, and trust nothing until they do."""
         self._missed.update(dict.fromkeys(missed))
         if len(self._missed) > MAX_MISSED:
             self._missed = {EVERYTHING: None}
         self._counters.invalidations_deferred += len(missed)
-        self.trip(Away("an invalidation did not arrive"))
+        self.trip(Away(reason))
 
     async def settled(self) -> None:
         """Returns once the server is reached and nothing is missed."""
@@ -139,7 +135,7 @@ class Link:
 
     async def _recover(self) -> None:
         loop = asyncio.get_running_loop()
-        start = loop.time()
+        start, said = loop.time(), ""
         try:
             while True:
                 await asyncio.sleep(self._breaker.wait_s())
@@ -152,8 +148,10 @@ class Link:
                 except (Away, TimeoutError):
                     self._breaker.failed()
                 except Exception as exc:  # noqa: BLE001  (recovery must not end before it succeeds)
-                    log.warning("cache.recovery_failed", error=type(exc).__name__)
                     self._breaker.failed()
+                    if repr(exc) != said:
+                        said = repr(exc)
+                        log.warning("cache.recovery_failed", error=said[:200])
                 else:
                     break
         finally:

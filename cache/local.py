@@ -56,8 +56,8 @@ class LocalLevel:
         self._options = options
         self._counters = counters
         self._now = now
-        self._copies: OrderedDict[tuple[str, bytes], Copy] = OrderedDict()
-        self._fields: dict[str, set[bytes]] = {}
+        self._copies: OrderedDict[tuple[str, str], Copy] = OrderedDict()
+        self._fields: dict[str, set[str]] = {}
         self._marks: dict[str, Mark] = {}
         self._bytes = 0
 
@@ -68,7 +68,7 @@ class LocalLevel:
     def __len__(self) -> int:
         return len(self._copies)
 
-    def get(self, key: str, field: bytes) -> Copy | None:
+    def get(self, key: str, field: str) -> Copy | None:
         """A copy that may be used now. Not one that its TTL or a lost backplane rules out."""
         copy = self._copies.get((key, field))
         if copy is None or not self.usable():
@@ -96,7 +96,7 @@ class LocalLevel:
     def keep(
         self,
         key: str,
-        field: bytes,
+        field: str,
         mark: Mark,
         *,
         data: Any,
@@ -149,7 +149,7 @@ class LocalLevel:
         self._bytes = 0
         self._counters.local_flushes += 1
 
-    def _remove(self, place: tuple[str, bytes]) -> None:
+    def _remove(self, place: tuple[str, str]) -> None:
         copy = self._copies.pop(place)
         self._bytes -= copy.size
         fields = self._fields[place[0]]

@@ -24,7 +24,7 @@ from pydantic import BaseModel
 from redis.exceptions import ResponseError
 
 from cache import scripts
-from cache.entries import Changed, Held, Lease, Reading
+from cache.entries import Changed, Held, Lease, Reading, lease_key, value_key
 from cache.envelope import Unreadable
 from cache.lane import Away
 from cache.pool import OUTAGE
@@ -56,6 +56,10 @@ class WindowSlot:
         return f"{self.entry}\0{self.limit}"
 
     @property
+    def field(self) -> str:
+        return f"state:{self.conversation}"
+
+    @property
     def entry(self) -> str:
         return f"{self.key}\0{self.conversation}"
 
@@ -69,8 +73,9 @@ class WindowSlot:
         parts = self.cache.parts
         link = parts.entries.link
         before = "" if self.before is None else self.before
-        args = (self.conversation, link.wire.incarnation, before, self.limit)
-        reply = await link.run(self.cache.list_script, [self.key, self.window], args)
+        keys = (self.key, value_key(self.key, self.field), self.window)
+        args = (link.wire.incarnation, before, self.limit)
+        reply = await link.run(self.cache.list_script, keys, args)
         state = (reply[0] if reply else None) or b""
         if len(reply) < 2 or state[:8] != link.wire.incarnation or not link.trusted:
             return Reading(seen=state[8:16])
@@ -83,8 +88,7 @@ class WindowSlot:
         return Reading(True, True, messages, seen=state[8:16], complete=complete)
 
     async def lease(self, seen: Reading) -> Lease | Held | Changed:
-        field = self.conversation.encode()
-        return await self.cache.parts.entries.lease(self.key, field, seen.seen, b"")
+        return await self.cache.parts.entries.lease(self.key, self.field, seen.seen, b"")
 
     async def renew(self, lease: Lease) -> bool:
         return await self.cache.parts.entries.renew(lease)
@@ -104,11 +108,11 @@ class WindowSlot:
             return -1
         state = b"".join((
             lease.incarnation, lease.token,
-            f"{tail}:{len(oldest_first)}:{int(complete)}".encode(),
+            lease.floor, f":{tail}:{len(oldest_first)}:{int(complete)}".encode(),
         ))  # fmt: skip
         ttl_ms = int(options.message_ttl_s * 1000)
-        head = (lease.field, lease.token, lease.floor, state, ttl_ms, options.max_fields)
-        keys = [self.key, self.window]
+        head = (lease.token, lease.floor, state, ttl_ms)
+        keys = (*lease.keys, self.window)
         stored: int = await parts.entries.link.run(cache.fill_script, keys, (*head, *pairs))
         if stored:
             parts.counters.fills += 1
@@ -247,14 +251,19 @@ class MessageCache:
 
     async def _run_append(self, slot: WindowSlot, after: int | None, pairs: Pairs) -> int:
         options, link = self.parts.options, self.parts.entries.link
+        keys = (
+            slot.key,
+            value_key(slot.key, slot.field),
+            lease_key(slot.key, slot.field),
+            slot.window,
+        )
         args = (
-            slot.conversation,
             link.wire.incarnation,
             "" if after is None else after,
             int(options.message_ttl_s * 1000),
             options.message_window,
         )
-        outcome: int = await link.run(self._append, [slot.key, slot.window], (*args, *pairs))
+        outcome: int = await link.run(self._append, keys, (*args, *pairs))
         return outcome
 
     async def invalidate(self, agent_id: str, *, conversation: str | None = None) -> None:

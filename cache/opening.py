@@ -77,7 +77,6 @@ def cache_options(settings: Settings) -> CacheOptions:
         loader_timeout_s=settings.cache_loader_timeout_s,
         timeout_s=settings.cache_timeout_s,
         max_value_bytes=settings.cache_max_value_bytes,
-        max_fields=settings.cache_max_fields,
         max_dependents=settings.cache_max_dependents,
         schema_version=settings.cache_schema_version,
         compress_min_bytes=settings.cache_compress_min_bytes,

@@ -48,7 +48,6 @@ class CacheOptions:
         loader_timeout_s: hard limit of a loader; None waits as long as it takes.
         timeout_s: how long a call waits for the server before it goes to its loader.
         max_value_bytes: larger values (as stored) are handed on but not kept.
-        max_fields: scopes, blocks and contexts of one agent, with the leases on them.
         max_dependents: agents that one dependency lists; past it, invalidating it means all.
         schema_version: of the cached models; values of another version are misses.
         compress_min_bytes: larger values are compressed with zstd; 0 never.
@@ -66,7 +65,6 @@ class CacheOptions:
     loader_timeout_s: float | None = None
     timeout_s: float = 0.04
     max_value_bytes: int = 1024 * 1024
-    max_fields: int = 256
     max_dependents: int = 10_000
     schema_version: int = 1
     compress_min_bytes: int = 0

@@ -14,8 +14,6 @@ from cache.lane import Away
 from cache.readthrough import Call, Loader
 from cache.slots import Dependencies, Parts, ValueSlot
 
-_PLAIN = "\x1f"
-
 
 class Section:
     """Values of one kind: states, blocks by label, or contexts by hash."""
@@ -25,7 +23,6 @@ class Section:
         self._options = parts.options
         self._kind = kind
         self._open = parts.options.prefix + "{"
-        self._plain_field = f"{kind}:{_PLAIN}".encode()
 
     def _slot(
         self,
@@ -39,10 +36,8 @@ class Section:
             raise ValueError("an agent id is not empty")
         key = self._open + agent_id + "}"
         # The organisation is part of the place: read without it, no generation is checked.
-        if not name and organisation is None:
-            field = self._plain_field
-        else:
-            field = f"{self._kind}:{organisation or ''}{_PLAIN}{name}".encode()
+        kind = self._kind if organisation is None else f"{self._kind}@{organisation}"
+        field = f"{kind}:{name}"
         generation = None if organisation is None else self._parts.keys.generation(organisation)
         return ValueSlot(self._parts, agent_id, key, field, generation, model, **how)
 

@@ -19,7 +19,7 @@ from cache.lane import Away
 if TYPE_CHECKING:
     from cache.slots import Parts
 
-_FIELD = b"session"
+_FIELD = "session"
 _NONE = bytes(8)
 
 

@@ -44,7 +44,7 @@ class ValueSlot:
     parts: Parts
     agent_id: str
     key: str
-    field: bytes
+    field: str
     generation_key: str | None = None
     model: type[BaseModel] | None = None
     ttl_s: float | None = None
@@ -53,7 +53,7 @@ class ValueSlot:
 
     @property
     def name(self) -> str:
-        return f"{self.key}\0{self.field.decode()}"
+        return f"{self.key}\0{self.field}"
 
     @property
     def entry(self) -> str:

@@ -32,6 +32,7 @@ class Counters:
     unreadable: int = 0
     untrusted: int = 0
     bypassed: int = 0
+    refused: int = 0
     outages: int = 0
     window_hits: int = 0
     window_misses: int = 0

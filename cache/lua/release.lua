@@ -1,9 +1,9 @@
 -- release.lua: give a lease back without a value (the loader failed, or the value may not be kept).
--- KEYS[1] entry hash  ARGV[1] field  ARGV[2] token
+-- KEYS[1] lease  ARGV[1] token
 -- returns 2 released, and others wait for it | 1 released | 0 not the holder
-local lease = redis.call('HGET', KEYS[1], 'l' .. ARGV[1])
-if not lease or string.sub(lease, 1, 8) ~= ARGV[2] then
+local lease = redis.call('GET', KEYS[1])
+if not lease or string.sub(lease, 1, 8) ~= ARGV[1] then
   return 0
 end
-redis.call('HDEL', KEYS[1], 'l' .. ARGV[1])
+redis.call('UNLINK', KEYS[1])
 return string.sub(lease, 9, 9) == '1' and 2 or 1

@@ -1,3 +1,4 @@
+#!lua flags=allow-oom
 -- undepend.lua: raise a dependency's floor and name who must be invalidated, or forget them after.
 -- KEYS[1] index hash of the dependency
 -- ARGV[1] 'begin'  ARGV[2] ttl_ms of a floor

@@ -57,19 +57,57 @@ async def test_the_lease_check(caches: tuple[Cache, Cache], rule: bool) -> None:
 
 
 @BOTH
-async def test_the_floor(caches: tuple[Cache, Cache], rule: bool) -> None:
+async def test_the_floor_when_reading(
+    caches: tuple[Cache, Cache], rule: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An invalidation takes the floor away; the value itself is still there."""
+    reader, writer = caches
+    if not rule:
+        honest = Entries._trusts
+
+        def credulous(self: Entries, stamp: Any, floor: Any, generation: bytes) -> bool:
+            return honest(self, stamp, str(stamp.floor).encode(), generation)
+
+        monkeypatch.setattr(Entries, "_trusts", credulous)
+    await reader.agents.set("a1", "old")
+    await writer.agents.invalidate("a1")
+    assert (await reader.agents.get("a1") is None) is rule
+
+
+@BOTH
+async def test_the_floor_when_storing(caches: tuple[Cache, Cache], rule: bool) -> None:
+    """Who joined a load after the invalidation is told by the refused fill to start over."""
+    reader, writer = caches
+    if not rule:
+        line = "if redis.call('GET', floor_key) ~= floor then -- the floor"
+        reader.parts.entries._fill = _without("fill", line, "if false then")
+    loader = Loader("old")
+    loader.hold()
+    first = asyncio.create_task(reader.agents.get_or_load("a1", loader))
+    await loader.started.wait()
+    await writer.agents.invalidate("a1")
+    late = asyncio.create_task(reader.agents.get_or_load("a1", Loader("new")))
+
+    async def joined() -> bool:
+        return reader.stats()["joined"] == 1
+
+    await eventually(joined)
+    loader.go.set()
+    await first
+    assert (await late == "new") is rule
+
+
+@BOTH
+async def test_a_floor_is_never_set_twice(caches: tuple[Cache, Cache], rule: bool) -> None:
     """A copy of the lease command, resent when its connection broke, arrives late."""
     reader, writer = caches
     entries = reader.parts.entries
     if not rule:
-        line = "if redis.call('HGET', key, 'f') ~= floor then -- the floor"
-        entries._fill = _without("fill", line, "if false then")
+        entries._lease = _without("lease", "floor = now_us", "floor = '1'")
     lease = await reader.agents.lease("a1")
     assert lease is not None
     await writer.agents.invalidate("a1")
-    await entries.link.run(
-        entries._lease, [lease.key], (lease.field, lease.token, 3000, "", "grant")
-    )
+    await entries.link.run(entries._lease, lease.keys, (lease.token, 3000, "", "grant"))
     await reader.agents.fill("a1", "old", lease)
     assert (await writer.agents.get("a1") is None) is rule
 
@@ -83,7 +121,7 @@ async def test_the_late_commit_rule(caches: tuple[Cache, Cache], rule: bool) -> 
     """40 commits after 52; the window begins at 50, and 41 to 49 were never in it."""
     cache, _ = caches
     if not rule:
-        line = "if tail ~= '' and tonumber(ARGV[6]) <= tonumber(tail) then -- the late-commit rule"
+        line = "if tail ~= '' and tonumber(ARGV[5]) <= tonumber(tail) then -- the late-commit rule"
         cache.messages._append = _without("messages_append", line, "if false then")
     await cache.messages.get_or_load("a1", Loader(_messages(50, 51, 52)), limit=3)
     await cache.messages.append("a1", _messages(40), after=52)
@@ -98,7 +136,7 @@ async def test_the_predecessor_check(caches: tuple[Cache, Cache], rule: bool) ->
     """51 is committed, its append not yet here when that of 52 is."""
     cache, _ = caches
     if not rule:
-        line = "if tail ~= ARGV[3] or (tail == '' and complete ~= '1') then"
+        line = "if tail ~= ARGV[2] or (tail == '' and complete ~= '1') then"
         cache.messages._append = _without("messages_append", line, "if false then")
     await cache.messages.get_or_load("a1", Loader(_messages(50)), limit=1)
     await cache.messages.append("a1", _messages(52), after=51)
@@ -110,9 +148,7 @@ async def test_the_predecessor_check(caches: tuple[Cache, Cache], rule: bool) ->
 async def test_an_append_takes_the_lease_away(caches: tuple[Cache, Cache], rule: bool) -> None:
     reader, writer = caches
     if not rule:
-        writer.messages._append = _without(
-            "messages_append", "redis.call('HDEL', key, 'l' .. field)", ""
-        )
+        writer.messages._append = _without("messages_append", "redis.call('UNLINK', KEYS[3])", "")
     loader = Loader(_messages(50))
     loader.hold()
     reading = asyncio.create_task(reader.messages.get_or_load("a1", loader, limit=1))

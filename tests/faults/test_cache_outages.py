@@ -70,7 +70,7 @@ async def test_an_outage_is_a_miss_everywhere(cache: Cache, server: FragileServe
     assert await cache.messages.list("a1") is None
     assert await cache.messages.append("a1", [{"id": "m", "sequence_id": 1}], after=None) is False
     assert await cache.messages.get_or_load("a1", Loader([])) == []
-    assert (await cache.agents.stats("a1"))["values"] is None
+    assert (await cache.agents.stats("a1"))["bytes"] is None
     await cache.agents.invalidate("a1")
     await cache.agents.invalidate_dependency("block:b1")
     await cache.agents.invalidate_organisation("o1")
@@ -219,3 +219,20 @@ async def test_all_kinds_of_invalidation_are_made_good_after_an_outage(
     assert await cache.agents.get("a2", organisation="o1") is None
     assert await cache.messages.list("a3", limit=1) is None
     assert cache.stats()["invalidations_missed"] == 0
+
+
+async def test_a_server_without_memory_costs_only_misses(tmp_path: Path, prefix: str) -> None:
+    options = ("--maxmemory", "3mb", "--maxmemory-policy", "noeviction")
+    with fragile_server(tmp_path, *options) as server:
+        async with cache_on(server.url, prefix) as cache:
+            await cache.agents.set("a1", "old", depends_on=["block:b1"])
+            for number in range(200):
+                await cache.agents.set(f"x{number}", b"x" * 50_000)
+            assert cache.stats()["refused"] > 0
+            assert await cache.agents.get_or_load("new", Loader("loaded")) == "loaded"
+            assert await cache.agents.get("a1") == "old"
+            await cache.agents.invalidate_dependency("block:b1")
+            assert await cache.agents.get("a1") is None
+            await cache.agents.invalidate("x0")
+            assert cache.stats()["invalidations_missed"] == 0
+            assert cache.stats()["outages"] == 0

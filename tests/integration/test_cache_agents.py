@@ -374,21 +374,13 @@ async def test_a_value_without_a_safe_encoding_is_handed_on(cache: Cache) -> Non
         await cache.agents.set("a1", value)
 
 
-async def test_fields_of_one_agent_are_bounded(valkey_url: str, prefix: str, client: Any) -> None:
-    async with cache_on(valkey_url, prefix, max_fields=8) as cache:
-        for number in range(50):
-            assert await cache.agents.set("a1", number, scope=f"s{number}")
-            assert await cache.agents.get("a1", scope=f"s{number}") == number
-        assert await client.hlen(cache.parts.keys.agent("a1")) <= 9
-
-
 async def test_a_hit_costs_one_get_and_no_script(cache: Cache, client: Any) -> None:
     await cache.agents.set("a1", STATE)
     await client.config_resetstat()
     for _ in range(10):
         assert await cache.agents.get_or_load("a1", Loader("never")) == STATE
     used = await client.info("commandstats")
-    assert used["cmdstat_hget"]["calls"] == 10
+    assert used["cmdstat_mget"]["calls"] == 10
     assert not any(name.startswith("cmdstat_eval") for name in used)
 
 
@@ -458,7 +450,7 @@ async def test_an_agents_stats_name_its_hits_and_its_size(cache: Cache) -> None:
     await cache.agents.get_or_load("a1", Loader(b"x" * 1000))
     await cache.agents.get("a1")
     stats = await cache.agents.stats("a1")
-    assert (stats["hits"], stats["misses"], stats["loads"], stats["values"]) == (1, 1, 1, 1)
+    assert (stats["hits"], stats["misses"], stats["loads"]) == (1, 1, 1)
     assert stats["bytes"] > 1000
     assert 0 < stats["ttl_s"] <= 600
     json.dumps(stats)

@@ -145,15 +145,16 @@ class Fuzz:
 
     async def _have_accidents(self) -> None:
         rng, keys = self.rng, self.caches[0].parts.keys
-        hash_key, window = keys.windows(AGENT), keys.window(AGENT, "default")
+        floor, window = keys.windows(AGENT), keys.window(AGENT, "default")
+        state = floor + ":state:default"
         while not self._ending:
             await asyncio.sleep(rng.uniform(0, 2 * _ACCIDENT_EVERY_S))
             accident = rng.randrange(4)
             if accident == 0:
                 await self.client.unlink(window)
             elif accident == 1:
-                await self.client.unlink(hash_key)
+                await self.client.unlink(floor)
             elif accident == 2:
-                await self.client.unlink(hash_key, window)
+                await self.client.unlink(state)
             else:
                 await rng.choice(self.caches).messages.invalidate(AGENT)

@@ -25,7 +25,7 @@ def _level(max_bytes: int = 100_000, *, share: bool = False) -> tuple[LocalLevel
 def _keep(level: LocalLevel, key: str, data: bytes = b"data", left_s: float = 60) -> bool:
     mark = level.begin(key)
     try:
-        return level.keep(key, b"f", mark, data=data, value=data, left_s=left_s)
+        return level.keep(key, "f", mark, data=data, value=data, left_s=left_s)
     finally:
         level.end(key, mark)
 
@@ -35,10 +35,10 @@ def test_a_copy_ends_with_the_local_ttl_or_with_its_value_whichever_is_first() -
     _keep(level, "long", left_s=60)
     _keep(level, "short", left_s=3)
     now.now_s += 3
-    assert level.get("short", b"f") is None
-    assert level.get("long", b"f") is not None
+    assert level.get("short", "f") is None
+    assert level.get("long", "f") is not None
     now.now_s += 7
-    assert level.get("long", b"f") is None
+    assert level.get("long", "f") is None
     assert (len(level), level.size_bytes) == (0, 0)
 
 
@@ -46,10 +46,10 @@ def test_the_least_recently_used_goes_first() -> None:
     level, _ = _level(max_bytes=3000)
     for key in "abc":
         _keep(level, key, b"x" * 500)
-    assert level.get("a", b"f") is not None
+    assert level.get("a", "f") is not None
     _keep(level, "d", b"x" * 500)
-    assert level.get("b", b"f") is None
-    assert level.get("a", b"f") is not None
+    assert level.get("b", "f") is None
+    assert level.get("a", "f") is not None
     assert level.size_bytes <= 3000
 
 
@@ -71,7 +71,7 @@ def test_what_was_read_before_an_invalidation_is_not_kept() -> None:
     level, _ = _level()
     mark = level.begin("a")
     level.invalidate("a")
-    assert not level.keep("a", b"f", mark, data=b"old", value=b"old", left_s=60)
+    assert not level.keep("a", "f", mark, data=b"old", value=b"old", left_s=60)
     level.end("a", mark)
     assert _keep(level, "a")
 
@@ -81,8 +81,8 @@ def test_a_read_begun_after_an_invalidation_is_kept_though_an_older_one_is_not()
     old = level.begin("a")
     level.invalidate("a")
     new = level.begin("a")
-    assert level.keep("a", b"f", new, data=b"new", value=b"new", left_s=60)
-    assert not level.keep("a", b"f", old, data=b"old", value=b"old", left_s=60)
+    assert level.keep("a", "f", new, data=b"new", value=b"new", left_s=60)
+    assert not level.keep("a", "f", old, data=b"old", value=b"old", left_s=60)
     level.end("a", old)
     level.end("a", new)
     assert not level._marks
@@ -93,8 +93,8 @@ def test_flushing_forgets_the_copies_and_the_reads_under_way() -> None:
     _keep(level, "a")
     mark = level.begin("b")
     level.flush()
-    assert level.get("a", b"f") is None
-    assert not level.keep("b", b"f", mark, data=b"x", value=b"x", left_s=60)
+    assert level.get("a", "f") is None
+    assert not level.keep("b", "f", mark, data=b"x", value=b"x", left_s=60)
     assert level.size_bytes == 0
 
 
@@ -102,18 +102,18 @@ def test_a_group_goes_alone() -> None:
     level, _ = _level()
     for key, group in (("a", "g1"), ("b", "g2")):
         mark = level.begin(key)
-        level.keep(key, b"f", mark, data=b"x", value=b"x", left_s=60, group=group)
+        level.keep(key, "f", mark, data=b"x", value=b"x", left_s=60, group=group)
         level.end(key, mark)
     level.invalidate_group("g1")
-    assert level.get("a", b"f") is None
-    assert level.get("b", b"f") is not None
+    assert level.get("a", "f") is None
+    assert level.get("b", "f") is not None
 
 
 def test_copies_are_not_used_while_the_backplane_is_behind() -> None:
     level, _ = _level()
     _keep(level, "a")
     level.usable = lambda: False
-    assert level.get("a", b"f") is None
+    assert level.get("a", "f") is None
     assert not _keep(level, "b")
 
 
@@ -122,8 +122,8 @@ def test_only_what_cannot_be_changed_is_shared_unless_asked() -> None:
     for share in (False, True):
         level, _ = _level(share=share)
         mark = level.begin("a")
-        level.keep("a", b"f", mark, data=b"bytes", value=value, left_s=60)
-        copy = level.get("a", b"f")
+        level.keep("a", "f", mark, data=b"bytes", value=value, left_s=60)
+        copy = level.get("a", "f")
         assert copy is not None
         assert (copy.value is value) is share
 
