@@ -8,7 +8,7 @@ JOBS   ?= 3
 PYTEST := $(BIN)/python -m pytest
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo run test check bench docs format clean
+.PHONY: help setup demo run test check bench soak docs format clean
 
 help: ## List these commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -47,6 +47,9 @@ format: $(VENV)/.ready ## Format the code
 
 bench: $(VENV)/.ready ## Run the benchmarks: JSON in out/, tables here
 	@for file in benchmarks/bench_*.py; do $(BIN)/python $$file || exit 1; done
+
+soak: $(VENV)/.ready ## Chaos for long: make soak SEED=7 MINUTES=10
+	@SOAK_SEED=$(or $(SEED),1) SOAK_MINUTES=$(or $(MINUTES),5) $(PYTEST) -q -x tests/faults/test_engine_chaos.py
 
 # The base install as a Letta server has it, without arq: on the oldest redis-py
 # that it allows and on the newest there is. Built anew when a source changes.

@@ -68,6 +68,7 @@ class _Run:
     over: asyncio.Event = field(default_factory=asyncio.Event)
     side_tasks: set[asyncio.Task[Any]] = field(default_factory=set)
     started: int = 0
+    sending: bool = False
     leave_by: float = float("inf")
 
 
@@ -126,6 +127,11 @@ class Worker(ArqWorker):
     @property
     def is_connected(self) -> bool:
         return self._run is not None and self._run.pump.is_connected
+
+    @property
+    def has_unsent_ends(self) -> bool:
+        """Whether jobs have ended that the server has not been told of."""
+        return self._run is not None and bool(self._run.outbox or self._run.sending)
 
     @property
     def is_draining(self) -> bool:
@@ -340,7 +346,9 @@ class Worker(ArqWorker):
                 run.kick.clear()
                 batch, run.outbox = run.outbox[:MOST_ENDS], run.outbox[MOST_ENDS:]
                 want = self._free_slots(run)
+                run.sending = True
                 turn = await run.pump.turn([end for _, end, _ in batch], want)
+                run.sending = False
                 self._clock_offset_s = turn.now / 1000 - self.loop.time()
                 self._account(batch, turn)
                 self._start(run, turn)

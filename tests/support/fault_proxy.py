@@ -1,0 +1,111 @@
+"""
+A TCP proxy in front of a server's unix socket, which breaks what it is told to.
+
+`cut_replies(n)`: the next n commands that carry `marker` reach the server and
+are executed; instead of the reply the client's connection is closed.
+`reset()`: every connection is closed now. `hold()` / `release()`: nothing
+passes in either direction. `refuse` set: new connections are closed at once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+
+
+class FaultProxy:
+    def __init__(self, socket_path: str) -> None:
+        self._socket_path = socket_path
+        self._open = asyncio.Event()
+        self._open.set()
+        self._writers: set[asyncio.StreamWriter] = set()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._cuts = 0
+        self._marker = b""
+        self.cuts_made = 0
+        self.refuse = False
+        self.port = 0
+
+    def cut_replies(self, count: int, marker: bytes = b"EVALSHA") -> None:
+        self._cuts, self._marker = count, marker
+
+    def hold(self) -> None:
+        self._open.clear()
+
+    def release(self) -> None:
+        self._open.set()
+
+    def reset(self) -> None:
+        for writer in list(self._writers):
+            writer.close()
+
+    @property
+    def url(self) -> str:
+        return f"redis://127.0.0.1:{self.port}/0"
+
+    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        if self.refuse:
+            writer.close()
+            return
+        far_reader, far_writer = await asyncio.open_unix_connection(self._socket_path)
+        self._writers |= {writer, far_writer}
+        doomed = asyncio.Event()
+        for coroutine in (
+            self._requests(reader, far_writer, doomed),
+            self._replies(far_reader, writer, doomed),
+        ):
+            task = asyncio.create_task(coroutine)
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+
+    async def _requests(
+        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, doomed: asyncio.Event
+    ) -> None:
+        with suppress(OSError):
+            while data := await reader.read(1 << 20):
+                await self._open.wait()
+                if self._cuts and self._marker in data:
+                    self._cuts -= 1
+                    self.cuts_made += 1
+                    doomed.set()
+                writer.write(data)
+                await writer.drain()
+        self._close(writer)
+
+    async def _replies(
+        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, doomed: asyncio.Event
+    ) -> None:
+        with suppress(OSError):
+            while data := await reader.read(1 << 20):
+                await self._open.wait()
+                if doomed.is_set():
+                    # Executed: the server has answered. The client will never know.
+                    break
+                writer.write(data)
+                await writer.drain()
+        self._close(writer)
+
+    def _close(self, writer: asyncio.StreamWriter) -> None:
+        self._writers.discard(writer)
+        writer.close()
+
+    async def end(self) -> None:
+        self.release()
+        for task in list(self._tasks):
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        self.reset()
+
+
+@asynccontextmanager
+async def fault_proxy(socket_path: str) -> AsyncIterator[FaultProxy]:
+    proxy = FaultProxy(socket_path)
+    server = await asyncio.start_server(proxy.serve, "127.0.0.1", 0)
+    proxy.port = server.sockets[0].getsockname()[1]
+    try:
+        yield proxy
+    finally:
+        server.close()
+        await proxy.end()
+        await server.wait_closed()
