@@ -391,6 +391,43 @@ class Settings(BaseSettings):
             "Empty: public addresses only."
         ),
     )
+    webhook_allow_hosts: str = Field(
+        "",
+        description=(
+            "Names whose addresses may be private, separated by commas; `*.b` is all below `b`. "
+            "Link-local and metadata addresses stay out of reach."
+        ),
+    )
+    webhook_ports: str = Field(
+        "",
+        description=(
+            "The only ports that webhooks may reach, such as `443, 8000-8999`. Empty: all but "
+            "those of well-known other protocols."
+        ),
+    )
+    webhook_ca_file: Path | None = Field(
+        None, description="PEM file of the authorities to trust for https; unset: the system's."
+    )
+    webhook_cert_file: Path | None = Field(
+        None, description="PEM client certificate for receivers that ask for one."
+    )
+    webhook_key_file: Path | None = Field(
+        None, description="PEM key of the client certificate (may be in the same file)."
+    )
+    webhook_proxy_url: str | None = Field(
+        None,
+        repr=False,
+        description=(
+            "http:// URL of an egress proxy for all webhooks. It must guard private networks "
+            "itself; names are judged before, but resolved again by the proxy."
+        ),
+    )
+    webhook_max_response_bytes: int = Field(
+        1_048_576,
+        ge=0,
+        le=67_108_864,
+        description="A longer response is a failure; reading stops there, bytes.",
+    )
 
     # -- LLM requests --------------------------------------------------------
     openai_base_url: str = Field(
@@ -474,6 +511,30 @@ class Settings(BaseSettings):
                 raise ValueError(
                     "is not a signing secret; accepted: whsec_ + base64 of 24-64 bytes"
                 )
+        return value
+
+    @field_validator("webhook_ports")
+    @classmethod
+    def _ports(cls, value: str) -> str:
+        for part in filter(None, (p.strip() for p in value.split(","))):
+            found = re.fullmatch(r"(\d{1,5})(?:-(\d{1,5}))?", part)
+            if not found or not 1 <= int(found[1]) <= int(found[2] or found[1]) <= 65_535:
+                raise ValueError(f"{part!r} is no port; accepted: 443, 8000-8999")
+        return value
+
+    @field_validator("webhook_allow_hosts")
+    @classmethod
+    def _hosts(cls, value: str) -> str:
+        for part in filter(None, (p.strip() for p in value.split(","))):
+            if not re.fullmatch(r"(\*\.)?[\w-]+(\.[\w-]+)*\.?", part):
+                raise ValueError(f"{part!r} is no host; accepted: names, *.name, by commas")
+        return value
+
+    @field_validator("webhook_proxy_url")
+    @classmethod
+    def _proxy_url(cls, value: str | None) -> str | None:
+        if value is not None and not re.match(r"^https?://[^/\s?#]+/?$", value):
+            raise ValueError("is no proxy; accepted: http://[user:password@]host:port")
         return value
 
     @field_validator("webhook_encryption_key")

@@ -31,6 +31,7 @@ class WebhookConfig:
     secrets: tuple[str, ...]
     schedule: RetrySchedule
     timeout_s: float
+    max_response_bytes: int = 1_048_576
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,6 +14,7 @@ from collections.abc import Callable
 from importlib import import_module
 from typing import Any
 
+import httpx
 import structlog
 from arq.connections import ArqRedis, RedisSettings
 from arq.worker import Function, func
@@ -26,6 +27,7 @@ from settings import Settings, SettingsError, get_settings, variable_name
 from worker.child import ChildOptions, ManagedWorker, serve
 from worker.client import DELIVER_WEBHOOK, FLUSH_LLM_BATCHES, FLUSH_LLM_GROUP, JobQueue
 from worker.deps import Deps, LLMConfig, WebhookConfig
+from worker.effects.egress import tls_context
 from worker.effects.http import build_http_client
 from worker.effects.providers import OpenAIProvider
 from worker.effects.secrets import SecretBox
@@ -44,7 +46,7 @@ from worker.jobs.schedule import CronExpression, cron_job
 from worker.jobs.webhook import deliver_webhook
 from worker.logs import configure_logging
 from worker.policy.delivery import RetrySchedule
-from worker.policy.egress import EgressPolicy, parse_networks
+from worker.policy.egress import EgressPolicy, parse_hosts, parse_networks, parse_ports
 from worker.policy.restart import RestartPolicy
 from worker.supervisor import SupervisorOptions
 from worker.wiring import encryption_key, pool_options, queue_options, reveal
@@ -201,14 +203,40 @@ def arq_redis_settings(target: Target, settings: Settings) -> RedisSettings:
     )
 
 
+def build_webhook_client(settings: Settings) -> httpx.AsyncClient:
+    """
+    The guarded client of the webhooks.
+
+    Raises:
+        settings.SettingsError: a certificate file cannot be used.
+    """
+    policy = EgressPolicy(
+        allowed=parse_networks(settings.webhook_allow_cidrs),
+        hosts=parse_hosts(settings.webhook_allow_hosts),
+        ports=parse_ports(settings.webhook_ports),
+    )
+    names = ("webhook_ca_file", "webhook_cert_file", "webhook_key_file")
+    ca, cert, key = (str(path) if (path := getattr(settings, name)) else None for name in names)
+    try:
+        tls = tls_context(ca_file=ca, cert_file=cert, key_file=key)
+    except (OSError, ValueError) as exc:
+        given = ", ".join(variable_name(name) for name in names if getattr(settings, name))
+        raise SettingsError(f"{given}: not usable as PEM files: {exc}") from None
+    return build_http_client(
+        policy,
+        max_connections=settings.worker_max_jobs,
+        tls=tls,
+        proxy=settings.webhook_proxy_url,
+    )
+
+
 def build_deps(settings: Settings, client: Any) -> Deps:
     """Everything a job of ours needs, over the worker's own Redis client."""
     secrets = reveal(settings.webhook_secret)
-    webhook_egress = EgressPolicy(parse_networks(settings.webhook_allow_cidrs))
     llm_egress = EgressPolicy(parse_networks(settings.llm_allow_cidrs))
     return Deps(
         queue=JobQueue(client, queue_options(settings)),
-        http=build_http_client(webhook_egress, max_connections=settings.worker_max_jobs),
+        http=build_webhook_client(settings),
         llm_http=(llm_http := build_http_client(llm_egress, max_connections=_LLM_CONCURRENCY)),
         secrets=SecretBox(encryption_key(settings)),
         webhooks=WebhookConfig(
@@ -219,6 +247,7 @@ def build_deps(settings: Settings, client: Any) -> Deps:
                 settings.webhook_retry_cap_s,
             ),
             timeout_s=settings.webhook_timeout_s,
+            max_response_bytes=settings.webhook_max_response_bytes,
         ),
         llm=LLMConfig(
             max_requests=settings.llm_batch_max_requests,

@@ -1,117 +1,61 @@
 """
 HTTP out of the workers: httpx's API over aiohttp's transport, behind the egress guard.
 
-Names are resolved once, every answer is judged, and the connection goes to a
-judged address while Host and SNI keep the name: what was checked is what is
-connected to. Redirects are not followed, proxies and credentials of the
-environment are not read, bodies are not decompressed.
+Redirects are not followed, proxies and credentials of the environment are not
+read, bodies are not decompressed. An attempt has one deadline for all of it, and
+an answer is read up to a limit, so that no receiver costs more than both.
 """
 
 from __future__ import annotations
 
 import asyncio
-import socket
-import ssl
+import errno
 import time
-from ipaddress import ip_address
+from dataclasses import dataclass
+from typing import Any
 
 import aiohttp
 import httpx
-from aiohttp.abc import AbstractResolver, ResolveResult
-from httpx_aiohttp import AiohttpTransport
 
+from worker.effects.egress import GuardedTransport, ResolverUnavailable, is_address, judge
 from worker.errors import TargetForbidden
 from worker.policy.egress import EgressPolicy
 
-
-class GuardedResolver(AbstractResolver):
-    """Resolves with the system's resolver and hands back judged addresses only."""
-
-    def __init__(self, policy: EgressPolicy) -> None:
-        self._policy = policy
-
-    async def resolve(
-        self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_UNSPEC
-    ) -> list[ResolveResult]:
-        loop = asyncio.get_running_loop()
-        found = await loop.getaddrinfo(host, port, family=family, type=socket.SOCK_STREAM)
-        for entry in found:
-            judge(self._policy, host, str(entry[4][0]))
-        return [
-            ResolveResult(
-                hostname=host,
-                host=str(address[0]),
-                port=port,
-                family=kind,
-                proto=proto,
-                flags=socket.AI_NUMERICHOST,
-            )
-            for kind, _, proto, _, address in found
-        ]
-
-    async def close(self) -> None:
-        return None
+__all__ = ["Reply", "build_http_client", "describe", "is_address", "judge", "post_webhook"]
 
 
-def judge(policy: EgressPolicy, host: str, address: str) -> None:
-    """Raise TargetForbidden unless the policy lets us connect to the address."""
-    reason = policy.refusal(address)
-    if reason is not None:
-        # The address is not named: the message may reach whoever chose the host.
-        raise TargetForbidden(host, reason)
+def build_http_client(
+    policy: EgressPolicy, *, max_connections: int, **transport: Any
+) -> httpx.AsyncClient:
+    """
+    One client for a worker's life; give every request its own deadline with asyncio.timeout.
 
-
-class GuardedTransport(httpx.AsyncBaseTransport):
-    """Refuses forbidden addresses before a connection is opened."""
-
-    def __init__(self, policy: EgressPolicy, *, max_connections: int) -> None:
-        self._policy = policy
-        self._max_connections = max_connections
-        self._inner = AiohttpTransport(client=self._session)
-
-    def _session(self) -> aiohttp.ClientSession:
-        connector = aiohttp.TCPConnector(
-            resolver=GuardedResolver(self._policy),
-            use_dns_cache=False,
-            limit=self._max_connections,
-            ssl=ssl.create_default_context(),
-        )
-        return aiohttp.ClientSession(
-            connector=connector, cookie_jar=aiohttp.DummyCookieJar(), trust_env=False
-        )
-
-    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
-        host = request.url.host
-        # aiohttp does not ask its resolver about addresses, so they are judged here.
-        if is_address(host):
-            judge(self._policy, host, host)
-        return await self._inner.handle_async_request(request)
-
-    async def aclose(self) -> None:
-        await self._inner.aclose()
-
-
-def is_address(host: str) -> bool:
-    """An IP address in any spelling that the C library would connect to (`127.1`, `0x7f.1`)."""
-    try:
-        ip_address(host.strip("[]").partition("%")[0])
-    except ValueError:
-        try:
-            socket.inet_aton(host)
-        except OSError:
-            return False
-    return True
-
-
-def build_http_client(policy: EgressPolicy, *, max_connections: int) -> httpx.AsyncClient:
-    """One client for a worker's life; give every request its own deadline with asyncio.timeout."""
+    `transport`: `tls`, `lookup` and `proxy` of `worker.effects.egress.GuardedTransport`.
+    """
     return httpx.AsyncClient(
-        transport=GuardedTransport(policy, max_connections=max_connections),
+        transport=GuardedTransport(policy, max_connections=max_connections, **transport),
         timeout=httpx.Timeout(None),
         follow_redirects=False,
         trust_env=False,
         headers={"accept-encoding": "identity", "user-agent": "letta-redis"},
     )
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """
+    How a POST ended. `error` is "" when a whole answer was read; `status` may be
+    known beside an error. `body` is its beginning. `own`: our side failed, the
+    receiver has nothing to do with it.
+    """
+
+    status: int | None
+    body: bytes
+    retry_after: str | None
+    ms: float
+    error: str = ""
+    own: bool = False
+    permanent: bool = False
 
 
 async def post_webhook(
@@ -122,55 +66,115 @@ async def post_webhook(
     body: bytes,
     timeout_s: float,
     keep_bytes: int,
-) -> tuple[int, bytes, float]:
+    max_bytes: int,
+) -> Reply:
     """
-    POST once; return status, the response's first `keep_bytes` bytes, and milliseconds.
+    POST once. Never raises for what the network or the receiver does.
 
-    The deadline covers the whole attempt. The response is read no further than
-    is kept, so an endless one costs nothing.
-
-    Raises:
-        TargetForbidden, httpx.HTTPError, httpx.InvalidURL, TimeoutError, OSError.
+    The deadline covers the whole attempt. Of the answer `keep_bytes` are kept and
+    `max_bytes` read; a longer one is the error `response_too_large`.
     """
     start = time.perf_counter()
-    async with asyncio.timeout(timeout_s):
-        async with client.stream("POST", url, headers=headers, content=body) as response:
-            kept = await _first_bytes(response, keep_bytes)
-    return response.status_code, kept, (time.perf_counter() - start) * 1000
+    status, kept, retry_after, error, exc = None, bytearray(), None, "", None
+    try:
+        async with asyncio.timeout(timeout_s):
+            async with client.stream("POST", url, headers=headers, content=body) as response:
+                status = response.status_code
+                retry_after = response.headers.get("retry-after")
+                if not await _read(response, kept, keep_bytes, max_bytes):
+                    error = "response_too_large"
+    except (
+        TargetForbidden,
+        httpx.HTTPError,
+        httpx.InvalidURL,
+        aiohttp.ClientError,
+        asyncio.IncompleteReadError,
+        TimeoutError,
+        OSError,
+        ValueError,
+    ) as caught:
+        exc, error = caught, describe(caught)
+    return Reply(
+        status=status,
+        body=bytes(kept),
+        retry_after=retry_after,
+        ms=round((time.perf_counter() - start) * 1000, 3),
+        error=error,
+        own=exc is not None and is_own(exc),
+        permanent=isinstance(exc, TargetForbidden | httpx.InvalidURL),
+    )
 
 
-async def _first_bytes(response: httpx.Response, limit: int) -> bytes:
-    kept = bytearray()
+async def _read(response: httpx.Response, kept: bytearray, keep: int, most: int) -> bool:
+    """Read to the end, keeping the beginning; False when it is longer than `most`."""
+    size = 0
     async for chunk in response.aiter_raw():
-        kept += chunk
-        if len(kept) >= limit:
-            break
-    return bytes(kept[:limit])
+        kept += chunk[: max(0, keep - len(kept))]
+        size += len(chunk)
+        if size > most:
+            return False
+    return True
 
 
 # Most particular first. aiohttp's own classes are looked for behind httpx's: the
 # transport reports every failed connection as a timeout.
 _ERRORS: tuple[tuple[type[BaseException], str], ...] = (
     (TargetForbidden, "target_forbidden"),
+    (ResolverUnavailable, "resolver_unavailable"),
     (aiohttp.ClientConnectorDNSError, "dns"),
     (aiohttp.ClientSSLError, "tls"),
+    (aiohttp.ClientConnectorCertificateError, "tls"),
     (aiohttp.ServerTimeoutError, "timeout"),
+    (aiohttp.ClientProxyConnectionError, "proxy"),
+    (aiohttp.ClientHttpProxyError, "proxy"),
     (aiohttp.ClientConnectorError, "connect"),
     (aiohttp.ServerDisconnectedError, "disconnected"),
     (aiohttp.ClientPayloadError, "read"),
     (aiohttp.ClientResponseError, "protocol"),
     (aiohttp.ClientOSError, "connection"),
     (httpx.InvalidURL, "invalid_url"),
+    (aiohttp.InvalidURL, "invalid_url"),
     (TimeoutError, "timeout"),
     (httpx.TimeoutException, "timeout"),
     (OSError, "connection"),
 )
+# What this machine lacks. EHOSTUNREACH is not among them: a router says it of one
+# host, and that host is the receiver's.
+_OWN_ERRNOS = {
+    errno.ENETUNREACH: "no_route",
+    errno.ENETDOWN: "no_route",
+    errno.EADDRNOTAVAIL: "no_free_port",
+    errno.EMFILE: "no_free_file",
+    errno.ENFILE: "no_free_file",
+    errno.ENOBUFS: "no_memory",
+    errno.ENOMEM: "no_memory",
+}
+_OWN = {"resolver_unavailable", "proxy", *_OWN_ERRNOS.values()}
 
 
 def describe(exc: BaseException) -> str:
     """An error class a receiver's operator understands, without addresses or secrets."""
-    chain = [exc, *([exc.__cause__] if exc.__cause__ is not None else [])]
+    chain = list(_chain(exc))
+    for link in chain:
+        if isinstance(link, ResolverUnavailable):
+            return "resolver_unavailable"
+        if isinstance(link, OSError) and link.errno in _OWN_ERRNOS:
+            return _OWN_ERRNOS[link.errno]
     for kind, name in _ERRORS:
         if any(isinstance(link, kind) for link in chain):
             return name
     return type(exc).__name__
+
+
+def is_own(exc: BaseException) -> bool:
+    """Whether our own side failed: no name server, no route, no free port or file."""
+    return describe(exc) in _OWN
+
+
+def _chain(exc: BaseException) -> list[BaseException]:
+    links = [exc]
+    while (cause := links[-1].__cause__) is not None and cause not in links:
+        links.append(cause)
+    # aiohttp keeps what the system said beside its own errors.
+    inner = [getattr(link, "os_error", None) for link in links]
+    return links + [link for link in inner if isinstance(link, BaseException)]

@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import asyncio
-import time
 from datetime import datetime
 
-import httpx
 import structlog
 from arq.worker import Retry
 
 from worker.deps import Deps, JobContext
 from worker.effects.deliveries import Attempt, ClaimedDelivery
-from worker.effects.http import describe, post_webhook
-from worker.errors import TargetForbidden
+from worker.effects.http import post_webhook
 from worker.policy.delivery import DeliveryState, Outcome, decide
 from worker.policy.signing import sign_headers
 
@@ -24,8 +20,6 @@ _EVENTS = {
     DeliveryState.WAITING: "webhook.retry_scheduled",
     DeliveryState.DEAD: "webhook.died",
 }
-# Enough of a receiver's answer to let the connection be used again.
-_KEEP_BYTES = 16_384
 
 
 async def deliver_webhook(ctx: JobContext, delivery_id: str) -> str:
@@ -72,22 +66,15 @@ async def _attempt(deps: Deps, delivery: ClaimedDelivery, now: datetime) -> tupl
         "webhook-event-type": delivery.event_type,
         **sign_headers(delivery.id, int(now.timestamp()), delivery.body, secrets),
     }
-    start = time.perf_counter()
-    try:
-        status, _, ms = await post_webhook(
-            deps.http,
-            delivery.url,
-            headers=headers,
-            body=delivery.body,
-            timeout_s=deps.webhooks.timeout_s,
-            keep_bytes=_KEEP_BYTES,
-        )
-    except (TargetForbidden, httpx.InvalidURL) as exc:
-        return Outcome(error=describe(exc), permanent=True), _since(start)
-    except (httpx.HTTPError, TimeoutError, OSError, asyncio.IncompleteReadError) as exc:
-        return Outcome(error=describe(exc)), _since(start)
-    return Outcome(status=status), round(ms, 3)
-
-
-def _since(start: float) -> float:
-    return round((time.perf_counter() - start) * 1000, 3)
+    reply = await post_webhook(
+        deps.http,
+        delivery.url,
+        headers=headers,
+        body=delivery.body,
+        timeout_s=deps.webhooks.timeout_s,
+        keep_bytes=0,
+        max_bytes=deps.webhooks.max_response_bytes,
+    )
+    if reply.error:
+        return Outcome(error=reply.error, permanent=reply.permanent), reply.ms
+    return Outcome(status=reply.status), reply.ms

@@ -1,8 +1,9 @@
 """
-Which addresses the workers may connect to. Public ones, and what the operator allows.
+Which hosts, ports and addresses the workers may connect to: public ones, and what the operator allows.
 
-Tunnelled forms (IPv4-mapped, 6to4, Teredo, NAT64) are judged by the address
-inside as well: otherwise ::ffff:169.254.169.254 would be a way around.
+An IPv4 address mapped into IPv6 is judged as the IPv4 address; every other form
+that carries one inside (6to4, Teredo, NAT64, SIIT, IPv4-compatible) is refused
+whole, unless its network is allowed.
 """
 
 from __future__ import annotations
@@ -14,23 +15,46 @@ from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_add
 Address = IPv4Address | IPv6Address
 Network = IPv4Network | IPv6Network
 
+
+def _networks(*texts: str) -> tuple[Network, ...]:
+    return tuple(ip_network(text) for text in texts)
+
+
 # Beyond what `is_global` covers: addresses that look public and are not.
-_DENIED: tuple[Network, ...] = tuple(
-    ip_network(text)
-    for text in (
-        "168.63.129.16/32",  # Azure's host agent
-        "192.88.99.0/24",  # 6to4 relays, deprecated
-        "64:ff9b::/96",  # NAT64
-        "64:ff9b:1::/48",  # NAT64, local use
-        "::ffff:0:0:0/96",  # SIIT
-        "::/96",  # IPv4-compatible, deprecated
-        "2001::/32",  # Teredo
-        "2002::/16",  # 6to4
-        "3fff::/20",  # documentation
-        "5f00::/16",  # segment routing
-        "fec0::/10",  # site-local, deprecated
-    )
+_DENIED = _networks(
+    "168.63.129.16/32",  # Azure's host agent
+    "192.0.0.0/24",  # protocol assignments; a cloud's metadata is among them
+    "192.88.99.0/24",  # 6to4 relays, deprecated
+    "64:ff9b::/96",  # NAT64
+    "64:ff9b:1::/48",  # NAT64, local use
+    "::ffff:0:0:0/96",  # SIIT
+    "::/96",  # IPv4-compatible, deprecated
+    "2001::/23",  # Teredo, ORCHID and other protocol assignments
+    "100::/64",  # discard
+    "2002::/16",  # 6to4
+    "3fff::/20",  # documentation
+    "5f00::/16",  # segment routing
+    "fec0::/10",  # site-local, deprecated
 )
+# What hands out a machine's credentials. A name that is allowed does not reach these:
+# whoever may change the name's records is not the operator.
+_METADATA = _networks(
+    "169.254.0.0/16",
+    "fe80::/10",
+    "168.63.129.16/32",
+    "192.0.0.192/32",
+    "100.100.100.200/32",
+    "fd00:ec2::/32",
+)
+# Services that would read a POST as commands of their own protocol, or must not be
+# probed from inside: mail, shells, names, directories, file shares, databases, caches.
+_NOT_HTTP = frozenset(
+    {
+        21, 22, 23, 25, 53, 69, 110, 111, 135, 137, 138, 139, 143, 161, 179, 389, 445, 465, 514,
+        587, 636, 873, 993, 995, 1433, 1521, 2049, 2375, 2376, 2379, 2380, 3306, 3389, 5060, 5432,
+        5672, 5900, 6000, 6379, 6380, 6443, 9042, 9092, 10250, 11211, 16379, 26379, 27017,
+    }
+)  # fmt: skip
 
 
 def parse_networks(text: str) -> tuple[Network, ...]:
@@ -38,23 +62,66 @@ def parse_networks(text: str) -> tuple[Network, ...]:
     return tuple(ip_network(part.strip()) for part in text.split(",") if part.strip())
 
 
+def parse_ports(text: str) -> frozenset[int] | None:
+    """`443, 8000-8999` -> ports; empty text -> None. Raises ValueError on anything else."""
+    ports: set[int] = set()
+    for part in filter(None, (p.strip() for p in text.split(","))):
+        first, dash, last = part.partition("-")
+        low, high = int(first), int(last if dash else first)
+        if not 1 <= low <= high <= 65_535:
+            raise ValueError(f"{part!r} is not a port or a range of ports")
+        ports.update(range(low, high + 1))
+    return frozenset(ports) or None
+
+
+def parse_hosts(text: str) -> tuple[str, ...]:
+    """`hooks.internal, *.svc.local` -> names in lower case."""
+    return tuple(part.strip().lower().rstrip(".") for part in text.split(",") if part.strip())
+
+
 @dataclass(frozen=True, slots=True)
 class EgressPolicy:
-    """`allowed`: private networks that the operator lets the workers reach."""
+    """
+    What is allowed beyond public addresses.
+
+    `allowed`: private networks. `hosts`: names (`a.b`, or `*.b` for all below b)
+    whose addresses may be private, though never link-local or a cloud's
+    metadata. `ports`: the only ports, or None for all but those that belong to
+    well-known services that are not HTTP.
+    """
 
     allowed: tuple[Network, ...] = ()
+    hosts: tuple[str, ...] = ()
+    ports: frozenset[int] | None = None
 
-    def refusal(self, address: str) -> str | None:
-        """Why an IP address must not be connected to, or None when it may be."""
+    def refusal(self, address: str, host: str = "") -> str | None:
+        """Why an IP address, found under the name `host`, must not be connected to; or None."""
         try:
             ip = _unmapped(ip_address(address.partition("%")[0]))
         except ValueError:
             return "is not an IP address"
         if _inside(ip, self.allowed):
             return None
-        if ip.is_multicast or not ip.is_global or _inside(ip, _DENIED):
+        if ip.is_multicast or ip.is_unspecified or _inside(ip, _METADATA):
+            return "is not a public address"
+        if host and self._names(host):
+            return None
+        if not ip.is_global or _inside(ip, _DENIED):
             return "is not a public address"
         return None
+
+    def port_refusal(self, port: int) -> str | None:
+        """Why a port must not be connected to, or None when it may be."""
+        if self.ports is not None:
+            return None if port in self.ports else f"port {port} is not allowed"
+        return f"port {port} belongs to another protocol" if port in _NOT_HTTP else None
+
+    def _names(self, host: str) -> bool:
+        name = host.lower().rstrip(".")
+        return any(
+            name.endswith(pattern[1:]) if pattern.startswith("*.") else name == pattern
+            for pattern in self.hosts
+        )
 
 
 def _unmapped(ip: Address) -> Address:
