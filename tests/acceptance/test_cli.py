@@ -198,18 +198,22 @@ def test_dead_letters_are_listed_retried_and_purged(
 def test_anybody_s_arq_settings_run_on_the_engine(private_valkey_url: str, tmp_path: Path) -> None:
     (tmp_path / "myapp.py").write_text(
         "from arq.connections import RedisSettings\n"
+        "from cache import codec\n"
         "async def hello(ctx, name):\n"
         "    return f'hello {name}'\n"
         "class WorkerSettings:\n"
         "    functions = [hello]\n"
+        "    job_serializer, job_deserializer = codec.encode, codec.decode\n"
         f"    redis_settings = RedisSettings(unix_socket_path={private_valkey_url[7:]!r})\n"
     )
     enqueue = (
         "import asyncio\n"
         "from arq import create_pool\n"
+        "from cache import codec\n"
         "from myapp import WorkerSettings\n"
         "async def main():\n"
-        "    pool = await create_pool(WorkerSettings.redis_settings)\n"
+        "    pool = await create_pool(WorkerSettings.redis_settings,\n"
+        "        job_serializer=codec.encode, job_deserializer=codec.decode)\n"
         "    job = await pool.enqueue_job('hello', 'Ada')\n"
         "    print(await job.result(timeout=20, poll_delay=0.05))\n"
         "    await pool.aclose()\n"
