@@ -108,6 +108,7 @@ def fleet(home: Path, rng: random.Random) -> Iterator[Fleet]:
 
 
 def calls(rng: random.Random) -> list[Call]:
+    name: str
     names = ["hold", "hold", "hold", "fail_once"]
     return [
         call(
