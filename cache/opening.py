@@ -37,6 +37,7 @@ async def open_cache(settings: Settings | None = None) -> AsyncIterator[Cache]:
         settings = get_settings()
     url = settings.cache_redis_url or settings.redis_url
     pool = pool_options(settings)
+    pool = replace(pool, max_connections=pool.max_connections + _OWN_CONNECTIONS)
     async with (
         open_pool(url, pool, name="letta-cache") as client,
         Cache(client, cache_options(settings)) as cache,
@@ -45,8 +46,8 @@ async def open_cache(settings: Settings | None = None) -> AsyncIterator[Cache]:
 
 
 def pool_options(settings: Settings) -> PoolOptions:
-    """How to connect, with room for the connections that a cache keeps."""
-    options = PoolOptions(
+    """How every client of ours connects, the queue's too."""
+    return PoolOptions(
         connect_timeout_s=settings.redis_connect_timeout_s,
         socket_timeout_s=settings.redis_socket_timeout_s,
         health_check_interval_s=settings.redis_health_check_interval_s,
@@ -56,7 +57,6 @@ def pool_options(settings: Settings) -> PoolOptions:
         cert_file=settings.redis_cert_file,
         key_file=settings.redis_key_file,
     )
-    return replace(options, max_connections=options.max_connections + _OWN_CONNECTIONS)
 
 
 def cache_options(settings: Settings) -> CacheOptions:

@@ -5,26 +5,15 @@ from __future__ import annotations
 import base64
 from typing import TYPE_CHECKING
 
-from cache.pool import PoolOptions
+from cache.opening import pool_options
 from worker.client import QueueOptions
+
+__all__ = ["encryption_key", "pool_options", "queue_options", "reveal"]
 
 if TYPE_CHECKING:
     from pydantic import SecretStr
 
     from settings import Settings
-
-
-def pool_options(settings: Settings) -> PoolOptions:
-    return PoolOptions(
-        connect_timeout_s=settings.redis_connect_timeout_s,
-        socket_timeout_s=settings.redis_socket_timeout_s,
-        health_check_interval_s=settings.redis_health_check_interval_s,
-        max_connections=settings.redis_max_connections,
-        retries=settings.redis_retries,
-        ca_file=settings.redis_ca_file,
-        cert_file=settings.redis_cert_file,
-        key_file=settings.redis_key_file,
-    )
 
 
 def queue_options(settings: Settings) -> QueueOptions:
