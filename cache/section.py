@@ -46,7 +46,7 @@ class Section:
         if not parts.options.enabled:
             return None
         if parts.local is not None:
-            held, value = self._copy(slot)
+            held, value = self._copy(slot.key, slot.field, slot.model)
             if held:
                 return value
         try:
@@ -62,7 +62,7 @@ class Section:
         if not parts.options.enabled:
             return await loader()
         if parts.local is not None:
-            held, value = self._copy(slot)
+            held, value = self._copy(slot.key, slot.field, slot.model)
             if held:
                 return value
         return await parts.flights.get_or_load(slot, loader, call)
@@ -86,16 +86,16 @@ class Section:
         await parts.invalidation.announce(slot.key)
         return True
 
-    def _copy(self, slot: ValueSlot) -> tuple[bool, Any]:
+    def _copy(self, key: str, field: str, model: type[BaseModel] | None) -> tuple[bool, Any]:
+        """(True, value) from this process's own copies, else (False, None)."""
         local = self._parts.local
-        copy = local.get(slot.key, slot.field) if local is not None else None
+        copy = local.get(key, field) if local is not None else None
         if copy is None or not self._parts.entries.link.trusted:
             return False, None
         if copy.shared:
             return True, copy.value
         try:
-            envelopes = self._parts.entries.envelopes
-            return True, envelopes.open(copy.data, place(slot.key, slot.field), slot.model)
+            return True, self._parts.entries.envelopes.open(copy.data, place(key, field), model)
         except Unreadable:
             return False, None
 
