@@ -136,8 +136,7 @@ class MessageCache:
     def _slot(
         self, agent_id: str, conversation: str, limit: int, before: int | None = None
     ) -> WindowSlot:
-        if not agent_id:
-            raise ValueError("an agent id is not empty")
+        self.parts.keys.check(agent_id)
         keys = self.parts.keys
         return WindowSlot(
             self, agent_id, conversation, limit,

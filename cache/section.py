@@ -32,8 +32,7 @@ class Section:
         model: type[BaseModel] | None = None,
         **how: Any,
     ) -> ValueSlot:
-        if not agent_id:
-            raise ValueError("an agent id is not empty")
+        self._parts.keys.check(agent_id)
         key = self._open + agent_id + "}"
         # The organisation is part of the place: read without it, no generation is checked.
         kind = self._kind if organisation is None else f"{self._kind}@{organisation}"
