@@ -68,6 +68,9 @@ class WindowSlot:
         counters.window_hits += event == "hit"
         counters.window_misses += event == "miss"
 
+    def learn(self, value: Any) -> None:
+        """Messages have no classes."""
+
     async def read(self) -> Reading:
         """One script call: the page and the state it must agree with, at one moment."""
         parts = self.cache.parts

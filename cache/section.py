@@ -4,12 +4,14 @@ Values of one kind in the agents' entries: what states, blocks and contexts have
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import Any
 
 from pydantic import BaseModel
 
-from cache.entries import Lease, place
+from cache.entries import Lease, Reading, place
 from cache.envelope import Unreadable
+from cache.errors import NotEncodable
 from cache.lane import Away
 from cache.readthrough import Call, Loader
 from cache.slots import Dependencies, Parts, ValueSlot
@@ -70,20 +72,25 @@ class Section:
         parts = self._parts
         if not parts.options.enabled:
             return False
-        try:
-            seen = await slot.read()
+        stored = 0
+        with suppress(Away):
+            seen = Reading() if slot.generation_key is None else await slot.read()
             lease = await slot.lease(seen, mode="steal")
-            assert isinstance(lease, Lease)  # noqa: S101  (nobody can hold it against us)
-            stored = await slot.store(lease, value)
-        except Away:
-            # What is stored may be older than what the caller has.
+            if isinstance(lease, Lease):  # else the server was restarted under the call
+                stored = await self._store(slot, lease, value)
+        if stored > 0:
+            await parts.invalidation.announce(slot.key)
+        else:
+            # What is there may be older than what the caller has.
             await parts.invalidation.entries([slot.key])
-            return False
-        if stored <= 0:
-            await parts.invalidation.entries([slot.key])
-            return False
-        await parts.invalidation.announce(slot.key)
-        return True
+        return stored > 0
+
+    async def _store(self, slot: ValueSlot, lease: Lease, value: Any) -> int:
+        try:
+            return await slot.store(lease, value)
+        except NotEncodable:
+            await slot.release(lease)
+            raise
 
     def _copy(self, key: str, field: str, model: type[BaseModel] | None) -> tuple[bool, Any]:
         """(True, value) from this process's own copies, else (False, None)."""
