@@ -39,6 +39,9 @@ check: $(VENV)/.ready ## Lint, format, types, import direction, generated docs
 	@$(BIN)/lint-imports --no-timing-summary > /dev/null || $(BIN)/lint-imports
 	@$(BIN)/python -m docs.generate --check
 
+soak: $(VENV)/.ready ## Writers, readers and accidents on the messages for a minute
+	@FUZZ_S=60 $(PYTEST) -q -s -p no:cacheprovider tests/faults/test_messages_fuzz.py
+
 docs: $(VENV)/.ready ## Write docs/settings.md and docs/keys.md anew
 	@$(BIN)/python -m docs.generate
 

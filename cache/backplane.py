@@ -91,7 +91,7 @@ class Backplane:
         Raises:
             Away: not within the time that a read may take.
         """
-        if self._task is None:
+        if self._task is None or self._task.done():
             self._task = asyncio.ensure_future(self._follow())
         try:
             async with asyncio.timeout(_READ_TIMEOUT_S):
@@ -122,6 +122,12 @@ class Backplane:
                 future.set_result(None)
 
     async def _follow(self) -> None:
+        try:
+            await self._follow_until_cancelled()
+        finally:
+            self._caught_up.clear()
+
+    async def _follow_until_cancelled(self) -> None:
         self._last = b""
         while True:
             try:

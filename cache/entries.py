@@ -241,7 +241,7 @@ class Entries:
         reply = await self.link.run(self._release, lease.keys[2:], (lease.token,))
         return bool(reply == 2)
 
-    async def invalidate(self, *keys: str) -> None:
+    async def invalidate(self, *keys: str | bytes) -> None:
         """
         Forget entries and refuse what is being loaded for them.
 

@@ -9,7 +9,6 @@ outage.
 
 from __future__ import annotations
 
-import asyncio
 import os
 from collections.abc import Iterable
 from contextlib import suppress
@@ -32,6 +31,7 @@ from cache.readthrough import ReadThrough
 from cache.stats import Counters
 
 _ALL = "*"
+_FLOORS = {b"}", b"}:messages"}  # the ends of their keys; ids have no braces
 _TRIES = 2
 _AT_ONCE = 1000
 # Where an index lives on another cluster node than the agent, clocks are compared across
@@ -103,7 +103,7 @@ class Invalidation:
         self._link.miss(("window", f"{agent_id}\0{conversation}"))
 
     async def everything(self) -> None:
-        """All cached values and windows; sessions too."""
+        """All cached values and windows."""
         await self._deliver([EVERYTHING])
 
     async def generation(self, key: str) -> bytes:
@@ -241,12 +241,14 @@ class Invalidation:
         return True
 
     async def _everything(self, _name: str) -> None:
-        # A floor is there from the lease to the value, so a scan meets that of every load under way.
+        # A floor is there from the lease to the value, so a scan meets that of every load under
+        # way. Values without their floor count for nothing and end with their TTL.
         batch: list[Any] = []
-        async for key in self._client.scan_iter(match=self._options.prefix + "{*", count=1000):
-            batch.append(key)
+        async for key in self._client.scan_iter(match=self._options.prefix + "{*", count=_AT_ONCE):
+            if key[key.index(b"}") :] in _FLOORS:
+                batch.append(key)
             if len(batch) >= _AT_ONCE:
-                await asyncio.gather(*(self._client.unlink(k) for k in batch))
+                await self._entries.invalidate(*batch)
                 batch.clear()
-        await asyncio.gather(*(self._client.unlink(k) for k in batch))
+        await self._entries.invalidate(*batch)
         await self._backplane.publish(_ALL)

@@ -82,11 +82,12 @@ class _Replies(asyncio.BufferedProtocol):
         self._lane = lane
         self._before = before  # redis-py's own, told when the connection ends
         self._buffer = bytearray(_BUFFER_BYTES)
+        self._view = memoryview(self._buffer)  # TLS fills slices of it, which must not be copies
         self._reader = hiredis.Reader(replyError=as_error)
         self.calls: deque[asyncio.Future[Any]] = deque()
 
-    def get_buffer(self, sizehint: int) -> bytearray:  # noqa: ARG002
-        return self._buffer
+    def get_buffer(self, sizehint: int) -> memoryview:  # noqa: ARG002
+        return self._view
 
     def buffer_updated(self, nbytes: int) -> None:
         self._lane.progress()

@@ -68,6 +68,9 @@ class WindowSlot:
         counters.window_hits += event == "hit"
         counters.window_misses += event == "miss"
 
+    def learn(self, value: Any) -> None:
+        """Messages have no classes."""
+
     async def read(self) -> Reading:
         """One script call: the page and the state it must agree with, at one moment."""
         parts = self.cache.parts
@@ -136,8 +139,7 @@ class MessageCache:
     def _slot(
         self, agent_id: str, conversation: str, limit: int, before: int | None = None
     ) -> WindowSlot:
-        if not agent_id:
-            raise ValueError("an agent id is not empty")
+        self.parts.keys.check(agent_id)
         keys = self.parts.keys
         return WindowSlot(
             self, agent_id, conversation, limit,

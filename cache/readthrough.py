@@ -59,6 +59,10 @@ class Slot(Protocol):
         """Count a "hit", "miss" or "load"."""
         ...
 
+    def learn(self, value: Any) -> None:
+        """Remember the class of a loaded value, so that stored ones of it can be read."""
+        ...
+
     async def read(self) -> Reading: ...
 
     async def lease(self, seen: Reading) -> Lease | Held | Changed: ...
@@ -118,7 +122,9 @@ class ReadThrough:
                     self._refresh_early(slot, loader, reading, call)
                     return reading.value
                 if reading.unknown_model:
-                    break
+                    value = await self._load(loader, call)
+                    slot.learn(value)
+                    return value
             flight, late = self._join(slot, loader, reading, call)
             answer = await self._answer(flight, reading, call)
             if answer.confirmed or not late:
@@ -287,6 +293,7 @@ class ReadThrough:
         try:
             stored = await slot.store(lease, value, load_s)
         except Away:
+            await self._give_back(slot, lease)  # a refused command leaves it held
             return False
         except NotEncodable as exc:
             self._counters.not_encodable += 1

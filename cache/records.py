@@ -6,7 +6,7 @@ Messages inside a window: like values, but many at once, so with a header of two
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from cache import codec, sealing
@@ -45,28 +45,21 @@ class Records:
             Unreadable: one of them is not ours, altered, or of an absent key.
         """
         try:
-            if self._keyring is None:
-                return [self._open(record) for record in records]
-            return [self._open_sealed(record, place) for record in records]
+            bodies = [self._body(record, place) for record in records]
+            # One array, decoded at once: half the time of one call a message.
+            messages = codec.decode(b"\xdd" + len(bodies).to_bytes(4) + b"".join(bodies))
         except (CodecError, IndexError) as exc:
             raise Unreadable(str(exc)) from None
+        return list(messages)
 
-    def _open(self, record: bytes) -> Any:
-        if record[:2] == _PLAIN:
-            return codec.decode(memoryview(record)[2:])
-        if record[0] != _FORMAT or record[1] != _ZSTD:
-            raise Unreadable("not a message in clear")
-        return codec.decode(sealing.decompress(record[2:], _MAX_INFLATED))
-
-    def _open_sealed(self, record: bytes, place: bytes) -> Any:
-        assert self._keyring is not None  # noqa: S101
+    def _body(self, record: bytes, place: bytes) -> bytes:
+        if self._keyring is None:
+            if record[:2] == _PLAIN:
+                return record[2:]
+            if record[0] != _FORMAT or record[1] != _ZSTD:
+                raise Unreadable("not a message in clear")
+            return sealing.decompress(record[2:], _MAX_INFLATED)
         if record[0] != _FORMAT or record[1] not in {_ENCRYPTED, _ENCRYPTED | _ZSTD}:
             raise Unreadable("in clear, where only sealed messages are trusted")
         body = self._keyring.decrypt(record[2:], place)
-        if record[1] & _ZSTD:
-            body = sealing.decompress(body, _MAX_INFLATED)
-        return codec.decode(body)
-
-
-def total_bytes(records: Iterable[bytes]) -> int:
-    return sum(len(record) for record in records)
+        return sealing.decompress(body, _MAX_INFLATED) if record[1] & _ZSTD else body

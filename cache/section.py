@@ -4,12 +4,14 @@ Values of one kind in the agents' entries: what states, blocks and contexts have
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import Any
 
 from pydantic import BaseModel
 
-from cache.entries import Lease, place
+from cache.entries import Lease, Reading, place
 from cache.envelope import Unreadable
+from cache.errors import NotEncodable
 from cache.lane import Away
 from cache.readthrough import Call, Loader
 from cache.slots import Dependencies, Parts, ValueSlot
@@ -32,8 +34,7 @@ class Section:
         model: type[BaseModel] | None = None,
         **how: Any,
     ) -> ValueSlot:
-        if not agent_id:
-            raise ValueError("an agent id is not empty")
+        self._parts.keys.check(agent_id)
         key = self._open + agent_id + "}"
         # The organisation is part of the place: read without it, no generation is checked.
         kind = self._kind if organisation is None else f"{self._kind}@{organisation}"
@@ -46,7 +47,7 @@ class Section:
         if not parts.options.enabled:
             return None
         if parts.local is not None:
-            held, value = self._copy(slot)
+            held, value = self._copy(slot.key, slot.field, slot.model)
             if held:
                 return value
         try:
@@ -62,7 +63,7 @@ class Section:
         if not parts.options.enabled:
             return await loader()
         if parts.local is not None:
-            held, value = self._copy(slot)
+            held, value = self._copy(slot.key, slot.field, slot.model)
             if held:
                 return value
         return await parts.flights.get_or_load(slot, loader, call)
@@ -71,31 +72,36 @@ class Section:
         parts = self._parts
         if not parts.options.enabled:
             return False
-        try:
-            seen = await slot.read()
+        stored = 0
+        with suppress(Away):
+            seen = Reading() if slot.generation_key is None else await slot.read()
             lease = await slot.lease(seen, mode="steal")
-            assert isinstance(lease, Lease)  # noqa: S101  (nobody can hold it against us)
-            stored = await slot.store(lease, value)
-        except Away:
-            # What is stored may be older than what the caller has.
+            if isinstance(lease, Lease):  # else the server was restarted under the call
+                stored = await self._store(slot, lease, value)
+        if stored > 0:
+            await parts.invalidation.announce(slot.key)
+        else:
+            # What is there may be older than what the caller has.
             await parts.invalidation.entries([slot.key])
-            return False
-        if stored <= 0:
-            await parts.invalidation.entries([slot.key])
-            return False
-        await parts.invalidation.announce(slot.key)
-        return True
+        return stored > 0
 
-    def _copy(self, slot: ValueSlot) -> tuple[bool, Any]:
+    async def _store(self, slot: ValueSlot, lease: Lease, value: Any) -> int:
+        try:
+            return await slot.store(lease, value)
+        except NotEncodable:
+            await slot.release(lease)
+            raise
+
+    def _copy(self, key: str, field: str, model: type[BaseModel] | None) -> tuple[bool, Any]:
+        """(True, value) from this process's own copies, else (False, None)."""
         local = self._parts.local
-        copy = local.get(slot.key, slot.field) if local is not None else None
+        copy = local.get(key, field) if local is not None else None
         if copy is None or not self._parts.entries.link.trusted:
             return False, None
         if copy.shared:
             return True, copy.value
         try:
-            envelopes = self._parts.entries.envelopes
-            return True, envelopes.open(copy.data, place(slot.key, slot.field), slot.model)
+            return True, self._parts.entries.envelopes.open(copy.data, place(key, field), model)
         except Unreadable:
             return False, None
 

@@ -113,7 +113,7 @@ class Cache:
         await self._link.settled()
 
     async def invalidate_everything(self) -> None:
-        """Forget all values and windows, of every process that shares the prefix."""
+        """Forget all values and windows of everyone who shares the prefix; sessions stay."""
         if self.options.enabled:
             await self.parts.invalidation.everything()
 

@@ -72,6 +72,10 @@ class ValueSlot:
         else:
             agent.loads += 1
 
+    def learn(self, value: Any) -> None:
+        if isinstance(value, BaseModel):
+            self.parts.entries.envelopes.models.add(type(value))
+
     async def read(self) -> Reading:
         local = self.parts.local
         if local is None:

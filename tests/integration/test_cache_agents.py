@@ -65,7 +65,6 @@ async def test_a_model_of_an_unknown_class_is_loaded_once(cache: Cache, other: C
     await cache.agents.set("a1", State(id="a1"))
     loader = Loader(State(id="a1"))
     assert await other.agents.get_or_load("a1", loader) == State(id="a1")
-    await other.agents.set("a1", State(id="a1"))
     assert await other.agents.get_or_load("a1", loader) == State(id="a1")
     assert loader.calls == 1
 
@@ -372,6 +371,7 @@ async def test_a_value_without_a_safe_encoding_is_handed_on(cache: Cache) -> Non
     assert await cache.agents.get_or_load("a1", Loader(value)) is value
     with pytest.raises(NotEncodable):
         await cache.agents.set("a1", value)
+    assert await cache.agents.lease("a1") is not None  # the refused set holds nothing
 
 
 async def test_a_hit_costs_one_get_and_no_script(cache: Cache, client: Any) -> None:
@@ -456,6 +456,9 @@ async def test_an_agents_stats_name_its_hits_and_its_size(cache: Cache) -> None:
     json.dumps(stats)
 
 
-async def test_an_empty_id_is_refused(cache: Cache) -> None:
+@pytest.mark.parametrize("agent_id", ["", "a}b", "{a"])
+async def test_an_id_that_cannot_be_a_hash_tag_is_refused(cache: Cache, agent_id: str) -> None:
     with pytest.raises(ValueError, match="agent id"):
-        await cache.agents.get("")
+        await cache.agents.get(agent_id)
+    with pytest.raises(ValueError, match="agent id"):
+        await cache.messages.list(agent_id)

@@ -140,6 +140,7 @@ async def test_an_index_that_may_have_been_evicted_means_everything(tmp_path: An
 async def test_everything_goes_with_loads_under_way(cache: Cache, other: Cache) -> None:
     await _fill(cache, "a1")
     await cache.messages.get_or_load("a1", Loader([{"id": "m", "sequence_id": 1}]))
+    await cache.agents.sessions.set("a1", "s1", "stays")
     loader = Loader("old")
     loader.hold()
     first = asyncio.create_task(cache.agents.get_or_load("a2", loader))
@@ -149,6 +150,7 @@ async def test_everything_goes_with_loads_under_way(cache: Cache, other: Cache) 
     await first
     assert await cache.agents.get_many(["a1", "a2"]) == {}
     assert await cache.messages.list("a1", limit=1) is None
+    assert await cache.agents.sessions.get("a1", "s1") == "stays"
 
 
 LOCAL = LocalOptions(ttl_s=60)
