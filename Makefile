@@ -48,8 +48,15 @@ docs: $(VENV)/.ready ## Write docs/settings.md and docs/keys.md anew
 format: $(VENV)/.ready ## Format the code
 	@$(BIN)/ruff check --quiet --fix . ; $(BIN)/ruff format --quiet .
 
-bench: $(VENV)/.ready ## Run the benchmarks: JSON in out/, tables here
+bench: $(VENV)/.ready $(VENV)/peers/.ready ## Run the benchmarks: JSON in out/, tables here
 	@for file in benchmarks/bench_*.py; do $(BIN)/python $$file || exit 1; done
+
+# Their pins of redis-py contradict arq's, so the peers of the queue live apart.
+$(VENV)/peers/.ready: benchmarks/peers.txt $(VENV)/.ready
+	@echo "setting up $(VENV)/peers (once)"
+	@$(PYTHON) -m venv $(VENV)/peers
+	@$(VENV)/peers/bin/python -m pip install --quiet --disable-pip-version-check -r benchmarks/peers.txt
+	@touch $@
 
 soak: $(VENV)/.ready ## Chaos for long: make soak SEED=7 MINUTES=10
 	@SOAK_SEED=$(or $(SEED),1) SOAK_MINUTES=$(or $(MINUTES),5) $(PYTEST) -q -x tests/faults/test_engine_chaos.py

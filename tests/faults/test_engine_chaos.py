@@ -108,18 +108,13 @@ def fleet(home: Path, rng: random.Random) -> Iterator[Fleet]:
 
 
 def calls(rng: random.Random) -> list[Call]:
-    name: str
-    names = ["hold", "hold", "hold", "fail_once"]
-    return [
-        call(
-            (name := rng.choice(names)),
-            *([rng.choice([0, 0.01, 0.05])] if name == "hold" else []),
-            job_id=f"job{n}",
-            priority=rng.choice(list(Priority)),
-            delay_s=rng.choice([0, 0, 0.5]),
-        )
-        for n in range(JOBS)
-    ]
+    found = []
+    for n in range(JOBS):
+        name = rng.choice(["hold", "hold", "hold", "fail_once"])
+        args = [rng.choice([0, 0.01, 0.05])] if name == "hold" else []
+        priority, delay_s = rng.choice(list(Priority)), rng.choice([0, 0, 0.5])
+        found.append(call(name, *args, job_id=f"job{n}", priority=priority, delay_s=delay_s))
+    return found
 
 
 @pytest.mark.serial
