@@ -349,8 +349,9 @@ class Settings(BaseSettings):
     webhook_secret: SecretStr | None = Field(
         None,
         description=(
-            "Signing secrets, `whsec_` + base64 of 24-64 bytes, several separated by spaces while "
-            "rotating: each signs. Unset: deliveries are unsigned."
+            "Signing secrets, `whsec_` + base64 of 24-64 bytes (HMAC) or `whsk_` + base64 of an "
+            "ed25519 key's 32 bytes, several separated by spaces while rotating: each signs. "
+            "Unset: deliveries are unsigned."
         ),
     )
     webhook_encryption_key: SecretStr | None = Field(
@@ -366,14 +367,44 @@ class Settings(BaseSettings):
     webhook_max_attempts: int = Field(
         10, ge=1, le=50, description="Attempts before a delivery is dead."
     )
-    webhook_retry_base_s: float = Field(
-        5.0,
+    webhook_retry_delays_s: str = Field(
+        "5 300 1800 7200 18000 36000 50400 72000 86400",
+        description=(
+            "Ceilings of the delays between attempts, seconds, separated by spaces; the last one "
+            "repeats. The default is Standard Webhooks' schedule."
+        ),
+    )
+    webhook_retry_base_s: float | None = Field(
+        None,
         gt=0,
         le=3600,
-        description="Ceiling of the first retry's delay, seconds; it doubles each time, full jitter.",
+        description=(
+            "Instead of the list: ceiling of the first retry's delay, seconds; it doubles each time."
+        ),
     )
     webhook_retry_cap_s: float = Field(
-        36_000.0, gt=0, le=604_800, description="Ceiling of any retry's delay, seconds."
+        86_400.0, gt=0, le=604_800, description="Ceiling of any retry's delay, seconds."
+    )
+    webhook_retry_jitter: float = Field(
+        1.0,
+        ge=0,
+        le=1,
+        description="Share of a delay that is drawn at random; 1 is full jitter, 0 none.",
+    )
+    webhook_retry_after_max_s: float = Field(
+        86_400.0,
+        gt=0,
+        le=604_800,
+        description="The longest Retry-After of a receiver that is honoured, seconds.",
+    )
+    webhook_deadline_s: float = Field(
+        432_000.0,
+        gt=0,
+        le=2_592_000,
+        description=(
+            "A delivery that has not ended after this is dead, seconds: the bound for those whose "
+            "attempts are not used up because its endpoint is held back."
+        ),
     )
     webhook_max_body_bytes: int = Field(
         262_144, ge=64, le=16_777_216, description="Largest webhook body, bytes."
@@ -422,11 +453,65 @@ class Settings(BaseSettings):
             "itself; names are judged before, but resolved again by the proxy."
         ),
     )
+    webhook_keep_response_bytes: int = Field(
+        1024,
+        ge=0,
+        le=65_536,
+        description="Beginning of each response that is kept with its attempt, bytes.",
+    )
     webhook_max_response_bytes: int = Field(
         1_048_576,
         ge=0,
         le=67_108_864,
         description="A longer response is a failure; reading stops there, bytes.",
+    )
+    webhook_endpoint_concurrency: int = Field(
+        16,
+        ge=1,
+        le=10_000,
+        description="Most attempts at one endpoint at the same time, over all workers.",
+    )
+    webhook_endpoint_rate: float = Field(
+        0.0,
+        ge=0,
+        le=100_000,
+        description="Most attempts a second at one endpoint, over all workers; 0: no limit.",
+    )
+    webhook_breaker_failures: int = Field(
+        5,
+        ge=0,
+        le=10_000,
+        description=(
+            "Failures in a row (no answer, or 5xx) that open an endpoint's circuit breaker; 0: never."
+        ),
+    )
+    webhook_breaker_open_s: float = Field(
+        30.0,
+        gt=0,
+        le=86_400,
+        description="An open breaker lets one probe through after this, seconds; it doubles.",
+    )
+    webhook_breaker_open_max_s: float = Field(
+        600.0, gt=0, le=86_400, description="The longest that a breaker stays open, seconds."
+    )
+    webhook_disable_after_s: float = Field(
+        432_000.0,
+        ge=0,
+        le=7_776_000,
+        description="An endpoint that only failed for this long is disabled, seconds; 0: never.",
+    )
+    webhook_replay_rate: float = Field(
+        20.0,
+        gt=0,
+        le=10_000,
+        description="Deliveries a second that a replay brings back, so that new events keep going.",
+    )
+    webhook_on_end: str = Field(
+        "",
+        description=(
+            "Name of a worker's function that is called with every delivery that has ended, once "
+            "or more: `async def f(ctx, delivery: dict)`."
+        ),
     )
 
     # -- LLM requests --------------------------------------------------------
@@ -503,13 +588,17 @@ class Settings(BaseSettings):
     @classmethod
     def _secrets(cls, value: SecretStr | None) -> SecretStr | None:
         for part in value.get_secret_value().split() if value else ():
+            kind, _, text = part.partition("_")
             try:
-                size = len(base64.b64decode(part.removeprefix("whsec_"), validate=True))
+                size = len(base64.b64decode(text, validate=True))
             except binascii.Error:
                 size = 0
-            if not part.startswith("whsec_") or not 24 <= size <= 64:
+            if not (
+                (kind == "whsec" and 24 <= size <= 64) or (kind == "whsk" and size in (32, 64))
+            ):
                 raise ValueError(
-                    "is not a signing secret; accepted: whsec_ + base64 of 24-64 bytes"
+                    "is not a signing secret; accepted: whsec_ + base64 of 24-64 bytes, or "
+                    "whsk_ + base64 of an ed25519 key"
                 )
         return value
 
@@ -528,6 +617,17 @@ class Settings(BaseSettings):
         for part in filter(None, (p.strip() for p in value.split(","))):
             if not re.fullmatch(r"(\*\.)?[\w-]+(\.[\w-]+)*\.?", part):
                 raise ValueError(f"{part!r} is no host; accepted: names, *.name, by commas")
+        return value
+
+    @field_validator("webhook_retry_delays_s")
+    @classmethod
+    def _delays(cls, value: str) -> str:
+        try:
+            delays = [float(part) for part in value.split()]
+        except ValueError:
+            delays = []
+        if not delays or not all(0 <= delay <= 604_800 for delay in delays):
+            raise ValueError("is no list of delays; accepted: seconds up to 604800, by spaces")
         return value
 
     @field_validator("webhook_proxy_url")

@@ -67,7 +67,7 @@ class QueueKeys:
         return f"{self.prefix}webhook:{delivery_id}"
 
     def webhook_attempts(self, delivery_id: str) -> str:
-        return f"{self.prefix}webhook:{delivery_id}:attempts"
+        return f"{self.prefix}webhook-attempts:{delivery_id}"
 
     @property
     def llm_groups(self) -> str:
@@ -125,6 +125,32 @@ class QueueKeys:
         """Sorted set: worker id -> last heartbeat, Unix ms."""
         return f"{self.prefix}workers"
 
+    def webhook_endpoint(self, endpoint: str) -> str:
+        return f"{self.prefix}webhook-endpoint:{endpoint}"
+
+    def webhook_lane(self, lane: str) -> str:
+        return f"{self.prefix}webhook-lane:{lane}"
+
+    def webhook_slots(self, lane: str) -> str:
+        return f"{self.prefix}webhook-slots:{lane}"
+
+    def webhook_parked(self, lane: str) -> str:
+        return f"{self.prefix}webhook-parked:{lane}"
+
+    def webhook_ended(self, state: str) -> str:
+        """Sorted set: delivery id -> when it ended so, Unix ms."""
+        return f"{self.prefix}webhook-ended:{state}"
+
+    @property
+    def webhook_disabled(self) -> str:
+        """Sorted set: disabled endpoint -> since, Unix ms."""
+        return f"{self.prefix}webhook-disabled"
+
+    @property
+    def webhook_events(self) -> str:
+        """Stream: what happened to lanes and endpoints."""
+        return f"{self.prefix}webhook-events"
+
 
 _ENDS = "deleted when the job ends"
 
@@ -160,10 +186,58 @@ QUEUE_CATALOGUE: tuple[KeySpec, ...] = (
         "none until it ends, then TTL LETTA_WEBHOOK_RETENTION_S",
     ),
     KeySpec(
-        "arq:webhook:<id>:attempts",
+        "arq:webhook-attempts:<id>",
         "list",
-        "msgpack [time, status, error, ms] an attempt",
+        "msgpack [time, status, error, ms, response] an attempt",
         "newest 100; TTL as the delivery's",
+    ),
+    KeySpec(
+        "arq:webhook-lane:<lane>",
+        "hash",
+        "what holds a host or endpoint id back: failures, breaker, pause, share, next turn",
+        "TTL 1 d after the last change",
+    ),
+    KeySpec(
+        "arq:webhook-slots:<lane>",
+        "sorted set",
+        "delivery id -> when its attempt's place lapses, Unix ms",
+        "LETTA_WEBHOOK_ENDPOINT_CONCURRENCY; TTL of the attempt's limit + 10 s",
+    ),
+    KeySpec(
+        "arq:webhook-parked:<lane>",
+        "sorted set",
+        "delivery id -> since when it waits for its lane, Unix ms",
+        "one member a waiting delivery",
+    ),
+    KeySpec(
+        "arq:webhook-order:<digest>",
+        "sorted set",
+        "delivery ids of one ordering key, in order",
+        "one member a delivery that has not ended",
+    ),
+    KeySpec(
+        "arq:webhook-endpoint:<endpoint>",
+        "hash",
+        "an endpoint that fails or is disabled: since when, why, its URL",
+        "deleted when it takes a webhook; TTL 90 d, none while disabled",
+    ),
+    KeySpec(
+        "arq:webhook-disabled",
+        "sorted set",
+        "disabled endpoint -> since, Unix ms",
+        "one member a disabled endpoint",
+    ),
+    KeySpec(
+        "arq:webhook-ended:delivered\\|dead\\|disabled",
+        "sorted set",
+        "delivery id -> when it ended so, Unix ms; for replays",
+        "LETTA_WEBHOOK_RETENTION_S",
+    ),
+    KeySpec(
+        "arq:webhook-events",
+        "stream",
+        "circuits opened and closed, endpoints disabled and enabled",
+        "newest 1,000, about",
     ),
     KeySpec(
         "arq:llm:groups",

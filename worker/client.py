@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import asyncio
 import uuid
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
@@ -21,7 +21,6 @@ from worker.effects.handle import Job, reach
 from worker.effects.notices import Notices
 from worker.effects.secrets import SecretBox
 from worker.errors import (
-    InvalidArgument,
     NotFound,
     RequestFailed,
     ResultTimeout,
@@ -29,10 +28,9 @@ from worker.errors import (
 from worker.policy import checks
 from worker.policy.batch import LLMRequest, check_request
 from worker.policy.priority import Priority
-from worker.policy.signing import decode_secret
 from worker.producer import Limits, Producer
+from worker.webhooks import WebhookOptions, Webhooks
 
-DELIVER_WEBHOOK = "deliver_webhook"
 FLUSH_LLM_GROUP = "flush_llm_group"
 FLUSH_LLM_BATCHES = "flush_llm_batches"
 RUN_LLM_REQUEST = "run_llm_request"
@@ -48,7 +46,7 @@ class QueueOptions:
     max_job_bytes: int = 1_048_576
     max_length: int = 0
     max_memory_share: float = 0.0
-    max_webhook_bytes: int = 262_144
+    webhooks: WebhookOptions = field(default_factory=WebhookOptions)
     webhook_retention_s: float = 604_800.0
     webhook_encryption_key: bytes | None = None
     max_llm_bytes: int = 1_048_576
@@ -78,7 +76,14 @@ class JobQueue(Producer):
         )
         self.batches = BatchStore(client, self.keys, result_ttl_s=self.options.llm_result_ttl_s)
         self._answers = Notices(client, self.keys.llm_answered)
-        self._secrets = SecretBox(self.options.webhook_encryption_key)
+        self.webhooks = Webhooks(
+            self.jobs,
+            self.deliveries,
+            SecretBox(self.options.webhook_encryption_key),
+            self.options.webhooks,
+            memory=self._memory,
+            job_body=self._body,
+        )
 
     async def aclose(self) -> None:
         """Stop what waits in the background; the Redis client stays its owner's."""
@@ -94,6 +99,13 @@ class JobQueue(Producer):
         event_type: str,
         webhook_id: str | None = None,
         secret: str | None = None,
+        secrets: Sequence[str] = (),
+        bearer: str | None = None,
+        headers: Mapping[str, str] | None = None,
+        endpoint_id: str | None = None,
+        ordering_key: str | None = None,
+        deadline: datetime | None = None,
+        on_end: str | None = None,
         priority: Priority = Priority.DEFAULT,
         delay_s: float = 0,
     ) -> str:
@@ -102,34 +114,36 @@ class JobQueue(Producer):
 
         `payload` is bytes, sent as they are, or anything that JSON can hold. A
         `webhook_id` that was used before stores nothing and returns the same
-        id: sending again is safe. `secret` (`whsec_...`) signs this one instead
-        of LETTA_WEBHOOK_SECRET.
+        id: sending again is safe. `secret`, `secrets` (`whsec_...` or `whsk_...`,
+        several while one replaces another) sign this one instead of
+        LETTA_WEBHOOK_SECRET; `bearer` is sent as `Authorization: Bearer`.
+
+        Attempts at one `endpoint_id`, or at one host without it, share limits and
+        a circuit breaker. Of deliveries with one `ordering_key` at the same
+        endpoint, the next is tried when the one before has ended. At the
+        `deadline` (aware) it is dead, whatever is left of its attempts. `on_end`
+        names a worker's function that is called with the delivery, as a dict,
+        when it has ended: `async def f(ctx, delivery)`, once or more.
 
         Raises:
             InvalidWebhookURL, InvalidArgument, NotSerializable, PayloadTooLarge.
         """
-        checks.require_webhook_url(url)
-        checks.require_event_type(event_type)
-        if webhook_id is not None:
-            checks.require_id("webhook_id", webhook_id)
-        id_ = webhook_id or f"msg_{uuid.uuid4().hex}"
-        body = checks.webhook_body(payload, max_bytes=self.options.max_webhook_bytes)
-        fields: dict[str, str | bytes] = {"url": url, "event_type": event_type, "body": body}
-        if secret is not None:
-            fields["secret"] = self._seal(secret, owner=id_)
-        job_id = f"webhook:{id_}"
-        await reach(self._memory.admit())
-        await reach(
-            self.deliveries.create(
-                id_,
-                fields,
-                job_keys=self.jobs.job_keys(job_id, checks.require_priority(priority)),
-                job_id=job_id,
-                job_body=self._body(DELIVER_WEBHOOK, id_),
-                delay_ms=checks.delay_ms(delay_s),
-            )
+        return await self.webhooks.send(
+            url,
+            payload,
+            event_type=event_type,
+            webhook_id=webhook_id,
+            secret=secret,
+            secrets=secrets,
+            bearer=bearer,
+            headers=headers,
+            endpoint_id=endpoint_id,
+            ordering_key=ordering_key,
+            deadline=deadline,
+            on_end=on_end,
+            priority=priority,
+            delay_s=delay_s,
         )
-        return id_
 
     async def delivery(self, delivery_id: str) -> Delivery:
         """
@@ -138,10 +152,7 @@ class JobQueue(Producer):
         Raises:
             NotFound: never sent, or ended longer ago than LETTA_WEBHOOK_RETENTION_S.
         """
-        found = await reach(self.deliveries.read(delivery_id))
-        if found is None:
-            raise NotFound(f"no delivery {delivery_id!r}, or its retention has passed")
-        return found
+        return await self.webhooks.get(delivery_id)
 
     # -- LLM requests ----------------------------------------------------------
 
@@ -251,13 +262,6 @@ class JobQueue(Producer):
 
     def _prepared(self, job_id: str, name: str, *args: Any, **kwargs: Any) -> PreparedJob:
         return PreparedJob(job_id, self._body(name, *args, **kwargs))
-
-    def _seal(self, secret: str, *, owner: str) -> bytes:
-        try:
-            decode_secret(secret)
-        except ValueError as exc:
-            raise InvalidArgument(str(exc)) from None
-        return self._secrets.seal(secret, owner=owner)
 
 
 async def _wait_for(event: asyncio.Event, timeout_s: float) -> None:

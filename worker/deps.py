@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from worker.effects.providers import OpenAIProvider
     from worker.effects.secrets import SecretBox
     from worker.policy.delivery import RetrySchedule
+    from worker.policy.lanes import LaneLimits
 
 JobContext = Mapping[str, Any]
 _KEY = "letta_redis"
@@ -26,11 +27,17 @@ def utc_now() -> datetime:
 
 @dataclass(frozen=True, slots=True)
 class WebhookConfig:
-    """How webhooks are sent; `secrets` sign those that bring none of their own."""
+    """
+    How webhooks are sent; `secrets` sign those that bring none of their own.
+
+    Of a response `keep_response_bytes` are kept, `max_response_bytes` read.
+    """
 
     secrets: tuple[str, ...]
     schedule: RetrySchedule
     timeout_s: float
+    limits: LaneLimits
+    keep_response_bytes: int = 1024
     max_response_bytes: int = 1_048_576
 
 

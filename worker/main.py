@@ -25,8 +25,9 @@ from cache.keys import QueueKeys
 from cache.pool import Target, build_client, parse_url
 from settings import Settings, SettingsError, get_settings, variable_name
 from worker.child import ChildOptions, ManagedWorker, serve
-from worker.client import DELIVER_WEBHOOK, FLUSH_LLM_BATCHES, FLUSH_LLM_GROUP, JobQueue
+from worker.client import FLUSH_LLM_BATCHES, FLUSH_LLM_GROUP, JobQueue
 from worker.deps import Deps, LLMConfig, WebhookConfig
+from worker.effects.deliveries import REPORT_WEBHOOK
 from worker.effects.egress import tls_context
 from worker.effects.http import build_http_client
 from worker.effects.providers import OpenAIProvider
@@ -43,12 +44,14 @@ from worker.jobs.batch import (
     run_llm_request,
 )
 from worker.jobs.schedule import CronExpression, cron_job
-from worker.jobs.webhook import deliver_webhook
+from worker.jobs.webhook import deliver_webhook, report_webhook
 from worker.logs import configure_logging
 from worker.policy.delivery import RetrySchedule
 from worker.policy.egress import EgressPolicy, parse_hosts, parse_networks, parse_ports
+from worker.policy.lanes import LaneLimits
 from worker.policy.restart import RestartPolicy
 from worker.supervisor import SupervisorOptions
+from worker.webhooks import DELIVER_WEBHOOK
 from worker.wiring import encryption_key, pool_options, queue_options, reveal
 
 log = structlog.get_logger("worker.main")
@@ -119,6 +122,7 @@ def build_functions(settings: Settings) -> list[Function]:
             max_tries=_NO_LIMIT,
             timeout=settings.webhook_timeout_s + _JOB_MARGIN_S,
         ),
+        func(report_webhook, name=REPORT_WEBHOOK),
         func(flush_llm_batches, name=FLUSH_LLM_BATCHES),
         func(flush_llm_group, name=FLUSH_LLM_GROUP),
         func(run_llm_batch, name=RUN_LLM_BATCH, max_tries=_NO_LIMIT, timeout=3600),
@@ -230,25 +234,45 @@ def build_webhook_client(settings: Settings) -> httpx.AsyncClient:
     )
 
 
+def webhook_config(settings: Settings) -> WebhookConfig:
+    secrets = reveal(settings.webhook_secret)
+    base_s = settings.webhook_retry_base_s
+    delays = [float(part) for part in settings.webhook_retry_delays_s.split()]
+    return WebhookConfig(
+        secrets=tuple(secrets.split()) if secrets else (),
+        schedule=RetrySchedule(
+            max_attempts=settings.webhook_max_attempts,
+            base_s=base_s or delays[0],
+            cap_s=settings.webhook_retry_cap_s,
+            delays_s=() if base_s else tuple(delays),
+            jitter=settings.webhook_retry_jitter,
+            retry_after_max_s=settings.webhook_retry_after_max_s,
+        ),
+        timeout_s=settings.webhook_timeout_s,
+        limits=LaneLimits(
+            concurrency=settings.webhook_endpoint_concurrency,
+            rate_per_s=settings.webhook_endpoint_rate,
+            breaker_failures=settings.webhook_breaker_failures,
+            open_s=settings.webhook_breaker_open_s,
+            open_max_s=settings.webhook_breaker_open_max_s,
+            disable_after_s=settings.webhook_disable_after_s,
+            # Not before the job's own limit has ended the attempt.
+            slot_s=settings.webhook_timeout_s + 2 * _JOB_MARGIN_S,
+        ),
+        keep_response_bytes=settings.webhook_keep_response_bytes,
+        max_response_bytes=settings.webhook_max_response_bytes,
+    )
+
+
 def build_deps(settings: Settings, client: Any) -> Deps:
     """Everything a job of ours needs, over the worker's own Redis client."""
-    secrets = reveal(settings.webhook_secret)
     llm_egress = EgressPolicy(parse_networks(settings.llm_allow_cidrs))
     return Deps(
         queue=JobQueue(client, queue_options(settings)),
         http=build_webhook_client(settings),
         llm_http=(llm_http := build_http_client(llm_egress, max_connections=_LLM_CONCURRENCY)),
         secrets=SecretBox(encryption_key(settings)),
-        webhooks=WebhookConfig(
-            secrets=tuple(secrets.split()) if secrets else (),
-            schedule=RetrySchedule(
-                settings.webhook_max_attempts,
-                settings.webhook_retry_base_s,
-                settings.webhook_retry_cap_s,
-            ),
-            timeout_s=settings.webhook_timeout_s,
-            max_response_bytes=settings.webhook_max_response_bytes,
-        ),
+        webhooks=webhook_config(settings),
         llm=LLMConfig(
             max_requests=settings.llm_batch_max_requests,
             poll_interval_s=settings.llm_poll_interval_s,

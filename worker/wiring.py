@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from cache.opening import pool_options
 from worker.client import QueueOptions
+from worker.webhooks import WebhookOptions
 
 __all__ = ["encryption_key", "pool_options", "queue_options", "reveal"]
 
@@ -21,7 +22,12 @@ def queue_options(settings: Settings) -> QueueOptions:
         max_job_bytes=settings.queue_max_job_bytes,
         max_length=settings.queue_max_length,
         max_memory_share=settings.queue_max_memory_share,
-        max_webhook_bytes=settings.webhook_max_body_bytes,
+        webhooks=WebhookOptions(
+            max_bytes=settings.webhook_max_body_bytes,
+            deadline_s=settings.webhook_deadline_s,
+            replay_rate=settings.webhook_replay_rate,
+            on_end=settings.webhook_on_end,
+        ),
         webhook_retention_s=settings.webhook_retention_s,
         webhook_encryption_key=encryption_key(settings),
         max_llm_bytes=settings.llm_max_body_bytes,

@@ -6,7 +6,7 @@ import json
 import math
 import re
 from datetime import UTC, datetime
-from typing import Any, Literal
+from typing import Any
 from urllib.parse import urlsplit
 
 from worker.errors import InvalidArgument, InvalidWebhookURL, NotSerializable, PayloadTooLarge
@@ -61,7 +61,7 @@ def now_ms() -> int:
     return int(datetime.now(UTC).timestamp() * 1000)
 
 
-def require_id(what: Literal["job_id", "webhook_id"], value: str) -> None:
+def require_id(what: str, value: str) -> None:
     if not isinstance(value, str) or not _ID.fullmatch(value):
         raise InvalidArgument(f"{what} must be 1-128 of A-Z a-z 0-9 _ . : -")
 

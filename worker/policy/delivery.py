@@ -1,77 +1,226 @@
 """
-What an attempt's outcome means for a webhook delivery.
+What an attempt's outcome means: for the delivery, for its endpoint and for the host behind it.
 
-The schedule is exponential with full jitter: the n-th retry waits a random time
-up to min(cap, base * 2^(n-1)) (Brooker, "Exponential Backoff And Jitter").
+A delay is drawn at random up to its ceiling (full jitter; Brooker, "Exponential
+Backoff And Jitter"). The ceilings are a list, Standard Webhooks' by default, or
+double from a base.
 """
 
 from __future__ import annotations
 
+import math
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
 from enum import StrEnum
 
 # A receiver that calls the request itself wrong rarely changes its mind; these
 # few tries cover a deploy that answers 404 while it starts.
 FEW_ATTEMPTS = 3
+# Ceilings of the delays after an attempt: 5 s, 5 m, 30 m, 2 h, 5 h, 10 h, 14 h, 20 h, 24 h.
+STANDARD_DELAYS_S = (5.0, 300.0, 1800.0, 7200.0, 18_000.0, 36_000.0, 50_400.0, 72_000.0, 86_400.0)
 _RETRIED_4XX = frozenset({408, 425, 429})
+_SLOW_DOWN = frozenset({429, 503})
+# While our own side fails nothing is used up, so it may be tried often, but not in a loop.
+_OWN_BASE_S, _OWN_CAP_S = 1.0, 300.0
+# A Retry-After names one moment to many: what it adds at random, as a share.
+_RETRY_AFTER_SPREAD = 0.1
 
 
 class DeliveryState(StrEnum):
-    """pending -> sending -> delivered | waiting | dead; waiting -> sending (docs/states.md)."""
+    """pending -> sending -> delivered | waiting | dead | disabled (docs/states.md)."""
 
     PENDING = "pending"
     SENDING = "sending"
     WAITING = "waiting"
     DELIVERED = "delivered"
     DEAD = "dead"
+    DISABLED = "disabled"
+
+
+ENDED = (DeliveryState.DELIVERED, DeliveryState.DEAD, DeliveryState.DISABLED)
+
+
+class HostSign(StrEnum):
+    """What an attempt says of the host: it answers, it does not, or nothing."""
+
+    ALIVE = "alive"
+    FAILING = "failing"
+    NONE = "none"
+
+
+class EndpointSign(StrEnum):
+    """What an attempt says of the endpoint: it takes webhooks, refuses, is gone, or nothing."""
+
+    TAKES = "takes"
+    REFUSES = "refuses"
+    GONE = "gone"
+    NONE = "none"
 
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """How one attempt ended: an HTTP status, or an error of the way there."""
+    """
+    How one attempt ended: an HTTP status, an error of the way there, or both (an
+    answer that broke off). `own`: our side failed. `retry_after_s`: as asked for.
+    """
 
     status: int | None = None
     error: str = ""
     permanent: bool = False
+    own: bool = False
+    retry_after_s: float | None = None
+
+    @property
+    def is_success(self) -> bool:
+        return not self.error and self.status is not None and 200 <= self.status < 300
 
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """What becomes of the delivery; `wait_s` is meant for WAITING only."""
+    """
+    What becomes of the delivery. `wait_s` is meant for WAITING only; `charged`
+    False leaves the attempt uncounted. `slow_down`: the host asked for less, and
+    for no attempt within `pause_s`, if that is known.
+    """
 
     state: DeliveryState
     wait_s: float = 0.0
+    charged: bool = True
+    host: HostSign = HostSign.NONE
+    endpoint: EndpointSign = EndpointSign.NONE
+    slow_down: bool = False
+    pause_s: float | None = None
+    reason: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class RetrySchedule:
-    """Attempts in all, and the bounds of the delay between them, seconds."""
+    """
+    Attempts in all, and the ceilings of the delays between them, seconds.
+
+    `delays_s` is a list, its last item repeating; empty, they double from
+    `base_s`. `jitter` is the share of a delay that is drawn at random.
+    """
 
     max_attempts: int = 10
     base_s: float = 5.0
     cap_s: float = 36_000.0
+    delays_s: tuple[float, ...] = ()
+    jitter: float = 1.0
+    retry_after_max_s: float = 86_400.0
+
+    def ceiling_s(self, attempt: int) -> float:
+        """The longest delay after attempt number `attempt` (from 1)."""
+        if self.delays_s:
+            return min(self.cap_s, self.delays_s[min(attempt, len(self.delays_s)) - 1])
+        # 2^60 seconds is beyond any cap, and floats hold it.
+        return min(self.cap_s, self.base_s * 2.0 ** min(attempt - 1, 60))
 
 
 def decide(
-    outcome: Outcome, *, attempt: int, schedule: RetrySchedule, rng: Callable[[], float]
+    outcome: Outcome,
+    *,
+    attempt: int,
+    schedule: RetrySchedule,
+    rng: Callable[[], float],
+    left_s: float = math.inf,
+    own_failures: int = 0,
 ) -> Verdict:
     """
-    Judge attempt number `attempt` (from 1); `rng` returns a float in [0, 1).
+    Judge attempt number `attempt` (from 1, uncharged ones left out).
+
+    `rng` returns a float in [0, 1); `left_s` is the time to the delivery's
+    deadline; `own_failures` is how often in a row our own side failed before.
 
     2xx is success. 410 and a permanent error end it; other 3xx and 4xx get few
-    attempts; everything else is tried again until the schedule is used up.
+    attempts; our own failures use none up; everything else is tried again until
+    the schedule is used up. No wait reaches past the deadline.
     """
+    if outcome.is_success:
+        return Verdict(DeliveryState.DELIVERED, host=HostSign.ALIVE, endpoint=EndpointSign.TAKES)
+    if outcome.own:
+        ceiling = min(_OWN_CAP_S, _OWN_BASE_S * 2.0 ** min(own_failures, 60))
+        return _wait(Verdict(DeliveryState.WAITING, ceiling * rng(), charged=False), left_s)
+    signs = _signs(outcome, schedule)
+    if outcome.permanent or outcome.status == 410:
+        return _dead(signs, outcome.error or "gone")
+    if attempt >= _limit(outcome.status, schedule):
+        return _dead(signs, "attempts_used_up")
+    draw = schedule.ceiling_s(attempt) * (1 - schedule.jitter + schedule.jitter * rng())
+    if signs.pause_s is not None:
+        draw = max(draw, signs.pause_s * (1 + _RETRY_AFTER_SPREAD * rng()))
+    return _wait(_with(signs, DeliveryState.WAITING, draw), left_s)
+
+
+def parse_retry_after(value: str | None, now: datetime) -> float | None:
+    """
+    `Retry-After` in seconds from `now` (aware): digits or an HTTP date; None when it is neither.
+
+    A moment that has passed is 0.
+    """
+    text = (value or "").strip()
+    if re.fullmatch(r"[0-9]+", text):
+        # More digits than any clamp leaves room for would overflow a float.
+        return float(text[:15]) if len(text) <= 15 else 1e15
+    try:
+        moment = parsedate_to_datetime(text)
+    except (ValueError, TypeError, IndexError, OverflowError):
+        return None
+    if moment.tzinfo is None:
+        moment = moment.replace(tzinfo=UTC)
+    try:
+        return max(0.0, (moment - now).total_seconds())
+    except OverflowError:
+        return None
+
+
+def _signs(outcome: Outcome, schedule: RetrySchedule) -> Verdict:
     status = outcome.status
-    if status is not None and 200 <= status < 300:
-        return Verdict(DeliveryState.DELIVERED)
-    if outcome.permanent or status == 410:
-        return Verdict(DeliveryState.DEAD)
-    limit = schedule.max_attempts
+    answered = status is not None and not outcome.error and status < 500
+    host = HostSign.ALIVE if answered else HostSign.FAILING
+    endpoint = EndpointSign.GONE if status == 410 else EndpointSign.REFUSES
+    if outcome.permanent:
+        # Nothing was sent, so nothing is known of the receiver.
+        host = HostSign.NONE
+    pause_s = outcome.retry_after_s
+    if pause_s is not None:
+        pause_s = min(max(0.0, pause_s), schedule.retry_after_max_s)
+    return Verdict(
+        DeliveryState.DEAD,
+        host=host,
+        endpoint=endpoint,
+        slow_down=status in _SLOW_DOWN,
+        pause_s=pause_s,
+    )
+
+
+def _limit(status: int | None, schedule: RetrySchedule) -> int:
     if status is not None and 300 <= status < 500 and status not in _RETRIED_4XX:
-        limit = min(limit, FEW_ATTEMPTS)
-    if attempt >= limit:
-        return Verdict(DeliveryState.DEAD)
-    # 2^60 seconds is beyond any cap, and floats hold it.
-    ceiling = min(schedule.cap_s, schedule.base_s * 2.0 ** min(attempt - 1, 60))
-    return Verdict(DeliveryState.WAITING, ceiling * rng())
+        return min(schedule.max_attempts, FEW_ATTEMPTS)
+    return schedule.max_attempts
+
+
+def _wait(verdict: Verdict, left_s: float) -> Verdict:
+    if verdict.wait_s <= left_s:
+        return verdict
+    return _dead(verdict, "deadline")
+
+
+def _dead(verdict: Verdict, reason: str) -> Verdict:
+    return _with(verdict, DeliveryState.DEAD, 0.0, reason)
+
+
+def _with(verdict: Verdict, state: DeliveryState, wait_s: float, reason: str = "") -> Verdict:
+    return Verdict(
+        state,
+        wait_s,
+        charged=verdict.charged,
+        host=verdict.host,
+        endpoint=verdict.endpoint,
+        slow_down=verdict.slow_down,
+        pause_s=verdict.pause_s,
+        reason=reason,
+    )

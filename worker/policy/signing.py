@@ -1,5 +1,5 @@
 """
-Webhook signatures: Standard Webhooks v1 (HMAC-SHA256).
+Webhook signatures: Standard Webhooks v1 (HMAC-SHA256) and v1a (ed25519).
 
 Source: github.com/standard-webhooks/standard-webhooks, spec/standard-webhooks.md.
 """
@@ -10,9 +10,16 @@ import base64
 import binascii
 import hashlib
 import hmac
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import lru_cache
 
 SECRET_PREFIX = "whsec_"  # noqa: S105  (the prefix, not a secret)
+PRIVATE_KEY_PREFIX = "whsk_"
+# Enough for a rotation in which neither side is in a hurry.
+MAX_SECRETS = 10
+
+# (private key's 32 bytes, data) -> signature of 64 bytes.
+Ed25519Sign = Callable[[bytes, bytes], bytes]
 
 
 def decode_secret(secret: str) -> bytes:
@@ -22,31 +29,72 @@ def decode_secret(secret: str) -> bytes:
     Raises:
         ValueError: another form; the message does not repeat the secret.
     """
-    try:
-        key = base64.b64decode(secret.removeprefix(SECRET_PREFIX), validate=True)
-    except binascii.Error:
-        key = b""
+    key = _base64(secret.removeprefix(SECRET_PREFIX))
     if not secret.startswith(SECRET_PREFIX) or not 24 <= len(key) <= 64:
         raise ValueError("a signing secret is whsec_ followed by the base64 of 24-64 bytes")
     return key
 
 
+def decode_private_key(secret: str) -> bytes:
+    """
+    `whsk_` + base64 of an ed25519 key (32 bytes, or 64 with its public half) -> the 32 bytes.
+
+    Raises:
+        ValueError: another form; the message does not repeat the key.
+    """
+    key = _base64(secret.removeprefix(PRIVATE_KEY_PREFIX))
+    if not secret.startswith(PRIVATE_KEY_PREFIX) or len(key) not in (32, 64):
+        raise ValueError("a private key is whsk_ followed by the base64 of an ed25519 key")
+    return key[:32]
+
+
+def check_secret(secret: str) -> None:
+    """Raise ValueError unless it is a `whsec_` secret or a `whsk_` key."""
+    if isinstance(secret, str) and secret.startswith(PRIVATE_KEY_PREFIX):
+        decode_private_key(secret)
+    else:
+        decode_secret(secret)
+
+
 def sign_headers(
-    message_id: str, timestamp: int, body: bytes, secrets: Sequence[str]
+    message_id: str,
+    timestamp: int,
+    body: bytes,
+    secrets: Sequence[str],
+    *,
+    sign_ed25519: Ed25519Sign | None = None,
 ) -> dict[str, str]:
     """
     The three headers of Standard Webhooks; `timestamp` is Unix seconds.
 
-    Each secret signs (several while one replaces another); with none there is
-    no signature header.
+    Each secret signs (several while one replaces another): `whsec_` as v1,
+    `whsk_` as v1a, for which `sign_ed25519` is needed. With none there is no
+    signature header.
     """
     signed = b".".join((message_id.encode(), str(timestamp).encode(), body))
-    signatures = [
-        "v1,"
-        + base64.b64encode(hmac.new(decode_secret(s), signed, hashlib.sha256).digest()).decode()
-        for s in secrets
-    ]
     headers = {"webhook-id": message_id, "webhook-timestamp": str(timestamp)}
+    signatures = [_signature(signed, secret, sign_ed25519) for secret in secrets]
     if signatures:
         headers["webhook-signature"] = " ".join(signatures)
     return headers
+
+
+def _signature(signed: bytes, secret: str, sign_ed25519: Ed25519Sign | None) -> str:
+    if not secret.startswith(PRIVATE_KEY_PREFIX):
+        digest = hmac.new(_cached_secret(secret), signed, hashlib.sha256).digest()
+        return "v1," + base64.b64encode(digest).decode()
+    if sign_ed25519 is None:
+        raise ValueError("a whsk_ key was given without the means to sign with it")
+    return "v1a," + base64.b64encode(sign_ed25519(decode_private_key(secret), signed)).decode()
+
+
+@lru_cache(maxsize=256)
+def _cached_secret(secret: str) -> bytes:
+    return decode_secret(secret)
+
+
+def _base64(text: str) -> bytes:
+    try:
+        return base64.b64decode(text, validate=True)
+    except (binascii.Error, ValueError):
+        return b""

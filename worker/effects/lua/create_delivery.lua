@@ -1,13 +1,39 @@
 -- create_delivery.lua: store a webhook delivery and its job, both or neither.
 -- KEYS[1] delivery  KEYS[2] queue  KEYS[3] job body  KEYS[4] result  KEYS[5] wake token
--- ARGV[1] job id  ARGV[2] job body  ARGV[3] delay_ms >= 0  ARGV[4..] field, value, ... of the delivery
+--   and those of _delivery.lua, derived from the prefix
+-- ARGV[1] prefix  ARGV[2] delivery id  ARGV[3] job id  ARGV[4] job body  ARGV[5] delay_ms >= 0
+-- ARGV[6] lane  ARGV[7] order, or ''  ARGV[8..] field, value, ... of the delivery
 -- returns 1 stored | 0 a delivery of this id exists already, nothing written
+-- A lane that is closed, or has a line, is joined at its end: no worker is troubled before its turn.
 --@include put_job
+--@include delivery
+local p, id, lane, order = ARGV[1], ARGV[2], ARGV[6], ARGV[7]
 if redis.call('EXISTS', KEYS[1]) == 1 then
   return 0
 end
 local now = server_ms()
-local due = now + tonumber(ARGV[3])
-redis.call('HSET', KEYS[1], 'state', 'pending', 'attempts', 0, 'created', now, 'next', due, unpack(ARGV, 4))
-put_job(KEYS[2], KEYS[3], KEYS[4], KEYS[5], ARGV[1], ARGV[2], due)
+local due = now + tonumber(ARGV[5])
+redis.call('HSET', KEYS[1], 'state', 'pending', 'attempts', 0, 'created', now, 'job', ARGV[3], 'lane', lane, unpack(ARGV, 8))
+if tonumber(ARGV[5]) > 0 then
+  redis.call('HSET', KEYS[1], 'after', due)
+end
+if order ~= '' then
+  local line = p .. 'webhook-order:' .. order
+  local last = redis.call('ZRANGE', line, -1, -1, 'WITHSCORES')[2]
+  redis.call('ZADD', line, math.max((tonumber(last) or 0) + 1, now), id)
+  redis.call('HSET', KEYS[1], 'order', order)
+  local rank = redis.call('ZRANK', line, id)
+  if rank > 0 then
+    -- The one before wakes it.
+    due = math.max(due, now + look_ms(25 * rank))
+  end
+elseif due == now then
+  local closed = closed_until(p, lane)
+  if closed > now or redis.call('EXISTS', p .. 'webhook-parked:' .. lane) == 1 then
+    due = now + park(p, lane, id, now, closed - now)
+    redis.call('HSET', KEYS[1], 'parked', now)
+  end
+end
+redis.call('HSET', KEYS[1], 'next', due)
+put_job(KEYS[2], KEYS[3], KEYS[4], KEYS[5], ARGV[3], ARGV[4], due)
 return 1

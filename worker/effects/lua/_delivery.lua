@@ -1,0 +1,121 @@
+-- Shared steps of the delivery scripts. Needs put_job before it.
+-- Every key is derived from the prefix p: webhook:<id> webhook-attempts:<id> webhook-lane:<lane>
+-- webhook-slots:<lane> webhook-parked:<lane> webhook-endpoint:<endpoint> webhook-disabled
+-- webhook-order:<order> webhook-ended:<state> webhook-events; of jobs: the four queues, queue:wake,
+-- job:<id> in-progress:<id> result:<id>
+local QUEUES = {'queue:critical', 'queue:high', 'queue', 'queue:low'}
+local LANE_TTL_MS, ENDPOINT_TTL_MS = 86400000, 7776000000
+local MOST_EVENTS = 1000
+
+-- The times that a delivery held back looks by itself, in case nobody wakes it: later
+-- ones more seldom, so that a long line costs little.
+local function look_ms(rank)
+  return math.min(60000, 1000 + 20 * rank)
+end
+
+-- Make a waiting delivery's job due. returns moved | running | gone
+local function wake(p, id, due)
+  local row = redis.call('HMGET', p .. 'webhook:' .. id, 'job', 'after')
+  local job = row[1]
+  if not job then
+    return 'gone'
+  end
+  -- A delay that the caller asked for stands.
+  due = math.max(tonumber(due), tonumber(row[2]) or 0)
+  if redis.call('EXISTS', p .. 'in-progress:' .. job) == 1 then
+    return 'running'
+  end
+  local found = false
+  for _, queue in ipairs(QUEUES) do
+    if redis.call('ZSCORE', p .. queue, job) then
+      redis.call('ZADD', p .. queue, 'XX', 'LT', due, job)
+      found = true
+    end
+  end
+  if not found then
+    return 'gone'
+  end
+  redis.call('ZADD', p .. 'queue:wake', 0, 'w')
+  return 'moved'
+end
+
+-- Let the longest parked deliveries of a lane try: as many as have just found room.
+local function promote(p, lane, most)
+  local key = p .. 'webhook-parked:' .. lane
+  local rows = redis.call('ZRANGE', key, 0, most + 9, 'WITHSCORES')
+  local moved = 0
+  for i = 1, #rows, 2 do
+    if moved >= most then
+      return
+    end
+    local how = wake(p, rows[i], rows[i + 1])
+    if how ~= 'running' then
+      redis.call('ZREM', key, rows[i])
+    end
+    if how == 'moved' then
+      moved = moved + 1
+    end
+  end
+end
+
+-- Put a delivery into its lane's line. returns ms until it looks by itself
+local function park(p, lane, id, since, wait)
+  local key = p .. 'webhook-parked:' .. lane
+  redis.call('ZADD', key, since, id)
+  local rank = redis.call('ZRANK', key, id)
+  return math.max(wait, 0) + look_ms(rank)
+end
+
+local function tell(p, kind, name, value)
+  redis.call('XADD', p .. 'webhook-events', 'MAXLEN', '~', MOST_EVENTS, '*', 'kind', kind, name, value)
+end
+
+-- Take no more webhooks to an endpoint, until it is enabled.
+local function disable(p, endpoint, reason, now)
+  local key = p .. 'webhook-endpoint:' .. endpoint
+  redis.call('HSET', key, 'disabled', now, 'reason', reason)
+  redis.call('PERSIST', key)
+  redis.call('ZADD', p .. 'webhook-disabled', now, endpoint)
+  tell(p, 'endpoint_disabled', 'endpoint', endpoint)
+end
+
+-- Until when a lane is closed, Unix ms (0: open), and whether its breaker has opened.
+local function closed_until(p, lane)
+  local row = redis.call('HMGET', p .. 'webhook-lane:' .. lane, 'pause', 'open_until', 'opens')
+  return math.max(tonumber(row[1]) or 0, tonumber(row[2]) or 0), tonumber(row[3]) or 0
+end
+
+local function leave_order(p, order, id)
+  if not order then
+    return
+  end
+  local key = p .. 'webhook-order:' .. order
+  redis.call('ZREM', key, id)
+  local head = redis.call('ZRANGE', key, 0, 0)[1]
+  if head then
+    wake(p, head, redis.call('TIME')[1] * 1000)
+  end
+end
+
+-- End a delivery. d: {order, lane, on_end, replays}; report: body of the job that tells of it.
+local function finish(p, id, state, status, err, now, retention, d, report)
+  local key = p .. 'webhook:' .. id
+  redis.call('HSET', key, 'state', state, 'status', status, 'error', err, 'ended', now)
+  redis.call('HDEL', key, 'next', 'parked', 'reserved')
+  if state == 'delivered' then
+    -- Of no more use; the others keep theirs, sealed, for a replay.
+    redis.call('HDEL', key, 'secret')
+  end
+  redis.call('PEXPIRE', key, retention)
+  redis.call('PEXPIRE', p .. 'webhook-attempts:' .. id, retention)
+  local index = p .. 'webhook-ended:' .. state
+  redis.call('ZADD', index, now, id)
+  redis.call('ZREMRANGEBYSCORE', index, '-inf', now - retention)
+  redis.call('PEXPIRE', index, retention)
+  redis.call('ZREM', p .. 'webhook-parked:' .. d.lane, id)
+  leave_order(p, d.order, id)
+  if d.on_end then
+    local job = 'webhook-end:' .. (d.replays or 0) .. ':' .. id
+    put_job(p .. 'queue', p .. 'job:' .. job, p .. 'result:' .. job, p .. 'queue:wake', job, report, now)
+  end
+end

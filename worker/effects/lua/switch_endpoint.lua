@@ -1,0 +1,28 @@
+-- switch_endpoint.lua: enable or disable an endpoint by hand.
+-- KEYS[1] endpoint; and those of _delivery.lua
+-- ARGV[1] prefix  ARGV[2] endpoint  ARGV[3] on | off  ARGV[4] lane, or ''  ARGV[5] name, to show
+-- returns 1 switched | 0 it was so already
+--@include put_job
+--@include delivery
+local p, endpoint = ARGV[1], ARGV[2]
+local is_off = redis.call('HEXISTS', KEYS[1], 'disabled') == 1
+if ARGV[3] == 'off' then
+  if is_off then
+    return 0
+  end
+  redis.call('HSET', KEYS[1], 'name', ARGV[5])
+  disable(p, endpoint, 'by_hand', server_ms())
+  return 1
+end
+redis.call('DEL', KEYS[1])
+redis.call('ZREM', p .. 'webhook-disabled', endpoint)
+if ARGV[4] ~= '' then
+  -- It is said to be well: the first attempt need not wait for a probe.
+  redis.call('HDEL', p .. 'webhook-lane:' .. ARGV[4], 'failures', 'opens', 'open_until', 'probe', 'probe_until', 'pause')
+  promote(p, ARGV[4], 2)
+end
+if not is_off then
+  return 0
+end
+tell(p, 'endpoint_enabled', 'endpoint', endpoint)
+return 1

@@ -1,0 +1,50 @@
+"""Which headers of its own a webhook may carry, and which of them are secrets."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+
+from worker.errors import InvalidArgument
+
+_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]{1,128}")
+_VALUE = re.compile(r"[\t\x20-\x7e\x80-\xff]{0,2048}")
+_MOST = 32
+# The transport's own, and those that say who sent it.
+_RESERVED = frozenset(
+    {
+        "accept-encoding", "connection", "content-length", "expect", "host", "keep-alive",
+        "proxy-authorization", "proxy-connection", "te", "trailer", "transfer-encoding",
+        "upgrade", "user-agent", "webhook-event-type", "webhook-id", "webhook-signature",
+        "webhook-timestamp",
+    }
+)  # fmt: skip
+_SECRET = re.compile(r"authorization|cookie|key|password|secret|signature|token")
+
+
+def check_headers(headers: Mapping[str, str]) -> dict[str, str]:
+    """
+    The headers with names in lower case.
+
+    Raises:
+        InvalidArgument: too many, a reserved name, or what HTTP does not allow.
+    """
+    if len(headers) > _MOST:
+        raise InvalidArgument(f"at most {_MOST} headers, not {len(headers)}")
+    found: dict[str, str] = {}
+    for name, value in headers.items():
+        if not isinstance(name, str) or not _NAME.fullmatch(name):
+            raise InvalidArgument(f"{name!r} is not the name of a header")
+        lower = name.lower()
+        if lower in _RESERVED:
+            raise InvalidArgument(f"the header {name!r} is not the caller's to set")
+        if not isinstance(value, str) or not _VALUE.fullmatch(value):
+            # The value may be a secret, so it is not repeated.
+            raise InvalidArgument(f"the value of header {name!r} is not text of one line")
+        found[lower] = value
+    return found
+
+
+def is_secret(name: str) -> bool:
+    """Whether a header by its name carries what must not be stored in clear."""
+    return _SECRET.search(name.lower()) is not None
