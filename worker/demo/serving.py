@@ -1,4 +1,4 @@
-"""Runs a Starlette app as a process of its own, and starts such processes."""
+"""Runs an ASGI app as a process of its own, and starts such processes."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ import sys
 from collections.abc import Iterator, Sequence
 
 import uvicorn
-from starlette.applications import Starlette
+from starlette.types import ASGIApp
 
 _START_DEADLINE_S = 20.0
 
 
-def serve(app: Starlette) -> None:
+def serve(app: ASGIApp) -> None:
     """
     Serve on a free loopback port until standard input ends, so that no server outlives its owner.
 
