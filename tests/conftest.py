@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import uuid
 from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
 import pytest
+import structlog
 
 from cache import embedded
 from cache.pool import PoolOptions, open_pool
@@ -16,6 +18,19 @@ from cache.pool import PoolOptions, open_pool
 for _name in [name for name in os.environ if name.startswith("LETTA_")]:
     del os.environ[_name]
 os.environ["LETTA_SECRETS_DIR"] = "/nonexistent"
+
+
+@pytest.fixture(autouse=True)
+def own_logging() -> Iterator[None]:
+    """A worker inside a test configures logging; the next test starts with none of it."""
+    root = logging.getLogger()
+    handlers, level = root.handlers[:], root.level
+    structlog.reset_defaults()
+    yield
+    structlog.reset_defaults()
+    structlog.contextvars.clear_contextvars()
+    root.handlers[:] = handlers
+    root.setLevel(level)
 
 
 @pytest.fixture(scope="session")
