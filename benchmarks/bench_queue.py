@@ -28,7 +28,7 @@ import time
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
@@ -122,7 +122,9 @@ class Arq(Contender):
     async def work(self) -> None:
         from arq.worker import Worker
 
-        worker = Worker([job], redis_settings=self.settings, handle_signals=False, **self.options)
+        worker = Worker(
+            cast("Any", [job]), redis_settings=self.settings, handle_signals=False, **self.options
+        )
         await worker.async_run()
 
 
