@@ -39,9 +39,6 @@ check: $(VENV)/.ready ## Lint, format, types, import direction, generated docs
 	@$(BIN)/lint-imports --no-timing-summary > /dev/null || $(BIN)/lint-imports
 	@$(BIN)/python -m docs.generate --check
 
-soak: $(VENV)/.ready ## Writers, readers and accidents on the messages for a minute
-	@FUZZ_S=60 $(PYTEST) -q -s -p no:cacheprovider tests/faults/test_messages_fuzz.py
-
 docs: $(VENV)/.ready ## Write docs/settings.md and docs/keys.md anew
 	@$(BIN)/python -m docs.generate
 
@@ -58,8 +55,9 @@ $(VENV)/peers/.ready: benchmarks/peers.txt $(VENV)/.ready
 	@$(VENV)/peers/bin/python -m pip install --quiet --disable-pip-version-check -r benchmarks/peers.txt
 	@touch $@
 
-soak: $(VENV)/.ready ## Chaos for long: make soak SEED=7 MINUTES=10
+soak: $(VENV)/.ready ## Chaos on the queue, then on the messages: make soak SEED=7 MINUTES=10
 	@SOAK_SEED=$(or $(SEED),1) SOAK_MINUTES=$(or $(MINUTES),5) $(PYTEST) -q -x tests/faults/test_engine_chaos.py
+	@FUZZ_S=$(shell expr $(or $(MINUTES),5) '*' 60) $(PYTEST) -q -s -p no:cacheprovider --timeout 0 tests/faults/test_messages_fuzz.py
 
 # The base install as a Letta server has it, without arq: on the oldest redis-py
 # that it allows and on the newest there is. Built anew when a source changes.
