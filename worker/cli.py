@@ -18,6 +18,7 @@ from settings import Settings, SettingsError, load_settings
 from worker.cli_cache import cache
 from worker.cli_dead import dead
 from worker.cli_support import EXIT_FAILED, Commands, json_option, show, with_queue
+from worker.cli_webhooks import webhooks
 from worker.client import JobQueue
 from worker.wiring import pool_options
 
@@ -183,32 +184,7 @@ def status(as_json: bool) -> None:
     show(counts, as_json, lambda: rows)
 
 
-@main.group()
-def webhooks() -> None:
-    """Look into webhook deliveries."""
-
-
-@webhooks.command("show")
-@click.argument("delivery_id")
-@json_option
-def webhooks_show(delivery_id: str, as_json: bool) -> None:
-    """Show one delivery with its attempts.
-
-    \b
-    Examples:
-      letta-workers webhooks show msg_5f0c...
-    """
-    found = with_queue(lambda queue: queue.delivery(delivery_id)).to_dict()
-
-    def lines() -> list[str]:
-        head = [f"{name}: {found[name]}" for name in ("id", "url", "event_type", "state")]
-        rows = [
-            f"  {n}. {a['time']}  status={a['status']}  error={a['error'] or '-'}  ms={a['ms']}"
-            for n, a in enumerate(found["attempts"], 1)
-        ]
-        return [*head, f"next attempt: {found['next_attempt_at'] or '-'}", "attempts:", *rows]
-
-    show(found, as_json, lines)
+main.add_command(webhooks)
 
 
 @main.group()

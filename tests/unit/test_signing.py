@@ -6,9 +6,12 @@ import base64
 import time
 
 import pytest
+from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from standardwebhooks import Webhook, WebhookVerificationError
 
-from worker.policy.signing import decode_secret, sign_headers
+from worker.effects import ed25519
+from worker.policy.signing import check_secret, decode_private_key, decode_secret, sign_headers
 
 OLD = "whsec_" + base64.b64encode(b"o" * 24).decode()
 NEW = "whsec_" + base64.b64encode(bytes(range(64))).decode()
@@ -47,3 +50,35 @@ def test_a_malformed_secret_is_refused_without_repeating_it(secret: str) -> None
     with pytest.raises(ValueError, match="signing secret") as caught:
         decode_secret(secret)
     assert not secret or secret == "whsec_" or secret not in str(caught.value)
+
+
+SEED = bytes(range(32))
+PRIVATE = "whsk_" + base64.b64encode(SEED).decode()
+
+
+def test_a_v1a_signature_verifies_with_the_public_key_and_nothing_else() -> None:
+    headers = sign_headers("msg_1", 1_700_000_000, BODY, [PRIVATE], sign_ed25519=ed25519.sign)
+    version, _, text = headers["webhook-signature"].partition(",")
+    assert version == "v1a"
+    public = Ed25519PrivateKey.from_private_bytes(SEED).public_key()
+    signed = b"msg_1.1700000000." + BODY
+    public.verify(base64.b64decode(text), signed)
+    with pytest.raises(InvalidSignature):
+        public.verify(base64.b64decode(text), signed + b" ")
+
+
+def test_both_kinds_sign_side_by_side_and_v1_still_verifies() -> None:
+    now = int(time.time())
+    headers = sign_headers("msg_1", now, BODY, [PRIVATE, NEW], sign_ed25519=ed25519.sign)
+    kinds = [part.partition(",")[0] for part in headers["webhook-signature"].split()]
+    assert kinds == ["v1a", "v1"]
+    assert Webhook(NEW).verify(BODY, headers) == {"a": "ü"}
+
+
+def test_a_private_key_is_32_bytes_or_64_with_its_public_half() -> None:
+    public = Ed25519PrivateKey.from_private_bytes(SEED).public_key().public_bytes_raw()
+    both = "whsk_" + base64.b64encode(SEED + public).decode()
+    assert decode_private_key(both) == decode_private_key(PRIVATE) == SEED
+    for bad in ("whsk_", "whsk_c2hvcnQ=", "whpk_" + base64.b64encode(SEED).decode()):
+        with pytest.raises(ValueError, match=r"whsk_|whsec_"):
+            check_secret(bad)
