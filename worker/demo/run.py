@@ -142,6 +142,7 @@ def demo_environment(url: str, provider: str) -> dict[str, str]:
         "LETTA_CACHE_REDIS_URL": url,
         "LETTA_WEBHOOK_ALLOW_CIDRS": "127.0.0.0/8",
         "LETTA_WEBHOOK_RETRY_BASE_S": "0.5",
+        "LETTA_WEBHOOK_BREAKER_OPEN_S": "0.5",
         "LETTA_WEBHOOK_SECRET": "whsec_bGV0dGEtcmVkaXMtZGVtby1zZWNyZXQtMTIzNDU2",
         "LETTA_LLM_ALLOW_CIDRS": "127.0.0.0/8",
         "LETTA_OPENAI_BASE_URL": f"{provider}/v1",

@@ -50,6 +50,7 @@ local function host_answers(row)
     end
   end
   if row[5] and ARGV[13] == '0' then
+    redis.call('HDEL', lane_key, 'slow')
     -- What was halved grows back by one for each round of answers.
     local share = tonumber(row[5]) + 1 / tonumber(row[5])
     if share >= room then
@@ -77,12 +78,14 @@ local function host_fails(row)
 end
 
 local function host_is_slow(row)
-  local slow = redis.call('HINCRBY', lane_key, 'slow', 1)
+  local slow = 0
   local share = math.min(tonumber(row[5]) or room, room)
   if now - (tonumber(row[6]) or 0) >= 1000 then
     -- One cut for all that was under way when it first said so.
     redis.call('HSET', lane_key, 'share', math.max(1, share / 2), 'cut', now)
+    slow = redis.call('HINCRBY', lane_key, 'slow', 1)
   end
+  -- Three cuts with no answer between them ask for a rest.
   local pause = tonumber(ARGV[14])
   if not pause and slow >= 3 then
     pause = math.min(60000, 1000 * 2 ^ math.min(slow - 3, 10)) * tonumber(ARGV[21])
