@@ -72,11 +72,21 @@ class Link:
             Away: at once while the breaker is open; else after the lane's timeout, or because
                 the server refused the command (out of memory, no permission).
         """
-        return await self._call(lambda: self.wire.execute(*args))
+        if not self._settled.is_set():
+            raise Away("the breaker is open")
+        try:
+            return await self.wire.execute(*args)
+        except (Away, ResponseError) as exc:
+            return await self._once_more(exc, lambda: self.wire.execute(*args))
 
     async def execute_many(self, commands: Sequence[Sequence[Any]]) -> list[Any]:
         """The same for several, in one write; one that is refused fails all."""
-        replies: list[Any] = await self._call(lambda: self.wire.execute_many(commands))
+        if not self._settled.is_set():
+            raise Away("the breaker is open")
+        try:
+            replies = await self.wire.execute_many(commands)
+        except Away as exc:
+            replies = await self._once_more(exc, lambda: self.wire.execute_many(commands))
         for reply in replies:
             if isinstance(reply, ResponseError):
                 raise self._refused(reply)
@@ -84,21 +94,25 @@ class Link:
 
     async def run(self, script: Script, keys: Sequence[Any], args: Sequence[Any] = ()) -> Any:
         """A script; each is idempotent by the ids it is given, so it may be sent twice."""
-        return await self._call(lambda: script.run(self.wire, keys, args))
-
-    async def _call(self, send: Callable[[], Awaitable[Any]]) -> Any:
         if not self._settled.is_set():
             raise Away("the breaker is open")
         try:
+            return await script.run(self.wire, keys, args)
+        except (Away, ResponseError) as exc:
+            return await self._once_more(exc, lambda: script.run(self.wire, keys, args))
+
+    async def _once_more(self, error: Exception, send: Callable[[], Awaitable[Any]]) -> Any:
+        """Send again what a connection that ended took along: idle ones do. Else give up."""
+        if isinstance(error, Ended):
             try:
                 return await send()
-            except Ended:
-                return await send()  # once more, on a new connection: idle ones end
-        except ResponseError as exc:
-            raise self._refused(exc) from None
-        except Away as exc:
-            self.trip(exc)
-            raise
+            except (Away, ResponseError) as exc:
+                error = exc
+        if isinstance(error, ResponseError):
+            raise self._refused(error) from None
+        assert isinstance(error, Away)  # noqa: S101
+        self.trip(error)
+        raise error
 
     def _refused(self, error: ResponseError) -> Away:
         """A refusal is a miss: it must not reach the caller, and is no outage either."""

@@ -13,7 +13,7 @@ from cache import Cache
 from tests.support.caches import Loader, cache_on
 
 ROUNDS = 200
-LOADER_S = 0.3
+LOADER_S = 0.5
 
 
 @pytest.mark.serial

@@ -162,7 +162,7 @@ class CacheAgainstDatabase(RuleBasedStateMachine):
 
 
 CacheAgainstDatabase.TestCase.settings = settings(
-    max_examples=80,
+    max_examples=30,
     stateful_step_count=30,
     deadline=None,
     suppress_health_check=list(HealthCheck),
