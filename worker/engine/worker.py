@@ -384,7 +384,7 @@ class Worker(ArqWorker):
 
     async def _pause(self, run: _Run, turn: Turn) -> None:
         free = self._free_slots(run)
-        if run.outbox or (turn.more and free and turn.claims):
+        if run.outbox or (turn.more and free and (turn.claims or turn.poisoned)):
             # The jobs just started get a step, so that the quick ones end in one turn.
             await asyncio.sleep(0)
             return

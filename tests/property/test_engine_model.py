@@ -1,0 +1,187 @@
+"""
+The scripts against a model: any order of enqueue, claim, renew, lapse, end, abort and resend.
+
+The server is real; time passes by moving the leases into the past. After every
+step each job is in exactly one of the model's states, and the keys say the same.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+import uuid
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import Bundle, RuleBasedStateMachine, invariant, rule
+from hypothesis.stateful import run_state_machine_as_test as run_machine
+
+from cache.keys import QueueKeys
+from cache.pool import PoolOptions, close_client, open_pool
+from tests.support.engine import queue_of
+from worker.engine import EngineOptions
+from worker.engine.leases import _RENEW
+from worker.engine.pump import _PUMP, Pump
+from worker.engine.records import Claim, End, EngineKeys, blob
+from worker.policy.priority import Priority
+
+LOSSES = 3
+
+
+class Model(RuleBasedStateMachine):
+    """`waiting`, `held` (id -> the claim that stands), `done`, `dead`: every job is in one."""
+
+    url = ""
+    claims = Bundle("claims")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.runner = asyncio.Runner()
+        self.prefix = f"m{uuid.uuid4().hex[:10]}:"
+        self.stack = open_pool(self.url, PoolOptions(), name="model")
+        self.client = self.run(self.stack.__aenter__())
+        self.keys = EngineKeys(QueueKeys(self.prefix))
+        self.queue = queue_of(self.client, self.prefix)
+        self.pumps = [
+            Pump(self.client, self.keys, EngineOptions(max_lost_leases=LOSSES), worker_id=f"w{n}")
+            for n in range(2)
+        ]
+        self.waiting: set[str] = set()
+        self.held: dict[str, Claim] = {}
+        self.losses: dict[str, int] = {}
+        self.lapsed: set[str] = set()
+        self.done: set[str] = set()
+        self.dead: set[str] = set()
+        self.count = 0
+
+    def run(self, work: Any) -> Any:
+        return self.runner.run(work)
+
+    def teardown(self) -> None:
+        self.run(close_client(self.client))
+        self.run(self.stack.__aexit__(None, None, None))
+        self.runner.close()
+
+    # -- what can happen -----------------------------------------------------------
+
+    @rule(priority=st.sampled_from(list(Priority)))
+    def enqueue(self, priority: Priority) -> None:
+        job = self.run(self.queue.enqueue("f", priority=priority, job_id=f"j{self.count}"))
+        self.count += 1
+        self.waiting.add(job.id)
+
+    @rule(target=claims, worker=st.integers(0, 1), resend=st.booleans())
+    def claim(self, worker: int, resend: bool) -> list[Claim]:
+        pump = self.pumps[worker]
+        free = self.waiting | self.lapsed
+        turn = self.run(pump.turn([], 2))
+        poisoned = turn.poisoned
+        if resend:
+            turn = self.run(self._again(pump))
+        for id_ in poisoned:
+            self._die(id_.decode())
+        for claim in turn.claims:
+            job_id = claim.job_id
+            assert job_id in free
+            if job_id in self.lapsed:
+                self.losses[job_id] = self.losses.get(job_id, 0) + 1
+                self.lapsed.discard(job_id)
+            assert claim.losses == self.losses.get(job_id, 0) < LOSSES
+            self.waiting.discard(job_id)
+            self.held[job_id] = claim
+        # A poisoned job takes a place in the turn that found it.
+        assert len(turn.claims) >= min(2, len(free - self.dead)) - len(poisoned)
+        return turn.claims
+
+    async def _again(self, pump: Pump) -> Any:
+        """The turn just made, as a client sends it whose reply was lost."""
+        pump._turns -= 1
+        return await pump.turn([], 2)
+
+    @rule()
+    def leases_lapse(self) -> None:
+        past = time.time() * 1000 - 1
+        for job_id in self.held:
+            self.run(self.client.zadd(self.keys.running, {job_id: past}, xx=True))
+            self.lapsed.add(job_id)
+
+    @rule(claims=claims)
+    def renew(self, claims: list[Claim]) -> None:
+        for claim in claims:
+            keys = [*self.keys.queues, self.keys.running]
+            args = [self.prefix, 15_000, claim.id, claim.token]
+            lost = self.run(_RENEW.run(self.client, keys, args))
+            stands = self._stands(claim)
+            assert lost == ([] if stands else [claim.id])
+            if stands:
+                self.lapsed.discard(claim.job_id)
+
+    @rule(claims=claims, kind=st.sampled_from(["done", "retry", "back", "dead"]))
+    def end(self, claims: list[Claim], kind: str) -> None:
+        details: dict[str, Any] = {
+            "done": {"result": blob(b"r"), "ttl": 60_000},
+            "retry": {"delay": 0, "tries": 1},
+            "back": {"due": "1"},
+            "dead": {"reason": "failed", "error": "E", "tries": 1, "name": "f"},
+        }[kind]
+        ends: list[End] = [claim.end(kind, details) for claim in claims]
+        turn = self.run(self.pumps[0].turn(ends, 0))
+        late = [i for i, claim in enumerate(claims) if not self._stands(claim)]
+        assert turn.late == late
+        for index, claim in enumerate(claims):
+            if index not in late:
+                self._ended(claim.job_id, kind)
+
+    def _ended(self, job_id: str, kind: str) -> None:
+        del self.held[job_id]
+        self.lapsed.discard(job_id)
+        self.losses.pop(job_id, None)
+        {"done": self.done, "dead": self.dead}.get(kind, self.waiting).add(job_id)
+
+    def _die(self, job_id: str) -> None:
+        assert self.losses.get(job_id, 0) + 1 == LOSSES
+        self.held.pop(job_id)
+        self.lapsed.discard(job_id)
+        self.dead.add(job_id)
+
+    def _stands(self, claim: Claim) -> bool:
+        return self.held.get(claim.job_id) is claim or (
+            claim.job_id in self.held and self.held[claim.job_id].token == claim.token
+        )
+
+    # -- what always holds -----------------------------------------------------------
+
+    @invariant()
+    def keys_agree(self) -> None:
+        live = self.waiting | set(self.held)
+        queued: set[str] = set()
+        for name in self.keys.queues:
+            found = {id_.decode() for id_ in self.run(self.client.zrange(name, 0, -1))}
+            assert not found & queued, "in two queues"
+            queued |= found
+        assert queued == live
+        running = {id_.decode() for id_ in self.run(self.client.zrange(self.keys.running, 0, -1))}
+        assert running == set(self.held)
+        letters = {id_.decode() for id_ in self.run(self.client.zrange(self.keys.base.dead, 0, -1))}
+        assert letters == self.dead
+        assert not (self.done | self.dead) & live
+        for job_id in self.done | self.dead | live:
+            kept = self.run(self.client.exists(self.keys.base.job(job_id)))
+            assert bool(kept) == (job_id in live)
+
+
+@pytest.mark.timeout(120)
+def test_the_scripts_agree_with_the_model(valkey_url: str) -> None:
+    assert _PUMP.source.startswith("#!lua")
+    Model.url = valkey_url
+    run_machine(
+        Model,
+        settings=settings(
+            max_examples=40,
+            stateful_step_count=40,
+            deadline=None,
+            suppress_health_check=list(HealthCheck),
+        ),
+    )
