@@ -549,7 +549,99 @@ class Settings(BaseSettings):
         1_048_576, ge=1024, le=16_777_216, description="Largest request body, bytes."
     )
     llm_result_ttl_s: float = Field(
-        259_200.0, ge=60, le=2_592_000, description="How long an answer can be read, seconds."
+        259_200.0,
+        ge=60,
+        le=2_592_000,
+        description="How long an answer that nobody has read is kept, seconds.",
+    )
+    anthropic_base_url: str = Field(
+        "https://api.anthropic.com",
+        description="Base URL of the Anthropic-compatible endpoint that answers `anthropic` requests.",
+    )
+    anthropic_api_key: SecretStr | None = Field(
+        None, description="Key (x-api-key) for that endpoint. Never stored in Redis."
+    )
+    llm_read_result_ttl_s: float = Field(
+        3600.0,
+        ge=1,
+        le=2_592_000,
+        description="How long an answer is kept after it was first read, seconds.",
+    )
+    llm_cache_ttl_s: float = Field(
+        0.0,
+        ge=0,
+        le=604_800,
+        description="How long a successful answer serves equal requests again, seconds; 0 never.",
+    )
+    llm_batch_max_bytes: int = Field(
+        100_000_000,
+        ge=1024,
+        le=256_000_000,
+        description="A batch is flushed when its bodies have this size, bytes.",
+    )
+    llm_batch_max_tokens: int = Field(
+        0,
+        ge=0,
+        le=10**12,
+        description="A batch is flushed at this many estimated tokens (queued-token limits); 0: none.",
+    )
+    llm_item_max_tries: int = Field(
+        3,
+        ge=1,
+        le=100,
+        description="Batches that may carry a request whose item expires, goes missing or is overloaded.",
+    )
+    llm_deadline_margin_s: float = Field(
+        120.0,
+        ge=0.1,
+        le=86_400,
+        description="A request unanswered this long before its deadline goes to the synchronous endpoint.",
+    )
+    llm_on_ambiguous: Literal["adopt", "resubmit", "fail"] = Field(
+        "adopt",
+        description=(
+            "When it cannot be told whether a batch was submitted: look until it is told (adopt), "
+            "submit again and perhaps pay twice (resubmit), or end it with an error (fail)."
+        ),
+    )
+    llm_suspect_wait_s: float = Field(
+        120.0,
+        ge=0.1,
+        le=86_400,
+        description="A submission without an answer counts as absent only after this, seconds.",
+    )
+    llm_requests_per_minute: int = Field(
+        0,
+        ge=0,
+        le=10_000_000,
+        description="Calls a minute to a provider's synchronous endpoint, all workers; 0: no limit.",
+    )
+    llm_tokens_per_minute: int = Field(
+        0,
+        ge=0,
+        le=10**12,
+        description="Estimated tokens a minute of those calls, all workers; 0: no limit.",
+    )
+    llm_max_concurrency: int = Field(
+        64,
+        ge=1,
+        le=10_000,
+        description="Most such calls in flight, all workers; fewer while the provider is overloaded.",
+    )
+    llm_urgent_share: float = Field(
+        0.2,
+        ge=0,
+        le=0.9,
+        description="Share of the calls in flight that is kept for urgent requests.",
+    )
+    llm_batch_price_factor: float = Field(
+        0.5,
+        ge=0,
+        le=10,
+        description="What a token costs in a batch, as a share of its price by itself.",
+    )
+    llm_webhook_url: str | None = Field(
+        None, description="Told of every batch that has ended (event type llm.batch.ended)."
     )
 
     @field_validator("worker_log_level", "worker_log_format", mode="before")
@@ -567,9 +659,11 @@ class Settings(BaseSettings):
             raise ValueError(f"is not a Redis URL; accepted: {REDIS_URL_FORMS}")
         return value
 
-    @field_validator("openai_base_url")
+    @field_validator("openai_base_url", "anthropic_base_url", "llm_webhook_url")
     @classmethod
-    def _http_url(cls, value: str) -> str:
+    def _http_url(cls, value: str | None) -> str | None:
+        if value is None:
+            return None
         if not re.match(r"^https?://[^/\s@?#]+(/[^\s?#]*)?$", value):
             raise ValueError("is not an http(s) URL without user, query or fragment")
         return value.rstrip("/")

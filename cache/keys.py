@@ -17,6 +17,12 @@ CACHE_PREFIX = "lc:"
 MAX_WEBHOOK_ATTEMPTS = 100
 # A batch's own record outlives its last change by this, seconds.
 LLM_BATCH_TTL_S = 604_800
+# Batches that are listed; an older one is forgotten when it has ended.
+LLM_MAX_BATCHES = 10_000
+# A group's usage is summed for this long after its last answer, seconds.
+LLM_USAGE_TTL_S = 2_592_000
+# The lane's state outlives its last call by this, seconds.
+LLM_RATE_TTL_S = 3600
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,6 +157,39 @@ class QueueKeys:
         """Stream: what happened to lanes and endpoints."""
         return f"{self.prefix}webhook-events"
 
+    @property
+    def llm(self) -> str:
+        """What every key of the LLM half begins with; its scripts derive keys from it."""
+        return f"{self.prefix}llm:"
+
+    def llm_sizes(self, group: str) -> str:
+        return f"{self.llm}sizes:{group}"
+
+    def llm_open(self, batch_id: str) -> str:
+        return f"{self.llm}open:{batch_id}"
+
+    @property
+    def llm_batches(self) -> str:
+        """Sorted set: batch id -> when it was made, Unix ms."""
+        return f"{self.llm}batches"
+
+    def llm_usage(self, group: str) -> str:
+        return f"{self.llm}usage:{group}"
+
+    def llm_failed(self, request_id: str) -> str:
+        return f"{self.llm}failed:{request_id}"
+
+    def llm_rate(self, provider: str) -> str:
+        return f"{self.llm}rate:{provider}"
+
+    def llm_flight(self, provider: str) -> str:
+        """Sorted set: call in flight -> end of its lease, Unix ms."""
+        return f"{self.llm}flight:{provider}"
+
+    def llm_turns(self, provider: str) -> str:
+        """Sorted set: request id -> the time reserved for its call, Unix ms."""
+        return f"{self.llm}turns:{provider}"
+
 
 _ENDS = "deleted when the job ends"
 
@@ -261,20 +300,68 @@ QUEUE_CATALOGUE: tuple[KeySpec, ...] = (
     KeySpec(
         "arq:llm:dedupe:<sha256>",
         "string",
-        "request id of an equal request in flight",
-        "deleted when answered",
+        "request id of an equal request",
+        "deleted when answered; with LETTA_LLM_CACHE_TTL_S, that TTL",
     ),
     KeySpec(
         "arq:llm:batch:<id>",
         "hash",
-        "a batch: state, group, provider's id",
+        "a batch: state, epoch, group, provider's id, counts, usage",
         "TTL 7 d after it ends",
     ),
     KeySpec(
         "arq:llm:items:<id>",
         "list",
-        "request ids of the batch",
+        "request ids of the batch, in the order of its file",
         "LETTA_LLM_BATCH_MAX_REQUESTS; TTL as the batch's",
+    ),
+    KeySpec(
+        "arq:llm:sizes:<group>",
+        "hash",
+        "bytes and tokens of the requests that wait",
+        "removed when none waits",
+    ),
+    KeySpec(
+        "arq:llm:open:<batch>",
+        "set",
+        "ids of a batch's requests without an answer",
+        "removed with the last",
+    ),
+    KeySpec(
+        "arq:llm:batches",
+        "sorted set",
+        "batch id -> when it was made, Unix ms",
+        "newest 10,000 that have ended; TTL 7 d, renewed",
+    ),
+    KeySpec(
+        "arq:llm:usage:<group>",
+        "hash",
+        "tokens and items of a group so far",
+        "TTL 30 d, renewed",
+    ),
+    KeySpec(
+        "arq:llm:failed:<id>",
+        "hash",
+        "a request that ended with an error, for `batches retry`",
+        "TTL LETTA_LLM_RESULT_TTL_S",
+    ),
+    KeySpec(
+        "arq:llm:rate:<provider>",
+        "hash",
+        "next free times, adaptive limit and pause of the synchronous lane",
+        "TTL 1 h, renewed",
+    ),
+    KeySpec(
+        "arq:llm:flight:<provider>",
+        "sorted set",
+        "call in flight -> end of its lease, Unix ms",
+        "LETTA_LLM_MAX_CONCURRENCY; TTL 1 h",
+    ),
+    KeySpec(
+        "arq:llm:turns:<provider>",
+        "sorted set",
+        "request id -> the time reserved for its call, Unix ms",
+        "a minute of LETTA_LLM_REQUESTS_PER_MINUTE; TTL 1 h",
     ),
     KeySpec("arq:llm:answered", "channel", "request ids as they are answered", "keeps nothing"),
 )

@@ -7,55 +7,35 @@ error (worker/errors.py) when it refuses, and stores all or nothing.
 
 from __future__ import annotations
 
-import asyncio
-import uuid
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Any
 
 from cache.keys import QueueKeys
-from worker.effects.batches import BatchStore, PreparedJob
-from worker.effects.deliveries import Delivery, DeliveryStore
-from worker.effects.handle import Job, reach
-from worker.effects.notices import Notices
-from worker.effects.secrets import SecretBox
-from worker.errors import (
-    NotFound,
-    RequestFailed,
-    ResultTimeout,
+from worker.client_llm import (
+    FLUSH_LLM_BATCHES,
+    FLUSH_LLM_GROUP,
+    RUN_LLM_BATCH,
+    RUN_LLM_REQUEST,
+    LLMClient,
 )
-from worker.policy import checks
-from worker.policy.batch import LLMRequest, check_request
+from worker.effects.deliveries import Delivery, DeliveryStore
+from worker.effects.secrets import SecretBox
+from worker.options import QueueOptions
 from worker.policy.priority import Priority
-from worker.producer import Limits, Producer
-from worker.webhooks import WebhookOptions, Webhooks
+from worker.webhooks import Webhooks
 
-FLUSH_LLM_GROUP = "flush_llm_group"
-FLUSH_LLM_BATCHES = "flush_llm_batches"
-RUN_LLM_REQUEST = "run_llm_request"
-
-# Answers are told on a channel; this look is for a message that was lost.
-_NOTICE_POLL_S = 1.0
-
-
-@dataclass(frozen=True, slots=True)
-class QueueOptions:
-    """Limits of one client. Sizes are bytes, times seconds."""
-
-    max_job_bytes: int = 1_048_576
-    max_length: int = 0
-    max_memory_share: float = 0.0
-    webhooks: WebhookOptions = field(default_factory=WebhookOptions)
-    webhook_retention_s: float = 604_800.0
-    webhook_encryption_key: bytes | None = None
-    max_llm_bytes: int = 1_048_576
-    llm_batch_max_requests: int = 500
-    llm_batch_max_age_s: float = 60.0
-    llm_result_ttl_s: float = 259_200.0
+__all__ = [
+    "FLUSH_LLM_BATCHES",
+    "FLUSH_LLM_GROUP",
+    "RUN_LLM_BATCH",
+    "RUN_LLM_REQUEST",
+    "JobQueue",
+    "QueueOptions",
+]
 
 
-class JobQueue(Producer):
+class JobQueue(LLMClient):
     """
     The queue's client, over one Redis client; see `worker.open_queue`.
 
@@ -66,16 +46,10 @@ class JobQueue(Producer):
     def __init__(
         self, client: Any, options: QueueOptions | None = None, *, keys: QueueKeys | None = None
     ) -> None:
-        self.options = options or QueueOptions()
-        limits = Limits(
-            self.options.max_job_bytes, self.options.max_length, self.options.max_memory_share
-        )
-        super().__init__(client, keys or QueueKeys(), limits)
+        super().__init__(client, keys or QueueKeys(), options or QueueOptions())
         self.deliveries = DeliveryStore(
             client, self.keys, retention_s=self.options.webhook_retention_s
         )
-        self.batches = BatchStore(client, self.keys, result_ttl_s=self.options.llm_result_ttl_s)
-        self._answers = Notices(client, self.keys.llm_answered)
         self.webhooks = Webhooks(
             self.jobs,
             self.deliveries,
@@ -153,120 +127,3 @@ class JobQueue(Producer):
             NotFound: never sent, or ended longer ago than LETTA_WEBHOOK_RETENTION_S.
         """
         return await self.webhooks.get(delivery_id)
-
-    # -- LLM requests ----------------------------------------------------------
-
-    async def submit_llm_request(
-        self,
-        body: Mapping[str, Any],
-        *,
-        provider: str,
-        endpoint: str,
-        urgent: bool = False,
-        deadline: datetime | None = None,
-        dedupe: bool = True,
-    ) -> str:
-        """
-        Hand in one LLM request; returns the id to give to `llm_result`.
-
-        It waits for others of its provider, endpoint and model, and goes with
-        them in a batch. `urgent`, or a `deadline` (aware) that a batch would
-        likely miss, sends it by itself at once; a request whose deadline passes
-        before it is sent ends with the error `deadline_exceeded`. With `dedupe`
-        an equal request that is still unanswered is shared: same id, same answer.
-
-        Raises:
-            UnknownProvider, InvalidArgument, PayloadTooLarge.
-        """
-        limit = self.options.max_llm_bytes
-        request = check_request(body, provider=provider, endpoint=endpoint, max_bytes=limit)
-        deadline_ms = None if deadline is None else checks.unix_ms("deadline", deadline)
-        request_id = f"req_{uuid.uuid4().hex}"
-        await reach(self._memory.admit())
-        if urgent or self._is_near(deadline):
-            return await self._submit_urgent(request_id, request, deadline_ms)
-        group = request.group
-        row = [group.provider, group.endpoint, group.model]
-        return await reach(
-            self.batches.submit(
-                request_id,
-                request,
-                # Named after the request that would complete the batch: a call
-                # that is sent again starts no second flush.
-                flush_now=self._prepared(
-                    f"llm:full:{request_id}", FLUSH_LLM_GROUP, *row, full_only=True
-                ),
-                flush_later=self._prepared(f"llm:age:{request_id}", FLUSH_LLM_GROUP, *row),
-                limit=self.options.llm_batch_max_requests,
-                max_age_ms=int(self.options.llm_batch_max_age_s * 1000),
-                dedupe=dedupe,
-                deadline_ms=deadline_ms,
-            )
-        )
-
-    async def llm_result(self, request_id: str, *, timeout_s: float | None = None) -> Any:
-        """
-        Wait for one request's answer: the provider's response body.
-
-        Raises:
-            RequestFailed: this request ended with an error of its own.
-            ResultTimeout: not answered within `timeout_s`; ask again later.
-            NotFound: unknown, or answered longer ago than LETTA_LLM_RESULT_TTL_S.
-        """
-        try:
-            async with asyncio.timeout(timeout_s), self._answers.watch(request_id) as told:
-                while True:
-                    told.clear()
-                    answer = await reach(self.batches.read_answer(request_id))
-                    if answer is not None:
-                        break
-                    if not await reach(self.batches.is_open(request_id)):
-                        answer = await reach(self.batches.read_answer(request_id))
-                        if answer is None:
-                            raise NotFound(f"no request {request_id!r}, or its answer has expired")
-                        break
-                    await _wait_for(told, _NOTICE_POLL_S)
-        except TimeoutError:
-            raise ResultTimeout(f"{request_id!r} is not answered after {timeout_s} s") from None
-        if not answer.ok:
-            raise RequestFailed(answer.kind, answer.message)
-        return answer.body
-
-    async def flush_llm_batches(self) -> Job:
-        """Send every waiting request now; the job's result is how many batches were made."""
-        return await self.enqueue(FLUSH_LLM_BATCHES, priority=Priority.HIGH)
-
-    async def _submit_urgent(
-        self, request_id: str, request: LLMRequest, deadline_ms: int | None
-    ) -> str:
-        job = self._prepared(f"llm:urgent:{request_id}", RUN_LLM_REQUEST, request_id)
-        return await reach(
-            self.batches.submit_urgent(
-                request_id,
-                request,
-                job=job,
-                job_keys=self.jobs.job_keys(job.id, Priority.HIGH),
-                deadline_ms=deadline_ms,
-            )
-        )
-
-    def _is_near(self, deadline: datetime | None) -> bool:
-        if deadline is None:
-            return False
-        # A batch takes its gathering time and then the provider's, which is
-        # never shorter than that.
-        left_s = deadline.timestamp() - datetime.now(UTC).timestamp()
-        return left_s < 2 * self.options.llm_batch_max_age_s
-
-    # -- inside ----------------------------------------------------------------
-
-    def _prepared(self, job_id: str, name: str, *args: Any, **kwargs: Any) -> PreparedJob:
-        return PreparedJob(job_id, self._body(name, *args, **kwargs))
-
-
-async def _wait_for(event: asyncio.Event, timeout_s: float) -> None:
-    try:
-        async with asyncio.timeout(timeout_s):
-            await event.wait()
-    except TimeoutError:
-        return

@@ -12,8 +12,11 @@ if TYPE_CHECKING:
     import httpx
 
     from worker.client import JobQueue
-    from worker.effects.providers import OpenAIProvider
+    from worker.effects.llm_requests import FlushRules
+    from worker.effects.providers import Provider
+    from worker.effects.rate import RateLimiter
     from worker.effects.secrets import SecretBox
+    from worker.policy.batch_states import OnAmbiguous
     from worker.policy.delivery import RetrySchedule
     from worker.policy.lanes import LaneLimits
 
@@ -43,11 +46,19 @@ class WebhookConfig:
 
 @dataclass(frozen=True, slots=True)
 class LLMConfig:
-    """How batches are made and watched."""
+    """How batches are made and watched. Times are seconds."""
 
-    max_requests: int
+    rules: Mapping[str, FlushRules]
     poll_interval_s: float
-    concurrency: int
+    item_max_tries: int
+    deadline_margin_s: float
+    on_ambiguous: OnAmbiguous
+    suspect_wait_s: float
+    webhook_url: str | None = None
+
+
+def _no_checkpoint(_name: str) -> None:
+    return None
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,9 +71,12 @@ class Deps:
     secrets: SecretBox
     webhooks: WebhookConfig
     llm: LLMConfig
-    providers: Mapping[str, OpenAIProvider]
+    providers: Mapping[str, Provider]
+    limiters: Mapping[str, RateLimiter]
     now: Callable[[], datetime] = utc_now
     rng: Callable[[], float] = field(default=random.random)
+    # Told of every step of a batch that a crash may come behind; fault tests let one come.
+    reached: Callable[[str], None] = _no_checkpoint
 
     @staticmethod
     def of(ctx: JobContext) -> Deps:

@@ -25,19 +25,24 @@ from cache.keys import QueueKeys
 from cache.pool import Target, build_client, parse_url
 from settings import Settings, SettingsError, get_settings, variable_name
 from worker.child import ChildOptions, ManagedWorker, serve
-from worker.client import FLUSH_LLM_BATCHES, FLUSH_LLM_GROUP, JobQueue
-from worker.deps import Deps, LLMConfig, WebhookConfig
+from worker.client import (
+    FLUSH_LLM_BATCHES,
+    FLUSH_LLM_GROUP,
+    RUN_LLM_BATCH,
+    RUN_LLM_REQUEST,
+    JobQueue,
+)
+from worker.deps import Deps, WebhookConfig
 from worker.effects.deliveries import REPORT_WEBHOOK
 from worker.effects.egress import tls_context
 from worker.effects.http import build_http_client
-from worker.effects.providers import OpenAIProvider
+from worker.effects.providers import AnthropicProvider, OpenAIProvider
+from worker.effects.rate import RateLimiter
 from worker.effects.secrets import SecretBox
 from worker.engine import EngineOptions, RetryPolicy, new_worker_id
 from worker.engine.bridge import ManagedEngine, settings_class, worker_from
 from worker.errors import UnsafeServer
 from worker.jobs.batch import (
-    RUN_LLM_BATCH,
-    RUN_LLM_REQUEST,
     flush_llm_batches,
     flush_llm_group,
     run_llm_batch,
@@ -46,13 +51,21 @@ from worker.jobs.batch import (
 from worker.jobs.schedule import CronExpression, cron_job
 from worker.jobs.webhook import deliver_webhook, report_webhook
 from worker.logs import configure_logging
+from worker.policy.batch import LIMITS
 from worker.policy.delivery import RetrySchedule
 from worker.policy.egress import EgressPolicy, parse_hosts, parse_networks, parse_ports
 from worker.policy.lanes import LaneLimits
 from worker.policy.restart import RestartPolicy
 from worker.supervisor import SupervisorOptions
 from worker.webhooks import DELIVER_WEBHOOK
-from worker.wiring import encryption_key, pool_options, queue_options, reveal
+from worker.wiring import (
+    encryption_key,
+    llm_config,
+    pool_options,
+    queue_options,
+    rate_limits,
+    reveal,
+)
 
 log = structlog.get_logger("worker.main")
 
@@ -61,7 +74,8 @@ _NO_LIMIT = 1_000_000
 # Time beyond the HTTP calls of one run for the reads and writes around them.
 _JOB_MARGIN_S = 5.0
 _HEALTH_INTERVAL_S = 5
-_LLM_CONCURRENCY = 16
+# Of one process; the limit on calls in flight is LETTA_LLM_MAX_CONCURRENCY, over all.
+_LLM_CONNECTIONS = 100
 
 
 def build_worker_settings(settings: Settings | None = None) -> type:
@@ -270,21 +284,33 @@ def build_deps(settings: Settings, client: Any) -> Deps:
     return Deps(
         queue=JobQueue(client, queue_options(settings)),
         http=build_webhook_client(settings),
-        llm_http=(llm_http := build_http_client(llm_egress, max_connections=_LLM_CONCURRENCY)),
+        llm_http=(llm_http := build_http_client(llm_egress, max_connections=_LLM_CONNECTIONS)),
         secrets=SecretBox(encryption_key(settings)),
         webhooks=webhook_config(settings),
-        llm=LLMConfig(
-            max_requests=settings.llm_batch_max_requests,
-            poll_interval_s=settings.llm_poll_interval_s,
-            concurrency=_LLM_CONCURRENCY,
-        ),
+        llm=llm_config(settings),
         providers={
             "openai": OpenAIProvider(
                 llm_http,
                 base_url=settings.openai_base_url,
                 api_key=reveal(settings.openai_api_key),
                 timeout_s=settings.llm_timeout_s,
+            ),
+            "anthropic": AnthropicProvider(
+                llm_http,
+                base_url=settings.anthropic_base_url,
+                api_key=reveal(settings.anthropic_api_key),
+                timeout_s=settings.llm_timeout_s,
+            ),
+        },
+        limiters={
+            name: RateLimiter(
+                client,
+                QueueKeys(),
+                name,
+                rate_limits(settings),
+                lease_s=settings.llm_timeout_s + _JOB_MARGIN_S,
             )
+            for name in LIMITS
         },
     )
 

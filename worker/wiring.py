@@ -7,9 +7,21 @@ from typing import TYPE_CHECKING
 
 from cache.opening import pool_options
 from worker.client import QueueOptions
+from worker.client_llm import flush_rules
+from worker.deps import LLMConfig
+from worker.policy.batch import LIMITS
+from worker.policy.batch_states import OnAmbiguous
+from worker.policy.rate import RateLimits
 from worker.webhooks import WebhookOptions
 
-__all__ = ["encryption_key", "pool_options", "queue_options", "reveal"]
+__all__ = [
+    "encryption_key",
+    "llm_config",
+    "pool_options",
+    "queue_options",
+    "rate_limits",
+    "reveal",
+]
 
 if TYPE_CHECKING:
     from pydantic import SecretStr
@@ -33,7 +45,35 @@ def queue_options(settings: Settings) -> QueueOptions:
         max_llm_bytes=settings.llm_max_body_bytes,
         llm_batch_max_requests=settings.llm_batch_max_requests,
         llm_batch_max_age_s=settings.llm_batch_max_age_s,
+        llm_batch_max_bytes=settings.llm_batch_max_bytes,
+        llm_batch_max_tokens=settings.llm_batch_max_tokens,
+        llm_deadline_margin_s=settings.llm_deadline_margin_s,
         llm_result_ttl_s=settings.llm_result_ttl_s,
+        llm_read_result_ttl_s=settings.llm_read_result_ttl_s,
+        llm_cache_ttl_s=settings.llm_cache_ttl_s,
+        llm_batch_price_factor=settings.llm_batch_price_factor,
+    )
+
+
+def llm_config(settings: Settings) -> LLMConfig:
+    options = queue_options(settings)
+    return LLMConfig(
+        rules={name: flush_rules(options, name) for name in LIMITS},
+        poll_interval_s=settings.llm_poll_interval_s,
+        item_max_tries=settings.llm_item_max_tries,
+        deadline_margin_s=settings.llm_deadline_margin_s,
+        on_ambiguous=OnAmbiguous(settings.llm_on_ambiguous),
+        suspect_wait_s=settings.llm_suspect_wait_s,
+        webhook_url=settings.llm_webhook_url,
+    )
+
+
+def rate_limits(settings: Settings) -> RateLimits:
+    return RateLimits(
+        requests_per_minute=settings.llm_requests_per_minute,
+        tokens_per_minute=settings.llm_tokens_per_minute,
+        max_concurrency=settings.llm_max_concurrency,
+        urgent_share=settings.llm_urgent_share,
     )
 
 

@@ -1,238 +1,275 @@
 """
-LLM requests and their batches in Redis.
-
-A request waits in its group's list until a flush seals it into a batch; its
-answer is stored once, and a message on one channel wakes whoever waits for it,
-in any process.
+LLM batches in Redis: sealed from what waits, moved by compare-and-set, read a page at a time.
 """
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-from dataclasses import dataclass
-from enum import StrEnum
-from typing import Any
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from typing import Any, Literal
 
 from cache import codec
-from cache.keys import LLM_BATCH_TTL_S, QueueKeys
+from cache.keys import LLM_BATCH_TTL_S, LLM_MAX_BATCHES, QueueKeys
 from cache.scripts import load
-from worker.policy.batch import Answer, Group, LLMRequest
-from worker.policy.priority import Priority
+from worker.effects.llm_requests import (
+    FlushRules,
+    PreparedJob,
+    StoredRequest,
+    decode_group,
+    encode_group,
+    run_many,
+)
+from worker.policy.batch import Group
+from worker.policy.batch_states import BatchState
 
-_SUBMIT = load("worker.effects", "submit_llm")
-_SUBMIT_URGENT = load("worker.effects", "submit_llm_urgent")
 _SEAL = load("worker.effects", "seal_batch")
-_ANSWER = load("worker.effects", "answer_llm")
+_TAKE = load("worker.effects", "take_batch")
 _MOVE = load("worker.effects", "move_batch")
+_DETACH = load("worker.effects", "detach_llm")
+_HASTEN = load("worker.effects", "hasten_batch")
 # A slice of a batch read at a time, so that a large one is never in memory whole.
-_PAGE = 500
-# LPOP and unpack of one call of seal_batch.lua.
-SEAL_LIMIT = 5000
-
-
-class BatchState(StrEnum):
-    """sealed -> submitting -> submitted -> done | failed (docs/states.md)."""
-
-    SEALED = "sealed"
-    SUBMITTING = "submitting"
-    SUBMITTED = "submitted"
-    DONE = "done"
-    FAILED = "failed"
+PAGE = 500
+# Requests that one call of seal_batch.lua moves: about 10 ms of the server.
+_SEAL_CHUNK = 1000
+# After this a batch that its flush left unsealed is sealed as it is.
+_UNSEALED_MS = 60_000
 
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """A sealed batch; `provider_id` is the provider's name for it once submitted."""
+    """One run's view of a batch: `epoch` is the run's own, and what its moves are compared with."""
 
     id: str
     state: BatchState
+    epoch: int
     group: Group
     size: int
-    provider_id: str
-
-
-@dataclass(frozen=True, slots=True)
-class StoredRequest:
-    """A request that is not answered yet. `deadline_ms` is Unix milliseconds or None."""
-
-    id: str
-    body: bytes
     deadline_ms: int | None
+    fields: dict[str, str] = field(default_factory=dict)
 
+    @property
+    def provider_id(self) -> str:
+        """The provider's name for it, "" before it is submitted."""
+        return self.fields.get("provider_id", "")
 
-@dataclass(frozen=True, slots=True)
-class PreparedJob:
-    """A job that a script may store: its id and encoded body."""
+    @property
+    def submitting_ms(self) -> int:
+        return int(self.fields.get("submitting_at") or 0)
 
-    id: str
-    body: bytes
+    @property
+    def is_canceled(self) -> bool:
+        return self.fields.get("cancel") == "1"
+
+    def moved(self, to: BatchState, fields: dict[str, str]) -> Batch:
+        """As it is after a move of this run."""
+        return replace(self, state=to, fields={**self.fields, **fields})
+
+    def number(self, name: str) -> int:
+        return int(self.fields.get(name) or 0)
 
 
 class BatchStore:
-    """Takes requests in, seals batches, keeps answers, through one client."""
+    """Seals, moves and reads batches through one client."""
 
-    def __init__(self, client: Any, keys: QueueKeys, *, result_ttl_s: float) -> None:
+    def __init__(self, client: Any, keys: QueueKeys) -> None:
         self.client = client
         self.keys = keys
-        self.result_ttl_s = result_ttl_s
-
-    async def submit(
-        self,
-        request_id: str,
-        request: LLMRequest,
-        *,
-        flush_now: PreparedJob,
-        flush_later: PreparedJob,
-        limit: int,
-        max_age_ms: int,
-        dedupe: bool,
-        deadline_ms: int | None,
-    ) -> str:
-        """Store a request under its group; returns the id that will be answered."""
-        keys, group = self.keys, request.group
-        names = [
-            keys.llm_request(request_id),
-            keys.llm_dedupe(request.digest),
-            keys.llm_pending(group.id),
-            keys.llm_groups,
-            keys.wake,
-            keys.queue(Priority.DEFAULT),
-            keys.job(flush_now.id),
-            keys.result(flush_now.id),
-            keys.job(flush_later.id),
-            keys.result(flush_later.id),
-        ]
-        args = [
-            request_id,
-            request.body,
-            group.id,
-            _encode_group(group),
-            int(dedupe),
-            limit,
-            max_age_ms,
-            flush_now.id,
-            flush_now.body,
-            flush_later.id,
-            flush_later.body,
-            "" if deadline_ms is None else deadline_ms,
-        ]
-        answered: bytes = await _SUBMIT.run(self.client, names, args)
-        return answered.decode()
-
-    async def submit_urgent(
-        self,
-        request_id: str,
-        request: LLMRequest,
-        *,
-        job: PreparedJob,
-        job_keys: list[str],
-        deadline_ms: int | None,
-    ) -> str:
-        """Store a request with a job of its own."""
-        names = [self.keys.llm_request(request_id), *job_keys]
-        deadline = "" if deadline_ms is None else deadline_ms
-        args = [request_id, request.body, _encode_group(request.group), deadline, job.id, job.body]
-        await _SUBMIT_URGENT.run(self.client, names, args)
-        return request_id
 
     async def groups(self) -> list[Group]:
         """The groups in which requests wait."""
         rows = await self.client.hgetall(self.keys.llm_groups)
-        return [_decode_group(data) for data in rows.values()]
+        return [decode_group(data) for data in rows.values()]
 
-    async def pending(self, group: Group) -> int:
-        return int(await self.client.llen(self.keys.llm_pending(group.id)))
+    async def waiting(self, group: Group) -> dict[str, int]:
+        """How many requests of a group wait, their bytes and estimated tokens."""
+        async with self.client.pipeline(transaction=True) as pipe:
+            pipe.llen(self.keys.llm_pending(group.id))
+            pipe.hmget(self.keys.llm_sizes(group.id), "bytes", "tokens")
+            count, (size, tokens) = await pipe.execute()
+        return {"requests": count, "bytes": int(size or 0), "tokens": int(tokens or 0)}
+
+    async def waiting_ids(self, group: Group) -> list[str]:
+        rows = await self.client.lrange(self.keys.llm_pending(group.id), 0, PAGE - 1)
+        return [id_.decode() for id_ in rows]
+
+    async def usage(self, group: Group) -> dict[str, int]:
+        rows = await self.client.hgetall(self.keys.llm_usage(group.id))
+        return {name.decode(): int(value) for name, value in rows.items()}
 
     async def seal(
         self,
         group: Group,
         batch_id: str,
         *,
-        limit: int,
-        least: int,
+        rules: FlushRules,
+        full_only: bool,
         job: PreparedJob,
         job_keys: list[str],
     ) -> int:
-        """Move up to `limit` waiting requests into a new batch, if `least` wait; returns how many."""
+        """
+        Move waiting requests into a new batch until it is full or none waits; returns how many.
+
+        `full_only`: only when they fill one.
+        """
         keys = self.keys
-        names = [
-            keys.llm_pending(group.id),
-            keys.llm_groups,
-            keys.llm_batch(batch_id),
-            keys.llm_items(batch_id),
-            *job_keys,
+        names = [*self._keys(batch_id), keys.llm_batches, *job_keys]
+        args = [
+            keys.llm,
+            group.id,
+            encode_group(group),
+            batch_id,
+            rules.max_requests,
+            rules.max_bytes,
+            rules.max_tokens,
+            int(full_only),
+            job.id,
+            job.body,
+            _SEAL_CHUNK,
+            _UNSEALED_MS,
+            LLM_MAX_BATCHES,
+            LLM_BATCH_TTL_S * 1000,
         ]
-        args = [group.id, _encode_group(group), min(limit, SEAL_LIMIT), job.id, job.body, least]
-        return int(await _SEAL.run(self.client, names, args))
+        while True:
+            items, sealed = await _SEAL.run(self.client, names, args)
+            if sealed:
+                return int(items)
 
-    async def batch(self, batch_id: str) -> Batch | None:
+    async def take(self, batch_id: str) -> Batch | None:
+        """Begin a run: no earlier run's move counts any more. None when there is no such batch."""
+        flat = await _TAKE.run(self.client, [self.keys.llm_batch(batch_id)])
+        return _batch(batch_id, dict(zip(flat[::2], flat[1::2], strict=True))) if flat else None
+
+    async def read(self, batch_id: str) -> Batch | None:
         row = await self.client.hgetall(self.keys.llm_batch(batch_id))
-        if not row:
-            return None
-        return Batch(
-            id=batch_id,
-            state=BatchState(row[b"state"].decode()),
-            group=_decode_group(row[b"group"]),
-            size=int(row[b"items"]),
-            provider_id=row.get(b"provider_id", b"").decode(),
-        )
+        return _batch(batch_id, row) if row else None
 
-    async def move(self, batch: Batch, to: BatchState, **fields: str) -> bool:
-        """One transition; False when another run has moved the batch already."""
-        ended = to in {BatchState.DONE, BatchState.FAILED}
+    async def move(
+        self, batch: Batch, to: BatchState, *, only_when_answered: bool = False, **fields: str | int
+    ) -> int:
+        """1 moved; 0 another run has the batch; -1 requests are open, and they must not be."""
         flat = [part for pair in fields.items() for part in pair]
-        ttl = LLM_BATCH_TTL_S * 1000 if ended else ""
-        names = [self.keys.llm_batch(batch.id), self.keys.llm_items(batch.id)]
-        # HSET wants at least one pair behind the state's.
-        args = [batch.state.value, to.value, ttl, *(flat or ["state", to.value])]
-        return bool(await _MOVE.run(self.client, names, args))
+        ttl = LLM_BATCH_TTL_S * 1000 if to.is_end else ""
+        args = [batch.state.value, batch.epoch, to.value, ttl, int(only_when_answered), *flat]
+        return int(await _MOVE.run(self.client, self._keys(batch.id), args))
+
+    async def outstanding(self, batch_id: str) -> int:
+        return int(await self.client.scard(self.keys.llm_open(batch_id)))
+
+    async def ids(self, batch_id: str) -> AsyncIterator[list[str]]:
+        """The ids of a batch's requests in the order of its file, a page at a time."""
+        start = 0
+        while rows := await self.client.lrange(
+            self.keys.llm_items(batch_id), start, start + PAGE - 1
+        ):
+            yield [id_.decode() for id_ in rows]
+            start += PAGE
+
+    async def sizes(self, batch_id: str) -> tuple[int, int]:
+        """How many unanswered requests a batch holds, and the bytes of their bodies and ids."""
+        count = size = 0
+        async for ids in self.ids(batch_id):
+            async with self.client.pipeline(transaction=False) as pipe:
+                for id_ in ids:
+                    pipe.hmget(self.keys.llm_request(id_), "bytes", "batch")
+                rows = await pipe.execute()
+            for id_, (length, owner) in zip(ids, rows, strict=True):
+                if owner is not None and owner.decode() == batch_id:
+                    count, size = count + 1, size + int(length) + len(id_)
+        return count, size
 
     async def unanswered(self, batch_id: str) -> AsyncIterator[list[StoredRequest]]:
         """The requests of a batch that have no answer yet, a page at a time."""
-        start = 0
-        while ids := await self.client.lrange(
-            self.keys.llm_items(batch_id), start, start + _PAGE - 1
-        ):
+        names = ("body", "deadline", "tokens", "batch", "group")
+        async for ids in self.ids(batch_id):
             async with self.client.pipeline(transaction=False) as pipe:
-                for request_id in ids:
-                    pipe.hmget(self.keys.llm_request(request_id.decode()), "body", "deadline")
+                for id_ in ids:
+                    pipe.hmget(self.keys.llm_request(id_), *names)
                 rows = await pipe.execute()
             yield [
-                StoredRequest(request_id.decode(), body, int(deadline) if deadline else None)
-                for request_id, (body, deadline) in zip(ids, rows, strict=True)
-                if body is not None
+                StoredRequest(
+                    id=id_,
+                    group=decode_group(group),
+                    body=body,
+                    deadline_ms=int(deadline) if deadline else None,
+                    tokens=int(tokens or 0),
+                    urgent=False,
+                )
+                for id_, (body, deadline, tokens, owner, group) in zip(ids, rows, strict=True)
+                if owner is not None and owner.decode() == batch_id
             ]
-            start += _PAGE
 
-    async def request(self, request_id: str) -> tuple[StoredRequest, Group] | None:
-        """An urgent request and its group; None once it is answered."""
-        names = ("body", "deadline", "group")
-        row = await self.client.hmget(self.keys.llm_request(request_id), *names)
-        if row[0] is None:
-            return None
-        deadline = int(row[1]) if row[1] else None
-        return StoredRequest(request_id, row[0], deadline), _decode_group(row[2])
+    async def open_items(
+        self, batch_id: str, request_ids: Sequence[str]
+    ) -> dict[str, tuple[int, int | None]]:
+        """Of these requests, those open in the batch: batches that carried it, deadline in Unix ms."""
+        async with self.client.pipeline(transaction=False) as pipe:
+            for id_ in request_ids:
+                pipe.hmget(self.keys.llm_request(id_), "batch", "tries", "deadline")
+            rows = await pipe.execute()
+        return {
+            id_: (int(tries or 1), int(deadline) if deadline else None)
+            for id_, (owner, tries, deadline) in zip(request_ids, rows, strict=True)
+            if owner is not None and owner.decode() == batch_id
+        }
 
-    async def answer(self, request_id: str, answer: Answer) -> bool:
-        """Store an answer and wake its waiters; False when there is one already."""
+    async def detach(
+        self,
+        batch_id: str,
+        items: Sequence[tuple[str, PreparedJob, list[str]]],
+        *,
+        mode: Literal["wait", "single", "urgent"],
+        delay_ms: int = 0,
+    ) -> int:
+        """Take requests out of a batch, each with its job: to wait again, or to go by themselves."""
+        calls = [
+            (
+                [self.keys.llm_request(id_), *job_keys],
+                [self.keys.llm, id_, batch_id, mode, job.id, job.body, delay_ms],
+            )
+            for id_, job, job_keys in items
+        ]
+        return sum(await run_many(self.client, _DETACH, calls))
+
+    async def hasten(self, job: PreparedJob, job_keys: list[str]) -> bool:
+        """Let a batch's job run now; False when it runs already."""
+        names = [*job_keys, self.keys.in_progress(job.id)]
+        return bool(await _HASTEN.run(self.client, names, [job.id, job.body]))
+
+    async def ask_to_cancel(self, batch_id: str) -> None:
+        await self.client.hset(self.keys.llm_batch(batch_id), "cancel", 1)
+
+    async def note(self, batch_id: str, **fields: str | int) -> None:
+        """Write down what is no transition."""
+        await self.client.hset(self.keys.llm_batch(batch_id), mapping=fields)
+
+    async def listed(self, limit: int) -> list[Batch]:
+        """The newest batches, newest first."""
+        ids = await self.client.zrange(self.keys.llm_batches, 0, limit - 1, desc=True)
+        async with self.client.pipeline(transaction=False) as pipe:
+            for id_ in ids:
+                pipe.hgetall(self.keys.llm_batch(id_.decode()))
+            rows = await pipe.execute() if ids else []
+        return [_batch(id_.decode(), row) for id_, row in zip(ids, rows, strict=True) if row]
+
+    def _keys(self, batch_id: str) -> list[str]:
         keys = self.keys
-        data = codec.encode([answer.body, answer.kind, answer.message])
-        names = [keys.llm_request(request_id), keys.llm_result(request_id)]
-        args = [data, int(self.result_ttl_s * 1000), request_id, keys.llm_answered]
-        return bool(await _ANSWER.run(self.client, names, args))
-
-    async def read_answer(self, request_id: str) -> Answer | None:
-        data = await self.client.get(self.keys.llm_result(request_id))
-        return None if data is None else Answer(*codec.decode(data))
-
-    async def is_open(self, request_id: str) -> bool:
-        """Whether the request is known and not answered."""
-        return bool(await self.client.exists(self.keys.llm_request(request_id)))
+        return [keys.llm_batch(batch_id), keys.llm_items(batch_id), keys.llm_open(batch_id)]
 
 
-def _encode_group(group: Group) -> bytes:
-    return codec.encode([group.provider, group.endpoint, group.model])
+def _batch(batch_id: str, row: dict[bytes, bytes]) -> Batch:
+    group = row.pop(b"group")
+    fields = {name.decode(): value.decode() for name, value in row.items()}
+    return Batch(
+        id=batch_id,
+        state=BatchState(fields["state"]),
+        epoch=int(fields.get("epoch") or 0),
+        group=Group(*codec.decode(group)),
+        size=int(fields.get("items") or 0),
+        deadline_ms=int(fields["deadline"]) if fields.get("deadline") else None,
+        fields=fields,
+    )
 
 
-def _decode_group(data: bytes) -> Group:
-    return Group(*codec.decode(data))
+def created_at(batch: Batch) -> datetime:
+    return datetime.fromtimestamp(batch.number("created") / 1000, UTC)

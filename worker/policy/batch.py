@@ -1,5 +1,5 @@
 """
-LLM requests: what is accepted, which may share a batch, and what an item's answer means.
+LLM requests: what is accepted, and which may share a batch.
 """
 
 from __future__ import annotations
@@ -19,6 +19,25 @@ ENDPOINTS: Mapping[str, Mapping[str, str]] = {
         "/v1/responses": "input",
         "/v1/embeddings": "input",
     },
+    "anthropic": {"/v1/messages": "messages"},
+}
+# Where a body says how long its answer may be.
+_OUTPUT_LIMITS = ("max_tokens", "max_completion_tokens", "max_output_tokens")
+# English text has about four bytes a token; other text has fewer, and JSON around it has more.
+_BYTES_PER_TOKEN = 4
+
+
+@dataclass(frozen=True, slots=True)
+class BatchLimits:
+    """What a provider takes in one batch."""
+
+    requests: int
+    bytes: int
+
+
+LIMITS: Mapping[str, BatchLimits] = {
+    "openai": BatchLimits(50_000, 200_000_000),
+    "anthropic": BatchLimits(100_000, 256_000_000),
 }
 
 
@@ -43,14 +62,34 @@ class Group:
 
 @dataclass(frozen=True, slots=True)
 class LLMRequest:
-    """A checked request: `body` is canonical JSON, so equal requests have equal bytes."""
+    """
+    A checked request: `body` is canonical JSON, so equal requests have equal bytes.
+
+    `tokens` is an estimate of what it takes in and may give out.
+    """
 
     group: Group
     body: bytes
+    tokens: int
 
-    @property
-    def digest(self) -> str:
-        return hashlib.sha256(self.group.id.encode() + self.body).hexdigest()
+    def digest(self, group_id: str) -> str:
+        return hashlib.sha256(group_id.encode() + self.body).hexdigest()
+
+
+def check_endpoint(provider: str, endpoint: str) -> str:
+    """
+    The endpoint in full (`chat/completions` -> `/v1/chat/completions`).
+
+    Raises:
+        UnknownProvider, InvalidArgument: with what is known.
+    """
+    if provider not in ENDPOINTS:
+        raise UnknownProvider(f"unknown provider {provider!r}; known: {', '.join(ENDPOINTS)}")
+    full = "/v1/" + endpoint.strip("/").removeprefix("v1/")
+    if full not in ENDPOINTS[provider]:
+        known = ", ".join(ENDPOINTS[provider])
+        raise InvalidArgument(f"{provider} has no endpoint {endpoint!r}; known: {known}")
+    return full
 
 
 def check_request(
@@ -62,12 +101,7 @@ def check_request(
     Raises:
         UnknownProvider, InvalidArgument, PayloadTooLarge: the message names the field.
     """
-    if provider not in ENDPOINTS:
-        raise UnknownProvider(f"unknown provider {provider!r}; known: {', '.join(ENDPOINTS)}")
-    full = "/v1/" + endpoint.strip("/").removeprefix("v1/")
-    if full not in ENDPOINTS[provider]:
-        known = ", ".join(ENDPOINTS[provider])
-        raise InvalidArgument(f"{provider} has no endpoint {endpoint!r}; known: {known}")
+    full = check_endpoint(provider, endpoint)
     if not isinstance(body, Mapping):
         raise InvalidArgument("the body must be a mapping")
     model = body.get("model")
@@ -77,54 +111,23 @@ def check_request(
         raise InvalidArgument(f"body['{ENDPOINTS[provider][full]}'] is missing or empty")
     if body.get("stream"):
         raise InvalidArgument("body['stream'] cannot be true: a batch's answer comes whole")
+    if provider == "anthropic" and not _is_count(body.get("max_tokens")):
+        raise InvalidArgument("body['max_tokens'] must be a whole number above 0 for anthropic")
     try:
         data = json.dumps(body, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()
     except (TypeError, ValueError, RecursionError) as exc:
         raise InvalidArgument(f"the body is not JSON: {exc}") from None
     if len(data) > max_bytes:
         raise PayloadTooLarge("the request body", len(data), max_bytes, "LETTA_LLM_MAX_BODY_BYTES")
-    return LLMRequest(Group(provider, full, model), data)
+    return LLMRequest(Group(provider, full, model), data, estimate_tokens(body, len(data)))
 
 
-@dataclass(frozen=True, slots=True)
-class Answer:
-    """One item's end: the provider's response body, or an error's kind and message."""
-
-    body: Any = None
-    kind: str = ""
-    message: str = ""
-
-    @property
-    def ok(self) -> bool:
-        return not self.kind
+def estimate_tokens(body: Mapping[str, Any], size: int) -> int:
+    """A guess at input and output tokens, for limits: on the high side for English text."""
+    allowed = (body.get(name) for name in _OUTPUT_LIMITS)
+    output = next((value for value in allowed if _is_count(value)), 0)
+    return size // _BYTES_PER_TOKEN + 1 + int(output or 0)
 
 
-def read_item(item: Mapping[str, Any]) -> Answer:
-    """A line of a batch's output or error file -> its answer."""
-    error = item.get("error")
-    if isinstance(error, Mapping):
-        return Answer(
-            kind=str(error.get("code") or "error"), message=str(error.get("message") or "")
-        )
-    response = item.get("response")
-    if not isinstance(response, Mapping):
-        return Answer(
-            kind="malformed", message="the provider's line has neither response nor error"
-        )
-    return read_response(int(response.get("status_code") or 0), response.get("body"))
-
-
-def read_response(status: int, body: Any) -> Answer:
-    """An HTTP status and decoded body -> its answer."""
-    if 200 <= status < 300:
-        return Answer(body=body)
-    error = body.get("error") if isinstance(body, Mapping) else None
-    if isinstance(error, Mapping):
-        kind = str(error.get("code") or error.get("type") or f"http_{status}")
-        return Answer(kind=kind, message=str(error.get("message") or ""))
-    return Answer(kind=f"http_{status}", message="")
-
-
-def is_transient(status: int) -> bool:
-    """Statuses after which the same request may succeed."""
-    return status in {408, 409, 425, 429, 529} or status >= 500
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value > 0

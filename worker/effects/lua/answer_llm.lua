@@ -1,16 +1,10 @@
 -- answer_llm.lua: store a request's answer, once; the first one stays. Then tell the waiters.
--- KEYS[1] request  KEYS[2] answer
--- ARGV[1] answer  ARGV[2] ttl_ms  ARGV[3] request id  ARGV[4] channel
+-- KEYS[1] request
+-- ARGV[1] prefix p of the LLM keys (see _llm_finish.lua)  ARGV[2] request id  ARGV[3] answer
+-- ARGV[4] ok: 1 | 0  ARGV[5] ttl_ms  ARGV[6] ttl_ms for equal requests, 0 none  ARGV[7] usage's ttl_ms
+-- ARGV[8] input  ARGV[9] output  ARGV[10] cached  ARGV[11] reasoning tokens
 -- returns 1 stored | 0 answered already, or no such request
-if redis.call('EXISTS', KEYS[1]) == 0 then
-  return 0
-end
-redis.call('SET', KEYS[2], ARGV[1], 'PX', ARGV[2])
--- The next equal request is a new one. The field holds the key's whole name.
-local dedupe = redis.call('HGET', KEYS[1], 'dedupe')
-if dedupe and redis.call('GET', dedupe) == ARGV[3] then
-  redis.call('DEL', dedupe)
-end
-redis.call('DEL', KEYS[1])
-redis.call('PUBLISH', ARGV[4], ARGV[3])
-return 1
+--@include llm_waiting
+--@include llm_finish
+return finish_llm(ARGV[1], ARGV[2], ARGV[3], ARGV[4], ARGV[5], ARGV[6], ARGV[7],
+  {input = ARGV[8], output = ARGV[9], cached = ARGV[10], reasoning = ARGV[11]})

@@ -1,26 +1,82 @@
--- seal_batch.lua: move the oldest waiting requests of a group into a new batch, with its job.
--- KEYS[1] pending list  KEYS[2] groups hash  KEYS[3] batch  KEYS[4] items list
--- KEYS[5] queue  KEYS[6] job body  KEYS[7] result  KEYS[8] wake token
--- ARGV[1] group id  ARGV[2] group descriptor  ARGV[3] most requests (<= 5000: LPOP and unpack stay short)
--- ARGV[4] job id  ARGV[5] job body  ARGV[6] least requests: fewer wait on
--- returns how many were moved; 0 when too few wait or the batch exists already
+-- seal_batch.lua: move the oldest waiting requests of a group into a batch, a chunk a call; the call
+-- that fills it, or takes the last that wait, seals it and starts its job.
+-- KEYS[1] batch  KEYS[2] items list  KEYS[3] open set  KEYS[4] batches index
+-- KEYS[5] queue  KEYS[6] job body  KEYS[7] job result  KEYS[8] wake token
+-- ARGV[1] prefix p of the LLM keys; used: pending:<gid>, groups, sizes:<gid>, request:<id>
+-- ARGV[2] group id  ARGV[3] group descriptor  ARGV[4] batch id
+-- ARGV[5] most requests  ARGV[6] most bytes  ARGV[7] most tokens, 0 none  ARGV[8] full batches only: 1 | 0
+-- ARGV[9] job id  ARGV[10] job body  ARGV[11] chunk, <= 1000  ARGV[12] due ms of an unsealed batch's job
+-- ARGV[13] most batches in the index  ARGV[14] the index's ttl ms
+-- returns {requests of the batch, 1 sealed | 0 call again}
 --@include put_job
-if redis.call('EXISTS', KEYS[3]) == 1 then
-  return 0
+--@include llm_waiting
+local p, gid = ARGV[1], ARGV[2]
+local pending = p .. 'pending:' .. gid
+local most, most_bytes, most_tokens = tonumber(ARGV[5]), tonumber(ARGV[6]), tonumber(ARGV[7])
+local row = redis.call('HMGET', KEYS[1], 'state', 'items', 'bytes', 'tokens', 'deadline')
+local state, items = row[1], tonumber(row[2] or 0)
+local bytes, tokens, deadline = tonumber(row[3] or 0), tonumber(row[4] or 0), tonumber(row[5] or '')
+if state and state ~= 'open' then
+  return {items, 1}
 end
-if redis.call('LLEN', KEYS[1]) < tonumber(ARGV[6]) then
-  return 0
+local waiting = redis.call('LLEN', pending)
+if not state and ARGV[8] == '1' then
+  local sizes = redis.call('HMGET', p .. 'sizes:' .. gid, 'bytes', 'tokens')
+  if waiting < most and tonumber(sizes[1] or 0) < most_bytes
+      and (most_tokens == 0 or tonumber(sizes[2] or 0) < most_tokens) then
+    return {0, 1}
+  end
 end
-local ids = redis.call('LPOP', KEYS[1], ARGV[3])
-if not ids then
-  redis.call('HDEL', KEYS[2], ARGV[1])
-  return 0
+
+local moved, left_bytes, left_tokens, full = {}, 0, 0, items >= most
+while not full and #moved < tonumber(ARGV[11]) do
+  local id = redis.call('LINDEX', pending, 0)
+  if not id then
+    break
+  end
+  local key = p .. 'request:' .. id
+  local size = redis.call('HMGET', key, 'bytes', 'tokens', 'deadline')
+  local more_bytes, more_tokens = tonumber(size[1] or 0), tonumber(size[2] or 0)
+  -- One request alone may be larger than the limits of a batch.
+  full = items > 0 and (bytes + more_bytes > most_bytes
+    or (most_tokens > 0 and tokens + more_tokens > most_tokens))
+  if not full then
+    redis.call('LPOP', pending)
+    if size[1] then
+      moved[#moved + 1] = id
+      redis.call('HSET', key, 'batch', ARGV[4])
+      redis.call('HINCRBY', key, 'tries', 1)
+      items, bytes, tokens = items + 1, bytes + more_bytes, tokens + more_tokens
+      left_bytes, left_tokens = left_bytes + more_bytes, left_tokens + more_tokens
+      local due = tonumber(size[3] or '')
+      if due and (not deadline or due < deadline) then
+        deadline = due
+      end
+      full = items >= most
+    end
+  end
 end
-redis.call('RPUSH', KEYS[4], unpack(ids))
+stopped_waiting(p, gid, left_bytes, left_tokens)
+if items == 0 then
+  return {0, 1}
+end
+if #moved > 0 then
+  redis.call('RPUSH', KEYS[2], unpack(moved))
+  redis.call('SADD', KEYS[3], unpack(moved))
+end
 local now = server_ms()
-redis.call('HSET', KEYS[3], 'state', 'sealed', 'group', ARGV[2], 'items', #ids, 'created', now)
-put_job(KEYS[5], KEYS[6], KEYS[7], KEYS[8], ARGV[4], ARGV[5], now)
-if redis.call('LLEN', KEYS[1]) == 0 then
-  redis.call('HDEL', KEYS[2], ARGV[1])
+if not state then
+  redis.call('HSET', KEYS[1], 'epoch', 0, 'group', ARGV[3], 'gid', gid, 'created', now)
+  redis.call('ZADD', KEYS[4], now, ARGV[4])
+  redis.call('ZREMRANGEBYRANK', KEYS[4], 0, -1 - tonumber(ARGV[13]))
+  redis.call('PEXPIRE', KEYS[4], ARGV[14])
 end
-return #ids
+local sealed = full or redis.call('EXISTS', pending) == 0
+redis.call('HSET', KEYS[1], 'state', sealed and 'sealed' or 'open', 'items', items, 'bytes', bytes,
+  'tokens', tokens, 'deadline', deadline or '')
+-- A flush that dies in between leaves an unsealed batch: its job seals it as it is.
+put_job(KEYS[5], KEYS[6], KEYS[7], KEYS[8], ARGV[9], ARGV[10], now + (sealed and 0 or ARGV[12]))
+if sealed then
+  redis.call('ZADD', KEYS[5], 'XX', 'LT', now, ARGV[9])
+end
+return {items, sealed and 1 or 0}

@@ -1,34 +1,80 @@
--- submit_llm.lua: take in one LLM request; start a flush when its group is full, and one for later
--- when it is the group's first.
--- KEYS[1] request  KEYS[2] dedupe  KEYS[3] pending list  KEYS[4] groups hash  KEYS[5] wake token
--- KEYS[6] queue  KEYS[7] now-job body  KEYS[8] now-job result  KEYS[9] age-job body  KEYS[10] age-job result
--- ARGV[1] request id  ARGV[2] request body  ARGV[3] group id  ARGV[4] group descriptor
--- ARGV[5] dedupe: 1 | 0  ARGV[6] batch limit >= 1  ARGV[7] max age ms
--- ARGV[8] now-job id  ARGV[9] now-job body  ARGV[10] age-job id  ARGV[11] age-job body
--- ARGV[12] deadline, Unix ms, or ''
--- returns the id of the request that will be answered: the new one, or an equal one in flight
+-- submit_llm.lua: take in LLM requests of one group; start a flush when the group is full, and one
+-- for later when they are the first.
+-- KEYS[1] queue  KEYS[2] wake token  KEYS[3] now-job body  KEYS[4] now-job result
+-- KEYS[5] age-job body  KEYS[6] age-job result
+-- ARGV[1] prefix p of the LLM keys; written: request:<id>, dedupe:<digest>, batch:<id> (deadline),
+-- groups, pending:<gid>, sizes:<gid>
+-- ARGV[2] group id  ARGV[3] group descriptor  ARGV[4] dedupe: 1 | 0  ARGV[5] deadline, Unix ms, or ''
+-- ARGV[6] most requests of a batch  ARGV[7] most bytes  ARGV[8] most tokens, 0 none  ARGV[9] max age ms
+-- ARGV[10] now-job id  ARGV[11] now-job body  ARGV[12] age-job id  ARGV[13] age-job body
+-- ARGV[14..] request id, digest, body, tokens, ...: at most 500 requests
+-- returns the ids that will be answered: each the new one, or an equal one's
 --@include put_job
-if redis.call('EXISTS', KEYS[1]) == 1 then
-  return ARGV[1]
+--@include llm_waiting
+local p, gid, deadline = ARGV[1], ARGV[2], ARGV[5]
+local now = server_ms()
+
+local function bring_forward(key, field)
+  local known = redis.call('HGET', key, field)
+  if deadline ~= '' and (not known or known == '' or tonumber(deadline) < tonumber(known)) then
+    redis.call('HSET', key, field, deadline)
+  end
 end
-if ARGV[5] == '1' then
-  local twin = redis.call('GET', KEYS[2])
-  if twin then
+
+-- An equal request that is unanswered, or whose answer may serve again.
+local function twin_of(mark, id)
+  local twin = redis.call('GET', mark)
+  if not twin then
+    return nil
+  end
+  local key = p .. 'request:' .. twin
+  if redis.call('EXISTS', key) == 1 then
+    if redis.call('HSETNX', key, 'by:' .. id, 1) == 1 then
+      redis.call('HINCRBY', key, 'callers', 1)
+    end
+    bring_forward(key, 'deadline')
+    local batch = redis.call('HGET', key, 'batch')
+    if batch then
+      bring_forward(p .. 'batch:' .. batch, 'deadline')
+    end
     return twin
   end
-  redis.call('SET', KEYS[2], ARGV[1])
+  return redis.call('EXISTS', p .. 'result:' .. twin) == 1 and twin or nil
 end
-local now = server_ms()
-redis.call('HSET', KEYS[1], 'body', ARGV[2], 'group', ARGV[3], 'created', now, 'deadline', ARGV[12])
-if ARGV[5] == '1' then
-  redis.call('HSET', KEYS[1], 'dedupe', KEYS[2])
+
+local function take_in(id, digest, body, tokens)
+  local key = p .. 'request:' .. id
+  if redis.call('EXISTS', key, p .. 'result:' .. id) > 0 then
+    return id
+  end
+  local mark = p .. 'dedupe:' .. digest
+  if ARGV[4] == '1' then
+    local twin = twin_of(mark, id)
+    if twin then
+      return twin
+    end
+    redis.call('SET', mark, id)
+    redis.call('HSET', key, 'dedupe', mark)
+  end
+  redis.call('HSET', key, 'body', body, 'group', ARGV[3], 'gid', gid, 'created', now,
+    'deadline', deadline, 'bytes', #body, 'tokens', tokens, 'callers', 1)
+  start_waiting(p, gid, ARGV[3], id, #body, tokens, 'RPUSH')
+  return id
 end
-redis.call('HSET', KEYS[4], ARGV[3], ARGV[4])
-local waiting = redis.call('RPUSH', KEYS[3], ARGV[1])
-if waiting == 1 then
-  put_job(KEYS[6], KEYS[9], KEYS[10], KEYS[5], ARGV[10], ARGV[11], now + tonumber(ARGV[7]))
+
+local before = redis.call('LLEN', p .. 'pending:' .. gid)
+local ids = {}
+for i = 14, #ARGV, 4 do
+  ids[#ids + 1] = take_in(ARGV[i], ARGV[i + 1], ARGV[i + 2], ARGV[i + 3])
 end
-if waiting >= tonumber(ARGV[6]) then
-  put_job(KEYS[6], KEYS[7], KEYS[8], KEYS[5], ARGV[8], ARGV[9], now)
+local waiting = redis.call('LLEN', p .. 'pending:' .. gid)
+if before == 0 and waiting > 0 then
+  put_job(KEYS[1], KEYS[5], KEYS[6], KEYS[2], ARGV[12], ARGV[13], now + tonumber(ARGV[9]))
 end
-return ARGV[1]
+local sizes = redis.call('HMGET', p .. 'sizes:' .. gid, 'bytes', 'tokens')
+local most_tokens = tonumber(ARGV[8])
+if waiting > before and (waiting >= tonumber(ARGV[6]) or tonumber(sizes[1]) >= tonumber(ARGV[7])
+    or (most_tokens > 0 and tonumber(sizes[2]) >= most_tokens)) then
+  put_job(KEYS[1], KEYS[3], KEYS[4], KEYS[2], ARGV[10], ARGV[11], now)
+end
+return ids

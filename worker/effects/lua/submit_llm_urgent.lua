@@ -1,12 +1,13 @@
 -- submit_llm_urgent.lua: take in one LLM request with a job of its own, past the batches.
--- KEYS[1] request  KEYS[2] queue  KEYS[3] job body  KEYS[4] result  KEYS[5] wake token
--- ARGV[1] request id  ARGV[2] request body  ARGV[3] group id  ARGV[4] deadline, Unix ms, or ''
--- ARGV[5] job id  ARGV[6] job body
+-- KEYS[1] request  KEYS[2] answer  KEYS[3] queue  KEYS[4] job body  KEYS[5] job result  KEYS[6] wake token
+-- ARGV[1] request id  ARGV[2] request body  ARGV[3] group id  ARGV[4] group descriptor
+-- ARGV[5] deadline, Unix ms, or ''  ARGV[6] tokens  ARGV[7] job id  ARGV[8] job body
 -- returns the request id
 --@include put_job
-if redis.call('EXISTS', KEYS[1]) == 0 then
+if redis.call('EXISTS', KEYS[1], KEYS[2]) == 0 then
   local now = server_ms()
-  redis.call('HSET', KEYS[1], 'body', ARGV[2], 'group', ARGV[3], 'created', now, 'deadline', ARGV[4])
-  put_job(KEYS[2], KEYS[3], KEYS[4], KEYS[5], ARGV[5], ARGV[6], now)
+  redis.call('HSET', KEYS[1], 'body', ARGV[2], 'gid', ARGV[3], 'group', ARGV[4], 'created', now,
+    'deadline', ARGV[5], 'bytes', #ARGV[2], 'tokens', ARGV[6], 'callers', 1, 'single', 'urgent')
+  put_job(KEYS[3], KEYS[4], KEYS[5], KEYS[6], ARGV[7], ARGV[8], now)
 end
 return ARGV[1]

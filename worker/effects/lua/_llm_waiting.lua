@@ -1,0 +1,19 @@
+-- Shared step: a request's place among those of its group that wait for a batch.
+-- p: what the LLM keys begin with (`arq:llm:`); keys written: groups, pending:<gid>, sizes:<gid>
+local function start_waiting(p, gid, descriptor, id, bytes, tokens, command)
+  redis.call('HSET', p .. 'groups', gid, descriptor)
+  redis.call('HINCRBY', p .. 'sizes:' .. gid, 'bytes', bytes)
+  redis.call('HINCRBY', p .. 'sizes:' .. gid, 'tokens', tokens)
+  return redis.call(command, p .. 'pending:' .. gid, id)
+end
+
+-- Takes `bytes` and `tokens` of requests that left the list off the group's sums.
+local function stopped_waiting(p, gid, bytes, tokens)
+  if redis.call('EXISTS', p .. 'pending:' .. gid) == 0 then
+    redis.call('HDEL', p .. 'groups', gid)
+    redis.call('DEL', p .. 'sizes:' .. gid)
+  else
+    redis.call('HINCRBY', p .. 'sizes:' .. gid, 'bytes', -bytes)
+    redis.call('HINCRBY', p .. 'sizes:' .. gid, 'tokens', -tokens)
+  end
+end

@@ -1,0 +1,14 @@
+-- hasten_batch.lua: let a batch's job run now; start it where it is missing.
+-- KEYS[1] queue  KEYS[2] job body  KEYS[3] job result  KEYS[4] wake token  KEYS[5] job's in-progress mark
+-- ARGV[1] job id  ARGV[2] job body
+-- returns 1 | 0 it runs already
+--@include put_job
+if redis.call('EXISTS', KEYS[5]) == 1 then
+  return 0
+end
+local now = server_ms()
+if put_job(KEYS[1], KEYS[2], KEYS[3], KEYS[4], ARGV[1], ARGV[2], now) == 0 then
+  redis.call('ZADD', KEYS[1], 'XX', 'LT', now, ARGV[1])
+  redis.call('ZADD', KEYS[4], 0, 'w')
+end
+return 1

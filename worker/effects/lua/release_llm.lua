@@ -1,0 +1,34 @@
+-- release_llm.lua: a call of the synchronous lane has ended; the limit on calls in flight follows
+-- how it went (additive increase, multiplicative decrease).
+-- KEYS[1] rate hash  KEYS[2] calls in flight
+-- ARGV[1] call id  ARGV[2] how: ok | busy | other  ARGV[3] ms that the provider asks to wait, or 0
+-- ARGV[4] most in flight  ARGV[5] ttl_ms
+-- returns the limit on calls in flight from now on
+local t = redis.call('TIME')
+local now = t[1] * 1000 + t[2] / 1000
+local known = redis.call('ZREM', KEYS[2], ARGV[1]) == 1
+local row = redis.call('HMGET', KEYS[1], 'limit', 'successes', 'cut', 'pause')
+local most = tonumber(ARGV[4])
+local limit = math.min(tonumber(row[1] or most), most)
+if not known then
+  return math.floor(limit)
+end
+if ARGV[2] == 'busy' then
+  -- The calls that were in flight at a cut tell of the load before it.
+  if now - tonumber(row[3] or 0) > 1000 then
+    limit = math.max(1, limit * 0.7)
+    redis.call('HSET', KEYS[1], 'limit', tostring(limit), 'successes', 0, 'cut', tostring(now))
+  end
+  local pause = now + tonumber(ARGV[3])
+  if pause > tonumber(row[4] or 0) then
+    redis.call('HSET', KEYS[1], 'pause', string.format('%.0f', pause))
+  end
+elseif ARGV[2] == 'ok' and limit < most then
+  local successes = tonumber(row[2] or 0) + 1
+  if successes >= limit then
+    limit, successes = math.min(most, limit + 1), 0
+  end
+  redis.call('HSET', KEYS[1], 'limit', tostring(limit), 'successes', successes)
+end
+redis.call('PEXPIRE', KEYS[1], ARGV[5])
+return math.floor(limit)

@@ -1,0 +1,167 @@
+"""
+LLM answers: what a provider's line or response means, and what becomes of an item with it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any
+
+# Kinds of an item's error after which the same request may succeed.
+_MENDABLE = frozenset(
+    {
+        "api_error",
+        "batch_expired",
+        "expired",
+        "missing",
+        "overloaded_error",
+        "rate_limit_error",
+        "rate_limit_exceeded",
+        "server_error",
+        "timeout_error",
+    }
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """Tokens as the provider counted them; `cached` are part of `input`, `reasoning` of `output`."""
+
+    input: int = 0
+    output: int = 0
+    cached: int = 0
+    reasoning: int = 0
+
+    @property
+    def is_empty(self) -> bool:
+        return not (self.input or self.output)
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """
+    One item's end: the provider's response body, or an error's kind and message.
+
+    `mendable`: the same request may succeed another time.
+    """
+
+    body: Any = None
+    kind: str = ""
+    message: str = ""
+    mendable: bool = False
+
+    @property
+    def ok(self) -> bool:
+        return not self.kind
+
+
+MISSING = Answer(kind="missing", message="the provider gave no line for it", mendable=True)
+CANCELED = Answer(kind="canceled", message="it was canceled")
+LATE = Answer(kind="deadline_exceeded", message="its deadline passed before it was answered")
+
+
+def read_item(item: Mapping[str, Any]) -> Answer:
+    """A line of an OpenAI batch's output or error file -> its answer."""
+    error = item.get("error")
+    if isinstance(error, Mapping):
+        kind = str(error.get("code") or "error")
+        if kind == "batch_cancelled":
+            return CANCELED
+        return Answer(
+            kind=kind, message=str(error.get("message") or ""), mendable=kind in _MENDABLE
+        )
+    response = item.get("response")
+    if not isinstance(response, Mapping):
+        return Answer(
+            kind="malformed", message="the provider's line has neither response nor error"
+        )
+    return read_response(int(response.get("status_code") or 0), response.get("body"))
+
+
+def read_message_item(item: Mapping[str, Any]) -> Answer:
+    """A line of an Anthropic batch's results -> its answer."""
+    result = item.get("result")
+    if not isinstance(result, Mapping):
+        return Answer(kind="malformed", message="the provider's line has no result")
+    kind = result.get("type")
+    if kind == "succeeded":
+        return Answer(body=result.get("message"))
+    if kind == "canceled":
+        return CANCELED
+    if kind == "expired":
+        return Answer(kind="expired", message="not done within the batch's time", mendable=True)
+    error = result.get("error")
+    inner = error.get("error") if isinstance(error, Mapping) else None
+    return _error(inner if isinstance(inner, Mapping) else {}, fallback="error")
+
+
+def read_response(status: int, body: Any) -> Answer:
+    """An HTTP status and decoded body -> its answer."""
+    if 200 <= status < 300:
+        return Answer(body=body)
+    error = body.get("error") if isinstance(body, Mapping) else None
+    answer = _error(error if isinstance(error, Mapping) else {}, fallback=f"http_{status}")
+    if is_transient(status) and not answer.mendable:
+        return Answer(kind=answer.kind, message=answer.message, mendable=True)
+    return answer
+
+
+def _error(error: Mapping[str, Any], *, fallback: str) -> Answer:
+    kind = str(error.get("code") or error.get("type") or fallback)
+    message = str(error.get("message") or "")
+    return Answer(kind=kind, message=message, mendable=kind in _MENDABLE)
+
+
+def is_transient(status: int) -> bool:
+    """Statuses after which the same request may succeed."""
+    return status in {408, 409, 425, 429, 529} or status >= 500
+
+
+def read_usage(body: Any) -> Usage:
+    """Tokens of a response body, in OpenAI's or Anthropic's words."""
+    usage = body.get("usage") if isinstance(body, Mapping) else None
+    if not isinstance(usage, Mapping):
+        return Usage()
+    cached_in = _inner(usage, "prompt_tokens_details") or _inner(usage, "input_tokens_details")
+    thought = _inner(usage, "completion_tokens_details") or _inner(usage, "output_tokens_details")
+    read = _count(usage.get("cache_read_input_tokens"))
+    written = _count(usage.get("cache_creation_input_tokens"))
+    # Anthropic counts what it read from and wrote to its cache beside the input, OpenAI within it.
+    return Usage(
+        input=_count(usage.get("prompt_tokens", usage.get("input_tokens"))) + read + written,
+        output=_count(usage.get("completion_tokens", usage.get("output_tokens"))),
+        cached=_count(cached_in.get("cached_tokens")) + read,
+        reasoning=_count(thought.get("reasoning_tokens")),
+    )
+
+
+def _inner(usage: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    found = usage.get(name)
+    return found if isinstance(found, Mapping) else {}
+
+
+def _count(value: Any) -> int:
+    return value if isinstance(value, int) and value > 0 else 0
+
+
+class Fate(StrEnum):
+    """What becomes of an item of an ended batch."""
+
+    ANSWER = "answer"  # it is finished with this answer
+    PUT_BACK = "put_back"  # it waits for another batch
+    SINGLE = "single"  # it goes to the synchronous endpoint
+
+
+def decide_fate(
+    answer: Answer, *, tries: int, max_tries: int, left_s: float | None, margin_s: float
+) -> Fate:
+    """
+    `tries` batches have carried the item; `left_s` is the time to its deadline, None without one.
+    """
+    if not answer.mendable:
+        return Fate.ANSWER
+    if left_s is not None and 0 < left_s <= margin_s:
+        return Fate.SINGLE
+    return Fate.PUT_BACK if tries < max_tries else Fate.ANSWER

@@ -1,0 +1,36 @@
+"""How many calls a minute: limits as given, and the pace that keeps within them over any minute."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class RateLimits:
+    """Limits of the synchronous lane over all workers; 0 is no limit. `urgent_share` is 0 to 0.9."""
+
+    requests_per_minute: int = 0
+    tokens_per_minute: int = 0
+    max_concurrency: int = 64
+    urgent_share: float = 0.2
+
+
+@dataclass(frozen=True, slots=True)
+class Pace:
+    """One every `step_ms` (0: no limit), of which `burst` may come at once."""
+
+    step_ms: float
+    burst: int
+
+
+def pace_of(per_minute: int) -> Pace:
+    """
+    The pace for a limit. What may come at once is taken off the steady rate, so
+    that no minute, wherever it begins, holds more than the limit.
+    """
+    if not per_minute:
+        return Pace(0.0, 1)
+    burst = max(1, math.ceil(per_minute * 0.005))
+    steady = max(1, per_minute - burst - math.ceil(per_minute * 0.005))
+    return Pace(60_000 / steady, burst)
