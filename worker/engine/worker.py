@@ -17,6 +17,7 @@ import socket
 import uuid
 from collections.abc import Coroutine
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from functools import partial
 from typing import Any, cast
 
@@ -507,6 +508,17 @@ class Worker(ArqWorker):
         if not self._clock_offset_s:
             return timestamp_ms()
         return int((self.loop.time() + self._clock_offset_s) * 1000)
+
+    async def record_health(self) -> None:
+        """arq's health key, with each heartbeat; its life outlasts three of them."""
+        queued = await self.pool.zcard(self.queue_name)
+        info = (
+            f"{datetime.now(UTC):%b-%d %H:%M:%S} j_complete={self.jobs_complete} "
+            f"j_failed={self.jobs_failed} j_retried={self.jobs_retried} "
+            f"j_ongoing={len(self.claims)} queued={queued}"
+        )
+        life_s = max(self.health_check_interval + 1, 3 * self.options.beat_s)
+        await self.pool.set(self.health_check_key, info, px=round(life_s * 1000))
 
     def _report(self) -> dict[str, Any]:
         return {

@@ -166,7 +166,7 @@ if again and again[1] == token then
   if #ids > 0 then
     add_rows(ids, claims)
   end
-  late = again[3]
+  late, poisoned = again[3], again[4]
 else
   local ends = cmsgpack.unpack(ARGV[6])
   if #ends > 0 then
@@ -179,8 +179,8 @@ else
       claim(due_jobs(want - #first))
     end
   end
-  if #claimed > 0 or #ends > 0 then
-    redis.call('SET', KEYS[10], cmsgpack.pack({token, claimed, late}), 'PX', 4 * lease + 60000)
+  if #claimed > 0 or #ends > 0 or #poisoned > 0 then
+    redis.call('SET', KEYS[10], cmsgpack.pack({token, claimed, late, poisoned}), 'PX', 4 * lease + 60000)
   end
 end
 
