@@ -93,7 +93,8 @@ class Model(RuleBasedStateMachine):
             self.held[job_id] = claim
         # A poisoned job takes a place in the turn that found it.
         assert len(turn.claims) >= min(2, len(free - self.dead)) - len(poisoned)
-        return turn.claims
+        claims: list[Claim] = turn.claims
+        return claims
 
     async def _again(self, pump: Pump) -> Any:
         """The turn just made, as a client sends it whose reply was lost."""
@@ -120,13 +121,13 @@ class Model(RuleBasedStateMachine):
 
     @rule(claims=claims, kind=st.sampled_from(["done", "retry", "back", "dead"]))
     def end(self, claims: list[Claim], kind: str) -> None:
-        details: dict[str, Any] = {
+        kinds: dict[str, dict[str, Any]] = {
             "done": {"result": blob(b"r"), "ttl": 60_000},
             "retry": {"delay": 0, "tries": 1},
             "back": {"due": "1"},
             "dead": {"reason": "failed", "error": "E", "tries": 1, "name": "f"},
-        }[kind]
-        ends: list[End] = [claim.end(kind, details) for claim in claims]
+        }
+        ends: list[End] = [claim.end(kind, kinds[kind]) for claim in claims]
         turn = self.run(self.pumps[0].turn(ends, 0))
         late = [i for i, claim in enumerate(claims) if not self._stands(claim)]
         assert turn.late == late
