@@ -92,7 +92,7 @@ class Settings(BaseSettings):
         3,
         ge=0,
         le=20,
-        description="Times a command is sent again, with jittered backoff, when the connection fails.",
+        description="Times that opening a connection is tried again, with jittered backoff.",
     )
     redis_ca_file: Path | None = Field(
         None, description="PEM file of the authorities to trust for rediss://; unset: the system's."

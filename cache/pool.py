@@ -4,9 +4,9 @@ The only place that constructs a Redis client: cache, queue and workers alike.
 Forms: redis://, rediss:// (certificate and host name verified), unix://,
 redis+sentinel://host:port,.../service[/db], redis+cluster://host:port,... and
 embedded://[/directory]. Every client has connect and socket timeouts,
-keepalive, health checks, a name, and retries with jittered backoff. A command
-may therefore run twice when a reply is lost: every script of ours is
-idempotent by the ids it is given.
+keepalive, health checks and a name. Opening a connection is retried with
+jittered backoff; newer redis-py also sends a command again when its reply is
+lost, so every script of ours is idempotent by the ids it is given.
 """
 
 from __future__ import annotations
