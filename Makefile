@@ -53,6 +53,7 @@ $(VENV)/peers/.ready: benchmarks/peers.txt $(VENV)/.ready
 	@echo "setting up $(VENV)/peers (once)"
 	@$(PYTHON) -m venv $(VENV)/peers
 	@$(VENV)/peers/bin/python -m pip install --quiet --disable-pip-version-check -r benchmarks/peers.txt
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[bench]'
 	@touch $@
 
 soak: $(VENV)/.ready ## Chaos on the queue, then on the messages: make soak SEED=7 MINUTES=10
