@@ -14,14 +14,12 @@ import itertools
 import json
 import os
 import signal
-import statistics
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -29,12 +27,12 @@ from typing import Any
 import httpx
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-from rich.table import Table
 
 from cache import Cache, embedded, open_cache
 from settings import Settings, load_settings
 from worker import RequestFailed, WorkerError, open_queue
 from worker.client import JobQueue
+from worker.demo.report import Report, table
 from worker.demo.serving import running
 
 _DEADLINE_S = 50.0
@@ -43,63 +41,6 @@ _LOOK_EVERY_S = 0.1
 _AGENTS, _READERS, _READS_EACH, _WRITES = 10, 8, 250, 40
 _LOAD_S = 0.02
 _FAIL_EVERY = 25
-
-
-@dataclass
-class Report:
-    """What happened, in numbers; `missing` names what was acknowledged and is not there."""
-
-    webhooks: int = 0
-    delivered: int = 0
-    retried: int = 0
-    webhook_ms: list[float] = field(default_factory=list)
-    requests: int = 0
-    answered: int = 0
-    own_errors: int = 0
-    request_ms: list[float] = field(default_factory=list)
-    reads: int = 0
-    hits: int = 0
-    loader_calls: int = 0
-    stale: int = 0
-    missing: list[str] = field(default_factory=list)
-    seconds: float = 0.0
-
-    def to_dict(self) -> dict[str, Any]:
-        return {
-            "webhooks": {
-                "sent": self.webhooks,
-                "delivered": self.delivered,
-                "retried": self.retried,
-                "p50_ms": percentile(self.webhook_ms, 50),
-                "p99_ms": percentile(self.webhook_ms, 99),
-            },
-            "llm_requests": {
-                "submitted": self.requests,
-                "answered": self.answered,
-                "own_errors": self.own_errors,
-                "p50_ms": percentile(self.request_ms, 50),
-                "p99_ms": percentile(self.request_ms, 99),
-            },
-            "agent_cache": {
-                "reads": self.reads,
-                "hits": self.hits,
-                "loader_calls": self.loader_calls,
-                "stale_reads": self.stale,
-            },
-            "missing": self.missing,
-            "seconds": round(self.seconds, 2),
-        }
-
-    @property
-    def ok(self) -> bool:
-        return not self.missing and not self.stale
-
-
-def percentile(values: list[float], percent: int) -> float | None:
-    """By linear interpolation; None of nothing."""
-    if len(values) < 2:
-        return round(values[0], 1) if values else None
-    return round(statistics.quantiles(values, n=100, method="inclusive")[percent - 1], 1)
 
 
 def run_demo(*, webhooks: int, requests: int, as_json: bool) -> int:
@@ -317,35 +258,3 @@ class Demo:
 
         await asyncio.gather(*(read(n) for n in range(_READERS)), write())
         self.report.hits = self.report.reads - self.report.loader_calls
-
-
-def table(report: Report) -> Table:
-    """The short table of what happened."""
-    found = report.to_dict()
-    grid = Table(title=f"What happened, in {found['seconds']} s", title_justify="left")
-    for name in ("", "asked", "done", "p50 ms", "p99 ms", "and"):
-        grid.add_column(name, justify="left" if name in {"", "and"} else "right")
-    hooks, llm, agents = found["webhooks"], found["llm_requests"], found["agent_cache"]
-    rows = [
-        ("webhooks", hooks["sent"], hooks["delivered"], hooks, f"{hooks['retried']} retried"),
-        (
-            "LLM requests",
-            llm["submitted"],
-            llm["answered"] + llm["own_errors"],
-            llm,
-            f"{llm['own_errors']} with their own error",
-        ),
-        (
-            "agent reads",
-            agents["reads"],
-            agents["reads"] - agents["stale_reads"],
-            {},
-            f"{agents['hits']} cache hits, {agents['loader_calls']} loader calls, "
-            f"{agents['stale_reads']} stale",
-        ),
-    ]
-    for name, asked, done, times, note in rows:
-        figures = (asked, done, times.get("p50_ms", ""), times.get("p99_ms", ""))
-        grid.add_row(name, *map(str, figures), note)
-    grid.caption = "nothing is missing" if report.ok else "; ".join(report.missing[:5])
-    return grid
