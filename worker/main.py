@@ -49,6 +49,7 @@ from worker.jobs.batch import (
     run_llm_request,
 )
 from worker.jobs.schedule import CronExpression, cron_job
+from worker.jobs.upkeep import REVIVE_CRON, REVIVE_WEBHOOKS, revive_webhooks
 from worker.jobs.webhook import deliver_webhook, report_webhook
 from worker.logs import configure_logging
 from worker.policy.batch import LIMITS
@@ -137,6 +138,7 @@ def build_functions(settings: Settings) -> list[Function]:
             timeout=settings.webhook_timeout_s + _JOB_MARGIN_S,
         ),
         func(report_webhook, name=REPORT_WEBHOOK),
+        func(revive_webhooks, name=REVIVE_WEBHOOKS),
         func(flush_llm_batches, name=FLUSH_LLM_BATCHES),
         func(flush_llm_group, name=FLUSH_LLM_GROUP),
         func(run_llm_batch, name=RUN_LLM_BATCH, max_tries=_NO_LIMIT, timeout=3600),
@@ -154,7 +156,8 @@ def build_crons(settings: Settings) -> list[CronExpression]:
             f"cron:{FLUSH_LLM_BATCHES}",
             settings.llm_batch_cron,
             "llm_batch_cron",
-        )
+        ),
+        cron_job(revive_webhooks, f"cron:{REVIVE_WEBHOOKS}", REVIVE_CRON),
     ]
     for part in filter(None, (part.strip() for part in settings.worker_crons.split(";"))):
         path, _, expression = part.partition("=")

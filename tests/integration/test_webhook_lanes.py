@@ -154,6 +154,14 @@ async def test_a_run_after_a_crash_keeps_its_own_place(lab: Lab) -> None:
     assert [a.error for a in attempts] == ["interrupted"] * 2
 
 
+async def test_attempts_that_crashes_cut_off_are_used_up_like_others(lab: Lab) -> None:
+    id_ = await lab.send()
+    for _ in range(10):
+        await lab.go(id_)
+    assert await lab.claim(id_) == EndedUnsent(DeliveryState.DEAD, "attempts_used_up")
+    assert len((await lab.queue.delivery(id_)).attempts) == 10
+
+
 async def test_a_rate_gives_everyone_a_turn_of_its_own(lab: Lab) -> None:
     lab.limits = replace(LIMITS, concurrency=100, rate_per_s=2.0)
     ids = [await lab.send() for _ in range(4)]

@@ -91,7 +91,7 @@ class DeliveryStore:
         return bool(await _CREATE.run(self.client, keys, args))
 
     async def claim(
-        self, delivery_id: str, now: datetime, limits: LaneLimits
+        self, delivery_id: str, now: datetime, limits: LaneLimits, *, max_attempts: int = 10
     ) -> ClaimedDelivery | HeldBack | EndedUnsent | None:
         """Begin an attempt, or say why not; None when the delivery has ended or is unknown."""
         args = [
@@ -104,6 +104,7 @@ class DeliveryStore:
             limits.concurrency,
             limits.rate_per_s,
             int(limits.slot_s * 1000),
+            max_attempts,
         ]
         what, *rest = await _CLAIM.run(self.client, self._keys(delivery_id), args)
         if what == b"go":

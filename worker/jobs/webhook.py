@@ -42,7 +42,12 @@ async def deliver_webhook(ctx: JobContext, delivery_id: str) -> str:
     """
     deps = Deps.of(ctx)
     now = deps.now()
-    delivery = await deps.queue.deliveries.claim(delivery_id, now, deps.webhooks.limits)
+    delivery = await deps.queue.deliveries.claim(
+        delivery_id,
+        now,
+        deps.webhooks.limits,
+        max_attempts=deps.webhooks.schedule.max_attempts,
+    )
     if delivery is None:
         return "skipped"
     if isinstance(delivery, HeldBack):

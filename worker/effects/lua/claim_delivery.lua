@@ -3,6 +3,7 @@
 -- ARGV[1] prefix  ARGV[2] delivery id  ARGV[3] the new attempt's record  ARGV[4] most records kept
 -- ARGV[5] retention_ms  ARGV[6] body of the job that reports its end
 -- ARGV[7] most attempts at once  ARGV[8] attempts a second, 0: any  ARGV[9] slot_ms
+-- ARGV[10] most attempts that are charged: those that crashes cut off count, too
 -- returns {'skip'} no such delivery, or it has ended
 --       | {'end', state, reason} it ends without this attempt
 --       | {'wait', ms, reason} held back; nothing was counted
@@ -14,7 +15,7 @@
 local p, id = ARGV[1], ARGV[2]
 local slot_ms = tonumber(ARGV[9])
 local f = redis.call('HMGET', KEYS[1], 'state', 'lane', 'endpoint', 'order', 'deadline', 'reserved',
-  'parked', 'on_end', 'replays')
+  'parked', 'on_end', 'replays', 'attempts', 'free')
 local state, lane, endpoint, order = f[1], f[2], f[3], f[4]
 if not state or state == 'delivered' or state == 'dead' or state == 'disabled' then
   return {'skip'}
@@ -49,6 +50,9 @@ end
 
 if f[5] and now >= tonumber(f[5]) then
   return over('dead', 'deadline')
+end
+if tonumber(f[10]) - (tonumber(f[11]) or 0) >= tonumber(ARGV[10]) then
+  return over('dead', 'attempts_used_up')
 end
 if redis.call('HEXISTS', p .. 'webhook-endpoint:' .. endpoint, 'disabled') == 1 then
   return over('disabled', 'endpoint_disabled')

@@ -1,0 +1,162 @@
+"""Workers killed between POST and record, and a server restarted in a backlog: nothing is lost."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import random
+import signal
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.support.servers import free_port, valkey
+from tests.support.wait import eventually
+from tests.support.workers import quick_settings
+from worker import open_queue
+from worker.client import JobQueue
+
+DELIVERIES = 40
+KILLS = 8
+
+
+class Receiver:
+    """Counts each webhook-id; `arrived` is set by every POST, so that a test can strike right then."""
+
+    def __init__(self) -> None:
+        self.seen: Counter[str] = Counter()
+        self.arrived = asyncio.Event()
+        self.tasks: set[asyncio.Task[None]] = set()
+        self.url = ""
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with contextlib.suppress(OSError, asyncio.IncompleteReadError, asyncio.CancelledError):
+            while True:
+                head = (await reader.readuntil(b"\r\n\r\n")).decode().lower()
+                headers = dict(line.split(": ", 1) for line in head.split("\r\n")[1:] if line)
+                await reader.readexactly(int(headers["content-length"]))
+                self.seen[headers["webhook-id"]] += 1
+                self.arrived.set()
+                # A moment in which the worker has sent and not yet recorded.
+                await asyncio.sleep(random.uniform(0, 0.02))
+                writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n")
+                await writer.drain()
+        writer.close()
+
+    def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.create_task(self._serve(reader, writer))
+        self.tasks.add(task)
+        task.add_done_callback(self.tasks.discard)
+
+    @contextlib.asynccontextmanager
+    async def listening(self) -> AsyncIterator[Receiver]:
+        async with await asyncio.start_server(self._accept, "127.0.0.1", 0) as server:
+            self.url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/"
+            yield self
+            for task in list(self.tasks):
+                task.cancel()
+            await asyncio.gather(*self.tasks)
+
+
+@contextlib.contextmanager
+def worker_process(url: str, log: Path) -> Iterator[subprocess.Popen[bytes]]:
+    environment = {
+        **os.environ,
+        "LETTA_REDIS_URL": url,
+        "LETTA_WEBHOOK_ALLOW_CIDRS": "127.0.0.0/8",
+        "LETTA_WEBHOOK_RETRY_BASE_S": "0.02",
+        "LETTA_WEBHOOK_TIMEOUT_S": "1",
+        "LETTA_WEBHOOK_ENDPOINT_CONCURRENCY": "8",
+        "LETTA_WORKER_LEASE_S": "1",
+        "LETTA_WORKER_MAX_JOBS": "8",
+    }
+    with log.open("ab") as output:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "worker", "child"],
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
+            start_new_session=True,
+        )
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.wait(10)
+
+
+async def all_delivered(queue: JobQueue, ids: list[str], deadline_s: float) -> list[Any]:
+    async def look() -> list[Any] | None:
+        found = [await queue.delivery(id_) for id_ in ids]
+        return found if all(d.state == "delivered" for d in found) else None
+
+    return await eventually(look, deadline_s=deadline_s)
+
+
+@pytest.mark.serial
+async def test_workers_killed_between_post_and_record_lose_and_miscount_nothing(
+    private_valkey_url: str, tmp_path: Path
+) -> None:
+    receiver = Receiver()
+    settings = quick_settings(private_valkey_url)
+    async with receiver.listening(), open_queue(settings) as queue:
+        ids = [
+            await queue.send_webhook(receiver.url, {"n": n}, event_type="x", webhook_id=f"m{n}")
+            for n in range(DELIVERIES)
+        ]
+        for _ in range(KILLS):
+            with worker_process(settings.redis_url, tmp_path / "log") as process:
+                receiver.arrived.clear()
+                # Its first POST has arrived and is not answered: nothing is recorded of it.
+                async with asyncio.timeout(30):
+                    await receiver.arrived.wait()
+                process.send_signal(signal.SIGKILL)
+                process.wait(10)
+        with worker_process(settings.redis_url, tmp_path / "log"):
+            found = await all_delivered(queue, ids, 60)
+        interrupted = 0
+        for delivery in found:
+            errors = [attempt.error for attempt in delivery.attempts]
+            assert errors[-1] == ""
+            assert set(errors[:-1]) <= {"interrupted"}
+            assert delivery.attempt_count == len(delivery.attempts)
+            # Each POST was counted before it was made; one that was cut off before it left is
+            # counted and was not seen.
+            assert 1 <= receiver.seen[delivery.id] <= delivery.attempt_count
+            interrupted += len(errors) - 1
+        assert interrupted >= KILLS
+        assert set(receiver.seen) == set(ids)
+
+
+@pytest.mark.serial
+async def test_a_server_restart_in_a_backlog_loses_no_delivery(tmp_path: Path) -> None:
+    receiver, port = Receiver(), free_port()
+    url = f"redis://127.0.0.1:{port}/0"
+    aof = ("--appendonly", "yes", "--appendfsync", "always")
+    async with receiver.listening():
+        with contextlib.ExitStack() as first:
+            first.enter_context(valkey(tmp_path / "data", *aof, port=port))
+            with worker_process(url, tmp_path / "log"):
+                async with open_queue(quick_settings(url)) as queue:
+                    ids = [
+                        await queue.send_webhook(
+                            receiver.url, {"n": n}, event_type="x", webhook_id=f"m{n}"
+                        )
+                        for n in range(DELIVERIES)
+                    ]
+                async with asyncio.timeout(30):
+                    await receiver.arrived.wait()
+                first.close()
+                with valkey(tmp_path / "data", *aof, port=port):
+                    async with open_queue(quick_settings(url)) as queue:
+                        found = await all_delivered(queue, ids, 60)
+    assert set(receiver.seen) == set(ids)
+    for delivery in found:
+        assert 1 <= receiver.seen[delivery.id] <= delivery.attempt_count

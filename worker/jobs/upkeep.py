@@ -1,0 +1,38 @@
+"""
+Upkeep of webhooks: a delivery that is open has a live job, whatever became of its last one.
+
+A job whose workers died under it too often is a dead letter of the queue. Of a
+delivery's job that is never the last word: a delivery ends by its own attempts
+and deadline, and being cut off uses up an attempt.
+"""
+
+from __future__ import annotations
+
+import structlog
+
+from worker.deps import Deps, JobContext
+from worker.effects.deliveries import REPORT_WEBHOOK
+from worker.webhooks import DELIVER_WEBHOOK
+
+log = structlog.get_logger("worker.upkeep")
+
+REVIVE_WEBHOOKS = "revive_webhooks"
+# Every quarter of a minute: a delivery waits no longer for its job's revival.
+REVIVE_CRON = "*/15 * * * * *"
+_PAGE = 500
+_PREFIXES = ("webhook:", "webhook-replay:", "webhook-end:")
+
+
+async def revive_webhooks(ctx: JobContext) -> int:
+    """Enqueue the dead letters of open deliveries again; returns how many."""
+    dead = Deps.of(ctx).queue.dead
+    revived = 0
+    for offset in range(0, await dead.count(), _PAGE):
+        for letter in await dead.list(limit=_PAGE, offset=offset):
+            # The body may be unreadable, so that its name alone decides nothing.
+            ours = letter.name in {DELIVER_WEBHOOK, REPORT_WEBHOOK} or letter.reason == "poison"
+            if ours and letter.id.startswith(_PREFIXES):
+                revived += await dead.retry(letter.id)
+    if revived:
+        log.warning("webhook.jobs_revived", jobs=revived)
+    return revived
