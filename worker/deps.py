@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     import httpx
 
     from worker.client import JobQueue
+    from worker.effects.http import GuardedClient
     from worker.effects.llm_requests import FlushRules
     from worker.effects.providers import Provider
     from worker.effects.rate import RateLimiter
@@ -66,7 +67,7 @@ class Deps:
     """Built once by worker/main.py, put under one key of `ctx`."""
 
     queue: JobQueue
-    http: httpx.AsyncClient
+    http: GuardedClient
     llm_http: httpx.AsyncClient
     secrets: SecretBox
     webhooks: WebhookConfig

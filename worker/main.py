@@ -14,7 +14,6 @@ from collections.abc import Callable
 from importlib import import_module
 from typing import Any
 
-import httpx
 import structlog
 from arq.connections import ArqRedis, RedisSettings
 from arq.worker import Function, func
@@ -35,7 +34,7 @@ from worker.client import (
 from worker.deps import Deps, WebhookConfig
 from worker.effects.deliveries import REPORT_WEBHOOK
 from worker.effects.egress import tls_context
-from worker.effects.http import build_http_client
+from worker.effects.http import GuardedClient, build_http_client
 from worker.effects.providers import AnthropicProvider, OpenAIProvider
 from worker.effects.rate import RateLimiter
 from worker.effects.secrets import SecretBox
@@ -224,7 +223,7 @@ def arq_redis_settings(target: Target, settings: Settings) -> RedisSettings:
     )
 
 
-def build_webhook_client(settings: Settings) -> httpx.AsyncClient:
+def build_webhook_client(settings: Settings) -> GuardedClient:
     """
     The guarded client of the webhooks.
 

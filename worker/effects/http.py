@@ -24,21 +24,32 @@ from worker.policy.egress import EgressPolicy
 __all__ = ["Reply", "build_http_client", "describe", "is_address", "judge", "post_webhook"]
 
 
+_HEADERS = {"accept-encoding": "identity", "user-agent": "letta-redis"}
+
+
+class GuardedClient(httpx.AsyncClient):
+    """httpx's client, whose transport can also be called by itself."""
+
+    def __init__(self, guarded: GuardedTransport) -> None:
+        super().__init__(
+            transport=guarded,
+            timeout=httpx.Timeout(None),
+            follow_redirects=False,
+            trust_env=False,
+            headers=_HEADERS,
+        )
+        self.guarded = guarded
+
+
 def build_http_client(
     policy: EgressPolicy, *, max_connections: int, **transport: Any
-) -> httpx.AsyncClient:
+) -> GuardedClient:
     """
     One client for a worker's life; give every request its own deadline with asyncio.timeout.
 
     `transport`: `tls`, `lookup` and `proxy` of `worker.effects.egress.GuardedTransport`.
     """
-    return httpx.AsyncClient(
-        transport=GuardedTransport(policy, max_connections=max_connections, **transport),
-        timeout=httpx.Timeout(None),
-        follow_redirects=False,
-        trust_env=False,
-        headers={"accept-encoding": "identity", "user-agent": "letta-redis"},
-    )
+    return GuardedClient(GuardedTransport(policy, max_connections=max_connections, **transport))
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +70,7 @@ class Reply:
 
 
 async def post_webhook(
-    client: httpx.AsyncClient,
+    client: GuardedClient,
     url: str,
     *,
     headers: dict[str, str],
@@ -78,11 +89,17 @@ async def post_webhook(
     status, kept, retry_after, error, exc = None, bytearray(), None, "", None
     try:
         async with asyncio.timeout(timeout_s):
-            async with client.stream("POST", url, headers=headers, content=body) as response:
+            # By the transport itself: cookies, redirects and hooks of the client are not
+            # wanted, and take a third of its time.
+            request = httpx.Request("POST", url, headers={**_HEADERS, **headers}, content=body)
+            response = await client.guarded.handle_async_request(request)
+            try:
                 status = response.status_code
                 retry_after = response.headers.get("retry-after")
                 if not await _read(response, kept, keep_bytes, max_bytes):
                     error = "response_too_large"
+            finally:
+                await response.aclose()
     except (
         TargetForbidden,
         httpx.HTTPError,
