@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from worker.effects.http import is_address
-from worker.policy.egress import EgressPolicy, parse_networks
+from worker.policy.egress import EgressPolicy, parse_hosts, parse_networks, parse_ports
 
 PRIVATE = [
     "127.0.0.1", "127.8.9.10", "10.0.0.1", "172.16.0.1", "192.168.1.1", "169.254.169.254",
@@ -43,3 +43,21 @@ def test_every_spelling_of_an_address_is_known_as_one(host: str) -> None:
 
 def test_text_that_is_no_address_is_refused() -> None:
     assert EgressPolicy().refusal("example.com")
+
+
+def test_ports_are_read_as_a_list_of_ports_and_ranges() -> None:
+    assert parse_ports("443, 8000-8002") == {443, 8000, 8001, 8002}
+    assert parse_ports(" ") is None
+    for bad in ("0", "65536", "9-8", "x", "1-"):
+        with pytest.raises(ValueError, match=r"port|invalid"):
+            parse_ports(bad)
+
+
+def test_an_allowed_name_covers_itself_and_a_starred_one_what_is_below() -> None:
+    policy = EgressPolicy(hosts=parse_hosts("Hooks.Internal., *.svc.local"))
+    for host in ("hooks.internal", "HOOKS.internal.", "a.svc.local", "a.b.svc.local"):
+        assert policy.refusal("10.0.0.1", host) is None
+    for host in ("", "x.hooks.internal", "svc.local", "evilsvc.local", "hooks.internal.evil"):
+        assert policy.refusal("10.0.0.1", host)
+    for address in ("169.254.169.254", "fd00:ec2::254", "100.100.100.200", "0.0.0.0", "224.0.0.1"):
+        assert policy.refusal(address, "hooks.internal")
