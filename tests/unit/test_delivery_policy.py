@@ -135,6 +135,15 @@ def test_retry_after_is_read_as_seconds_or_a_date(value: str | None, seconds: fl
     assert parse_retry_after(value, NOW) == seconds
 
 
+def test_a_retry_after_is_waited_for_but_no_longer_than_the_clamp() -> None:
+    schedule = RetrySchedule(max_attempts=10, base_s=1.0, retry_after_max_s=600.0)
+    for asked, least, most in ((60.0, 60.0, 66.0), (90_000.0, 600.0, 660.0), (0.0, 0.0, 1.0)):
+        outcome = Outcome(status=503, retry_after_s=asked)
+        verdict = decide(outcome, attempt=1, schedule=schedule, rng=lambda: 0.5)
+        assert least <= verdict.wait_s <= most
+        assert verdict.slow_down
+
+
 @given(text=st.one_of(st.text(max_size=40), st.from_regex(r"\w{3}, \d\d \w{3} \d{4} .*")))
 def test_no_retry_after_breaks_the_parser(text: str) -> None:
     found = parse_retry_after(text, NOW)
