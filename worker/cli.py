@@ -15,11 +15,11 @@ from cache import embedded
 from cache.keys import QueueKeys
 from cache.pool import open_pool, parse_url, wait_until_ready
 from settings import Settings, SettingsError, load_settings
+from worker.cli_batches import batches
 from worker.cli_cache import cache
 from worker.cli_dead import dead
 from worker.cli_support import EXIT_FAILED, Commands, json_option, show, with_queue
 from worker.cli_webhooks import webhooks
-from worker.client import JobQueue
 from worker.wiring import pool_options
 
 
@@ -36,6 +36,7 @@ def main() -> None:
     configure_logging("INFO", "auto")
 
 
+main.add_command(batches)
 main.add_command(cache)
 main.add_command(dead)
 
@@ -185,27 +186,3 @@ def status(as_json: bool) -> None:
 
 
 main.add_command(webhooks)
-
-
-@main.group()
-def batches() -> None:
-    """Look after LLM batches."""
-
-
-@batches.command("flush")
-@click.option("--timeout-s", type=click.FloatRange(0, 3600), default=30, show_default=True)
-@json_option
-def batches_flush(timeout_s: float, as_json: bool) -> None:
-    """Send every waiting LLM request now, and say how many batches that made.
-
-    \b
-    Examples:
-      letta-workers batches flush
-    """
-
-    async def flush(queue: JobQueue) -> int:
-        job = await queue.flush_llm_batches()
-        return int(await job.result(timeout_s=timeout_s))
-
-    made = with_queue(flush)
-    show({"batches": made}, as_json, lambda: [f"{made} batches made"])

@@ -166,6 +166,7 @@ class BatchRun:
         if verdict is Verdict.ADOPT:
             id_ = sighting.provider_id
             await self._move(BatchState.SUBMITTED, provider_id=id_, adopted=1)
+            self._reached("submitted")
         elif verdict is Verdict.SUBMIT:
             await self._move(BatchState.UPLOADED)
         elif verdict is Verdict.FAIL:
