@@ -46,7 +46,7 @@ def test_text_that_is_no_address_is_refused() -> None:
 
 
 def test_ports_are_read_as_a_list_of_ports_and_ranges() -> None:
-    assert parse_ports("443, 8000-8002") == {443, 8000, 8001, 8002}
+    assert parse_ports("443, 8000-8002") == frozenset({443, 8000, 8001, 8002})
     assert parse_ports(" ") is None
     for bad in ("0", "65536", "9-8", "x", "1-"):
         with pytest.raises(ValueError, match=r"port|invalid"):
