@@ -46,8 +46,10 @@ class ChildProcess:
 
     def signal(self, number: signal.Signals) -> None:
         if self.process.returncode is None:
+            # Not through the process object: it polls first, which takes the exit
+            # code away from the event loop's own watch.
             with contextlib.suppress(ProcessLookupError):
-                self.process.send_signal(number)
+                os.kill(self.pid, number)
 
     def kill(self) -> None:
         """End the process and everything it started in its session's group."""
