@@ -103,7 +103,7 @@ CASES: list[tuple[Script, set[str]]] = [
     (body_drip, {"timeout"}),
     (chunk_drip, {"timeout"}),
     (endless_body, {"response_too_large"}),
-    (early_hints_flood, {"timeout"}),
+    (early_hints_flood, {"protocol"}),
     (silence, {"timeout"}),
     (huge_header, {"protocol"}),
     (many_headers, {"protocol"}),
@@ -185,6 +185,15 @@ async def test_a_gzip_bomb_stays_packed() -> None:
     assert (reply.status, reply.error) == (500, "")
     assert reply.body == bomb[:1024]
     assert peak < 20_000_000
+
+
+async def test_a_few_early_hints_before_the_answer_are_usual() -> None:
+    async def script(_r: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(b"HTTP/1.1 103 Early Hints\r\nlink: </x>\r\n\r\n" * 5)
+        writer.write(HEAD + b"content-length: 0\r\n\r\n")
+
+    async with receiver(script) as port:
+        assert (await post(f"http://127.0.0.1:{port}/", 5)).status == 200
 
 
 async def take(_r: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

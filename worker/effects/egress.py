@@ -23,6 +23,7 @@ from typing import Any
 import aiohttp
 import httpx
 from aiohttp.abc import AbstractResolver, ResolveResult
+from aiohttp.http_exceptions import HttpProcessingError
 from httpx_aiohttp import AiohttpTransport
 from yarl import URL
 
@@ -37,6 +38,9 @@ Lookup = Callable[[str, int], Awaitable[list[AddressInfo]]]
 _MOST_LOOKUPS = 64
 # A lookup that failed is the receiver's fault only while other names resolve.
 _RESOLVER_IS_WELL_S = 30.0
+
+# Answers of 1xx before the real one: a 100 and some early hints are usual.
+_MOST_INFORMATIONAL = 20
 
 # What a connection is being opened for, in the task that opens it.
 _host: ContextVar[str] = ContextVar("egress_host", default="")
@@ -130,6 +134,27 @@ def judge(policy: EgressPolicy, host: str, address: str) -> None:
         raise TargetForbidden(host, reason)
 
 
+class BoundedResponse(aiohttp.ClientResponse):
+    """An answer that comes to the point: a flood of 1xx would keep the event loop busy."""
+
+    async def start(self, connection: Any) -> aiohttp.ClientResponse:
+        protocol, heard = connection.protocol, 0
+        read = protocol.read
+
+        async def counted() -> Any:
+            nonlocal heard
+            heard += 1
+            if heard > _MOST_INFORMATIONAL:
+                raise HttpProcessingError(message="too many informational answers")
+            return await read()
+
+        protocol.read = counted
+        try:
+            return await super().start(connection)
+        finally:
+            del protocol.read
+
+
 class GuardedTransport(httpx.AsyncBaseTransport):
     """Refuses forbidden ports and addresses before a connection is opened."""
 
@@ -167,7 +192,7 @@ class GuardedTransport(httpx.AsyncBaseTransport):
         return aiohttp.ClientSession(
             connector=connector,
             cookie_jar=aiohttp.DummyCookieJar(),
-            auto_decompress=False,
+            response_class=BoundedResponse,
             trust_env=False,
         )
 

@@ -105,7 +105,9 @@ if opens > 0 then
   redis.call('HSET', lane_key, 'probe', id, 'probe_until', now + slot_ms)
 end
 redis.call('ZADD', slots, now + slot_ms, id)
-redis.call('PEXPIRE', slots, slot_ms)
+-- Never sooner than another worker's places end, whatever its limits are.
+redis.call('PEXPIRE', slots, slot_ms, 'NX')
+redis.call('PEXPIRE', slots, slot_ms, 'GT')
 if f[7] then
   redis.call('ZREM', p .. 'webhook-parked:' .. lane, id)
 end
