@@ -115,7 +115,8 @@ def test_usage_is_counted_in_either_provider_s_words() -> None:
     claude = {"input_tokens": 6, "output_tokens": 5, "cache_read_input_tokens": 4}
     assert read_usage({"usage": openai}) == Usage(10, 5, 4, 3)
     assert read_usage({"usage": claude}) == Usage(10, 5, 4, 0)
-    for strange in (None, [], {}, {"usage": 3}, {"usage": {"prompt_tokens": "many"}}):
+    stranger: list[Any] = [None, [], {}, {"usage": 3}, {"usage": {"prompt_tokens": "many"}}]
+    for strange in stranger:
         assert read_usage(strange) == Usage()
 
 
