@@ -11,6 +11,7 @@ from __future__ import annotations
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 from redis.exceptions import NoScriptError, RedisError
@@ -263,6 +264,7 @@ def decode_answer(data: bytes) -> Answer:
     return Answer(body, kind, message)
 
 
+@lru_cache(maxsize=1024)
 def encode_group(group: Group) -> bytes:
     return codec.encode([group.provider, group.endpoint, group.model])
 

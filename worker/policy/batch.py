@@ -8,6 +8,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 from worker.errors import InvalidArgument, PayloadTooLarge, UnknownProvider
@@ -23,6 +24,7 @@ ENDPOINTS: Mapping[str, Mapping[str, str]] = {
 }
 # Where a body says how long its answer may be.
 _OUTPUT_LIMITS = ("max_tokens", "max_completion_tokens", "max_output_tokens")
+_canonical = json.JSONEncoder(sort_keys=True, separators=(",", ":"), allow_nan=False).encode
 # English text has about four bytes a token; other text has fewer, and JSON around it has more.
 _BYTES_PER_TOKEN = 4
 
@@ -51,13 +53,18 @@ class Group:
 
     @property
     def id(self) -> str:
-        text = json.dumps([self.provider, self.endpoint, self.model])
-        return hashlib.sha256(text.encode()).hexdigest()[:16]
+        return _group_id(self.provider, self.endpoint, self.model)
 
     @property
     def path(self) -> str:
         """The endpoint below a base URL that ends in /v1."""
         return self.endpoint.removeprefix("/v1")
+
+
+@lru_cache(maxsize=1024)
+def _group_id(provider: str, endpoint: str, model: str) -> str:
+    text = json.dumps([provider, endpoint, model])
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,7 +121,7 @@ def check_request(
     if provider == "anthropic" and not _is_count(body.get("max_tokens")):
         raise InvalidArgument("body['max_tokens'] must be a whole number above 0 for anthropic")
     try:
-        data = json.dumps(body, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()
+        data = _canonical(body).encode()
     except (TypeError, ValueError, RecursionError) as exc:
         raise InvalidArgument(f"the body is not JSON: {exc}") from None
     if len(data) > max_bytes:

@@ -20,7 +20,7 @@ if ARGV[2] == 'busy' then
     redis.call('HSET', KEYS[1], 'limit', tostring(limit), 'successes', 0, 'cut', tostring(now))
   end
   local pause = now + tonumber(ARGV[3])
-  if pause > tonumber(row[4] or 0) then
+  if tonumber(ARGV[3]) > 0 and pause > tonumber(row[4] or 0) then
     redis.call('HSET', KEYS[1], 'pause', string.format('%.0f', pause))
   end
 elseif ARGV[2] == 'ok' and limit < most then

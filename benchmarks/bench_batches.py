@@ -1,0 +1,249 @@
+"""
+LLM batches: `python benchmarks/bench_batches.py [--quick]`.
+
+Intake of requests at once and one by one beside plain jobs; the whole way of
+many lines through the fake provider (sealed, uploaded, polled, fetched, fanned
+out) with the worker's peak memory; the synchronous lane under a limit across
+four worker processes. Provider and workers are processes of their own. Writes
+out/bench_batches.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import bisect
+import json
+import logging
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import structlog
+
+from cache import embedded
+from settings import load_settings
+from tests.support.providers import FakeProvider, fake_provider
+from worker import open_queue
+from worker.client import JobQueue
+from worker.main import build_worker
+
+ROOT = Path(__file__).resolve().parent.parent
+CHAT = "/v1/chat/completions"
+LIMIT_PER_MINUTE = 600
+WORKERS = 4
+
+
+def body(number: int, words: int = 60) -> dict[str, Any]:
+    text = f"question {number} " + "word " * words
+    return {"model": "m", "messages": [{"role": "user", "content": text}], "max_tokens": 100}
+
+
+def options(url: str, fake: FakeProvider, **more: Any) -> dict[str, Any]:
+    return {
+        "redis_url": url,
+        "openai_base_url": fake.openai_url,
+        "llm_allow_cidrs": "127.0.0.0/8",
+        "llm_batch_cron": "0 0 1 1 *",
+        "llm_batch_max_age_s": 3600.0,
+        "llm_poll_interval_s": 0.2,
+        "worker_log_level": "ERROR",
+        "worker_log_format": "json",
+        **more,
+    }
+
+
+@contextmanager
+def worker_process(values: dict[str, Any]) -> Iterator[subprocess.Popen[bytes]]:
+    process = subprocess.Popen(
+        [sys.executable, __file__, "--worker", json.dumps(values)], stdin=subprocess.PIPE
+    )
+    try:
+        yield process
+    finally:
+        process.terminate()
+        process.wait(30)
+
+
+async def serve(values: dict[str, Any]) -> None:
+    worker = build_worker(load_settings(**values))
+    asyncio.get_running_loop().add_signal_handler(15, worker.drain)
+    await worker.run()
+
+
+def peak_rss_mb(pid: int) -> float:
+    for line in Path(f"/proc/{pid}/status").read_text().splitlines():
+        if line.startswith("VmHWM:"):
+            return int(line.split()[1]) / 1024
+    return 0.0
+
+
+# -- intake ----------------------------------------------------------------------
+
+
+async def intake(url: str, fake: FakeProvider, *, many: int, single: int) -> dict[str, Any]:
+    values = options(url, fake, llm_batch_max_requests=50_000, queue_max_length=0)
+    settings = load_settings(**values)
+    ratios, rates = [], []
+    async with open_queue(settings) as queue:
+        for round_ in range(5):
+            ours = await timed(queue, round_, single)
+            jobs = await timed_jobs(queue, single)
+            ratios.append(jobs / ours)
+            rates.append((single / ours, single / jobs))
+        await queue.client.flushdb()
+        bodies = [body(number) for number in range(many)]
+        start = time.perf_counter()
+        ids = await queue.submit_many(bodies, provider="openai", endpoint=CHAT)
+        took_s = time.perf_counter() - start
+        assert len(set(ids)) == many
+        await queue.client.flushdb()
+    return {
+        "submit_many_per_s": round(many / took_s),
+        "submit_one_by_one_per_s": round(statistics.median(rate[0] for rate in rates)),
+        "enqueue_per_s": round(statistics.median(rate[1] for rate in rates)),
+        "one_by_one_over_enqueue": round(statistics.median(ratios), 2),
+    }
+
+
+async def timed(queue: JobQueue, round_: int, count: int) -> float:
+    start = time.perf_counter()
+    for number in range(count):
+        await queue.submit_llm_request(
+            body(round_ * count + number), provider="openai", endpoint=CHAT
+        )
+    return time.perf_counter() - start
+
+
+async def timed_jobs(queue: JobQueue, count: int) -> float:
+    start = time.perf_counter()
+    for number in range(count):
+        await queue.enqueue("job", body(number))
+    return time.perf_counter() - start
+
+
+# -- the whole way -----------------------------------------------------------------
+
+
+async def whole_way(url: str, fake: FakeProvider, *, lines: int) -> dict[str, Any]:
+    values = options(url, fake, llm_batch_max_requests=50_000, llm_timeout_s=300)
+    async with open_queue(load_settings(**values)) as queue:
+        ids = await queue.submit_many(
+            (body(number) for number in range(lines)), provider="openai", endpoint=CHAT
+        )
+        with worker_process(values) as process:
+            start = time.perf_counter()
+            await queue.flush_llm_batches()
+            while True:
+                shown = await queue.llm_batches()
+                if shown and all(row["state"] == "done" for row in shown):
+                    break
+                await asyncio.sleep(0.1)
+            took_s = time.perf_counter() - start
+            peak = peak_rss_mb(process.pid)
+        answer = await queue.llm_result(ids[-1], timeout_s=5)
+        assert answer["choices"][0]["message"]["content"].startswith("echo: question")
+        succeeded = sum(row["succeeded"] for row in shown)
+        await queue.client.flushdb()
+    return {
+        "lines": lines,
+        "batches": len(shown),
+        "answered": succeeded,
+        "took_s": round(took_s, 1),
+        "lines_per_s": round(lines / took_s),
+        "worker_peak_rss_mb": round(peak, 1),
+    }
+
+
+# -- the synchronous lane ------------------------------------------------------------
+
+
+async def lane(url: str, fake: FakeProvider, *, seconds: float) -> dict[str, Any]:
+    values = options(url, fake, llm_requests_per_minute=LIMIT_PER_MINUTE)
+    fake.reset()
+    async with open_queue(load_settings(**values)) as queue:
+        for number in range(int(LIMIT_PER_MINUTE / 60 * seconds * 1.5)):
+            await queue.submit_llm_request(
+                body(number), provider="openai", endpoint=CHAT, urgent=True, dedupe=False
+            )
+        with (
+            worker_process(values),
+            worker_process(values),
+            worker_process(values),
+            worker_process(values),
+        ):
+            times = await lane_times(fake, seconds)
+        await queue.client.flushdb()
+    window_s = min(60.0, seconds)
+    allowed = LIMIT_PER_MINUTE * window_s / 60
+    counts = [
+        bisect.bisect_left(times, start + window_s) - number
+        for number, start in enumerate(times)
+        if start + window_s <= times[-1]
+    ]
+    return {
+        "workers": WORKERS,
+        "limit_per_minute": LIMIT_PER_MINUTE,
+        "window_s": window_s,
+        "allowed": allowed,
+        "most_in_any_window": max(counts, default=len(times)),
+        "least_in_any_window": min(counts, default=len(times)),
+    }
+
+
+async def lane_times(fake: FakeProvider, seconds: float) -> list[float]:
+    """When the provider was called, from the first call on."""
+    times: list[float] = []
+    while not times or time.time() - times[0] < seconds:
+        await asyncio.sleep(0.2)
+        times = sorted(fake.report()["times"])
+    return times
+
+
+async def main(*, quick: bool) -> dict[str, Any]:
+    with tempfile.TemporaryDirectory() as home, fake_provider() as fake:
+        source = f"embedded://{home}/valkey"
+        url = embedded.acquire(source)
+        try:
+            found = {
+                "intake": await intake(
+                    url, fake, many=5000 if quick else 50_000, single=200 if quick else 1000
+                ),
+                "whole_way": await whole_way(url, fake, lines=5000 if quick else 50_000),
+                "lane": await lane(url, fake, seconds=10 if quick else 75),
+            }
+        finally:
+            embedded.release(source)
+    return {"python": platform.python_version(), "cpus": os.cpu_count(), "quick": quick, **found}
+
+
+def table(found: dict[str, Any]) -> None:
+    for part in ("intake", "whole_way", "lane"):
+        print(part)
+        for name, value in found[part].items():
+            print(f"  {name:<28}{value:>12}")
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--worker", help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.ERROR))
+    if arguments.worker:
+        asyncio.run(serve(json.loads(arguments.worker)))
+        sys.exit()
+    report = asyncio.run(main(quick=arguments.quick))
+    table(report)
+    (ROOT / "out").mkdir(exist_ok=True)
+    (ROOT / "out" / "bench_batches.json").write_text(json.dumps(report, indent=2) + "\n")
