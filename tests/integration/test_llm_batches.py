@@ -319,9 +319,9 @@ async def test_a_group_is_flushed_when_any_of_its_limits_is_reached(
 
 
 async def test_many_requests_keep_their_order_and_groups(
-    valkey_url: str, fake: FakeProvider
+    private_valkey_url: str, fake: FakeProvider
 ) -> None:
-    settings = settings_for(valkey_url, fake)
+    settings = settings_for(private_valkey_url, fake)
     async with open_queue(settings) as queue:
         bodies = [body("openai", f"q{n}", model=f"m{n % 3}") for n in range(700)]
         ids = await queue.submit_many(bodies, provider="openai", endpoint="chat/completions")
