@@ -135,8 +135,8 @@ async def test_a_result_without_safe_encoding_fails_that_job_alone(queue: JobQue
     assert await (await queue.enqueue("add", 1)).result(timeout_s=10) == 1
 
 
-async def test_bad_arguments_are_refused_and_nothing_is_stored(valkey_url: str) -> None:
-    async with open_queue(quick_settings(valkey_url, queue_max_job_bytes=1024)) as queue:
+async def test_bad_arguments_are_refused_and_nothing_is_stored(private_valkey_url: str) -> None:
+    async with open_queue(quick_settings(private_valkey_url, queue_max_job_bytes=1024)) as queue:
         before = await queue.client.dbsize()
         wrong: list[tuple[type[Exception], dict[str, Any]]] = [
             (InvalidArgument, {"delay_s": -1}),

@@ -195,8 +195,8 @@ async def test_an_unanswered_request_says_so_and_can_be_asked_again(valkey_url: 
             await queue.llm_result("req_unknown", timeout_s=1)
 
 
-async def test_bad_requests_are_refused_at_the_call(valkey_url: str) -> None:
-    async with open_queue(quick_settings(valkey_url, llm_max_body_bytes=1024)) as queue:
+async def test_bad_requests_are_refused_at_the_call(private_valkey_url: str) -> None:
+    async with open_queue(quick_settings(private_valkey_url, llm_max_body_bytes=1024)) as queue:
         before = await queue.client.dbsize()
 
         async def call(

@@ -214,8 +214,8 @@ async def test_what_is_no_webhook_url_is_refused_at_the_call(valkey_url: str, ur
     assert ":pw@" not in str(caught.value)
 
 
-async def test_every_other_bad_argument_is_refused_at_the_call(valkey_url: str) -> None:
-    async with open_queue(quick_settings(valkey_url, webhook_max_body_bytes=64)) as queue:
+async def test_every_other_bad_argument_is_refused_at_the_call(private_valkey_url: str) -> None:
+    async with open_queue(quick_settings(private_valkey_url, webhook_max_body_bytes=64)) as queue:
         before = await queue.client.dbsize()
 
         async def send(payload: Any = None, **more: Any) -> None:
