@@ -21,7 +21,10 @@ from tests.support.llm import (
 from tests.support.providers import FakeProvider, fake_provider
 from tests.support.wait import eventually
 from tests.support.workers import running_worker
-from worker import InvalidArgument, NotFound, open_queue
+from worker import InvalidArgument, NotFound, Priority, open_queue
+from worker.client_llm import flush_rules
+from worker.policy.answers import CANCELED
+from worker.policy.batch_states import BatchState
 
 
 @pytest.fixture(scope="module")
@@ -351,3 +354,28 @@ async def test_urgent_requests_go_to_either_provider_by_themselves(
         ]
         assert await outcomes(queue, ids) == ["echo: now", "echo: now"]
     assert fake.report()["batches"] == {}
+
+
+async def test_an_overtaken_run_moves_nothing_and_no_batch_is_done_with_open_requests(
+    private_valkey_url: str, fake: FakeProvider
+) -> None:
+    settings = settings_for(private_valkey_url, fake)
+    async with open_queue(settings) as queue:
+        (id_,) = await submit(queue, "openai", "a")
+        (group,) = await queue.batches.groups()
+        job = queue.batch_job("b1")
+        rules = flush_rules(queue.options, "openai")
+        keys = queue.jobs.job_keys(job.id, Priority.DEFAULT)
+        sealed: Any = {"rules": rules, "full_only": False, "job": job, "job_keys": keys}
+        assert await queue.batches.seal(group, "b1", **sealed) == 1
+        stale, fresh = await queue.batches.take("b1"), await queue.batches.take("b1")
+        assert stale is not None
+        assert fresh is not None
+        assert await queue.batches.move(stale, BatchState.UPLOADING) == 0
+        assert await queue.batches.move(fresh, BatchState.UPLOADING) == 1
+        # Sent again after its reply was lost, it is the same move.
+        assert await queue.batches.move(fresh, BatchState.UPLOADING) == 1
+        moved = fresh.moved(BatchState.UPLOADING, {})
+        assert await queue.batches.move(moved, BatchState.DONE, only_when_answered=True) == -1
+        await queue.requests.answer(id_, CANCELED)
+        assert await queue.batches.move(moved, BatchState.DONE, only_when_answered=True) == 1
