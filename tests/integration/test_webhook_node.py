@@ -32,7 +32,8 @@ def library() -> Path:
     """Installed once, beside the other caches of the checkout."""
     if not (HOME / VERSION).is_dir():
         npm = shutil.which("npm")
-        assert npm is not None, "this test needs Node.js with npm"
+        if npm is None:
+            pytest.skip("Node.js with npm is not on this machine")
         HOME.mkdir(parents=True, exist_ok=True)
         # Another process of the same run may be at it: whoever is first puts it in place.
         fresh = Path(tempfile.mkdtemp(dir=HOME))
