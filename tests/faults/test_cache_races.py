@@ -13,7 +13,7 @@ from cache import Cache
 from tests.support.caches import Loader, cache_on
 
 ROUNDS = 200
-LOADER_S = 0.5
+LOADER_S = 1.0
 
 
 @pytest.mark.serial
