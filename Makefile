@@ -36,7 +36,7 @@ check: $(VENV)/.ready ## Lint, format, types, import direction, generated docs
 	@$(BIN)/ruff check --quiet .
 	@$(BIN)/ruff format --check --quiet .
 	@$(BIN)/mypy --no-error-summary
-	@$(BIN)/lint-imports --no-timing-summary > /dev/null || $(BIN)/lint-imports
+	@found=$$($(BIN)/lint-imports) || { echo "$$found"; exit 1; }
 	@$(BIN)/python -m docs.generate --check
 
 docs: $(VENV)/.ready ## Write docs/settings.md and docs/keys.md anew
