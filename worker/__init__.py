@@ -10,6 +10,7 @@ from __future__ import annotations
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cache.pool import open_pool
@@ -101,14 +102,22 @@ async def open_queue(settings: Settings | None = None) -> AsyncIterator[JobQueue
 def __getattr__(name: str) -> Any:
     if name != "WorkerSettings":
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from settings import SettingsError
-    from worker.main import build_worker_settings
+    from cache.errors import CacheError
+    from settings import SettingsError, get_settings
+    from worker.main import await_server, build_worker_settings
 
     try:
+        if _is_arq_command():
+            await_server(get_settings(), once="--check" in sys.argv)
         found = build_worker_settings()
-    except SettingsError as exc:
+    except (SettingsError, CacheError) as exc:
         # arq's command line would print a traceback; its operator needs the line.
         print(exc, file=sys.stderr)  # noqa: T201
-        raise SystemExit(2) from None
+        raise SystemExit(2 if isinstance(exc, SettingsError) else 1) from None
     globals()[name] = found
     return found
+
+
+def _is_arq_command() -> bool:
+    """`arq ...` or `python -m arq ...`."""
+    return "arq" in Path(sys.argv[0]).parts[-2:]

@@ -21,7 +21,7 @@ from arq.worker import Function, func
 from cache import codec, embedded
 from cache.errors import CacheError
 from cache.keys import QueueKeys
-from cache.pool import Target, build_client, parse_url
+from cache.pool import Target, build_client, open_pool, parse_url, wait_until_ready
 from settings import Settings, SettingsError, get_settings, variable_name
 from worker.child import ChildOptions, ManagedWorker, serve
 from worker.client import (
@@ -407,3 +407,27 @@ def run_child(settings: Settings, foreign: type | None = None) -> int:
         return await serve(worker, child_options(settings))
 
     return asyncio.run(run())
+
+
+def await_server(settings: Settings, *, once: bool) -> None:
+    """
+    Return when the queue's server answers; `once` looks a single time.
+
+    For arq's own command, which meets an absent server with a traceback.
+
+    Raises:
+        cache.errors.RedisUnavailable: it does not answer (`once` only).
+    """
+    configure_logging(settings.worker_log_level, settings.worker_log_format)
+
+    async def look() -> None:
+        options = pool_options(settings)
+        async with open_pool(settings.redis_url, options, name="letta-redis-start") as client:
+            await wait_until_ready(client, settings.redis_url, deadline_s=0 if once else None)
+
+    # A loop of its own: asyncio.run would leave arq without a current one.
+    loop = asyncio.new_event_loop()
+    try:
+        loop.run_until_complete(look())
+    finally:
+        loop.close()

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.servers import free_port, run
+from tests.support.servers import free_port, run, valkey
 from tests.support.wait import eventually_sync
 
 BIN = Path(sys.executable).parent
@@ -88,6 +88,27 @@ def test_an_absent_server_is_one_line_and_exit_1(command: str) -> None:
     assert done.returncode == 1
     assert len(done.stderr.splitlines()) == 1
     assert "hunter2" not in done.stderr + done.stdout
+
+
+def test_arq_s_check_of_an_absent_server_is_one_line_and_exit_1() -> None:
+    url = f"redis://:hunter2@127.0.0.1:{free_port()}/0"
+    done = run([ARQ, "--check", "worker.WorkerSettings"], env=environment(LETTA_REDIS_URL=url))
+    assert done.returncode == 1
+    assert len(done.stderr.splitlines()) == 1
+    assert "hunter2" not in done.stderr + done.stdout
+
+
+def test_arq_s_worker_waits_for_an_absent_server_and_starts_when_it_comes(tmp_path: Path) -> None:
+    log, port = tmp_path / "log", free_port()
+    here = {"LETTA_REDIS_URL": f"redis://127.0.0.1:{port}/0"}
+    with process([ARQ, "worker.WorkerSettings"], log, **here) as worker:
+        eventually_sync(lambda: "redis.unreachable" in log.read_text(), deadline_s=30)
+        with valkey(tmp_path / "server", port=port):
+            eventually_sync(lambda: "worker.started" in log.read_text(), deadline_s=30)
+            worker.send_signal(signal.SIGTERM)
+            worker.wait(20)
+    assert "Traceback" not in log.read_text()
+    assert log.read_text().count("redis.unreachable") == 1
 
 
 def test_workers_wait_for_an_absent_server_say_so_once_and_end_cleanly(tmp_path: Path) -> None:
