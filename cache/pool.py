@@ -152,6 +152,20 @@ def _tls(options: PoolOptions) -> dict[str, Any]:
     }
 
 
+def refuse_cluster(url: str) -> None:
+    """
+    The queue's scripts and stock arq's keys need all keys on one node.
+
+    Raises:
+        UnsupportedRedisURL: the URL names a cluster; the message says what to set instead.
+    """
+    if parse_url(url).kind == "cluster":
+        raise UnsupportedRedisURL(
+            f"{redacted(url)}: the queue cannot run on a cluster; give it a standalone or Sentinel "
+            "server (LETTA_REDIS_URL) and the cache the cluster (LETTA_CACHE_REDIS_URL)"
+        )
+
+
 def build_client(
     url: str,
     options: PoolOptions,
@@ -175,11 +189,7 @@ def build_client(
     keywords = {**_common(options, name), **_login(target)}
     if target.kind == "cluster":
         if client_class is not Redis:
-            raise UnsupportedRedisURL(
-                f"{redacted(url)}: the workers cannot run on a cluster; give the queue a standalone "
-                "or Sentinel server (LETTA_REDIS_URL) and the cache the cluster "
-                "(LETTA_CACHE_REDIS_URL)"
-            )
+            refuse_cluster(url)
         return RedisCluster(
             startup_nodes=[ClusterNode(host, port) for host, port in target.nodes],
             socket_connect_timeout=options.connect_timeout_s,

@@ -13,7 +13,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cache.pool import open_pool
+from cache.pool import open_pool, refuse_cluster
 from worker.client import JobQueue
 from worker.effects.handle import Job
 from worker.effects.queue import JobStatus
@@ -84,11 +84,13 @@ async def open_queue(settings: Settings | None = None) -> AsyncIterator[JobQueue
 
     Raises:
         settings.SettingsError: a setting is wrong.
+        cache.errors.UnsupportedRedisURL: the URL names a cluster.
     """
     from settings import get_settings
     from worker.wiring import pool_options, queue_options
 
     chosen = settings or get_settings()
+    refuse_cluster(chosen.redis_url)
     async with open_pool(
         chosen.redis_url, pool_options(chosen), name="letta-redis-queue"
     ) as client:

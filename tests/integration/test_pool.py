@@ -14,8 +14,10 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 
 from cache.errors import RedisUnavailable, UnsupportedRedisURL
 from cache.pool import PoolOptions, build_client, open_pool, parse_url, redacted, wait_until_ready
+from settings import load_settings
 from tests.support.servers import free_port, tls_in_front, valkey
 from tests.support.wait import eventually
+from worker import open_queue
 
 QUICK = PoolOptions(connect_timeout_s=2, socket_timeout_s=2, retries=0)
 
@@ -100,6 +102,9 @@ async def test_a_cluster_serves_the_cache_but_not_the_workers(tmp_path: Path) ->
         assert await roundtrip(url) == b"1"
         with pytest.raises(UnsupportedRedisURL, match="LETTA_CACHE_REDIS_URL"):
             build_client(url, QUICK, name="t", client_class=OwnClient)
+        with pytest.raises(UnsupportedRedisURL, match="LETTA_CACHE_REDIS_URL"):
+            async with open_queue(load_settings(redis_url=url)):
+                pytest.fail("a queue was opened on a cluster")
 
 
 async def test_an_unreachable_server_is_one_clear_error_without_the_password() -> None:
