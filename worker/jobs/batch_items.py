@@ -4,6 +4,7 @@ The requests of a batch on their way out of it: answered, put back, or sent by t
 
 from __future__ import annotations
 
+import uuid
 from collections.abc import Sequence
 
 import structlog
@@ -138,17 +139,15 @@ class Items:
         if not ids:
             return
         group = self.batch.group
-        job = self.deps.queue.prepared(
-            f"llm:again:{self.batch.id}",
-            FLUSH_LLM_GROUP,
-            group.provider,
-            group.endpoint,
-            group.model,
-        )
+        flush = (FLUSH_LLM_GROUP, group.provider, group.endpoint, group.model)
+        # A name of its own each time: an earlier flush of that name may be ending just now.
+        job = self.deps.queue.prepared(f"llm:again:{uuid.uuid4().hex}", *flush)
         keys = self._job_keys(job, Priority.DEFAULT)
         delay_ms = self.deps.llm.rules[group.provider].max_age_ms
         rows = [(id_, job, keys) for id_ in ids]
         moved = await self.store.detach(self.batch.id, rows, mode="wait", delay_ms=delay_ms)
+        # And one behind them all, should the first have run before the last was back.
+        await self.deps.queue.enqueue(*flush, delay_s=delay_ms / 1000)
         log.info("batch.items_put_back", batch_id=self.batch.id, requests=moved)
 
     async def _send_singly(self, ids: Sequence[str], *, urgent: bool) -> int:
