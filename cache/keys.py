@@ -413,6 +413,16 @@ class CacheKeys:
         return f"{self.prefix}generation:{organisation}"
 
     @property
+    def era(self) -> str:
+        """String: what every value must be of to count, whatever its floor."""
+        return f"{self.prefix}era:{{era}}"
+
+    @property
+    def members(self) -> str:
+        """Sorted set: process -> end of its lease, the server's Unix ms. On the era's slot."""
+        return f"{self.prefix}members:{{era}}"
+
+    @property
     def backplane(self) -> str:
         """Stream: invalidations for the copies inside processes, and wake-ups."""
         return f"{self.prefix}backplane"
@@ -484,6 +494,18 @@ CACHE_CATALOGUE: tuple[KeySpec, ...] = (
         "string",
         "8 bytes that every value of the organisation must carry",
         "TTL 7 d, renewed with every value stored",
+    ),
+    KeySpec(
+        "lc:era:{era}",
+        "string",
+        "16 bytes that every value must be of; gone when a process falls silent",
+        "TTL of the shortest lease of a member",
+    ),
+    KeySpec(
+        "lc:members:{era}",
+        "sorted set",
+        "process that may invalidate -> end of its lease, Unix ms",
+        "one member an open cache, removed after LETTA_CACHE_MEMBER_LEASE_S; TTL 7 d, renewed",
     ),
     KeySpec(
         "lc:backplane",

@@ -292,6 +292,16 @@ def sibling(client: Any, *, name: str, socket_timeout_s: float | None = None) ->
     )
 
 
+def node_pool(client: Any, host: str, port: int) -> ConnectionPool:
+    """Connections to one node of a cluster, made as the cluster's client makes its own."""
+    own = {"connection_class", "parser_class", "response_callbacks", "event_dispatcher"}
+    keywords = {k: v for k, v in client.connection_kwargs.items() if k not in own}
+    keywords |= {"host": host, "port": port, "max_connections": 2**31}
+    return ConnectionPool(
+        connection_class=client.connection_kwargs.get("connection_class", Connection), **keywords
+    )
+
+
 async def close_client(client: Any) -> None:
     """Close a client and every connection of its pool."""
     if isinstance(client, RedisCluster):
