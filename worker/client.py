@@ -19,6 +19,7 @@ from worker.client_llm import (
     RUN_LLM_REQUEST,
     LLMClient,
 )
+from worker.effects.attempts import AttemptStore
 from worker.effects.deliveries import Delivery, DeliveryStore
 from worker.effects.secrets import SecretBox
 from worker.options import QueueOptions
@@ -47,7 +48,8 @@ class JobQueue(LLMClient):
         self, client: Any, options: QueueOptions | None = None, *, keys: QueueKeys | None = None
     ) -> None:
         super().__init__(client, keys or QueueKeys(), options or QueueOptions())
-        self.deliveries = DeliveryStore(
+        self.deliveries = DeliveryStore(client, self.keys)
+        self.attempts = AttemptStore(
             client, self.keys, retention_s=self.options.webhook_retention_s
         )
         self.webhooks = Webhooks(
