@@ -23,6 +23,7 @@ from contextlib import AbstractAsyncContextManager, suppress
 from dataclasses import dataclass
 
 import structlog
+from redis.exceptions import ResponseError
 
 from cache import scripts
 from cache.era import heard, script_args
@@ -85,6 +86,7 @@ class Membership:
         self._learn = learn
         self._lock = threading.Lock()
         self._held = self._stopping = self._leaving = False
+        self._refused = False  # said once
         self._member = ""
         self._basis_ms = 0  # the server's time that was heard last,
         self._asked_at = self._heard_at = 0.0  # asked for and heard at these of our clock
@@ -129,7 +131,12 @@ class Membership:
         _set(self._loop, self._awake)
 
     def _main(self) -> None:
-        asyncio.run(self._keep())
+        try:
+            asyncio.run(self._keep())
+        except Exception:
+            log.exception("cache.renewal_failed")
+        finally:
+            _set(self._home, self._joined)  # nobody need wait for it any longer
 
     async def _keep(self) -> None:
         self._awake, self._loop = asyncio.Event(), asyncio.get_running_loop()
@@ -147,6 +154,10 @@ class Membership:
         try:
             async with asyncio.timeout(min(self._lease_s / _TURNS_IN_A_LEASE, _TURN_S)):
                 await turn
+        except ResponseError as exc:
+            if not self._refused:
+                self._refused = True
+                log.warning("cache.renewal_refused", error=str(exc)[:200])
         except OUTAGE:
             return  # the commands' own connection tells; the lease outlives some of these
         except Exception:
