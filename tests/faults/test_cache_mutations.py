@@ -368,10 +368,10 @@ async def test_a_renewal_counts_from_what_its_sender_knew(
     keys, wire = cache.parts.keys, cache.parts.entries.link.wire
     script = scripts.load("cache", "era")
     if not rule:
-        script = _without("era", "'GT', ARGV[4] + ARGV[3]", "'GT', now_ms + ARGV[3]")
+        script = _without("era", "math.min(now_ms, tonumber(ARGV[4]))", "now_ms")
     membership = cache.parts.invalidation._membership
     member, basis_ms = membership._member, membership._basis_ms
-    how = {"member": member, "lease_ms": 30_000, "basis_ms": basis_ms}
+    how = {"member": member, "lease_ms": 30_000, "latest_ms": basis_ms}
 
     async def late() -> bool:
         args = script_args("renew", wire, keys.era, **how)  # type: ignore[arg-type]

@@ -377,7 +377,7 @@ async def test_a_renewal_that_arrives_late_gives_nothing_more(
 
     late = script_args(
         "renew", wire, other.parts.keys.era, member=name.decode(), lease_ms=30_000,
-        basis_ms=membership._basis_ms,
+        latest_ms=membership._basis_ms,
     )  # fmt: skip
     for _ in range(3):
         reply = await _SCRIPT.run(wire, [other.parts.keys.members, other.parts.keys.era], late)
