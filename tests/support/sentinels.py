@@ -8,8 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from redis.asyncio import Redis
-
+from cache.pool import PoolOptions, open_pool
 from tests.support.servers import valkey
 from tests.support.wait import eventually
 
@@ -37,10 +36,6 @@ class Watched:
         return bool((await self.replica.info("replication"))["role"] == "master")
 
 
-def _client(port: int) -> Any:
-    return Redis(host="127.0.0.1", port=port, socket_timeout=5, socket_connect_timeout=2)
-
-
 @asynccontextmanager
 async def watched_servers(home: Path) -> AsyncIterator[Watched]:
     """Yields once the replica is in step and every Sentinel knows it and the others."""
@@ -63,9 +58,13 @@ async def watched_servers(home: Path) -> AsyncIterator[Watched]:
                 "bind 127.0.0.1\n"
             )
             ports.append(stack.enter_context(valkey(directory, str(conf), "--sentinel")))
-        clients = [_client(port) for port in (master, replica, *ports)]
-        for client in clients:
-            stack.push_async_callback(client.aclose)
+        # Sentinels end the connections of a server whose part changes: these are made anew.
+        clients = [
+            await stack.enter_async_context(
+                open_pool(f"redis://127.0.0.1:{port}/0", PoolOptions(), name="t")
+            )
+            for port in (master, replica, *ports)
+        ]
         nodes = ",".join(f"127.0.0.1:{port}" for port in ports)
         url = f"redis+sentinel://{nodes}/{SERVICE}/0"
         found = Watched(clients[0], clients[1], clients[2:], url)
