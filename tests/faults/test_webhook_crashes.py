@@ -18,9 +18,10 @@ import pytest
 
 from tests.support.servers import free_port, valkey
 from tests.support.wait import eventually
-from tests.support.workers import quick_settings
+from tests.support.workers import quick_settings, running_worker
 from worker import open_queue
 from worker.client import JobQueue
+from worker.effects.attempts import AttemptStore
 
 DELIVERIES = 40
 KILLS = 8
@@ -160,3 +161,33 @@ async def test_a_server_restart_in_a_backlog_loses_no_delivery(tmp_path: Path) -
     assert set(receiver.seen) == set(ids)
     for delivery in found:
         assert 1 <= receiver.seen[delivery.id] <= delivery.attempt_count
+
+
+async def marker(_ctx: dict[str, Any]) -> str:
+    return "done"
+
+
+async def test_a_job_does_not_end_before_its_deliverys_record_is_stored(
+    private_valkey_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked, gate, record = asyncio.Event(), asyncio.Event(), AttemptStore.record
+
+    async def late(self: AttemptStore, *args: Any, **more: Any) -> list[str]:
+        asked.set()
+        await gate.wait()
+        return await record(self, *args, **more)
+
+    monkeypatch.setattr(AttemptStore, "record", late)
+    receiver = Receiver()
+    settings = quick_settings(private_valkey_url, worker_functions=f"{__name__}:marker")
+    async with receiver.listening(), open_queue(settings) as queue, running_worker(settings):
+        id_ = await queue.send_webhook(receiver.url, {}, event_type="x")
+        async with asyncio.timeout(30):
+            await asked.wait()
+        # A later job has come and gone: an end of the first would have been told by now.
+        await (await queue.enqueue("marker")).result(timeout_s=30)
+        assert await queue.job(f"webhook:{id_}").status() == "in_progress"
+        assert (await queue.delivery(id_)).state == "sending"
+        gate.set()
+        await all_delivered(queue, [id_], 30)
+    assert receiver.seen == {id_: 1}
