@@ -12,13 +12,8 @@ from datetime import datetime
 from typing import Any
 
 from cache.keys import QueueKeys
-from worker.client_llm import (
-    FLUSH_LLM_BATCHES,
-    FLUSH_LLM_GROUP,
-    RUN_LLM_BATCH,
-    RUN_LLM_REQUEST,
-    LLMClient,
-)
+from worker.client_batches import FLUSH_LLM_GROUP, RUN_LLM_BATCH
+from worker.client_llm import FLUSH_LLM_BATCHES, RUN_LLM_REQUEST, LLMClient
 from worker.effects.attempts import AttemptStore
 from worker.effects.deliveries import Delivery, DeliveryStore
 from worker.effects.secrets import SecretBox

@@ -67,9 +67,11 @@ class Pump:
         self.is_connected = True
         self.may_give_up: Callable[[], bool] = lambda: False
 
-    async def turn(self, ends: Sequence[End], want: int) -> Turn:
+    async def turn(self, ends: Sequence[End], want: int, *, suspects: int = 1) -> Turn:
         """
         Send these ends, claim up to `want` jobs (at most `MOST_CLAIMS`).
+
+        `suspects`: how many of them may be jobs whose next lost lease makes them poison.
 
         Raises:
             PumpStopped: the server is away and `may_give_up()` says so.
@@ -85,6 +87,7 @@ class Pump:
             self._reserved(want),
             msgspec.msgpack.encode(ends),
             *self._limits,
+            suspects,
         ]
         turn = read_turn(await self._send(args))
         self._granted += len(turn.claims)

@@ -70,6 +70,7 @@ class _Run:
     side_tasks: set[asyncio.Task[Any]] = field(default_factory=set)
     started: int = 0
     sending: bool = False
+    suspect: Claim | None = None  # one at a time: it alone pays when this worker dies
     leave_by: float = float("inf")
 
 
@@ -348,7 +349,8 @@ class Worker(ArqWorker):
                 batch, run.outbox = run.outbox[:MOST_ENDS], run.outbox[MOST_ENDS:]
                 want = self._free_slots(run)
                 run.sending = True
-                turn = await run.pump.turn([end for _, end, _ in batch], want)
+                trial = run.suspect is None or run.suspect.ended
+                turn = await run.pump.turn([end for _, end, _ in batch], want, suspects=int(trial))
                 run.sending = False
                 self._clock_offset_s = turn.now / 1000 - self.loop.time()
                 self._account(batch, turn)
@@ -408,6 +410,8 @@ class Worker(ArqWorker):
             run.started += 1
             if claim.losses:
                 self.jobs_rescued += 1
+                if claim.losses + 1 >= self.options.max_lost_leases:
+                    run.suspect = claim
                 log.warning("job.rescued", job_id=claim.job_id, losses=claim.losses)
             task = self.loop.create_task(run.executor.run(claim))
             claim.task = self.tasks[claim.job_id] = self.job_tasks[claim.job_id] = task

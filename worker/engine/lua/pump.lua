@@ -9,7 +9,7 @@
 -- ARGV[4] most to claim (<= 256)  ARGV[5] how many of them go to the longest due of all queues
 -- ARGV[6] ends, msgpack (worker/engine/records.py)
 -- ARGV[7] losses of a lease that make a job poison  ARGV[8] dead letters kept
--- ARGV[9] their age, ms
+-- ARGV[9] their age, ms  ARGV[10] most suspects to claim: jobs whose next lost lease makes them poison
 -- returns {now, next due | -1, 1 when more is due, jobs in the queues, a schedule is due: 1 | 0,
 --          {index of an end that came too late, ...}, {index of an end that was buried, ...},
 --          {id of poison, ...}, {id, since, ...} abort marks, rows of 5: id, body, tries, claim, mark}
@@ -17,10 +17,13 @@
 -- the fencing token. A turn that is sent again (its reply was lost) changes nothing and gives the
 -- same rows. allow-oom: a full server must be able to finish jobs, which frees memory.
 --@include put_job
+--@include lease
 --@include dead
 --@include ends
 local prefix, token, lease = ARGV[1], ARGV[2], tonumber(ARGV[3])
 local want, reserved, poison = tonumber(ARGV[4]), tonumber(ARGV[5]), tonumber(ARGV[7])
+local last_chance, suspects = math.max(1, poison - 1), tonumber(ARGV[10])
+local SUSPECT_WAITS_MS = math.min(1000, lease / 5)
 local RUNNING_KEY_MS = lease + 86400000
 local now = server_ms()
 local dead = {set = KEYS[9], prefix = prefix, cap = tonumber(ARGV[8]), age = tonumber(ARGV[9]), now = now,
@@ -83,13 +86,21 @@ local function claim(candidates)
       poisoned[#poisoned + 1] = id
       bury(dead, id, {reason = 'poison', queue = number, tries = losses, error = 'its workers died while it ran'})
       forget(prefix, KEYS, {id}, {{id}, {id}, {id}, {id}})
+    elseif free and losses >= last_chance and suspects == 0 then
+      -- Two suspects in one worker would be charged for each other's deeds.
+      redis.call('ZADD', KEYS[5], 'XX', now + SUSPECT_WAITS_MS, id)
+      redis.call('ZADD', KEYS[number], 'XX', now + SUSPECT_WAITS_MS, id)
     elseif free then
+      if losses >= last_chance then
+        suspects = suspects - 1
+      end
+      local holds = lease_of(lease, losses)
       local value = token .. '|' .. number .. '|' .. due .. '|' .. losses
       taken[#taken + 1], claims[#claims + 1] = id, value
-      running[#running + 1], running[#running + 2] = now + lease, id
+      running[#running + 1], running[#running + 2] = now + holds, id
       -- Out of the head of the queue, yet in it: stock clients look for it there.
       local m = moved[number]
-      m[#m + 1], m[#m + 2] = now + 2 * lease, id
+      m[#m + 1], m[#m + 2] = now + holds + lease, id
       redis.call('SET', prefix .. 'in-progress:' .. id, value, 'PX', RUNNING_KEY_MS)
       -- Stock clients give bodies a lifetime, which must not end under a running job.
       redis.call('PERSIST', prefix .. 'job:' .. id)
@@ -107,9 +118,9 @@ local function claim(candidates)
   end
 end
 
-local function lapsed()
+local function lapsed(most)
   local found = {}
-  for _, id in ipairs(redis.call('ZRANGEBYSCORE', KEYS[5], '-inf', now, 'LIMIT', 0, want)) do
+  for _, id in ipairs(redis.call('ZRANGEBYSCORE', KEYS[5], '-inf', now, 'LIMIT', 0, most)) do
     local value = redis.call('GET', prefix .. 'in-progress:' .. id)
     local number, due = string.match(value or '', '|(%d)|([^|]*)|%d+$')
     if number then
@@ -173,10 +184,14 @@ else
     apply_ends(ends, prefix, KEYS, dead, late, buried)
   end
   if want > 0 then
-    local first = lapsed()
-    claim(first)
-    if #first < want then
-      claim(due_jobs(want - #first))
+    local rest, found = want
+    repeat
+      found = lapsed(rest)
+      claim(found)
+      rest = want - #claimed - #poisoned
+    until #found == 0 or rest == 0
+    if rest > 0 then
+      claim(due_jobs(rest))
     end
   end
   if #claimed > 0 or #ends > 0 or #poisoned > 0 then
