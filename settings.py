@@ -653,6 +653,13 @@ class Settings(BaseSettings):
     llm_webhook_url: str | None = Field(
         None, description="Told of every batch that has ended (event type llm.batch.ended)."
     )
+    llm_delete_files: Literal["none", "input", "all"] = Field(
+        "input",
+        description=(
+            "Files deleted at the provider when their batch has ended: what was uploaded, which it "
+            "keeps for good (input), the results too, which it keeps for a while (all), or none."
+        ),
+    )
 
     @field_validator("worker_log_level", "worker_log_format", mode="before")
     @classmethod

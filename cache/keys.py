@@ -195,6 +195,20 @@ class QueueKeys:
         """Sorted set: request id -> the time reserved for its call, Unix ms."""
         return f"{self.llm}turns:{provider}"
 
+    @property
+    def llm_single(self) -> str:
+        """Sorted set: id of a request with a job of its own -> the last look after it, Unix ms."""
+        return f"{self.llm}single"
+
+    @property
+    def llm_underway(self) -> str:
+        """Sorted set: id of a batch that has not ended -> the last look after it, Unix ms."""
+        return f"{self.llm}underway"
+
+    def llm_tell(self, request_id: str) -> str:
+        """Hash: digest of a URL -> the job that tells it of the request's end."""
+        return f"{self.llm}tell:{request_id}"
+
 
 _ENDS = "deleted when the job ends"
 
@@ -373,6 +387,24 @@ QUEUE_CATALOGUE: tuple[KeySpec, ...] = (
         "sorted set",
         "request id -> the time reserved for its call, Unix ms",
         "a minute of LETTA_LLM_REQUESTS_PER_MINUTE; TTL 1 h",
+    ),
+    KeySpec(
+        "arq:llm:single",
+        "sorted set",
+        "id of a request with a job of its own -> the last look after it, Unix ms",
+        "one member such a request, until it is answered",
+    ),
+    KeySpec(
+        "arq:llm:underway",
+        "sorted set",
+        "id of a batch -> the last look after it, Unix ms",
+        "one member a batch, until it has ended",
+    ),
+    KeySpec(
+        "arq:llm:tell:<id>",
+        "hash",
+        "digest of a URL -> the job that tells it of the request's end",
+        "deleted when answered; after an error, TTL LETTA_LLM_RESULT_TTL_S",
     ),
     KeySpec("arq:llm:answered", "channel", "request ids as they are answered", "keeps nothing"),
 )
