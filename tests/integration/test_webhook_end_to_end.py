@@ -86,7 +86,7 @@ async def test_headers_bearer_and_signatures_arrive_and_no_secret_is_stored_in_c
     async with receiver(take) as url, open_queue(settings) as queue:
         id_ = await queue.send_webhook(
             url, {"step_id": "s1"}, event_type="x", secrets=[private], bearer="step-key-123",
-            headers={"X-Tenant": "t1", "X-Api-Key": "hidden-456"},
+            headers={"X-Tenant": "Zo\xeb", "X-Api-Key": "hidden-456"},
         )  # fmt: skip
         stored = b"".join((await queue.client.hgetall(queue.keys.webhook(id_))).values())
         for secret in (b"step-key-123", b"hidden-456", private.encode(), SEED):
@@ -95,7 +95,7 @@ async def test_headers_bearer_and_signatures_arrive_and_no_secret_is_stored_in_c
             await ended(queue, id_)
     ((headers, body),) = seen
     assert headers["authorization"] == "Bearer step-key-123"
-    assert (headers["x-tenant"], headers["x-api-key"]) == ("t1", "hidden-456")
+    assert (headers["x-tenant"], headers["x-api-key"]) == ("Zo\xeb", "hidden-456")
     signature = headers["webhook-signature"].removeprefix("v1a,")
     signed = f"{id_}.{headers['webhook-timestamp']}.".encode() + body
     public = Ed25519PrivateKey.from_private_bytes(SEED).public_key()

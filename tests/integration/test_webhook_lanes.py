@@ -338,6 +338,33 @@ async def test_an_overloaded_host_is_sent_half_as_much_at_once_and_then_more_aga
     assert 4.5 < found < 5.5
 
 
+async def test_a_burst_of_overload_answers_is_one_sign_of_it(lab: Lab) -> None:
+    lab.limits = replace(LIMITS, concurrency=8, breaker_failures=0)
+    running = [await lab.go(await lab.send()) for _ in range(8)]
+    # All of them were under way when the first one said so.
+    await asyncio.gather(*(lab.end(claimed, wait=True, status=503) for claimed in running))
+    lane = await lab.queue.webhooks.lane(URL)
+    assert (lane.concurrency, lane.paused_until) == (4, None)
+
+
+@pytest.mark.parametrize(("between", "rests"), [(None, True), (200, False), (422, False)])
+async def test_overload_again_and_again_with_no_answer_between_asks_for_a_rest(
+    lab: Lab, between: int | None, rests: bool
+) -> None:
+    lab.limits = replace(LIMITS, concurrency=8, breaker_failures=0)
+    key = lab.queue.keys.webhook_lane("https://hooks.example.com:443")
+    for status in (503, 429, between, 503):
+        if status is not None:
+            # As if the last cut were longer ago than a second.
+            await lab.queue.client.hset(key, "cut", 1)
+            await lab.attempt(await lab.send(), status=status)
+    lane = await lab.queue.webhooks.lane(URL)
+    assert (lane.paused_until is not None) == rests
+    if rests:
+        assert lane.concurrency == 1
+        assert (await lab.held(await lab.send())).reason == "closed"
+
+
 # -- order -----------------------------------------------------------------------
 
 
