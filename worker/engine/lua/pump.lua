@@ -6,10 +6,11 @@
 --   and, derived from the prefix: job:<id> in-progress:<id> retry:<id> result:<id> dead:<id>,
 --   queue names and unique keys that the ends name
 -- ARGV[1] prefix  ARGV[2] token of this turn, never used before  ARGV[3] lease_ms
--- ARGV[4] most to claim (<= 256)  ARGV[5] how many of them go to the longest due of all queues
--- ARGV[6] ends, msgpack (worker/engine/records.py)
+-- ARGV[4] most to claim (<= 256)  ARGV[5] jobs claimed before  ARGV[6] ends, msgpack (worker/engine/records.py)
 -- ARGV[7] losses of a lease that make a job poison  ARGV[8] dead letters kept
--- ARGV[9] their age, ms
+-- ARGV[9] their age, ms  ARGV[10] share of the claims that goes to the longest due of all queues
+-- ARGV[11] how many more to claim ahead, of at most a quarter of what is left (with ARGV[4] <= 512)
+-- ARGV[12] 1: with the abort marks | 0
 -- returns {now, next due | -1, 1 when more is due, jobs in the queues, a schedule is due: 1 | 0,
 --          {index of an end that came too late, ...}, {index of an end that was buried, ...},
 --          {id of poison, ...}, {id, since, ...} abort marks, rows of 5: id, body, tries, claim, mark}
@@ -20,7 +21,7 @@
 --@include dead
 --@include ends
 local prefix, token, lease = ARGV[1], ARGV[2], tonumber(ARGV[3])
-local want, reserved, poison = tonumber(ARGV[4]), tonumber(ARGV[5]), tonumber(ARGV[7])
+local want, poison, ahead = tonumber(ARGV[4]), tonumber(ARGV[7]), tonumber(ARGV[11])
 local RUNNING_KEY_MS = lease + 86400000
 local now = server_ms()
 local dead = {set = KEYS[9], prefix = prefix, cap = tonumber(ARGV[8]), age = tonumber(ARGV[9]), now = now,
@@ -121,8 +122,23 @@ local function lapsed()
   return found
 end
 
--- Strict by priority, but `reserved` of them by age alone, so that nobody starves.
+-- Of what is left when `most` are taken, a quarter may be claimed ahead: the rest is for other workers.
+local function with_ahead(most)
+  if ahead == 0 then
+    return most
+  end
+  local due = 0
+  for number = 1, 4 do
+    due = due + redis.call('ZCOUNT', KEYS[number], '-inf', now)
+  end
+  return most + math.min(ahead, math.max(0, math.floor((due - most) / 4)))
+end
+
+-- Strict by priority, but a share of them by age alone, so that nobody starves: it holds over time,
+-- also with one claim a turn.
 local function due_jobs(most)
+  local before, share = tonumber(ARGV[5]) + #claimed, tonumber(ARGV[10])
+  local reserved = math.floor((before + most) * share) - math.floor(before * share)
   local lists, at, picked = {}, {1, 1, 1, 1}, {}
   for number = 1, 4 do
     lists[number] = redis.call('ZRANGEBYSCORE', KEYS[number], '-inf', now, 'WITHSCORES', 'LIMIT', 0, most)
@@ -153,6 +169,10 @@ local function due_jobs(most)
   return picked
 end
 
+local ends = cmsgpack.unpack(ARGV[6])
+-- Most looks of an idle worker find nothing at all.
+local busy = #ends > 0
+  or redis.call('EXISTS', KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5], KEYS[11]) > 0
 local last = redis.call('GET', KEYS[10])
 local again = last and cmsgpack.unpack(last)
 if again and again[1] == token then
@@ -168,15 +188,19 @@ if again and again[1] == token then
   end
   late, poisoned = again[3], again[4]
 else
-  local ends = cmsgpack.unpack(ARGV[6])
   if #ends > 0 then
     apply_ends(ends, prefix, KEYS, dead, late, buried)
   end
-  if want > 0 then
-    local first = lapsed()
-    claim(first)
-    if #first < want then
-      claim(due_jobs(want - #first))
+  if want + ahead > 0 and busy then
+    local first = {}
+    -- Jobs that their workers did not survive are for free hands only.
+    if want > 0 then
+      first = lapsed()
+      claim(first)
+    end
+    local most = with_ahead(want - #first)
+    if most > 0 then
+      claim(due_jobs(most))
     end
   end
   if #claimed > 0 or #ends > 0 or #poisoned > 0 then
@@ -184,6 +208,9 @@ else
   end
 end
 
+if not busy then
+  return {now, -1, 0, 0, 0, late, buried, poisoned, {}, rows}
+end
 local next_due, more, size = -1, 0, 0
 local function look(key)
   local head = redis.call('ZRANGE', key, 0, 0, 'WITHSCORES')
@@ -209,5 +236,5 @@ local scheduled = look(KEYS[11]) and 1 or 0
 if more == 1 then
   redis.call('ZADD', KEYS[6], 0, 'w')
 end
-local marks = redis.call('ZRANGE', KEYS[7], 0, 999, 'WITHSCORES')
+local marks = ARGV[12] == '1' and redis.call('ZRANGE', KEYS[7], 0, 999, 'WITHSCORES') or {}
 return {now, math.ceil(next_due), more, size, scheduled, late, buried, poisoned, marks, rows}
