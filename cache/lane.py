@@ -1,5 +1,5 @@
 """
-How commands reach the cache's server: one connection that everything shares.
+One connection that everything shares: the cache's commands, the queue's scripts.
 
 `Lane` takes a connection that redis-py has dialled (TLS, login, Sentinel and
 all) and pipelines on it: the commands of one event-loop tick leave in one
@@ -21,7 +21,15 @@ from hashlib import blake2b
 from typing import Any, Protocol
 
 import hiredis
-from redis.exceptions import NoScriptError, ResponseError
+from redis.exceptions import (
+    ConnectionError as RedisConnectionError,
+)
+from redis.exceptions import (
+    NoScriptError,
+    OutOfMemoryError,
+    ReadOnlyError,
+    ResponseError,
+)
 
 from cache.pool import OUTAGE, explain
 from cache.tasks import end
@@ -31,8 +39,12 @@ _BUFFER_BYTES = 256 * 1024
 _LAG_S = 0.005
 
 
-class Away(Exception):
-    """The server cannot be reached, or did not answer in time. The caller goes on without."""
+# Refusals that callers tell apart, by the first word of the reply.
+_ERRORS = {"NOSCRIPT": NoScriptError, "OOM": OutOfMemoryError, "READONLY": ReadOnlyError}
+
+
+class Away(RedisConnectionError):  # type: ignore[misc]
+    """The server cannot be reached, or did not answer in time."""
 
 
 class Ended(Away):
@@ -60,19 +72,8 @@ class Wire(Protocol):
     async def close(self) -> None: ...
 
 
-def pack(args: Sequence[Any]) -> bytes:
-    """One command in RESP: bytes as they are, everything else as text."""
-    out = [b"*%d\r\n" % len(args)]
-    for arg in args:
-        data = arg if type(arg) is bytes else str(arg).encode()
-        out.append(b"$%d\r\n" % len(data))
-        out.append(data)
-        out.append(b"\r\n")
-    return b"".join(out)
-
-
 def as_error(text: str) -> ResponseError:
-    return NoScriptError(text) if text.startswith("NOSCRIPT") else ResponseError(text)
+    return _ERRORS.get(text.partition(" ")[0], ResponseError)(text)
 
 
 class _Replies(asyncio.BufferedProtocol):
@@ -93,13 +94,18 @@ class _Replies(asyncio.BufferedProtocol):
         self._lane.progress()
         reader, calls = self._reader, self.calls
         reader.feed(self._buffer, 0, nbytes)  # type: ignore[arg-type]
+        demoted = False
         try:
             while (reply := reader.gets()) is not False:
                 call = calls.popleft()
                 if not call.done():
                     call.set_result(reply)
+                demoted = demoted or type(reply) is ReadOnlyError
         except (hiredis.ProtocolError, IndexError):
             self._lane.lose("replies out of step")
+        if demoted:
+            # A Sentinel names another master by now: the next call dials that one.
+            self._lane.lose("the server became a replica", self)
 
     def eof_received(self) -> bool:
         return False
@@ -133,6 +139,10 @@ class Lane:
     @property
     def incarnation(self) -> bytes:
         return self._incarnation
+
+    @property
+    def is_connected(self) -> bool:
+        return self._transport is not None
 
     async def execute(self, *args: Any) -> Any:
         """
@@ -181,7 +191,7 @@ class Lane:
                 loop.call_later(self._timeout_s, self._watch, self._progress_at + self._timeout_s)
         if not self._out:
             loop.call_soon(self._flush)
-        self._out.append(pack(args))
+        self._out.append(hiredis.pack_command(tuple(args)))
         replies.calls.append(call)
         return call
 

@@ -16,7 +16,7 @@ import re
 import ssl
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qsl, unquote, urlsplit
@@ -198,7 +198,9 @@ def build_client(
             **({"ssl": True, **_tls(options)} if target.tls else {}),
             **keywords,
         )
-    pool = _connection_pool(target, options, keywords)
+    # Connections that a class holds for itself are not its callers'.
+    most = options.max_connections + getattr(client_class, "own_connections", 0)
+    pool = _connection_pool(target, replace(options, max_connections=most), keywords)
     return client_class(connection_pool=pool, **client_options)
 
 

@@ -22,6 +22,7 @@ from cache import codec, embedded
 from cache.errors import CacheError
 from cache.keys import QueueKeys
 from cache.pool import Target, build_client, open_pool, parse_url, wait_until_ready
+from cache.scripting import SharedScripts
 from settings import Settings, SettingsError, get_settings, variable_name
 from worker.child import ChildOptions, ManagedWorker, serve
 from worker.client import (
@@ -78,6 +79,10 @@ _HEALTH_INTERVAL_S = 5
 _LLM_CONNECTIONS = 100
 
 
+class WorkerRedis(SharedScripts, ArqRedis):
+    """arq's client, its scripts on one connection."""
+
+
 def build_worker_settings(settings: Settings | None = None) -> type:
     """
     The class that arq reads. Every attribute is the class's own: arq ignores inherited ones.
@@ -95,7 +100,7 @@ def build_worker_settings(settings: Settings | None = None) -> type:
         url,
         pool_options(chosen),
         name="letta-redis-worker",
-        client_class=ArqRedis,
+        client_class=WorkerRedis,
         job_serializer=codec.encode,
         job_deserializer=codec.decode,
     )
