@@ -19,12 +19,16 @@ import structlog
 
 from worker.engine.execute import Executor, given_back, interrupt
 from worker.engine.pace import Pace
+from worker.engine.pump import MOST_AHEAD
 from worker.engine.records import Claim, End
 
 log = structlog.get_logger("worker.engine")
 
 # Not started for so long, a job claimed ahead goes back for others to take.
 _STALE_S = 1.0
+# While enough jobs are here to go on with, ends wait so long for company.
+_GATHER_S = 0.005
+_COMPANY = 64
 
 # A claim, what to tell the server of it, and how it ended in one word.
 Outcome = tuple[Claim, End, str]
@@ -45,6 +49,8 @@ class Slots:
         self.taken = 0
         self._ahead: deque[Claim] = deque()
         self._pace = Pace(max_jobs)
+        self._low = 0
+        self._gathering: asyncio.TimerHandle | None = None
         self._loop = asyncio.get_running_loop()
         self._tables: list[dict[str, asyncio.Task[Any]]] = list(tasks)  # arq's, by job id
         self._run: Callable[[Claim], Any] = _not_set_up
@@ -61,8 +67,24 @@ class Slots:
     def room(self, coming: int = 0) -> tuple[int, int]:
         """How many more jobs find a slot, and how many may be claimed ahead; `coming` are claimed."""
         free = self.max_jobs - len(self.claims) - coming
-        ahead = self._pace.ahead(self._loop.time())
+        ahead = min(MOST_AHEAD, self._pace.ahead(self._loop.time()))
+        self._low = ahead // 2
         return max(0, free), max(0, ahead + min(0, free))
+
+    @property
+    def pressing(self) -> bool:
+        """Whether what is in the outbox should leave now."""
+        few = len(self._ahead) <= self._low
+        return bool(self.outbox) and (few or len(self.outbox) >= _COMPANY)
+
+    def post(self, most: int) -> list[Outcome]:
+        """Empty the outbox, up to `most`."""
+        self.kick.clear()
+        if self._gathering is not None:
+            self._gathering.cancel()
+            self._gathering = None
+        batch, self.outbox = self.outbox[:most], self.outbox[most:]
+        return batch
 
     def stale_in(self) -> float:
         """Seconds until the first job claimed ahead has waited too long."""
@@ -111,12 +133,12 @@ class Slots:
             self._pace.ended(self._loop.time())
         if self._ahead:
             self._fill()
-        self.kick.set()
+        self._tell()
 
     def note(self, claim: Claim, note: End) -> None:
         """Tell the server of a running claim."""
         self.outbox.append((claim, note, "started"))
-        self.kick.set()
+        self._tell()
 
     def shed(self) -> None:
         """Give back what has waited for a slot too long."""
@@ -126,8 +148,10 @@ class Slots:
 
     def release(self) -> None:
         """Give back all that has not started, uncharged."""
-        while self._ahead:
-            self._unstarted(self._ahead.pop())
+        # All leave at once: none may take the slot that another one leaves.
+        waiting, self._ahead = self._ahead, deque()
+        for claim in waiting:
+            self._unstarted(claim)
 
     # -- ends from outside ------------------------------------------------------------
 
@@ -199,6 +223,12 @@ class Slots:
                 del table[claim.job_id]
         if not claim.ended:
             self.collect(claim, given_back(claim), "given_back")
+
+    def _tell(self) -> None:
+        if self.pressing:
+            self.kick.set()
+        elif self._gathering is None:
+            self._gathering = self._loop.call_later(_GATHER_S, self.kick.set)
 
     def _unstarted(self, claim: Claim) -> None:
         # The burst it was counted for may take another.

@@ -75,7 +75,7 @@ class Turns:
                 flight = self._flight = self._flight or self._launch()
                 reply = await flight.reply
                 self._flight = None
-                if reply.more and slots.outbox:
+                if reply.more and slots.pressing:
                     self._flight = self._launch(coming=reply.claims)
                     await _let_it_leave()
                 turn = read_turn(reply)
@@ -99,9 +99,8 @@ class Turns:
     def _launch(self, coming: int = 0) -> _Flight:
         """Send the next turn, while `coming` claims of the last one are still to be read."""
         slots = self._slots
-        slots.kick.clear()
         slots.shed()
-        batch, slots.outbox = slots.outbox[:MOST_ENDS], slots.outbox[MOST_ENDS:]
+        batch = slots.post(MOST_ENDS)
         want, ahead = self._room(coming)
         marks = self._worker.allow_abort_jobs and bool(slots.claims)
         sending = self._pump.send([end for _, end, _ in batch], want, ahead=ahead, marks=marks)
@@ -163,7 +162,7 @@ class Turns:
     async def _pause(self, turn: Turn) -> None:
         slots, options = self._slots, self._worker.options
         free, _ = self._room()
-        if slots.outbox or (turn.more and free and (turn.claims or turn.poisoned)):
+        if slots.pressing or (turn.more and free and (turn.claims or turn.poisoned)):
             # The jobs just started get a step, so that the quick ones end in one turn.
             await asyncio.sleep(0)
             return

@@ -41,6 +41,11 @@ class Waker:
         else:
             self._idle.clear()
 
+    def hint(self) -> None:
+        """There may be something to take; of interest only to an idle worker."""
+        if self._idle.is_set():
+            self._kick()
+
     async def run(self) -> None:
         while True:
             await self._idle.wait()
@@ -60,10 +65,10 @@ class Waker:
 class Listener:
     """Wakes this worker on changes that came without a token. Run by one worker a queue."""
 
-    def __init__(self, client: Any, keys: EngineKeys, kick: Callable[[], None]) -> None:
+    def __init__(self, client: Any, keys: EngineKeys, hint: Callable[[], None]) -> None:
         self._client = client
         self._prefix = keys.default_queue
-        self._kick = kick
+        self._hint = hint
 
     async def run(self) -> None:
         """Listen until cancelled; reconnects by itself."""
@@ -112,5 +117,5 @@ class Listener:
                 await connection.send_command("PING")
                 continue
             if message[0] == b"message":
-                self._kick()
+                self._hint()
                 await asyncio.sleep(_SETTLE_S)

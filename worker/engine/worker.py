@@ -317,7 +317,7 @@ class Worker(ArqWorker):
                 worker_id=self.worker_id,
                 health_key=self.health_check_key,
                 report=self._report,
-                kick=slots.kick.set,
+                hint=waker.hint,
             ),
             crons=crons,
             leases=LeaseKeeper(

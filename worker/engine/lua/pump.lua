@@ -22,8 +22,9 @@
 --@include ends
 local prefix, token, lease = ARGV[1], ARGV[2], tonumber(ARGV[3])
 local want, poison, ahead = tonumber(ARGV[4]), tonumber(ARGV[7]), tonumber(ARGV[11])
-local RUNNING_KEY_MS = lease + 86400000
+local RUNNING_KEY_MS = tostring(lease + 86400000)
 local now = server_ms()
+local marked = false
 local dead = {set = KEYS[9], prefix = prefix, cap = tonumber(ARGV[8]), age = tonumber(ARGV[9]), now = now,
   queues = KEYS}
 local late, buried, poisoned, rows, claimed = {}, {}, {}, {}, {}
@@ -39,11 +40,11 @@ end
 local function add_rows(ids, claims)
   local bodies = redis.call('MGET', unpack(names('job:', ids)))
   local tries = redis.call('MGET', unpack(names('retry:', ids)))
-  local marks = redis.call('ZMSCORE', KEYS[7], unpack(ids))
+  local marks = marked and redis.call('ZMSCORE', KEYS[7], unpack(ids)) or {}
   for i = 1, #ids do
     local at = #rows
     rows[at + 1], rows[at + 2], rows[at + 3] = ids[i], bodies[i], tries[i]
-    rows[at + 4], rows[at + 5] = claims[i], marks[i]
+    rows[at + 4], rows[at + 5] = claims[i], marks[i] or false
   end
 end
 
@@ -72,6 +73,8 @@ local function claim(candidates)
   end
   local held = redis.call('MGET', unpack(names('in-progress:', ids)))
   local taken, claims, running, moved = {}, {}, {}, {{}, {}, {}, {}}
+  -- Numbers are slow to become text: once is enough.
+  local lease_ends, queued_till = tostring(now + lease), tostring(now + 2 * lease)
   for i, c in ipairs(candidates) do
     local id, number, due, losses = c[1], c[2], c[3], 0
     local free = true
@@ -86,12 +89,13 @@ local function claim(candidates)
       forget(prefix, KEYS, {id}, {{id}, {id}, {id}, {id}})
     elseif free then
       local value = token .. '|' .. number .. '|' .. due .. '|' .. losses
-      taken[#taken + 1], claims[#claims + 1] = id, value
-      running[#running + 1], running[#running + 2] = now + lease, id
+      local n = #taken + 1
+      taken[n], claims[n] = id, value
+      redis.call('SET', prefix .. 'in-progress:' .. id, value, 'PX', RUNNING_KEY_MS)
+      running[2 * n - 1], running[2 * n] = lease_ends, id
       -- Out of the head of the queue, yet in it: stock clients look for it there.
       local m = moved[number]
-      m[#m + 1], m[#m + 2] = now + 2 * lease, id
-      redis.call('SET', prefix .. 'in-progress:' .. id, value, 'PX', RUNNING_KEY_MS)
+      m[#m + 1], m[#m + 2] = queued_till, id
       -- Stock clients give bodies a lifetime, which must not end under a running job.
       redis.call('PERSIST', prefix .. 'job:' .. id)
       claimed[#claimed + 1] = id
@@ -173,6 +177,9 @@ local ends = cmsgpack.unpack(ARGV[6])
 -- Most looks of an idle worker find nothing at all.
 local busy = #ends > 0
   or redis.call('EXISTS', KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5], KEYS[11]) > 0
+if busy then
+  marked = redis.call('EXISTS', KEYS[7]) == 1
+end
 local last = redis.call('GET', KEYS[10])
 local again = last and cmsgpack.unpack(last)
 if again and again[1] == token then
@@ -236,5 +243,5 @@ local scheduled = look(KEYS[11]) and 1 or 0
 if more == 1 then
   redis.call('ZADD', KEYS[6], 0, 'w')
 end
-local marks = ARGV[12] == '1' and redis.call('ZRANGE', KEYS[7], 0, 999, 'WITHSCORES') or {}
+local marks = marked and ARGV[12] == '1' and redis.call('ZRANGE', KEYS[7], 0, 999, 'WITHSCORES') or {}
 return {now, math.ceil(next_due), more, size, scheduled, late, buried, poisoned, marks, rows}
