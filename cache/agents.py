@@ -14,8 +14,8 @@ from typing import Any
 from pydantic import BaseModel
 
 from cache.entries import Lease, value_key
+from cache.flight import Call, Loader
 from cache.lane import Away
-from cache.readthrough import Call, Loader
 from cache.section import NamedValues, Section
 from cache.sessions import Sessions
 from cache.slots import Dependencies, Parts

@@ -143,6 +143,11 @@ class QueueKeys:
     def webhook_parked(self, lane: str) -> str:
         return f"{self.prefix}webhook-parked:{lane}"
 
+    @property
+    def webhook_open(self) -> str:
+        """Deliveries that have not ended -> when upkeep last looked at them, Unix ms."""
+        return f"{self.prefix}webhook-open"
+
     def webhook_ended(self, state: str) -> str:
         """Sorted set: delivery id -> when it ended so, Unix ms."""
         return f"{self.prefix}webhook-ended:{state}"
@@ -265,6 +270,12 @@ QUEUE_CATALOGUE: tuple[KeySpec, ...] = (
         "sorted set",
         "disabled endpoint -> since, Unix ms",
         "one member a disabled endpoint",
+    ),
+    KeySpec(
+        "arq:webhook-open",
+        "sorted set",
+        "delivery id -> when it was stored or upkeep last saw its job, Unix ms",
+        "one member a delivery that has not ended",
     ),
     KeySpec(
         "arq:webhook-ended:delivered\\|dead\\|disabled",

@@ -12,8 +12,8 @@ from pydantic import BaseModel
 from cache.entries import Lease, Reading, place
 from cache.envelope import Unreadable
 from cache.errors import NotEncodable
+from cache.flight import Call, Loader
 from cache.lane import Away
-from cache.readthrough import Call, Loader
 from cache.slots import Dependencies, Parts, ValueSlot
 
 

@@ -12,13 +12,9 @@ from datetime import datetime
 from typing import Any
 
 from cache.keys import QueueKeys
-from worker.client_llm import (
-    FLUSH_LLM_BATCHES,
-    FLUSH_LLM_GROUP,
-    RUN_LLM_BATCH,
-    RUN_LLM_REQUEST,
-    LLMClient,
-)
+from worker.client_batches import FLUSH_LLM_GROUP, RUN_LLM_BATCH
+from worker.client_llm import FLUSH_LLM_BATCHES, RUN_LLM_REQUEST, LLMClient
+from worker.effects.attempts import AttemptStore
 from worker.effects.deliveries import Delivery, DeliveryStore
 from worker.effects.secrets import SecretBox
 from worker.options import QueueOptions
@@ -47,7 +43,8 @@ class JobQueue(LLMClient):
         self, client: Any, options: QueueOptions | None = None, *, keys: QueueKeys | None = None
     ) -> None:
         super().__init__(client, keys or QueueKeys(), options or QueueOptions())
-        self.deliveries = DeliveryStore(
+        self.deliveries = DeliveryStore(client, self.keys)
+        self.attempts = AttemptStore(
             client, self.keys, retention_s=self.options.webhook_retention_s
         )
         self.webhooks = Webhooks(

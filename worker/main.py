@@ -33,7 +33,7 @@ from worker.client import (
     JobQueue,
 )
 from worker.deps import Deps, WebhookConfig
-from worker.effects.deliveries import REPORT_WEBHOOK
+from worker.effects.attempts import REPORT_WEBHOOK
 from worker.effects.egress import tls_context
 from worker.effects.http import GuardedClient, build_http_client
 from worker.effects.providers import AnthropicProvider, OpenAIProvider

@@ -16,10 +16,11 @@ import pytest
 
 from cache import Cache, LocalOptions, scripts
 from cache.entries import Entries
+from cache.flight import Answer
 from cache.lane import Away
 from cache.link import Link
 from cache.local import LocalLevel
-from cache.readthrough import Answer, ReadThrough
+from cache.readthrough import ReadThrough
 from tests.support.caches import Loader, cache_on
 from tests.support.outages import fragile_server
 from tests.support.wait import eventually

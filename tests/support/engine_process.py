@@ -97,7 +97,7 @@ def serve(url: str, prefix: str, ledger: str, lease_s: str = str(LEASE_S)) -> No
             functions(Ledger(Path(ledger))),
             redis_pool=client,
             prefix=prefix,
-            max_jobs=8,
+            max_jobs=int(os.environ.get("MAX_JOBS", "8")),
             job_completion_wait=1,
             options=EngineOptions(
                 lease_s=float(lease_s),

@@ -70,17 +70,27 @@ class Pump:
         self.may_give_up: Callable[[], bool] = lambda: False
 
     async def turn(
-        self, ends: Sequence[End], want: int, *, ahead: int = 0, marks: bool = True
+        self,
+        ends: Sequence[End],
+        want: int,
+        *,
+        ahead: int = 0,
+        marks: bool = True,
+        suspects: int = 1,
     ) -> Turn:
         """`send`, and its reply read."""
-        return read_turn(await self.send(ends, want, ahead=ahead, marks=marks))
+        reply = await self.send(ends, want, ahead=ahead, marks=marks, suspects=suspects)
+        return read_turn(reply)
 
-    async def send(self, ends: Sequence[End], want: int, *, ahead: int, marks: bool) -> Reply:
+    async def send(
+        self, ends: Sequence[End], want: int, *, ahead: int, marks: bool, suspects: int
+    ) -> Reply:
         """
         Send these ends, claim up to `want` jobs (at most `MOST_CLAIMS`).
 
         `ahead`: so many more (at most `MOST_AHEAD`), but no more than a quarter
         of what other workers find then. `marks`: whether to read abort marks.
+        `suspects`: how many may be jobs whose next lost lease makes them poison.
 
         Raises:
             PumpStopped: the server is away and `may_give_up()` says so.
@@ -96,6 +106,7 @@ class Pump:
             *self._limits,
             min(ahead, MOST_AHEAD),
             int(marks),
+            suspects,
         ]
         reply = Reply(await self._send(args))
         self._granted += reply.claims

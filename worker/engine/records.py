@@ -141,6 +141,11 @@ class Reply:
     def claims(self) -> int:
         return len(self.data[9]) // CLAIM_FIELDS
 
+    @property
+    def has_rescued(self) -> bool:
+        """Whether one of the claims lost a worker before."""
+        return not all(token.endswith(b"|0") for token in self.data[9][3::CLAIM_FIELDS])
+
 
 def read_turn(reply: Reply) -> Turn:
     now, next_due, more, size, scheduled, late, buried, poisoned, marks, rows = reply.data

@@ -41,12 +41,16 @@ class Slots:
     `kick` is set when there is something to tell or to take.
     """
 
-    def __init__(self, max_jobs: int, claims: dict[bytes, Claim], tasks: Iterable[Any]) -> None:
+    def __init__(
+        self, max_jobs: int, claims: dict[bytes, Claim], tasks: Iterable[Any], *, most_losses: int
+    ) -> None:
         self.max_jobs = max_jobs
         self.claims = claims
         self.outbox: list[Outcome] = []
         self.kick = asyncio.Event()
         self.taken = 0
+        self._most_losses = most_losses
+        self._suspect: Claim | None = None  # one at a time: it alone pays when this worker dies
         self._ahead: deque[Claim] = deque()
         self._pace = Pace(max_jobs)
         self._low = 0
@@ -86,6 +90,11 @@ class Slots:
         batch, self.outbox = self.outbox[:most], self.outbox[most:]
         return batch
 
+    @property
+    def has_suspect(self) -> bool:
+        """Whether a job is here whose next lost lease makes it poison."""
+        return self._suspect is not None and not self._suspect.ended
+
     def stale_in(self) -> float:
         """Seconds until the first job claimed ahead has waited too long."""
         if not self._ahead:
@@ -97,6 +106,7 @@ class Slots:
     def take(self, claims: list[Claim], *, start: bool = True) -> None:
         """Hold these; those that find a slot start now. Without `start` all go back."""
         now = self._loop.time()
+        rescued: list[Claim] = []
         self.taken += len(claims)
         for claim in claims:
             old = self.claims.get(claim.id)
@@ -109,8 +119,11 @@ class Slots:
                 self._ahead.append(claim)
                 continue
             log.warning("job.rescued", job_id=claim.job_id, losses=claim.losses)
-            # It has lost a worker or two: it starts first, and is not charged for waiting.
-            self._ahead.appendleft(claim)
+            if claim.losses + 1 >= self._most_losses:
+                self._suspect = claim
+            rescued.append(claim)
+        # They start first: what they wait for here might cost them another worker.
+        self._ahead.extendleft(reversed(rescued))
         if start:
             self._fill()
         else:

@@ -76,7 +76,7 @@ class Turns:
                 reply = await flight.reply
                 self._flight = None
                 if reply.more and slots.pressing:
-                    self._flight = self._launch(coming=reply.claims)
+                    self._flight = self._launch(reply)
                     await _let_it_leave()
                 turn = read_turn(reply)
                 worker.set_clock(turn.now)
@@ -96,14 +96,20 @@ class Turns:
 
     # -- steps of a turn ---------------------------------------------------------------
 
-    def _launch(self, coming: int = 0) -> _Flight:
-        """Send the next turn, while `coming` claims of the last one are still to be read."""
+    def _launch(self, unread: Reply | None = None) -> _Flight:
+        """Send the next turn, perhaps before the last one's reply is read."""
         slots = self._slots
         slots.shed()
         batch = slots.post(MOST_ENDS)
-        want, ahead = self._room(coming)
-        marks = self._worker.allow_abort_jobs and bool(slots.claims)
-        sending = self._pump.send([end for _, end, _ in batch], want, ahead=ahead, marks=marks)
+        want, ahead = self._room(0 if unread is None else unread.claims)
+        trial = not slots.has_suspect and not (unread is not None and unread.has_rescued)
+        sending = self._pump.send(
+            [end for _, end, _ in batch],
+            want,
+            ahead=ahead,
+            marks=self._worker.allow_abort_jobs and bool(slots.claims),
+            suspects=int(trial),
+        )
         return _Flight(batch, asyncio.create_task(sending))
 
     def _room(self, coming: int = 0) -> tuple[int, int]:

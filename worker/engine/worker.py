@@ -288,7 +288,12 @@ class Worker(ArqWorker):
 
     def _assemble(self) -> _Run:
         client, keys, options = self.pool, self.keys, self.options
-        slots = Slots(self.max_jobs, self.claims, (self.tasks, self.job_tasks))
+        slots = Slots(
+            self.max_jobs,
+            self.claims,
+            (self.tasks, self.job_tasks),
+            most_losses=options.max_lost_leases,
+        )
         executor = Executor(
             self._settings(), now_ms=self.server_ms, collect=slots.collect, note=slots.note
         )

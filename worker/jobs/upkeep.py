@@ -11,7 +11,7 @@ from __future__ import annotations
 import structlog
 
 from worker.deps import Deps, JobContext
-from worker.effects.deliveries import REPORT_WEBHOOK
+from worker.effects.attempts import REPORT_WEBHOOK
 from worker.webhooks import DELIVER_WEBHOOK
 
 log = structlog.get_logger("worker.upkeep")

@@ -11,6 +11,7 @@
 -- ARGV[9] their age, ms  ARGV[10] share of the claims that goes to the longest due of all queues
 -- ARGV[11] how many more to claim ahead, of at most a quarter of what is left (with ARGV[4] <= 512)
 -- ARGV[12] 1: with the abort marks | 0
+-- ARGV[13] most suspects to claim: jobs whose next lost lease makes them poison
 -- returns {now, next due | -1, 1 when more is due, jobs in the queues, a schedule is due: 1 | 0,
 --          {index of an end that came too late, ...}, {index of an end that was buried, ...},
 --          {id of poison, ...}, {id, since, ...} abort marks, rows of 5: id, body, tries, claim, mark}
@@ -18,10 +19,13 @@
 -- the fencing token. A turn that is sent again (its reply was lost) changes nothing and gives the
 -- same rows. allow-oom: a full server must be able to finish jobs, which frees memory.
 --@include put_job
+--@include lease
 --@include dead
 --@include ends
 local prefix, token, lease = ARGV[1], ARGV[2], tonumber(ARGV[3])
 local want, poison, ahead = tonumber(ARGV[4]), tonumber(ARGV[7]), tonumber(ARGV[11])
+local last_chance, suspects = math.max(1, poison - 1), tonumber(ARGV[13])
+local SUSPECT_WAITS_MS = math.min(1000, lease / 5)
 local RUNNING_KEY_MS = tostring(lease + 86400000)
 local now = server_ms()
 local marked = false
@@ -87,15 +91,23 @@ local function claim(candidates)
       poisoned[#poisoned + 1] = id
       bury(dead, id, {reason = 'poison', queue = number, tries = losses, error = 'its workers died while it ran'})
       forget(prefix, KEYS, {id}, {{id}, {id}, {id}, {id}})
+    elseif free and losses >= last_chance and suspects == 0 then
+      -- Two suspects in one worker would be charged for each other's deeds.
+      redis.call('ZADD', KEYS[5], 'XX', now + SUSPECT_WAITS_MS, id)
+      redis.call('ZADD', KEYS[number], 'XX', now + SUSPECT_WAITS_MS, id)
     elseif free then
+      if losses >= last_chance then
+        suspects = suspects - 1
+      end
+      local holds = lease_of(lease, losses)
       local value = token .. '|' .. number .. '|' .. due .. '|' .. losses
       local n = #taken + 1
       taken[n], claims[n] = id, value
       redis.call('SET', prefix .. 'in-progress:' .. id, value, 'PX', RUNNING_KEY_MS)
-      running[2 * n - 1], running[2 * n] = lease_ends, id
+      running[2 * n - 1], running[2 * n] = losses == 0 and lease_ends or now + holds, id
       -- Out of the head of the queue, yet in it: stock clients look for it there.
       local m = moved[number]
-      m[#m + 1], m[#m + 2] = queued_till, id
+      m[#m + 1], m[#m + 2] = losses == 0 and queued_till or now + holds + lease, id
       -- Stock clients give bodies a lifetime, which must not end under a running job.
       redis.call('PERSIST', prefix .. 'job:' .. id)
       claimed[#claimed + 1] = id
@@ -112,9 +124,9 @@ local function claim(candidates)
   end
 end
 
-local function lapsed()
+local function lapsed(most)
   local found = {}
-  for _, id in ipairs(redis.call('ZRANGEBYSCORE', KEYS[5], '-inf', now, 'LIMIT', 0, want)) do
+  for _, id in ipairs(redis.call('ZRANGEBYSCORE', KEYS[5], '-inf', now, 'LIMIT', 0, most)) do
     local value = redis.call('GET', prefix .. 'in-progress:' .. id)
     local number, due = string.match(value or '', '|(%d)|([^|]*)|%d+$')
     if number then
@@ -199,13 +211,17 @@ else
     apply_ends(ends, prefix, KEYS, dead, late, buried)
   end
   if want + ahead > 0 and busy then
-    local first = {}
+    local rest, found = want, {}
     -- Jobs that their workers did not survive are for free hands only.
-    if want > 0 then
-      first = lapsed()
-      claim(first)
+    while rest > 0 do
+      found = lapsed(rest)
+      claim(found)
+      rest = want - #claimed - #poisoned
+      if #found == 0 then
+        break
+      end
     end
-    local most = with_ahead(want - #first)
+    local most = with_ahead(math.max(0, rest))
     if most > 0 then
       claim(due_jobs(most))
     end
