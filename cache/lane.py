@@ -18,12 +18,9 @@ from collections import deque
 from collections.abc import Sequence
 from contextlib import suppress
 from hashlib import blake2b
-from typing import Any, Protocol
+from typing import Any
 
 import hiredis
-from redis.exceptions import (
-    ConnectionError as RedisConnectionError,
-)
 from redis.exceptions import (
     NoScriptError,
     OutOfMemoryError,
@@ -33,6 +30,10 @@ from redis.exceptions import (
 
 from cache.pool import OUTAGE, explain
 from cache.tasks import end
+from cache.vicinity import Vicinity, has_ended, vicinity
+from cache.wire import Away, Ended, Wire
+
+__all__ = ["Away", "Ended", "Lane", "Wire", "as_error"]
 
 _BUFFER_BYTES = 256 * 1024
 # A timer that fires this much late tells of a busy event loop, not of a silent server.
@@ -41,35 +42,6 @@ _LAG_S = 0.005
 
 # Refusals that callers tell apart, by the first word of the reply.
 _ERRORS = {"NOSCRIPT": NoScriptError, "OOM": OutOfMemoryError, "READONLY": ReadOnlyError}
-
-
-class Away(RedisConnectionError):  # type: ignore[misc]
-    """The server cannot be reached, or did not answer in time."""
-
-
-class Ended(Away):
-    """The connection ended under the call: it may have run, and can be sent once more."""
-
-
-class Wire(Protocol):
-    """What the cache needs of a connection."""
-
-    @property
-    def incarnation(self) -> bytes:
-        """8 bytes that differ between two runs of the server."""
-        ...
-
-    async def connect(self) -> None: ...
-
-    async def execute(self, *args: Any) -> Any: ...
-
-    async def execute_many(self, commands: Sequence[Sequence[Any]]) -> list[Any]: ...
-
-    async def evalsha(self, sha: str, count: int, *args: Any) -> Any: ...
-
-    async def eval(self, source: str, count: int, *args: Any) -> Any: ...
-
-    async def close(self) -> None: ...
 
 
 def as_error(text: str) -> ResponseError:
@@ -134,10 +106,10 @@ class Lane:
         self._progress_at = 0.0
         self._watched = False
         self._incarnation = bytes(8)
+        self._vicinity: Vicinity = None
         self._endings: set[asyncio.Task[None]] = set()
 
-    @property
-    def incarnation(self) -> bytes:
+    def incarnation_of(self, key: str = "") -> bytes:  # noqa: ARG002  (one server has all)
         return self._incarnation
 
     @property
@@ -274,6 +246,7 @@ class Lane:
             connection = await self._pool.get_connection()
             await connection.send_command("INFO", "server")
             info = await connection.read_response(disable_decoding=True)
+            seen = await self._seen(connection)
         except OUTAGE as exc:
             if connection is not None:
                 await self._give_back(connection)
@@ -285,10 +258,26 @@ class Lane:
         self._incarnation = _run_id(info)
         # From here on redis-py only knows how to end it.
         transport = connection._writer.transport
+        self._vicinity = vicinity(transport, seen)
         self._replies = _Replies(self, transport.get_protocol())
         self._out = []
         transport.set_protocol(self._replies)
         self._connection, self._transport = connection, transport
+
+    async def _seen(self, connection: Any) -> bytes:
+        try:
+            await connection.send_command("CLIENT", "INFO")
+            return bytes(await connection.read_response(disable_decoding=True))
+        except ResponseError:
+            return b""  # not permitted: then nothing is known
+
+    async def nodes(self) -> Sequence[Wire]:
+        """This one has all keys."""
+        return [self]
+
+    async def has_ended(self) -> bool:
+        """Whether the server's process, on this machine, is known to be gone."""
+        return self._transport is None and await has_ended(self._vicinity)
 
     async def close(self) -> None:
         if self._dialling is not None:

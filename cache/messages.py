@@ -24,7 +24,6 @@ from redis.exceptions import ResponseError
 from cache import scripts
 from cache.entries import lease_key, value_key
 from cache.flight import Call
-from cache.lane import Away
 from cache.pool import OUTAGE
 from cache.records import Records
 from cache.slots import Parts
@@ -37,6 +36,7 @@ from cache.window import (
     page_before,
     require_page,
 )
+from cache.wire import Away
 
 MessagesLoader = Callable[[], Awaitable[Iterable[Any]]]
 
@@ -147,6 +147,7 @@ class MessageCache:
             self.parts.invalidation.miss_window(agent_id, conversation)
             if isinstance(exc, (ResponseError, asyncio.CancelledError)):
                 raise
+            await self.parts.invalidation.assured()
             return False
         finally:
             self.parts.flights.drop(slot.entry + "\0")
@@ -162,8 +163,10 @@ class MessageCache:
             lease_key(slot.key, slot.field),
             slot.window,
         )
+        eras = self.parts.entries.eras
         args = (
-            link.wire.incarnation,
+            # Of an era that has ended, it drops the window: nobody could read that any more.
+            await eras.mark_now(slot.key, era=eras.known or None),
             "" if after is None else after,
             int(options.message_ttl_s * 1000),
             options.message_window,
@@ -171,11 +174,10 @@ class MessageCache:
         outcome: int = await link.run(self._append, keys, (*args, *pairs))
         return outcome
 
-    async def invalidate(self, agent_id: str, *, conversation: str | None = None) -> None:
+    async def invalidate(self, agent_id: str, *, conversation: str | None = None) -> bool:
         """Forget one conversation's window, or with None those of all; as agents.invalidate."""
         if not self.parts.options.enabled:
-            return
+            return True
         if conversation is None:
-            await self.parts.invalidation.entries([self.parts.keys.windows(agent_id)])
-        else:
-            await self.parts.invalidation.window(agent_id, conversation)
+            return await self.parts.invalidation.entries([self.parts.keys.windows(agent_id)])
+        return await self.parts.invalidation.window(agent_id, conversation)

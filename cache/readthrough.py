@@ -28,10 +28,10 @@ from cache.backplane import Backplane
 from cache.entries import Held, Lease, Reading
 from cache.errors import LoaderTimeout, NotEncodable
 from cache.flight import Answer, Call, Flight, Loader, Slot, usable
-from cache.lane import Away
 from cache.options import CacheOptions
 from cache.stats import Counters
 from cache.tasks import end
+from cache.wire import Away
 
 log = structlog.get_logger("cache.readthrough")
 

@@ -4,6 +4,7 @@ A conversation's window as the read-through sees it: its page, its lease, its fi
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -90,22 +91,38 @@ class WindowSlot:
         parts = self.home.parts
         link = parts.entries.link
         before = "" if self.before is None else self.before
+        eras = parts.entries.eras
         keys = (self.key, value_key(self.key, self.field), self.window)
-        args = (link.wire.incarnation, before, self.limit)
-        reply = await link.run(self.home.list_script, keys, args)
-        state = (reply[0] if reply else None) or b""
-        if len(reply) < 2 or state[:8] != link.wire.incarnation or not link.trusted:
-            return Reading(seen=state[8:16])
+        args = (await eras.mark_known(self.key), before, self.limit)
+        state, members, era = await self._listed(keys, args)
+        if members is None or state[:8] != eras.mark(era, self.key) or not link.trusted:
+            return Reading(seen=state[8:16], era=era)
         try:
-            messages = self.home.records.open_all(reply[1], self.window.encode())
+            messages = self.home.records.open_all(members, self.window.encode())
         except Unreadable:
             parts.counters.unreadable += 1
-            return Reading(seen=state[8:16])
+            return Reading(seen=state[8:16], era=era)
         complete = state.endswith(b":1")
-        return Reading(True, True, messages, seen=state[8:16], complete=complete)
+        return Reading(True, True, messages, seen=state[8:16], complete=complete, era=era)
+
+    async def _listed(
+        self, keys: Sequence[str], args: Sequence[Any]
+    ) -> tuple[bytes, list[bytes] | None, bytes | None]:
+        """State, members if the window answers, and the era: of one moment or a later one."""
+        entries = self.home.parts.entries
+        script, era_key = self.home.list_script, entries.eras.key
+        if entries.one_slot:
+            reply = await entries.link.run(script, (*keys, era_key), args)
+            era = reply[2]
+        else:
+            reply, era = await asyncio.gather(
+                entries.link.run(script, keys, args), entries.eras.read()
+            )
+        return reply[0] or b"", reply[1], era
 
     async def lease(self, seen: Reading) -> Lease | Held | Changed:
-        return await self.home.parts.entries.lease(self.key, self.field, seen.seen, b"")
+        entries = self.home.parts.entries
+        return await entries.lease(self.key, self.field, seen.seen, b"", era=seen.era)
 
     async def renew(self, lease: Lease) -> bool:
         return await self.home.parts.entries.renew(lease)
@@ -124,17 +141,15 @@ class WindowSlot:
         if pairs is None:
             return -1
         state = b"".join((
-            lease.incarnation, lease.token,
+            lease.mark, lease.token,
             lease.floor, f":{tail}:{len(oldest_first)}:{int(complete)}".encode(),
         ))  # fmt: skip
         ttl_ms = int(options.message_ttl_s * 1000)
         head = (lease.token, lease.floor, state, ttl_ms)
         keys = (*lease.keys, self.window)
-        stored: int = await parts.entries.link.run(home.fill_script, keys, (*head, *pairs))
-        if stored:
-            parts.counters.fills += 1
-        else:
-            parts.counters.fills_refused += 1
+        entries = parts.entries
+        fill = entries.link.run(home.fill_script, keys, (*head, *pairs))
+        stored = await entries.confirm(lease, fill)
         if stored == 2:
             parts.backplane.wake(self.entry)
         return stored

@@ -12,8 +12,14 @@ from datetime import datetime
 from typing import Any
 
 from cache.keys import QueueKeys
-from worker.client_batches import FLUSH_LLM_GROUP, RUN_LLM_BATCH
-from worker.client_llm import FLUSH_LLM_BATCHES, RUN_LLM_REQUEST, LLMClient
+from worker.client_batches import (
+    DELETE_LLM_FILES,
+    FLUSH_LLM_GROUP,
+    RUN_LLM_BATCH,
+    RUN_LLM_REQUEST,
+    TELL_LLM_REQUEST,
+)
+from worker.client_llm import FLUSH_LLM_BATCHES, LLMClient
 from worker.effects.attempts import AttemptStore
 from worker.effects.deliveries import Delivery, DeliveryStore
 from worker.effects.secrets import SecretBox
@@ -22,10 +28,12 @@ from worker.policy.priority import Priority
 from worker.webhooks import Webhooks
 
 __all__ = [
+    "DELETE_LLM_FILES",
     "FLUSH_LLM_BATCHES",
     "FLUSH_LLM_GROUP",
     "RUN_LLM_BATCH",
     "RUN_LLM_REQUEST",
+    "TELL_LLM_REQUEST",
     "JobQueue",
     "QueueOptions",
 ]

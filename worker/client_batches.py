@@ -11,6 +11,7 @@ from cache.keys import QueueKeys
 from worker.effects.batches import Batch, BatchStore, created_at
 from worker.effects.handle import reach
 from worker.effects.llm_requests import PreparedJob, RequestStore, Retention
+from worker.effects.llm_upkeep import LLMUpkeep
 from worker.errors import NotFound
 from worker.options import QueueOptions
 from worker.policy.batch import Group, check_endpoint
@@ -19,6 +20,9 @@ from worker.producer import Limits, Producer
 
 FLUSH_LLM_GROUP = "flush_llm_group"
 RUN_LLM_BATCH = "run_llm_batch"
+RUN_LLM_REQUEST = "run_llm_request"
+DELETE_LLM_FILES = "delete_llm_files"
+TELL_LLM_REQUEST = "tell_llm_request"
 
 _USAGE = ("input", "output", "cached", "reasoning")
 
@@ -35,6 +39,7 @@ class BatchClient(Producer):
         )
         self.batches = BatchStore(client, self.keys)
         self.requests = RequestStore(client, self.keys, retention)
+        self.upkeep = LLMUpkeep(client, self.keys)
 
     async def cancel_llm_request(self, request_id: str) -> bool:
         """
@@ -135,6 +140,14 @@ class BatchClient(Producer):
         """The job that carries a batch on."""
         return self.prepared(f"llm:batch:{batch_id}", RUN_LLM_BATCH, batch_id)
 
+    def single_job(self, request_id: str) -> PreparedJob:
+        """The job that answers one request by itself."""
+        return self.prepared(f"llm:single:{request_id}", RUN_LLM_REQUEST, request_id)
+
+    def files_job(self, batch_id: str) -> PreparedJob:
+        """The job that deletes an ended batch's files at the provider."""
+        return self.prepared(f"llm:files:{batch_id}", DELETE_LLM_FILES, batch_id)
+
     def prepared(self, job_id: str, name: str, *args: Any, **kwargs: Any) -> PreparedJob:
         """A job for a script to store."""
         return PreparedJob(job_id, self._body(name, *args, **kwargs))
@@ -178,5 +191,7 @@ class BatchClient(Producer):
                 (usage["input"] + usage["output"]) * self.options.llm_batch_price_factor
             ),
             "ambiguous": batch.number("ambiguous"),
+            # A refused batch is looked through by parts.
+            "split_from": batch.fields.get("parent"),
             "error": batch.fields.get("error") or None,
         }

@@ -5,15 +5,16 @@ The LLM half of the client: hand in requests, wait for their answers.
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import uuid
 from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 from typing import Any
 
 from cache.keys import QueueKeys
-from worker.client_batches import FLUSH_LLM_GROUP, BatchClient
+from worker.client_batches import FLUSH_LLM_GROUP, TELL_LLM_REQUEST, BatchClient
 from worker.effects.handle import Job, reach
-from worker.effects.llm_requests import FlushRules
+from worker.effects.llm_requests import NOBODY, FlushRules, Tell
 from worker.effects.notices import Notices
 from worker.errors import NotFound, RequestFailed, ResultTimeout
 from worker.options import QueueOptions
@@ -22,7 +23,6 @@ from worker.policy.batch import LIMITS, Group, LLMRequest, check_request
 from worker.policy.priority import Priority
 
 FLUSH_LLM_BATCHES = "flush_llm_batches"
-RUN_LLM_REQUEST = "run_llm_request"
 
 # Answers are told on a channel; this look is for a message that was lost.
 _NOTICE_POLL_S = 1.0
@@ -46,6 +46,7 @@ class LLMClient(BatchClient):
         urgent: bool = False,
         deadline: datetime | None = None,
         dedupe: bool = True,
+        webhook_url: str | None = None,
     ) -> str:
         """
         Hand in one LLM request; returns the id to give to `llm_result`.
@@ -56,18 +57,20 @@ class LLMClient(BatchClient):
         while its batch is under way is sent by itself then. A request whose
         deadline passes before it is sent ends with the error
         `deadline_exceeded`. With `dedupe` an equal request that is still
-        unanswered is shared: same id, same answer.
+        unanswered is shared: same id, same answer. `webhook_url` is told of its
+        end (event type `llm.request.ended`), once each time it ends.
 
         Raises:
-            UnknownProvider, InvalidArgument, PayloadTooLarge.
+            UnknownProvider, InvalidArgument, PayloadTooLarge, InvalidWebhookURL.
             QueueMemoryFull: the server is over LETTA_QUEUE_MAX_MEMORY_SHARE.
         """
         request = self._checked(body, provider, endpoint)
         deadline_ms = None if deadline is None else checks.unix_ms("deadline", deadline)
+        tell = self._tell(webhook_url)
         await reach(self._memory.admit())
         if urgent or self._is_near(deadline):
-            return await self._submit_urgent(request, deadline_ms)
-        (id_,) = await self._submit([request], deadline_ms, dedupe=dedupe)
+            return await self._submit_urgent(request, deadline_ms, tell)
+        (id_,) = await self._submit([request], deadline_ms, dedupe=dedupe, tell=tell)
         return id_
 
     async def submit_many(
@@ -78,6 +81,7 @@ class LLMClient(BatchClient):
         endpoint: str,
         deadline: datetime | None = None,
         dedupe: bool = True,
+        webhook_url: str | None = None,
     ) -> list[str]:
         """
         Hand in many LLM requests for batches; returns their ids in order.
@@ -88,9 +92,10 @@ class LLMClient(BatchClient):
         """
         requests = [self._checked(body, provider, endpoint) for body in bodies]
         deadline_ms = None if deadline is None else checks.unix_ms("deadline", deadline)
+        tell = self._tell(webhook_url)
         if self._is_near(deadline):
             await reach(self._memory.admit())
-            return [await self._submit_urgent(request, deadline_ms) for request in requests]
+            return [await self._submit_urgent(each, deadline_ms, tell) for each in requests]
         by_group: dict[Group, list[int]] = {}
         for number, request in enumerate(requests):
             by_group.setdefault(request.group, []).append(number)
@@ -100,7 +105,7 @@ class LLMClient(BatchClient):
                 chunk = numbers[start : start + _CHUNK]
                 await reach(self._memory.admit())
                 stored = await self._submit(
-                    [requests[number] for number in chunk], deadline_ms, dedupe=dedupe
+                    [requests[number] for number in chunk], deadline_ms, dedupe=dedupe, tell=tell
                 )
                 for number, id_ in zip(chunk, stored, strict=True):
                     ids[number] = id_
@@ -147,7 +152,7 @@ class LLMClient(BatchClient):
         return check_request(body, provider=provider, endpoint=endpoint, max_bytes=limit)
 
     async def _submit(
-        self, requests: list[LLMRequest], deadline_ms: int | None, *, dedupe: bool
+        self, requests: list[LLMRequest], deadline_ms: int | None, *, dedupe: bool, tell: Tell
     ) -> list[str]:
         pairs = [(f"req_{uuid.uuid4().hex}", request) for request in requests]
         first, group = pairs[0][0], requests[0].group
@@ -162,12 +167,13 @@ class LLMClient(BatchClient):
                 rules=flush_rules(self.options, group.provider),
                 dedupe=dedupe,
                 deadline_ms=deadline_ms,
+                tell=tell,
             )
         )
 
-    async def _submit_urgent(self, request: LLMRequest, deadline_ms: int | None) -> str:
+    async def _submit_urgent(self, request: LLMRequest, deadline_ms: int | None, tell: Tell) -> str:
         request_id = f"req_{uuid.uuid4().hex}"
-        job = self.prepared(f"llm:urgent:{request_id}", RUN_LLM_REQUEST, request_id)
+        job = self.single_job(request_id)
         return await reach(
             self.requests.submit_urgent(
                 request_id,
@@ -175,8 +181,17 @@ class LLMClient(BatchClient):
                 job=job,
                 job_keys=self.jobs.job_keys(job.id, Priority.HIGH),
                 deadline_ms=deadline_ms,
+                tell=tell,
             )
         )
+
+    def _tell(self, url: str | None) -> Tell:
+        if url is None:
+            return NOBODY
+        checks.require_webhook_url(url)
+        # The job's own id names the request: an equal one's may be answered in its place.
+        who = hashlib.sha256(url.encode()).hexdigest()[:16]
+        return Tell(who, self._body(TELL_LLM_REQUEST, url))
 
     def _is_near(self, deadline: datetime | None) -> bool:
         if deadline is None:

@@ -12,7 +12,6 @@ import os
 import random
 import signal
 import subprocess
-import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
@@ -168,36 +167,3 @@ async def check(client: Any, queue: JobQueue, ships: Fleet, ids: list[str]) -> N
     kinds = {key.split(b":")[1] for key in left}
     assert kinds <= {b"turn", b"worker", b"workers", b"queue"}, left
     assert not await client.exists("arq:queue:running")
-
-
-@pytest.mark.serial
-async def test_low_priority_moves_on_while_critical_alone_exceeds_what_workers_can_do(
-    client: Any, prefix: str
-) -> None:
-    from arq.worker import func
-
-    from tests.support.engine import queue_of, running
-    from worker.engine import EngineOptions
-
-    queue = queue_of(client, prefix)
-    done: Counter[str] = Counter()
-    start = time.monotonic()
-
-    async def work(ctx: dict[str, Any]) -> None:
-        done[ctx["priority"]] += 1
-        # Each critical job that ends brings the next: there is always one more waiting.
-        if ctx["priority"] == Priority.CRITICAL:
-            await queue.enqueue_many([call("work", priority=Priority.CRITICAL)] * 2)
-
-    await queue.enqueue_many([call("work", priority=Priority.LOW)] * 20)
-    await queue.enqueue_many([call("work", priority=Priority.CRITICAL)] * 50)
-    options = EngineOptions(reserve=0.1)
-    async with running(client, prefix, [func(work, name="work")], max_jobs=4, options=options):
-        await eventually(lambda: _all_low(done), deadline_s=30)
-    share = done[Priority.LOW] / sum(done.values())
-    assert 0.03 < share < 0.25, (share, time.monotonic() - start)
-    assert (await queue.stats())["critical"]["queued"] > 50
-
-
-async def _all_low(done: Counter[str]) -> bool:
-    return done[Priority.LOW] == 20

@@ -13,7 +13,8 @@ import pytest
 from cache.keys import QueueKeys
 from cache.scripts import load
 from tests.support.wait import eventually
-from worker import InvalidArgument, NotFound
+from tests.support.workers import quick_settings
+from worker import InvalidArgument, NotFound, QueueMemoryFull, open_queue
 from worker.client import JobQueue, QueueOptions
 from worker.effects.attempts import (
     Attempt,
@@ -654,3 +655,20 @@ async def test_every_key_of_a_finished_delivery_expires_or_is_gone(lab: Lab) -> 
             lasting.add(key.decode().removeprefix(lab.queue.keys.prefix))
     # The job is the engine's to end.
     assert lasting <= {f"job:webhook:{id_}", "queue", "queue:wake"}
+
+
+async def test_a_full_server_lets_what_is_there_be_sent_and_recorded(
+    private_valkey_url: str,
+) -> None:
+    async with open_queue(quick_settings(private_valkey_url)) as queue:
+        lab = Lab(queue)
+        id_ = await lab.send()
+        try:
+            await queue.client.config_set("maxmemory", 1)
+            with pytest.raises(QueueMemoryFull):
+                await lab.send()
+            claimed = await lab.go(id_)
+            await lab.end(claimed, status=200)
+            assert await lab.state(id_) == "delivered"
+        finally:
+            await queue.client.config_set("maxmemory", 0)

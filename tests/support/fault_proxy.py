@@ -6,6 +6,7 @@ are executed; instead of the reply the client's connection is closed.
 `reset()`: every connection is closed now. `hold()` / `release()`: nothing
 passes in either direction. `refuse` set: new connections are closed at once.
 `swallow()`: what is open now stays open, and nothing comes through it any more.
+`lead_to(path)`: new connections go there; those that are open stay where they are.
 """
 
 from __future__ import annotations
@@ -31,6 +32,9 @@ class FaultProxy:
 
     def cut_replies(self, count: int, marker: bytes = b"EVALSHA") -> None:
         self._cuts, self._marker = count, marker
+
+    def lead_to(self, socket_path: str) -> None:
+        self._socket_path = socket_path
 
     def hold(self) -> None:
         self._open.clear()

@@ -45,6 +45,7 @@ __all__ = [
 ]
 
 _ATTEMPT = load("worker.effects", "attempt_deliveries")
+_END_JOBLESS = load("worker.effects", "end_jobless")
 # The job that tells a delivery's end to the function that was named for it.
 REPORT_WEBHOOK = "report_webhook"
 _MARK = "<delivery>"
@@ -135,6 +136,18 @@ class AttemptStore:
         ]
         _, *events = await self._ask(_Terms(limits, max_attempts, self.retention_s), True, row)
         return [event.decode() for event in events]
+
+    async def end_jobless(self, *, seen_s: float, most: int) -> tuple[int, list[str]]:
+        """
+        End open deliveries whose job is gone, as dead with the reason job_removed.
+
+        Looks at `most` that were not looked at for `seen_s`; returns how many it
+        saw and the ids of those that it ended.
+        """
+        retention_ms = int(self.retention_s * 1000)
+        args = [self.keys.prefix, int(seen_s * 1000), most, retention_ms, *_report()]
+        seen, *ended = await _END_JOBLESS.run(self.client, [], args)
+        return seen, [id_.decode() for id_ in ended]
 
     async def _ask(self, terms: _Terms, is_end: bool, row: list[Any]) -> list[Any]:
         loop = asyncio.get_running_loop()

@@ -27,7 +27,7 @@ from arq.worker import Worker as ArqWorker
 
 from cache import codec
 from cache.keys import QUEUE_PREFIX, QueueKeys
-from cache.pool import OUTAGE, close_client, wait_until_ready
+from cache.pool import CONNECT_ANEW, OUTAGE, close_client, wait_until_ready
 from worker.engine import guard
 from worker.engine.beat import Heart
 from worker.engine.cron import CronRunner
@@ -281,6 +281,7 @@ class Worker(ArqWorker):
         # arq's settings have no limit for a reply: a hung server would hang us for ever.
         options = pool.connection_pool.connection_kwargs
         options["socket_timeout"] = options.get("socket_timeout") or _SOCKET_TIMEOUT_S
+        options["retry_on_error"] = [*(options.get("retry_on_error") or ()), *CONNECT_ANEW]
         if "path" not in options:  # a unix socket's connection takes no such option
             options["socket_keepalive"] = True
         await pool.connection_pool.disconnect()
