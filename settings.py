@@ -146,6 +146,16 @@ class Settings(BaseSettings):
     cache_loader_timeout_s: float | None = Field(
         None, gt=0, le=3600, description="Hard limit of a loader, seconds; unset: none."
     )
+    cache_member_lease_s: float = Field(
+        3.0,
+        ge=0,
+        le=60,
+        description=(
+            "How long `invalidate` waits at most when the cache's server cannot be reached, and how "
+            "long a process may be silent until all that was stored before counts for nothing, "
+            "seconds. 0: it does not wait, and values stay old until it is delivered."
+        ),
+    )
     cache_timeout_s: float = Field(
         0.04,
         ge=0.001,
@@ -642,6 +652,13 @@ class Settings(BaseSettings):
     )
     llm_webhook_url: str | None = Field(
         None, description="Told of every batch that has ended (event type llm.batch.ended)."
+    )
+    llm_delete_files: Literal["none", "input", "all"] = Field(
+        "input",
+        description=(
+            "Files deleted at the provider when their batch has ended: what was uploaded, which it "
+            "keeps for good (input), the results too, which it keeps for a while (all), or none."
+        ),
     )
 
     @field_validator("worker_log_level", "worker_log_format", mode="before")

@@ -143,6 +143,11 @@ class QueueKeys:
     def webhook_parked(self, lane: str) -> str:
         return f"{self.prefix}webhook-parked:{lane}"
 
+    @property
+    def webhook_open(self) -> str:
+        """Deliveries that have not ended -> when upkeep last looked at them, Unix ms."""
+        return f"{self.prefix}webhook-open"
+
     def webhook_ended(self, state: str) -> str:
         """Sorted set: delivery id -> when it ended so, Unix ms."""
         return f"{self.prefix}webhook-ended:{state}"
@@ -189,6 +194,20 @@ class QueueKeys:
     def llm_turns(self, provider: str) -> str:
         """Sorted set: request id -> the time reserved for its call, Unix ms."""
         return f"{self.llm}turns:{provider}"
+
+    @property
+    def llm_single(self) -> str:
+        """Sorted set: id of a request with a job of its own -> the last look after it, Unix ms."""
+        return f"{self.llm}single"
+
+    @property
+    def llm_underway(self) -> str:
+        """Sorted set: id of a batch that has not ended -> the last look after it, Unix ms."""
+        return f"{self.llm}underway"
+
+    def llm_tell(self, request_id: str) -> str:
+        """Hash: digest of a URL -> the job that tells it of the request's end."""
+        return f"{self.llm}tell:{request_id}"
 
 
 _ENDS = "deleted when the job ends"
@@ -265,6 +284,12 @@ QUEUE_CATALOGUE: tuple[KeySpec, ...] = (
         "sorted set",
         "disabled endpoint -> since, Unix ms",
         "one member a disabled endpoint",
+    ),
+    KeySpec(
+        "arq:webhook-open",
+        "sorted set",
+        "delivery id -> when it was stored or upkeep last saw its job, Unix ms",
+        "one member a delivery that has not ended",
     ),
     KeySpec(
         "arq:webhook-ended:delivered\\|dead\\|disabled",
@@ -363,6 +388,24 @@ QUEUE_CATALOGUE: tuple[KeySpec, ...] = (
         "request id -> the time reserved for its call, Unix ms",
         "a minute of LETTA_LLM_REQUESTS_PER_MINUTE; TTL 1 h",
     ),
+    KeySpec(
+        "arq:llm:single",
+        "sorted set",
+        "id of a request with a job of its own -> the last look after it, Unix ms",
+        "one member such a request, until it is answered",
+    ),
+    KeySpec(
+        "arq:llm:underway",
+        "sorted set",
+        "id of a batch -> the last look after it, Unix ms",
+        "one member a batch, until it has ended",
+    ),
+    KeySpec(
+        "arq:llm:tell:<id>",
+        "hash",
+        "digest of a URL -> the job that tells it of the request's end",
+        "deleted when answered; after an error, TTL LETTA_LLM_RESULT_TTL_S",
+    ),
     KeySpec("arq:llm:answered", "channel", "request ids as they are answered", "keeps nothing"),
 )
 
@@ -411,6 +454,16 @@ class CacheKeys:
 
     def generation(self, organisation: str) -> str:
         return f"{self.prefix}generation:{organisation}"
+
+    @property
+    def era(self) -> str:
+        """String: what every value must be of to count, whatever its floor."""
+        return f"{self.prefix}era:{{era}}"
+
+    @property
+    def members(self) -> str:
+        """Sorted set: process -> end of its lease, the server's Unix ms. On the era's slot."""
+        return f"{self.prefix}members:{{era}}"
 
     @property
     def backplane(self) -> str:
@@ -484,6 +537,18 @@ CACHE_CATALOGUE: tuple[KeySpec, ...] = (
         "string",
         "8 bytes that every value of the organisation must carry",
         "TTL 7 d, renewed with every value stored",
+    ),
+    KeySpec(
+        "lc:era:{era}",
+        "string",
+        "16 bytes that every value must be of; gone when a process falls silent",
+        "TTL of the shortest lease of a member",
+    ),
+    KeySpec(
+        "lc:members:{era}",
+        "sorted set",
+        "process that may invalidate -> end of its lease, Unix ms",
+        "one member an open cache, removed after LETTA_CACHE_MEMBER_LEASE_S; TTL 7 d, renewed",
     ),
     KeySpec(
         "lc:backplane",

@@ -16,7 +16,7 @@ import re
 import ssl
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qsl, unquote, urlsplit
@@ -201,7 +201,9 @@ def build_client(
             **({"ssl": True, **_tls(options)} if target.tls else {}),
             **keywords,
         )
-    pool = _connection_pool(target, options, keywords)
+    # Connections that a class holds for itself are not its callers'.
+    most = options.max_connections + getattr(client_class, "own_connections", 0)
+    pool = _connection_pool(target, replace(options, max_connections=most), keywords)
     return client_class(connection_pool=pool, **client_options)
 
 
@@ -295,6 +297,16 @@ def sibling(client: Any, *, name: str, socket_timeout_s: float | None = None) ->
         connection_pool=SentinelConnectionPool(
             pool.service_name, sentinel, **keywords, **({"ssl": True} if tls else {})
         )
+    )
+
+
+def node_pool(client: Any, host: str, port: int) -> ConnectionPool:
+    """Connections to one node of a cluster, made as the cluster's client makes its own."""
+    own = {"connection_class", "parser_class", "response_callbacks", "event_dispatcher"}
+    keywords = {k: v for k, v in client.connection_kwargs.items() if k not in own}
+    keywords |= {"host": host, "port": port, "max_connections": 2**31}
+    return ConnectionPool(
+        connection_class=client.connection_kwargs.get("connection_class", Connection), **keywords
     )
 
 

@@ -12,13 +12,15 @@ from datetime import datetime
 from typing import Any
 
 from cache.keys import QueueKeys
-from worker.client_llm import (
-    FLUSH_LLM_BATCHES,
+from worker.client_batches import (
+    DELETE_LLM_FILES,
     FLUSH_LLM_GROUP,
     RUN_LLM_BATCH,
     RUN_LLM_REQUEST,
-    LLMClient,
+    TELL_LLM_REQUEST,
 )
+from worker.client_llm import FLUSH_LLM_BATCHES, LLMClient
+from worker.effects.attempts import AttemptStore
 from worker.effects.deliveries import Delivery, DeliveryStore
 from worker.effects.secrets import SecretBox
 from worker.options import QueueOptions
@@ -26,10 +28,12 @@ from worker.policy.priority import Priority
 from worker.webhooks import Webhooks
 
 __all__ = [
+    "DELETE_LLM_FILES",
     "FLUSH_LLM_BATCHES",
     "FLUSH_LLM_GROUP",
     "RUN_LLM_BATCH",
     "RUN_LLM_REQUEST",
+    "TELL_LLM_REQUEST",
     "JobQueue",
     "QueueOptions",
 ]
@@ -47,7 +51,8 @@ class JobQueue(LLMClient):
         self, client: Any, options: QueueOptions | None = None, *, keys: QueueKeys | None = None
     ) -> None:
         super().__init__(client, keys or QueueKeys(), options or QueueOptions())
-        self.deliveries = DeliveryStore(
+        self.deliveries = DeliveryStore(client, self.keys)
+        self.attempts = AttemptStore(
             client, self.keys, retention_s=self.options.webhook_retention_s
         )
         self.webhooks = Webhooks(

@@ -56,6 +56,7 @@ class LLMConfig:
     on_ambiguous: OnAmbiguous
     suspect_wait_s: float
     webhook_url: str | None = None
+    delete_files: str = "input"
 
 
 def _no_checkpoint(_name: str) -> None:

@@ -22,17 +22,20 @@ from cache import codec, embedded
 from cache.errors import CacheError
 from cache.keys import QueueKeys
 from cache.pool import Target, build_client, open_pool, parse_url, wait_until_ready
+from cache.scripting import SharedScripts
 from settings import Settings, SettingsError, get_settings, variable_name
 from worker.child import ChildOptions, ManagedWorker, serve
 from worker.client import (
+    DELETE_LLM_FILES,
     FLUSH_LLM_BATCHES,
     FLUSH_LLM_GROUP,
     RUN_LLM_BATCH,
     RUN_LLM_REQUEST,
+    TELL_LLM_REQUEST,
     JobQueue,
 )
 from worker.deps import Deps, WebhookConfig
-from worker.effects.deliveries import REPORT_WEBHOOK
+from worker.effects.attempts import REPORT_WEBHOOK
 from worker.effects.egress import tls_context
 from worker.effects.http import GuardedClient, build_http_client
 from worker.effects.providers import AnthropicProvider, OpenAIProvider
@@ -47,6 +50,8 @@ from worker.jobs.batch import (
     run_llm_batch,
     run_llm_request,
 )
+from worker.jobs.batch_after import delete_llm_files, tell_llm_request
+from worker.jobs.batch_upkeep import REVIVE_LLM, REVIVE_LLM_CRON, revive_llm
 from worker.jobs.schedule import CronExpression, cron_job
 from worker.jobs.upkeep import REVIVE_CRON, REVIVE_WEBHOOKS, revive_webhooks
 from worker.jobs.webhook import deliver_webhook, report_webhook
@@ -78,6 +83,10 @@ _HEALTH_INTERVAL_S = 5
 _LLM_CONNECTIONS = 100
 
 
+class WorkerRedis(SharedScripts, ArqRedis):
+    """arq's client, its scripts on one connection."""
+
+
 def build_worker_settings(settings: Settings | None = None) -> type:
     """
     The class that arq reads. Every attribute is the class's own: arq ignores inherited ones.
@@ -95,7 +104,7 @@ def build_worker_settings(settings: Settings | None = None) -> type:
         url,
         pool_options(chosen),
         name="letta-redis-worker",
-        client_class=ArqRedis,
+        client_class=WorkerRedis,
         job_serializer=codec.encode,
         job_deserializer=codec.decode,
     )
@@ -142,6 +151,9 @@ def build_functions(settings: Settings) -> list[Function]:
         func(flush_llm_group, name=FLUSH_LLM_GROUP),
         func(run_llm_batch, name=RUN_LLM_BATCH, max_tries=_NO_LIMIT, timeout=3600),
         func(run_llm_request, name=RUN_LLM_REQUEST, max_tries=_NO_LIMIT, timeout=http_s),
+        func(revive_llm, name=REVIVE_LLM),
+        func(tell_llm_request, name=TELL_LLM_REQUEST),
+        func(delete_llm_files, name=DELETE_LLM_FILES),
     ]
     paths = [path.strip() for path in settings.worker_functions.split(",") if path.strip()]
     return ours + [func(load_coroutine(path, variable_name("worker_functions"))) for path in paths]
@@ -157,6 +169,7 @@ def build_crons(settings: Settings) -> list[CronExpression]:
             "llm_batch_cron",
         ),
         cron_job(revive_webhooks, f"cron:{REVIVE_WEBHOOKS}", REVIVE_CRON),
+        cron_job(revive_llm, f"cron:{REVIVE_LLM}", REVIVE_LLM_CRON),
     ]
     for part in filter(None, (part.strip() for part in settings.worker_crons.split(";"))):
         path, _, expression = part.partition("=")

@@ -65,6 +65,7 @@ def llm_config(settings: Settings) -> LLMConfig:
         on_ambiguous=OnAmbiguous(settings.llm_on_ambiguous),
         suspect_wait_s=settings.llm_suspect_wait_s,
         webhook_url=settings.llm_webhook_url,
+        delete_files=settings.llm_delete_files,
     )
 
 

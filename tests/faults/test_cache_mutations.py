@@ -16,10 +16,11 @@ import pytest
 
 from cache import Cache, LocalOptions, scripts
 from cache.entries import Entries
+from cache.flight import Answer
 from cache.lane import Away
 from cache.link import Link
 from cache.local import LocalLevel
-from cache.readthrough import Answer, ReadThrough
+from cache.readthrough import ReadThrough
 from tests.support.caches import Loader, cache_on
 from tests.support.outages import fragile_server
 from tests.support.wait import eventually
@@ -65,8 +66,10 @@ async def test_the_floor_when_reading(
     if not rule:
         honest = Entries._trusts
 
-        def credulous(self: Entries, stamp: Any, floor: Any, generation: bytes) -> bool:
-            return honest(self, stamp, str(stamp.floor).encode(), generation)
+        def credulous(
+            self: Entries, stamp: Any, floor: Any, generation: bytes, mark: bytes | None
+        ) -> bool:
+            return honest(self, stamp, str(stamp.floor).encode(), generation, mark)
 
         monkeypatch.setattr(Entries, "_trusts", credulous)
     await reader.agents.set("a1", "old")
@@ -222,7 +225,7 @@ async def test_the_drain_rule(
     if not rule:
         monkeypatch.setattr(Link, "_drain", nothing)
     with fragile_server(tmp_path) as server:
-        async with cache_on(server.url, prefix, timeout_s=0.04) as cache:
+        async with cache_on(server.url, prefix, timeout_s=0.04, member_lease_s=0) as cache:
             await cache.agents.set("a1", "old")
             server.freeze()
             # Told at once, so that nothing of it waits in the server's own buffers.

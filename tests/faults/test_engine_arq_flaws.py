@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import pickle
 import time
-from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
 from itertools import pairwise
 from typing import Any
@@ -15,28 +14,12 @@ from arq.connections import ArqRedis
 from arq.cron import cron
 from arq.worker import Retry, func
 
-from cache import codec
-from cache.pool import PoolOptions, open_pool
 from tests.support.engine import QUICK, burst, new_worker, queue_of, running
 from tests.support.wait import eventually
 from worker.engine import EngineOptions, RetryPolicy, Worker, job
 from worker.errors import JobFailed
 
 FAST = RetryPolicy(max_tries=3, base_s=0.001)
-
-
-@pytest.fixture
-async def arq(private_valkey_url: str) -> AsyncIterator[ArqRedis]:
-    """Stock arq's client, with the serializers of ours."""
-    async with open_pool(
-        private_valkey_url,
-        PoolOptions(),
-        name="arq",
-        client_class=ArqRedis,
-        job_serializer=codec.encode,
-        job_deserializer=codec.decode,
-    ) as client:
-        yield client
 
 
 async def double(ctx: dict[str, Any], n: int = 1) -> int:

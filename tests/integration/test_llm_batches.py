@@ -376,6 +376,6 @@ async def test_an_overtaken_run_moves_nothing_and_no_batch_is_done_with_open_req
         # Sent again after its reply was lost, it is the same move.
         assert await queue.batches.move(fresh, BatchState.UPLOADING) == 1
         moved = fresh.moved(BatchState.UPLOADING, {})
-        assert await queue.batches.move(moved, BatchState.DONE, only_when_answered=True) == -1
+        assert await queue.batches.move(moved, BatchState.DONE) == -1
         await queue.requests.answer(id_, CANCELED)
-        assert await queue.batches.move(moved, BatchState.DONE, only_when_answered=True) == 1
+        assert await queue.batches.move(moved, BatchState.DONE) == 1

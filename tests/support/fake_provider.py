@@ -9,6 +9,7 @@ told to. An item says what becomes of it by its last message:
     please expire    not done when the batch ended
     please overload  an error that another attempt may mend, the first time it is seen
     please vanish    no line at all, the first time it is seen
+    please poison    the whole batch is refused for it, and no line is named
 
 PUT /_/settings changes what every batch does (see `Settings`). POST /_/faults
 adds {"method", "path", "action", "times", ...} for the next requests whose path
@@ -47,9 +48,11 @@ class Settings:
     """What every batch does until told otherwise."""
 
     outcome: str = "completed"  # | failed | expired | cancelled: of a whole OpenAI batch
+    failed_code: str = "invalid_json_line"  # why, and that one names its line
     polls: int = 1  # looks that find a batch still in progress
     not_found: int = 0  # looks at a new batch that answer 404
     empty_error_file: bool = False  # error_file_id is "" where there is none
+    poison_at: str = "validation"  # | create | upload: when OpenAI refuses a poisoned file
     latency_s: float = 0.0  # of the synchronous endpoints
     list_limit: int = 100
 
@@ -71,6 +74,7 @@ class State:
     at_once: int = 0
 
 
+POISON = b"please poison"
 state = State()
 numbers = itertools.count(1)
 
@@ -83,6 +87,8 @@ def last_text(body: Mapping[str, Any]) -> str:
 def fate(body: Mapping[str, Any]) -> str:
     """fail, expire, overload, vanish or answer."""
     text = last_text(body)
+    if "please poison" in text:
+        return "poison"
     for word in ("fail", "expire", "overload", "vanish"):
         if f"please {word}" in text:
             state.seen[text] += 1
@@ -128,7 +134,7 @@ async def chat(request: Request) -> Response:
     body = await request.json()
     await work()
     doom = fate(body)
-    if doom == "fail":
+    if doom in {"fail", "poison"}:
         return openai_error(400, "invalid_prompt", "asked to fail")
     if doom == "overload":
         return openai_error(503, "overloaded", "asked to be busy")
@@ -152,19 +158,48 @@ async def upload(request: Request) -> Response:
             return openai_error(400, "invalid_file", "a file and its purpose are needed")
         data = await part.read()
         name = part.filename or "file"
+    if state.settings.poison_at == "upload" and POISON in data:
+        return openai_error(400, "invalid_file_format", "a line is not to our taste")
     id_ = f"file-{next(numbers)}"
     state.files[id_], state.names[id_] = data, name
+    return JSONResponse(file_row(id_))
+
+
+def file_row(id_: str) -> dict[str, Any]:
+    return {
+        "id": id_,
+        "object": "file",
+        "bytes": len(state.files[id_]),
+        "created_at": int(time.time()),
+        "filename": state.names.get(id_, "results.jsonl"),
+        "purpose": "batch" if id_ in state.names else "batch_output",
+        "status": "processed",
+    }
+
+
+async def list_files(request: Request) -> Response:
+    purpose = request.query_params.get("purpose")
+    rows = [row for id_ in [*state.files][::-1] if (row := file_row(id_))["purpose"] == purpose]
+    after = request.query_params.get("after")
+    if after:
+        rows = rows[[row["id"] for row in rows].index(after) + 1 :]
+    page = rows[: state.settings.list_limit]
     return JSONResponse(
         {
-            "id": id_,
-            "object": "file",
-            "bytes": len(data),
-            "created_at": int(time.time()),
-            "filename": name,
-            "purpose": "batch",
-            "status": "processed",
+            "object": "list",
+            "data": page,
+            "first_id": page[0]["id"] if page else None,
+            "last_id": page[-1]["id"] if page else None,
+            "has_more": len(rows) > len(page),
         }
     )
+
+
+async def delete_file(request: Request) -> Response:
+    id_ = request.path_params["id"]
+    if state.files.pop(id_, None) is None:
+        return openai_error(404, "not_found", "no such file")
+    return JSONResponse({"id": id_, "object": "file", "deleted": True})
 
 
 async def content(request: Request) -> Response:
@@ -182,6 +217,8 @@ async def create(request: Request) -> Response:
     data = state.files.get(body["input_file_id"])
     if data is None:
         return openai_error(400, "invalid_file", "no such input file")
+    if state.settings.poison_at == "create" and POISON in data:
+        return openai_error(400, "invalid_request", "a line is not to our taste")
     rows = [json.loads(line) for line in data.splitlines() if line]
     id_ = f"batch_{next(numbers)}"
     state.items[id_] = [row["custom_id"] for row in rows]
@@ -246,14 +283,20 @@ async def list_batches(request: Request) -> Response:
     )
 
 
-def finish(batch: dict[str, Any], outcome: str) -> None:
+def whole_error(batch: Mapping[str, Any], outcome: str) -> dict[str, Any] | None:
+    """What is wrong with the file as a whole."""
     if outcome == "failed":
-        wrong = {
-            "code": "invalid_json_line",
-            "line": 1,
-            "message": "line 1 is not JSON",
-            "param": None,
-        }
+        code = state.settings.failed_code
+        line = 1 if code == "invalid_json_line" else None
+        return {"code": code, "line": line, "message": "line 1 is not JSON", "param": None}
+    if POISON in state.files[batch["input_file_id"]]:
+        return {"code": "invalid_request", "line": None, "message": "it is bad", "param": None}
+    return None
+
+
+def finish(batch: dict[str, Any], outcome: str) -> None:
+    wrong = whole_error(batch, outcome)
+    if wrong is not None:
         batch |= {"status": "failed", "errors": {"object": "list", "data": [wrong]}}
         return
     good: list[str] = []
@@ -333,7 +376,7 @@ async def messages(request: Request) -> Response:
     body = await request.json()
     await work()
     doom = fate(body)
-    if doom == "fail" or not request.headers.get("anthropic-version"):
+    if doom in {"fail", "poison"} or not request.headers.get("anthropic-version"):
         return anthropic_error(400, "invalid_request_error", "asked to fail")
     if doom == "overload":
         return anthropic_error(529, "overloaded_error", "asked to be busy")
@@ -345,6 +388,8 @@ async def create_messages(request: Request) -> Response:
     ids = [row["custom_id"] for row in rows]
     if len(set(ids)) < len(ids) or any(len(id_) > 64 for id_ in ids):
         return anthropic_error(400, "invalid_request_error", "custom_id: unique, 64 at most")
+    if any("please poison" in last_text(row["params"]) for row in rows):
+        return anthropic_error(400, "invalid_request_error", "a request is not to our taste")
     id_ = f"msgbatch_{next(numbers)}"
     now = datetime.now(UTC)
     state.items[id_] = ids
@@ -534,6 +579,7 @@ async def report(_request: Request) -> Response:
         {
             "calls": state.calls,
             "batches": state.items,
+            "files": {id_: state.names.get(id_, "") for id_ in state.files},
             "status": {
                 **{id_: row["status"] for id_, row in state.batches.items()},
                 **{id_: row["processing_status"] for id_, row in state.messages.items()},
@@ -550,6 +596,8 @@ def build_app() -> ASGIApp:
         routes=[
             Route(f"{v1}/chat/completions", chat, methods=["POST"]),
             Route(f"{v1}/files", upload, methods=["POST"]),
+            Route(f"{v1}/files", list_files),
+            Route(f"{v1}/files/{{id}}", delete_file, methods=["DELETE"]),
             Route(f"{v1}/files/{{id}}/content", content),
             Route(f"{v1}/batches", create, methods=["POST"]),
             Route(f"{v1}/batches", list_batches),

@@ -5,6 +5,7 @@ A TCP proxy in front of a server's unix socket, which breaks what it is told to.
 are executed; instead of the reply the client's connection is closed.
 `reset()`: every connection is closed now. `hold()` / `release()`: nothing
 passes in either direction. `refuse` set: new connections are closed at once.
+`swallow()`: what is open now stays open, and nothing comes through it any more.
 `lead_to(path)`: new connections go there; those that are open stay where they are.
 """
 
@@ -22,6 +23,7 @@ class FaultProxy:
         self._open.set()
         self._writers: set[asyncio.StreamWriter] = set()
         self._tasks: set[asyncio.Task[None]] = set()
+        self._live = asyncio.Event()
         self._cuts = 0
         self._marker = b""
         self.cuts_made = 0
@@ -44,6 +46,10 @@ class FaultProxy:
         for writer in list(self._writers):
             writer.close()
 
+    def swallow(self) -> None:
+        self._live.set()
+        self._live = asyncio.Event()
+
     @property
     def url(self) -> str:
         return f"redis://127.0.0.1:{self.port}/0"
@@ -58,9 +64,9 @@ class FaultProxy:
             writer.close()
             return
         self._writers |= {writer, far_writer}
-        doomed = asyncio.Event()
+        doomed, swallowed = asyncio.Event(), self._live
         for coroutine in (
-            self._requests(reader, far_writer, doomed),
+            self._requests(reader, far_writer, doomed, swallowed),
             self._replies(far_reader, writer, doomed),
         ):
             task = asyncio.create_task(coroutine)
@@ -68,11 +74,17 @@ class FaultProxy:
             task.add_done_callback(self._tasks.discard)
 
     async def _requests(
-        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, doomed: asyncio.Event
+        self,
+        reader: asyncio.StreamReader,
+        writer: asyncio.StreamWriter,
+        doomed: asyncio.Event,
+        swallowed: asyncio.Event,
     ) -> None:
         with suppress(OSError):
             while data := await reader.read(1 << 20):
                 await self._open.wait()
+                if swallowed.is_set():
+                    continue
                 if self._cuts and self._marker in data:
                     self._cuts -= 1
                     self.cuts_made += 1

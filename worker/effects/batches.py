@@ -4,98 +4,32 @@ LLM batches in Redis: sealed from what waits, moved by compare-and-set, read a p
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
-from dataclasses import dataclass, field, replace
-from datetime import UTC, datetime
-from typing import Any, Literal
+from collections.abc import Sequence
+from typing import Literal
 
-from cache import codec
 from cache.keys import LLM_BATCH_TTL_S, LLM_MAX_BATCHES, QueueKeys
 from cache.scripts import load
-from worker.effects.llm_requests import (
-    FlushRules,
-    PreparedJob,
-    StoredRequest,
-    decode_group,
-    encode_group,
-    run_many,
-)
+from worker.effects.batch_reads import PAGE, Batch, BatchReads, batch_of, created_at
+from worker.effects.llm_requests import FlushRules, PreparedJob, encode_group, run_many
 from worker.policy.batch import Group
 from worker.policy.batch_states import BatchState
+
+__all__ = ["PAGE", "Batch", "BatchStore", "created_at"]
 
 _SEAL = load("worker.effects", "seal_batch")
 _TAKE = load("worker.effects", "take_batch")
 _MOVE = load("worker.effects", "move_batch")
+_SPLIT = load("worker.effects", "split_batch")
 _DETACH = load("worker.effects", "detach_llm")
 _HASTEN = load("worker.effects", "hasten_batch")
-# A slice of a batch read at a time, so that a large one is never in memory whole.
-PAGE = 500
 # Requests that one call of seal_batch.lua moves: about 10 ms of the server.
 _SEAL_CHUNK = 1000
 # After this a batch that its flush left unsealed is sealed as it is.
 _UNSEALED_MS = 60_000
 
 
-@dataclass(frozen=True, slots=True)
-class Batch:
-    """One run's view of a batch: `epoch` is the run's own, and what its moves are compared with."""
-
-    id: str
-    state: BatchState
-    epoch: int
-    group: Group
-    size: int
-    deadline_ms: int | None
-    fields: dict[str, str] = field(default_factory=dict)
-
-    @property
-    def provider_id(self) -> str:
-        """The provider's name for it, "" before it is submitted."""
-        return self.fields.get("provider_id", "")
-
-    @property
-    def submitting_ms(self) -> int:
-        return int(self.fields.get("submitting_at") or 0)
-
-    @property
-    def is_canceled(self) -> bool:
-        return self.fields.get("cancel") == "1"
-
-    def moved(self, to: BatchState, fields: dict[str, str]) -> Batch:
-        """As it is after a move of this run."""
-        return replace(self, state=to, fields={**self.fields, **fields})
-
-    def number(self, name: str) -> int:
-        return int(self.fields.get(name) or 0)
-
-
-class BatchStore:
+class BatchStore(BatchReads):
     """Seals, moves and reads batches through one client."""
-
-    def __init__(self, client: Any, keys: QueueKeys) -> None:
-        self.client = client
-        self.keys = keys
-
-    async def groups(self) -> list[Group]:
-        """The groups in which requests wait."""
-        rows = await self.client.hgetall(self.keys.llm_groups)
-        return [decode_group(data) for data in rows.values()]
-
-    async def waiting(self, group: Group) -> dict[str, int]:
-        """How many requests of a group wait, their bytes and estimated tokens."""
-        async with self.client.pipeline(transaction=True) as pipe:
-            pipe.llen(self.keys.llm_pending(group.id))
-            pipe.hmget(self.keys.llm_sizes(group.id), "bytes", "tokens")
-            count, (size, tokens) = await pipe.execute()
-        return {"requests": count, "bytes": int(size or 0), "tokens": int(tokens or 0)}
-
-    async def waiting_ids(self, group: Group) -> list[str]:
-        rows = await self.client.lrange(self.keys.llm_pending(group.id), 0, PAGE - 1)
-        return [id_.decode() for id_ in rows]
-
-    async def usage(self, group: Group) -> dict[str, int]:
-        rows = await self.client.hgetall(self.keys.llm_usage(group.id))
-        return {name.decode(): int(value) for name, value in rows.items()}
 
     async def seal(
         self,
@@ -113,7 +47,7 @@ class BatchStore:
         `full_only`: only when they fill one.
         """
         keys = self.keys
-        names = [*self._keys(batch_id), keys.llm_batches, *job_keys]
+        names = [*self._keys(batch_id), keys.llm_batches, keys.llm_underway, *job_keys]
         args = [
             keys.llm,
             group.id,
@@ -138,80 +72,48 @@ class BatchStore:
     async def take(self, batch_id: str) -> Batch | None:
         """Begin a run: no earlier run's move counts any more. None when there is no such batch."""
         flat = await _TAKE.run(self.client, [self.keys.llm_batch(batch_id)])
-        return _batch(batch_id, dict(zip(flat[::2], flat[1::2], strict=True))) if flat else None
-
-    async def read(self, batch_id: str) -> Batch | None:
-        row = await self.client.hgetall(self.keys.llm_batch(batch_id))
-        return _batch(batch_id, row) if row else None
+        return batch_of(batch_id, dict(zip(flat[::2], flat[1::2], strict=True))) if flat else None
 
     async def move(
-        self, batch: Batch, to: BatchState, *, only_when_answered: bool = False, **fields: str | int
+        self, batch: Batch, to: BatchState, *, then: PreparedJob | None = None, **fields: str | int
     ) -> int:
-        """1 moved; 0 another run has the batch; -1 requests are open, and they must not be."""
+        """
+        1 moved; 0 another run has the batch; -1 it cannot end, for requests of it are open.
+
+        `then` starts in the same step when the batch has ended.
+        """
         flat = [part for pair in fields.items() for part in pair]
         ttl = LLM_BATCH_TTL_S * 1000 if to.is_end else ""
-        args = [batch.state.value, batch.epoch, to.value, ttl, int(only_when_answered), *flat]
-        return int(await _MOVE.run(self.client, self._keys(batch.id), args))
+        job = then or _NO_JOB
+        names = [*self._keys(batch.id), self.keys.llm_underway]
+        names += job_names(self.keys, job.id)
+        args = [batch.state.value, batch.epoch, to.value, ttl, batch.id, job.id, job.body, *flat]
+        return int(await _MOVE.run(self.client, names, args))
 
-    async def outstanding(self, batch_id: str) -> int:
-        return int(await self.client.scard(self.keys.llm_open(batch_id)))
-
-    async def ids(self, batch_id: str) -> AsyncIterator[list[str]]:
-        """The ids of a batch's requests in the order of its file, a page at a time."""
-        start = 0
-        while rows := await self.client.lrange(
-            self.keys.llm_items(batch_id), start, start + PAGE - 1
-        ):
-            yield [id_.decode() for id_ in rows]
-            start += PAGE
-
-    async def sizes(self, batch_id: str) -> tuple[int, int]:
-        """How many unanswered requests a batch holds, and the bytes of their bodies and ids."""
-        count = size = 0
-        async for ids in self.ids(batch_id):
-            async with self.client.pipeline(transaction=False) as pipe:
-                for id_ in ids:
-                    pipe.hmget(self.keys.llm_request(id_), "bytes", "batch")
-                rows = await pipe.execute()
-            for id_, (length, owner) in zip(ids, rows, strict=True):
-                if owner is not None and owner.decode() == batch_id:
-                    count, size = count + 1, size + int(length) + len(id_)
-        return count, size
-
-    async def unanswered(self, batch_id: str) -> AsyncIterator[list[StoredRequest]]:
-        """The requests of a batch that have no answer yet, a page at a time."""
-        names = ("body", "deadline", "tokens", "batch", "group")
-        async for ids in self.ids(batch_id):
-            async with self.client.pipeline(transaction=False) as pipe:
-                for id_ in ids:
-                    pipe.hmget(self.keys.llm_request(id_), *names)
-                rows = await pipe.execute()
-            yield [
-                StoredRequest(
-                    id=id_,
-                    group=decode_group(group),
-                    body=body,
-                    deadline_ms=int(deadline) if deadline else None,
-                    tokens=int(tokens or 0),
-                    urgent=False,
-                )
-                for id_, (body, deadline, tokens, owner, group) in zip(ids, rows, strict=True)
-                if owner is not None and owner.decode() == batch_id
-            ]
-
-    async def open_items(
-        self, batch_id: str, request_ids: Sequence[str]
-    ) -> dict[str, tuple[int, int | None]]:
-        """Of these requests, those open in the batch: batches that carried it, deadline in Unix ms."""
-        async with self.client.pipeline(transaction=False) as pipe:
-            for id_ in request_ids:
-                pipe.hmget(self.keys.llm_request(id_), "batch", "tries", "deadline")
-            rows = await pipe.execute()
-        return {
-            id_: (int(tries or 1), int(deadline) if deadline else None)
-            for id_, (owner, tries, deadline) in zip(request_ids, rows, strict=True)
-            if owner is not None and owner.decode() == batch_id
-        }
+    async def split(
+        self, old: Batch, new_id: str, ids: Sequence[str], *, seal: bool, job: PreparedJob
+    ) -> bool:
+        """Move open requests of `old` into a new batch; False when that one was sealed before."""
+        keys = self.keys
+        family = old.fields.get("family") or old.id
+        names = [*self._keys(new_id), keys.llm_batches, keys.llm_underway]
+        names += job_names(keys, job.id)
+        names += [keys.llm_batch(old.id), keys.llm_open(old.id), keys.llm_batch(family)]
+        args = [
+            keys.llm,
+            old.id,
+            new_id,
+            family,
+            job.id,
+            job.body,
+            _UNSEALED_MS,
+            LLM_MAX_BATCHES,
+            LLM_BATCH_TTL_S * 1000,
+            int(seal),
+            *ids,
+        ]
+        _, taken = await _SPLIT.run(self.client, names, args)
+        return bool(taken)
 
     async def detach(
         self,
@@ -243,33 +145,14 @@ class BatchStore:
         """Write down what is no transition."""
         await self.client.hset(self.keys.llm_batch(batch_id), mapping=fields)
 
-    async def listed(self, limit: int) -> list[Batch]:
-        """The newest batches, newest first."""
-        ids = await self.client.zrange(self.keys.llm_batches, 0, limit - 1, desc=True)
-        async with self.client.pipeline(transaction=False) as pipe:
-            for id_ in ids:
-                pipe.hgetall(self.keys.llm_batch(id_.decode()))
-            rows = await pipe.execute() if ids else []
-        return [_batch(id_.decode(), row) for id_, row in zip(ids, rows, strict=True) if row]
-
     def _keys(self, batch_id: str) -> list[str]:
         keys = self.keys
         return [keys.llm_batch(batch_id), keys.llm_items(batch_id), keys.llm_open(batch_id)]
 
 
-def _batch(batch_id: str, row: dict[bytes, bytes]) -> Batch:
-    group = row.pop(b"group")
-    fields = {name.decode(): value.decode() for name, value in row.items()}
-    return Batch(
-        id=batch_id,
-        state=BatchState(fields["state"]),
-        epoch=int(fields.get("epoch") or 0),
-        group=Group(*codec.decode(group)),
-        size=int(fields.get("items") or 0),
-        deadline_ms=int(fields["deadline"]) if fields.get("deadline") else None,
-        fields=fields,
-    )
+def job_names(keys: QueueKeys, job_id: str) -> list[str]:
+    """The keys of a job of ordinary priority, as put_job wants them."""
+    return [keys.queue(), keys.job(job_id), keys.result(job_id), keys.wake]
 
 
-def created_at(batch: Batch) -> datetime:
-    return datetime.fromtimestamp(batch.number("created") / 1000, UTC)
+_NO_JOB = PreparedJob("", b"")

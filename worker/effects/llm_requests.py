@@ -42,6 +42,17 @@ class PreparedJob:
 
 
 @dataclass(frozen=True, slots=True)
+class Tell:
+    """Who is told of a request's end, and the body of the job that does it."""
+
+    who: str
+    body: bytes
+
+
+NOBODY = Tell("", b"")
+
+
+@dataclass(frozen=True, slots=True)
 class FlushRules:
     """When a group's waiting requests become a batch. Tokens are estimates; 0 is no limit."""
 
@@ -89,6 +100,7 @@ class RequestStore:
         rules: FlushRules,
         dedupe: bool,
         deadline_ms: int | None,
+        tell: Tell = NOBODY,
     ) -> list[str]:
         """Store requests of one group, 500 at most; returns the ids that will be answered."""
         keys, group = self.keys, requests[0][1].group
@@ -110,6 +122,8 @@ class RequestStore:
             flush_now.body,
             flush_later.id,
             flush_later.body,
+            tell.who,
+            tell.body,
         ]
         for request_id, request in requests:
             digest = request.digest(group_id) if dedupe else ""
@@ -125,9 +139,12 @@ class RequestStore:
         job: PreparedJob,
         job_keys: list[str],
         deadline_ms: int | None,
+        tell: Tell = NOBODY,
     ) -> str:
         """Store a request with a job of its own."""
-        names = [self.keys.llm_request(request_id), self.keys.llm_result(request_id), *job_keys]
+        keys = self.keys
+        names = [keys.llm_request(request_id), keys.llm_result(request_id), *job_keys]
+        names += [keys.llm_single, keys.llm_tell(request_id)]
         args = [
             request_id,
             request.body,
@@ -137,6 +154,8 @@ class RequestStore:
             request.tokens,
             job.id,
             job.body,
+            tell.who,
+            tell.body,
         ]
         await _SUBMIT_URGENT.run(self.client, names, args)
         return request_id
@@ -194,6 +213,11 @@ class RequestStore:
         if read_s < keep.unread_s:
             await self.client.pexpire(key, int(read_s * 1000), lt=True)
         return decode_answer(data)
+
+    async def peek_answer(self, request_id: str) -> Answer | None:
+        """The same, without counting as a read."""
+        data = await self.client.get(self.keys.llm_result(request_id))
+        return None if data is None else decode_answer(data)
 
     async def is_open(self, request_id: str) -> bool:
         """Whether the request is known and not answered."""

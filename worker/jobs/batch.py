@@ -16,7 +16,9 @@ from arq.worker import Retry
 from worker.deps import Deps, JobContext
 from worker.effects.providers import BatchesUnsupported, Busy
 from worker.errors import Permanent, Transient
-from worker.jobs.batch_run import BatchRun, Later, Overtaken
+from worker.jobs.batch_moves import Later, Overtaken
+from worker.jobs.batch_run import BatchRun
+from worker.jobs.batch_upkeep import look_after
 from worker.policy.answers import LATE, Answer
 from worker.policy.batch import Group
 from worker.policy.priority import Priority
@@ -25,19 +27,13 @@ log = structlog.get_logger("worker.batch")
 
 # After an outage of the provider: wait a little longer each time, up to a minute.
 _OUTAGE_BASE_S, _OUTAGE_CAP_S = 1.0, 60.0
-# The batches that a flush looks after, in case one lost its job.
-_LOOKED_AFTER = 200
 
 
 async def flush_llm_batches(ctx: JobContext) -> int:
     """Seal every group's waiting requests; returns how many batches were made."""
     deps = Deps.of(ctx)
     made = sum([await _flush(deps, group) for group in await deps.queue.batches.groups()])
-    for batch in await deps.queue.batches.listed(_LOOKED_AFTER):
-        if not batch.state.is_end:
-            job = deps.queue.batch_job(batch.id)
-            # Nothing happens where the job waits or runs, as it should.
-            await deps.queue.enqueue("run_llm_batch", batch.id, job_id=job.id)
+    await look_after(deps)
     return made
 
 
@@ -89,7 +85,7 @@ async def run_llm_batch(ctx: JobContext, batch_id: str) -> str:
         except BatchesUnsupported:
             return await run.go_singly()
         except Permanent as exc:
-            return await run.fail(str(exc))
+            return await run.fail(exc)
     except Overtaken:
         return "skipped"
     except Later as exc:

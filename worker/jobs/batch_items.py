@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 import structlog
 
-from worker.client import FLUSH_LLM_GROUP, RUN_LLM_REQUEST
+from worker.client import FLUSH_LLM_GROUP
 from worker.deps import Deps
 from worker.effects.batches import Batch
 from worker.effects.llm_requests import PreparedJob
@@ -86,27 +86,16 @@ class Items:
         await self._put_back(back)
         await self._send_singly(single, urgent=True)
 
-    async def refuse(self, remote: RemoteBatch) -> None:
-        """The file was refused whole: the lines that are named are to blame, the others go again."""
-        bad = remote.bad_lines
-        if not bad or await self.store.outstanding(self.batch.id) != self.batch.number("lines"):
-            # Where a request has left since, the numbers of the lines say nothing.
-            await self.answer_rest(Answer(kind="batch_failed", message=remote.error))
-            return
-        line = 0
-        async for page in self.store.unanswered(self.batch.id):
-            answers = []
-            for request in page:
-                line += 1
-                blame = Answer(kind="invalid_request", message=bad.get(line, ""))
-                answers.append((request.id, blame if line in bad else _WITHHELD))
-            await self._settle(answers)
-
     async def miss_rest(self) -> None:
         """What has no line: as if the provider had never seen it."""
+        missing = await self.store.outstanding(self.batch.id)
+        log.warning("batch.items_missing", batch_id=self.batch.id, requests=missing)
+        await self.settle_rest(MISSING)
+
+    async def settle_rest(self, answer: Answer) -> None:
+        """What is open is answered so, or goes again where that may help."""
         async for page in self.store.unanswered(self.batch.id):
-            log.warning("batch.items_missing", batch_id=self.batch.id, requests=len(page))
-            await self._settle([(request.id, MISSING) for request in page])
+            await self._settle([(request.id, answer) for request in page])
 
     async def answer_rest(self, answer: Answer) -> None:
         async for page in self.store.unanswered(self.batch.id):
@@ -156,7 +145,7 @@ class Items:
         priority = Priority.HIGH if urgent else Priority.DEFAULT
         rows = []
         for id_ in ids:
-            job = self.deps.queue.prepared(f"llm:single:{id_}", RUN_LLM_REQUEST, id_)
+            job = self.deps.queue.single_job(id_)
             rows.append((id_, job, self._job_keys(job, priority)))
         return await self.store.detach(self.batch.id, rows, mode="urgent" if urgent else "single")
 
@@ -165,9 +154,3 @@ class Items:
 
     def _now_ms(self) -> int:
         return int(self.deps.now().timestamp() * 1000)
-
-
-# A request that did nothing wrong in a file that was refused.
-_WITHHELD = Answer(
-    kind="batch_failed", message="another line of its batch was refused", mendable=True
-)

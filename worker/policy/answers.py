@@ -57,6 +57,28 @@ class Answer:
         return not self.kind
 
 
+# A batch's own errors: no line of it is to blame. Some may pass.
+_OF_THE_WHOLE = frozenset(
+    {
+        "billing_hard_limit_reached",
+        "insufficient_quota",
+        "invalid_api_key",
+        "model_not_found",
+        "rate_limit_exceeded",
+        "server_error",
+        "token_limit_exceeded",
+    }
+)
+_MAY_PASS = frozenset({"rate_limit_exceeded", "server_error", "token_limit_exceeded"})
+
+
+def blame_all(code: str, message: str) -> Answer | None:
+    """What every request of a refused batch gets; None when the fault is some lines'."""
+    if code not in _OF_THE_WHOLE:
+        return None
+    return Answer(kind=code, message=message, mendable=code in _MAY_PASS)
+
+
 MISSING = Answer(kind="missing", message="the provider gave no line for it", mendable=True)
 CANCELED = Answer(kind="canceled", message="it was canceled")
 LATE = Answer(kind="deadline_exceeded", message="its deadline passed before it was answered")

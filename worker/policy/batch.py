@@ -136,5 +136,14 @@ def estimate_tokens(body: Mapping[str, Any], size: int) -> int:
     return size // _BYTES_PER_TOKEN + 1 + int(output or 0)
 
 
+def most_parts(size: int) -> int:
+    """
+    How many batches may come of one that was refused, while its guilty lines are looked for.
+
+    One guilty line takes two for each halving; this is enough for eight apart.
+    """
+    return 16 * max(size - 1, 1).bit_length()
+
+
 def _is_count(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value > 0

@@ -1,8 +1,9 @@
 -- Shared step: a request's answer is stored, once; the first one stays. Then the waiters are told.
 -- p: what the LLM keys begin with; keys: request:<id>, result:<id>, failed:<id>, batch:<bid>,
--- open:<bid>, usage:<gid>, the equal request's mark, and with `waiting` pending, sizes, groups
+-- open:<bid>, usage:<gid>, single, the equal request's mark, those of _llm_tell.lua, and with
+-- `waiting` pending, sizes, groups
 -- data: the answer; ok: '1' | '0'; ttl, cache_ttl, usage_ttl: ms; usage: {input, output, cached, reasoning}
--- returns 1 stored | 0 answered already, or no such request; stands after _llm_waiting.lua
+-- returns 1 stored | 0 answered already, or no such request; stands after _put_job.lua, _llm_tell.lua, _llm_waiting.lua
 local function finish_llm(p, id, data, ok, ttl, cache_ttl, usage_ttl, usage)
   local key = p .. 'request:' .. id
   local row = redis.call('HMGET', key, 'gid', 'batch', 'dedupe', 'bytes', 'tokens', 'single')
@@ -22,7 +23,9 @@ local function finish_llm(p, id, data, ok, ttl, cache_ttl, usage_ttl, usage)
   if row[2] then
     counts[2] = p .. 'batch:' .. row[2]
     redis.call('SREM', p .. 'open:' .. row[2], id)
-  elseif not row[6] and redis.call('LREM', p .. 'pending:' .. row[1], 1, id) == 1 then
+  elseif row[6] then
+    redis.call('ZREM', p .. 'single', id)
+  elseif redis.call('LREM', p .. 'pending:' .. row[1], 1, id) == 1 then
     stopped_waiting(p, row[1], row[4], row[5])
   end
   for _, counted in ipairs(counts) do
@@ -40,6 +43,7 @@ local function finish_llm(p, id, data, ok, ttl, cache_ttl, usage_ttl, usage)
     redis.call('RENAME', key, p .. 'failed:' .. id)
     redis.call('PEXPIRE', p .. 'failed:' .. id, ttl)
   end
+  tell(p, id, ok, ttl)
   redis.call('PUBLISH', p .. 'answered', id)
   return 1
 end

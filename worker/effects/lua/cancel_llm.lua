@@ -3,6 +3,8 @@
 -- ARGV[1] prefix p of the LLM keys (see _llm_finish.lua)  ARGV[2] request id  ARGV[3] answer
 -- ARGV[4] ttl_ms  ARGV[5] usage's ttl_ms  ARGV[6] id of this call  ARGV[7] all callers: 1 | 0
 -- returns {0 unknown or answered | 1 others still wait | 2 ended, batch id or ''}
+--@include put_job
+--@include llm_tell
 --@include llm_waiting
 --@include llm_finish
 local row = redis.call('HMGET', KEYS[1], 'gid', 'batch', 'callers')

@@ -1,6 +1,6 @@
 -- detach_llm.lua: take a request out of a batch: back among those that wait, or to a job of its own.
 -- KEYS[1] request  KEYS[2] queue  KEYS[3] job body  KEYS[4] job result  KEYS[5] wake token
--- ARGV[1] prefix p of the LLM keys; written: batch:<bid>, open:<bid>, and those of _llm_waiting.lua
+-- ARGV[1] prefix p of the LLM keys; written: batch:<bid>, open:<bid>, single, those of _llm_waiting.lua
 -- ARGV[2] request id  ARGV[3] batch id  ARGV[4] wait | single | urgent  ARGV[5] job id  ARGV[6] job body
 -- ARGV[7] delay_ms of the job
 -- returns 1 | 0 the request is not in this batch any more
@@ -18,6 +18,7 @@ if ARGV[4] == 'wait' then
   start_waiting(p, row[2], row[3], ARGV[2], row[4], row[5], 'LPUSH')
 else
   redis.call('HSET', KEYS[1], 'single', ARGV[4])
+  redis.call('ZADD', p .. 'single', server_ms(), ARGV[2])
 end
 put_job(KEYS[2], KEYS[3], KEYS[4], KEYS[5], ARGV[5], ARGV[6], server_ms() + tonumber(ARGV[7]))
 return 1

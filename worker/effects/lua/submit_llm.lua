@@ -3,13 +3,15 @@
 -- KEYS[1] queue  KEYS[2] wake token  KEYS[3] now-job body  KEYS[4] now-job result
 -- KEYS[5] age-job body  KEYS[6] age-job result
 -- ARGV[1] prefix p of the LLM keys; written: request:<id>, dedupe:<digest>, batch:<id> (deadline),
--- groups, pending:<gid>, sizes:<gid>
+-- groups, pending:<gid>, sizes:<gid>, those of _llm_tell.lua
 -- ARGV[2] group id  ARGV[3] group descriptor  ARGV[4] dedupe: 1 | 0  ARGV[5] deadline, Unix ms, or ''
 -- ARGV[6] most requests of a batch  ARGV[7] most bytes  ARGV[8] most tokens, 0 none  ARGV[9] max age ms
 -- ARGV[10] now-job id  ARGV[11] now-job body  ARGV[12] age-job id  ARGV[13] age-job body
--- ARGV[14..] request id, digest, body, tokens, ...: at most 500 requests
+-- ARGV[14] whom to tell of their ends, or ''  ARGV[15] the job that does it
+-- ARGV[16..] request id, digest, body, tokens, ...: at most 500 requests
 -- returns the ids that will be answered: each the new one, or an equal one's
 --@include put_job
+--@include llm_tell
 --@include llm_waiting
 local p, gid, deadline = ARGV[1], ARGV[2], ARGV[5]
 local now = server_ms()
@@ -64,8 +66,16 @@ end
 
 local before = redis.call('LLEN', p .. 'pending:' .. gid)
 local ids = {}
-for i = 14, #ARGV, 4 do
-  ids[#ids + 1] = take_in(ARGV[i], ARGV[i + 1], ARGV[i + 2], ARGV[i + 3])
+for i = 16, #ARGV, 4 do
+  local id = take_in(ARGV[i], ARGV[i + 1], ARGV[i + 2], ARGV[i + 3])
+  ids[#ids + 1] = id
+  if ARGV[14] ~= '' then
+    if redis.call('EXISTS', p .. 'request:' .. id) == 1 then
+      redis.call('HSET', p .. 'tell:' .. id, ARGV[14], ARGV[15])
+    else
+      put_tell(p, id, ARGV[14], ARGV[15])
+    end
+  end
 end
 local waiting = redis.call('LLEN', p .. 'pending:' .. gid)
 if before == 0 and waiting > 0 then

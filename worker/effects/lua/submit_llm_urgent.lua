@@ -1,13 +1,19 @@
 -- submit_llm_urgent.lua: take in one LLM request with a job of its own, past the batches.
 -- KEYS[1] request  KEYS[2] answer  KEYS[3] queue  KEYS[4] job body  KEYS[5] job result  KEYS[6] wake token
+-- KEYS[7] those with a job of their own  KEYS[8] whom its end is told
 -- ARGV[1] request id  ARGV[2] request body  ARGV[3] group id  ARGV[4] group descriptor
 -- ARGV[5] deadline, Unix ms, or ''  ARGV[6] tokens  ARGV[7] job id  ARGV[8] job body
+-- ARGV[9] whom to tell, or ''  ARGV[10] the job that does it
 -- returns the request id
 --@include put_job
 if redis.call('EXISTS', KEYS[1], KEYS[2]) == 0 then
   local now = server_ms()
   redis.call('HSET', KEYS[1], 'body', ARGV[2], 'gid', ARGV[3], 'group', ARGV[4], 'created', now,
     'deadline', ARGV[5], 'bytes', #ARGV[2], 'tokens', ARGV[6], 'callers', 1, 'single', 'urgent')
+  redis.call('ZADD', KEYS[7], now, ARGV[1])
+  if ARGV[9] ~= '' then
+    redis.call('HSET', KEYS[8], ARGV[9], ARGV[10])
+  end
   put_job(KEYS[3], KEYS[4], KEYS[5], KEYS[6], ARGV[7], ARGV[8], now)
 end
 return ARGV[1]

@@ -111,6 +111,15 @@ class AnthropicProvider:
         except Permanent:
             return await self.read(provider_id)
 
+    async def delete_files(
+        self,
+        batch_id: str,  # noqa: ARG002  (a batch has no files)
+        file_ids: Collection[str],  # noqa: ARG002
+        *,
+        since_ms: int | None,  # noqa: ARG002
+    ) -> int:
+        return 0
+
     async def results(self, remote: RemoteBatch) -> AsyncIterator[tuple[str, Answer]]:
         async for row in self._wire.lines(f"{_BATCHES}/{remote.id}/results"):
             yield str(row.get("custom_id")), read_message_item(row)

@@ -8,6 +8,7 @@ carries our id in its metadata and can be found again by it.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import uuid
 from collections.abc import AsyncIterator, Collection, Mapping
@@ -15,7 +16,7 @@ from typing import Any
 
 import httpx
 
-from worker.effects.providers.protocol import BatchesUnsupported, Busy, Lines, RemoteBatch
+from worker.effects.providers.protocol import Absent, BatchesUnsupported, Busy, Lines, RemoteBatch
 from worker.effects.providers.wire import Wire, checked, json_of, retry_after_s
 from worker.errors import Permanent, Transient
 from worker.policy.answers import Answer, is_transient, read_item, read_response
@@ -24,6 +25,7 @@ from worker.policy.batch_states import Sighting
 
 _BATCH_TAG = "letta_redis_batch"
 _LIST_PAGE = 100
+_FILES_PAGE = 1000
 _ERROR_CHARS = 300
 _ENDED = frozenset({"completed", "failed", "expired", "cancelled"})
 # Our clock and the provider's may differ by this.
@@ -52,7 +54,7 @@ class OpenAIProvider:
         head = (
             f'--{boundary}\r\nContent-Disposition: form-data; name="purpose"\r\n\r\nbatch\r\n'
             f'--{boundary}\r\nContent-Disposition: form-data; name="file"; '
-            f'filename="{lines.batch_id}.jsonl"\r\nContent-Type: application/jsonl\r\n\r\n'
+            f'filename="{_file_name(lines.batch_id)}"\r\nContent-Type: application/jsonl\r\n\r\n'
         ).encode()
         tail = f"\r\n--{boundary}--\r\n".encode()
         # The endpoint is the same in every line, and its bytes are known before.
@@ -122,6 +124,29 @@ class OpenAIProvider:
             # It has ended, which is as good.
             return await self.read(provider_id)
 
+    async def delete_files(
+        self, batch_id: str, file_ids: Collection[str], *, since_ms: int | None
+    ) -> int:
+        ids = set(file_ids)
+        if since_ms is not None:
+            ids |= await self._inputs(batch_id, since_ms)
+        for id_ in ids:
+            with contextlib.suppress(Absent):
+                checked(await self._wire.call("DELETE", f"/files/{id_}"))
+        return len(ids)
+
+    async def _inputs(self, batch_id: str, since_ms: int) -> set[str]:
+        """Files that were uploaded as this batch's input."""
+        found: set[str] = set()
+        query = {"purpose": "batch", "order": "desc", "limit": str(_FILES_PAGE)}
+        while True:
+            page = checked(await self._wire.call("GET", "/files", params=query))
+            rows = page.get("data") or []
+            found |= {str(row["id"]) for row in rows if row.get("filename") == _file_name(batch_id)}
+            if not page.get("has_more") or not rows or _is_older(rows[-1], since_ms - _SKEW_MS):
+                return found
+            query["after"] = str(rows[-1]["id"])
+
     async def results(self, remote: RemoteBatch) -> AsyncIterator[tuple[str, Answer]]:
         for file_id in remote.files:
             async for row in self._wire.lines(f"/files/{file_id}/content"):
@@ -141,6 +166,10 @@ def read_single(reply: httpx.Response) -> Answer:
     if is_transient(status):
         raise Transient(f"the provider answered {status}")
     return read_response(status, json_of(reply))
+
+
+def _file_name(batch_id: str) -> str:
+    return f"{batch_id}.jsonl"
 
 
 def _line(custom_id: str, body: bytes, endpoint: str) -> bytes:
@@ -167,6 +196,7 @@ def _remote(row: Mapping[str, Any]) -> RemoteBatch:
         files=tuple(str(name) for name in files if name),
         failed=status == "failed",
         error=text[:_ERROR_CHARS],
+        code=str(errors[0].get("code") or "") if errors else "",
         bad_lines={
             int(e["line"]): str(e.get("message") or e.get("code"))[:_ERROR_CHARS]
             for e in errors

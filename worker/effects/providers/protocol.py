@@ -45,13 +45,22 @@ class BatchesUnsupported(Permanent):
     """The endpoint has no batches: its requests go one by one."""
 
 
+class Refused(Permanent):
+    """The provider refused what it was sent, and did nothing; `code` is its word for it."""
+
+    def __init__(self, message: str, code: str = "") -> None:
+        super().__init__(message)
+        self.code = code
+
+
 @dataclass(frozen=True, slots=True)
 class RemoteBatch:
     """
     The provider's view of a batch; `files` are read in any order.
 
-    failed: it was refused whole, and nothing of it was done. bad_lines: 1-based
-    line -> message, where the provider names what it refused it for.
+    failed: it was refused whole, and nothing of it was done, for the reasons `code`
+    (the provider's word) and `error`. bad_lines: 1-based line -> message, where it
+    names what it refused it for.
     """
 
     id: str
@@ -60,6 +69,7 @@ class RemoteBatch:
     files: tuple[str, ...] = ()
     failed: bool = False
     error: str = ""
+    code: str = ""
     bad_lines: Mapping[int, str] = field(default_factory=dict)
 
 
@@ -149,6 +159,14 @@ class Provider(Protocol):
 
     async def cancel(self, provider_id: str) -> RemoteBatch:
         """Ask for its end; what was done stays, and can be read when it has ended."""
+
+    async def delete_files(
+        self, batch_id: str, file_ids: Collection[str], *, since_ms: int | None
+    ) -> int:
+        """
+        Delete files of ours, and with `since_ms` any input of this batch that was uploaded since
+        then; returns how many. What is gone already is as good.
+        """
 
     def results(self, remote: RemoteBatch) -> AsyncIterator[tuple[str, Answer]]:
         """Custom id and answer of every line, streamed, in any order."""

@@ -11,7 +11,7 @@ import httpx
 import msgspec
 
 from worker.effects.http import describe
-from worker.effects.providers.protocol import Absent, Busy, Unclear, Unsent
+from worker.effects.providers.protocol import Absent, Busy, Refused, Unclear, Unsent
 from worker.errors import Permanent, Transient
 from worker.policy.answers import is_transient, read_response
 
@@ -20,6 +20,8 @@ _MOST_WAIT_S = 3600.0
 # A large body has more time: a second for each so many bytes.
 _BYTES_A_SECOND = 1_000_000
 _MOST_LINE_BYTES = 64 * 1024 * 1024
+# Statuses that are about the request's content.
+_REFUSED = frozenset({400, 413, 422})
 # Failures before the request was sent.
 _UNSENT = frozenset({"dns", "connect", "tls"})
 
@@ -107,6 +109,7 @@ def checked(reply: httpx.Response, *, absent: type[Exception] = Absent) -> Mappi
 
     Raises:
         Busy: asked to wait. Unclear: the provider failed. Permanent: it refused.
+        Refused: for what it was sent.
         absent: there is no such thing: at once after a batch was created, it may not be found yet.
     """
     status = reply.status_code
@@ -122,7 +125,10 @@ def checked(reply: httpx.Response, *, absent: type[Exception] = Absent) -> Mappi
     if 200 <= status < 300:
         raise Unclear("the provider's answer is not JSON")
     answer = read_response(status, data)
-    raise Permanent(f"the provider answered {status}: {answer.message[:_ERROR_CHARS]}")
+    message = f"the provider answered {status}: {answer.message[:_ERROR_CHARS]}"
+    if status in _REFUSED:
+        raise Refused(message, answer.kind)
+    raise Permanent(message)
 
 
 def retry_after_s(headers: httpx.Headers) -> float | None:

@@ -1,0 +1,23 @@
+-- revive_llm.lua: give a request or a batch that has not ended another job, when it has none.
+-- KEYS[1] request or batch  KEYS[2] index of those under way, by the last look at them
+-- KEYS[3] queue  KEYS[4] job body  KEYS[5] job result  KEYS[6] wake token
+-- KEYS[7] dead letters  KEYS[8] dead letter  KEYS[9] job's tries
+-- ARGV[1] its id  ARGV[2] job id  ARGV[3] job body  ARGV[4] most jobs that may be lost, 0 any number
+-- returns 0 it has its job, or has ended | 1 it has another | -1 it lost too many
+--@include put_job
+if redis.call('EXISTS', KEYS[1]) == 0 then
+  redis.call('ZREM', KEYS[2], ARGV[1])
+  return 0
+end
+redis.call('ZADD', KEYS[2], 'XX', server_ms(), ARGV[1])
+if redis.call('EXISTS', KEYS[4]) == 1 then
+  return 0
+end
+local most = tonumber(ARGV[4])
+if redis.call('HINCRBY', KEYS[1], 'lost', 1) > most and most > 0 then
+  return -1
+end
+redis.call('DEL', KEYS[8], KEYS[9])
+redis.call('ZREM', KEYS[7], ARGV[2])
+put_job(KEYS[3], KEYS[4], KEYS[5], KEYS[6], ARGV[2], ARGV[3], server_ms())
+return 1
