@@ -65,7 +65,11 @@ class FaultProxy:
         if self.refuse:
             writer.close()
             return
-        far_reader, far_writer = await asyncio.open_unix_connection(self._socket_path)
+        try:
+            far_reader, far_writer = await asyncio.open_unix_connection(self._socket_path)
+        except OSError:
+            writer.close()
+            return
         self._writers |= {writer, far_writer}
         doomed, swallowed = asyncio.Event(), self._live
         for coroutine in (
