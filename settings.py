@@ -146,6 +146,16 @@ class Settings(BaseSettings):
     cache_loader_timeout_s: float | None = Field(
         None, gt=0, le=3600, description="Hard limit of a loader, seconds; unset: none."
     )
+    cache_member_lease_s: float = Field(
+        3.0,
+        ge=0,
+        le=60,
+        description=(
+            "How long `invalidate` waits at most when the cache's server cannot be reached, and how "
+            "long a process may be silent until all that was stored before counts for nothing, "
+            "seconds. 0: it does not wait, and values stay old until it is delivered."
+        ),
+    )
     cache_timeout_s: float = Field(
         0.04,
         ge=0.001,
@@ -465,11 +475,14 @@ class Settings(BaseSettings):
         le=67_108_864,
         description="A longer response is a failure; reading stops there, bytes.",
     )
-    webhook_endpoint_concurrency: int = Field(
-        16,
+    webhook_endpoint_concurrency: int | None = Field(
+        None,
         ge=1,
         le=10_000,
-        description="Most attempts at one endpoint at the same time, over all workers.",
+        description=(
+            "Most attempts at one endpoint at the same time, over all workers. Unset: half of "
+            "LETTA_WORKER_MAX_JOBS, at most 16, so that one that hangs leaves room for others."
+        ),
     )
     webhook_endpoint_rate: float = Field(
         0.0,

@@ -14,11 +14,11 @@ from typing import Any
 from pydantic import BaseModel
 
 from cache.entries import Lease, value_key
-from cache.lane import Away
-from cache.readthrough import Call, Loader
+from cache.flight import Call, Loader
 from cache.section import NamedValues, Section
 from cache.sessions import Sessions
 from cache.slots import Dependencies, Parts
+from cache.wire import Away
 
 _WARM_AT_ONCE = 8
 _READ_AT_ONCE = 100
@@ -44,9 +44,9 @@ class AgentStateCache(Section):
         """
         Return an agent's cached state, or None on a miss.
 
-        One MGET of `lc:{id}` and `lc:{id}:state:{scope}` (docs/keys.md), with the
-        organisation's generation in the same write when one is named. A value of another schema version, of an
-        earlier run of the server, or altered is a miss.
+        One MGET of the era, `lc:{id}` and `lc:{id}:state:{scope}` (docs/keys.md), with the
+        organisation's generation in the same write when one is named. A value of another
+        schema version, of an era that has ended, or altered is a miss.
 
         Args:
             scope: the variant; values of different scopes are apart, and go together.
@@ -181,32 +181,39 @@ class AgentStateCache(Section):
         except Away:
             return False
 
-    async def invalidate(self, *agent_ids: str) -> None:
+    async def invalidate(self, *agent_ids: str) -> bool:
         """
         Forget agents: every scope, block and context.
 
-        After it returns, no process is served anything older, neither from Redis nor by a
-        loader that read before (copies inside other processes: within `cache_local_ttl_s`).
-        With the server away it is queued and this process goes to its loaders until it is
-        delivered; `Cache.settled` waits for that.
+        After it returned True, no process is served anything older, neither from Redis nor by
+        a loader that read before (copies inside other processes: within `cache_local_ttl_s`).
+        With the server away that takes up to `cache_member_lease_s`, once: then nobody trusts
+        what was stored before. It is queued, too, and this process goes to its loaders until
+        it is delivered.
+
+        False: the outage is older than that, so another process that reaches the server may be
+        served older values until it is delivered, which `Cache.settled` waits for.
         """
         keys = [self._parts.keys.agent(agent_id) for agent_id in agent_ids]
-        if keys and self._options.enabled:
-            await self._parts.invalidation.entries(keys)
+        if not keys or not self._options.enabled:
+            return True
+        return await self._parts.invalidation.entries(keys)
 
-    async def invalidate_dependency(self, *names: str) -> None:
+    async def invalidate_dependency(self, *names: str) -> bool:
         """Forget every agent whose value was stored with one of these in `depends_on`."""
-        if self._options.enabled:
-            await self._parts.invalidation.dependencies(names)
+        if not self._options.enabled:
+            return True
+        return await self._parts.invalidation.dependencies(names)
 
-    async def invalidate_tag(self, *tags: str) -> None:
+    async def invalidate_tag(self, *tags: str) -> bool:
         """Forget every agent that depends on `tag:<tag>`."""
-        await self.invalidate_dependency(*(f"tag:{tag}" for tag in tags))
+        return await self.invalidate_dependency(*(f"tag:{tag}" for tag in tags))
 
-    async def invalidate_organisation(self, *organisations: str) -> None:
+    async def invalidate_organisation(self, *organisations: str) -> bool:
         """Forget every value read and stored with one of these as `organisation`, at once."""
-        if self._options.enabled:
-            await self._parts.invalidation.organisations(organisations)
+        if not self._options.enabled:
+            return True
+        return await self._parts.invalidation.organisations(organisations)
 
     async def warm(
         self,

@@ -18,10 +18,10 @@ from redis.exceptions import ResponseError
 
 from cache import scripts
 from cache.keys import CACHE_BACKPLANE_EVENTS, CACHE_MAX_TTL_S
-from cache.lane import Away
 from cache.link import Link
 from cache.pool import OUTAGE, explain
 from cache.tasks import end
+from cache.wire import Away
 
 log = structlog.get_logger("cache.backplane")
 

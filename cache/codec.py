@@ -85,3 +85,8 @@ def decode(data: bytes | memoryview) -> Any:
         raise
     except (msgspec.MsgspecError, ValueError, RecursionError) as exc:
         raise CodecError(f"not a msgpack value: {exc}") from None
+
+
+def lua_text(data: bytes) -> msgspec.Raw:
+    """Bytes inside a value for a script: as msgpack's str, because the server's Lua knows no bin."""
+    return msgspec.Raw(b"\xdb" + len(data).to_bytes(4, "big") + data)

@@ -9,9 +9,11 @@ in one step; an eviction of the floor does the same.
 
 from __future__ import annotations
 
+import asyncio
 import os
 import random
 import time
+from collections.abc import Awaitable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -20,11 +22,12 @@ from redis.exceptions import ResponseError
 
 from cache import scripts
 from cache.envelope import NO_GENERATION, Envelopes, Stamp, UnknownModel, Unreadable
+from cache.era import Eras
 from cache.keys import CACHE_MAX_TTL_S
-from cache.lane import Away
 from cache.link import Link
 from cache.options import CacheOptions
 from cache.stats import Counters
+from cache.wire import Away
 
 TOKEN_BYTES = 8
 
@@ -48,6 +51,7 @@ class Reading:
     unknown_model: bool = False
     data: bytes = b""
     complete: bool = False  # a window that reaches the conversation's beginning
+    era: bytes | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +63,7 @@ class Lease:
     token: bytes
     floor: bytes
     granted_us: int
-    incarnation: bytes
+    mark: bytes  # of the era, as read before the grant
     generation: bytes
 
     @property
@@ -96,13 +100,20 @@ class Entries:
     """The hash operations under every read-through."""
 
     def __init__(
-        self, link: Link, envelopes: Envelopes, options: CacheOptions, counters: Counters
+        self,
+        link: Link,
+        eras: Eras,
+        envelopes: Envelopes,
+        options: CacheOptions,
+        counters: Counters,
     ) -> None:
         self.link = link
+        self.eras = eras
         self.envelopes = envelopes
         self.clock = Clock()
         self._options = options
         self._counters = counters
+        self.one_slot = True  # one server has all keys; False on a cluster
         self._lease = scripts.load("cache", "lease")
         self._fill = scripts.load("cache", "fill")
         self._release = scripts.load("cache", "release")
@@ -116,39 +127,41 @@ class Entries:
         model: type[BaseModel] | None = None,
     ) -> Reading:
         """
-        One MGET of floor and value (and a GET of the organisation's generation in the same
-        write, when there is one).
+        One MGET of era, floor and value (and a GET of the organisation's generation in the same
+        write, when there is one). On a cluster the era is a GET of its own.
 
         Raises:
             Away: the server cannot be asked.
         """
-        if generation_key is None:
-            found = await self.link.execute("MGET", key, value_key(key, field))
-            generation = NO_GENERATION
-        else:
-            commands = (("GET", generation_key), ("MGET", key, value_key(key, field)))
-            generation, found = await self.link.execute_many(commands)
-            generation = generation or b""
-        return self._reading(key, field, found, generation, model)
+        place = (key, value_key(key, field))
+        if generation_key is None and self.one_slot:
+            found = await self.link.execute("MGET", self.eras.key, *place)
+            return self._reading(key, field, found, NO_GENERATION, model)
+        names = [self.eras.key] if generation_key is None else [self.eras.key, generation_key]
+        commands = [("MGET", *place), *(("GET", name) for name in names)]
+        (floor, data), era, *held = await self.link.execute_many(commands)
+        generation = (held[0] or b"") if held else NO_GENERATION
+        return self._reading(key, field, (era, floor, data), generation, model)
 
     def _reading(
         self,
         key: str,
         field: str,
-        found: list[bytes | None],
+        found: tuple[bytes | None, bytes | None, bytes | None],
         generation: bytes,
         model: type[BaseModel] | None,
     ) -> Reading:
-        floor, data = found
+        era, floor, data = found
         if data is None:
-            return Reading(generation=generation)
-        missed = Reading(seen=data[8:16], generation=generation)
+            return Reading(generation=generation, era=era)
+        missed = Reading(seen=data[8:16], generation=generation, era=era)
         stamp = self.envelopes.stamp_of(data)
         now_ms = self.clock.now_ms()
         if stamp is None:
             self._counters.unreadable += 1
             return missed
-        if now_ms >= stamp.kept_until_ms or not self._trusts(stamp, floor, generation):
+        mark = self.eras.mark(era, key)
+        if now_ms >= stamp.kept_until_ms or not self._trusts(stamp, floor, generation, mark):
             return missed
         try:
             value = self.envelopes.open(data, place(key, field), model)
@@ -158,13 +171,17 @@ class Entries:
             self._counters.unreadable += 1
             return missed
         fresh = now_ms < stamp.fresh_until_ms
-        return Reading(True, fresh, value, stamp, data[8:16], generation, now_ms, data=data)
+        return Reading(
+            True, fresh, value, stamp, data[8:16], generation, now_ms, data=data, era=era
+        )
 
-    def _trusts(self, stamp: Stamp, floor: bytes | None, generation: bytes) -> bool:
+    def _trusts(
+        self, stamp: Stamp, floor: bytes | None, generation: bytes, mark: bytes | None
+    ) -> bool:
         """Whether every invalidation since would have removed this value, or its generation."""
         trusted = (
             self.link.trusted
-            and stamp.incarnation == self.link.wire.incarnation
+            and stamp.mark == mark
             and stamp.generation == generation
             and floor is not None
             and stamp.floor == int(floor)
@@ -173,16 +190,24 @@ class Entries:
         return trusted
 
     async def lease(
-        self, key: str, field: str, seen: bytes, generation: bytes, *, mode: str = "grant"
+        self,
+        key: str,
+        field: str,
+        seen: bytes,
+        generation: bytes,
+        *,
+        mode: str = "grant",
+        era: bytes | None = None,
     ) -> Lease | Held | Changed:
         """
-        Ask for the right to load. `mode` "steal" is a writer's and is always granted.
+        Ask for the right to load. `mode` "steal" is a writer's and is always granted. `era`
+        is the caller's, if he has just read it.
 
         Raises:
             Away: the server cannot be asked.
         """
         token = os.urandom(TOKEN_BYTES)
-        incarnation = self.link.wire.incarnation
+        mark = await self.eras.mark_now(key, era=era)
         keys = (key, value_key(key, field), lease_key(key, field))
         args = (token, int(self._options.lease_s * 1000), seen, mode)
         reply = await self.link.run(self._lease, keys, args)
@@ -192,9 +217,7 @@ class Entries:
             return Changed()
         now_us = int(reply[2])
         self.clock.learn(now_us)
-        if self.link.wire.incarnation != incarnation:
-            return Changed()
-        return Lease(key, field, token, reply[1], now_us, incarnation, generation)
+        return Lease(key, field, token, reply[1], now_us, mark, generation)
 
     async def renew(self, lease: Lease) -> bool:
         """False when the lease was lost."""
@@ -217,7 +240,7 @@ class Entries:
         life_ms = min(fresh_ms + int(keep_s * 1000), int(CACHE_MAX_TTL_S * 1000))
         stamp = Stamp(
             lease.token,
-            lease.incarnation,
+            lease.mark,
             now_ms + fresh_ms,
             now_ms + life_ms,
             lease.generation,
@@ -229,7 +252,13 @@ class Entries:
     async def fill(self, lease: Lease, envelope: bytes, life_ms: int) -> int:
         """2 stored while others wait, 1 stored, 0 refused: the value may be old."""
         args = (lease.token, lease.floor, envelope, life_ms)
-        stored: int = await self.link.run(self._fill, lease.keys, args)
+        return await self.confirm(lease, self.link.run(self._fill, lease.keys, args))
+
+    async def confirm(self, lease: Lease, fill: Awaitable[int]) -> int:
+        """A fill's answer, which is 0 if the era of its lease has ended: it counts for nobody."""
+        stored, era = await asyncio.gather(fill, self.eras.read())
+        if self.eras.mark(era, lease.key) != lease.mark:
+            stored = 0
         if stored:
             self._counters.fills += 1
         else:

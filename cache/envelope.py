@@ -2,7 +2,7 @@
 The envelope of a cached value: a fixed header, the model's name, the payload.
 
     magic 2 | version 1 | codec 1 | flags 1 | name length 1 | schema 2 |
-    fill id 8 | incarnation 8 | generation 8 | floor 8 | etag 8 |
+    fill id 8 | mark of the era 8 | generation 8 | floor 8 | etag 8 |
     fresh until, ms 8 | kept until, ms 8 | load time, us 4 | crc32 4 | payload length 4
 
 lease.lua and fill.lua compare bytes 9-16, the fill id. A value of another
@@ -58,7 +58,7 @@ class Stamp:
     """What a value carries beside itself. Times are Unix milliseconds of the server's clock."""
 
     fill_id: bytes
-    incarnation: bytes
+    mark: bytes
     fresh_until_ms: int
     kept_until_ms: int
     generation: bytes = NO_GENERATION
@@ -116,7 +116,7 @@ class Envelopes:
             etag = blake2b(body, digest_size=8).digest()  # of a short plaintext it would tell
         head = _HEADER.pack(
             MAGIC, VERSION, kind, flags, len(name), self._schema,
-            stamp.fill_id, stamp.incarnation, stamp.generation, stamp.floor, etag,
+            stamp.fill_id, stamp.mark, stamp.generation, stamp.floor, etag,
             stamp.fresh_until_ms, stamp.kept_until_ms, min(stamp.load_us, _MAX_US),
             _ends_crc(body), len(body),
         )  # fmt: skip

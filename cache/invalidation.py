@@ -2,17 +2,21 @@
 Everything that makes cached values go: by agent, dependency, organisation, or all.
 
 An invalidation is done when the server has it and the backplane was told. If
-that fails it is kept by the link, which trusts no cached value until it is
-delivered; so `invalidate` may return, and the caller is never held up by an
-outage.
+that fails it is kept by the link, which trusts no cached value here until it
+is delivered; and this process falls silent, so that the others trust none
+either once its lease is over (cache/membership.py). `invalidate` waits for the
+first of the two, a lease at most, and returns True; False when it was no member
+any more: the outage is older than a lease, and others may be served old values
+until it is delivered.
 """
 
 from __future__ import annotations
 
+import asyncio
 import os
+import re
 from collections.abc import Iterable
 from contextlib import suppress
-from typing import Any
 
 from cache import scripts
 from cache.backplane import Backplane
@@ -22,17 +26,19 @@ from cache.keys import (
     CACHE_MAX_TTL_S,
     CacheKeys,
 )
-from cache.lane import Away
 from cache.link import EVERYTHING, Missed
 from cache.local import LocalLevel
+from cache.membership import Membership
 from cache.options import CacheOptions
 from cache.pool import OUTAGE
 from cache.readthrough import ReadThrough
 from cache.stats import Counters
+from cache.wire import Away
 
 _ALL = "*"
 _FLOORS = {b"}", b"}:messages"}  # the ends of their keys; ids have no braces
 _TRIES = 2
+_EVICTED = re.compile(rb"^evicted_keys:(\d+)", re.MULTILINE)
 _AT_ONCE = 1000
 # Where an index lives on another cluster node than the agent, clocks are compared across
 # machines; refusing a little too much costs a load.
@@ -44,28 +50,29 @@ class Invalidation:
 
     def __init__(
         self,
-        client: Any,
         entries: Entries,
         backplane: Backplane,
         *,
         local: LocalLevel | None,
         flights: ReadThrough,
+        membership: Membership,
         options: CacheOptions,
         counters: Counters,
         cluster: bool,
     ) -> None:
-        self._client = client
         self._link = link = entries.link
         self._entries = entries
         self._backplane = backplane
         self._local = local
         self._flights = flights
+        self._membership = membership
         self._options = options
         self._counters = counters
         self._keys = CacheKeys(options.prefix)
         self._clock_margin_us = _CLOCK_MARGIN_US if cluster else 0
         self._depend = scripts.load("cache", "depend")
         self._undepend = scripts.load("cache", "undepend")
+        link.on_missed, link.on_settled = membership.hold, membership.go_on
         link.on_redo("entry", self._entry)
         link.on_redo("dependency", self._dependency)
         link.on_redo("generation", self._generation)
@@ -74,9 +81,9 @@ class Invalidation:
         backplane.on_invalidated = self._heard
         backplane.on_lost = lambda: self._heard(_ALL)
 
-    async def entries(self, keys: Iterable[str]) -> None:
+    async def entries(self, keys: Iterable[str], *, wait: bool = True) -> bool:
         """Everything in the entries of these keys. See the module for when it returns."""
-        await self._deliver([("entry", key) for key in keys])
+        return await self._deliver([("entry", key) for key in keys], wait=wait)
 
     async def announce(self, key: str) -> None:
         """An entry was written: forget the copies of what it replaces, in every process."""
@@ -86,25 +93,25 @@ class Invalidation:
         except Away:
             self._link.miss(("entry", key))
 
-    async def dependencies(self, names: Iterable[str]) -> None:
+    async def dependencies(self, names: Iterable[str]) -> bool:
         """Every agent whose value holds one of these."""
-        await self._deliver([("dependency", name) for name in names])
+        return await self._deliver([("dependency", name) for name in names])
 
-    async def organisations(self, names: Iterable[str]) -> None:
+    async def organisations(self, names: Iterable[str]) -> bool:
         """Every value of these organisations, however many, in one step each."""
-        await self._deliver([("generation", name) for name in names])
+        return await self._deliver([("generation", name) for name in names])
 
-    async def window(self, agent_id: str, conversation: str) -> None:
+    async def window(self, agent_id: str, conversation: str) -> bool:
         """One conversation's window."""
-        await self._deliver([("window", f"{agent_id}\0{conversation}")])
+        return await self._deliver([("window", f"{agent_id}\0{conversation}")])
 
     def miss_window(self, agent_id: str, conversation: str) -> None:
         """A window may lack what was committed: trust nothing until it is dropped."""
         self._link.miss(("window", f"{agent_id}\0{conversation}"))
 
-    async def everything(self) -> None:
+    async def everything(self) -> bool:
         """All cached values and windows."""
-        await self._deliver([EVERYTHING])
+        return await self._deliver([EVERYTHING])
 
     async def generation(self, key: str) -> bytes:
         """The organisation's generation, made if there is none. Raises Away."""
@@ -131,7 +138,7 @@ class Invalidation:
                 return False
         return True
 
-    async def _deliver(self, missed: list[Missed]) -> None:
+    async def _deliver(self, missed: list[Missed], *, wait: bool = True) -> bool:
         self._counters.invalidations += len(missed)
         self._forget_here(missed)
         delivered, reason = False, "an invalidation did not arrive"
@@ -150,6 +157,28 @@ class Invalidation:
             if not delivered:
                 self._link.miss(*missed, reason=reason)
             self._forget_here(missed)
+        if not delivered and wait:
+            return await self.assured()
+        return delivered
+
+    async def assured(self) -> bool:
+        """
+        After something was missed: wait until it was delivered after all, or this process's
+        lease is over for everyone. False when neither can be had, at once.
+
+        A server that has ended needs no waiting: what its successor has of it is of another run.
+        """
+        if await self._link.wire.has_ended():
+            return True
+        silence, now = self._membership.hold(), self._membership.now
+        while not self._link.trusted:
+            left_s = silence.until - now() if silence.covers else 0.0
+            if left_s <= 0:
+                return silence.covers
+            with suppress(TimeoutError):
+                async with asyncio.timeout(left_s):
+                    await self._link.settled()
+        return True
 
     async def _deliver_all(self, missed: list[Missed]) -> None:
         keys = [name for kind, name in missed if kind == "entry"]
@@ -234,21 +263,23 @@ class Invalidation:
 
     async def _evicts(self) -> bool:
         """Whether the server has ever evicted a key; unknown counts as yes."""
-        with suppress(*OUTAGE):
-            info = await self._client.info("stats")
-            nodes = [info] if "evicted_keys" in info else list(info.values())
-            return any(int(node["evicted_keys"]) > 0 for node in nodes)
-        return True
+        for node in await self._link.wire.nodes():
+            found = _EVICTED.search(await node.execute("INFO", "stats"))
+            if found is None or int(found[1]):
+                return True
+        return False
 
     async def _everything(self, _name: str) -> None:
         # A floor is there from the lease to the value, so a scan meets that of every load under
         # way. Values without their floor count for nothing and end with their TTL.
-        batch: list[Any] = []
-        async for key in self._client.scan_iter(match=self._options.prefix + "{*", count=_AT_ONCE):
-            if key[key.index(b"}") :] in _FLOORS:
-                batch.append(key)
-            if len(batch) >= _AT_ONCE:
-                await self._entries.invalidate(*batch)
-                batch.clear()
-        await self._entries.invalidate(*batch)
+        pattern = self._options.prefix + "{*"
+        for node in await self._link.wire.nodes():
+            cursor: bytes | int = 0
+            while cursor != b"0":
+                cursor, keys = await node.execute(
+                    "SCAN", cursor, "MATCH", pattern, "COUNT", _AT_ONCE
+                )
+                floors = [key for key in keys if key[key.index(b"}") :] in _FLOORS]
+                if floors:
+                    await self._entries.invalidate(*floors)
         await self._backplane.publish(_ALL)

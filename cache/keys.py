@@ -143,6 +143,11 @@ class QueueKeys:
     def webhook_parked(self, lane: str) -> str:
         return f"{self.prefix}webhook-parked:{lane}"
 
+    @property
+    def webhook_open(self) -> str:
+        """Deliveries that have not ended -> when upkeep last looked at them, Unix ms."""
+        return f"{self.prefix}webhook-open"
+
     def webhook_ended(self, state: str) -> str:
         """Sorted set: delivery id -> when it ended so, Unix ms."""
         return f"{self.prefix}webhook-ended:{state}"
@@ -279,6 +284,12 @@ QUEUE_CATALOGUE: tuple[KeySpec, ...] = (
         "sorted set",
         "disabled endpoint -> since, Unix ms",
         "one member a disabled endpoint",
+    ),
+    KeySpec(
+        "arq:webhook-open",
+        "sorted set",
+        "delivery id -> when it was stored or upkeep last saw its job, Unix ms",
+        "one member a delivery that has not ended",
     ),
     KeySpec(
         "arq:webhook-ended:delivered\\|dead\\|disabled",
@@ -445,6 +456,16 @@ class CacheKeys:
         return f"{self.prefix}generation:{organisation}"
 
     @property
+    def era(self) -> str:
+        """String: what every value must be of to count, whatever its floor."""
+        return f"{self.prefix}era:{{era}}"
+
+    @property
+    def members(self) -> str:
+        """Sorted set: process -> end of its lease, the server's Unix ms. On the era's slot."""
+        return f"{self.prefix}members:{{era}}"
+
+    @property
     def backplane(self) -> str:
         """Stream: invalidations for the copies inside processes, and wake-ups."""
         return f"{self.prefix}backplane"
@@ -516,6 +537,18 @@ CACHE_CATALOGUE: tuple[KeySpec, ...] = (
         "string",
         "8 bytes that every value of the organisation must carry",
         "TTL 7 d, renewed with every value stored",
+    ),
+    KeySpec(
+        "lc:era:{era}",
+        "string",
+        "16 bytes that every value must be of; gone when a process falls silent",
+        "TTL of the shortest lease of a member",
+    ),
+    KeySpec(
+        "lc:members:{era}",
+        "sorted set",
+        "process that may invalidate -> end of its lease, Unix ms",
+        "one member an open cache, removed after LETTA_CACHE_MEMBER_LEASE_S; TTL 7 d, renewed",
     ),
     KeySpec(
         "lc:backplane",

@@ -1,5 +1,5 @@
 """
-How commands reach the cache's server: one connection that everything shares.
+One connection that everything shares: the cache's commands, the queue's scripts.
 
 `Lane` takes a connection that redis-py has dialled (TLS, login, Sentinel and
 all) and pipelines on it: the commands of one event-loop tick leave in one
@@ -18,61 +18,34 @@ from collections import deque
 from collections.abc import Sequence
 from contextlib import suppress
 from hashlib import blake2b
-from typing import Any, Protocol
+from typing import Any
 
 import hiredis
-from redis.exceptions import NoScriptError, ResponseError
+from redis.exceptions import (
+    NoScriptError,
+    OutOfMemoryError,
+    ReadOnlyError,
+    ResponseError,
+)
 
 from cache.pool import OUTAGE, explain
 from cache.tasks import end
+from cache.vicinity import Vicinity, has_ended, vicinity
+from cache.wire import Away, Ended, Wire
+
+__all__ = ["Away", "Ended", "Lane", "Wire", "as_error"]
 
 _BUFFER_BYTES = 256 * 1024
 # A timer that fires this much late tells of a busy event loop, not of a silent server.
 _LAG_S = 0.005
 
 
-class Away(Exception):
-    """The server cannot be reached, or did not answer in time. The caller goes on without."""
-
-
-class Ended(Away):
-    """The connection ended under the call: it may have run, and can be sent once more."""
-
-
-class Wire(Protocol):
-    """What the cache needs of a connection."""
-
-    @property
-    def incarnation(self) -> bytes:
-        """8 bytes that differ between two runs of the server."""
-        ...
-
-    async def connect(self) -> None: ...
-
-    async def execute(self, *args: Any) -> Any: ...
-
-    async def execute_many(self, commands: Sequence[Sequence[Any]]) -> list[Any]: ...
-
-    async def evalsha(self, sha: str, count: int, *args: Any) -> Any: ...
-
-    async def eval(self, source: str, count: int, *args: Any) -> Any: ...
-
-    async def close(self) -> None: ...
-
-
-def pack(args: Sequence[Any]) -> bytes:
-    """One command in RESP: bytes as they are, everything else as text."""
-    out = [b"*%d\r\n" % len(args)]
-    for arg in args:
-        data = arg if type(arg) is bytes else str(arg).encode()
-        out.append(b"$%d\r\n" % len(data))
-        out.append(data)
-        out.append(b"\r\n")
-    return b"".join(out)
+# Refusals that callers tell apart, by the first word of the reply.
+_ERRORS = {"NOSCRIPT": NoScriptError, "OOM": OutOfMemoryError, "READONLY": ReadOnlyError}
 
 
 def as_error(text: str) -> ResponseError:
-    return NoScriptError(text) if text.startswith("NOSCRIPT") else ResponseError(text)
+    return _ERRORS.get(text.partition(" ")[0], ResponseError)(text)
 
 
 class _Replies(asyncio.BufferedProtocol):
@@ -93,13 +66,18 @@ class _Replies(asyncio.BufferedProtocol):
         self._lane.progress()
         reader, calls = self._reader, self.calls
         reader.feed(self._buffer, 0, nbytes)  # type: ignore[arg-type]
+        demoted = False
         try:
             while (reply := reader.gets()) is not False:
                 call = calls.popleft()
                 if not call.done():
                     call.set_result(reply)
+                demoted = demoted or type(reply) is ReadOnlyError
         except (hiredis.ProtocolError, IndexError):
             self._lane.lose("replies out of step")
+        if demoted:
+            # A Sentinel names another master by now: the next call dials that one.
+            self._lane.lose("the server became a replica", self)
 
     def eof_received(self) -> bool:
         return False
@@ -128,11 +106,15 @@ class Lane:
         self._progress_at = 0.0
         self._watched = False
         self._incarnation = bytes(8)
+        self._vicinity: Vicinity = None
         self._endings: set[asyncio.Task[None]] = set()
 
-    @property
-    def incarnation(self) -> bytes:
+    def incarnation_of(self, key: str = "") -> bytes:  # noqa: ARG002  (one server has all)
         return self._incarnation
+
+    @property
+    def is_connected(self) -> bool:
+        return self._transport is not None
 
     async def execute(self, *args: Any) -> Any:
         """
@@ -181,7 +163,7 @@ class Lane:
                 loop.call_later(self._timeout_s, self._watch, self._progress_at + self._timeout_s)
         if not self._out:
             loop.call_soon(self._flush)
-        self._out.append(pack(args))
+        self._out.append(hiredis.pack_command(tuple(args)))
         replies.calls.append(call)
         return call
 
@@ -264,6 +246,7 @@ class Lane:
             connection = await self._pool.get_connection()
             await connection.send_command("INFO", "server")
             info = await connection.read_response(disable_decoding=True)
+            seen = await self._seen(connection)
         except OUTAGE as exc:
             if connection is not None:
                 await self._give_back(connection)
@@ -275,10 +258,26 @@ class Lane:
         self._incarnation = _run_id(info)
         # From here on redis-py only knows how to end it.
         transport = connection._writer.transport
+        self._vicinity = vicinity(transport, seen)
         self._replies = _Replies(self, transport.get_protocol())
         self._out = []
         transport.set_protocol(self._replies)
         self._connection, self._transport = connection, transport
+
+    async def _seen(self, connection: Any) -> bytes:
+        try:
+            await connection.send_command("CLIENT", "INFO")
+            return bytes(await connection.read_response(disable_decoding=True))
+        except ResponseError:
+            return b""  # not permitted: then nothing is known
+
+    async def nodes(self) -> Sequence[Wire]:
+        """This one has all keys."""
+        return [self]
+
+    async def has_ended(self) -> bool:
+        """Whether the server's process, on this machine, is known to be gone."""
+        return self._transport is None and await has_ended(self._vicinity)
 
     async def close(self) -> None:
         if self._dialling is not None:

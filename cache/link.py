@@ -18,10 +18,10 @@ import structlog
 from redis.exceptions import ResponseError
 
 from cache.breaker import Breaker
-from cache.lane import Away, Ended, Wire
 from cache.scripts import Script
 from cache.stats import Counters
 from cache.tasks import end
+from cache.wire import Away, Ended, Wire
 
 log = structlog.get_logger("cache.link")
 
@@ -46,6 +46,9 @@ class Link:
         self._settled = asyncio.Event()
         self._settled.set()
         self._closed = False
+        # A missed invalidation, and the end of them: the membership hears of both.
+        self.on_missed: Callable[[], object] = lambda: None
+        self.on_settled: Callable[[], object] = lambda: None
         self._refusals: set[str] = set()  # logged once each
 
     @property
@@ -129,6 +132,7 @@ class Link:
         if len(self._missed) > MAX_MISSED:
             self._missed = {EVERYTHING: None}
         self._counters.invalidations_deferred += len(missed)
+        self.on_missed()
         self.trip(Away(reason))
 
     async def settled(self) -> None:
@@ -172,6 +176,7 @@ class Link:
             self._recovery = None
         self._breaker.succeeded()
         self._settled.set()
+        self.on_settled()
         log.info("cache.trusted_again", after_s=round(loop.time() - start, 3))
 
     async def _drain(self) -> None:

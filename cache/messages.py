@@ -17,113 +17,28 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Iterable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
-from pydantic import BaseModel
 from redis.exceptions import ResponseError
 
 from cache import scripts
-from cache.entries import Changed, Held, Lease, Reading, lease_key, value_key
-from cache.envelope import Unreadable
-from cache.lane import Away
+from cache.entries import lease_key, value_key
+from cache.flight import Call
 from cache.pool import OUTAGE
-from cache.readthrough import Call
 from cache.records import Records
 from cache.slots import Parts
+from cache.window import (
+    Message,
+    Pairs,
+    Windows,
+    WindowSlot,
+    newest_first,
+    page_before,
+    require_page,
+)
+from cache.wire import Away
 
-Message = dict[str, Any]
-Pairs = list[Any]  # sequence_id, record, sequence_id, record, ...
 MessagesLoader = Callable[[], Awaitable[Iterable[Any]]]
-# Sorted sets keep scores as doubles, exact up to here.
-_MAX_SEQUENCE_ID = 2**53
-
-
-@dataclass(slots=True)
-class WindowSlot:
-    """One conversation's window, as the read-through sees it."""
-
-    cache: MessageCache
-    agent_id: str
-    conversation: str
-    limit: int
-    key: str
-    window: str
-    before: int | None = None
-
-    @property
-    def name(self) -> str:
-        return f"{self.entry}\0{self.limit}"
-
-    @property
-    def field(self) -> str:
-        return f"state:{self.conversation}"
-
-    @property
-    def entry(self) -> str:
-        return f"{self.key}\0{self.conversation}"
-
-    def note(self, event: str, value: Any = None) -> None:  # noqa: ARG002
-        counters = self.cache.parts.counters
-        counters.window_hits += event == "hit"
-        counters.window_misses += event == "miss"
-
-    def learn(self, value: Any) -> None:
-        """Messages have no classes."""
-
-    async def read(self) -> Reading:
-        """One script call: the page and the state it must agree with, at one moment."""
-        parts = self.cache.parts
-        link = parts.entries.link
-        before = "" if self.before is None else self.before
-        keys = (self.key, value_key(self.key, self.field), self.window)
-        args = (link.wire.incarnation, before, self.limit)
-        reply = await link.run(self.cache.list_script, keys, args)
-        state = (reply[0] if reply else None) or b""
-        if len(reply) < 2 or state[:8] != link.wire.incarnation or not link.trusted:
-            return Reading(seen=state[8:16])
-        try:
-            messages = self.cache.records.open_all(reply[1], self.window.encode())
-        except Unreadable:
-            parts.counters.unreadable += 1
-            return Reading(seen=state[8:16])
-        complete = state.endswith(b":1")
-        return Reading(True, True, messages, seen=state[8:16], complete=complete)
-
-    async def lease(self, seen: Reading) -> Lease | Held | Changed:
-        return await self.cache.parts.entries.lease(self.key, self.field, seen.seen, b"")
-
-    async def renew(self, lease: Lease) -> bool:
-        return await self.cache.parts.entries.renew(lease)
-
-    async def release(self, lease: Lease) -> bool:
-        return await self.cache.parts.entries.release(lease)
-
-    async def store(self, lease: Lease, value: Any, load_s: float) -> int:  # noqa: ARG002
-        parts, cache = self.cache.parts, self.cache
-        options = parts.options
-        oldest_first = value[: options.message_window][::-1]
-        # Fewer than asked for: the loader has reached the conversation's beginning.
-        complete = len(value) < self.limit and len(value) <= options.message_window
-        tail = str(oldest_first[-1]["sequence_id"]) if oldest_first else ""
-        pairs = cache.pairs(oldest_first, self.window)
-        if pairs is None:
-            return -1
-        state = b"".join((
-            lease.incarnation, lease.token,
-            lease.floor, f":{tail}:{len(oldest_first)}:{int(complete)}".encode(),
-        ))  # fmt: skip
-        ttl_ms = int(options.message_ttl_s * 1000)
-        head = (lease.token, lease.floor, state, ttl_ms)
-        keys = (*lease.keys, self.window)
-        stored: int = await parts.entries.link.run(cache.fill_script, keys, (*head, *pairs))
-        if stored:
-            parts.counters.fills += 1
-        else:
-            parts.counters.fills_refused += 1
-        if stored == 2:
-            parts.backplane.wake(self.entry)
-        return stored
 
 
 class MessageCache:
@@ -131,20 +46,8 @@ class MessageCache:
 
     def __init__(self, parts: Parts, records: Records) -> None:
         self.parts = parts
-        self.records = records
-        self.list_script = scripts.load("cache", "messages_list")
-        self.fill_script = scripts.load("cache", "messages_fill")
+        self._windows = Windows(parts, records)
         self._append = scripts.load("cache", "messages_append")
-
-    def _slot(
-        self, agent_id: str, conversation: str, limit: int, before: int | None = None
-    ) -> WindowSlot:
-        self.parts.keys.check(agent_id)
-        keys = self.parts.keys
-        return WindowSlot(
-            self, agent_id, conversation, limit,
-            keys.windows(agent_id), keys.window(agent_id, conversation), before,
-        )  # fmt: skip
 
     async def list(
         self,
@@ -161,12 +64,12 @@ class MessageCache:
             before: only messages older than this sequence_id, or than the message of this id.
             limit: messages asked for; fewer come only at the conversation's beginning.
         """
-        _require_page(limit)
+        require_page(limit)
         if not self.parts.options.enabled:
             return None
         message_id = before if isinstance(before, str) else None
         seek = before if isinstance(before, int) else None
-        slot = self._slot(agent_id, conversation, 0 if message_id else limit, seek)
+        slot = self._windows.slot(agent_id, conversation, 0 if message_id else limit, seek)
         try:
             reading = await slot.read()
         except Away:
@@ -174,7 +77,7 @@ class MessageCache:
             return None
         page: Sequence[Message] | None = reading.value if reading.fresh else None
         if message_id is not None and page is not None:
-            page = _page_before(page, message_id, limit, complete=reading.complete)
+            page = page_before(page, message_id, limit, complete=reading.complete)
         slot.note("miss" if page is None else "hit")
         return page
 
@@ -196,14 +99,14 @@ class MessageCache:
         Raises:
             LoaderTimeout: the hard limit of the settings passed. Otherwise what the loader raises.
         """
-        _require_page(limit)
+        require_page(limit)
 
         async def load() -> Sequence[Message]:
-            return _newest_first(await loader())
+            return newest_first(await loader())
 
         if not self.parts.options.enabled:
             return (await load())[:limit]
-        slot = self._slot(agent_id, conversation, limit)
+        slot = self._windows.slot(agent_id, conversation, limit)
         call = Call(hard_timeout_s=self.parts.options.loader_timeout_s)
         messages: Sequence[Message] = await self.parts.flights.get_or_load(slot, load, call)
         return messages[:limit]
@@ -226,15 +129,15 @@ class MessageCache:
             after: sequence_id of the message before the first of them; None when it is the
                 conversation's first.
         """
-        added = list(reversed(_newest_first(messages)))
+        added = list(reversed(newest_first(messages)))
         if not added or not self.parts.options.enabled:
             return False
-        slot = self._slot(agent_id, conversation, 1)
+        slot = self._windows.slot(agent_id, conversation, 1)
         self.parts.counters.appends += 1
         # Whoever comes from now on starts a load of his own.
         self.parts.flights.drop(slot.entry + "\0")
         try:
-            pairs = self.pairs(added, slot.window)
+            pairs = self._windows.pairs(added, slot.window)
             if pairs is None:
                 await self.invalidate(agent_id, conversation=conversation)
                 return False
@@ -244,6 +147,7 @@ class MessageCache:
             self.parts.invalidation.miss_window(agent_id, conversation)
             if isinstance(exc, (ResponseError, asyncio.CancelledError)):
                 raise
+            await self.parts.invalidation.assured()
             return False
         finally:
             self.parts.flights.drop(slot.entry + "\0")
@@ -259,8 +163,10 @@ class MessageCache:
             lease_key(slot.key, slot.field),
             slot.window,
         )
+        eras = self.parts.entries.eras
         args = (
-            link.wire.incarnation,
+            # Of an era that has ended, it drops the window: nobody could read that any more.
+            await eras.mark_now(slot.key, era=eras.known or None),
             "" if after is None else after,
             int(options.message_ttl_s * 1000),
             options.message_window,
@@ -268,47 +174,10 @@ class MessageCache:
         outcome: int = await link.run(self._append, keys, (*args, *pairs))
         return outcome
 
-    async def invalidate(self, agent_id: str, *, conversation: str | None = None) -> None:
+    async def invalidate(self, agent_id: str, *, conversation: str | None = None) -> bool:
         """Forget one conversation's window, or with None those of all; as agents.invalidate."""
         if not self.parts.options.enabled:
-            return
+            return True
         if conversation is None:
-            await self.parts.invalidation.entries([self.parts.keys.windows(agent_id)])
-        else:
-            await self.parts.invalidation.window(agent_id, conversation)
-
-    def pairs(self, oldest_first: Iterable[Message], window: str) -> Pairs | None:
-        """sequence_id, record, ... for the scripts; None when one is over the size limit."""
-        pairs: Pairs = []
-        for message in oldest_first:
-            record = self.records.seal(message, window.encode())
-            if len(record) > self.parts.options.max_value_bytes:
-                self.parts.counters.too_large += 1
-                return None
-            pairs += (message["sequence_id"], record)
-        return pairs
-
-
-def _require_page(limit: int) -> None:
-    if limit < 1:
-        raise ValueError("a page holds at least one message")
-
-
-def _newest_first(messages: Iterable[Any]) -> Sequence[Message]:
-    rows = [m.model_dump(mode="json") if isinstance(m, BaseModel) else dict(m) for m in messages]
-    for row in rows:
-        number = row.get("sequence_id")
-        if not isinstance(number, int) or not 0 <= number < _MAX_SEQUENCE_ID:
-            raise ValueError("a message needs a sequence_id, an integer from 0 to 2**53 - 1")
-    rows.sort(key=lambda row: -row["sequence_id"])
-    return rows
-
-
-def _page_before(
-    window: Sequence[Message], message_id: str, limit: int, *, complete: bool
-) -> Sequence[Message] | None:
-    for index, message in enumerate(window):
-        if message.get("id") == message_id:
-            page = window[index + 1 : index + 1 + limit]
-            return page if complete or len(page) == limit else None
-    return None
+            return await self.parts.invalidation.entries([self.parts.keys.windows(agent_id)])
+        return await self.parts.invalidation.window(agent_id, conversation)

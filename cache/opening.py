@@ -15,7 +15,8 @@ from cache.service import Cache
 if TYPE_CHECKING:
     from settings import Settings
 
-# The cache's lane and its backplane hold a connection each for as long as it is open.
+# The cache's lane and its backplane hold a connection each for as long as it is open (its
+# membership has one outside of the pool).
 _OWN_CONNECTIONS = 2
 
 
@@ -75,6 +76,7 @@ def cache_options(settings: Settings) -> CacheOptions:
         early_refresh_beta=settings.cache_early_refresh_beta,
         lease_s=settings.cache_lease_s,
         loader_timeout_s=settings.cache_loader_timeout_s,
+        member_lease_s=settings.cache_member_lease_s,
         timeout_s=settings.cache_timeout_s,
         max_value_bytes=settings.cache_max_value_bytes,
         max_dependents=settings.cache_max_dependents,

@@ -46,6 +46,8 @@ class CacheOptions:
             earlier, 0 never.
         lease_s: a loader that died is replaced after this; a living one renews at a third.
         loader_timeout_s: hard limit of a loader; None waits as long as it takes.
+        member_lease_s: an invalidation that cannot arrive is made good for everyone within
+            this, when this process has not renewed its lease; 0: not at all, see settings.
         timeout_s: how long a call waits for the server before it goes to its loader.
         max_value_bytes: larger values (as stored) are handed on but not kept.
         max_dependents: agents that one dependency lists; past it, invalidating it means all.
@@ -63,6 +65,7 @@ class CacheOptions:
     early_refresh_beta: float = 1.0
     lease_s: float = 3.0
     loader_timeout_s: float | None = None
+    member_lease_s: float = 3.0
     timeout_s: float = 0.04
     max_value_bytes: int = 1024 * 1024
     max_dependents: int = 10_000

@@ -16,7 +16,7 @@ import re
 import ssl
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qsl, unquote, urlsplit
@@ -34,7 +34,7 @@ from redis.asyncio.connection import Connection
 from redis.asyncio.retry import Retry
 from redis.asyncio.sentinel import Sentinel, SentinelConnectionPool
 from redis.backoff import ExponentialWithJitterBackoff
-from redis.exceptions import RedisError
+from redis.exceptions import ReadOnlyError, RedisError
 
 from cache import embedded
 from cache.errors import RedisUnavailable, UnsupportedRedisURL
@@ -43,6 +43,9 @@ log = structlog.get_logger("cache.pool")
 
 _BACKOFF_BASE_S, _BACKOFF_CAP_S = 0.02, 0.5
 _READY_BASE_S, _READY_CAP_S = 0.1, 5.0
+# A server that was demoted behind its address keeps its clients' connections open, and refuses
+# every write: these errors end the connection too, so that the next one leads to its successor.
+CONNECT_ANEW = (ReadOnlyError,)
 OUTAGE = (RedisError, OSError, asyncio.TimeoutError)
 
 
@@ -198,12 +201,19 @@ def build_client(
             **({"ssl": True, **_tls(options)} if target.tls else {}),
             **keywords,
         )
-    pool = _connection_pool(target, options, keywords)
+    # Connections that a class holds for itself are not its callers'.
+    most = options.max_connections + getattr(client_class, "own_connections", 0)
+    pool = _connection_pool(target, replace(options, max_connections=most), keywords)
     return client_class(connection_pool=pool, **client_options)
 
 
 def _connection_pool(target: Target, options: PoolOptions, keywords: dict[str, Any]) -> Any:
-    keywords = {**keywords, "db": target.db, "socket_connect_timeout": options.connect_timeout_s}
+    keywords = {
+        **keywords,
+        "db": target.db,
+        "socket_connect_timeout": options.connect_timeout_s,
+        "retry_on_error": list(CONNECT_ANEW),
+    }
     if target.kind == "unix":
         keywords |= {"connection_class": UnixDomainSocketConnection, "path": target.path}
     else:
@@ -287,6 +297,16 @@ def sibling(client: Any, *, name: str, socket_timeout_s: float | None = None) ->
         connection_pool=SentinelConnectionPool(
             pool.service_name, sentinel, **keywords, **({"ssl": True} if tls else {})
         )
+    )
+
+
+def node_pool(client: Any, host: str, port: int) -> ConnectionPool:
+    """Connections to one node of a cluster, made as the cluster's client makes its own."""
+    own = {"connection_class", "parser_class", "response_callbacks", "event_dispatcher"}
+    keywords = {k: v for k, v in client.connection_kwargs.items() if k not in own}
+    keywords |= {"host": host, "port": port, "max_connections": 2**31}
+    return ConnectionPool(
+        connection_class=client.connection_kwargs.get("connection_class", Connection), **keywords
     )
 
 

@@ -18,88 +18,27 @@ from __future__ import annotations
 import asyncio
 import math
 import random
-from collections.abc import Awaitable, Callable, Hashable
+from collections.abc import Hashable
 from contextlib import suppress
-from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import structlog
 
 from cache.backplane import Backplane
-from cache.entries import Changed, Held, Lease, Reading
+from cache.entries import Held, Lease, Reading
 from cache.errors import LoaderTimeout, NotEncodable
-from cache.lane import Away
+from cache.flight import Answer, Call, Flight, Loader, Slot, usable
 from cache.options import CacheOptions
 from cache.stats import Counters
 from cache.tasks import end
+from cache.wire import Away
 
 log = structlog.get_logger("cache.readthrough")
 
-Loader = Callable[[], Awaitable[Any]]
 # A wake-up that was lost costs a waiter at most this.
 _LOOK_AGAIN_S = 0.25
 # Starting over costs a loader each time; then a caller loads for himself alone.
 _ATTEMPTS = 4
-
-
-class Slot(Protocol):
-    """One thing that can be read, loaded and stored. Every method may raise Away."""
-
-    @property
-    def name(self) -> str:
-        """What calls that may share an answer have in common."""
-        ...
-
-    @property
-    def entry(self) -> str:
-        """What a lease is for; who waits for it is woken by this name."""
-        ...
-
-    def note(self, event: str, value: Any = None) -> None:
-        """Count a "hit", "miss" or "load"."""
-        ...
-
-    def learn(self, value: Any) -> None:
-        """Remember the class of a loaded value, so that stored ones of it can be read."""
-        ...
-
-    async def read(self) -> Reading: ...
-
-    async def lease(self, seen: Reading) -> Lease | Held | Changed: ...
-
-    async def renew(self, lease: Lease) -> bool: ...
-
-    async def store(self, lease: Lease, value: Any, load_s: float) -> int:
-        """2 stored while others wait, 1 stored, 0 refused, -1 not kept (too large)."""
-        ...
-
-    async def release(self, lease: Lease) -> bool: ...
-
-
-@dataclass(frozen=True, slots=True)
-class Call:
-    """How one call wants its value. Times are seconds."""
-
-    stale_if_error_s: float = 0.0
-    soft_timeout_s: float | None = None
-    hard_timeout_s: float | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Answer:
-    value: Any
-    confirmed: bool
-
-
-@dataclass(slots=True, eq=False)
-class Flight:
-    """One load in this process, and those who wait for it."""
-
-    name: Hashable
-    task: asyncio.Task[Answer]
-    waiters: int = 0
-    loading: bool = False
-    detached: bool = False  # goes on without waiters
 
 
 class ReadThrough:
@@ -178,7 +117,7 @@ class ReadThrough:
             task.exception()  # those who waited have it
 
     async def _answer(self, flight: Flight, reading: Reading | None, call: Call) -> Answer:
-        stale = reading is not None and reading.found and _usable(reading, call.stale_if_error_s)
+        stale = reading is not None and reading.found and usable(reading, call.stale_if_error_s)
         flight.waiters += 1
         try:
             async with asyncio.timeout(call.soft_timeout_s if stale else None) as limit:
@@ -321,11 +260,3 @@ class ReadThrough:
         if ahead_ms >= left_ms and slot.name not in self._flights:
             self._counters.early_refreshes += 1
             self._start(slot, loader, reading, call).detached = True
-
-
-def _usable(reading: Reading, stale_if_error_s: float) -> bool:
-    """Whether an expired value may still stand in for a loader that fails."""
-    stamp = reading.stamp
-    if stamp is None or stale_if_error_s <= 0:
-        return False
-    return reading.now_ms < stamp.fresh_until_ms + stale_if_error_s * 1000

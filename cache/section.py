@@ -12,9 +12,9 @@ from pydantic import BaseModel
 from cache.entries import Lease, Reading, place
 from cache.envelope import Unreadable
 from cache.errors import NotEncodable
-from cache.lane import Away
-from cache.readthrough import Call, Loader
+from cache.flight import Call, Loader
 from cache.slots import Dependencies, Parts, ValueSlot
+from cache.wire import Away
 
 
 class Section:
@@ -74,7 +74,8 @@ class Section:
             return False
         stored = 0
         with suppress(Away):
-            seen = Reading() if slot.generation_key is None else await slot.read()
+            known = parts.entries.eras.known or None
+            seen = Reading(era=known) if slot.generation_key is None else await slot.read()
             lease = await slot.lease(seen, mode="steal")
             if isinstance(lease, Lease):  # else the server was restarted under the call
                 stored = await self._store(slot, lease, value)
@@ -82,7 +83,7 @@ class Section:
             await parts.invalidation.announce(slot.key)
         else:
             # What is there may be older than what the caller has.
-            await parts.invalidation.entries([slot.key])
+            await parts.invalidation.entries([slot.key], wait=False)
         return stored > 0
 
     async def _store(self, slot: ValueSlot, lease: Lease, value: Any) -> int:

@@ -8,6 +8,7 @@ client of their own use `async with Cache(client, options)`.
 from __future__ import annotations
 
 import asyncio
+from contextlib import suppress
 from types import TracebackType
 from typing import Any, Self
 
@@ -16,22 +17,25 @@ from redis.asyncio.cluster import RedisCluster
 
 from cache.agents import AgentStateCache
 from cache.backplane import Backplane
-from cache.cluster_lane import ClusterLane
 from cache.entries import Entries
 from cache.envelope import Envelopes
+from cache.era import Eras
 from cache.invalidation import Invalidation
 from cache.keys import CacheKeys
-from cache.lane import Away, Lane, Wire
 from cache.link import Link
 from cache.local import LocalLevel
+from cache.membership import Membership
 from cache.messages import MessageCache
 from cache.options import CacheOptions
 from cache.readthrough import ReadThrough
 from cache.records import Records
 from cache.slots import Parts
 from cache.stats import Counters, PerAgent
+from cache.wire import Away, Wire
+from cache.wires import wire_beside, wire_on
 
 _FIRST_CONNECT_S = 2.0
+_MEMBER_TIMEOUT_S = 1.0
 
 
 class Cache:
@@ -53,8 +57,7 @@ class Cache:
         self.client = client
         self._counters = counters = Counters()
         cluster = isinstance(client, RedisCluster)
-        lane = ClusterLane if cluster else Lane
-        self._wire: Wire = lane(client, timeout_s=options.timeout_s)
+        self._wire: Wire = wire_on(client, options.timeout_s)
         self._link = link = Link(self._wire, counters)
         keys = CacheKeys(options.prefix)
         envelopes = Envelopes(
@@ -63,15 +66,21 @@ class Cache:
             max_value_bytes=options.max_value_bytes,
             keyring=options.keyring,
         )
-        entries = Entries(link, envelopes, options, counters)
+        eras = Eras(link, keys)
+        entries = Entries(link, eras, envelopes, options, counters)
+        entries.one_slot = not cluster
         self._backplane = backplane = Backplane(client, link, keys.backplane)
         self._local = LocalLevel(options.local, counters) if options.local.enabled else None
         if self._local is not None:
             self._local.usable = lambda: backplane.caught_up
         self._flights = ReadThrough(backplane, options, counters)
+        self._membership = Membership(
+            lambda: wire_beside(client, _MEMBER_TIMEOUT_S, name="letta-cache-member"),
+            keys, lease_s=options.member_lease_s if options.enabled else 0, learn=eras.learn,
+        )  # fmt: skip
         invalidation = Invalidation(
-            client, entries, backplane, local=self._local, flights=self._flights,
-            options=options, counters=counters, cluster=cluster,
+            entries, backplane, local=self._local, flights=self._flights,
+            membership=self._membership, options=options, counters=counters, cluster=cluster,
         )  # fmt: skip
         self.parts = Parts(
             options, keys, entries, self._flights, invalidation, backplane, self._local,
@@ -84,6 +93,7 @@ class Cache:
     async def __aenter__(self) -> Self:
         """Connects, for a moment only: a server that is away may come later."""
         if self.options.enabled:
+            self._membership.start()
             try:
                 async with asyncio.timeout(_FIRST_CONNECT_S):
                     await self._wire.connect()
@@ -91,6 +101,10 @@ class Cache:
                         await self._backplane.listen()
             except (Away, TimeoutError) as exc:
                 self._link.trip(Away(str(exc) or "not connected in time"))
+            else:
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(_FIRST_CONNECT_S):
+                        await self._membership.joined()
         return self
 
     async def __aexit__(
@@ -101,6 +115,8 @@ class Cache:
     ) -> None:
         await self._flights.close()
         await self._backplane.close()
+        # With invalidations in the queue, others shall notice that we are gone.
+        await self._membership.stop(leave=self._link.missed == 0)
         await self._link.close()
 
     def register(self, *models: type[BaseModel]) -> None:
@@ -112,10 +128,11 @@ class Cache:
         """Returns once the server is reached and holds every invalidation made here."""
         await self._link.settled()
 
-    async def invalidate_everything(self) -> None:
+    async def invalidate_everything(self) -> bool:
         """Forget all values and windows of everyone who shares the prefix; sessions stay."""
-        if self.options.enabled:
-            await self.parts.invalidation.everything()
+        if not self.options.enabled:
+            return True
+        return await self.parts.invalidation.everything()
 
     def stats(self) -> dict[str, int]:
         """

@@ -14,7 +14,7 @@ from pydantic import BaseModel
 from cache.entries import place
 from cache.envelope import Stamp, Unreadable
 from cache.keys import CACHE_MAX_TTL_S
-from cache.lane import Away
+from cache.wire import Away
 
 if TYPE_CHECKING:
     from cache.slots import Parts

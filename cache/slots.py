@@ -103,7 +103,7 @@ class ValueSlot:
         if self.generation_key is not None and not generation:
             generation = await self.parts.invalidation.generation(self.generation_key)
         return await self.parts.entries.lease(
-            self.key, self.field, seen.seen, generation, mode=mode
+            self.key, self.field, seen.seen, generation, mode=mode, era=seen.era
         )
 
     async def renew(self, lease: Lease) -> bool:

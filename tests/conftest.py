@@ -10,8 +10,9 @@ from typing import Any
 
 import pytest
 import structlog
+from arq.connections import ArqRedis
 
-from cache import embedded
+from cache import codec, embedded
 from cache.pool import PoolOptions, open_pool
 
 # A test reads no setting of the machine it runs on.
@@ -56,4 +57,18 @@ def prefix() -> str:
 @pytest.fixture
 async def client(valkey_url: str) -> AsyncIterator[Any]:
     async with open_pool(valkey_url, PoolOptions(), name="test") as client:
+        yield client
+
+
+@pytest.fixture
+async def arq(private_valkey_url: str) -> AsyncIterator[ArqRedis]:
+    """Stock arq's client, with the serializers of ours."""
+    async with open_pool(
+        private_valkey_url,
+        PoolOptions(),
+        name="arq",
+        client_class=ArqRedis,
+        job_serializer=codec.encode,
+        job_deserializer=codec.decode,
+    ) as client:
         yield client

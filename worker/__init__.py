@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cache.pool import open_pool, refuse_cluster
+from cache.scripting import ScriptRedis
 from worker.client import JobQueue
 from worker.effects.handle import Job
 from worker.effects.queue import JobStatus
@@ -92,7 +93,10 @@ async def open_queue(settings: Settings | None = None) -> AsyncIterator[JobQueue
     chosen = settings or get_settings()
     refuse_cluster(chosen.redis_url)
     async with open_pool(
-        chosen.redis_url, pool_options(chosen), name="letta-redis-queue"
+        chosen.redis_url,
+        pool_options(chosen),
+        name="letta-redis-queue",
+        client_class=ScriptRedis,
     ) as client:
         queue = JobQueue(client, queue_options(chosen))
         try:

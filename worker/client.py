@@ -20,6 +20,7 @@ from worker.client_batches import (
     TELL_LLM_REQUEST,
 )
 from worker.client_llm import FLUSH_LLM_BATCHES, LLMClient
+from worker.effects.attempts import AttemptStore
 from worker.effects.deliveries import Delivery, DeliveryStore
 from worker.effects.secrets import SecretBox
 from worker.options import QueueOptions
@@ -50,7 +51,8 @@ class JobQueue(LLMClient):
         self, client: Any, options: QueueOptions | None = None, *, keys: QueueKeys | None = None
     ) -> None:
         super().__init__(client, keys or QueueKeys(), options or QueueOptions())
-        self.deliveries = DeliveryStore(
+        self.deliveries = DeliveryStore(client, self.keys)
+        self.attempts = AttemptStore(
             client, self.keys, retention_s=self.options.webhook_retention_s
         )
         self.webhooks = Webhooks(

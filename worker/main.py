@@ -22,6 +22,7 @@ from cache import codec, embedded
 from cache.errors import CacheError
 from cache.keys import QueueKeys
 from cache.pool import Target, build_client, open_pool, parse_url, wait_until_ready
+from cache.scripting import SharedScripts
 from settings import Settings, SettingsError, get_settings, variable_name
 from worker.child import ChildOptions, ManagedWorker, serve
 from worker.client import (
@@ -34,7 +35,7 @@ from worker.client import (
     JobQueue,
 )
 from worker.deps import Deps, WebhookConfig
-from worker.effects.deliveries import REPORT_WEBHOOK
+from worker.effects.attempts import REPORT_WEBHOOK
 from worker.effects.egress import tls_context
 from worker.effects.http import GuardedClient, build_http_client
 from worker.effects.providers import AnthropicProvider, OpenAIProvider
@@ -78,8 +79,14 @@ _NO_LIMIT = 1_000_000
 # Time beyond the HTTP calls of one run for the reads and writes around them.
 _JOB_MARGIN_S = 5.0
 _HEALTH_INTERVAL_S = 5
+# Of attempts at one endpoint, unless a worker's jobs are so few that half of them are less.
+_ENDPOINT_CONCURRENCY = 16
 # Of one process; the limit on calls in flight is LETTA_LLM_MAX_CONCURRENCY, over all.
 _LLM_CONNECTIONS = 100
+
+
+class WorkerRedis(SharedScripts, ArqRedis):
+    """arq's client, its scripts on one connection."""
 
 
 def build_worker_settings(settings: Settings | None = None) -> type:
@@ -99,7 +106,7 @@ def build_worker_settings(settings: Settings | None = None) -> type:
         url,
         pool_options(chosen),
         name="letta-redis-worker",
-        client_class=ArqRedis,
+        client_class=WorkerRedis,
         job_serializer=codec.encode,
         job_deserializer=codec.decode,
     )
@@ -274,7 +281,7 @@ def webhook_config(settings: Settings) -> WebhookConfig:
         ),
         timeout_s=settings.webhook_timeout_s,
         limits=LaneLimits(
-            concurrency=settings.webhook_endpoint_concurrency,
+            concurrency=_endpoint_concurrency(settings),
             rate_per_s=settings.webhook_endpoint_rate,
             breaker_failures=settings.webhook_breaker_failures,
             open_s=settings.webhook_breaker_open_s,
@@ -286,6 +293,11 @@ def webhook_config(settings: Settings) -> WebhookConfig:
         keep_response_bytes=settings.webhook_keep_response_bytes,
         max_response_bytes=settings.webhook_max_response_bytes,
     )
+
+
+def _endpoint_concurrency(settings: Settings) -> int:
+    half = max(1, settings.worker_max_jobs // 2)
+    return settings.webhook_endpoint_concurrency or min(_ENDPOINT_CONCURRENCY, half)
 
 
 def build_deps(settings: Settings, client: Any) -> Deps:

@@ -1,7 +1,7 @@
 -- messages_append.lua: add committed messages to a window, or drop what can no longer be trusted.
 -- KEYS[1] floor of the agent's windows  KEYS[2] state  KEYS[3] lease
 -- KEYS[4] sorted set: sequence_id -> message
--- ARGV[1] incarnation, 8 bytes  ARGV[2] the predecessor's sequence_id, '' when the conversation
+-- ARGV[1] mark of the era, 8 bytes  ARGV[2] the predecessor's sequence_id, '' when the conversation
 -- was empty  ARGV[3] ttl_ms > 0  ARGV[4] most messages kept
 -- ARGV[5...] sequence_id, message; oldest first, at least one
 -- returns 1 added | 2 added already by this same call | 0 no window, nothing to add to |

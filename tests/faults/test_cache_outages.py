@@ -15,6 +15,7 @@ from tests.support.outages import FragileServer, fragile_server
 from tests.support.wait import eventually
 
 TIMEOUT_S = 0.04
+LEASE_S = 1.0
 
 
 @pytest.fixture
@@ -25,7 +26,7 @@ def server(tmp_path: Path) -> Iterator[FragileServer]:
 
 @pytest.fixture
 async def cache(server: FragileServer, prefix: str) -> AsyncIterator[Cache]:
-    async with cache_on(server.url, prefix, timeout_s=TIMEOUT_S) as cache:
+    async with cache_on(server.url, prefix, timeout_s=TIMEOUT_S, member_lease_s=LEASE_S) as cache:
         yield cache
 
 
@@ -120,7 +121,7 @@ async def test_an_invalidation_during_an_outage_is_delivered_before_anything_is_
 async def test_server_killed_during_the_write_and_restarted_leaves_nothing_stale(
     cache: Cache, server: FragileServer, prefix: str, rounds: int
 ) -> None:
-    async with cache_on(server.url, prefix, timeout_s=TIMEOUT_S) as other:
+    async with cache_on(server.url, prefix, timeout_s=TIMEOUT_S, member_lease_s=LEASE_S) as other:
         for number in range(rounds):
             agent = f"a{number}"
             await cache.agents.get_or_load(agent, Loader("old"))

@@ -16,6 +16,8 @@ from tests.support.engine import queue_of
 from tests.support.engine_process import LEASE_S, Ledger, process
 from tests.support.wait import eventually
 
+NEIGHBOURS = 20
+
 
 @pytest.fixture
 def ledger(tmp_path: Path) -> Ledger:
@@ -110,3 +112,38 @@ async def test_a_job_that_kills_its_workers_is_poison_after_three(
         await eventually(is_dead, deadline_s=20)
     assert len(ledger.of("start")) == 3
     assert await client.exists(f"{prefix}job:{job.id}", f"{prefix}in-progress:{job.id}") == 0
+
+
+async def test_of_a_killers_neighbours_none_becomes_poison(
+    client: Any, prefix: str, valkey_url: str, ledger: Ledger
+) -> None:
+    queue = queue_of(client, prefix)
+    innocents = [
+        await queue.enqueue("hold", 0.2, job_id=f"innocent-{n:02}") for n in range(NEIGHBOURS)
+    ]
+    # By its name the last in every claim: the others run already when it kills.
+    killer = await queue.enqueue("die", job_id="killer")
+    deaths = 0
+
+    async def is_over() -> bool:
+        return not await client.exists(f"{prefix}queue")
+
+    async with asyncio.timeout(90):
+        while not await is_over():
+            with process(valkey_url, prefix, ledger, lease_s=1.0, MAX_JOBS="32") as child:
+                await eventually(lambda: _either(is_over(), child), deadline_s=50)
+                deaths += child.poll() is not None
+    assert deaths == 3
+    letters = await queue.dead.list()
+    assert [(letter.id, letter.reason) for letter in letters] == [(killer.id, "poison")]
+    assert {line[1] for line in ledger.of("end")} == {job.id for job in innocents}
+    # Each met the killer twice, or the test shows nothing.
+    assert all(_starts(ledger, job.id) == 3 for job in [*innocents, killer])
+
+
+def _starts(ledger: Ledger, job_id: str) -> int:
+    return sum(line[1] == job_id for line in ledger.of("start"))
+
+
+async def _either(is_over: Any, child: Any) -> bool:
+    return bool(await is_over or child.poll() is not None)

@@ -12,7 +12,7 @@ import trustme
 from redis.exceptions import NoScriptError, ResponseError
 
 from cache import Cache, CacheOptions
-from cache.lane import Away, Lane, pack
+from cache.lane import Away, Lane
 from cache.pool import PoolOptions, open_pool
 from tests.support.caches import PATIENT_S, Loader, cache_on
 from tests.support.servers import free_port, tls_in_front, valkey
@@ -137,7 +137,11 @@ async def test_calls_that_wait_when_the_server_ends_the_connection_are_away(
         await lane.close()
 
 
-def test_commands_are_packed_as_bytes_and_text() -> None:
-    assert pack(("SET", "ü", b"\x00\r\n", 7)) == (
-        b"*4\r\n$3\r\nSET\r\n$2\r\n\xc3\xbc\r\n$3\r\n\x00\r\n\r\n$1\r\n7\r\n"
-    )
+async def test_text_bytes_and_numbers_arrive_as_they_are(valkey_url: str) -> None:
+    async with open_pool(valkey_url, PoolOptions(), name="t") as client:
+        lane = Lane(client, timeout_s=PATIENT_S)
+        sent: tuple[Any, ...] = ("ü", b"\x00\r\n", 7, -1.5, "")
+        script = "return ARGV"
+        got = await lane.eval(script, 0, *sent)
+        assert got == ["ü".encode(), b"\x00\r\n", b"7", b"-1.5", b""]
+        await lane.close()

@@ -14,7 +14,7 @@ from click.testing import CliRunner, Result
 from tests.support.workers import quick_settings
 from worker import open_queue
 from worker.cli import main
-from worker.effects.deliveries import Attempt, ClaimedDelivery
+from worker.effects.attempts import Attempt, ClaimedDelivery
 from worker.policy.delivery import Outcome, RetrySchedule, decide
 from worker.policy.lanes import LaneLimits
 
@@ -41,13 +41,13 @@ class Shell:
             async with open_queue(self.settings) as queue:
                 id_ = await queue.send_webhook(URL, {}, event_type="x")
                 now = datetime.now(UTC)
-                claimed = await queue.deliveries.claim(id_, now, LIMITS)
+                claimed = await queue.attempts.begin(id_, now, LIMITS)
                 assert isinstance(claimed, ClaimedDelivery)
                 verdict = decide(
                     Outcome(**outcome), attempt=1, schedule=RetrySchedule(), rng=lambda: 0.5
                 )
                 attempt = Attempt(now, outcome.get("status"), outcome.get("error", ""), 1.0)
-                await queue.deliveries.record(id_, 1, attempt, verdict, LIMITS, draw=0.5)
+                await queue.attempts.record(id_, 1, attempt, verdict, LIMITS, draw=0.5)
                 return id_
 
         return run(work())

@@ -7,15 +7,11 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
-import pytest
 from arq.connections import ArqRedis
 
-from cache import codec
-from cache.pool import PoolOptions, open_pool
 from tests.support.wait import eventually
 
 ROOT = Path(__file__).parents[2]
@@ -51,19 +47,6 @@ WorkerSettings = settings_class(
     engine=dict(options=EngineOptions(lease_s=2.0)),
 )
 """
-
-
-@pytest.fixture
-async def arq(private_valkey_url: str) -> AsyncIterator[ArqRedis]:
-    async with open_pool(
-        private_valkey_url,
-        PoolOptions(),
-        name="arq",
-        client_class=ArqRedis,
-        job_serializer=codec.encode,
-        job_deserializer=codec.decode,
-    ) as client:
-        yield client
 
 
 def command(home: Path, client: ArqRedis, *options: str, grace: int = 0) -> subprocess.Popen[bytes]:

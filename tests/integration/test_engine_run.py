@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
 from datetime import UTC, datetime
 from typing import Any
 
@@ -14,7 +13,6 @@ from arq.jobs import JobStatus as ArqJobStatus
 from arq.worker import Retry, async_check_health, func
 
 from cache import codec
-from cache.pool import PoolOptions, open_pool
 from tests.support.engine import QUICK, burst, new_worker, queue_of, running
 from tests.support.wait import eventually
 from worker.engine import EngineOptions, RetryPolicy, job
@@ -26,20 +24,6 @@ FAST_RETRY = RetryPolicy(max_tries=3, base_s=0.01, cap_s=0.02)
 
 async def double(ctx: dict[str, Any], n: int) -> int:
     return 2 * n
-
-
-@pytest.fixture
-async def arq(private_valkey_url: str) -> AsyncIterator[ArqRedis]:
-    """Stock arq's client, with the serializers of ours."""
-    async with open_pool(
-        private_valkey_url,
-        PoolOptions(),
-        name="arq",
-        client_class=ArqRedis,
-        job_serializer=codec.encode,
-        job_deserializer=codec.decode,
-    ) as client:
-        yield client
 
 
 async def test_a_job_runs_and_its_result_is_read(client: Any, prefix: str) -> None:

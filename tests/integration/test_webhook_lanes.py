@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from itertools import pairwise
@@ -10,10 +11,19 @@ from typing import Any
 import pytest
 
 from cache.keys import QueueKeys
+from cache.scripts import load
 from tests.support.wait import eventually
-from worker import InvalidArgument, NotFound
+from tests.support.workers import quick_settings
+from worker import InvalidArgument, NotFound, QueueMemoryFull, open_queue
 from worker.client import JobQueue, QueueOptions
-from worker.effects.deliveries import Attempt, ClaimedDelivery, EndedUnsent, HeldBack, Selection
+from worker.effects.attempts import (
+    Attempt,
+    ClaimedDelivery,
+    EndedUnsent,
+    HeldBack,
+    ScriptFailed,
+)
+from worker.effects.deliveries import Selection
 from worker.policy.delivery import (
     DeliveryState,
     EndpointSign,
@@ -25,6 +35,7 @@ from worker.policy.delivery import (
 )
 from worker.policy.lanes import LaneLimits
 
+ATTEMPT = load("worker.effects", "attempt_deliveries")
 URL = "https://hooks.example.com/a"
 LIMITS = LaneLimits(concurrency=2, breaker_failures=3, open_s=60, open_max_s=120, slot_s=60)
 SCHEDULE = RetrySchedule(max_attempts=10, base_s=0.001)
@@ -41,7 +52,7 @@ class Lab:
         return await self.queue.send_webhook(url, {}, event_type="x", **more)
 
     async def claim(self, id_: str) -> Any:
-        return await self.queue.deliveries.claim(id_, datetime.now(UTC), self.limits)
+        return await self.queue.attempts.begin(id_, datetime.now(UTC), self.limits)
 
     async def go(self, id_: str) -> ClaimedDelivery:
         found = await self.claim(id_)
@@ -53,7 +64,10 @@ class Lab:
         assert isinstance(found, HeldBack), found
         return found
 
-    async def end(self, claimed: ClaimedDelivery, **outcome: Any) -> tuple[Verdict, list[str]]:
+    async def end(
+        self, claimed: ClaimedDelivery, *, wait: bool = False, **outcome: Any
+    ) -> tuple[Verdict, list[str]]:
+        """Record it; unless the test is to `wait`, the time of its retry has come."""
         told = Outcome(**outcome)
         verdict = decide(
             told,
@@ -64,9 +78,11 @@ class Lab:
             own_failures=claimed.own_failures,
         )
         attempt = Attempt(datetime.now(UTC), told.status, told.error, 1.0)
-        events = await self.queue.deliveries.record(
+        events = await self.queue.attempts.record(
             claimed.id, claimed.attempt, attempt, verdict, self.limits, draw=0.5
         )
+        if not wait:
+            await self.queue.client.hdel(self.queue.keys.webhook(claimed.id), "after")
         return verdict, events
 
     async def attempt(self, id_: str, **outcome: Any) -> list[str]:
@@ -288,6 +304,63 @@ async def test_our_own_failures_open_nothing_and_use_nothing_up(lab: Lab) -> Non
     assert (shown.attempt_count, shown.uncharged_count) == (6, 5)
 
 
+async def test_a_probe_that_our_own_side_fails_leaves_the_next_one_to_probe(lab: Lab) -> None:
+    ids = [await lab.send() for _ in range(2)]
+    lab.limits = replace(LIMITS, open_s=0.05)
+    await lab.trip()
+
+    async def probe() -> Any:
+        found = await lab.claim(ids[0])
+        return found if isinstance(found, ClaimedDelivery) else None
+
+    claimed = await eventually(probe)
+    assert (await lab.held(ids[1])).reason == "probing"
+    await lab.end(claimed, error="no_route", own=True)
+    await lab.go(ids[1])
+
+
+async def test_our_own_failures_in_a_row_are_counted_anew_after_another_end(lab: Lab) -> None:
+    id_ = await lab.send()
+    for _ in range(2):
+        await lab.attempt(id_, error="no_route", own=True)
+    await lab.attempt(id_, status=500)
+    claimed = await lab.go(id_)
+    assert (claimed.own_failures, claimed.charged, claimed.attempt) == (0, 2, 4)
+
+
+# -- many in one call ----------------------------------------------------------------
+
+
+async def test_ends_of_one_call_count_as_if_they_came_one_by_one(lab: Lab) -> None:
+    lab.limits = replace(LIMITS, concurrency=10)
+    running = [await lab.go(await lab.send()) for _ in range(5)]
+    statuses = (500, 500, 200, 500, 500)
+    ends = [
+        lab.end(claimed, wait=True, status=status)
+        for claimed, status in zip(running, statuses, strict=True)
+    ]
+    assert [events for _, events in await asyncio.gather(*ends)] == [[]] * 5
+    assert (await lab.queue.webhooks.lane(URL)).failures == 2
+
+
+async def test_a_begin_sees_what_the_ends_before_it_in_the_same_call_have_changed(
+    lab: Lab,
+) -> None:
+    waiting = await lab.send()
+    running = [await lab.go(await lab.send()) for _ in range(2)]
+    lab.limits = replace(LIMITS, breaker_failures=2)
+    *_, found = await asyncio.gather(
+        *(lab.end(claimed, wait=True, status=500) for claimed in running), lab.claim(waiting)
+    )
+    assert isinstance(found, HeldBack)
+    assert found.reason == "closed"
+
+    other = "https://other.example.com/a"
+    gone, next_ = await lab.go(await lab.send(other)), await lab.send(other)
+    _, found = await asyncio.gather(lab.end(gone, status=410), lab.claim(next_))
+    assert found == EndedUnsent(DeliveryState.DISABLED, "endpoint_disabled")
+
+
 # -- slowing down ------------------------------------------------------------------
 
 
@@ -320,6 +393,33 @@ async def test_an_overloaded_host_is_sent_half_as_much_at_once_and_then_more_aga
     found = (await lab.queue.webhooks.lane(URL)).concurrency
     assert found is not None
     assert 4.5 < found < 5.5
+
+
+async def test_a_burst_of_overload_answers_is_one_sign_of_it(lab: Lab) -> None:
+    lab.limits = replace(LIMITS, concurrency=8, breaker_failures=0)
+    running = [await lab.go(await lab.send()) for _ in range(8)]
+    # All of them were under way when the first one said so.
+    await asyncio.gather(*(lab.end(claimed, wait=True, status=503) for claimed in running))
+    lane = await lab.queue.webhooks.lane(URL)
+    assert (lane.concurrency, lane.paused_until) == (4, None)
+
+
+@pytest.mark.parametrize(("between", "rests"), [(None, True), (200, False), (422, False)])
+async def test_overload_again_and_again_with_no_answer_between_asks_for_a_rest(
+    lab: Lab, between: int | None, rests: bool
+) -> None:
+    lab.limits = replace(LIMITS, concurrency=8, breaker_failures=0)
+    key = lab.queue.keys.webhook_lane("https://hooks.example.com:443")
+    for status in (503, 429, between, 503):
+        if status is not None:
+            # As if the last cut were longer ago than a second.
+            await lab.queue.client.hset(key, "cut", 1)
+            await lab.attempt(await lab.send(), status=status)
+    lane = await lab.queue.webhooks.lane(URL)
+    assert (lane.paused_until is not None) == rests
+    if rests:
+        assert lane.concurrency == 1
+        assert (await lab.held(await lab.send())).reason == "closed"
 
 
 # -- order -----------------------------------------------------------------------
@@ -367,7 +467,7 @@ async def test_410_disables_its_url_and_what_comes_after_is_kept_for_a_replay(la
     assert await lab.queue.webhooks.enable(URL)
     assert await lab.queue.webhooks.disabled_endpoints() == []
     wanted = Selection(states=(DeliveryState.DISABLED,))
-    assert (await lab.queue.webhooks.replay_many(wanted))["replayed"] == 2
+    assert (await lab.queue.webhooks.replay_many(wanted, rate=10_000))["replayed"] == 2
     await lab.attempt(before, status=200)
     assert await lab.state(before) == "delivered"
     kinds = [e.kind for e in await lab.queue.webhooks.events()]
@@ -455,7 +555,7 @@ async def test_a_selection_of_more_than_a_page_is_replayed_whole(lab: Lab) -> No
     for id_ in ids:
         claimed = await lab.go(id_)
         attempt = Attempt(datetime.now(UTC), None, "x", 1.0)
-        await lab.queue.deliveries.record(
+        await lab.queue.attempts.record(
             id_, claimed.attempt, attempt, verdict, lab.limits, draw=0.5
         )
     assert (await lab.queue.webhooks.replay_many())["replayed"] == 230
@@ -512,6 +612,87 @@ async def test_an_attempt_that_was_overtaken_records_nothing(lab: Lab) -> None:
     assert (shown.state, [a.status for a in shown.attempts]) == ("delivered", [None, 200])
 
 
+async def test_a_retry_is_not_made_sooner_by_a_run_that_a_crash_brought_back(lab: Lab) -> None:
+    id_ = await lab.send()
+    await lab.end(await lab.go(id_), wait=True, status=503, retry_after_s=90)
+    lab.limits = replace(LIMITS, breaker_failures=0)
+    await lab.queue.client.delete(lab.queue.keys.webhook_lane("https://hooks.example.com:443"))
+    held = await lab.held(id_)
+    assert held.reason == "early"
+    assert 80 < held.wait_s < 100
+    assert (await lab.queue.delivery(id_)).attempt_count == 1
+
+
+async def test_a_retry_at_the_head_of_an_order_keeps_its_time_when_one_behind_it_ends(
+    lab: Lab,
+) -> None:
+    first = await lab.send(ordering_key="k")
+    soon = datetime.now(UTC) + timedelta(seconds=0.2)
+    behind = await lab.send(ordering_key="k", deadline=soon)
+    await lab.end(await lab.go(first), wait=True, status=429, retry_after_s=90)
+    job = await lab.queue.client.hget(lab.queue.keys.webhook(first), "job")
+    due = (datetime.now(UTC) + timedelta(seconds=95)).timestamp() * 1000
+    await lab.queue.client.zadd(lab.queue.keys.queue(), {job: due})
+
+    async def over() -> Any:
+        found = await lab.claim(behind)
+        return found if isinstance(found, EndedUnsent) else None
+
+    await eventually(over)
+    assert await lab.due_in_s(first) > 80
+
+
+async def test_a_begin_that_is_sent_again_counts_one_attempt(lab: Lab) -> None:
+    id_ = await lab.send()
+    store = lab.queue.attempts
+
+    class Twice:
+        """As the pool does when a reply is lost: the same command, once more."""
+
+        async def evalsha(self, *args: Any) -> Any:
+            await store_client.evalsha(*args)
+            return await store_client.evalsha(*args)
+
+        eval = evalsha
+
+    store_client, store.client = store.client, Twice()
+    await lab.queue.client.script_load(ATTEMPT.source)
+    claimed = await lab.go(id_)
+    _, events = await lab.end(claimed, status=200)
+    assert (claimed.attempt, events) == (1, [])
+    shown = await lab.queue.delivery(id_)
+    assert (shown.state, shown.attempt_count, len(shown.attempts)) == ("delivered", 1, 1)
+
+
+async def test_one_delivery_that_cannot_be_read_spoils_no_others_attempt(lab: Lab) -> None:
+    ids = [await lab.send() for _ in range(2)]
+    broken = lab.queue.keys.webhook(ids[0])
+    await lab.queue.client.delete(broken)
+    await lab.queue.client.set(broken, "no hash")
+    found = await asyncio.gather(*(lab.claim(id_) for id_ in ids), return_exceptions=True)
+    assert isinstance(found[0], ScriptFailed)
+    assert isinstance(found[1], ClaimedDelivery)
+
+
+async def test_what_is_asked_for_together_goes_in_one_call(lab: Lab) -> None:
+    lab.limits = replace(LIMITS, concurrency=100)
+    ids = [await lab.send() for _ in range(30)]
+    calls, evalsha = [], lab.queue.client.evalsha
+
+    class Counted:
+        async def evalsha(self, *args: Any) -> Any:
+            calls.append(args)
+            return await evalsha(*args)
+
+    await lab.queue.client.script_load(ATTEMPT.source)
+    lab.queue.attempts.client = Counted()
+    claims = await asyncio.gather(*(lab.go(id_) for id_ in ids))
+    await asyncio.gather(*(lab.end(claimed, wait=True, status=200) for claimed in claims))
+    assert len(calls) == 2
+    for id_ in ids:
+        assert await lab.state(id_) == "delivered"
+
+
 async def test_a_delay_that_was_asked_for_stands_when_its_turn_comes(lab: Lab) -> None:
     first = await lab.send(ordering_key="k")
     second = await lab.send(ordering_key="k", delay_s=300)
@@ -558,3 +739,29 @@ async def test_every_key_of_a_finished_delivery_expires_or_is_gone(lab: Lab) -> 
             lasting.add(key.decode().removeprefix(lab.queue.keys.prefix))
     # The job is the engine's to end.
     assert lasting <= {f"job:webhook:{id_}", "queue", "queue:wake"}
+
+
+async def test_a_full_server_lets_what_is_there_be_sent_and_recorded(
+    private_valkey_url: str,
+) -> None:
+    async with open_queue(quick_settings(private_valkey_url)) as queue:
+        lab = Lab(queue)
+        id_ = await lab.send()
+        try:
+            await queue.client.config_set("maxmemory", 1)
+            with pytest.raises(QueueMemoryFull):
+                await lab.send()
+            claimed = await lab.go(id_)
+            await lab.end(claimed, status=200)
+            assert await lab.state(id_) == "delivered"
+        finally:
+            await queue.client.config_set("maxmemory", 0)
+
+
+async def test_the_list_of_what_ended_forgets_what_is_past_its_retention(lab: Lab) -> None:
+    index = lab.queue.keys.webhook_ended("delivered")
+    await lab.queue.client.zadd(index, {"long_ago": 1})
+    id_ = await lab.send()
+    await lab.attempt(id_, status=200)
+    assert await lab.queue.client.zrange(index, 0, -1) == [id_.encode()]
+    assert await lab.queue.client.pttl(index) > 0

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
 from typing import Any
+
+import pytest
 
 from cache.keys import QueueKeys
 from tests.support.wait import eventually
 from tests.support.workers import quick_settings, running_worker
 from worker import open_queue
 from worker.client import JobQueue
+from worker.effects.attempts import ClaimedDelivery, HeldBack
 from worker.jobs.upkeep import revive_webhooks
+from worker.policy.lanes import LaneLimits
 
 
 class Bare:
@@ -56,3 +61,78 @@ async def test_workers_revive_by_themselves(private_valkey_url: str) -> None:
                 return "connect" in [attempt.error for attempt in attempts]
 
             assert await eventually(tried, deadline_s=25)
+
+
+@pytest.mark.parametrize("how", ["aborted", "purged", "deleted"])
+async def test_a_delivery_whose_job_somebody_took_away_ends_and_says_so(
+    client: Any, prefix: str, how: str
+) -> None:
+    queue = JobQueue(client, keys=QueueKeys(prefix))
+    id_ = await queue.send_webhook(
+        "https://example.com/", {}, event_type="x", ordering_key="k", on_end="note"
+    )
+    behind = await queue.send_webhook("https://example.com/", {}, event_type="x", ordering_key="k")
+    job_id = f"webhook:{id_}"
+    if how == "purged":
+        await bury(queue, job_id, "deliver_webhook", "poison")
+        assert await queue.dead.purge(job_id) == 1
+    else:
+        # An abort leaves as little of a job behind as a deletion, and a mark of its own.
+        await client.zrem(queue.keys.queue(), job_id)
+        await client.delete(queue.keys.job(job_id))
+    assert await queue.attempts.end_jobless(seen_s=0, most=10) == (2, [id_])
+    shown = await queue.delivery(id_)
+    assert (shown.state, shown.error, shown.attempt_count) == ("dead", "job_removed", 0)
+    assert await client.pttl(queue.keys.webhook(id_)) > 0
+    # It is reported, stands in nobody's way, and can be brought back.
+    assert await client.zscore(queue.keys.queue(), f"webhook-end:0:{id_}")
+    assert isinstance(
+        await queue.attempts.begin(behind, datetime.now(UTC), LaneLimits()), ClaimedDelivery
+    )
+    await queue.webhooks.replay(id_)
+    assert (await queue.delivery(id_)).state == "pending"
+    assert await queue.attempts.end_jobless(seen_s=0, most=10) == (2, [])
+
+
+async def test_a_delivery_whose_job_is_a_dead_letter_is_left_to_its_revival(
+    client: Any, prefix: str
+) -> None:
+    queue = JobQueue(client, keys=QueueKeys(prefix))
+    id_ = await queue.send_webhook("https://example.com/", {}, event_type="x")
+    await bury(queue, f"webhook:{id_}", "deliver_webhook", "poison")
+    assert await queue.attempts.end_jobless(seen_s=0, most=10) == (1, [])
+    # What was looked at is not looked at again at once, and what has ended never.
+    assert await queue.attempts.end_jobless(seen_s=60, most=10) == (0, [])
+    assert (await queue.delivery(id_)).state == "pending"
+
+
+async def test_a_place_that_a_jobless_delivery_held_is_the_next_ones(
+    client: Any, prefix: str
+) -> None:
+    queue = JobQueue(client, keys=QueueKeys(prefix))
+    limits = LaneLimits(concurrency=1)
+    ids = [
+        await queue.send_webhook("https://example.com/", {}, event_type="x", webhook_id=f"m{n}")
+        for n in range(2)
+    ]
+    now = datetime.now(UTC)
+    assert isinstance(await queue.attempts.begin(ids[0], now, limits), ClaimedDelivery)
+    assert isinstance(await queue.attempts.begin(ids[1], now, limits), HeldBack)
+    await client.delete(queue.keys.job(f"webhook:{ids[0]}"))
+    assert await queue.attempts.end_jobless(seen_s=0, most=10) == (2, [ids[0]])
+    assert isinstance(await queue.attempts.begin(ids[1], now, limits), ClaimedDelivery)
+
+
+async def test_an_aborted_webhook_is_never_sent_and_ends(private_valkey_url: str) -> None:
+    settings = quick_settings(private_valkey_url)
+    async with open_queue(settings) as queue, running_worker(settings):
+        id_ = await queue.send_webhook("http://127.0.0.1:1/", {}, event_type="x", delay_s=3600)
+        assert await queue.job(f"webhook:{id_}").abort()
+
+        async def ended() -> bool:
+            await queue.attempts.end_jobless(seen_s=0, most=10)
+            return (await queue.delivery(id_)).ended_at is not None
+
+        assert await eventually(ended)
+        shown = await queue.delivery(id_)
+    assert (shown.state, shown.error, shown.attempts) == ("dead", "job_removed", ())

@@ -72,14 +72,14 @@ class Model(RuleBasedStateMachine):
         self.count += 1
         self.waiting.add(job.id)
 
-    @rule(target=claims, worker=st.integers(0, 1), resend=st.booleans())
-    def claim(self, worker: int, resend: bool) -> list[Claim]:
+    @rule(target=claims, worker=st.integers(0, 1), suspects=st.integers(0, 1), resend=st.booleans())
+    def claim(self, worker: int, suspects: int, resend: bool) -> list[Claim]:
         pump = self.pumps[worker]
         free = self.waiting | self.lapsed
-        turn = self.run(pump.turn([], 2))
+        turn = self.run(pump.turn([], 2, suspects=suspects))
         poisoned = turn.poisoned
         if resend:
-            turn = self.run(self._again(pump))
+            turn = self.run(self._again(pump, suspects))
         for id_ in poisoned:
             self._die(id_.decode())
         for claim in turn.claims:
@@ -91,15 +91,27 @@ class Model(RuleBasedStateMachine):
             assert claim.losses == self.losses.get(job_id, 0) < LOSSES
             self.waiting.discard(job_id)
             self.held[job_id] = claim
+        tried = [claim for claim in turn.claims if claim.losses == LOSSES - 1]
+        assert len(tried) <= suspects
+        put_off = self._put_off()
+        assert not put_off or len(tried) == suspects
         # A poisoned job takes a place in the turn that found it.
-        assert len(turn.claims) >= min(2, len(free - self.dead)) - len(poisoned)
+        assert len(turn.claims) >= min(2, len(free - self.dead - put_off)) - len(poisoned)
         claims: list[Claim] = turn.claims
         return claims
 
-    async def _again(self, pump: Pump) -> Any:
+    async def _again(self, pump: Pump, suspects: int) -> Any:
         """The turn just made, as a client sends it whose reply was lost."""
         pump._turns -= 1
-        return await pump.turn([], 2)
+        return await pump.turn([], 2, suspects=suspects)
+
+    def _put_off(self) -> set[str]:
+        """The lapsed suspects that the last turn left for later: they count as held again."""
+        ends = {id_: self.run(self.client.zscore(self.keys.running, id_)) for id_ in self.lapsed}
+        found = {id_ for id_, end in ends.items() if end > time.time() * 1000}
+        assert all(self.losses.get(id_, 0) == LOSSES - 2 for id_ in found)
+        self.lapsed -= found
+        return found
 
     @rule()
     def leases_lapse(self) -> None:

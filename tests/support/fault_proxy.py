@@ -4,7 +4,10 @@ A TCP proxy in front of a server's unix socket, which breaks what it is told to.
 `cut_replies(n)`: the next n commands that carry `marker` reach the server and
 are executed; instead of the reply the client's connection is closed.
 `reset()`: every connection is closed now. `hold()` / `release()`: nothing
-passes in either direction. `refuse` set: new connections are closed at once.
+passes in either direction. `refuse` set: new connections are closed at once. `leave()`: nobody
+listens any more, so that the kernel refuses them.
+`swallow()`: what is open now stays open, and nothing comes through it any more.
+`lead_to(path)`: new connections go there; those that are open stay where they are.
 """
 
 from __future__ import annotations
@@ -21,14 +24,19 @@ class FaultProxy:
         self._open.set()
         self._writers: set[asyncio.StreamWriter] = set()
         self._tasks: set[asyncio.Task[None]] = set()
+        self._live = asyncio.Event()
         self._cuts = 0
         self._marker = b""
         self.cuts_made = 0
         self.refuse = False
         self.port = 0
+        self.server: asyncio.Server | None = None
 
     def cut_replies(self, count: int, marker: bytes = b"EVALSHA") -> None:
         self._cuts, self._marker = count, marker
+
+    def lead_to(self, socket_path: str) -> None:
+        self._socket_path = socket_path
 
     def hold(self) -> None:
         self._open.clear()
@@ -40,6 +48,15 @@ class FaultProxy:
         for writer in list(self._writers):
             writer.close()
 
+    def swallow(self) -> None:
+        self._live.set()
+        self._live = asyncio.Event()
+
+    def leave(self) -> None:
+        assert self.server is not None
+        self.server.close()
+        self.reset()
+
     @property
     def url(self) -> str:
         return f"redis://127.0.0.1:{self.port}/0"
@@ -48,11 +65,15 @@ class FaultProxy:
         if self.refuse:
             writer.close()
             return
-        far_reader, far_writer = await asyncio.open_unix_connection(self._socket_path)
+        try:
+            far_reader, far_writer = await asyncio.open_unix_connection(self._socket_path)
+        except OSError:
+            writer.close()
+            return
         self._writers |= {writer, far_writer}
-        doomed = asyncio.Event()
+        doomed, swallowed = asyncio.Event(), self._live
         for coroutine in (
-            self._requests(reader, far_writer, doomed),
+            self._requests(reader, far_writer, doomed, swallowed),
             self._replies(far_reader, writer, doomed),
         ):
             task = asyncio.create_task(coroutine)
@@ -60,11 +81,17 @@ class FaultProxy:
             task.add_done_callback(self._tasks.discard)
 
     async def _requests(
-        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, doomed: asyncio.Event
+        self,
+        reader: asyncio.StreamReader,
+        writer: asyncio.StreamWriter,
+        doomed: asyncio.Event,
+        swallowed: asyncio.Event,
     ) -> None:
         with suppress(OSError):
             while data := await reader.read(1 << 20):
                 await self._open.wait()
+                if swallowed.is_set():
+                    continue
                 if self._cuts and self._marker in data:
                     self._cuts -= 1
                     self.cuts_made += 1
@@ -101,7 +128,7 @@ class FaultProxy:
 @asynccontextmanager
 async def fault_proxy(socket_path: str) -> AsyncIterator[FaultProxy]:
     proxy = FaultProxy(socket_path)
-    server = await asyncio.start_server(proxy.serve, "127.0.0.1", 0)
+    server = proxy.server = await asyncio.start_server(proxy.serve, "127.0.0.1", 0)
     proxy.port = server.sockets[0].getsockname()[1]
     try:
         yield proxy

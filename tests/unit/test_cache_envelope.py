@@ -48,7 +48,7 @@ def test_the_stamp_comes_back_with_an_etag_of_the_content() -> None:
     again = envelopes.stamp_of(envelopes.seal({"a": 1}, STAMP, PLACE))
     other = envelopes.stamp_of(envelopes.seal({"a": 2}, STAMP, PLACE))
     assert first is not None
-    assert (first.fill_id, first.incarnation, first.load_us) == (b"fill-id!", b"run-id!!", 7)
+    assert (first.fill_id, first.mark, first.load_us) == (b"fill-id!", b"run-id!!", 7)
     assert (first.fresh_until_ms, first.kept_until_ms) == (1000, 2000)
     assert again is not None
     assert other is not None

@@ -12,42 +12,16 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from cache.keys import MAX_WEBHOOK_ATTEMPTS, QueueKeys
+from cache.keys import QueueKeys
 from cache.scripts import load
-from worker.effects.delivery_records import (
-    SHOWN,
-    Attempt,
-    ClaimedDelivery,
-    Delivery,
-    EndedUnsent,
-    HeldBack,
-    claimed,
-    delivery,
-    encode_attempt,
-    to_ms,
-)
-from worker.effects.queue import job_body
-from worker.policy.delivery import DeliveryState, Verdict
-from worker.policy.lanes import LaneLimits
+from worker.effects.delivery_records import SHOWN, Delivery, delivery, to_ms
+from worker.policy.delivery import DeliveryState
 
-__all__ = [
-    "REPORT_WEBHOOK",
-    "Attempt",
-    "ClaimedDelivery",
-    "Delivery",
-    "DeliveryStore",
-    "EndedUnsent",
-    "HeldBack",
-    "Selection",
-]
+__all__ = ["Delivery", "DeliveryStore", "Selection"]
 
 _CREATE = load("worker.effects", "create_delivery")
-_CLAIM = load("worker.effects", "claim_delivery")
-_RECORD = load("worker.effects", "record_delivery")
 _REPLAY = load("worker.effects", "replay_delivery")
 
-# The job that tells a delivery's end to the function that was named for it.
-REPORT_WEBHOOK = "report_webhook"
 # Deliveries looked at in one round trip while some are selected.
 _PAGE = 200
 
@@ -65,12 +39,11 @@ class Selection:
 
 
 class DeliveryStore:
-    """Creates, claims, records, reads and replays deliveries through one client."""
+    """Creates, reads and replays deliveries through one client; attempts are `attempts.py`'s."""
 
-    def __init__(self, client: Any, keys: QueueKeys, *, retention_s: float) -> None:
+    def __init__(self, client: Any, keys: QueueKeys) -> None:
         self.client = client
         self.keys = keys
-        self.retention_s = retention_s
 
     async def create(
         self,
@@ -89,75 +62,6 @@ class DeliveryStore:
         keys = [self.keys.webhook(delivery_id), *job_keys]
         args = [self.keys.prefix, delivery_id, job_id, job_body, delay_ms, lane, order, *flat]
         return bool(await _CREATE.run(self.client, keys, args))
-
-    async def claim(
-        self, delivery_id: str, now: datetime, limits: LaneLimits, *, max_attempts: int = 10
-    ) -> ClaimedDelivery | HeldBack | EndedUnsent | None:
-        """Begin an attempt, or say why not; None when the delivery has ended or is unknown."""
-        args = [
-            self.keys.prefix,
-            delivery_id,
-            encode_attempt(Attempt(now, None, "interrupted", None)),
-            MAX_WEBHOOK_ATTEMPTS,
-            int(self.retention_s * 1000),
-            _report(delivery_id, now),
-            limits.concurrency,
-            limits.rate_per_s,
-            int(limits.slot_s * 1000),
-            max_attempts,
-        ]
-        what, *rest = await _CLAIM.run(self.client, self._keys(delivery_id), args)
-        if what == b"go":
-            attempt, now_ms, flat = rest
-            row = dict(zip(flat[::2], flat[1::2], strict=True))
-            return claimed(delivery_id, attempt, now_ms, row)
-        if what == b"wait":
-            return HeldBack(rest[0] / 1000, rest[1].decode())
-        if what == b"end":
-            return EndedUnsent(DeliveryState(rest[0].decode()), rest[1].decode())
-        return None
-
-    async def record(
-        self,
-        delivery_id: str,
-        number: int,
-        attempt: Attempt,
-        verdict: Verdict,
-        limits: LaneLimits,
-        *,
-        draw: float,
-    ) -> list[str]:
-        """
-        Write down how attempt `number` ended; nothing when a later one has begun.
-
-        `draw` is a random number in [0, 1). Returns what it led to:
-        circuit_opened, circuit_closed, endpoint_disabled.
-        """
-        args = [
-            self.keys.prefix,
-            delivery_id,
-            number,
-            verdict.state.value,
-            encode_attempt(attempt),
-            int(verdict.wait_s * 1000),
-            int(self.retention_s * 1000),
-            "" if attempt.status is None else attempt.status,
-            attempt.error,
-            int(verdict.charged),
-            _report(delivery_id, attempt.time),
-            verdict.host.value,
-            int(verdict.slow_down),
-            "" if verdict.pause_s is None else int(verdict.pause_s * 1000),
-            verdict.endpoint.value,
-            limits.concurrency,
-            limits.breaker_failures,
-            int(limits.open_s * 1000),
-            int(limits.open_max_s * 1000),
-            int(limits.disable_after_s * 1000),
-            draw,
-        ]
-        _, *events = await _RECORD.run(self.client, self._keys(delivery_id), args)
-        return [event.decode() for event in events]
 
     async def read(self, delivery_id: str) -> Delivery | None:
         """The delivery and its attempts, oldest first; None when unknown (any more)."""
@@ -225,7 +129,3 @@ class DeliveryStore:
 
     def _keys(self, delivery_id: str) -> list[str]:
         return [self.keys.webhook(delivery_id), self.keys.webhook_attempts(delivery_id)]
-
-
-def _report(delivery_id: str, now: datetime) -> bytes:
-    return job_body(REPORT_WEBHOOK, [delivery_id], {}, now_ms=to_ms(now))

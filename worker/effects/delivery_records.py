@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -107,7 +108,7 @@ class ClaimedDelivery:
 
 @dataclass(frozen=True, slots=True)
 class HeldBack:
-    """No attempt now: `reason` is ordered, closed, probing, busy or rate."""
+    """No attempt now: `reason` is ordered, closed, probing, busy, rate or early."""
 
     wait_s: float
     reason: str
@@ -121,22 +122,20 @@ class EndedUnsent:
     reason: str
 
 
-def claimed(
-    delivery_id: str, attempt: int, now_ms: int, row: Mapping[bytes, bytes]
-) -> ClaimedDelivery:
-    headers = row.get(b"headers")
-    deadline = row.get(b"deadline")
+def claimed(delivery_id: str, go: Sequence[Any]) -> ClaimedDelivery:
+    """From what follows `go` in the reply of attempt_deliveries.lua."""
+    attempt, now_ms, url, event_type, body, headers, secret, deadline, free, own = go
     return ClaimedDelivery(
         id=delivery_id,
         attempt=attempt,
-        charged=attempt - int(row.get(b"free", 0)),
-        own_failures=int(row.get(b"own", 0)),
-        url=row[b"url"].decode(),
-        event_type=row[b"event_type"].decode(),
-        body=row[b"body"],
+        charged=attempt - int(free or 0),
+        own_failures=int(own or 0),
+        url=url.decode(),
+        event_type=event_type.decode(),
+        body=body,
         headers=codec.decode(headers) if headers else {},
-        secret=row.get(b"secret"),
-        left_s=float("inf") if deadline is None else (float(deadline) - now_ms) / 1000,
+        secret=secret,
+        left_s=math.inf if deadline is None else (float(deadline) - now_ms) / 1000,
     )
 
 

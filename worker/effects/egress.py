@@ -14,9 +14,10 @@ import errno
 import socket
 import ssl
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextvars import ContextVar
+from contextvars import ContextVar, Token
+from functools import lru_cache
 from ipaddress import ip_address
 from typing import Any
 
@@ -39,6 +40,8 @@ _MOST_LOOKUPS = 64
 # A lookup that failed is the receiver's fault only while other names resolve.
 _RESOLVER_IS_WELL_S = 30.0
 
+# URLs whose spelling has been judged and is remembered: few endpoints get most webhooks.
+_MOST_VETTED = 1024
 # Answers of 1xx before the real one: a 100 and some early hints are usual.
 _MOST_INFORMATIONAL = 20
 
@@ -171,57 +174,91 @@ class GuardedTransport(httpx.AsyncBaseTransport):
         self._max_connections = max_connections
         self._tls = tls or ssl.create_default_context()
         self._resolver = GuardedResolver(policy, lookup or SystemLookup())
-        self._proxy_host = httpx.URL(proxy).host if proxy else None
+        self._proxy = URL(proxy) if proxy else None
+        self._client: aiohttp.ClientSession | None = None
         self._inner = AiohttpTransport(
             client=self._session,
             proxy=httpx.Proxy(proxy) if proxy else None,
             # Unused, as the session brings its own; this spares reading the system's store.
             verify=self._tls,
         )
+        # What a URL's text says never changes; what its name resolves to is asked each time.
+        self._vetted = lru_cache(maxsize=_MOST_VETTED)(self._vet)
 
-    def _session(self) -> aiohttp.ClientSession:
-        # Through a proxy only the proxy is connected to, and the operator chose that.
-        through_proxy = self._proxy_host is not None
-        connector = aiohttp.TCPConnector(
-            resolver=None if through_proxy else self._resolver,
-            socket_factory=None if through_proxy else self._socket,
-            use_dns_cache=False,
-            limit=self._max_connections,
-            ssl=self._tls,
-        )
-        return aiohttp.ClientSession(
-            connector=connector,
-            cookie_jar=aiohttp.DummyCookieJar(),
-            response_class=BoundedResponse,
-            trust_env=False,
-        )
+    async def post(
+        self, url: str, headers: Mapping[str, str], body: bytes
+    ) -> aiohttp.ClientResponse:
+        """
+        POST once, without the cost of httpx's requests; the caller closes the answer.
 
-    def _socket(self, info: Any) -> socket.socket:
-        family, kind, proto, _, address = info
-        judge(self._policy, _host.get(), str(address[0]))
-        return socket.socket(family=family, type=kind, proto=proto)
+        Raises:
+            TargetForbidden, httpx.InvalidURL, aiohttp.ClientError, OSError.
+        """
+        target = self._vetted(url)
+        token = await self._enter(target)
+        try:
+            return await self._session().post(
+                target, data=body, headers=headers, allow_redirects=False, proxy=self._proxy
+            )
+        finally:
+            _host.reset(token)
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
-        # Read as the transport below will read it: the two libraries differ on some spellings.
-        target = URL(str(request.url))
-        host, port = target.raw_host or "", target.port or 0
-        reason = self._policy.port_refusal(port)
-        if reason is not None:
-            raise TargetForbidden(host, reason)
-        if is_address(host):
-            # aiohttp does not ask its resolver about addresses.
-            judge(self._policy, host, host)
-        elif self._proxy_host is not None:
-            await self._resolver.resolve(host, port)
-        token = _host.set(host)
+        token = await self._enter(self._vet(request.url))
         try:
             return await self._inner.handle_async_request(request)
         finally:
             _host.reset(token)
 
     async def aclose(self) -> None:
-        await self._inner.aclose()
+        if self._client is not None:
+            await self._client.close()
         await self._resolver.close()
+
+    def _session(self) -> aiohttp.ClientSession:
+        if self._client is None:
+            # Through a proxy only the proxy is connected to, and the operator chose that.
+            through_proxy = self._proxy is not None
+            connector = aiohttp.TCPConnector(
+                resolver=None if through_proxy else self._resolver,
+                socket_factory=None if through_proxy else self._socket,
+                use_dns_cache=False,
+                limit=self._max_connections,
+                ssl=self._tls,
+            )
+            self._client = aiohttp.ClientSession(
+                connector=connector,
+                cookie_jar=aiohttp.DummyCookieJar(),
+                response_class=BoundedResponse,
+                auto_decompress=False,
+                timeout=aiohttp.ClientTimeout(total=None, sock_connect=None),
+                trust_env=False,
+            )
+        return self._client
+
+    def _socket(self, info: Any) -> socket.socket:
+        family, kind, proto, _, address = info
+        judge(self._policy, _host.get(), str(address[0]))
+        return socket.socket(family=family, type=kind, proto=proto)
+
+    def _vet(self, url: httpx.URL | str) -> URL:
+        """The URL as aiohttp reads it, which on some spellings is not as httpx does."""
+        target = URL(str(httpx.URL(url)))
+        host = target.raw_host or ""
+        reason = self._policy.port_refusal(target.port or 0)
+        if reason is not None:
+            raise TargetForbidden(host, reason)
+        if is_address(host):
+            # aiohttp does not ask its resolver about addresses.
+            judge(self._policy, host, host)
+        return target
+
+    async def _enter(self, target: URL) -> Token[str]:
+        host = target.raw_host or ""
+        if self._proxy is not None and not is_address(host):
+            # The proxy resolves it again; it is told nothing of names that are not allowed.
+            await self._resolver.resolve(host, target.port or 0)
+        return _host.set(host)
 
 
 def is_address(host: str) -> bool:

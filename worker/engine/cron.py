@@ -92,21 +92,32 @@ class CronRunner:
         if job.run_at_startup:
             await self._fire(job, now - now % _STARTUP_MS, name=f"startup:{job.name}")
         await self._client.hsetnx(self._keys.cron, job.name, now)
-        last = int(await self._client.hget(self._keys.cron, job.name) or now)
+        seen = await self._client.hget(self._keys.cron, job.name)
+        last = int(seen or now)
         missed = self.after(job, last)
         # Further behind than now, or the clock was set back.
         if missed <= now and job.unique:
             if self._missed == "once":
                 log.info("cron.catching_up", task=job.name, tick_ms=missed)
-                await self._fire(job, missed)
-            await self._client.hset(self._keys.cron, job.name, now)
+                await self._fire(job, missed, seen=seen, last=now)
+            else:
+                await self._client.hset(self._keys.cron, job.name, now)
         self._next[job.name] = self.after(job, now)
 
-    async def _fire(self, job: CronJob, tick: int, *, name: str | None = None) -> None:
+    async def _fire(
+        self,
+        job: CronJob,
+        tick: int,
+        *,
+        name: str | None = None,
+        seen: bytes = b"",
+        last: int | None = None,
+    ) -> None:
         unique_id = f"{name or job.name}:{tick}" if job.unique else uuid.uuid4().hex
         job_id = job.job_id or unique_id
         body: dict[str, Any] = {"t": None, "f": job.name, "a": [], "k": {}, "et": self._now_ms()}
         args = [name or job.name, tick, job_id, self._encode(body), int(job.unique)]
+        args += [seen, tick if last is None else last]
         if await _CRON.run(self._client, [self._keys.cron, *self._job_keys(job_id)], args):
             log.info("cron.enqueued", task=job.name, job_id=job_id)
 

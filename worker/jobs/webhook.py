@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from datetime import datetime
 
 import structlog
@@ -10,7 +11,7 @@ from arq.worker import Retry
 
 from worker.deps import Deps, JobContext
 from worker.effects import ed25519
-from worker.effects.deliveries import Attempt, ClaimedDelivery, EndedUnsent, HeldBack
+from worker.effects.attempts import Attempt, ClaimedDelivery, EndedUnsent, HeldBack
 from worker.effects.http import Reply, post_webhook
 from worker.errors import InvalidArgument, NotFound
 from worker.policy.delivery import DeliveryState, Outcome, Verdict, decide, parse_retry_after
@@ -18,6 +19,7 @@ from worker.policy.lanes import digest
 from worker.policy.signing import sign_headers
 
 log = structlog.get_logger("worker.webhook")
+_levels = logging.getLogger("worker.webhook")
 
 _EVENTS = {
     DeliveryState.DELIVERED: "webhook.delivered",
@@ -42,7 +44,7 @@ async def deliver_webhook(ctx: JobContext, delivery_id: str) -> str:
     """
     deps = Deps.of(ctx)
     now = deps.now()
-    delivery = await deps.queue.deliveries.claim(
+    delivery = await deps.queue.attempts.begin(
         delivery_id,
         now,
         deps.webhooks.limits,
@@ -51,12 +53,9 @@ async def deliver_webhook(ctx: JobContext, delivery_id: str) -> str:
     if delivery is None:
         return "skipped"
     if isinstance(delivery, HeldBack):
-        log.debug(
-            "webhook.held_back",
-            delivery_id=delivery_id,
-            reason=delivery.reason,
-            wait_s=delivery.wait_s,
-        )
+        if _levels.isEnabledFor(logging.DEBUG):
+            reason, wait_s = delivery.reason, delivery.wait_s
+            log.debug("webhook.held_back", delivery_id=delivery_id, reason=reason, wait_s=wait_s)
         raise Retry(defer=delivery.wait_s)
     if isinstance(delivery, EndedUnsent):
         log.info(_EVENTS[delivery.state], delivery_id=delivery_id, reason=delivery.reason)
@@ -147,9 +146,24 @@ async def _record(
     deps: Deps, delivery: ClaimedDelivery, now: datetime, reply: Reply, verdict: Verdict
 ) -> None:
     attempt = Attempt(now, reply.status, reply.error, reply.ms, reply.body)
-    events = await deps.queue.deliveries.record(
-        delivery.id, delivery.attempt, attempt, verdict, deps.webhooks.limits, draw=deps.rng()
+    events = await deps.queue.attempts.record(
+        delivery.id,
+        delivery.attempt,
+        attempt,
+        verdict,
+        deps.webhooks.limits,
+        draw=deps.rng(),
+        max_attempts=deps.webhooks.schedule.max_attempts,
     )
+    _tell(delivery, reply, verdict)
+    for event in events:
+        log.warning(_OPERATIONAL[event], delivery_id=delivery.id)
+
+
+def _tell(delivery: ClaimedDelivery, reply: Reply, verdict: Verdict) -> None:
+    if not _levels.isEnabledFor(logging.INFO):
+        # Making a line that is dropped would take a tenth of an attempt's time.
+        return
     log.info(
         _EVENTS[verdict.state],
         delivery_id=delivery.id,
@@ -160,5 +174,3 @@ async def _record(
         ms=reply.ms,
         wait_s=round(verdict.wait_s, 3) if verdict.wait_s else None,
     )
-    for event in events:
-        log.warning(_OPERATIONAL[event], delivery_id=delivery.id)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import base64
 import binascii
-import hashlib
 import hmac
 from collections.abc import Callable, Sequence
 from functools import lru_cache
@@ -81,7 +80,7 @@ def sign_headers(
 
 def _signature(signed: bytes, secret: str, sign_ed25519: Ed25519Sign | None) -> str:
     if not secret.startswith(PRIVATE_KEY_PREFIX):
-        digest = hmac.new(_cached_secret(secret), signed, hashlib.sha256).digest()
+        digest = hmac.digest(_cached_secret(secret), signed, "sha256")
         return "v1," + base64.b64encode(digest).decode()
     if sign_ed25519 is None:
         raise ValueError("a whsk_ key was given without the means to sign with it")

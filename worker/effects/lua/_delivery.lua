@@ -1,11 +1,12 @@
 -- Shared steps of the delivery scripts. Needs put_job before it.
 -- Every key is derived from the prefix p: webhook:<id> webhook-attempts:<id> webhook-lane:<lane>
 -- webhook-slots:<lane> webhook-parked:<lane> webhook-endpoint:<endpoint> webhook-disabled
--- webhook-order:<order> webhook-ended:<state> webhook-events; of jobs: the four queues, queue:wake,
--- job:<id> in-progress:<id> result:<id>
+-- webhook-order:<order> webhook-ended:<state> webhook-events webhook-open; of jobs: the four queues,
+-- queue:wake, job:<id> in-progress:<id> result:<id>
 local QUEUES = {'queue:critical', 'queue:high', 'queue', 'queue:low'}
 local LANE_TTL_MS, ENDPOINT_TTL_MS = 86400000, 7776000000
 local MOST_EVENTS = 1000
+local ENDED = {delivered = true, dead = true, disabled = true}
 
 -- The times that a delivery held back looks by itself, in case nobody wakes it: later
 -- ones more seldom, so that a long line costs little.
@@ -13,14 +14,14 @@ local function look_ms(rank)
   return math.min(60000, 1000 + 20 * rank)
 end
 
--- Make a waiting delivery's job due. returns moved | running | gone
+-- Make a waiting delivery's job due, unless its `after` is yet to come. returns moved | running | gone
 local function wake(p, id, due)
   local row = redis.call('HMGET', p .. 'webhook:' .. id, 'job', 'after')
   local job = row[1]
   if not job then
     return 'gone'
   end
-  -- A delay that the caller asked for stands.
+  -- A delay that the caller or the policy asked for stands.
   due = math.max(tonumber(due), tonumber(row[2]) or 0)
   if redis.call('EXISTS', p .. 'in-progress:' .. job) == 1 then
     return 'running'
@@ -83,39 +84,4 @@ end
 local function closed_until(p, lane)
   local row = redis.call('HMGET', p .. 'webhook-lane:' .. lane, 'pause', 'open_until', 'opens')
   return math.max(tonumber(row[1]) or 0, tonumber(row[2]) or 0), tonumber(row[3]) or 0
-end
-
-local function leave_order(p, order, id)
-  if not order then
-    return
-  end
-  local key = p .. 'webhook-order:' .. order
-  redis.call('ZREM', key, id)
-  local head = redis.call('ZRANGE', key, 0, 0)[1]
-  if head then
-    wake(p, head, redis.call('TIME')[1] * 1000)
-  end
-end
-
--- End a delivery. d: {order, lane, on_end, replays}; report: body of the job that tells of it.
-local function finish(p, id, state, status, err, now, retention, d, report)
-  local key = p .. 'webhook:' .. id
-  redis.call('HSET', key, 'state', state, 'status', status, 'error', err, 'ended', now)
-  redis.call('HDEL', key, 'next', 'parked', 'reserved')
-  if state == 'delivered' then
-    -- Of no more use; the others keep theirs, sealed, for a replay.
-    redis.call('HDEL', key, 'secret')
-  end
-  redis.call('PEXPIRE', key, retention)
-  redis.call('PEXPIRE', p .. 'webhook-attempts:' .. id, retention)
-  local index = p .. 'webhook-ended:' .. state
-  redis.call('ZADD', index, now, id)
-  redis.call('ZREMRANGEBYSCORE', index, '-inf', now - retention)
-  redis.call('PEXPIRE', index, retention)
-  redis.call('ZREM', p .. 'webhook-parked:' .. d.lane, id)
-  leave_order(p, d.order, id)
-  if d.on_end then
-    local job = 'webhook-end:' .. (d.replays or 0) .. ':' .. id
-    put_job(p .. 'queue', p .. 'job:' .. job, p .. 'result:' .. job, p .. 'queue:wake', job, report, now)
-  end
 end

@@ -35,5 +35,6 @@ elseif due == now then
   end
 end
 redis.call('HSET', KEYS[1], 'next', due)
+redis.call('ZADD', p .. 'webhook-open', now, id)
 put_job(KEYS[2], KEYS[3], KEYS[4], KEYS[5], ARGV[3], ARGV[4], due)
 return 1

@@ -17,7 +17,7 @@ end
 if f[2] == ARGV[3] then
   return 'replayed'
 end
-if state ~= 'delivered' and state ~= 'dead' and state ~= 'disabled' then
+if not ENDED[state] then
   return 'open'
 end
 if redis.call('HEXISTS', p .. 'webhook-endpoint:' .. f[3], 'disabled') == 1 then
@@ -39,5 +39,6 @@ redis.call('HDEL', KEYS[1], 'ended', 'own', 'order')
 redis.call('PERSIST', KEYS[1])
 redis.call('PERSIST', KEYS[2])
 redis.call('ZREM', p .. 'webhook-ended:' .. state, id)
+redis.call('ZADD', p .. 'webhook-open', now, id)
 put_job(KEYS[3], KEYS[4], KEYS[5], KEYS[6], ARGV[4], ARGV[5], due)
 return 'replayed'

@@ -2,13 +2,15 @@
 -- KEYS[1] last ticks  KEYS[2] queue  KEYS[3] job body  KEYS[4] result  KEYS[5] wake token
 -- ARGV[1] cron's name  ARGV[2] tick, Unix ms  ARGV[3] job id  ARGV[4] body
 -- ARGV[5] 1: once for all workers | 0: once a worker, whatever the others did
+-- ARGV[6] '' | catching up: the last tick that was seen, so that of several workers one does
+-- ARGV[7] what is now the last tick
 -- returns 1 enqueued | 0 this tick, or a later one, was there already; or its job still waits
 --@include put_job
 if ARGV[5] == '1' then
-  local last = tonumber(redis.call('HGET', KEYS[1], ARGV[1]))
-  if last and last >= tonumber(ARGV[2]) then
+  local last = redis.call('HGET', KEYS[1], ARGV[1])
+  if last and (tonumber(last) >= tonumber(ARGV[2]) or (ARGV[6] ~= '' and last ~= ARGV[6])) then
     return 0
   end
-  redis.call('HSET', KEYS[1], ARGV[1], ARGV[2])
+  redis.call('HSET', KEYS[1], ARGV[1], ARGV[7])
 end
 return put_job(KEYS[2], KEYS[3], KEYS[4], KEYS[5], ARGV[3], ARGV[4], server_ms())

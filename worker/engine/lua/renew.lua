@@ -4,6 +4,7 @@
 --   and, derived from the prefix: in-progress:<id>
 -- ARGV[1] prefix  ARGV[2] lease_ms  ARGV[3..] id, claim, id, claim, ...  (<= 2000 pairs)
 -- returns the ids whose lease is lost: another worker claimed them, or they are gone
+--@include lease
 local t = redis.call('TIME')
 local now = t[1] * 1000 + math.floor(t[2] / 1000)
 local lease, lost = tonumber(ARGV[2]), {}
@@ -11,10 +12,11 @@ for i = 3, #ARGV, 2 do
   local id, claim = ARGV[i], ARGV[i + 1]
   local key = ARGV[1] .. 'in-progress:' .. id
   if redis.call('GET', key) == claim then
-    local number = tonumber(string.match(claim, '|(%d)|'))
+    local number, losses = string.match(claim, '|(%d)|[^|]*|(%d+)$')
+    local holds = lease_of(lease, tonumber(losses))
     redis.call('PEXPIRE', key, lease + 86400000)
-    redis.call('ZADD', KEYS[5], now + lease, id)
-    redis.call('ZADD', KEYS[number], 'XX', now + 2 * lease, id)
+    redis.call('ZADD', KEYS[5], now + holds, id)
+    redis.call('ZADD', KEYS[tonumber(number)], 'XX', now + holds + lease, id)
   else
     lost[#lost + 1] = id
   end

@@ -1,0 +1,180 @@
+"""
+A conversation's window as the read-through sees it: its page, its lease, its fill.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from pydantic import BaseModel
+
+from cache import scripts
+from cache.entries import Changed, Held, Lease, Reading, value_key
+from cache.envelope import Unreadable
+from cache.records import Records
+from cache.slots import Parts
+
+Message = dict[str, Any]
+Pairs = list[Any]  # sequence_id, record, sequence_id, record, ...
+# Sorted sets keep scores as doubles, exact up to here.
+_MAX_SEQUENCE_ID = 2**53
+
+
+class Windows:
+    """What every window of a cache needs."""
+
+    def __init__(self, parts: Parts, records: Records) -> None:
+        self.parts = parts
+        self.records = records
+        self.list_script = scripts.load("cache", "messages_list")
+        self.fill_script = scripts.load("cache", "messages_fill")
+
+    def slot(
+        self, agent_id: str, conversation: str, limit: int, before: int | None = None
+    ) -> WindowSlot:
+        self.parts.keys.check(agent_id)
+        keys = self.parts.keys
+        return WindowSlot(
+            self, agent_id, conversation, limit,
+            keys.windows(agent_id), keys.window(agent_id, conversation), before,
+        )  # fmt: skip
+
+    def pairs(self, oldest_first: Iterable[Message], window: str) -> Pairs | None:
+        """sequence_id, record, ... for the scripts; None when one is over the size limit."""
+        pairs: Pairs = []
+        for message in oldest_first:
+            record = self.records.seal(message, window.encode())
+            if len(record) > self.parts.options.max_value_bytes:
+                self.parts.counters.too_large += 1
+                return None
+            pairs += (message["sequence_id"], record)
+        return pairs
+
+
+@dataclass(slots=True)
+class WindowSlot:
+    """One conversation's window, as the read-through sees it."""
+
+    home: Windows
+    agent_id: str
+    conversation: str
+    limit: int
+    key: str
+    window: str
+    before: int | None = None
+
+    @property
+    def name(self) -> str:
+        return f"{self.entry}\0{self.limit}"
+
+    @property
+    def field(self) -> str:
+        return f"state:{self.conversation}"
+
+    @property
+    def entry(self) -> str:
+        return f"{self.key}\0{self.conversation}"
+
+    def note(self, event: str, value: Any = None) -> None:  # noqa: ARG002
+        counters = self.home.parts.counters
+        counters.window_hits += event == "hit"
+        counters.window_misses += event == "miss"
+
+    def learn(self, value: Any) -> None:
+        """Messages have no classes."""
+
+    async def read(self) -> Reading:
+        """One script call: the page and the state it must agree with, at one moment."""
+        parts = self.home.parts
+        link = parts.entries.link
+        before = "" if self.before is None else self.before
+        eras = parts.entries.eras
+        keys = (self.key, value_key(self.key, self.field), self.window)
+        args = (await eras.mark_known(self.key), before, self.limit)
+        state, members, era = await self._listed(keys, args)
+        if members is None or state[:8] != eras.mark(era, self.key) or not link.trusted:
+            return Reading(seen=state[8:16], era=era)
+        try:
+            messages = self.home.records.open_all(members, self.window.encode())
+        except Unreadable:
+            parts.counters.unreadable += 1
+            return Reading(seen=state[8:16], era=era)
+        complete = state.endswith(b":1")
+        return Reading(True, True, messages, seen=state[8:16], complete=complete, era=era)
+
+    async def _listed(
+        self, keys: Sequence[str], args: Sequence[Any]
+    ) -> tuple[bytes, list[bytes] | None, bytes | None]:
+        """State, members if the window answers, and the era: of one moment or a later one."""
+        entries = self.home.parts.entries
+        script, era_key = self.home.list_script, entries.eras.key
+        if entries.one_slot:
+            reply = await entries.link.run(script, (*keys, era_key), args)
+            era = reply[2]
+        else:
+            reply, era = await asyncio.gather(
+                entries.link.run(script, keys, args), entries.eras.read()
+            )
+        return reply[0] or b"", reply[1], era
+
+    async def lease(self, seen: Reading) -> Lease | Held | Changed:
+        entries = self.home.parts.entries
+        return await entries.lease(self.key, self.field, seen.seen, b"", era=seen.era)
+
+    async def renew(self, lease: Lease) -> bool:
+        return await self.home.parts.entries.renew(lease)
+
+    async def release(self, lease: Lease) -> bool:
+        return await self.home.parts.entries.release(lease)
+
+    async def store(self, lease: Lease, value: Any, load_s: float) -> int:  # noqa: ARG002
+        parts, home = self.home.parts, self.home
+        options = parts.options
+        oldest_first = value[: options.message_window][::-1]
+        # Fewer than asked for: the loader has reached the conversation's beginning.
+        complete = len(value) < self.limit and len(value) <= options.message_window
+        tail = str(oldest_first[-1]["sequence_id"]) if oldest_first else ""
+        pairs = home.pairs(oldest_first, self.window)
+        if pairs is None:
+            return -1
+        state = b"".join((
+            lease.mark, lease.token,
+            lease.floor, f":{tail}:{len(oldest_first)}:{int(complete)}".encode(),
+        ))  # fmt: skip
+        ttl_ms = int(options.message_ttl_s * 1000)
+        head = (lease.token, lease.floor, state, ttl_ms)
+        keys = (*lease.keys, self.window)
+        entries = parts.entries
+        fill = entries.link.run(home.fill_script, keys, (*head, *pairs))
+        stored = await entries.confirm(lease, fill)
+        if stored == 2:
+            parts.backplane.wake(self.entry)
+        return stored
+
+
+def require_page(limit: int) -> None:
+    if limit < 1:
+        raise ValueError("a page holds at least one message")
+
+
+def newest_first(messages: Iterable[Any]) -> Sequence[Message]:
+    rows = [m.model_dump(mode="json") if isinstance(m, BaseModel) else dict(m) for m in messages]
+    for row in rows:
+        number = row.get("sequence_id")
+        if not isinstance(number, int) or not 0 <= number < _MAX_SEQUENCE_ID:
+            raise ValueError("a message needs a sequence_id, an integer from 0 to 2**53 - 1")
+    rows.sort(key=lambda row: -row["sequence_id"])
+    return rows
+
+
+def page_before(
+    window: Sequence[Message], message_id: str, limit: int, *, complete: bool
+) -> Sequence[Message] | None:
+    for index, message in enumerate(window):
+        if message.get("id") == message_id:
+            page = window[index + 1 : index + 1 + limit]
+            return page if complete or len(page) == limit else None
+    return None

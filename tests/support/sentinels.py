@@ -1,0 +1,87 @@
+"""A master, its replica and the Sentinels that watch them: real processes, ready for a failover."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from cache.pool import OUTAGE, PoolOptions, open_pool
+from tests.support.servers import valkey
+from tests.support.wait import eventually
+
+SERVICE = "mine"
+_SENTINELS = 3
+_QUORUM = 2
+
+
+@dataclass(slots=True)
+class Watched:
+    """One replicated server; the clients go to the processes themselves, past the Sentinels."""
+
+    master: Any
+    replica: Any
+    sentinels: list[Any]
+    url: str
+
+    async def replicated(self) -> None:
+        """Everything that was written so far is on the replica; AssertionError otherwise."""
+        # WAIT asks for the writes of its own connection: this one comes after them all.
+        await self.master.set("replicated-up-to-here", "1")
+        assert await self.master.execute_command("WAIT", 1, 10_000) >= 1
+
+    async def promoted(self) -> bool:
+        with suppress(*OUTAGE):
+            return bool((await self.replica.info("replication"))["role"] == "master")
+        # Sentinels end the connections of a server whose part changes.
+        return False
+
+
+@asynccontextmanager
+async def watched_servers(home: Path) -> AsyncIterator[Watched]:
+    """Yields once the replica is in step and every Sentinel knows it and the others."""
+    async with AsyncExitStack() as stack:
+        quick = ("--appendonly", "yes", "--repl-diskless-sync-delay", "0")
+        # A master that was replaced and does not know it yet must not take a write that is lost.
+        alone = ("--min-replicas-to-write", "1")
+        master = stack.enter_context(valkey(home / "master", *quick, *alone))
+        of_master = ("--replicaof", f"127.0.0.1 {master}")
+        replica = stack.enter_context(valkey(home / "replica", *quick, *of_master))
+        ports = []
+        for number in range(_SENTINELS):
+            directory = home / f"sentinel{number}"
+            directory.mkdir()
+            conf = directory / "sentinel.conf"
+            conf.write_text(
+                f"sentinel monitor {SERVICE} 127.0.0.1 {master} {_QUORUM}\n"
+                f"sentinel down-after-milliseconds {SERVICE} 1000\n"
+                f"sentinel failover-timeout {SERVICE} 10000\n"
+                "bind 127.0.0.1\n"
+            )
+            ports.append(stack.enter_context(valkey(directory, str(conf), "--sentinel")))
+        clients = [
+            await stack.enter_async_context(
+                open_pool(f"redis://127.0.0.1:{port}/0", PoolOptions(), name="t")
+            )
+            for port in (master, replica, *ports)
+        ]
+        nodes = ",".join(f"127.0.0.1:{port}" for port in ports)
+        url = f"redis+sentinel://{nodes}/{SERVICE}/0"
+        found = Watched(clients[0], clients[1], clients[2:], url)
+        await eventually(lambda: _is_ready(found), deadline_s=60)
+        yield found
+
+
+async def _is_ready(found: Watched) -> bool:
+    link = await found.replica.info("replication")
+    if link.get("master_link_status") != "up":
+        return False
+    for sentinel in found.sentinels:
+        replicas = await sentinel.sentinel_slaves(SERVICE)
+        if len(await sentinel.sentinel_sentinels(SERVICE)) != _SENTINELS - 1 or len(replicas) != 1:
+            return False
+        if replicas[0]["flags"] != "slave" or replicas[0]["master-link-status"] != "ok":
+            return False
+    return True

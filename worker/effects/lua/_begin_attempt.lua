@@ -1,0 +1,144 @@
+-- Shared step: begin one attempt of a delivery and count it, if its lane has room for it.
+-- Needs put_job, delivery, finish_delivery and shared_states before it.
+-- A begin: {id, the new attempt's record, token of the run that asks}
+
+-- At the head of its order, or behind one that is open.
+local function is_first(order, id)
+  local line = p .. 'webhook-order:' .. order
+  local head = redis.call('ZRANGE', line, 0, 0)[1]
+  while head and head ~= id do
+    local state = redis.call('HGET', p .. 'webhook:' .. head, 'state')
+    if state and not ENDED[state] then
+      return false, redis.call('ZRANK', line, id) or 0
+    end
+    redis.call('ZREM', line, head)
+    head = redis.call('ZRANGE', line, 0, 0)[1]
+  end
+  return true
+end
+
+-- Why a lane takes no more now, and ms to wait for it; nil when it does.
+local function refusal(lane, id, state, reserved)
+  if lane.closed > now then
+    return 'closed', lane.closed - now
+  end
+  if lane.opens > 0 and lane.probe and lane.probe ~= id and lane.probe_until > now then
+    return 'probing', 0
+  end
+  local room = math.min(terms.concurrency, math.max(1, math.floor(lane.share or math.huge)))
+  -- A run after a crash has its place still.
+  if lane.used >= room and not (state == 'sending' and redis.call('ZSCORE', lane.slots, id)) then
+    return 'busy', 0
+  end
+  if terms.rate > 0 and not (reserved and reserved <= now and now - reserved < 10000) then
+    local at = math.max(now, lane.next_at)
+    lane.next_at = at + 1000 / terms.rate
+    redis.call('HSET', lane.key, 'next_at', lane.next_at)
+    redis.call('PEXPIRE', lane.key, LANE_TTL_MS)
+    if at > now then
+      return 'rate', at - now
+    end
+  end
+end
+
+local function take_place(lane, id)
+  if lane.opens > 0 then
+    lane.probe, lane.probe_until = id, now + terms.slot
+    redis.call('HSET', lane.key, 'probe', id, 'probe_until', lane.probe_until)
+  end
+  lane.used = lane.used + redis.call('ZADD', lane.slots, now + terms.slot, id)
+  if not lane.kept then
+    -- Never sooner than another worker's places end, whatever its limits are.
+    lane.kept = true
+    redis.call('PEXPIRE', lane.slots, terms.slot, 'NX')
+    redis.call('PEXPIRE', lane.slots, terms.slot, 'GT')
+  end
+end
+
+-- returns {'skip'} no such delivery, or it has ended
+--       | {'end', state, reason} it ends without this attempt
+--       | {'wait', ms, reason} held back; nothing was counted
+--       | {'go', attempt >= 1, now, url, event type, body, headers, secret, deadline, free, own}
+local function begin(b)
+  local id, run = b[1], b[3]
+  local key = p .. 'webhook:' .. id
+  local f = redis.call('HMGET', key, 'state', 'lane', 'endpoint', 'order', 'deadline', 'reserved', 'parked', 'on_end',
+    'replays', 'attempts', 'free', 'after', 'run')
+  local state, name, attempt = f[1], f[2], tonumber(f[10])
+  if not state or ENDED[state] then
+    return {'skip'}
+  end
+  local function go()
+    return {'go', attempt, now,
+      unpack(redis.call('HMGET', key, 'url', 'event_type', 'body', 'headers', 'secret', 'deadline', 'free', 'own'))}
+  end
+  if state == 'sending' and f[13] == run then
+    -- This very call, sent again after its reply was lost.
+    return go()
+  end
+  local deadline, lane = tonumber(f[5]), lane_of(name)
+
+  local function give_place_back()
+    if state == 'sending' then
+      lane.used = lane.used - redis.call('ZREM', lane.slots, id)
+    end
+  end
+  local function over(how, reason)
+    give_place_back()
+    local d = {lane = name, order = f[4], on_end = f[8], replays = f[9], parked = f[7]}
+    finish(p, id, how, '', reason, now, terms.retention, d, terms.report)
+    return {'end', how, reason}
+  end
+  local function hold(wait, reason)
+    wait = math.ceil(math.max(1, math.min(wait, deadline and deadline - now or math.huge)))
+    give_place_back()
+    if state == 'sending' then
+      redis.call('HSET', key, 'state', 'waiting', 'next', now + wait)
+    else
+      redis.call('HSET', key, 'next', now + wait)
+    end
+    return {'wait', wait, reason}
+  end
+
+  if deadline and now >= deadline then
+    return over('dead', 'deadline')
+  end
+  if attempt - (tonumber(f[11]) or 0) >= terms.max_attempts then
+    return over('dead', 'attempts_used_up')
+  end
+  if endpoint_of(f[3]).disabled then
+    return over('disabled', 'endpoint_disabled')
+  end
+  if f[12] and tonumber(f[12]) > now then
+    -- Its last run died between the record and its own end.
+    return hold(f[12] - now, 'early')
+  end
+  if f[4] then
+    local first, rank = is_first(f[4], id)
+    if not first then
+      return hold(look_ms(25 * rank), 'ordered')
+    end
+  end
+  local reason, wait = refusal(lane, id, state, tonumber(f[6]))
+  if reason == 'rate' then
+    redis.call('HSET', key, 'reserved', math.floor(now + wait))
+    return hold(wait, reason)
+  elseif reason then
+    local since = f[7] or now
+    redis.call('HSET', key, 'parked', since)
+    return hold(park(p, name, id, since, wait), reason)
+  end
+
+  take_place(lane, id)
+  if f[7] then
+    redis.call('ZREM', p .. 'webhook-parked:' .. name, id)
+  end
+  attempt = attempt + 1
+  redis.call('HDEL', key, 'next', 'parked', 'reserved', 'after')
+  redis.call('HSET', key, 'state', 'sending', 'attempts', attempt, 'run', run)
+  redis.call('RPUSH', p .. 'webhook-attempts:' .. id, b[2])
+  if attempt > terms.most_records then
+    redis.call('LTRIM', p .. 'webhook-attempts:' .. id, -terms.most_records, -1)
+  end
+  return go()
+end

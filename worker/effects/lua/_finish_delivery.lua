@@ -1,0 +1,50 @@
+-- Shared step: end deliveries. Needs put_job and delivery before it.
+-- report: {head, tail} of the body of the job that reports an end; its id belongs between them
+
+local function leave_order(p, order, id, now)
+  local key = p .. 'webhook-order:' .. order
+  redis.call('ZREM', key, id)
+  local head = redis.call('ZRANGE', key, 0, 0)[1]
+  if head then
+    wake(p, head, now)
+  end
+end
+
+local trimmed = {}
+-- Forget what is past its retention: once a call, whatever ends in it.
+local function trim(index, now, retention)
+  if not trimmed[index] then
+    trimmed[index] = true
+    redis.call('ZREMRANGEBYSCORE', index, '-inf', now - retention)
+    redis.call('PEXPIRE', index, retention)
+  end
+end
+
+-- d: {order, lane, on_end, replays, parked}, each as in the delivery
+local function finish(p, id, state, status, err, now, retention, d, report)
+  local key = p .. 'webhook:' .. id
+  redis.call('HSET', key, 'state', state, 'status', status, 'error', err, 'ended', now)
+  if state == 'delivered' then
+    -- The secret is of no more use; the others keep theirs, sealed, for a replay.
+    redis.call('HDEL', key, 'next', 'parked', 'reserved', 'run', 'secret')
+  else
+    redis.call('HDEL', key, 'next', 'parked', 'reserved', 'run')
+  end
+  redis.call('PEXPIRE', key, retention)
+  redis.call('PEXPIRE', p .. 'webhook-attempts:' .. id, retention)
+  redis.call('ZREM', p .. 'webhook-open', id)
+  local index = p .. 'webhook-ended:' .. state
+  redis.call('ZADD', index, now, id)
+  trim(index, now, retention)
+  if d.parked then
+    redis.call('ZREM', p .. 'webhook-parked:' .. d.lane, id)
+  end
+  if d.order then
+    leave_order(p, d.order, id, now)
+  end
+  if d.on_end then
+    local job = 'webhook-end:' .. (d.replays or 0) .. ':' .. id
+    local body = report[1] .. cmsgpack.pack(id) .. report[2]
+    put_job(p .. 'queue', p .. 'job:' .. job, p .. 'result:' .. job, p .. 'queue:wake', job, body, now)
+  end
+end

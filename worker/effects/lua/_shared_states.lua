@@ -1,0 +1,44 @@
+-- Shared step: what many deliveries of one call have in common is read once.
+-- Needs p, now and terms before it. Whoever changes a lane's or an endpoint's hash forgets it here.
+local lanes, endpoints = {}, {}
+
+-- {key, slots, used: places taken, closed: until when, ...}; times are Unix ms
+local function lane_of(name)
+  local lane = lanes[name]
+  if not lane then
+    local key, slots = p .. 'webhook-lane:' .. name, p .. 'webhook-slots:' .. name
+    local f = redis.call('HMGET', key, 'pause', 'open_until', 'opens', 'failures', 'probe', 'probe_until', 'share',
+      'cut', 'slow', 'next_at')
+    redis.call('ZREMRANGEBYSCORE', slots, '-inf', now)
+    local pause, open_until = tonumber(f[1]) or 0, tonumber(f[2]) or 0
+    lane = {
+      key = key, slots = slots, used = redis.call('ZCARD', slots), closed = math.max(pause, open_until),
+      pause = pause, open_until = open_until, opens = tonumber(f[3]) or 0, failures = tonumber(f[4]) or 0,
+      probe = f[5], probe_until = tonumber(f[6]) or 0, share = tonumber(f[7]), cut = tonumber(f[8]) or 0,
+      slow = tonumber(f[9]) or 0, next_at = tonumber(f[10]) or 0,
+    }
+    lanes[name] = lane
+  end
+  return lane
+end
+
+local function forget_lane(name)
+  lanes[name] = nil
+end
+
+-- {key, disabled: true | false, since: when it began to fail | false, failures}
+local function endpoint_of(name)
+  local endpoint = endpoints[name]
+  if not endpoint then
+    local key = p .. 'webhook-endpoint:' .. name
+    local f = redis.call('HMGET', key, 'disabled', 'failing_since', 'failures')
+    endpoint = {key = key, disabled = f[1] and true or false, since = tonumber(f[2]) or false,
+      failures = tonumber(f[3]) or 0}
+    endpoints[name] = endpoint
+  end
+  return endpoint
+end
+
+local function forget_endpoint(name)
+  endpoints[name] = nil
+end

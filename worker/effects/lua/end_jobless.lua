@@ -1,0 +1,41 @@
+#!lua flags=allow-oom
+-- end_jobless.lua: end open deliveries whose job is gone: aborted, purged, or deleted by hand.
+-- Every key is derived from the prefix: those of _delivery.lua; dead:<job id>
+-- ARGV[1] prefix  ARGV[2] looked at last so many ms ago  ARGV[3] most to look at  ARGV[4] retention_ms
+-- ARGV[5], ARGV[6] the body of the job that reports a delivery's end, before and behind the delivery's id
+-- returns {how many were looked at, id of one that was ended, ...}
+-- A job that is a dead letter is not gone: upkeep makes it live again. Those that are well are looked
+-- at again in their turn, longest ago first.
+--@include put_job
+--@include delivery
+--@include finish_delivery
+local p, now = ARGV[1], server_ms()
+local open, report = p .. 'webhook-open', {ARGV[5], ARGV[6]}
+local ids = redis.call('ZRANGEBYSCORE', open, '-inf', now - ARGV[2], 'LIMIT', 0, ARGV[3])
+local told = {#ids}
+
+local function has_job(job)
+  if redis.call('EXISTS', p .. 'job:' .. job) == 1 then
+    return true
+  end
+  local body = redis.call('HGET', p .. 'dead:' .. job, 'body')
+  return body and body ~= ''
+end
+
+for _, id in ipairs(ids) do
+  local f = redis.call('HMGET', p .. 'webhook:' .. id, 'state', 'job', 'lane', 'order', 'on_end', 'replays', 'parked')
+  if not f[1] or ENDED[f[1]] then
+    redis.call('ZREM', open, id)
+  elseif has_job(f[2]) then
+    redis.call('ZADD', open, 'XX', now, id)
+  else
+    local d = {lane = f[3], order = f[4], on_end = f[5], replays = f[6], parked = f[7]}
+    local freed = redis.call('ZREM', p .. 'webhook-slots:' .. d.lane, id)
+    finish(p, id, 'dead', '', 'job_removed', now, ARGV[4], d, report)
+    if freed == 1 then
+      promote(p, d.lane, 2)
+    end
+    told[#told + 1] = id
+  end
+end
+return told
