@@ -34,7 +34,7 @@ class Heart:
         worker_id: str,
         health_key: str,
         report: Callable[[], dict[str, Any]],
-        kick: Callable[[], None],
+        hint: Callable[[], None],
     ) -> None:
         self._client = client
         self._worker_id = worker_id
@@ -48,7 +48,7 @@ class Heart:
         self._interval_s = options.beat_s
         self._report = report
         self._started = time.time()
-        self._listener = Listener(client, keys, kick)
+        self._listener = Listener(client, keys, hint)
         self._listening: asyncio.Task[None] | None = None
 
     async def run(self, also: Callable[[], Any]) -> None:

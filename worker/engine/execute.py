@@ -19,6 +19,7 @@ from arq.utils import ms_to_datetime
 from arq.worker import Function, JobExecutionFailed, Retry, RetryJob
 
 from worker.engine import chain
+from worker.engine.deadlines import Deadlines
 from worker.engine.options import EngineOptions
 from worker.engine.records import Claim, End, blob
 from worker.errors import JobError
@@ -94,11 +95,14 @@ class Executor:
         self._collect = collect
         self._note = note
         self._loop = asyncio.get_running_loop()
+        self._deadlines = Deadlines(lambda claim: interrupt(claim, "timeout"))
         self._log = structlog.get_logger("worker.engine").bind()
+
+    def close(self) -> None:
+        self._deadlines.close()
 
     async def run(self, claim: Claim) -> None:
         """Run one claim to its end; hands exactly one end to `collect`."""
-        claim.started = True
         body = self._prepare(claim)
         if not isinstance(body, Body):
             self._collect(claim, *body)
@@ -120,12 +124,11 @@ class Executor:
             job_id=claim.job_id,
             task=body.name,
             queue=claim.priority.value,
-            worker_id=settings.worker_id,
             **{"try": body.tries},
         )
         start_ms, begun = self._now_ms(), self._loop.time()
         try:
-            value = await self._call(claim, body, ctx)
+            value = await self._call(claim, body, ctx, begun)
         except (Exception, asyncio.CancelledError) as exc:  # noqa: BLE001  (a job may raise anything)
             end, outcome = self._failed(claim, body, exc, start_ms)
         else:
@@ -197,15 +200,13 @@ class Executor:
 
     # -- the run ---------------------------------------------------------------
 
-    async def _call(self, claim: Claim, body: Body, ctx: dict[Any, Any]) -> Any:
+    async def _call(self, claim: Claim, body: Body, ctx: dict[Any, Any], begun: float) -> Any:
         function = body.function
         timeout_s = function.timeout_s
         if timeout_s is None:
             timeout_s = self.settings.job_timeout_s
         if timeout_s is not None:
-            now = self._loop.time()
-            claim.deadline = now + timeout_s
-            claim.timer = self._loop.call_later(timeout_s, interrupt, claim, "timeout")
+            self._deadlines.watch(claim, timeout_s, begun)
         try:
             if self.settings.on_job_start is not None:
                 await self.settings.on_job_start(ctx)
@@ -215,8 +216,8 @@ class Executor:
                 raise TimeoutError(f"no end within {timeout_s:g} s") from None
             raise
         finally:
-            if claim.timer is not None:
-                claim.timer.cancel()
+            if timeout_s is not None:
+                self._deadlines.forget(claim)
 
     async def _hook(self, name: str, hook: Hook, ctx: dict[Any, Any]) -> None:
         try:

@@ -19,14 +19,16 @@ from redis.backoff import ExponentialWithJitterBackoff
 from cache.pool import OUTAGE, explain
 from cache.scripts import load
 from worker.engine.options import EngineOptions
-from worker.engine.records import End, EngineKeys, Turn, read_turn
+from worker.engine.records import End, EngineKeys, Reply, Turn, read_turn
 
 log = structlog.get_logger("worker.engine")
 
 _PUMP = load("worker.engine", "pump", "worker.effects")
 # Scripts are short: more than this goes into the next turn.
 MOST_CLAIMS = 128
+MOST_AHEAD = 128
 MOST_ENDS = 256
+_encode = msgspec.msgpack.Encoder().encode
 _BACKOFF_BASE_S, _BACKOFF_CAP_S = 0.05, 2.0
 _TELL_AGAIN_S = 30.0
 
@@ -42,7 +44,6 @@ class Pump:
         self, client: Any, keys: EngineKeys, options: EngineOptions, *, worker_id: str
     ) -> None:
         self._client = client
-        self._options = options
         self._worker_id = worker_id
         self._turns = 0
         self._granted = 0
@@ -63,40 +64,53 @@ class Pump:
             options.max_lost_leases,
             options.dead_max,
             int(options.dead_max_age_s * 1e3),
+            options.reserve,
         ]
         self.is_connected = True
         self.may_give_up: Callable[[], bool] = lambda: False
 
-    async def turn(self, ends: Sequence[End], want: int, *, suspects: int = 1) -> Turn:
+    async def turn(
+        self,
+        ends: Sequence[End],
+        want: int,
+        *,
+        ahead: int = 0,
+        marks: bool = True,
+        suspects: int = 1,
+    ) -> Turn:
+        """`send`, and its reply read."""
+        reply = await self.send(ends, want, ahead=ahead, marks=marks, suspects=suspects)
+        return read_turn(reply)
+
+    async def send(
+        self, ends: Sequence[End], want: int, *, ahead: int, marks: bool, suspects: int
+    ) -> Reply:
         """
         Send these ends, claim up to `want` jobs (at most `MOST_CLAIMS`).
 
-        `suspects`: how many of them may be jobs whose next lost lease makes them poison.
+        `ahead`: so many more (at most `MOST_AHEAD`), but no more than a quarter
+        of what other workers find then. `marks`: whether to read abort marks.
+        `suspects`: how many may be jobs whose next lost lease makes them poison.
 
         Raises:
             PumpStopped: the server is away and `may_give_up()` says so.
         """
         self._turns += 1
-        token = f"{self._worker_id}:{self._turns}"
-        want = min(want, MOST_CLAIMS)
         args = [
             self._prefix,
-            token,
+            f"{self._worker_id}:{self._turns}",
             self._lease_ms,
-            want,
-            self._reserved(want),
-            msgspec.msgpack.encode(ends),
+            min(want, MOST_CLAIMS),
+            self._granted,
+            _encode(ends),
             *self._limits,
+            min(ahead, MOST_AHEAD),
+            int(marks),
             suspects,
         ]
-        turn = read_turn(await self._send(args))
-        self._granted += len(turn.claims)
-        return turn
-
-    def _reserved(self, want: int) -> int:
-        # So many that the share holds over time, also with one claim a turn.
-        share = self._options.reserve
-        return int((self._granted + want) * share) - int(self._granted * share)
+        reply = Reply(await self._send(args))
+        self._granted += reply.claims
+        return reply
 
     async def _send(self, args: list[Any]) -> list[Any]:
         backoff = ExponentialWithJitterBackoff(_BACKOFF_CAP_S, _BACKOFF_BASE_S)

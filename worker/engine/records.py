@@ -97,8 +97,9 @@ class Claim:
     ended: bool = False
     stop: str = ""  # "timeout" | "abort" | "lost" | "shutdown": why it was cancelled
     deadline: float = float("inf")  # loop time after which its lease is not renewed
+    timeout_s: float = 0.0  # of its run
+    held_at: float = 0.0  # loop time of the claim
     task: asyncio.Task[None] | None = None
-    timer: asyncio.TimerHandle | None = None
     unique: str | None = None
     recorded: asyncio.Event | None = None
 
@@ -126,9 +127,28 @@ class Turn:
     claims: list[Claim] = field(default_factory=list)
 
 
-def read_turn(reply: list[Any]) -> Turn:
-    """A reply of lua/pump.lua."""
-    now, next_due, more, size, scheduled, late, buried, poisoned, marks, rows = reply
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """A reply of lua/pump.lua as it came, and what can be told without reading the claims."""
+
+    data: list[Any]
+
+    @property
+    def more(self) -> bool:
+        return bool(self.data[2])
+
+    @property
+    def claims(self) -> int:
+        return len(self.data[9]) // CLAIM_FIELDS
+
+    @property
+    def has_rescued(self) -> bool:
+        """Whether one of the claims lost a worker before."""
+        return not all(token.endswith(b"|0") for token in self.data[9][3::CLAIM_FIELDS])
+
+
+def read_turn(reply: Reply) -> Turn:
+    now, next_due, more, size, scheduled, late, buried, poisoned, marks, rows = reply.data
     return Turn(
         now=now,
         next_due=None if next_due < 0 else next_due,
@@ -147,13 +167,13 @@ def _read_claim(rows: list[Any], at: int) -> Claim:
     id_, body, tries, token, mark = rows[at : at + CLAIM_FIELDS]
     _, number, due, losses = token.decode().rsplit("|", 3)
     return Claim(
-        id=id_,
-        body=body,
-        tries=int(tries) if tries else 0,
-        token=token,
-        number=int(number),
-        due=due,
-        losses=int(losses),
-        mark_ms=None if mark is None else float(mark),
-        job_id=id_.decode(errors="replace"),
+        id_,
+        body,
+        int(tries) if tries else 0,
+        token,
+        int(number),
+        due,
+        int(losses),
+        None if mark is None else float(mark),
+        id_.decode(errors="replace"),
     )

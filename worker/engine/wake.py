@@ -13,12 +13,15 @@ import asyncio
 from collections.abc import Callable
 from typing import Any
 
+from cache.lane import Lane
 from cache.pool import OUTAGE
 from worker.engine.records import EngineKeys
 
-# Below the least socket timeout that is in use, and above the poll: few commands when idle.
-_WAIT_S = 4.0
+# A wait has a connection and a limit of its own: few commands when idle.
+_WAIT_S, _LATE_S = 20, 5.0
 _RETRY_S = 0.5
+# The listener's connections are probed after so long without a change.
+_QUIET_S = 30.0
 # Changes that come together are one reason to look.
 _SETTLE_S = 0.002
 
@@ -27,12 +30,10 @@ class Waker:
     """Waits for tokens while the worker has nothing to do."""
 
     def __init__(self, client: Any, keys: EngineKeys, kick: Callable[[], None]) -> None:
-        self._client = client
+        self._lane = Lane(client, timeout_s=_WAIT_S + _LATE_S)
         self._key = keys.wake
         self._kick = kick
         self._idle = asyncio.Event()
-        limit = client.connection_pool.connection_kwargs.get("socket_timeout")
-        self._wait_s = min(_WAIT_S, limit / 2 if limit else _WAIT_S)
 
     def set_idle(self, idle: bool) -> None:
         """Whether this worker could take a job and knows of none that is due."""
@@ -41,29 +42,38 @@ class Waker:
         else:
             self._idle.clear()
 
+    def hint(self) -> None:
+        """There may be something to take; of interest only to an idle worker."""
+        if self._idle.is_set():
+            self._kick()
+
     async def run(self) -> None:
-        while True:
-            await self._idle.wait()
-            try:
-                token = await self._client.bzpopmin(self._key, timeout=self._wait_s)
-                if token and not self._idle.is_set():
-                    # Busy by now: the token is for another worker.
-                    await self._client.zadd(self._key, {"w": 0})
-            except OUTAGE:
-                # The pump finds out by itself and tells; here only the pace matters.
-                await asyncio.sleep(_RETRY_S)
-            else:
-                if token:
-                    self._kick()
+        """Wait until cancelled."""
+        try:
+            while True:
+                await self._idle.wait()
+                try:
+                    token = await self._lane.execute("BZPOPMIN", self._key, _WAIT_S)
+                    if token and not self._idle.is_set():
+                        # Busy by now: the token is for another worker.
+                        await self._lane.execute("ZADD", self._key, 0, "w")
+                except OUTAGE:
+                    # The pump finds out by itself and tells; here only the pace matters.
+                    await asyncio.sleep(_RETRY_S)
+                else:
+                    if token:
+                        self._kick()
+        finally:
+            await self._lane.close()
 
 
 class Listener:
     """Wakes this worker on changes that came without a token. Run by one worker a queue."""
 
-    def __init__(self, client: Any, keys: EngineKeys, kick: Callable[[], None]) -> None:
+    def __init__(self, client: Any, keys: EngineKeys, hint: Callable[[], None]) -> None:
         self._client = client
         self._prefix = keys.default_queue
-        self._kick = kick
+        self._hint = hint
 
     async def run(self) -> None:
         """Listen until cancelled; reconnects by itself."""
@@ -101,7 +111,7 @@ class Listener:
         while True:
             try:
                 message = await connection.read_response(
-                    timeout=_WAIT_S * 2, disconnect_on_error=False
+                    timeout=_QUIET_S, disconnect_on_error=False
                 )
             except TimeoutError:
                 message = None
@@ -112,5 +122,5 @@ class Listener:
                 await connection.send_command("PING")
                 continue
             if message[0] == b"message":
-                self._kick()
+                self._hint()
                 await asyncio.sleep(_SETTLE_S)

@@ -15,10 +15,8 @@ import os
 import signal
 import socket
 import uuid
-from collections.abc import Coroutine
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from functools import partial
 from typing import Any, cast
 
 import structlog
@@ -30,15 +28,17 @@ from arq.worker import Worker as ArqWorker
 from cache import codec
 from cache.keys import QUEUE_PREFIX, QueueKeys
 from cache.pool import CONNECT_ANEW, OUTAGE, close_client, wait_until_ready
-from worker.engine import guard, poison
+from worker.engine import guard
 from worker.engine.beat import Heart
 from worker.engine.cron import CronRunner
-from worker.engine.execute import Executor, Observer, Settings, given_back, interrupt
+from worker.engine.execute import Executor, Observer, Settings
 from worker.engine.leases import LeaseKeeper
 from worker.engine.options import EngineOptions
-from worker.engine.pump import MOST_ENDS, Pump, PumpStopped
-from worker.engine.records import Claim, End, EngineKeys, Turn
+from worker.engine.pump import Pump, PumpStopped
+from worker.engine.records import Claim, EngineKeys
+from worker.engine.slots import Slots
 from worker.engine.tasks import end
+from worker.engine.turns import Turns
 from worker.engine.wake import Waker
 
 log = structlog.get_logger("worker.engine")
@@ -59,18 +59,14 @@ class _Run:
     """What one `main()` has; a worker may run several times, one after the other."""
 
     pump: Pump
+    slots: Slots
+    turns: Turns
     waker: Waker
     executor: Executor
     heart: Heart
     crons: CronRunner
     leases: LeaseKeeper
-    outbox: list[tuple[Claim, End, str]] = field(default_factory=list)
-    kick: asyncio.Event = field(default_factory=asyncio.Event)
     over: asyncio.Event = field(default_factory=asyncio.Event)
-    side_tasks: set[asyncio.Task[Any]] = field(default_factory=set)
-    started: int = 0
-    sending: bool = False
-    suspect: Claim | None = None  # one at a time: it alone pays when this worker dies
     leave_by: float = float("inf")
 
 
@@ -127,13 +123,18 @@ class Worker(ArqWorker):
         return self.jobs_complete + self.jobs_failed + self.jobs_retried
 
     @property
+    def jobs_running(self) -> int:
+        """Without those that were claimed ahead and have not started."""
+        return 0 if self._run is None else self._run.slots.running
+
+    @property
     def is_connected(self) -> bool:
         return self._run is not None and self._run.pump.is_connected
 
     @property
     def has_unsent_ends(self) -> bool:
         """Whether jobs have ended that the server has not been told of."""
-        return self._run is not None and bool(self._run.outbox or self._run.sending)
+        return self._run is not None and self._run.turns.has_unsent_ends
 
     @property
     def is_draining(self) -> bool:
@@ -142,7 +143,9 @@ class Worker(ArqWorker):
     def quiet(self) -> None:
         """Stop claiming; go on with what runs."""
         self.allow_pick_jobs = False
-        self._kick()
+        if self._run is not None:
+            self._run.slots.release()
+            self._run.slots.kick.set()
 
     def drain(self) -> None:
         """Stop claiming; running jobs get the grace, then are given back uncharged; `main` returns."""
@@ -151,7 +154,7 @@ class Worker(ArqWorker):
         self._draining = True
         self._asked_to_end.set()
         self.quiet()
-        log.info("worker.draining", running=len(self.claims), grace_s=self._job_completion_wait)
+        log.info("worker.draining", running=self.jobs_running, grace_s=self._job_completion_wait)
         if self._run is not None:
             self.loop.call_later(self._job_completion_wait, self.force)
 
@@ -165,10 +168,9 @@ class Worker(ArqWorker):
             return
         self._forced = True
         run.leave_by = self.loop.time() + _CLEANUP_S + _LAST_WORD_S
-        for claim in list(self.claims.values()):
-            self._interrupt(claim, "shutdown")
-        self.loop.call_later(_CLEANUP_S, self._abandon)
-        self._kick()
+        run.slots.interrupt_all()
+        self.loop.call_later(_CLEANUP_S, run.slots.abandon)
+        run.slots.kick.set()
 
     def handle_sig(self, signum: signal.Signals) -> None:
         """First signal: drain. Second: give back at once."""
@@ -209,12 +211,14 @@ class Worker(ArqWorker):
             for coroutine in (run.waker.run(), run.heart.run(self.record_health), run.crons.run())
         ]
         log.info("engine.started", worker_id=self.worker_id, queue=self.queue_name)
-        turns = asyncio.create_task(self._turns(run))
+        turns = asyncio.create_task(run.turns.run())
+        turns.add_done_callback(lambda _: run.over.set())
         try:
             await self._until_over(turns)
         finally:
-            await asyncio.gather(*run.side_tasks, return_exceptions=True)
+            await run.turns.finish()
             await end(turns, *helpers)
+            run.executor.close()
             await run.leases.stop()
             self._run = None
             with contextlib.suppress(*OUTAGE):
@@ -285,12 +289,32 @@ class Worker(ArqWorker):
 
     def _assemble(self) -> _Run:
         client, keys, options = self.pool, self.keys, self.options
+        slots = Slots(
+            self.max_jobs,
+            self.claims,
+            (self.tasks, self.job_tasks),
+            most_losses=options.max_lost_leases,
+        )
         executor = Executor(
-            self._settings(), now_ms=self.server_ms, collect=self._collect, note=self._note
+            self._settings(), now_ms=self.server_ms, collect=slots.collect, note=slots.note
+        )
+        slots.run_with(executor)
+        pump = Pump(client, keys, options, worker_id=self.worker_id)
+        waker = Waker(client, keys, slots.kick.set)
+        crons = CronRunner(
+            client,
+            keys,
+            self.cron_jobs,
+            encode=self.job_serializer or codec.encode,
+            missed=options.cron_missed,
+            now_ms=self.server_ms,
+            timezone=self.timezone,
         )
         run = _Run(
-            pump=Pump(client, keys, options, worker_id=self.worker_id),
-            waker=Waker(client, keys, self._kick),
+            pump=pump,
+            slots=slots,
+            turns=Turns(self, pump, slots, waker, crons),
+            waker=waker,
             executor=executor,
             heart=Heart(
                 client,
@@ -299,22 +323,14 @@ class Worker(ArqWorker):
                 worker_id=self.worker_id,
                 health_key=self.health_check_key,
                 report=self._report,
-                kick=self._kick,
+                hint=waker.hint,
             ),
-            crons=CronRunner(
-                client,
-                keys,
-                self.cron_jobs,
-                encode=self.job_serializer or codec.encode,
-                missed=options.cron_missed,
-                now_ms=self.server_ms,
-                timezone=self.timezone,
-            ),
+            crons=crons,
             leases=LeaseKeeper(
-                client, keys, self.claims, lease_s=options.lease_s, on_lost=self._on_lost
+                client, keys, self.claims, lease_s=options.lease_s, on_lost=slots.lost
             ),
         )
-        run.pump.may_give_up = lambda: self._forced and self.loop.time() > run.leave_by
+        pump.may_give_up = lambda: self._forced and self.loop.time() > run.leave_by
         return run
 
     def _settings(self) -> Settings:
@@ -340,173 +356,10 @@ class Worker(ArqWorker):
             observer=self.observer,
         )
 
-    # -- turns -------------------------------------------------------------------
-
-    async def _turns(self, run: _Run) -> None:
-        try:
-            await self.crons_first(run)
-            while True:
-                run.kick.clear()
-                batch, run.outbox = run.outbox[:MOST_ENDS], run.outbox[MOST_ENDS:]
-                want = self._free_slots(run)
-                run.sending = True
-                trial = run.suspect is None or run.suspect.ended
-                turn = await run.pump.turn([end for _, end, _ in batch], want, suspects=int(trial))
-                run.sending = False
-                self._clock_offset_s = turn.now / 1000 - self.loop.time()
-                self._account(batch, turn)
-                self._start(run, turn)
-                if self._is_over(run, turn):
-                    return
-                if turn.scheduled:
-                    self._spawn(run, run.crons.run_schedules())
-                await self._pause(run, turn)
-        finally:
-            run.over.set()
-
-    async def crons_first(self, run: _Run) -> None:
-        """In burst mode the ticks that are due belong to the burst."""
-        if self.burst and self.cron_jobs:
-            with contextlib.suppress(*OUTAGE):
-                await run.crons.tick()
-
-    def _free_slots(self, run: _Run) -> int:
-        if not self.allow_pick_jobs:
-            return 0
-        free = self.max_jobs - len(self.claims)
-        if self.burst and self.max_burst_jobs >= 0:
-            free = min(free, self.max_burst_jobs - run.started)
-        return max(0, free)
-
-    def _is_over(self, run: _Run, turn: Turn) -> bool:
-        if self.claims or run.outbox:
-            return False
-        if self._draining:
-            return True
-        spent = self.max_burst_jobs >= 0 and run.started >= self.max_burst_jobs
-        return self.burst and (spent or turn.size == 0)
-
-    async def _pause(self, run: _Run, turn: Turn) -> None:
-        free = self._free_slots(run)
-        if run.outbox or (turn.more and free and (turn.claims or turn.poisoned)):
-            # The jobs just started get a step, so that the quick ones end in one turn.
-            await asyncio.sleep(0)
-            return
-        run.waker.set_idle(bool(free))
-        poll_s = self.options.poll_s
-        if self.claims and self.allow_abort_jobs:
-            poll_s = min(poll_s, self.options.abort_poll_s)
-        if turn.next_due is not None and free:
-            poll_s = min(poll_s, max(0.001, (turn.next_due - turn.now) / 1000))
-        timer = self.loop.call_later(poll_s, run.kick.set)
-        await run.kick.wait()
-        timer.cancel()
-        run.waker.set_idle(False)
-
-    def _start(self, run: _Run, turn: Turn) -> None:
-        for claim in turn.claims:
-            # Its lease lapsed here, and it came back to us.
-            self._on_lost([old] if (old := self.claims.get(claim.id)) else [])
-            self.claims[claim.id] = claim
-            run.started += 1
-            if claim.losses:
-                self.jobs_rescued += 1
-                if claim.losses + 1 >= self.options.max_lost_leases:
-                    run.suspect = claim
-                log.warning("job.rescued", job_id=claim.job_id, losses=claim.losses)
-            task = self.loop.create_task(run.executor.run(claim))
-            claim.task = self.tasks[claim.job_id] = self.job_tasks[claim.job_id] = task
-            task.add_done_callback(partial(self._forget_task, claim))
-        if self.allow_abort_jobs and turn.marks:
-            for id_ in turn.marks:
-                running = self.claims.get(id_)
-                if running is not None and running.started:
-                    self._interrupt(running, "abort")
-        if turn.poisoned:
-            log.error("job.poisoned", job_ids=[i.decode(errors="replace") for i in turn.poisoned])
-            self.jobs_dead += len(turn.poisoned)
-            self._spawn(run, poison.tell(self, turn.poisoned))
-        if self._forced:
-            for claim in turn.claims:
-                self._interrupt(claim, "shutdown")
-
-    def _account(self, batch: list[tuple[Claim, End, str]], turn: Turn) -> None:
-        late = set(turn.late)
-        buried = set(turn.buried)
-        for index, (claim, _, outcome) in enumerate(batch):
-            if claim.recorded is not None and outcome != "started":
-                claim.recorded.set()
-            if index in late:
-                log.warning("job.ended_late", job_id=claim.job_id, outcome=outcome)
-            elif outcome == "completed":
-                self.jobs_complete += 1
-            elif outcome in ("retried", "given_back"):
-                self.jobs_retried += 1
-                self.jobs_given_back += outcome == "given_back"
-            elif outcome == "parked" and index not in buried:
-                log.warning("job.parked", job_id=claim.job_id)
-            elif outcome != "started":
-                self.jobs_failed += 1
-                self.jobs_dead += outcome != "aborted"
-
-    # -- called by tasks, timers and threads ---------------------------------------
-
-    def _collect(self, claim: Claim, end: End, outcome: str) -> None:
-        run = self._run
-        if claim.ended or run is None:
-            return
-        claim.ended = True
-        if self.claims.get(claim.id) is claim:
-            del self.claims[claim.id]
-        if claim.stop == "lost":
-            # Another worker holds it: there is nothing to say.
-            if claim.recorded is not None:
-                claim.recorded.set()
-            return
-        run.outbox.append((claim, end, outcome))
-        run.kick.set()
-
-    def _note(self, claim: Claim, note: End) -> None:
-        if self._run is not None:
-            self._run.outbox.append((claim, note, "started"))
-            self._run.kick.set()
-
-    def _interrupt(self, claim: Claim, why: str) -> None:
-        interrupt(claim, why)
-        if not claim.started:
-            # Cancelled before its first step, its coroutine says nothing itself.
-            self._collect(claim, given_back(claim), "given_back")
-
-    def _abandon(self) -> None:
-        for claim in list(self.claims.values()):
-            log.warning("job.ignored_cancellation", job_id=claim.job_id)
-            self._collect(claim, given_back(claim), "given_back")
-
-    def _forget_task(self, claim: Claim, task: asyncio.Task[Any]) -> None:
-        if self.tasks.get(claim.job_id) is task:
-            del self.tasks[claim.job_id], self.job_tasks[claim.job_id]
-        if not claim.ended:
-            # Not a job's error: a bug, or a BaseException such as SystemExit.
-            error = None if task.cancelled() else task.exception()
-            log.error("job.task_broken", job_id=claim.job_id, error=repr(error))
-            self._collect(claim, given_back(claim), "given_back")
-
-    def _on_lost(self, claims: list[Claim]) -> None:
-        for claim in claims:
-            if not claim.ended:
-                log.warning("lease.lost", job_id=claim.job_id)
-                self._interrupt(claim, "lost")
-
-    def _kick(self) -> None:
-        if self._run is not None:
-            self._run.kick.set()
-
-    def _spawn(self, run: _Run, coroutine: Coroutine[Any, Any, Any]) -> None:
-        task = asyncio.create_task(coroutine)
-        run.side_tasks.add(task)
-        task.add_done_callback(run.side_tasks.discard)
-
     # -- small things ----------------------------------------------------------------
+
+    def set_clock(self, server_ms: int) -> None:
+        self._clock_offset_s = server_ms / 1000 - self.loop.time()
 
     def server_ms(self) -> int:
         """The server's clock, Unix ms, as of the last turn."""
@@ -520,7 +373,7 @@ class Worker(ArqWorker):
         info = (
             f"{datetime.now(UTC):%b-%d %H:%M:%S} j_complete={self.jobs_complete} "
             f"j_failed={self.jobs_failed} j_retried={self.jobs_retried} "
-            f"j_ongoing={len(self.claims)} queued={queued}"
+            f"j_ongoing={self.jobs_running} queued={queued}"
         )
         life_s = max(self.health_check_interval + 1, 3 * self.options.beat_s)
         await self.pool.set(self.health_check_key, info, px=round(life_s * 1000))
@@ -528,7 +381,7 @@ class Worker(ArqWorker):
     def _report(self) -> dict[str, Any]:
         return {
             "queue": self.queue_name,
-            "running": len(self.claims),
+            "running": self.jobs_running,
             "max_jobs": self.max_jobs,
             "completed": self.jobs_complete,
             "failed": self.jobs_failed,

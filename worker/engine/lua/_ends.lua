@@ -14,8 +14,10 @@ local function forget(prefix, keys, ids, zrem)
   end
   redis.call('DEL', unpack(gone))
   redis.call('ZREM', keys[5], unpack(ids))
-  redis.call('ZREM', keys[7], unpack(ids))
-  redis.call('HDEL', keys[8], unpack(ids))
+  if redis.call('EXISTS', keys[7], keys[8]) > 0 then
+    redis.call('ZREM', keys[7], unpack(ids))
+    redis.call('HDEL', keys[8], unpack(ids))
+  end
   for number = 1, 4 do
     if #zrem[number] > 0 then
       redis.call('ZREM', keys[number], unpack(zrem[number]))

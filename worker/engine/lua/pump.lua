@@ -6,10 +6,12 @@
 --   and, derived from the prefix: job:<id> in-progress:<id> retry:<id> result:<id> dead:<id>,
 --   queue names and unique keys that the ends name
 -- ARGV[1] prefix  ARGV[2] token of this turn, never used before  ARGV[3] lease_ms
--- ARGV[4] most to claim (<= 256)  ARGV[5] how many of them go to the longest due of all queues
--- ARGV[6] ends, msgpack (worker/engine/records.py)
+-- ARGV[4] most to claim (<= 256)  ARGV[5] jobs claimed before  ARGV[6] ends, msgpack (worker/engine/records.py)
 -- ARGV[7] losses of a lease that make a job poison  ARGV[8] dead letters kept
--- ARGV[9] their age, ms  ARGV[10] most suspects to claim: jobs whose next lost lease makes them poison
+-- ARGV[9] their age, ms  ARGV[10] share of the claims that goes to the longest due of all queues
+-- ARGV[11] how many more to claim ahead, of at most a quarter of what is left (with ARGV[4] <= 512)
+-- ARGV[12] 1: with the abort marks | 0
+-- ARGV[13] most suspects to claim: jobs whose next lost lease makes them poison
 -- returns {now, next due | -1, 1 when more is due, jobs in the queues, a schedule is due: 1 | 0,
 --          {index of an end that came too late, ...}, {index of an end that was buried, ...},
 --          {id of poison, ...}, {id, since, ...} abort marks, rows of 5: id, body, tries, claim, mark}
@@ -21,11 +23,12 @@
 --@include dead
 --@include ends
 local prefix, token, lease = ARGV[1], ARGV[2], tonumber(ARGV[3])
-local want, reserved, poison = tonumber(ARGV[4]), tonumber(ARGV[5]), tonumber(ARGV[7])
-local last_chance, suspects = math.max(1, poison - 1), tonumber(ARGV[10])
+local want, poison, ahead = tonumber(ARGV[4]), tonumber(ARGV[7]), tonumber(ARGV[11])
+local last_chance, suspects = math.max(1, poison - 1), tonumber(ARGV[13])
 local SUSPECT_WAITS_MS = math.min(1000, lease / 5)
-local RUNNING_KEY_MS = lease + 86400000
+local RUNNING_KEY_MS = tostring(lease + 86400000)
 local now = server_ms()
+local marked = false
 local dead = {set = KEYS[9], prefix = prefix, cap = tonumber(ARGV[8]), age = tonumber(ARGV[9]), now = now,
   queues = KEYS}
 local late, buried, poisoned, rows, claimed = {}, {}, {}, {}, {}
@@ -41,11 +44,11 @@ end
 local function add_rows(ids, claims)
   local bodies = redis.call('MGET', unpack(names('job:', ids)))
   local tries = redis.call('MGET', unpack(names('retry:', ids)))
-  local marks = redis.call('ZMSCORE', KEYS[7], unpack(ids))
+  local marks = marked and redis.call('ZMSCORE', KEYS[7], unpack(ids)) or {}
   for i = 1, #ids do
     local at = #rows
     rows[at + 1], rows[at + 2], rows[at + 3] = ids[i], bodies[i], tries[i]
-    rows[at + 4], rows[at + 5] = claims[i], marks[i]
+    rows[at + 4], rows[at + 5] = claims[i], marks[i] or false
   end
 end
 
@@ -74,6 +77,8 @@ local function claim(candidates)
   end
   local held = redis.call('MGET', unpack(names('in-progress:', ids)))
   local taken, claims, running, moved = {}, {}, {}, {{}, {}, {}, {}}
+  -- Numbers are slow to become text: once is enough.
+  local lease_ends, queued_till = tostring(now + lease), tostring(now + 2 * lease)
   for i, c in ipairs(candidates) do
     local id, number, due, losses = c[1], c[2], c[3], 0
     local free = true
@@ -96,12 +101,13 @@ local function claim(candidates)
       end
       local holds = lease_of(lease, losses)
       local value = token .. '|' .. number .. '|' .. due .. '|' .. losses
-      taken[#taken + 1], claims[#claims + 1] = id, value
-      running[#running + 1], running[#running + 2] = now + holds, id
+      local n = #taken + 1
+      taken[n], claims[n] = id, value
+      redis.call('SET', prefix .. 'in-progress:' .. id, value, 'PX', RUNNING_KEY_MS)
+      running[2 * n - 1], running[2 * n] = losses == 0 and lease_ends or now + holds, id
       -- Out of the head of the queue, yet in it: stock clients look for it there.
       local m = moved[number]
-      m[#m + 1], m[#m + 2] = now + holds + lease, id
-      redis.call('SET', prefix .. 'in-progress:' .. id, value, 'PX', RUNNING_KEY_MS)
+      m[#m + 1], m[#m + 2] = losses == 0 and queued_till or now + holds + lease, id
       -- Stock clients give bodies a lifetime, which must not end under a running job.
       redis.call('PERSIST', prefix .. 'job:' .. id)
       claimed[#claimed + 1] = id
@@ -132,8 +138,23 @@ local function lapsed(most)
   return found
 end
 
--- Strict by priority, but `reserved` of them by age alone, so that nobody starves.
+-- Of what is left when `most` are taken, a quarter may be claimed ahead: the rest is for other workers.
+local function with_ahead(most)
+  if ahead == 0 then
+    return most
+  end
+  local due = 0
+  for number = 1, 4 do
+    due = due + redis.call('ZCOUNT', KEYS[number], '-inf', now)
+  end
+  return most + math.min(ahead, math.max(0, math.floor((due - most) / 4)))
+end
+
+-- Strict by priority, but a share of them by age alone, so that nobody starves: it holds over time,
+-- also with one claim a turn.
 local function due_jobs(most)
+  local before, share = tonumber(ARGV[5]) + #claimed, tonumber(ARGV[10])
+  local reserved = math.floor((before + most) * share) - math.floor(before * share)
   local lists, at, picked = {}, {1, 1, 1, 1}, {}
   for number = 1, 4 do
     lists[number] = redis.call('ZRANGEBYSCORE', KEYS[number], '-inf', now, 'WITHSCORES', 'LIMIT', 0, most)
@@ -164,6 +185,13 @@ local function due_jobs(most)
   return picked
 end
 
+local ends = cmsgpack.unpack(ARGV[6])
+-- Most looks of an idle worker find nothing at all.
+local busy = #ends > 0
+  or redis.call('EXISTS', KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5], KEYS[11]) > 0
+if busy then
+  marked = redis.call('EXISTS', KEYS[7]) == 1
+end
 local last = redis.call('GET', KEYS[10])
 local again = last and cmsgpack.unpack(last)
 if again and again[1] == token then
@@ -179,19 +207,23 @@ if again and again[1] == token then
   end
   late, poisoned = again[3], again[4]
 else
-  local ends = cmsgpack.unpack(ARGV[6])
   if #ends > 0 then
     apply_ends(ends, prefix, KEYS, dead, late, buried)
   end
-  if want > 0 then
-    local rest, found = want
-    repeat
+  if want + ahead > 0 and busy then
+    local rest, found = want, {}
+    -- Jobs that their workers did not survive are for free hands only.
+    while rest > 0 do
       found = lapsed(rest)
       claim(found)
       rest = want - #claimed - #poisoned
-    until #found == 0 or rest == 0
-    if rest > 0 then
-      claim(due_jobs(rest))
+      if #found == 0 then
+        break
+      end
+    end
+    local most = with_ahead(math.max(0, rest))
+    if most > 0 then
+      claim(due_jobs(most))
     end
   end
   if #claimed > 0 or #ends > 0 or #poisoned > 0 then
@@ -199,6 +231,9 @@ else
   end
 end
 
+if not busy then
+  return {now, -1, 0, 0, 0, late, buried, poisoned, {}, rows}
+end
 local next_due, more, size = -1, 0, 0
 local function look(key)
   local head = redis.call('ZRANGE', key, 0, 0, 'WITHSCORES')
@@ -224,5 +259,5 @@ local scheduled = look(KEYS[11]) and 1 or 0
 if more == 1 then
   redis.call('ZADD', KEYS[6], 0, 'w')
 end
-local marks = redis.call('ZRANGE', KEYS[7], 0, 999, 'WITHSCORES')
+local marks = marked and ARGV[12] == '1' and redis.call('ZRANGE', KEYS[7], 0, 999, 'WITHSCORES') or {}
 return {now, math.ceil(next_due), more, size, scheduled, late, buried, poisoned, marks, rows}

@@ -1,0 +1,195 @@
+"""
+The turns of one `main()`: end what is over, claim what there is room for, wait.
+
+A turn is one call of the pump (pump.py). Jobs go on while it is under way, and
+what they leave gathers for the next one. While more is due than there is room
+for, the next call leaves before the reply of the last one is worked on, so that
+the server and the worker are busy at the same time.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Coroutine
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import structlog
+
+from cache.pool import OUTAGE
+from worker.engine import poison
+from worker.engine.cron import CronRunner
+from worker.engine.pump import MOST_ENDS, Pump
+from worker.engine.records import Reply, Turn, read_turn
+from worker.engine.slots import Outcome, Slots
+from worker.engine.tasks import end
+from worker.engine.wake import Waker
+
+if TYPE_CHECKING:
+    from worker.engine.worker import Worker
+
+log = structlog.get_logger("worker.engine")
+
+
+@dataclass(frozen=True, slots=True)
+class _Flight:
+    """A turn under way, and the ends that it carries."""
+
+    batch: list[Outcome]
+    reply: asyncio.Task[Reply]
+
+
+class Turns:
+    """Keeps the slots of a worker full and the server informed, until the worker is over."""
+
+    def __init__(
+        self, worker: Worker, pump: Pump, slots: Slots, waker: Waker, crons: CronRunner
+    ) -> None:
+        self._worker = worker
+        self._pump = pump
+        self._slots = slots
+        self._waker = waker
+        self._crons = crons
+        self._flight: _Flight | None = None
+        self._side_tasks: set[asyncio.Task[Any]] = set()
+
+    @property
+    def has_unsent_ends(self) -> bool:
+        """Whether jobs have ended that the server may not know of."""
+        return bool(self._slots.outbox) or self._flight is not None
+
+    async def run(self) -> None:
+        """
+        Raises:
+            PumpStopped: the server is away, and the worker may wait no longer.
+        """
+        worker, slots = self._worker, self._slots
+        structlog.contextvars.bind_contextvars(worker_id=worker.worker_id)
+        if worker.burst and worker.cron_jobs:
+            # The ticks that are due belong to the burst.
+            with contextlib.suppress(*OUTAGE):
+                await self._crons.tick()
+        try:
+            while True:
+                flight = self._flight = self._flight or self._launch()
+                reply = await flight.reply
+                self._flight = None
+                if reply.more and slots.pressing:
+                    self._flight = self._launch(reply)
+                    await _let_it_leave()
+                turn = read_turn(reply)
+                worker.set_clock(turn.now)
+                self._account(flight.batch, turn)
+                self._accept(turn)
+                if self._flight is None:
+                    if self._is_over(turn):
+                        return
+                    await self._pause(turn)
+        finally:
+            if self._flight is not None:
+                await end(self._flight.reply)
+
+    async def finish(self) -> None:
+        """Wait for what was started on the side."""
+        await asyncio.gather(*self._side_tasks, return_exceptions=True)
+
+    # -- steps of a turn ---------------------------------------------------------------
+
+    def _launch(self, unread: Reply | None = None) -> _Flight:
+        """Send the next turn, perhaps before the last one's reply is read."""
+        slots = self._slots
+        slots.shed()
+        batch = slots.post(MOST_ENDS)
+        want, ahead = self._room(0 if unread is None else unread.claims)
+        trial = not slots.has_suspect and not (unread is not None and unread.has_rescued)
+        sending = self._pump.send(
+            [end for _, end, _ in batch],
+            want,
+            ahead=ahead,
+            marks=self._worker.allow_abort_jobs and bool(slots.claims),
+            suspects=int(trial),
+        )
+        return _Flight(batch, asyncio.create_task(sending))
+
+    def _room(self, coming: int = 0) -> tuple[int, int]:
+        """How many jobs find a slot now, and how many more may be claimed ahead."""
+        worker, slots = self._worker, self._slots
+        if not worker.allow_pick_jobs:
+            return 0, 0
+        want, ahead = slots.room(coming)
+        if worker.burst and worker.max_burst_jobs >= 0:
+            left = max(0, worker.max_burst_jobs - slots.taken - coming)
+            want = min(want, left)
+            ahead = min(ahead, left - want)
+        return want, ahead
+
+    def _account(self, batch: list[Outcome], turn: Turn) -> None:
+        worker = self._worker
+        late, buried = set(turn.late), set(turn.buried)
+        for index, (claim, _, outcome) in enumerate(batch):
+            if claim.recorded is not None and outcome != "started":
+                claim.recorded.set()
+            if index in late:
+                log.warning("job.ended_late", job_id=claim.job_id, outcome=outcome)
+            elif outcome == "completed":
+                worker.jobs_complete += 1
+            elif outcome in ("retried", "given_back"):
+                worker.jobs_retried += 1
+                worker.jobs_given_back += outcome == "given_back"
+            elif outcome == "parked" and index not in buried:
+                log.warning("job.parked", job_id=claim.job_id)
+            elif outcome not in ("started", "unstarted"):
+                worker.jobs_failed += 1
+                worker.jobs_dead += outcome != "aborted"
+
+    def _accept(self, turn: Turn) -> None:
+        worker, slots = self._worker, self._slots
+        slots.take(turn.claims, start=worker.allow_pick_jobs)
+        worker.jobs_rescued += sum(1 for claim in turn.claims if claim.losses)
+        if turn.marks:
+            slots.aborted(turn.marks)
+        if turn.scheduled:
+            self._spawn(self._crons.run_schedules())
+        if turn.poisoned:
+            log.error("job.poisoned", job_ids=[i.decode(errors="replace") for i in turn.poisoned])
+            worker.jobs_dead += len(turn.poisoned)
+            self._spawn(poison.tell(worker, turn.poisoned))
+
+    def _is_over(self, turn: Turn) -> bool:
+        worker, slots = self._worker, self._slots
+        if slots.claims or slots.outbox:
+            return False
+        if worker.is_draining:
+            return True
+        spent = worker.max_burst_jobs >= 0 and slots.taken >= worker.max_burst_jobs
+        return worker.burst and (spent or turn.size == 0)
+
+    async def _pause(self, turn: Turn) -> None:
+        slots, options = self._slots, self._worker.options
+        free, _ = self._room()
+        if slots.pressing or (turn.more and free and (turn.claims or turn.poisoned)):
+            # The jobs just started get a step, so that the quick ones end in one turn.
+            await asyncio.sleep(0)
+            return
+        self._waker.set_idle(bool(free))
+        poll_s = min(options.poll_s, slots.stale_in())
+        if slots.claims and self._worker.allow_abort_jobs:
+            poll_s = min(poll_s, options.abort_poll_s)
+        if turn.next_due is not None and free:
+            poll_s = min(poll_s, max(0.001, (turn.next_due - turn.now) / 1000))
+        timer = asyncio.get_running_loop().call_later(poll_s, slots.kick.set)
+        await slots.kick.wait()
+        timer.cancel()
+        self._waker.set_idle(False)
+
+    def _spawn(self, coroutine: Coroutine[Any, Any, Any]) -> None:
+        task = asyncio.create_task(coroutine)
+        self._side_tasks.add(task)
+        task.add_done_callback(self._side_tasks.discard)
+
+
+async def _let_it_leave() -> None:
+    """Until what was sent is with the kernel: its task runs, then the connection writes."""
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
