@@ -31,6 +31,9 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger("worker.engine")
 
+# A whole turn at least this often: it also reads the server's clock.
+_LOOKS_S = 30.0
+
 
 @dataclass(frozen=True, slots=True)
 class _Flight:
@@ -79,7 +82,7 @@ class Turns:
                     self._flight = self._launch(reply)
                     await _let_it_leave()
                 turn = read_turn(reply)
-                worker.set_clock(turn.now)
+                worker.hear(turn)
                 self._account(flight.batch, turn)
                 self._accept(turn)
                 if self._flight is None:
@@ -178,10 +181,19 @@ class Turns:
             poll_s = min(poll_s, options.abort_poll_s)
         if turn.next_due is not None and free:
             poll_s = min(poll_s, max(0.001, (turn.next_due - turn.now) / 1000))
-        timer = asyncio.get_running_loop().call_later(poll_s, slots.kick.set)
-        await slots.kick.wait()
-        timer.cancel()
+        # Where there was no job at all, one command tells whether that is still so.
+        is_empty = turn.is_empty and not slots.claims
+        looks = int(_LOOKS_S / options.poll_s) if is_empty else 0
+        while not await self._kicked(poll_s) and looks and await self._pump.finds_nothing():
+            looks -= 1
         self._waker.set_idle(False)
+
+    async def _kicked(self, wait_s: float) -> bool:
+        try:
+            async with asyncio.timeout(wait_s):
+                return await self._slots.kick.wait()
+        except TimeoutError:
+            return False
 
     def _spawn(self, coroutine: Coroutine[Any, Any, Any]) -> None:
         task = asyncio.create_task(coroutine)

@@ -28,6 +28,7 @@ from arq.worker import Worker as ArqWorker
 from cache import codec
 from cache.keys import QUEUE_PREFIX, QueueKeys
 from cache.pool import CONNECT_ANEW, OUTAGE, close_client, wait_until_ready
+from cache.scripting import ScriptRedis, SharedScripts
 from worker.engine import guard
 from worker.engine.beat import Heart
 from worker.engine.cron import CronRunner
@@ -35,7 +36,7 @@ from worker.engine.execute import Executor, Observer, Settings
 from worker.engine.leases import LeaseKeeper
 from worker.engine.options import EngineOptions
 from worker.engine.pump import Pump, PumpStopped
-from worker.engine.records import Claim, EngineKeys
+from worker.engine.records import Claim, EngineKeys, Turn
 from worker.engine.slots import Slots
 from worker.engine.tasks import end
 from worker.engine.turns import Turns
@@ -58,6 +59,7 @@ def new_worker_id() -> str:
 class _Run:
     """What one `main()` has; a worker may run several times, one after the other."""
 
+    scripts: Any
     pump: Pump
     slots: Slots
     turns: Turns
@@ -114,6 +116,7 @@ class Worker(ArqWorker):
         self._started_up = False
         self._asked_to_end = asyncio.Event()
         self._clock_offset_s = 0.0
+        self._queued = 0
 
     # -- what others read and call ----------------------------------------------
 
@@ -208,7 +211,11 @@ class Worker(ArqWorker):
         run.leases.start()
         helpers = [
             asyncio.create_task(coroutine)
-            for coroutine in (run.waker.run(), run.heart.run(self.record_health), run.crons.run())
+            for coroutine in (
+                run.waker.run(),
+                run.heart.run(self.write_health, every_s=self.health_check_interval),
+                run.crons.run(),
+            )
         ]
         log.info("engine.started", worker_id=self.worker_id, queue=self.queue_name)
         turns = asyncio.create_task(run.turns.run())
@@ -219,6 +226,8 @@ class Worker(ArqWorker):
             await run.turns.finish()
             await end(turns, *helpers)
             run.executor.close()
+            if run.scripts is not self.pool:
+                await run.scripts.aclose()
             await run.leases.stop()
             self._run = None
             with contextlib.suppress(*OUTAGE):
@@ -289,6 +298,9 @@ class Worker(ArqWorker):
 
     def _assemble(self) -> _Run:
         client, keys, options = self.pool, self.keys, self.options
+        # arq's own client takes a connection from its pool for each call.
+        is_shared = isinstance(client, SharedScripts)
+        scripts = client if is_shared else ScriptRedis(connection_pool=client.connection_pool)
         slots = Slots(
             self.max_jobs,
             self.claims,
@@ -299,7 +311,7 @@ class Worker(ArqWorker):
             self._settings(), now_ms=self.server_ms, collect=slots.collect, note=slots.note
         )
         slots.run_with(executor)
-        pump = Pump(client, keys, options, worker_id=self.worker_id)
+        pump = Pump(scripts, keys, options, worker_id=self.worker_id)
         waker = Waker(client, keys, slots.kick.set)
         crons = CronRunner(
             client,
@@ -311,6 +323,7 @@ class Worker(ArqWorker):
             timezone=self.timezone,
         )
         run = _Run(
+            scripts=scripts,
             pump=pump,
             slots=slots,
             turns=Turns(self, pump, slots, waker, crons),
@@ -358,8 +371,10 @@ class Worker(ArqWorker):
 
     # -- small things ----------------------------------------------------------------
 
-    def set_clock(self, server_ms: int) -> None:
-        self._clock_offset_s = server_ms / 1000 - self.loop.time()
+    def hear(self, turn: Turn) -> None:
+        """What a turn tells of the server: its clock, and how many jobs are there."""
+        self._clock_offset_s = turn.now / 1000 - self.loop.time()
+        self._queued = turn.size
 
     def server_ms(self) -> int:
         """The server's clock, Unix ms, as of the last turn."""
@@ -367,15 +382,14 @@ class Worker(ArqWorker):
             return timestamp_ms()
         return int((self.loop.time() + self._clock_offset_s) * 1000)
 
-    async def record_health(self) -> None:
-        """arq's health key, with each heartbeat; its life outlasts three of them."""
-        queued = await self.pool.zcard(self.queue_name)
+    async def write_health(self, interval_s: float) -> None:
+        """arq's health key, written again in `interval_s`; its life outlasts three of them."""
         info = (
             f"{datetime.now(UTC):%b-%d %H:%M:%S} j_complete={self.jobs_complete} "
             f"j_failed={self.jobs_failed} j_retried={self.jobs_retried} "
-            f"j_ongoing={self.jobs_running} queued={queued}"
+            f"j_ongoing={self.jobs_running} queued={self._queued}"
         )
-        life_s = max(self.health_check_interval + 1, 3 * self.options.beat_s)
+        life_s = max(self.health_check_interval + 1, 3 * interval_s)
         await self.pool.set(self.health_check_key, info, px=round(life_s * 1000))
 
     def _report(self) -> dict[str, Any]:
