@@ -475,11 +475,14 @@ class Settings(BaseSettings):
         le=67_108_864,
         description="A longer response is a failure; reading stops there, bytes.",
     )
-    webhook_endpoint_concurrency: int = Field(
-        16,
+    webhook_endpoint_concurrency: int | None = Field(
+        None,
         ge=1,
         le=10_000,
-        description="Most attempts at one endpoint at the same time, over all workers.",
+        description=(
+            "Most attempts at one endpoint at the same time, over all workers. Unset: half of "
+            "LETTA_WORKER_MAX_JOBS, at most 16, so that one that hangs leaves room for others."
+        ),
     )
     webhook_endpoint_rate: float = Field(
         0.0,

@@ -3,7 +3,8 @@ LLM batches: `python benchmarks/bench_batches.py [--quick]`.
 
 Intake of requests at once and one by one beside plain jobs; the whole way of
 many lines through the fake provider (sealed, uploaded, polled, fetched, fanned
-out) with the worker's peak memory; the synchronous lane under a limit across
+out) with the worker's peak memory; what a batch takes beyond the provider's own
+time; the synchronous lane under a limit across
 four worker processes. Provider and workers are processes of their own. Writes
 out/bench_batches.json.
 """
@@ -42,6 +43,10 @@ ROOT = Path(__file__).resolve().parent.parent
 CHAT = "/v1/chat/completions"
 LIMIT_PER_MINUTE = 600
 WORKERS = 4
+# How long the fake works on a batch, and how often it is asked, where what we add is measured.
+PROVIDER_S, POLL_S = 2.0, 0.25
+# Requests of a batch there; 500 is the setting's default.
+SIZES = (1, 50, 500)
 
 
 def body(number: int, words: int = 60) -> dict[str, Any]:
@@ -165,6 +170,45 @@ async def whole_way(url: str, fake: FakeProvider, *, lines: int) -> dict[str, An
     }
 
 
+# -- what we add -----------------------------------------------------------------------
+
+
+async def added(url: str, fake: FakeProvider, *, rounds: int) -> dict[str, Any]:
+    """
+    Time from the submission of requests that fill a batch to the last one's answer, less what the
+    provider takes: flush, upload, submission, the wait for the next look, reading, storing.
+    """
+    found: dict[str, Any] = {"provider_s": PROVIDER_S, "poll_interval_s": POLL_S}
+    for size in SIZES:
+        values = options(
+            url, fake, llm_batch_max_requests=size, llm_poll_interval_s=POLL_S, llm_timeout_s=60
+        )
+        fake.reset()
+        fake.set(takes_s=PROVIDER_S, polls=0)
+        async with open_queue(load_settings(**values)) as queue:
+            with worker_process(values):
+                await one_batch(queue, size, 0)  # while the process starts
+                times = [await one_batch(queue, size, 1 + round_) for round_ in range(rounds)]
+            await queue.client.flushdb()
+        found[f"added_s_{size}_median"] = round(statistics.median(times), 3)
+        found[f"added_s_{size}_worst"] = round(max(times), 3)
+    fake.reset()
+    return found
+
+
+def sample(ids: list[str]) -> list[str]:
+    """Requests that the last one is surely among, or is next to: answers come in any order."""
+    return ids if len(ids) < 10 else [*ids[:5], *ids[-5:]]
+
+
+async def one_batch(queue: JobQueue, size: int, round_: int) -> float:
+    bodies = [body(round_ * size + number) for number in range(size)]
+    ids = await queue.submit_many(bodies, provider="openai", endpoint=CHAT, dedupe=False)
+    start = time.perf_counter()
+    await asyncio.gather(*(queue.llm_result(id_, timeout_s=60) for id_ in sample(ids)))
+    return time.perf_counter() - start - PROVIDER_S
+
+
 # -- the synchronous lane ------------------------------------------------------------
 
 
@@ -220,6 +264,7 @@ async def main(*, quick: bool) -> dict[str, Any]:
                     url, fake, many=5000 if quick else 50_000, single=200 if quick else 1000
                 ),
                 "whole_way": await whole_way(url, fake, lines=5000 if quick else 50_000),
+                "added": await added(url, fake, rounds=3 if quick else 10),
                 "lane": await lane(url, fake, seconds=10 if quick else 75),
             }
         finally:
@@ -228,7 +273,7 @@ async def main(*, quick: bool) -> dict[str, Any]:
 
 
 def table(found: dict[str, Any]) -> None:
-    for part in ("intake", "whole_way", "lane"):
+    for part in ("intake", "whole_way", "added", "lane"):
         print(part)
         for name, value in found[part].items():
             print(f"  {name:<28}{value:>12}")

@@ -26,8 +26,9 @@ T = TypeVar("T")
 Address = tuple[str, int]
 
 _HOPS = 4
-# Between two maps, or a slot on its way: the caller goes on without, and asks again later.
-_PASSING = {"MOVED", "ASK", "TRYAGAIN", "CLUSTERDOWN", "LOADING", "MASTERDOWN"}
+# Asked of the wrong node, or of one that cannot answer now. TRYAGAIN, half of the keys of a slot
+# on its way, is a refusal like others: a miss.
+_PASSING = {"MOVED", "ASK", "CLUSTERDOWN", "LOADING", "MASTERDOWN"}
 _SCRIPTS = {"EVAL", "EVALSHA"}
 _KEY_OF_SCRIPT = 3
 

@@ -82,16 +82,16 @@ class Eras:
 
 
 def script_args(
-    mode: str, wire: Wire, era_key: str, *, member: str = "", lease_ms: int = 0, basis_ms: int = 0
+    mode: str, wire: Wire, era_key: str, *, member: str = "", lease_ms: int = 0, latest_ms: int = 0
 ) -> tuple[object, ...]:
     """The arguments of era.lua."""
     fresh = wire.incarnation_of(era_key) + os.urandom(8)
-    return mode, member, lease_ms, basis_ms, fresh, _MAX_TTL_MS
+    return mode, member, lease_ms, latest_ms, fresh, _MAX_TTL_MS
 
 
 def heard(reply: list[object]) -> bytes:
     """The era of a reply, and a word where others were found to be silent."""
-    _, _, era, lapsed = reply
+    era, lapsed = reply[2], reply[3]
     if lapsed:
         log.warning("cache.members_lapsed", members=lapsed)
     return bytes(era)  # type: ignore[call-overload,no-any-return]

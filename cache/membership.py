@@ -8,8 +8,8 @@ that is killed, or cut off from a server that others still reach, is thereby
 heard as well. A thread of its own renews, so that a blocked event loop does
 not cost everyone their values.
 
-Only rates of clocks are compared, never their times: a lease ends at a time of
-the server's that this process was told, plus its length.
+Only rates of clocks are compared, never their times: a lease counts from a time
+of the server's that this process was told, or can reckon from one.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from contextlib import AbstractAsyncContextManager, suppress
 from dataclasses import dataclass
 
 import structlog
+from redis.exceptions import ResponseError
 
 from cache import scripts
 from cache.era import heard, script_args
@@ -35,7 +36,9 @@ log = structlog.get_logger("cache.membership")
 _SCRIPT = scripts.load("cache", "era")
 # Clocks may differ by this share in their rates, and by this much in their granularity.
 _DRIFT, _GRAIN_S = 0.02, 0.02
-_TURNS_IN_A_LEASE = 4
+_TURNS_IN_A_LEASE = 5
+# A renewal may take this long to arrive, and is worth less if it takes longer.
+_LATE_S = 0.1
 # A server that has not answered for this long is asked again.
 _TURN_S = 1.0
 _JOIN_S = 5.0
@@ -85,9 +88,10 @@ class Membership:
         self._learn = learn
         self._lock = threading.Lock()
         self._held = self._stopping = self._leaving = False
+        self._refused = False  # said once
         self._member = ""
         self._basis_ms = 0  # the server's time that was heard last,
-        self._asked_at = self._heard_at = 0.0  # asked for and heard at these of our clock
+        self._heard_at = 0.0  # at this of our clock
         self._sure_until = self._over_at = float("-inf")
         self._thread: threading.Thread | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -129,7 +133,12 @@ class Membership:
         _set(self._loop, self._awake)
 
     def _main(self) -> None:
-        asyncio.run(self._keep())
+        try:
+            asyncio.run(self._keep())
+        except Exception:
+            log.exception("cache.renewal_failed")
+        finally:
+            _set(self._home, self._joined)  # nobody need wait for it any longer
 
     async def _keep(self) -> None:
         self._awake, self._loop = asyncio.Event(), asyncio.get_running_loop()
@@ -147,6 +156,10 @@ class Membership:
         try:
             async with asyncio.timeout(min(self._lease_s / _TURNS_IN_A_LEASE, _TURN_S)):
                 await turn
+        except ResponseError as exc:
+            if not self._refused:
+                self._refused = True
+                log.warning("cache.renewal_refused", error=str(exc)[:200])
         except OUTAGE:
             return  # the commands' own connection tells; the lease outlives some of these
         except Exception:
@@ -166,14 +179,12 @@ class Membership:
         with self._lock:
             if self._held or self._stopping:
                 return True
-            asked_at = self._asked_at
+            on_its_way_s = self.now() - self._heard_at + _LATE_S
+            latest_ms = self._basis_ms + int(on_its_way_s * 1000)
             # From here on it must be reckoned with, whether it arrives or not.
-            self._over_at = self._heard_at + self._lease_s * (1 + _DRIFT) + _GRAIN_S
-        if not await self._ask(wire, "renew"):
-            return False
-        with self._lock:
-            self._sure_until = asked_at + self._lease_s * (1 - _DRIFT) - _GRAIN_S
-        return True
+            ends_at = self._heard_at + (on_its_way_s + self._lease_s) * (1 + _DRIFT) + _GRAIN_S
+            self._over_at = max(self._over_at, ends_at)
+        return await self._ask(wire, "renew", latest_ms)
 
     async def _join(self, wire: Wire) -> None:
         with self._lock:
@@ -186,21 +197,22 @@ class Membership:
         except BaseException:
             self._member = ""
             raise
-        with self._lock:
-            self._sure_until = self._asked_at + self._lease_s * (1 - _DRIFT) - _GRAIN_S
-            self._over_at = self._heard_at + self._lease_s * (1 + _DRIFT) + _GRAIN_S
         _set(self._home, self._joined)
 
-    async def _ask(self, wire: Wire, mode: str) -> bool:
+    async def _ask(self, wire: Wire, mode: str, latest_ms: int = 0) -> bool:
         asked_at = self.now()
         lease_ms = int(self._lease_s * 1000)
         args = script_args(
             mode, wire, self._keys[1], member=self._member, lease_ms=lease_ms,
-            basis_ms=self._basis_ms,
+            latest_ms=latest_ms,
         )  # fmt: skip
         reply = await _SCRIPT.run(wire, self._keys, args)
         with self._lock:
-            self._basis_ms, self._asked_at, self._heard_at = reply[1], asked_at, self.now()
+            self._basis_ms, self._heard_at = reply[1], self.now()
+            left_s = (reply[4] - reply[1]) / 1000
+            self._sure_until = asked_at + left_s * (1 - _DRIFT) - _GRAIN_S
+            ends_at = self._heard_at + left_s * (1 + _DRIFT) + _GRAIN_S
+            self._over_at = max(self._over_at, ends_at)
         self._learn(heard(reply))
         return bool(reply[0])
 

@@ -79,6 +79,8 @@ _NO_LIMIT = 1_000_000
 # Time beyond the HTTP calls of one run for the reads and writes around them.
 _JOB_MARGIN_S = 5.0
 _HEALTH_INTERVAL_S = 5
+# Of attempts at one endpoint, unless a worker's jobs are so few that half of them are less.
+_ENDPOINT_CONCURRENCY = 16
 # Of one process; the limit on calls in flight is LETTA_LLM_MAX_CONCURRENCY, over all.
 _LLM_CONNECTIONS = 100
 
@@ -279,7 +281,7 @@ def webhook_config(settings: Settings) -> WebhookConfig:
         ),
         timeout_s=settings.webhook_timeout_s,
         limits=LaneLimits(
-            concurrency=settings.webhook_endpoint_concurrency,
+            concurrency=_endpoint_concurrency(settings),
             rate_per_s=settings.webhook_endpoint_rate,
             breaker_failures=settings.webhook_breaker_failures,
             open_s=settings.webhook_breaker_open_s,
@@ -291,6 +293,11 @@ def webhook_config(settings: Settings) -> WebhookConfig:
         keep_response_bytes=settings.webhook_keep_response_bytes,
         max_response_bytes=settings.webhook_max_response_bytes,
     )
+
+
+def _endpoint_concurrency(settings: Settings) -> int:
+    half = max(1, settings.worker_max_jobs // 2)
+    return settings.webhook_endpoint_concurrency or min(_ENDPOINT_CONCURRENCY, half)
 
 
 def build_deps(settings: Settings, client: Any) -> Deps:

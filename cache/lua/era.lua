@@ -2,13 +2,13 @@
 -- era.lua: who might have an invalidation that cannot arrive, and what that makes of stored values.
 -- KEYS[1] members: sorted set, member -> end of its lease, the server's Unix ms  KEYS[2] era
 -- ARGV[1] 'join' | 'renew' (only a member) | 'leave' | 'open'  ARGV[2] member, '' for 'open'
--- ARGV[3] lease_ms  ARGV[4] the server's time, ms, that a renewal counts from
+-- ARGV[3] lease_ms  ARGV[4] the latest of the server's times, ms, that a renewal counts from
 -- ARGV[5] an era to begin where there is none: the server's run, 8 bytes, and 8 at random
 -- ARGV[6] most ttl_ms
--- returns {1 done | 0 not a member (any more): join again, now_ms, era, lapsed members}
+-- returns {1 done | 0 not a member (any more): join again, now_ms, era, lapsed members, end_ms}
 -- Values count under the era that they were stored under. The era ends with the first lease that
--- ends, by its TTL: whoever is cut off knows that its silence is heard. A renewal counts from a
--- time that its sender knows, so that a copy that arrives late gives nothing more.
+-- ends, by its TTL: whoever is cut off knows that its silence is heard. A renewal counts from no
+-- later than its sender reckons with, so that a copy that arrives late gives nothing more.
 -- Allowed where memory is full: both keys are small and few.
 local members, era = KEYS[1], KEYS[2]
 local mode, member, fresh = ARGV[1], ARGV[2], ARGV[5]
@@ -36,7 +36,7 @@ elseif mode == 'leave' then
   redis.call('ZREM', members, member)
 elseif mode == 'renew' then
   if redis.call('ZSCORE', members, member) then
-    redis.call('ZADD', members, 'GT', ARGV[4] + ARGV[3], member)
+    redis.call('ZADD', members, 'GT', math.min(now_ms, tonumber(ARGV[4])) + ARGV[3], member)
   else
     done = 0
   end
@@ -49,4 +49,5 @@ if first[1] ~= '' and tonumber(first[2]) < ends_at then
 end
 redis.call('PEXPIREAT', era, string.format('%.0f', ends_at)) -- the end of the era
 redis.call('PEXPIRE', members, ARGV[6])
-return {done, now_ms, now_era, lapsed}
+local end_ms = tonumber(redis.call('ZSCORE', members, member) or 0)
+return {done, now_ms, now_era, lapsed, end_ms < math.huge and end_ms or 0}

@@ -16,10 +16,12 @@ import pytest
 
 from cache import Cache, LocalOptions, scripts
 from cache.entries import Entries
+from cache.era import script_args
 from cache.flight import Answer
 from cache.lane import Away
 from cache.link import Link
 from cache.local import LocalLevel
+from cache.membership import Membership, Silence
 from cache.readthrough import ReadThrough
 from tests.support.caches import Loader, cache_on
 from tests.support.outages import fragile_server
@@ -280,3 +282,102 @@ async def test_the_dependencys_floor(caches: tuple[Cache, Cache], rule: bool) ->
     loader.go.set()
     await reading
     assert (await writer.agents.get("a1") is None) is rule
+
+
+@BOTH
+async def test_the_era_when_reading(
+    caches: tuple[Cache, Cache], rule: bool, monkeypatch: pytest.MonkeyPatch, client: Any
+) -> None:
+    """A member fell silent: the server has ended the era."""
+    reader, writer = caches
+    if not rule:
+        honest = Entries._trusts
+
+        def credulous(
+            self: Entries, stamp: Any, floor: Any, generation: bytes, mark: bytes | None
+        ) -> bool:
+            return honest(self, stamp, floor, generation, stamp.mark)
+
+        monkeypatch.setattr(Entries, "_trusts", credulous)
+    await writer.agents.set("a1", "old")
+    await client.delete(reader.parts.keys.era)
+    assert (await reader.agents.get("a1") is None) is rule
+
+
+@BOTH
+async def test_the_era_when_storing(
+    caches: tuple[Cache, Cache], rule: bool, monkeypatch: pytest.MonkeyPatch, client: Any
+) -> None:
+    """The era ended while one loaded; who joined him since must not be handed the old value."""
+    reader, _ = caches
+    if not rule:
+
+        async def trusting(self: Entries, lease: Any, fill: Any) -> int:
+            stored: int = await fill
+            return stored
+
+        monkeypatch.setattr(Entries, "confirm", trusting)
+    loader = Loader("old")
+    loader.hold()
+    first = asyncio.create_task(reader.agents.get_or_load("a1", loader))
+    await loader.started.wait()
+    await client.delete(reader.parts.keys.era)
+    late = asyncio.create_task(reader.agents.get_or_load("a1", Loader("new")))
+
+    async def joined() -> bool:
+        return reader.stats()["joined"] == 1
+
+    await eventually(joined)
+    loader.go.set()
+    await first
+    assert (await late == "new") is rule
+
+
+@BOTH
+async def test_a_member_with_a_queue_is_silent(
+    valkey_url: str, prefix: str, rule: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not rule:
+
+        def noisy(self: Membership) -> Silence:
+            return Silence(True, self._over_at)
+
+        monkeypatch.setattr(Membership, "hold", noisy)
+    async with (
+        cache_on(valkey_url, prefix) as reader,
+        cache_on(valkey_url, prefix, member_lease_s=2.0) as writer,
+    ):
+        await reader.agents.set("a1", "old")
+        membership = writer.parts.invalidation._membership
+        silence = membership.hold()
+        assert silence.covers
+
+        async def over() -> bool:
+            return membership.now() > silence.until
+
+        await eventually(over)
+        assert (await reader.agents.get("a1") is None) is rule
+
+
+@BOTH
+async def test_a_renewal_counts_from_what_its_sender_knew(
+    caches: tuple[Cache, Cache], rule: bool, client: Any
+) -> None:
+    """A copy of the command arrives late; its sender reckons with the end of the first."""
+    cache, _ = caches
+    keys, wire = cache.parts.keys, cache.parts.entries.link.wire
+    script = scripts.load("cache", "era")
+    if not rule:
+        script = _without("era", "math.min(now_ms, tonumber(ARGV[4]))", "now_ms")
+    membership = cache.parts.invalidation._membership
+    member, basis_ms = membership._member, membership._basis_ms
+    how = {"member": member, "lease_ms": 30_000, "latest_ms": basis_ms}
+
+    async def late() -> bool:
+        args = script_args("renew", wire, keys.era, **how)  # type: ignore[arg-type]
+        reply = await script.run(wire, [keys.members, keys.era], args)
+        return bool(reply[1] > basis_ms + 5)
+
+    await eventually(late)
+    end = await client.zscore(keys.members, member)
+    assert (end <= basis_ms + 30_000) is rule

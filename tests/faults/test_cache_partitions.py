@@ -16,6 +16,8 @@ from cache import Cache
 from cache.pool import PoolOptions, open_pool
 from tests.support.caches import Loader, cache_on
 from tests.support.fault_proxy import FaultProxy, fault_proxy
+from tests.support.outages import FragileServer
+from tests.support.servers import free_port
 from tests.support.wait import eventually, eventually_sync
 
 # Long enough for a busy machine to renew it in time, four times.
@@ -157,6 +159,37 @@ async def _is_member(cache: Cache, count: int) -> None:
     await eventually(there)
 
 
+async def test_a_proxy_that_is_gone_is_not_taken_for_the_server(
+    proxy: FaultProxy, other: Cache, prefix: str
+) -> None:
+    async with behind(proxy, prefix) as cache:
+        await other.agents.set("a1", "old")
+        proxy.leave()
+        assert await cache.agents.invalidate("a1") is True
+        assert await other.agents.get("a1") is None
+
+
+@pytest.mark.parametrize("how", ["tcp", "unix"])
+async def test_a_server_that_has_ended_beside_us_needs_no_waiting(tmp_path: Path, how: str) -> None:
+    port = free_port() if how == "tcp" else 0
+    server = FragileServer(tmp_path, "--port", str(port))
+    server.start()
+    url = f"redis://127.0.0.1:{port}" if port else server.url
+    try:
+        async with cache_on(url, "lc:", member_lease_s=60) as cache, cache_on(url, "lc:") as other:
+            await other.agents.set("a1", "old")
+            server.kill()
+            async with asyncio.timeout(10):
+                assert await cache.agents.invalidate("a1") is True
+            server.start()
+            assert await other.agents.get_or_load("a1", Loader("new")) == "new"
+            async with asyncio.timeout(10):
+                await asyncio.gather(cache.settled(), other.settled())
+            assert await other.agents.get_or_load("a1", Loader("new")) == "new"
+    finally:
+        server.end()
+
+
 async def test_without_a_lease_it_returns_at_once_and_says_that_it_is_not_sure(
     proxy: FaultProxy, other: Cache, prefix: str
 ) -> None:
@@ -168,38 +201,46 @@ async def test_without_a_lease_it_returns_at_once_and_says_that_it_is_not_sure(
         assert await other.agents.get("a1") == "old"
 
 
+@asynccontextmanager
+async def refused(valkey_url: str, prefix: str, client: Any) -> AsyncIterator[str]:
+    """The URL of a user whose invalidations are refused, while his renewals would arrive."""
+    user = prefix.strip(":")
+    rules = ("on", "nopass", "~*", "&*", "+@all", "-unlink")
+    await client.execute_command("ACL", "SETUSER", user, *rules)
+    yield f"unix://{user}:x@{valkey_url.removeprefix('unix://')}"
+    await client.execute_command("ACL", "DELUSER", user)
+
+
 async def test_commands_that_are_refused_count_as_silence(
     valkey_url: str, other: Cache, prefix: str, client: Any
 ) -> None:
-    """The server is there and renewals would arrive; only invalidations do not."""
-    user = prefix.strip(":")
-    await client.execute_command(
-        "ACL", "SETUSER", user, "on", "nopass", "~*", "&*", "+@all", "-unlink"
-    )
-    path = valkey_url.removeprefix("unix://")
-    async with cache_on(f"unix://{user}:x@{path}", prefix, member_lease_s=LEASE_S) as cache:
+    async with (
+        refused(valkey_url, prefix, client) as url,
+        cache_on(url, prefix, member_lease_s=LEASE_S) as cache,
+    ):
         await other.agents.set("a1", "old")
         assert await cache.agents.invalidate("a1") is True
         assert await other.agents.get("a1") is None
-        await client.execute_command("ACL", "SETUSER", user, "+unlink")
+        await client.execute_command("ACL", "SETUSER", prefix.strip(":"), "+unlink")
         async with asyncio.timeout(10):
             await cache.settled()
 
 
 async def test_a_process_that_ends_with_a_queue_is_heard(
-    proxy: FaultProxy, other: Cache, prefix: str
+    valkey_url: str, other: Cache, prefix: str, client: Any
 ) -> None:
+    """It could take its leave, and does not."""
     await other.agents.set("a1", "old")
-    async with cache_on(proxy.url, prefix, timeout_s=TIMEOUT_S, member_lease_s=LEASE_S) as cache:
-        proxy.hold()
-        call = asyncio.create_task(cache.agents.invalidate("a1"))
+    async with refused(valkey_url, prefix, client) as url:
+        async with cache_on(url, prefix, member_lease_s=LEASE_S) as cache:
+            call = asyncio.create_task(cache.agents.invalidate("a1"))
 
-        async def queued() -> bool:
-            return cache.stats()["invalidations_missed"] == 1
+            async def queued() -> bool:
+                return cache.stats()["invalidations_missed"] == 1
 
-        await eventually(queued)
-        call.cancel()
-    await eventually(lambda: _is_gone(other))
+            await eventually(queued)
+            call.cancel()
+        await eventually(lambda: _is_gone(other))
 
 
 async def _is_gone(cache: Cache) -> bool:
@@ -336,7 +377,7 @@ async def test_a_renewal_that_arrives_late_gives_nothing_more(
 
     late = script_args(
         "renew", wire, other.parts.keys.era, member=name.decode(), lease_ms=30_000,
-        basis_ms=membership._basis_ms,
+        latest_ms=membership._basis_ms,
     )  # fmt: skip
     for _ in range(3):
         reply = await _SCRIPT.run(wire, [other.parts.keys.members, other.parts.keys.era], late)

@@ -13,10 +13,18 @@ import pytest
 from arq.connections import ArqRedis
 from arq.cron import cron
 from arq.worker import Retry, func
+from redis.exceptions import ConnectionError as RedisConnectionError
 
+from cache import codec
+from cache.keys import QueueKeys
+from cache.pool import PoolOptions, open_pool
+from cache.scripts import load
 from tests.support.engine import QUICK, burst, new_worker, queue_of, running
+from tests.support.fault_proxy import fault_proxy
 from tests.support.wait import eventually
 from worker.engine import EngineOptions, RetryPolicy, Worker, job
+from worker.engine.cron import CronRunner
+from worker.engine.records import EngineKeys
 from worker.errors import JobFailed
 
 FAST = RetryPolicy(max_tries=3, base_s=0.001)
@@ -275,6 +283,38 @@ async def test_13_a_tick_missed_while_no_worker_was_up_runs_once_or_not_at_all(
     ]
     await asyncio.gather(*workers)
     assert len(ran) == (1 if missed == "once" else 0)
+
+
+async def test_13_ticks_that_a_dying_worker_made_good_are_nobody_elses(
+    client: Any, prefix: str, valkey_url: str
+) -> None:
+    async def nightly(ctx: dict[str, Any]) -> None: ...
+
+    now = int(time.time() * 1000)
+    keys = EngineKeys(QueueKeys(prefix))
+    await client.hset(keys.cron, "cron:n", now - 3 * 86_400_000)
+    await client.script_load(load("worker.engine", "cron", "worker.effects").source)
+
+    def runner(through: Any) -> CronRunner:
+        return CronRunner(
+            through,
+            keys,
+            [cron(nightly, name="cron:n", hour=set(range(24)), minute=0)],
+            encode=codec.encode,
+            missed="once",
+            now_ms=lambda: now,
+            timezone=UTC,
+        )
+
+    async with (
+        fault_proxy(valkey_url.removeprefix("unix://")) as proxy,
+        open_pool(proxy.url, PoolOptions(retries=0), name="dying") as dying,
+    ):
+        proxy.cut_replies(1)
+        with pytest.raises(RedisConnectionError):
+            await runner(dying).tick()
+    await runner(client).tick()
+    assert await client.zcard(keys.default_queue) == 1
 
 
 async def test_13_several_workers_run_each_tick_once(client: Any, prefix: str) -> None:

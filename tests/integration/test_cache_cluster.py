@@ -1,4 +1,4 @@
-"""The cache on a server in cluster mode: every script on one slot, reads of a tick together."""
+"""The cache on a cluster of three nodes: every script on one slot."""
 
 from __future__ import annotations
 
@@ -9,24 +9,15 @@ from pathlib import Path
 import pytest
 
 from cache import Cache, LocalOptions
-from cache.pool import PoolOptions, open_pool
 from tests.support.caches import Loader, cache_on
-from tests.support.servers import valkey
+from tests.support.clusters import cluster
 from tests.support.wait import eventually
 
 
 @pytest.fixture
 async def url(tmp_path: Path) -> AsyncIterator[str]:
-    with valkey(tmp_path, "--cluster-enabled", "yes") as port:
-        async with open_pool(f"redis://127.0.0.1:{port}", PoolOptions(), name="t") as client:
-            await client.execute_command("CLUSTER", "ADDSLOTSRANGE", "0", "16383")
-
-            async def is_ok() -> bool:
-                info: dict[str, str] = await client.execute_command("CLUSTER INFO")
-                return info["cluster_state"] == "ok"
-
-            await eventually(is_ok)
-        yield f"redis+cluster://127.0.0.1:{port}"
+    async with cluster(tmp_path) as nodes:
+        yield nodes.url
 
 
 async def test_everything_works_on_a_cluster(url: str) -> None:

@@ -174,6 +174,22 @@ async def test_a_file_refused_for_one_line_fails_that_line_only(
         assert await outcome(queue, ids[1]) == "echo: good"
 
 
+@pytest.mark.parametrize("status", [401, 403])
+async def test_a_key_that_is_refused_gives_up_nothing_that_was_submitted(
+    private_valkey_url: str, fake: FakeProvider, monkeypatch: pytest.MonkeyPatch, status: int
+) -> None:
+    monkeypatch.setattr("worker.jobs.batch_run.LOOK_AGAIN_S", 0.05)
+    fake.fault("GET", "/v1/batches/", "status", status=status, times=2)
+    settings = settings_for(private_valkey_url, fake)
+    async with open_queue(settings) as queue, running_worker(settings):
+        ids = await submit(queue, "openai", "a")
+        assert await outcomes(queue, ids) == ["echo: a"]
+        # Before anything is paid for, the callers are told at once.
+        fake.fault("POST", "/v1/batches", "status", status=status)
+        ids = await submit(queue, "openai", "b")
+        assert await outcomes(queue, ids) == ["error batch_refused"]
+
+
 async def test_an_expired_batch_gives_what_is_done_and_the_rest_goes_again(
     private_valkey_url: str, fake: FakeProvider
 ) -> None:

@@ -304,6 +304,63 @@ async def test_our_own_failures_open_nothing_and_use_nothing_up(lab: Lab) -> Non
     assert (shown.attempt_count, shown.uncharged_count) == (6, 5)
 
 
+async def test_a_probe_that_our_own_side_fails_leaves_the_next_one_to_probe(lab: Lab) -> None:
+    ids = [await lab.send() for _ in range(2)]
+    lab.limits = replace(LIMITS, open_s=0.05)
+    await lab.trip()
+
+    async def probe() -> Any:
+        found = await lab.claim(ids[0])
+        return found if isinstance(found, ClaimedDelivery) else None
+
+    claimed = await eventually(probe)
+    assert (await lab.held(ids[1])).reason == "probing"
+    await lab.end(claimed, error="no_route", own=True)
+    await lab.go(ids[1])
+
+
+async def test_our_own_failures_in_a_row_are_counted_anew_after_another_end(lab: Lab) -> None:
+    id_ = await lab.send()
+    for _ in range(2):
+        await lab.attempt(id_, error="no_route", own=True)
+    await lab.attempt(id_, status=500)
+    claimed = await lab.go(id_)
+    assert (claimed.own_failures, claimed.charged, claimed.attempt) == (0, 2, 4)
+
+
+# -- many in one call ----------------------------------------------------------------
+
+
+async def test_ends_of_one_call_count_as_if_they_came_one_by_one(lab: Lab) -> None:
+    lab.limits = replace(LIMITS, concurrency=10)
+    running = [await lab.go(await lab.send()) for _ in range(5)]
+    statuses = (500, 500, 200, 500, 500)
+    ends = [
+        lab.end(claimed, wait=True, status=status)
+        for claimed, status in zip(running, statuses, strict=True)
+    ]
+    assert [events for _, events in await asyncio.gather(*ends)] == [[]] * 5
+    assert (await lab.queue.webhooks.lane(URL)).failures == 2
+
+
+async def test_a_begin_sees_what_the_ends_before_it_in_the_same_call_have_changed(
+    lab: Lab,
+) -> None:
+    waiting = await lab.send()
+    running = [await lab.go(await lab.send()) for _ in range(2)]
+    lab.limits = replace(LIMITS, breaker_failures=2)
+    *_, found = await asyncio.gather(
+        *(lab.end(claimed, wait=True, status=500) for claimed in running), lab.claim(waiting)
+    )
+    assert isinstance(found, HeldBack)
+    assert found.reason == "closed"
+
+    other = "https://other.example.com/a"
+    gone, next_ = await lab.go(await lab.send(other)), await lab.send(other)
+    _, found = await asyncio.gather(lab.end(gone, status=410), lab.claim(next_))
+    assert found == EndedUnsent(DeliveryState.DISABLED, "endpoint_disabled")
+
+
 # -- slowing down ------------------------------------------------------------------
 
 
@@ -336,6 +393,33 @@ async def test_an_overloaded_host_is_sent_half_as_much_at_once_and_then_more_aga
     found = (await lab.queue.webhooks.lane(URL)).concurrency
     assert found is not None
     assert 4.5 < found < 5.5
+
+
+async def test_a_burst_of_overload_answers_is_one_sign_of_it(lab: Lab) -> None:
+    lab.limits = replace(LIMITS, concurrency=8, breaker_failures=0)
+    running = [await lab.go(await lab.send()) for _ in range(8)]
+    # All of them were under way when the first one said so.
+    await asyncio.gather(*(lab.end(claimed, wait=True, status=503) for claimed in running))
+    lane = await lab.queue.webhooks.lane(URL)
+    assert (lane.concurrency, lane.paused_until) == (4, None)
+
+
+@pytest.mark.parametrize(("between", "rests"), [(None, True), (200, False), (422, False)])
+async def test_overload_again_and_again_with_no_answer_between_asks_for_a_rest(
+    lab: Lab, between: int | None, rests: bool
+) -> None:
+    lab.limits = replace(LIMITS, concurrency=8, breaker_failures=0)
+    key = lab.queue.keys.webhook_lane("https://hooks.example.com:443")
+    for status in (503, 429, between, 503):
+        if status is not None:
+            # As if the last cut were longer ago than a second.
+            await lab.queue.client.hset(key, "cut", 1)
+            await lab.attempt(await lab.send(), status=status)
+    lane = await lab.queue.webhooks.lane(URL)
+    assert (lane.paused_until is not None) == rests
+    if rests:
+        assert lane.concurrency == 1
+        assert (await lab.held(await lab.send())).reason == "closed"
 
 
 # -- order -----------------------------------------------------------------------
@@ -672,3 +756,12 @@ async def test_a_full_server_lets_what_is_there_be_sent_and_recorded(
             assert await lab.state(id_) == "delivered"
         finally:
             await queue.client.config_set("maxmemory", 0)
+
+
+async def test_the_list_of_what_ended_forgets_what_is_past_its_retention(lab: Lab) -> None:
+    index = lab.queue.keys.webhook_ended("delivered")
+    await lab.queue.client.zadd(index, {"long_ago": 1})
+    id_ = await lab.send()
+    await lab.attempt(id_, status=200)
+    assert await lab.queue.client.zrange(index, 0, -1) == [id_.encode()]
+    assert await lab.queue.client.pttl(index) > 0

@@ -63,6 +63,12 @@ class CacheAgainstDatabase(RuleBasedStateMachine):
         if found is not None:
             self.check(agent, found)
 
+    @rule(who=WHO)
+    def a_member_falls_silent(self, who: int) -> None:
+        """The server ends the era: what was stored counts for nothing, and nothing else."""
+        cache = self.caches[who]
+        self.run(cache.client.delete(cache.parts.keys.era))
+
     @rule(agent=AGENTS)
     def commit_without_invalidation_yet(self, agent: str) -> None:
         self.rows[agent] += 1

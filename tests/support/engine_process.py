@@ -19,6 +19,7 @@ from typing import Any
 
 ROOT = Path(__file__).parents[2]
 LEASE_S = 2.0
+TRIES = 5
 
 
 class Ledger:
@@ -71,12 +72,22 @@ def functions(ledger: Ledger) -> list[Any]:
         ledger.write("end", ctx["job_id"], os.getpid(), ctx["job_try"])
         return os.getpid()
 
+    async def follow(ctx: dict[str, Any], before: Any) -> int:
+        """What comes after another job, with its result."""
+        return await hold(ctx)
+
+    async def fail_always(ctx: dict[str, Any]) -> None:
+        ledger.write("start", ctx["job_id"], os.getpid(), ctx["job_try"])
+        raise ValueError("every time")
+
     return [
         func(hold, name="hold", timeout=3600),
+        func(follow, name="follow"),
         func(block, name="block", timeout=3600),
         func(block, name="block_briefly", timeout=0.5),
         func(die, name="die"),
         func(fail_once, name="fail_once"),
+        func(fail_always, name="fail_always"),
     ]
 
 
@@ -104,7 +115,7 @@ def serve(url: str, prefix: str, ledger: str, lease_s: str = str(LEASE_S)) -> No
                 poll_s=0.5,
                 beat_s=0.5,
                 max_lost_leases=int(os.environ.get("MAX_LOST_LEASES", "3")),
-                retry=RetryPolicy(max_tries=5, base_s=0.05),
+                retry=RetryPolicy(max_tries=TRIES, base_s=0.05),
             ),
         )
         await worker.main()

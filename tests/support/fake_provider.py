@@ -50,6 +50,7 @@ class Settings:
     outcome: str = "completed"  # | failed | expired | cancelled: of a whole OpenAI batch
     failed_code: str = "invalid_json_line"  # why, and that one names its line
     polls: int = 1  # looks that find a batch still in progress
+    takes_s: float = 0.0  # an OpenAI batch is in progress for so long, whatever the looks
     not_found: int = 0  # looks at a new batch that answer 404
     empty_error_file: bool = False  # error_file_id is "" where there is none
     poison_at: str = "validation"  # | create | upload: when OpenAI refuses a poisoned file
@@ -67,6 +68,7 @@ class State:
     batches: dict[str, dict[str, Any]] = field(default_factory=dict)  # OpenAI's
     messages: dict[str, dict[str, Any]] = field(default_factory=dict)  # Anthropic's
     items: dict[str, list[str]] = field(default_factory=dict)  # batch -> custom ids
+    begun: dict[str, float] = field(default_factory=dict)  # OpenAI batch -> monotonic seconds
     looks: Counter[str] = field(default_factory=Counter)
     seen: Counter[str] = field(default_factory=Counter)
     times: list[float] = field(default_factory=list)
@@ -222,6 +224,7 @@ async def create(request: Request) -> Response:
     rows = [json.loads(line) for line in data.splitlines() if line]
     id_ = f"batch_{next(numbers)}"
     state.items[id_] = [row["custom_id"] for row in rows]
+    state.begun[id_] = time.monotonic()
     state.batches[id_] = {
         "id": id_,
         "object": "batch",
@@ -245,7 +248,8 @@ async def retrieve(request: Request) -> Response:
         return openai_error(404, "not_found", "no such batch")
     if batch["status"] in {"validating", "in_progress"}:
         batch["status"] = "in_progress"
-        if state.looks[batch["id"]] > state.settings.polls + state.settings.not_found:
+        enough = state.looks[batch["id"]] > state.settings.polls + state.settings.not_found
+        if enough and time.monotonic() - state.begun[batch["id"]] >= state.settings.takes_s:
             finish(batch, state.settings.outcome)
     elif batch["status"] == "cancelling":
         finish(batch, "cancelled")

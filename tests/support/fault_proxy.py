@@ -4,7 +4,8 @@ A TCP proxy in front of a server's unix socket, which breaks what it is told to.
 `cut_replies(n)`: the next n commands that carry `marker` reach the server and
 are executed; instead of the reply the client's connection is closed.
 `reset()`: every connection is closed now. `hold()` / `release()`: nothing
-passes in either direction. `refuse` set: new connections are closed at once.
+passes in either direction. `refuse` set: new connections are closed at once. `leave()`: nobody
+listens any more, so that the kernel refuses them.
 `swallow()`: what is open now stays open, and nothing comes through it any more.
 `lead_to(path)`: new connections go there; those that are open stay where they are.
 """
@@ -29,6 +30,7 @@ class FaultProxy:
         self.cuts_made = 0
         self.refuse = False
         self.port = 0
+        self.server: asyncio.Server | None = None
 
     def cut_replies(self, count: int, marker: bytes = b"EVALSHA") -> None:
         self._cuts, self._marker = count, marker
@@ -50,6 +52,11 @@ class FaultProxy:
         self._live.set()
         self._live = asyncio.Event()
 
+    def leave(self) -> None:
+        assert self.server is not None
+        self.server.close()
+        self.reset()
+
     @property
     def url(self) -> str:
         return f"redis://127.0.0.1:{self.port}/0"
@@ -58,7 +65,11 @@ class FaultProxy:
         if self.refuse:
             writer.close()
             return
-        far_reader, far_writer = await asyncio.open_unix_connection(self._socket_path)
+        try:
+            far_reader, far_writer = await asyncio.open_unix_connection(self._socket_path)
+        except OSError:
+            writer.close()
+            return
         self._writers |= {writer, far_writer}
         doomed, swallowed = asyncio.Event(), self._live
         for coroutine in (
@@ -117,7 +128,7 @@ class FaultProxy:
 @asynccontextmanager
 async def fault_proxy(socket_path: str) -> AsyncIterator[FaultProxy]:
     proxy = FaultProxy(socket_path)
-    server = await asyncio.start_server(proxy.serve, "127.0.0.1", 0)
+    server = proxy.server = await asyncio.start_server(proxy.serve, "127.0.0.1", 0)
     proxy.port = server.sockets[0].getsockname()[1]
     try:
         yield proxy

@@ -21,7 +21,8 @@ class FragileServer:
         self._home = home
         self._options = options
         # Socket paths are limited to about 100 bytes.
-        self._socket = Path(tempfile.mkdtemp(prefix="frag-")) / "s"
+        self._directory = tempfile.TemporaryDirectory(prefix="frag-")
+        self._socket = Path(self._directory.name) / "s"
         self._process: subprocess.Popen[bytes] | None = None
 
     @property
@@ -67,6 +68,7 @@ class FragileServer:
     def end(self) -> None:
         self.thaw()
         self.kill()
+        self._directory.cleanup()
 
 
 @contextmanager

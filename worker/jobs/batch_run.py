@@ -17,7 +17,7 @@ from typing import ClassVar
 import structlog
 
 from worker.effects.providers import Busy, RemoteBatch, Unclear, Unsent
-from worker.effects.providers.protocol import Absent, Refused
+from worker.effects.providers.protocol import Absent, Denied, Refused
 from worker.errors import Permanent
 from worker.jobs.batch_items import NotOurs
 from worker.jobs.batch_moves import LOOK_AGAIN_S, Later, Moves
@@ -56,6 +56,10 @@ class BatchRun(Moves):
 
     async def fail(self, exc: Permanent) -> str:
         """The provider refused: what it was sent, or us; then every open request gets that error."""
+        if isinstance(exc, Denied) and self.batch.provider_id:
+            # What is paid for is not given up for a key that can be mended.
+            log.error("batch.denied", batch_id=self.batch.id, error=str(exc))
+            raise Later(max(LOOK_AGAIN_S, self.deps.llm.poll_interval_s))
         if isinstance(exc, Refused) and self.batch.state in _SENDING:
             await settle_refusal(self, str(exc), code=exc.code)
         else:

@@ -45,6 +45,10 @@ class BatchesUnsupported(Permanent):
     """The endpoint has no batches: its requests go one by one."""
 
 
+class Denied(Permanent):
+    """The provider does not let us in: the key is wrong, or was withdrawn."""
+
+
 class Refused(Permanent):
     """The provider refused what it was sent, and did nothing; `code` is its word for it."""
 

@@ -11,7 +11,7 @@ import httpx
 import msgspec
 
 from worker.effects.http import describe
-from worker.effects.providers.protocol import Absent, Busy, Refused, Unclear, Unsent
+from worker.effects.providers.protocol import Absent, Busy, Denied, Refused, Unclear, Unsent
 from worker.errors import Permanent, Transient
 from worker.policy.answers import is_transient, read_response
 
@@ -109,7 +109,7 @@ def checked(reply: httpx.Response, *, absent: type[Exception] = Absent) -> Mappi
 
     Raises:
         Busy: asked to wait. Unclear: the provider failed. Permanent: it refused.
-        Refused: for what it was sent.
+        Refused: for what it was sent. Denied: for who sent it.
         absent: there is no such thing: at once after a batch was created, it may not be found yet.
     """
     status = reply.status_code
@@ -128,6 +128,8 @@ def checked(reply: httpx.Response, *, absent: type[Exception] = Absent) -> Mappi
     message = f"the provider answered {status}: {answer.message[:_ERROR_CHARS]}"
     if status in _REFUSED:
         raise Refused(message, answer.kind)
+    if status in {401, 403}:
+        raise Denied(message)
     raise Permanent(message)
 
 

@@ -1,0 +1,133 @@
+"""A real cluster: three primaries, on request a replica, which can be killed and come back."""
+
+from __future__ import annotations
+
+import asyncio
+import subprocess
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+from redis.asyncio import Redis
+from redis.crc import key_slot
+
+from cache.embedded import server_binary
+from tests.support.servers import answers, free_port
+from tests.support.wait import eventually, eventually_sync
+
+SLOTS = 16384
+PRIMARIES = 3
+
+
+class Node:
+    """One server, with an append-only file: what it acknowledged survives a kill."""
+
+    def __init__(self, home: Path) -> None:
+        self.home = home
+        self.port = free_port()
+        self._bus_port = free_port()  # by default it is the port + 10,000, which may be none
+        self._process: subprocess.Popen[bytes] | None = None
+        self.client = Redis(host="127.0.0.1", port=self.port, protocol=2)
+        home.mkdir(parents=True)
+
+    def start(self) -> None:
+        words = ["--port", str(self.port), "--cluster-port", str(self._bus_port)]
+        words += ["--cluster-enabled", "yes", "--cluster-require-full-coverage", "no"]
+        words += ["--bind", "127.0.0.1", "--dir", str(self.home), "--save", ""]
+        words += ["--appendonly", "yes", "--appendfsync", "always"]
+        with (self.home / "server.log").open("ab") as log:
+            self._process = subprocess.Popen(
+                [str(server_binary()), *words], stdout=log, stderr=log, stdin=subprocess.DEVNULL
+            )
+        eventually_sync(lambda: answers(self.port))
+
+    def kill(self) -> None:
+        assert self._process is not None
+        self._process.kill()
+        self._process.wait(10)
+
+    async def ask(self, *words: Any) -> Any:
+        return await self.client.execute_command(*words)
+
+    async def cluster(self, *words: Any) -> Any:
+        return await self.ask("CLUSTER", *words)
+
+    async def id(self) -> str:
+        return str(_text(await self.cluster("MYID")))
+
+    async def meet(self, other: Node) -> None:
+        await self.cluster("MEET", "127.0.0.1", other.port, other._bus_port)
+
+
+class Cluster:
+    def __init__(self, nodes: list[Node]) -> None:
+        self.nodes = nodes
+
+    @property
+    def url(self) -> str:
+        return "redis+cluster://" + ",".join(f"127.0.0.1:{node.port}" for node in self.nodes[:2])
+
+    def node_of(self, key: str) -> Node:
+        """By the slots as they were given at first."""
+        slot: int = key_slot(key.encode())
+        return self.nodes[slot * PRIMARIES // SLOTS]
+
+    def agents_on(self, node: Node, count: int, prefix: str = "lc:") -> list[str]:
+        """Agents whose keys lie on a node."""
+        names = (f"a{number}" for number in range(10_000))
+        found = [name for name in names if self.node_of(f"{prefix}{{{name}}}") is node]
+        return found[:count]
+
+    async def agree(self, count: int) -> None:
+        """Returns once every node knows as many, and all slots."""
+
+        async def agreed() -> bool:
+            infos = [_text(await node.cluster("INFO")) for node in self.nodes]
+            return all(
+                "cluster_state:ok" in info and f"cluster_known_nodes:{count}" in info
+                for info in map(_joined, infos)
+            )
+
+        await eventually(agreed, deadline_s=30)
+
+
+def _text(value: Any) -> Any:
+    return value.decode() if isinstance(value, bytes) else value
+
+
+def _joined(info: Any) -> str:
+    return info if isinstance(info, str) else "\n".join(f"{k}:{v}" for k, v in info.items())
+
+
+@asynccontextmanager
+async def cluster(home: Path, *, replica: bool = False) -> AsyncIterator[Cluster]:
+    """The first third of the slots is the first node's, and so on; the replica is the first's."""
+    nodes = [Node(home / str(number)) for number in range(PRIMARIES + replica)]
+    try:
+        for node in nodes:
+            node.start()
+        for number, node in enumerate(nodes[:PRIMARIES]):
+            # The same division as in Cluster.node_of.
+            first = -(-SLOTS * number // PRIMARIES)
+            last = -(-SLOTS * (number + 1) // PRIMARIES) - 1
+            await node.cluster("ADDSLOTSRANGE", first, last)
+            await node.cluster("SET-CONFIG-EPOCH", number + 1)
+        for node in nodes[1:]:
+            await node.meet(nodes[0])
+        whole = Cluster(nodes)
+        await whole.agree(len(nodes))
+        if replica:
+            await nodes[-1].cluster("REPLICATE", await nodes[0].id())
+
+            async def linked() -> bool:
+                info = await nodes[-1].client.info("replication")
+                return bool(info.get("master_link_status") == "up")
+
+            await eventually(linked, deadline_s=30)
+        yield whole
+    finally:
+        for node in nodes:
+            await node.client.aclose()
+            node.kill()
+        await asyncio.sleep(0)
