@@ -44,6 +44,11 @@ class Batch:
     def is_canceled(self) -> bool:
         return self.fields.get("cancel") == "1"
 
+    @property
+    def is_guess(self) -> bool:
+        """Adopted by time and size alone: its `provider_id` may be another batch's."""
+        return self.fields.get("guess") == "1"
+
     def moved(self, to: BatchState, fields: dict[str, str]) -> Batch:
         """As it is after a move of this run."""
         return replace(self, state=to, fields={**self.fields, **fields})

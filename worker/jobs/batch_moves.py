@@ -78,11 +78,20 @@ class Moves:
             size=size,
         )
 
-    async def taken(self) -> set[str]:
-        """Provider ids that are other batches', or were found not to be this one's."""
-        others = await self.store.listed(_KNOWN_BATCHES)
-        taken = {batch.provider_id for batch in others if batch.id != self.batch.id}
-        return taken | set(self.batch.fields.get("refused", "").split())
+    async def taken(self) -> tuple[set[str], set[str]]:
+        """
+        Provider ids that are not this batch's, and those that another holds on a guess.
+
+        The first are other batches' for certain, or were found to be; the second may
+        turn out to be this one's when their results come.
+        """
+        known = set(self.batch.fields.get("refused", "").split())
+        guessed: set[str] = set()
+        for other in await self.store.listed(_KNOWN_BATCHES):
+            if other.id != self.batch.id and other.provider_id:
+                is_open = other.is_guess and not other.state.is_end
+                (guessed if is_open else known).add(other.provider_id)
+        return known, guessed - known
 
     def until_next_look(self) -> float:
         """Seconds until the provider is asked again: less when a deadline comes near before."""

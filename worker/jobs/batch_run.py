@@ -23,7 +23,13 @@ from worker.jobs.batch_items import NotOurs
 from worker.jobs.batch_moves import LOOK_AGAIN_S, Later, Moves
 from worker.jobs.batch_refusals import settle_refusal
 from worker.policy.answers import CANCELED, Answer
-from worker.policy.batch_states import BatchState, OnAmbiguous, Verdict, judge_suspect
+from worker.policy.batch_states import (
+    BatchState,
+    OnAmbiguous,
+    Sighting,
+    Verdict,
+    judge_suspect,
+)
 
 log = structlog.get_logger("worker.batch")
 
@@ -124,7 +130,7 @@ class BatchRun(Moves):
             "batch.submitted",
             batch_id=self.batch.id,
             provider_id=remote.id,
-            requests=self.batch.size,
+            requests=lines.count,
         )
         raise Later(self.until_next_look())
 
@@ -139,22 +145,22 @@ class BatchRun(Moves):
     async def _reconcile(self) -> None:
         batch, config = self.batch, self.deps.llm
         self.reached("suspect")
-        sighting = await self.provider.find(
-            batch.id,
-            since_ms=batch.submitting_ms,
-            count=batch.number("sent") or batch.size,
-            taken=await self.taken(),
-        )
+        known, guessed = await self.taken()
+        sighting = await self._look(known | guessed)
         verdict = judge_suspect(
             sighting,
             on_ambiguous=config.on_ambiguous,
             age_s=(self.now_ms() - batch.submitting_ms) / 1000,
             wait_s=config.suspect_wait_s,
         )
+        if verdict is Verdict.SUBMIT and guessed and (await self._look(known)).provider_id:
+            # What fits is held by another that only guessed, too: its results will tell.
+            verdict = Verdict.WAIT
         log.info("batch.reconciled", batch_id=batch.id, verdict=verdict.value)
         if verdict is Verdict.ADOPT:
+            guess = "" if sighting.certain else 1
             id_ = sighting.provider_id
-            await self.move(BatchState.SUBMITTED, provider_id=id_, adopted=1)
+            await self.move(BatchState.SUBMITTED, provider_id=id_, adopted=1, guess=guess)
             self.reached("submitted")
         elif verdict is Verdict.SUBMIT:
             await self.move(BatchState.UPLOADED)
@@ -165,6 +171,15 @@ class BatchRun(Moves):
             )
         else:
             raise Later(min(LOOK_AGAIN_S, config.suspect_wait_s / 4))
+
+    async def _look(self, not_ours: set[str]) -> Sighting:
+        batch = self.batch
+        return await self.provider.find(
+            batch.id,
+            since_ms=batch.submitting_ms,
+            count=batch.number("sent") or batch.size,
+            taken=not_ours,
+        )
 
     async def _poll(self) -> None:
         await self.items.rescue()
@@ -185,6 +200,8 @@ class BatchRun(Moves):
         raise Later(self.until_next_look())
 
     async def _is_unwanted(self) -> bool:
+        if self.batch.is_guess:
+            return False  # it may be another's
         return self.batch.is_canceled or not await self.store.outstanding(self.batch.id)
 
     async def _fetch(self) -> None:
@@ -196,7 +213,8 @@ class BatchRun(Moves):
             answered = await self.items.take_results(self.provider, remote)
         except NotOurs:
             refused = " ".join([batch.fields.get("refused", ""), batch.provider_id]).strip()
-            await self.move(BatchState.SUSPECT, provider_id="", adopted="", refused=refused)
+            nothing = {"provider_id": "", "adopted": "", "guess": ""}
+            await self.move(BatchState.SUSPECT, refused=refused, **nothing)
             return
         self.reached("fetched")
         await self._settle_rest(remote)

@@ -42,10 +42,12 @@ class Sighting:
     What a look for a submission gave: its id, or whether the look was complete.
 
     A complete look that found nothing says that nothing was there when it was made.
+    One that is not `certain` was told by its time and size alone: its results say whose it is.
     """
 
     provider_id: str = ""
     complete: bool = True
+    certain: bool = True
 
 
 class Verdict(StrEnum):

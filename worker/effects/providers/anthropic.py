@@ -97,7 +97,7 @@ class AnthropicProvider:
             ]
             if not page.get("has_more") or len(recent) < len(rows) or not rows:
                 # The oldest that fits: a later one may be another submission's.
-                return Sighting(found[-1]) if found else Sighting()
+                return Sighting(found[-1], certain=False) if found else Sighting()
             after = rows[-1]["id"]
 
     async def read(self, provider_id: str) -> RemoteBatch:
