@@ -85,6 +85,26 @@ async def test_03_a_claim_that_was_taken_over_cannot_end_the_job(client: Any, pr
         assert worker.jobs_complete == 0
 
 
+async def test_03_a_job_whose_claim_another_took_is_cancelled(client: Any, prefix: str) -> None:
+    queue = queue_of(client, prefix)
+    started, cancelled = asyncio.Event(), asyncio.Event()
+
+    async def hold(ctx: dict[str, Any]) -> None:
+        started.set()
+        try:
+            await asyncio.Event().wait()
+        finally:
+            cancelled.set()
+
+    await queue.enqueue("hold", job_id="a")
+    async with running(client, prefix, [func(hold, name="hold")], options=QUICK) as worker:
+        await asyncio.wait_for(started.wait(), 10)
+        await client.set(f"{prefix}in-progress:a", b"another:1|3|1|1")
+        await asyncio.wait_for(cancelled.wait(), 10)
+        await eventually(lambda: _ended(worker))
+        assert await client.exists(f"{prefix}job:a") == 1
+
+
 async def _ended(worker: Worker) -> bool:
     # One more turn after the end has left the outbox.
     return not worker.claims and not worker.has_unsent_ends
@@ -213,6 +233,20 @@ async def test_09_a_mark_of_an_earlier_abort_does_not_end_a_later_job(
 
 async def _is_gone(client: Any, key: str) -> bool:
     return not await client.exists(key)
+
+
+async def test_09_marks_of_jobs_that_are_gone_are_removed(client: Any, prefix: str) -> None:
+    queue = queue_of(client, prefix)
+    waiting = await queue.enqueue("double", delay_s=3600)
+    old = (time.time() - 120) * 1000
+    await client.zadd(f"{prefix}abort", {"gone": old, waiting.id: old})
+    async with running(client, prefix, [double], options=QUICK):
+        await eventually(lambda: _is_no_member(client, f"{prefix}abort", "gone"))
+        assert await client.zscore(f"{prefix}abort", waiting.id) == old
+
+
+async def _is_no_member(client: Any, key: str, member: str) -> bool:
+    return await client.zscore(key, member) is None
 
 
 async def test_10_a_kept_result_does_not_block_its_id(client: Any, prefix: str) -> None:

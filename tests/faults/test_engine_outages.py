@@ -20,7 +20,7 @@ from tests.support.fault_proxy import FaultProxy, fault_proxy
 from tests.support.servers import free_port, valkey
 from tests.support.wait import eventually
 from worker import call
-from worker.errors import QueueUnavailable, UnsafeServer
+from worker.errors import QueueMemoryFull, QueueUnavailable, UnsafeServer
 
 QUICK_POOL = PoolOptions(connect_timeout_s=1, socket_timeout_s=1, retries=0)
 
@@ -168,6 +168,46 @@ async def test_a_worker_ends_although_its_server_is_away(
 
 async def _is_empty(client: Any, key: str) -> bool:
     return not await client.exists(key)
+
+
+async def test_a_full_server_refuses_new_jobs_while_those_it_has_are_kept_run_and_ended(
+    tmp_path: Path,
+) -> None:
+    started, go = asyncio.Event(), asyncio.Event()
+
+    async def hold(ctx: dict[str, Any]) -> str:
+        started.set()
+        await go.wait()
+        return str(ctx["job_id"])
+
+    with valkey(tmp_path, "--maxmemory-policy", "noeviction") as port:
+        async with connect(f"redis://127.0.0.1:{port}/0") as client:
+            queue = queue_of(client, "arq:")
+            functions = [func(hold, name="hold")]
+            jobs = await queue.enqueue_many([call("hold")] * 20)
+            async with running(client, "arq:", functions, max_jobs=2, options=QUICK) as worker:
+                await asyncio.wait_for(started.wait(), 10)
+                await client.config_set("maxmemory", 1)
+                with pytest.raises(QueueMemoryFull):
+                    await queue.enqueue("hold")
+                renewed = await _first_lease(client)
+                await eventually(lambda: _is_later(client, renewed))
+                go.set()
+                for job in jobs:
+                    assert await job.result(timeout_s=20) == job.id
+                assert worker.jobs_rescued == 0
+                await client.config_set("maxmemory", 0)
+                later = await queue.enqueue("hold")
+                assert await later.result(timeout_s=20) == later.id
+
+
+async def _first_lease(client: Any) -> float:
+    ends = await client.zrange("arq:queue:running", 0, 0, withscores=True)
+    return float(ends[0][1])
+
+
+async def _is_later(client: Any, end: float) -> bool:
+    return await _first_lease(client) > end
 
 
 @pytest.mark.parametrize("policy", ["allkeys-lru", "volatile-ttl"])

@@ -126,6 +126,11 @@ class Turn:
     marks: dict[bytes, float] = field(default_factory=dict)
     claims: list[Claim] = field(default_factory=list)
 
+    @property
+    def is_empty(self) -> bool:
+        """Whether there was no job and no schedule, for nobody and at no time."""
+        return self.size == 0 and self.next_due is None and not self.scheduled
+
 
 @dataclass(frozen=True, slots=True)
 class Reply:
