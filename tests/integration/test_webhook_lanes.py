@@ -664,6 +664,38 @@ async def test_a_begin_that_is_sent_again_counts_one_attempt(lab: Lab) -> None:
     assert (shown.state, shown.attempt_count, len(shown.attempts)) == ("delivered", 1, 1)
 
 
+async def test_how_an_attempt_ended_is_told_to_a_server_that_comes_back(lab: Lab) -> None:
+    ids = [await lab.send() for _ in range(2)]
+    claimed = [await lab.go(id_) for id_ in ids]
+    failures, evalsha = 0, lab.queue.client.evalsha
+    is_back, given_up = asyncio.Event(), asyncio.Event()
+
+    class Away:
+        async def evalsha(self, *args: Any) -> Any:
+            nonlocal failures
+            failures += 1
+            if failures > 2:
+                given_up.set()
+            if not is_back.is_set():
+                raise ConnectionError("away")
+            return await evalsha(*args)
+
+    lab.queue.attempts.client = Away()
+    recording = [
+        asyncio.create_task(lab.end(attempt, wait=True, status=200)) for attempt in claimed
+    ]
+    async with asyncio.timeout(10):
+        await given_up.wait()
+    # A job whose time is over waits no longer, and its record is not sent any more.
+    recording[0].cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await recording[0]
+    is_back.set()
+    await recording[1]
+    assert [await lab.state(id_) for id_ in ids] == ["sending", "delivered"]
+    assert (await lab.queue.delivery(ids[1])).attempt_count == 1
+
+
 async def test_one_delivery_that_cannot_be_read_spoils_no_others_attempt(lab: Lab) -> None:
     ids = [await lab.send() for _ in range(2)]
     broken = lab.queue.keys.webhook(ids[0])

@@ -3,7 +3,8 @@ Attempts at deliveries in Redis: begun, and recorded as they ended.
 
 All that a worker's jobs ask for in one tick of the event loop goes in one script
 call, and while that is under way the next ones gather: a call costs the same for
-one delivery as for sixty.
+one delivery as for sixty. While the server is away they wait for it, as long as
+their jobs may.
 """
 
 from __future__ import annotations
@@ -17,6 +18,9 @@ from datetime import datetime
 from functools import lru_cache
 from itertools import count
 from typing import Any
+
+from redis import exceptions
+from redis.backoff import ExponentialWithJitterBackoff
 
 from cache import codec
 from cache.keys import MAX_WEBHOOK_ATTEMPTS, QueueKeys
@@ -49,6 +53,14 @@ _END_JOBLESS = load("worker.effects", "end_jobless")
 # The job that tells a delivery's end to the function that was named for it.
 REPORT_WEBHOOK = "report_webhook"
 _MARK = "<delivery>"
+# Not every RedisError: a script that fails would fail again.
+_AWAY = (
+    exceptions.ConnectionError,
+    exceptions.TimeoutError,
+    exceptions.ReadOnlyError,
+    OSError,
+)
+_BACKOFF_BASE_S, _BACKOFF_CAP_S = 0.05, 1.0
 # Scripts are short: more than this goes into the next call.
 _MOST = 64
 
@@ -188,6 +200,20 @@ class AttemptStore:
         return batch
 
     async def _send_batch(self, batch: Sequence[_Asked]) -> None:
+        backoff, failures = ExponentialWithJitterBackoff(_BACKOFF_CAP_S, _BACKOFF_BASE_S), 0
+        while batch:
+            try:
+                await self._send_once(batch)
+            except _AWAY:
+                # To give up would forget how attempts ended, and have them made again. Both
+                # kinds can be sent again; whoever waits has a limit of its own.
+                failures += 1
+                await asyncio.sleep(backoff.compute(failures))
+                batch = [asked for asked in batch if not asked.answer.done()]
+            else:
+                return
+
+    async def _send_once(self, batch: Sequence[_Asked]) -> None:
         ends = [asked for asked in batch if asked.is_end]
         begins = [asked for asked in batch if not asked.is_end]
         args = [
