@@ -124,20 +124,19 @@ async def fill(contender: Contender, count: int) -> Report:
 
 
 async def depth(contender: Contender, count: int) -> Report:
-    """The pace with 1,000 jobs waiting, then with `count`."""
+    """The pace with `count` jobs waiting, and in turn with 1,000 on a second server."""
     few, rounds = 1000, 20
-    paces = []
-    for _ in range(rounds):
-        await contender.fill("noop", few)
-        paces.append(await pace(contender, few))
+    other = type(contender)()
+    await other.open(os.environ["SECOND_URL"])
     await contender.fill("noop", count)
     await begin()
-    many = await pace(contender, min(count // 10, rounds * few))
-    return {
-        "few_per_s": statistics.median(paces),
-        "many_per_s": many,
-        "ratio": many / statistics.median(paces),
-    }
+    paces: dict[str, list[float]] = {"few": [], "many": []}
+    for _ in range(rounds):
+        await other.fill("noop", few)
+        paces["few"].append(await pace(other, few))
+        paces["many"].append(await pace(contender, few))
+    many, one = (statistics.median(paces[key]) for key in ("many", "few"))
+    return {"few_per_s": one, "many_per_s": many, "ratio": many / one}
 
 
 async def pace(contender: Contender, count: int) -> float:

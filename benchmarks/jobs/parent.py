@@ -68,7 +68,7 @@ def python_of(name: str) -> str:
 class Child:
     """One process of a contender; a thread takes in what it says."""
 
-    def __init__(self, name: str, port: int, workload: str, count: int) -> None:
+    def __init__(self, name: str, port: int, workload: str, count: int, **env: str) -> None:
         url = f"redis://127.0.0.1:{port}/0"
         self.process = subprocess.Popen(
             [python_of(name), str(CHILD), name, url, workload, str(count)],
@@ -76,6 +76,7 @@ class Child:
             stdout=subprocess.PIPE,
             stderr=None if os.environ.get("BENCH_STDERR") else subprocess.DEVNULL,
             text=True,
+            env={**os.environ, **env},
         )
         self.ready = threading.Event()
         self.over = threading.Event()
@@ -107,8 +108,8 @@ class Child:
 
 
 @contextmanager
-def child(name: str, port: int, workload: str, count: int) -> Iterator[Child]:
-    found = Child(name, port, workload, count)
+def child(name: str, port: int, workload: str, count: int, **env: str) -> Iterator[Child]:
+    found = Child(name, port, workload, count, **env)
     try:
         yield found
     finally:
@@ -118,8 +119,13 @@ def child(name: str, port: int, workload: str, count: int) -> Iterator[Child]:
 
 def run(name: str, workload: str, count: int) -> Report:
     """One contender, one workload, on a server of its own. Empty when it broke."""
-    with server() as port, child(name, port, workload, count) as one:
+    with ExitStack() as stack:
+        port = stack.enter_context(server())
+        env = {}
+        if workload == "depth":
+            env["SECOND_URL"] = f"redis://127.0.0.1:{stack.enter_context(server())}/0"
         empty = info(port)
+        one = stack.enter_context(child(name, port, workload, count, **env))
         one.ready.wait()
         before = info(port)
         one.go()
