@@ -401,7 +401,8 @@ async def _(walk: Walk) -> None:
     await walk.queue.enqueue("f", job_id="later")
     claim = await walk.claim()
     details = {"reason": "failed", "error": "E", "tries": 1, "name": "f"}
-    await walk.pump(dead_max=1).turn([claim.end("dead", details)], 0)
+    turn = await walk.pump(dead_max=1).turn([claim.end("dead", details)], 0)
+    assert turn.dropped == 1
     assert await walk.state("later") == "dead"
 
 

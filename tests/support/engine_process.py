@@ -92,7 +92,13 @@ def functions(ledger: Ledger) -> list[Any]:
 
 
 def serve(url: str, prefix: str, ledger: str, lease_s: str = str(LEASE_S)) -> None:
+    import structlog
     from arq.connections import ArqRedis
+
+    # Thousands of drawn tracebacks would take more time than the jobs.
+    structlog.configure(
+        processors=[structlog.processors.TimeStamper(), structlog.processors.KeyValueRenderer()]
+    )
 
     from cache.pool import PoolOptions, build_client
     from worker.engine import EngineOptions, RetryPolicy, Worker

@@ -197,6 +197,8 @@ class Worker(ArqWorker):
         if not await self._reach_server():
             return
         await guard.check_server(self.pool, allow_eviction=self.options.allow_eviction)
+        seconds, micros = await self.pool.time()
+        self.set_clock(seconds * 1000 + micros // 1000)
         self.ctx["redis"] = self.pool
         self.ctx.setdefault("worker_id", self.worker_id)
         if self.on_startup:
