@@ -12,7 +12,6 @@ from __future__ import annotations
 import asyncio
 import os
 import random
-import time
 from collections.abc import Awaitable
 from dataclasses import dataclass, replace
 from typing import Any
@@ -21,6 +20,7 @@ from pydantic import BaseModel
 from redis.exceptions import ResponseError
 
 from cache import scripts
+from cache.clock import Clock
 from cache.envelope import NO_GENERATION, Envelopes, Stamp, UnknownModel, Unreadable
 from cache.era import Eras
 from cache.keys import CACHE_MAX_TTL_S
@@ -81,19 +81,6 @@ class Held:
 
 class Changed:
     """The stored value is not the one that was seen: read again."""
-
-
-class Clock:
-    """The server's time, from this process's clock and the difference last seen."""
-
-    def __init__(self) -> None:
-        self._ahead_s = 0.0
-
-    def now_ms(self) -> int:
-        return int((time.time() + self._ahead_s) * 1000)
-
-    def learn(self, server_us: int) -> None:
-        self._ahead_s = server_us / 1e6 - time.time()
 
 
 class Entries:
@@ -298,4 +285,4 @@ def place(key: str, field: str) -> bytes:
     return value_key(key, field).encode()
 
 
-__all__ = ["Away", "Changed", "Clock", "Entries", "Held", "Lease", "Reading", "place"]
+__all__ = ["Away", "Changed", "Entries", "Held", "Lease", "Reading", "place"]

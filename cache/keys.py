@@ -584,7 +584,7 @@ ENGINE_CATALOGUE: tuple[KeySpec, ...] = (
         "arq:queue:listener",
         "string",
         "the worker that listens for stock clients' jobs",
-        "TTL three heartbeats",
+        "TTL twelve heartbeats",
     ),
     KeySpec("arq:parked", "hash", "id of a job of unknown name -> since, Unix ms", _ENDS),
     KeySpec(
@@ -616,8 +616,8 @@ ENGINE_CATALOGUE: tuple[KeySpec, ...] = (
     KeySpec(
         "arq:workers",
         "sorted set",
-        "worker id -> last heartbeat, Unix ms",
-        "members without a heartbeat for 60 s are removed",
+        "worker id -> when it was seen, Unix ms; every fourth heartbeat",
+        "members not seen for twelve heartbeats are removed",
     ),
 )
 

@@ -37,7 +37,7 @@ async def _reads(node: Node) -> int:
 
 async def test_the_commands_of_a_tick_leave_in_one_write_a_node(nodes: Cluster) -> None:
     agents = [name for node in nodes.nodes for name in nodes.agents_on(node, 20)]
-    async with cache_on(nodes.url, PREFIX) as cache:
+    async with cache_on(nodes.url, PREFIX, member_lease_s=0) as cache:  # nothing else is sent
         for number, agent in enumerate(agents):
             assert await cache.agents.set(agent, number)
         before = [await _reads(node) for node in nodes.nodes]

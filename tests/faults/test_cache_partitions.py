@@ -287,12 +287,9 @@ class Process:
         self._process = process
 
     async def says(self) -> str:
-        assert self._process.stdout is not None
+        assert self._process.stderr is not None
         async with asyncio.timeout(30):
-            while line := (await self._process.stdout.readline()).decode():
-                if line.startswith("> "):
-                    return line[2:].strip()
-        raise AssertionError("it has ended")
+            return (await self._process.stderr.readline()).decode().strip()
 
     async def ask(self, line: str) -> None:
         assert self._process.stdin is not None
@@ -308,7 +305,7 @@ async def process_of(url: str, prefix: str) -> AsyncIterator[Process]:
     words = ["-m", "tests.support.member", url, prefix, str(LEASE_S)]
     pipe = asyncio.subprocess.PIPE
     process = await asyncio.create_subprocess_exec(
-        sys.executable, *words, stdin=pipe, stdout=pipe, stderr=asyncio.subprocess.DEVNULL
+        sys.executable, *words, stdin=pipe, stderr=pipe, stdout=asyncio.subprocess.DEVNULL
     )
     other = Process(process)
     try:

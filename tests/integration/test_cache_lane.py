@@ -30,6 +30,28 @@ async def _works(cache: Cache) -> None:
     assert cache.stats()["outages"] == 0
 
 
+async def test_the_commands_of_a_tick_leave_in_one_write(tmp_path: Path) -> None:
+    with valkey(tmp_path) as port:
+        url = f"redis://127.0.0.1:{port}"
+        async with (
+            cache_on(url, "lc:", member_lease_s=0) as cache,  # nothing else is sent
+            open_pool(url, PoolOptions(), name="t") as client,
+        ):
+            for number in range(50):
+                await cache.agents.set(f"a{number}", number)
+            before = await client.info("all")
+            assert len(await cache.agents.get_many(f"a{number}" for number in range(50))) == 50
+            many = await client.info("all")
+            assert await cache.agents.get("a1") == 1
+            alone = await client.info("all")
+            # An INFO is one of the reads that the next one tells of.
+            assert many["total_reads_processed"] - before["total_reads_processed"] == 2
+            assert alone["total_reads_processed"] - many["total_reads_processed"] == 2
+            # And no command but the MGET: no script, no second key fetched.
+            assert alone["total_commands_processed"] - many["total_commands_processed"] == 2
+            assert alone["cmdstat_mget"]["calls"] - many["cmdstat_mget"]["calls"] == 1
+
+
 async def test_it_works_over_tls(valkey_url: str, prefix: str, tmp_path: Path) -> None:
     authority = trustme.CA()
     authority.cert_pem.write_to_path(str(tmp_path / "ca.pem"))

@@ -116,6 +116,30 @@ def test_openai_lists_are_paged(gpt: openai.OpenAI, fake: FakeProvider) -> None:
     assert [batch.id for batch in gpt.batches.list()] == made[::-1]
 
 
+def test_openai_files_are_listed_and_deleted(gpt: openai.OpenAI, fake: FakeProvider) -> None:
+    fake.set(list_limit=2)
+    for _ in range(3):
+        submit(gpt, "a")
+    found = list(gpt.files.list(purpose="batch"))
+    assert [row.filename for row in found] == ["in.jsonl"] * 3
+    for row in found:
+        assert gpt.files.delete(row.id).deleted
+    assert list(gpt.files.list(purpose="batch")) == []
+    with pytest.raises(openai.NotFoundError):
+        gpt.files.delete(found[0].id)
+
+
+def test_openai_refuses_a_poisoned_batch_without_naming_a_line(
+    gpt: openai.OpenAI, fake: FakeProvider
+) -> None:
+    batch = openai_ended(gpt, submit(gpt, "a", "please poison").id)
+    assert batch.status == "failed"
+    assert [(error.code, error.line) for error in batch.errors.data] == [("invalid_request", None)]
+    fake.set(poison_at="create")
+    with pytest.raises(openai.BadRequestError):
+        submit(gpt, "please poison")
+
+
 def test_openai_single_calls_and_faults(gpt: openai.OpenAI, fake: FakeProvider) -> None:
     answer = gpt.chat.completions.create(**ask("hello"))
     assert answer.choices[0].message.content == "echo: hello"

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
+import json
+import sys
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -335,6 +338,38 @@ async def test_a_group_is_flushed_when_any_of_its_limits_is_reached(
         shown = await eventually(lambda: ended(queue, 1))
     sizes = {row["requests"] for row in shown}
     assert sizes <= {3, 4}
+
+
+async def test_a_caller_is_woken_by_an_answer_that_another_process_stores(
+    private_valkey_url: str, fake: FakeProvider, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Without the message it would look again after an hour.
+    monkeypatch.setattr("worker.client_llm._NOTICE_POLL_S", 3600.0)
+    settings = settings_for(private_valkey_url, fake)
+    raw = settings.model_dump(mode="json", exclude_unset=True)
+    raw |= {"openai_api_key": "k", "anthropic_api_key": "k"}
+    async with open_queue(settings) as queue:
+        ids = await submit(queue, "openai", "a", "b")
+        waiting = asyncio.gather(*(outcome(queue, id_, 60) for id_ in ids))
+
+        async def listens() -> bool:
+            ((_, listeners),) = await queue.client.pubsub_numsub(queue.keys.llm_answered)
+            return bool(listeners)
+
+        await eventually(listens)
+        worker = await asyncio.create_subprocess_exec(
+            sys.executable,
+            "-m",
+            "tests.support.llm_worker",
+            "never",
+            json.dumps(raw),
+            stderr=asyncio.subprocess.DEVNULL,
+        )
+        try:
+            assert await waiting == ["echo: a", "echo: b"]
+        finally:
+            worker.kill()
+            await worker.wait()
 
 
 async def test_many_requests_keep_their_order_and_groups(

@@ -3,8 +3,8 @@ A process with a cache, for tests that stop, cut off and kill one.
 
     python -m tests.support.member <url> <prefix> <lease's seconds>
 
-Says "> ready", then for each line `invalidate <agent>` or `get <agent>` on standard input the
-result, and "> queued" as soon as an invalidation waits for the server.
+Says "ready" on standard error, then for each line `invalidate <agent>` or `get <agent>` on standard input the
+result, and "queued" as soon as an invalidation waits for the server.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from tests.support.wait import eventually
 
 
 def say(line: str) -> None:
-    # Log lines come between; these are told from them.
-    sys.stdout.write(f"> {line}\n")
-    sys.stdout.flush()
+    # Not on standard output: log lines of another thread come there, and in between.
+    sys.stderr.write(line + "\n")
+    sys.stderr.flush()
 
 
 async def invalidate(cache: Cache, agent_id: str) -> None:

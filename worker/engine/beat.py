@@ -17,9 +17,11 @@ from worker.engine.records import EngineKeys
 from worker.engine.tasks import end
 from worker.engine.wake import Listener
 
-_BEAT = load("worker.engine", "beat")
+_HOUSEKEEPING = load("worker.engine", "housekeeping")
 _LEAVE = load("worker.engine", "leave")
 _MISSED = 3
+# Every so many beats the listener's place is renewed and what is stale removed.
+HOUSEKEEPING = 4
 
 
 class Heart:
@@ -39,9 +41,10 @@ class Heart:
         self._client = client
         self._worker_id = worker_id
         base = keys.base
-        self._keys = [base.worker(worker_id), base.workers, base.abort, keys.listener]
+        self._key = base.worker(worker_id)
+        self._keys = [base.workers, base.abort, keys.listener]
         self._leave_keys = [
-            *(base.worker(worker_id), base.workers, keys.listener, health_key),
+            *(self._key, base.workers, keys.listener, health_key),
             base.last_turn(worker_id),
         ]
         self._prefix = base.prefix
@@ -51,15 +54,26 @@ class Heart:
         self._listener = Listener(client, keys, hint)
         self._listening: asyncio.Task[None] | None = None
 
-    async def run(self, also: Callable[[], Any]) -> None:
-        """Beat until cancelled; `also` is awaited with each beat."""
+    async def run(self, also: Callable[[float], Any], *, every_s: float) -> None:
+        """
+        Beat until cancelled.
+
+        `also` is awaited every `every_s` in whole beats, at most every fourth;
+        it is told the seconds until its next time.
+        """
+        beats_between = max(1, min(HOUSEKEEPING, int(every_s / self._interval_s)))
+        beats = 0
         try:
             while True:
                 try:
                     await self.beat()
-                    await also()
+                    if beats % HOUSEKEEPING == 0:
+                        await self.keep_house()
+                    if beats % beats_between == 0:
+                        await also(beats_between * self._interval_s)
+                    beats += 1
                 except OUTAGE:
-                    pass  # the pump tells
+                    beats = 0  # the pump tells; all of it once more
                 await asyncio.sleep(self._interval_s)
         finally:
             await end(self._listening)
@@ -73,9 +87,14 @@ class Heart:
             "started": round(self._started, 3),
             **self._report(),
         }
-        ttl_ms = int(self._interval_s * 1000 * _MISSED)
-        args = [self._prefix, self._worker_id, json.dumps(state), ttl_ms, 1]
-        self._listen(bool(await _BEAT.run(self._client, self._keys, args)))
+        await self._client.set(self._key, json.dumps(state), px=self._ms(_MISSED))
+
+    async def keep_house(self) -> None:
+        args = [self._prefix, self._worker_id, self._ms(_MISSED * HOUSEKEEPING)]
+        self._listen(bool(await _HOUSEKEEPING.run(self._client, self._keys, args)))
+
+    def _ms(self, beats: int) -> int:
+        return int(self._interval_s * 1000 * beats)
 
     async def leave(self) -> None:
         await _LEAVE.run(self._client, self._leave_keys, [self._worker_id])

@@ -35,7 +35,7 @@ class EngineOptions:
     dead_max: int = 10_000
     dead_max_age_s: float = 2_592_000.0
     reserve: float = 0.1
-    poll_s: float = 2.0
+    poll_s: float = 3.0
     abort_poll_s: float = 0.5
     beat_s: float = 5.0
     cron_missed: str = "once"

@@ -31,6 +31,7 @@ MOST_ENDS = 256
 _encode = msgspec.msgpack.Encoder().encode
 _BACKOFF_BASE_S, _BACKOFF_CAP_S = 0.05, 2.0
 _TELL_AGAIN_S = 30.0
+_LOOK_S = 1.0
 
 
 class PumpStopped(Exception):
@@ -58,6 +59,7 @@ class Pump:
             base.last_turn(worker_id),
             keys.schedules,
         ]
+        self._looked_at = [*keys.queues, keys.running, keys.schedules]
         self._prefix = base.prefix
         self._lease_ms = int(options.lease_s * 1000)
         self._limits = [
@@ -111,6 +113,14 @@ class Pump:
         reply = Reply(await self._send(args))
         self._granted += reply.claims
         return reply
+
+    async def finds_nothing(self) -> bool:
+        """Whether there is no job at all, running ones included: one cheap command."""
+        try:
+            async with asyncio.timeout(_LOOK_S):
+                return not await self._client.exists(*self._looked_at)
+        except OUTAGE:
+            return False  # the next turn tells
 
     async def _send(self, args: list[Any]) -> list[Any]:
         backoff = ExponentialWithJitterBackoff(_BACKOFF_CAP_S, _BACKOFF_BASE_S)

@@ -127,6 +127,11 @@ class Turn:
     claims: list[Claim] = field(default_factory=list)
     dropped: int = 0  # dead letters, to make room for newer ones
 
+    @property
+    def is_empty(self) -> bool:
+        """Whether there was no job and no schedule, for nobody and at no time."""
+        return self.size == 0 and self.next_due is None and not self.scheduled
+
 
 @dataclass(frozen=True, slots=True)
 class Reply:

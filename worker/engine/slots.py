@@ -17,7 +17,8 @@ from typing import Any
 
 import structlog
 
-from worker.engine.execute import Executor, given_back, interrupt
+from worker.engine.execute import Executor, interrupt
+from worker.engine.judge import given_back
 from worker.engine.pace import Pace
 from worker.engine.pump import MOST_AHEAD
 from worker.engine.records import Claim, End

@@ -12,7 +12,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Coroutine
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import structlog
@@ -31,13 +30,12 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger("worker.engine")
 
+# A whole turn at least this often: it also reads the server's clock.
+_LOOKS_S = 30.0
 
-@dataclass(frozen=True, slots=True)
-class _Flight:
-    """A turn under way, and the ends that it carries."""
 
-    batch: list[Outcome]
-    reply: asyncio.Task[Reply]
+# The next turn, sent before the last one's reply was read: the ends in it, and its reply.
+_Early = tuple[list[Outcome], asyncio.Task[Reply]]
 
 
 class Turns:
@@ -51,13 +49,13 @@ class Turns:
         self._slots = slots
         self._waker = waker
         self._crons = crons
-        self._flight: _Flight | None = None
+        self._is_sending = False
         self._side_tasks: set[asyncio.Task[Any]] = set()
 
     @property
     def has_unsent_ends(self) -> bool:
         """Whether jobs have ended that the server may not know of."""
-        return bool(self._slots.outbox) or self._flight is not None
+        return bool(self._slots.outbox) or self._is_sending
 
     async def run(self) -> None:
         """
@@ -70,25 +68,29 @@ class Turns:
             # The ticks that are due belong to the burst.
             with contextlib.suppress(*OUTAGE):
                 await self._crons.tick()
+        early: _Early | None = None
         try:
             while True:
-                flight = self._flight = self._flight or self._launch()
-                reply = await flight.reply
-                self._flight = None
+                batch, sending = early or self._next()
+                self._is_sending = True
+                reply = await sending
+                early = None
                 if reply.more and slots.pressing:
-                    self._flight = self._launch(reply)
+                    following, sending = self._next(reply)
+                    early = following, asyncio.create_task(sending)
                     await _let_it_leave()
+                self._is_sending = early is not None
                 turn = read_turn(reply)
-                worker.set_clock(turn.now)
-                self._account(flight.batch, turn)
+                worker.hear(turn)
+                self._account(batch, turn)
                 self._accept(turn)
-                if self._flight is None:
+                if early is None:
                     if self._is_over(turn):
                         return
                     await self._pause(turn)
         finally:
-            if self._flight is not None:
-                await end(self._flight.reply)
+            if early is not None:
+                await end(early[1])
 
     async def finish(self) -> None:
         """Wait for what was started on the side."""
@@ -96,8 +98,10 @@ class Turns:
 
     # -- steps of a turn ---------------------------------------------------------------
 
-    def _launch(self, unread: Reply | None = None) -> _Flight:
-        """Send the next turn, perhaps before the last one's reply is read."""
+    def _next(
+        self, unread: Reply | None = None
+    ) -> tuple[list[Outcome], Coroutine[Any, Any, Reply]]:
+        """The next turn, perhaps before the last one's reply is read: its ends, and how it is sent."""
         slots = self._slots
         slots.shed()
         batch = slots.post(MOST_ENDS)
@@ -110,7 +114,7 @@ class Turns:
             marks=self._worker.allow_abort_jobs and bool(slots.claims),
             suspects=int(trial),
         )
-        return _Flight(batch, asyncio.create_task(sending))
+        return batch, sending
 
     def _room(self, coming: int = 0) -> tuple[int, int]:
         """How many jobs find a slot now, and how many more may be claimed ahead."""
@@ -180,10 +184,19 @@ class Turns:
             poll_s = min(poll_s, options.abort_poll_s)
         if turn.next_due is not None and free:
             poll_s = min(poll_s, max(0.001, (turn.next_due - turn.now) / 1000))
-        timer = asyncio.get_running_loop().call_later(poll_s, slots.kick.set)
-        await slots.kick.wait()
-        timer.cancel()
+        # Where there was no job at all, one command tells whether that is still so.
+        is_empty = turn.is_empty and not slots.claims
+        looks = int(_LOOKS_S / options.poll_s) if is_empty else 0
+        while not await self._kicked(poll_s) and looks and await self._pump.finds_nothing():
+            looks -= 1
         self._waker.set_idle(False)
+
+    async def _kicked(self, wait_s: float) -> bool:
+        try:
+            async with asyncio.timeout(wait_s):
+                return await self._slots.kick.wait()
+        except TimeoutError:
+            return False
 
     def _spawn(self, coroutine: Coroutine[Any, Any, Any]) -> None:
         task = asyncio.create_task(coroutine)

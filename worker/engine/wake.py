@@ -73,6 +73,8 @@ class Listener:
     def __init__(self, client: Any, keys: EngineKeys, hint: Callable[[], None]) -> None:
         self._client = client
         self._prefix = keys.default_queue
+        # Other keys begin like the queues': of running jobs, of health.
+        self._keys = {key.encode() for key in (*keys.queues, keys.schedules)}
         self._hint = hint
 
     async def run(self) -> None:
@@ -116,11 +118,12 @@ class Listener:
             except TimeoutError:
                 message = None
             if message is None:
-                # Quiet, or gone: both connections must answer.
-                await tracking.send_command("PING")
+                # Quiet, or gone: both connections must answer. redis-py's own check would not
+                # know the answer of one that is subscribed, and connect it anew without that.
+                await tracking.send_command("PING", check_health=False)
                 await tracking.read_response()
-                await connection.send_command("PING")
+                await connection.send_command("PING", check_health=False)
                 continue
-            if message[0] == b"message":
+            if message[0] == b"message" and not self._keys.isdisjoint(message[2] or ()):
                 self._hint()
                 await asyncio.sleep(_SETTLE_S)

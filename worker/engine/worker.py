@@ -15,59 +15,35 @@ import os
 import signal
 import socket
 import uuid
-from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import Any, cast
+from typing import Any
 
 import structlog
-from arq.connections import ArqRedis, create_pool
 from arq.constants import default_queue_name
 from arq.utils import timestamp_ms
 from arq.worker import Worker as ArqWorker
 
 from cache import codec
 from cache.keys import QUEUE_PREFIX, QueueKeys
-from cache.pool import CONNECT_ANEW, OUTAGE, close_client, wait_until_ready
+from cache.pool import OUTAGE, close_client, wait_until_ready
 from worker.engine import guard
-from worker.engine.beat import Heart
-from worker.engine.cron import CronRunner
-from worker.engine.execute import Executor, Observer, Settings
-from worker.engine.leases import LeaseKeeper
+from worker.engine.assembly import Run, assemble, connect
 from worker.engine.options import EngineOptions
-from worker.engine.pump import Pump, PumpStopped
-from worker.engine.records import Claim, EngineKeys
-from worker.engine.slots import Slots
+from worker.engine.pump import PumpStopped
+from worker.engine.records import Claim, EngineKeys, Turn
+from worker.engine.settings import Observer
 from worker.engine.tasks import end
-from worker.engine.turns import Turns
-from worker.engine.wake import Waker
 
 log = structlog.get_logger("worker.engine")
 
 # After the grace: cancelled jobs have this long to clean up, then the server to hear of it.
 _CLEANUP_S = 2.0
 _LAST_WORD_S = 5.0
-_SOCKET_TIMEOUT_S = 5.0
 
 
 def new_worker_id() -> str:
     """Unique among workers, and readable: host, process, and digits for a reused pid."""
     return f"{socket.gethostname()}:{os.getpid()}:{uuid.uuid4().hex[:6]}"
-
-
-@dataclass(slots=True)
-class _Run:
-    """What one `main()` has; a worker may run several times, one after the other."""
-
-    pump: Pump
-    slots: Slots
-    turns: Turns
-    waker: Waker
-    executor: Executor
-    heart: Heart
-    crons: CronRunner
-    leases: LeaseKeeper
-    over: asyncio.Event = field(default_factory=asyncio.Event)
-    leave_by: float = float("inf")
 
 
 class Worker(ArqWorker):
@@ -108,12 +84,13 @@ class Worker(ArqWorker):
         self.jobs_dead = 0
         self.jobs_rescued = 0
         self.claims: dict[bytes, Claim] = {}
-        self._run: _Run | None = None
+        self._run: Run | None = None
         self._draining = False
         self._forced = False
         self._started_up = False
         self._asked_to_end = asyncio.Event()
         self._clock_offset_s = 0.0
+        self._queued = 0
 
     # -- what others read and call ----------------------------------------------
 
@@ -193,7 +170,7 @@ class Worker(ArqWorker):
         """
         self.loop = asyncio.get_running_loop()
         if self._pool is None:
-            self._pool = await self._connect()
+            self._pool = await connect(self)
         if not await self._reach_server():
             return
         await guard.check_server(self.pool, allow_eviction=self.options.allow_eviction)
@@ -204,13 +181,18 @@ class Worker(ArqWorker):
         if self.on_startup:
             await self.on_startup(self.ctx)
         self._started_up = True
-        run = self._run = self._assemble()
+        run = self._run = assemble(self)
         if self._draining:
             self.allow_pick_jobs = False
+        run.pump.may_give_up = lambda: self._forced and self.loop.time() > run.leave_by
         run.leases.start()
         helpers = [
             asyncio.create_task(coroutine)
-            for coroutine in (run.waker.run(), run.heart.run(self.record_health), run.crons.run())
+            for coroutine in (
+                run.waker.run(),
+                run.heart.run(self.write_health, every_s=self.health_check_interval),
+                run.crons.run(),
+            )
         ]
         log.info("engine.started", worker_id=self.worker_id, queue=self.queue_name)
         turns = asyncio.create_task(run.turns.run())
@@ -221,6 +203,8 @@ class Worker(ArqWorker):
             await run.turns.finish()
             await end(turns, *helpers)
             run.executor.close()
+            if run.scripts is not self.pool:
+                await run.scripts.aclose()
             await run.leases.stop()
             self._run = None
             with contextlib.suppress(*OUTAGE):
@@ -272,96 +256,12 @@ class Worker(ArqWorker):
         finally:
             await end(ready, asked)
 
-    async def _connect(self) -> ArqRedis:
-        pool = await create_pool(
-            self.redis_settings,
-            job_deserializer=self.job_deserializer,
-            job_serializer=self.job_serializer,
-            default_queue_name=self.queue_name,
-            expires_extra_ms=self.expires_extra_ms,
-        )
-        # arq's settings have no limit for a reply: a hung server would hang us for ever.
-        options = pool.connection_pool.connection_kwargs
-        options["socket_timeout"] = options.get("socket_timeout") or _SOCKET_TIMEOUT_S
-        options["retry_on_error"] = [*(options.get("retry_on_error") or ()), *CONNECT_ANEW]
-        if "path" not in options:  # a unix socket's connection takes no such option
-            options["socket_keepalive"] = True
-        await pool.connection_pool.disconnect()
-        return pool
-
-    def _assemble(self) -> _Run:
-        client, keys, options = self.pool, self.keys, self.options
-        slots = Slots(
-            self.max_jobs,
-            self.claims,
-            (self.tasks, self.job_tasks),
-            most_losses=options.max_lost_leases,
-        )
-        executor = Executor(
-            self._settings(), now_ms=self.server_ms, collect=slots.collect, note=slots.note
-        )
-        slots.run_with(executor)
-        pump = Pump(client, keys, options, worker_id=self.worker_id)
-        waker = Waker(client, keys, slots.kick.set)
-        crons = CronRunner(
-            client,
-            keys,
-            self.cron_jobs,
-            encode=self.job_serializer or codec.encode,
-            missed=options.cron_missed,
-            now_ms=self.server_ms,
-            timezone=self.timezone,
-        )
-        run = _Run(
-            pump=pump,
-            slots=slots,
-            turns=Turns(self, pump, slots, waker, crons),
-            waker=waker,
-            executor=executor,
-            heart=Heart(
-                client,
-                keys,
-                options,
-                worker_id=self.worker_id,
-                health_key=self.health_check_key,
-                report=self._report,
-                hint=waker.hint,
-            ),
-            crons=crons,
-            leases=LeaseKeeper(
-                client, keys, self.claims, lease_s=options.lease_s, on_lost=slots.lost
-            ),
-        )
-        pump.may_give_up = lambda: self._forced and self.loop.time() > run.leave_by
-        return run
-
-    def _settings(self) -> Settings:
-        return Settings(
-            functions=self.functions,
-            ctx=self.ctx,
-            options=self.options,
-            worker_id=self.worker_id,
-            queue_names=self.keys.queues,
-            serializer=cast(Any, self.job_serializer),
-            deserializer=cast(Any, self.job_deserializer),
-            job_timeout_s=self.job_timeout_s,
-            keep_result_s=self.keep_result_s or 0,
-            keep_result_forever=self.keep_result_forever,
-            max_tries=self.max_tries,
-            retry_jobs=self.retry_jobs,
-            allow_abort_jobs=self.allow_abort_jobs,
-            # Nobody waits for a deploy in a burst.
-            park_s=0 if self.burst else self.options.park_s,
-            on_job_start=self.on_job_start,
-            on_job_end=self.on_job_end,
-            after_job_end=self.after_job_end,
-            observer=self.observer,
-        )
-
     # -- small things ----------------------------------------------------------------
 
-    def set_clock(self, server_ms: int) -> None:
-        self._clock_offset_s = server_ms / 1000 - self.loop.time()
+    def hear(self, turn: Turn) -> None:
+        """What a turn tells of the server: its clock, and how many jobs are there."""
+        self._clock_offset_s = turn.now / 1000 - self.loop.time()
+        self._queued = turn.size
 
     def server_ms(self) -> int:
         """The server's clock, Unix ms, as of the last turn."""
@@ -369,15 +269,14 @@ class Worker(ArqWorker):
             return timestamp_ms()
         return int((self.loop.time() + self._clock_offset_s) * 1000)
 
-    async def record_health(self) -> None:
-        """arq's health key, with each heartbeat; its life outlasts three of them."""
-        queued = await self.pool.zcard(self.queue_name)
+    async def write_health(self, interval_s: float) -> None:
+        """arq's health key, written again in `interval_s`; its life outlasts three of them."""
         info = (
             f"{datetime.now(UTC):%b-%d %H:%M:%S} j_complete={self.jobs_complete} "
             f"j_failed={self.jobs_failed} j_retried={self.jobs_retried} "
-            f"j_ongoing={self.jobs_running} queued={queued}"
+            f"j_ongoing={self.jobs_running} queued={self._queued}"
         )
-        life_s = max(self.health_check_interval + 1, 3 * self.options.beat_s)
+        life_s = max(self.health_check_interval + 1, 3 * interval_s)
         await self.pool.set(self.health_check_key, info, px=round(life_s * 1000))
 
     def _report(self) -> dict[str, Any]:

@@ -1,0 +1,176 @@
+"""
+One contender at work, as a process: `python benchmarks/jobs/child.py NAME URL WORKLOAD COUNT`.
+
+Says `ready` when it is set up, begins at a line on stdin, says `report {...}` at the end.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import statistics
+import sys
+import time
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+
+# Not this folder: its modules are named like others' packages.
+sys.path[0] = str(Path(__file__).resolve().parents[2])
+
+from benchmarks.jobs.contenders import CONTENDERS, LEDGER, Contender  # noqa: E402
+
+Report = dict[str, float]
+LOOK_S = 0.01
+
+
+def say(line: str) -> None:
+    print(line, flush=True)
+
+
+async def begin() -> None:
+    say("ready")
+    await asyncio.to_thread(sys.stdin.readline)
+
+
+async def ran(count: int) -> None:
+    while LEDGER.runs < count:  # noqa: ASYNC110  (dramatiq counts from threads)
+        await asyncio.sleep(LOOK_S)
+
+
+async def drain(contender: Contender, kind: str, count: int) -> Report:
+    """`count` jobs wait, then the worker starts; measured from the first start to the last end."""
+    await contender.fill(kind, count)
+    await begin()
+    cpu = time.process_time()
+    working = asyncio.ensure_future(contender.work())
+    await ran(count)
+    assert not working.done()
+    return {
+        "cpu_us": (time.process_time() - cpu) / count * 1e6,
+        "jobs_per_s": count / (LEDGER.last - LEDGER.first),
+    }
+
+
+async def noop(contender: Contender, count: int) -> Report:
+    return await drain(contender, "noop", count)
+
+
+async def sleep(contender: Contender, count: int) -> Report:
+    return await drain(contender, "sleep", count)
+
+
+async def enqueue(contender: Contender, count: int) -> Report:
+    await contender.enqueue("noop")
+    await begin()
+    begun, cpu = time.perf_counter(), time.process_time()
+    for number in range(count):
+        await contender.enqueue("noop", number)
+    took = time.perf_counter() - begun
+    report = {"per_s": count / took, "cpu_us": (time.process_time() - cpu) / count * 1e6}
+    if type(contender).fill is not Contender.fill:
+        begun = time.perf_counter()
+        await contender.fill("noop", 5 * count)
+        report["bulk_per_s"] = 5 * count / (time.perf_counter() - begun)
+    return report
+
+
+async def pickup(contender: Contender, count: int) -> Report:
+    working = asyncio.ensure_future(contender.work())
+    await asyncio.sleep(2)
+    await begin()
+    for n in range(count):
+        await contender.enqueue("noop", n, time.time())
+        await ran(n + 1)
+        await asyncio.sleep(LOOK_S)
+    waits = sorted(LEDGER.waits)
+    assert not working.done()
+    return {
+        "p50_ms": statistics.median(waits) * 1e3,
+        "p99_ms": waits[int(len(waits) * 0.99) - 1] * 1e3,
+    }
+
+
+async def idle(contender: Contender, count: int) -> Report:
+    """For `count` seconds."""
+    working = asyncio.ensure_future(contender.work())
+    await asyncio.sleep(4)
+    await begin()
+    await asyncio.sleep(count)
+    assert not working.done()
+    return {"seconds": count}
+
+
+async def four(contender: Contender, count: int) -> Report:
+    """One of several on the same queue; `count` is how many there are in all."""
+    working = asyncio.ensure_future(contender.work())
+    await asyncio.sleep(1)
+    await begin()
+    asked = asyncio.ensure_future(asyncio.to_thread(sys.stdin.readline))
+    said = 0
+    while not asked.done():
+        if LEDGER.runs != said:
+            said = LEDGER.runs
+            say(f"ran {said}")
+        await asyncio.sleep(LOOK_S)
+    assert not working.done()
+    say("numbers " + json.dumps(LEDGER.numbers))
+    return {"first": LEDGER.first, "last": LEDGER.last, "expected": count}
+
+
+async def fill(contender: Contender, count: int) -> Report:
+    await contender.fill("noop", count)
+    return {}
+
+
+async def depth(contender: Contender, count: int) -> Report:
+    """The pace with 1,000 jobs waiting, then with `count`."""
+    few, rounds = 1000, 20
+    paces = []
+    for _ in range(rounds):
+        await contender.fill("noop", few)
+        paces.append(await pace(contender, few))
+    await contender.fill("noop", count)
+    await begin()
+    many = await pace(contender, min(count // 10, rounds * few))
+    return {
+        "few_per_s": statistics.median(paces),
+        "many_per_s": many,
+        "ratio": many / statistics.median(paces),
+    }
+
+
+async def pace(contender: Contender, count: int) -> float:
+    """Jobs a second of a worker that starts now, until at least `count` have run."""
+    LEDGER.first, LEDGER.runs = 0.0, 0
+    working = asyncio.ensure_future(contender.work())
+    await ran(count)
+    found = LEDGER.runs / (LEDGER.last - LEDGER.first)
+    working.cancel()
+    await asyncio.gather(working, return_exceptions=True)
+    return found
+
+
+WORKLOADS: dict[str, Callable[[Contender, int], Awaitable[Report]]] = {
+    "noop": noop,
+    "sleep": sleep,
+    "enqueue": enqueue,
+    "pickup": pickup,
+    "idle": idle,
+    "four": four,
+    "fill": fill,
+    "depth": depth,
+}
+
+
+async def main(name: str, url: str, workload: str, count: str) -> None:
+    contender = CONTENDERS[name]()
+    await contender.open(url)
+    report = await WORKLOADS[workload](contender, int(count))
+    say("report " + json.dumps(report))
+    # Not every contender can be stopped while it works.
+    os._exit(0)
+
+
+if __name__ == "__main__":
+    asyncio.run(main(*sys.argv[1:]))

@@ -1,0 +1,79 @@
+"""A claim before its run: decoded, not aborted, not expired, its function found; or its end."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import structlog
+from arq.worker import JobExecutionFailed
+
+from worker.engine.judge import Body, Judge
+from worker.engine.records import Claim, End
+from worker.engine.settings import Settings
+
+
+class Preparer:
+    """`now_ms` is the server's clock."""
+
+    def __init__(self, settings: Settings, judge: Judge, now_ms: Callable[[], int]) -> None:
+        self._settings = settings
+        self._judge = judge
+        self._now_ms = now_ms
+        self._log = structlog.get_logger("worker.engine").bind()
+
+    def prepare(self, claim: Claim) -> Body | tuple[End, str]:
+        if claim.body is None:
+            # A stock client's lifetime of the body has passed, as it asked.
+            lost = Body("<unknown>", (), {}, 0, claim.tries + 1, {})
+            return self._judge.dead(claim, lost, JobExecutionFailed("job expired"), "expired")
+        try:
+            body = self._decode(claim, claim.body)
+        except Exception as exc:  # noqa: BLE001  (whatever a foreign deserializer raises)
+            unread = Body("<unknown>", (), {}, 0, claim.tries + 1, {})
+            error = JobExecutionFailed(
+                f"unable to deserialize job: {exc}; give the worker the job_deserializer of the "
+                "client that enqueued it (pickle is read only when named)"
+            )
+            return self._judge.dead(claim, unread, error, "undecodable")
+        if self._settings.allow_abort_jobs and _is_aborted(claim, body):
+            self._log.info("job.aborted", job_id=claim.job_id, task=body.name, started=False)
+            return self._judge.aborted(claim, body, self._now_ms())
+        expires = body.options.get("x")
+        if expires is not None and self._now_ms() > expires:
+            return self._judge.dead(claim, body, JobExecutionFailed("job expired"), "expired")
+        return self._find(claim, body)
+
+    def _decode(self, claim: Claim, data: bytes) -> Body:
+        fields = self._settings.deserializer(data)
+        # As in arq: a try named at the enqueue counts when it is higher.
+        tries = max(claim.tries + 1, fields["t"] or 0)
+        options = fields.get("o") or {}
+        claim.unique = options.get("u")
+        return Body(fields["f"], fields["a"], fields["k"], fields["et"], tries, options)
+
+    def _find(self, claim: Claim, body: Body) -> Body | tuple[End, str]:
+        function = self._settings.functions.get(body.name)
+        if function is None:
+            error = JobExecutionFailed(f"function {body.name!r} not found")
+            details = self._judge.result(body, claim, False, error, self._now_ms())
+            details |= {
+                "most": int(self._settings.park_s * 1000),
+                "reason": "unknown",
+                "error": str(error),
+                "tries": claim.tries,
+                "name": body.name,
+                "unique": claim.unique,
+            }
+            return claim.end("park", details), "parked"
+        body.function = function
+        limit = self._judge.max_tries(function)
+        if limit is not None and body.tries > limit:
+            error = JobExecutionFailed(f"max {limit} retries exceeded")
+            return self._judge.dead(claim, body, error, "exhausted")
+        return body
+
+
+def _is_aborted(claim: Claim, body: Body) -> bool:
+    # A mark of before this job's time was meant for an earlier job of the same id.
+    # Stock arq moves a deferred job to due time 1 before it sets the mark.
+    return claim.due == "1" or (claim.mark_ms is not None and claim.mark_ms >= body.enqueued_ms)
