@@ -60,8 +60,9 @@ def run(count: int | None, foreign: str | None) -> None:
       letta-workers run --count 1          # one process a pod
       letta-workers run --settings myapp.jobs.WorkerSettings   # anybody's arq settings
     """
+    from worker.building import supervisor_options
+    from worker.functions import build_crons, build_functions, load_settings_class
     from worker.logs import configure_logging
-    from worker.main import build_crons, build_functions, load_settings_class, supervisor_options
     from worker.supervisor import run_supervisor
 
     settings = load_settings()
@@ -100,7 +101,8 @@ class _server_for_children:  # noqa: N801  (a context manager, read like a funct
 def child(foreign: str | None) -> None:
     """One worker process, as the supervisor starts it."""
     from worker.child import report_bad_configuration
-    from worker.main import load_settings_class, run_child
+    from worker.functions import load_settings_class
+    from worker.main import run_child
 
     try:
         code = run_child(load_settings(), load_settings_class(foreign) if foreign else None)

@@ -105,7 +105,7 @@ def cache_warm(agents: tuple[str, ...], loader: str, scope: str, as_json: bool) 
       letta-workers cache warm --loader myapp.agents:load agent-1 agent-2
       cat ids.txt | letta-workers cache warm --loader myapp.agents:load
     """
-    from worker.main import load_coroutine
+    from worker.functions import load_coroutine
 
     load = load_coroutine(loader, "--loader")
     ids = agents or tuple(line.strip() for line in sys.stdin if line.strip())

@@ -15,6 +15,7 @@ from worker.policy.rate import RateLimits
 from worker.webhooks import WebhookOptions
 
 __all__ = [
+    "JOB_MARGIN_S",
     "encryption_key",
     "llm_config",
     "pool_options",
@@ -27,6 +28,9 @@ if TYPE_CHECKING:
     from pydantic import SecretStr
 
     from settings import Settings
+
+# Time beyond the HTTP calls of one run for the reads and writes around them.
+JOB_MARGIN_S = 5.0
 
 
 def queue_options(settings: Settings) -> QueueOptions:

@@ -14,8 +14,7 @@ from tests.support.foreign import foreign_provider
 from tests.support.llm import ENDPOINT, PROVIDERS, body, outcome, outcomes, submit
 from tests.support.wait import eventually
 from tests.support.workers import quick_settings, running_worker
-from worker import JobQueue, open_queue
-from worker import main as composition
+from worker import JobQueue, building, open_queue
 from worker.deps import Deps
 
 ANSWER, IN_BATCH = "from another hand", "Mock batch completion"
@@ -149,14 +148,14 @@ async def test_batches_that_end_badly_tell_every_request_so(
     how: str,
     kind: str,
 ) -> None:
-    build = composition.build_deps
+    build = building.build_deps
 
     def steered(settings: Settings, client: Any) -> Deps:
         deps = build(settings, client)
         deps.llm_http.headers["X-AIMock-Batch-Outcome"] = how
         return deps
 
-    monkeypatch.setattr(composition, "build_deps", steered)
+    monkeypatch.setattr(building, "build_deps", steered)
     settings = settings_for(private_valkey_url, foreign, llm_item_max_tries=1)
     async with at_work(settings) as queue:
         ids = await submit(queue, "openai", "a", "b")

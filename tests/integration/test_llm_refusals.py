@@ -12,8 +12,7 @@ from tests.support.llm import CREATE, outcomes, settings_for, submit
 from tests.support.providers import FakeProvider, fake_provider
 from tests.support.wait import eventually
 from tests.support.workers import running_worker
-from worker import JobQueue, open_queue
-from worker import main as composition
+from worker import JobQueue, building, open_queue
 from worker.policy.batch import most_parts
 
 GOOD = 31
@@ -134,10 +133,8 @@ async def test_a_part_that_its_run_left_unfinished_is_carried_on(
             deaths += 1
             raise RuntimeError("as if the process had ended here")
 
-    build = composition.build_deps
-    monkeypatch.setattr(
-        composition, "build_deps", lambda *given: replace(build(*given), reached=die)
-    )
+    build = building.build_deps
+    monkeypatch.setattr(building, "build_deps", lambda *given: replace(build(*given), reached=die))
     fake.set(polls=0)
     settings = settings_for(private_valkey_url, fake, worker_retry_base_s=0.05)
     texts = [f"q{n}" for n in range(GOOD)]

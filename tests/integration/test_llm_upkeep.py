@@ -11,8 +11,8 @@ from tests.support.providers import FakeProvider, fake_provider
 from tests.support.wait import eventually
 from tests.support.workers import running_worker
 from worker import JobQueue, RequestFailed, open_queue
+from worker.building import build_deps
 from worker.jobs.batch_upkeep import look_after
-from worker.main import build_deps
 
 
 @pytest.fixture(scope="module")
@@ -118,7 +118,7 @@ async def test_the_workers_look_by_themselves(
     private_valkey_url: str, fake: FakeProvider, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("worker.jobs.batch_upkeep._IDLE_S", 0.0)
-    monkeypatch.setattr("worker.main.REVIVE_LLM_CRON", "* * * * * *")
+    monkeypatch.setattr("worker.functions.REVIVE_LLM_CRON", "* * * * * *")
     settings = settings_for(private_valkey_url, fake)
     async with open_queue(settings) as queue:
         id_ = await urgent(queue, "hello")

@@ -17,9 +17,9 @@ from tests.support.providers import FakeProvider, fake_provider
 from tests.support.wait import eventually
 from tests.support.workers import running_worker
 from worker import JobQueue, open_queue
+from worker.building import build_deps
 from worker.effects.batches import Batch, BatchStore
 from worker.jobs.batch import flush_llm_batches
-from worker.main import build_deps
 from worker.policy.batch_states import BatchState
 
 Arrow = tuple[str, str]

@@ -15,10 +15,11 @@ from dataclasses import replace
 from typing import Any
 
 from settings import Settings, load_settings
-from worker import main as composition
+from worker import building
 from worker.deps import Deps
+from worker.main import build_worker
 
-_build_deps = composition.build_deps
+_build_deps = building.build_deps
 
 
 def deadly(point: str) -> Any:
@@ -33,5 +34,5 @@ def deadly(point: str) -> Any:
 
 
 if __name__ == "__main__":
-    composition.build_deps = deadly(sys.argv[1])
-    asyncio.run(composition.build_worker(load_settings(**json.loads(sys.argv[2]))).run())
+    building.build_deps = deadly(sys.argv[1])
+    asyncio.run(build_worker(load_settings(**json.loads(sys.argv[2]))).run())
