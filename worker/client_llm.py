@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import time
 import uuid
 from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
@@ -14,7 +15,7 @@ from typing import Any
 from cache.keys import QueueKeys
 from worker.client_batches import FLUSH_LLM_GROUP, TELL_LLM_REQUEST, BatchClient
 from worker.effects.handle import Job, reach
-from worker.effects.llm_requests import NOBODY, FlushRules, Tell
+from worker.effects.llm_requests import NOBODY, FlushRules, PreparedJob, Tell
 from worker.effects.notices import Notices
 from worker.errors import NotFound, RequestFailed, ResultTimeout
 from worker.options import QueueOptions
@@ -36,6 +37,8 @@ class LLMClient(BatchClient):
     def __init__(self, client: Any, keys: QueueKeys, options: QueueOptions) -> None:
         super().__init__(client, keys, options)
         self._answers = Notices(client, self.keys.llm_answered)
+        self._rules = {provider: flush_rules(options, provider) for provider in LIMITS}
+        self._flushes: tuple[Group | None, float, bytes, bytes] = (None, 0.0, b"", b"")
 
     async def submit_llm_request(
         self,
@@ -156,20 +159,34 @@ class LLMClient(BatchClient):
     ) -> list[str]:
         pairs = [(f"req_{uuid.uuid4().hex}", request) for request in requests]
         first, group = pairs[0][0], requests[0].group
-        row = [group.provider, group.endpoint, group.model]
+        now, later = self._flush_bodies(group)
         return await reach(
             self.requests.submit(
                 pairs,
                 # Named after the request that would complete the batch: a call
                 # that is sent again starts no second flush.
-                flush_now=self.prepared(f"llm:full:{first}", FLUSH_LLM_GROUP, *row, full_only=True),
-                flush_later=self.prepared(f"llm:age:{first}", FLUSH_LLM_GROUP, *row),
-                rules=flush_rules(self.options, group.provider),
+                flush_now=PreparedJob(f"llm:full:{first}", now),
+                flush_later=PreparedJob(f"llm:age:{first}", later),
+                rules=self._rules[group.provider],
                 dedupe=dedupe,
                 deadline_ms=deadline_ms,
                 tell=tell,
             )
         )
+
+    def _flush_bodies(self, group: Group) -> tuple[bytes, bytes]:
+        """
+        The jobs that flush a group when it is full, and when its first request is old enough.
+
+        Few of them are ever stored, so that their time of enqueueing may be a second old.
+        """
+        known, made, now, later = self._flushes
+        if known != group or time.monotonic() - made > 1:
+            row = [group.provider, group.endpoint, group.model]
+            now = self._body(FLUSH_LLM_GROUP, *row, full_only=True)
+            later = self._body(FLUSH_LLM_GROUP, *row)
+            self._flushes = (group, time.monotonic(), now, later)
+        return now, later
 
     async def _submit_urgent(self, request: LLMRequest, deadline_ms: int | None, tell: Tell) -> str:
         request_id = f"req_{uuid.uuid4().hex}"

@@ -120,6 +120,23 @@ async def test_a_refusal_for_no_line_s_sake_is_not_looked_through(
     assert len(shown) == batches
 
 
+async def test_one_that_is_left_of_a_refused_file_is_not_blamed_for_the_others(
+    private_valkey_url: str, fake: FakeProvider
+) -> None:
+    fake.set(polls=1_000_000)
+    settings = settings_for(private_valkey_url, fake)
+    async with open_queue(settings) as queue, running_worker(settings):
+        ids = await submit(queue, "openai", "please poison", "innocent")
+        await eventually(lambda: submitted(queue))
+        assert await queue.cancel_llm_request(ids[0])
+        fake.set(polls=0)
+        assert await outcomes(queue, ids) == ["error canceled", "echo: innocent"]
+
+
+async def submitted(queue: JobQueue) -> bool:
+    return any(row["state"] == "submitted" for row in await queue.llm_batches())
+
+
 async def test_a_part_that_its_run_left_unfinished_is_carried_on(
     private_valkey_url: str, fake: FakeProvider, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -158,3 +158,46 @@ async def test_over_the_memory_watermark_every_way_in_is_refused_and_stores_noth
                 with pytest.raises(QueueMemoryFull, match="LETTA_QUEUE_MAX_MEMORY_SHARE"):
                     await refused
             assert await client.dbsize() == 0
+
+
+async def test_a_split_moves_what_is_open_there_and_no_more(queue: JobQueue) -> None:
+    ids = await hand_in(queue, 4)
+    await seal(queue, "old")
+    old = await queue.batches.take("old")
+    assert old is not None
+    await queue.requests.answer(ids[0], Answer(body={}))
+    job = queue.batch_job("new")
+    # Sent again after its reply was lost, it is the same move.
+    for _ in range(2):
+        assert await queue.batches.split(old, "new", ids, seal=True, job=job)
+        assert await members(queue, "new") == ids[1:]
+    shown, part = await queue.llm_batch("old"), await queue.llm_batch("new")
+    assert (shown["moved"], shown["outstanding"]) == (3, 0)
+    assert (part["state"], part["outstanding"], part["split_from"]) == ("sealed", 3, "old")
+    assert (part["bytes"], part["estimated_tokens"]) > (0, 0)
+
+
+async def test_a_part_that_was_sealed_takes_in_no_more(queue: JobQueue) -> None:
+    ids = await hand_in(queue, 2)
+    await seal(queue, "old")
+    old = await queue.batches.take("old")
+    assert old is not None
+    job = queue.batch_job("new")
+    assert await queue.batches.split(old, "new", ids[:1], seal=True, job=job)
+    assert not await queue.batches.split(old, "new", ids[1:], seal=True, job=job)
+    assert await members(queue, "new") == ids[:1]
+    assert (await queue.llm_batch("old"))["outstanding"] == 1
+
+
+async def test_whom_to_tell_is_kept_as_long_as_the_request(queue: JobQueue) -> None:
+    url = "https://example.com/told"
+    (id_,) = await queue.submit_many([body("a")], provider="openai", endpoint=CHAT, webhook_url=url)
+    key = queue.keys.llm_tell(id_)
+    assert await queue.client.pttl(key) == -1
+    await seal(queue, "b")
+    await queue.requests.answer(id_, Answer(kind="invalid"))
+    assert await queue.client.pttl(key) > 0
+    job = queue.prepared("again", "flush_llm_group")
+    keys = queue.jobs.job_keys(job.id, Priority.DEFAULT)
+    assert await queue.requests.retry([id_], job=job, job_keys=keys) == 1
+    assert await queue.client.pttl(key) == -1

@@ -259,20 +259,32 @@ async def split_off(queue: JobQueue, request_id: str, *, seal: bool) -> str:
 
 
 async def place(queue: JobQueue, request_id: str) -> str:
-    """Where a request is, by what is stored of it."""
+    """Where a request is, by what is stored of it: its own fields and where they say it is listed."""
     keys = queue.keys
-    row = await queue.client.hmget(keys.llm_request(request_id), "gid", "batch", "single")
-    if row[0] is None:
-        failed = await queue.client.exists(keys.llm_failed(request_id))
-        return "failed" if failed else "answered"
-    if row[1] is not None:
-        assert await queue.client.sismember(keys.llm_open(row[1].decode()), request_id)
-        return "in a batch"
-    if row[2] is not None:
-        assert await queue.client.zscore(keys.llm_single, request_id) is not None
-        return "by itself"
-    waiting = await queue.client.lpos(keys.llm_pending(row[0].decode()), request_id)
-    return "waiting" if waiting is not None else "nowhere"
+    fields: list[bytes | None] = []
+    while True:
+        before, fields = (
+            fields,
+            await queue.client.hmget(keys.llm_request(request_id), "gid", "batch", "single"),
+        )
+        group, batch, single = fields
+        if group is None:
+            failed = await queue.client.exists(keys.llm_failed(request_id))
+            return "failed" if failed else "answered"
+        if batch is not None:
+            where = "in a batch"
+            listed = await queue.client.sismember(keys.llm_open(batch.decode()), request_id)
+        elif single is not None:
+            where = "by itself"
+            listed = await queue.client.zscore(keys.llm_single, request_id) is not None
+        else:
+            where = "waiting"
+            lpos = await queue.client.lpos(keys.llm_pending(group.decode()), request_id)
+            listed = lpos is not None
+        if listed:
+            return where
+        # It may have moved between the two looks; twice the same is a contradiction.
+        assert fields != before, (where, fields)
 
 
 async def test_requests_go_every_drawn_way(private_valkey_url: str, fake: FakeProvider) -> None:

@@ -44,6 +44,8 @@ local function twin_of(mark, id)
   return redis.call('EXISTS', p .. 'result:' .. twin) == 1 and twin or nil
 end
 
+local first, waiting, bytes_waiting, tokens_waiting = false, 0, 0, 0
+
 local function take_in(id, digest, body, tokens)
   local key = p .. 'request:' .. id
   if redis.call('EXISTS', key, p .. 'result:' .. id) > 0 then
@@ -56,15 +58,15 @@ local function take_in(id, digest, body, tokens)
       return twin
     end
     redis.call('SET', mark, id)
-    redis.call('HSET', key, 'dedupe', mark)
   end
   redis.call('HSET', key, 'body', body, 'group', ARGV[3], 'gid', gid, 'created', now,
-    'deadline', deadline, 'bytes', #body, 'tokens', tokens, 'callers', 1)
-  start_waiting(p, gid, ARGV[3], id, #body, tokens, 'RPUSH')
+    'deadline', deadline, 'bytes', #body, 'tokens', tokens, 'callers', 1,
+    unpack(ARGV[4] == '1' and {'dedupe', mark} or {}))
+  waiting, bytes_waiting, tokens_waiting = start_waiting(p, gid, ARGV[3], id, #body, tokens, 'RPUSH')
+  first = first or waiting == 1
   return id
 end
 
-local before = redis.call('LLEN', p .. 'pending:' .. gid)
 local ids = {}
 for i = 16, #ARGV, 4 do
   local id = take_in(ARGV[i], ARGV[i + 1], ARGV[i + 2], ARGV[i + 3])
@@ -77,14 +79,12 @@ for i = 16, #ARGV, 4 do
     end
   end
 end
-local waiting = redis.call('LLEN', p .. 'pending:' .. gid)
-if before == 0 and waiting > 0 then
+if first then
   put_job(KEYS[1], KEYS[5], KEYS[6], KEYS[2], ARGV[12], ARGV[13], now + tonumber(ARGV[9]))
 end
-local sizes = redis.call('HMGET', p .. 'sizes:' .. gid, 'bytes', 'tokens')
 local most_tokens = tonumber(ARGV[8])
-if waiting > before and (waiting >= tonumber(ARGV[6]) or tonumber(sizes[1]) >= tonumber(ARGV[7])
-    or (most_tokens > 0 and tonumber(sizes[2]) >= most_tokens)) then
+if waiting > 0 and (waiting >= tonumber(ARGV[6]) or bytes_waiting >= tonumber(ARGV[7])
+    or (most_tokens > 0 and tokens_waiting >= most_tokens)) then
   put_job(KEYS[1], KEYS[3], KEYS[4], KEYS[2], ARGV[10], ARGV[11], now)
 end
 return ids
