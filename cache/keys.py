@@ -233,7 +233,12 @@ QUEUE_CATALOGUE: tuple[KeySpec, ...] = (
         "TTL of seconds",
     ),
     KeySpec("arq:job:<id>", "string", "msgpack {t, f, a, k, et}: the job", _ENDS),
-    KeySpec("arq:in-progress:<id>", "string", "who runs it", "TTL: the lease"),
+    KeySpec(
+        "arq:in-progress:<id>",
+        "string",
+        "the claim: token, queue, due time, lost leases",
+        "deleted when the run ends; TTL 1 d after the last renewal",
+    ),
     KeySpec("arq:retry:<id>", "string", "tries so far", _ENDS),
     KeySpec("arq:abort", "sorted set", "job ids whose end was asked for", "removed with the job"),
     KeySpec("arq:result:<id>", "string", "msgpack: how it ended", "TTL LETTA_WORKER_KEEP_RESULT_S"),

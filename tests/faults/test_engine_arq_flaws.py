@@ -351,6 +351,40 @@ async def test_13_ticks_that_a_dying_worker_made_good_are_nobody_elses(
     assert await client.zcard(keys.default_queue) == 1
 
 
+async def test_13_a_tick_that_ran_and_is_forgotten_does_not_run_again(
+    client: Any, prefix: str
+) -> None:
+    async def hourly(ctx: dict[str, Any]) -> None: ...
+
+    keys = EngineKeys(QueueKeys(prefix))
+    hour_ms = 3_600_000
+    now = int(time.time() * 1000)
+
+    def runner() -> CronRunner:
+        crons = [cron(hourly, name="cron:h", hour=set(range(24)), minute=0)]
+        return CronRunner(
+            client,
+            keys,
+            crons,
+            encode=codec.encode,
+            missed="once",
+            now_ms=lambda: now,
+            timezone=UTC,
+        )
+
+    # Both are up when the tick comes; the second looks when its job is over and gone.
+    first, second = runner(), runner()
+    await first.tick()
+    await second.tick()
+    now += hour_ms
+    await first.tick()
+    assert await client.zcard(keys.default_queue) == 1
+    await burst(client, prefix, [func(hourly, name="cron:h")], keep_result=0)
+    assert await client.zcard(keys.default_queue) == 0
+    await second.tick()
+    assert await client.zcard(keys.default_queue) == 0
+
+
 async def test_13_several_workers_run_each_tick_once(client: Any, prefix: str) -> None:
     ran: list[str] = []
 
@@ -373,6 +407,20 @@ async def test_13_several_workers_run_each_tick_once(client: Any, prefix: str) -
 
 async def _has(found: list[str], count: int) -> bool:
     return len(found) >= count
+
+
+async def test_14_a_workers_own_clock_counts_for_nothing_from_the_start(
+    client: Any, prefix: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def hourly(ctx: dict[str, Any]) -> None: ...
+
+    ahead_ms = 3_600_000
+    monkeypatch.setattr("worker.engine.worker.timestamp_ms", lambda: time.time() * 1000 + ahead_ms)
+    crons = [cron(hourly, name="cron:h", hour=set(range(24)), minute=0)]
+    keys = EngineKeys(QueueKeys(prefix))
+    async with running(client, prefix, [], cron_jobs=crons):
+        last = await eventually(lambda: client.hget(keys.cron, "cron:h"))
+    assert abs(int(last) - time.time() * 1000) < ahead_ms / 2
 
 
 async def test_14_a_deferred_job_that_stock_arq_aborts_never_runs(arq: ArqRedis) -> None:

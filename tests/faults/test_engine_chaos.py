@@ -40,7 +40,7 @@ WORKERS, CONCURRENCY = 3, 8
 JOBS = 400 if not MINUTES else int(2000 * MINUTES)
 BATCH = 20
 FAULTS = ["kill", "stop", "term", "server killed", "server hung", "connections", "replies"]
-STRIKES = 10 if not MINUTES else int(12 * MINUTES)
+STRIKES = 10 if not MINUTES else int(40 * MINUTES)
 LEASE_S = 1.0
 
 

@@ -95,6 +95,24 @@ async def test_a_job_that_hangs_past_its_timeout_loses_its_lease(
     assert lines[0][2] != lines[1][2]
 
 
+async def test_a_job_that_cannot_begin_behind_a_hung_one_runs_elsewhere(
+    client: Any, prefix: str, valkey_url: str, ledger: Ledger
+) -> None:
+    queue = queue_of(client, prefix)
+    # An hour is its timeout: its own lease is renewed all the time.
+    # Of the same millisecond the lesser id comes first.
+    await queue.enqueue("block_once", 90, job_id="a-hung")
+    behind = await queue.enqueue("hold", 0, job_id="behind")
+    # Long enough to be renewed in time on a busy machine, too.
+    with process(valkey_url, prefix, ledger, lease_s=3.0):
+        await eventually(lambda: _lines(ledger, "start"), deadline_s=20)
+        # They were claimed together.
+        assert await client.zcard(f"{prefix}queue:running") == 2
+        with process(valkey_url, prefix, ledger, lease_s=3.0) as other:
+            assert await behind.result(timeout_s=60) == other.pid
+    assert _starts(ledger, behind.id) == 1
+
+
 async def test_a_job_that_kills_its_workers_is_poison_after_three(
     client: Any, prefix: str, valkey_url: str, ledger: Ledger
 ) -> None:

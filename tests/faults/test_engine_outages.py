@@ -15,7 +15,7 @@ from arq.connections import ArqRedis
 from arq.worker import func
 
 from cache.pool import PoolOptions, open_pool
-from tests.support.engine import QUICK, new_worker, queue_of, running
+from tests.support.engine import QUICK, burst, new_worker, queue_of, running
 from tests.support.fault_proxy import FaultProxy, fault_proxy
 from tests.support.servers import free_port, valkey
 from tests.support.wait import eventually
@@ -219,3 +219,13 @@ async def test_a_server_that_may_evict_is_refused_with_the_remedy(
             worker = new_worker(client, "arq:", [double])
             with pytest.raises(UnsafeServer, match=r"noeviction.*LETTA_QUEUE_ALLOW_EVICTION"):
                 await worker.main()
+
+
+@pytest.mark.parametrize("aof", ["yes", "no"])
+async def test_a_server_without_a_file_is_told_of(
+    tmp_path: Path, aof: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with valkey(tmp_path, "--appendonly", aof) as port:
+        async with connect(f"redis://127.0.0.1:{port}/0") as client:
+            await burst(client, "arq:", [double])
+    assert capsys.readouterr().out.count("queue.server_without_aof") == (aof == "no")

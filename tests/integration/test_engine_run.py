@@ -199,6 +199,26 @@ async def test_a_drain_gives_jobs_back_and_charges_no_try(client: Any, prefix: s
     assert worker.jobs_complete == 1
 
 
+async def test_a_forced_drain_cancels_jobs_so_that_they_can_clean_up(
+    client: Any, prefix: str
+) -> None:
+    started, cleaned = asyncio.Event(), asyncio.Event()
+
+    async def slow(ctx: dict[str, Any]) -> None:
+        started.set()
+        try:
+            await asyncio.Event().wait()
+        finally:
+            cleaned.set()
+
+    await queue_of(client, prefix).enqueue("slow", job_id="a")
+    async with running(client, prefix, [func(slow, name="slow")]) as worker:
+        await asyncio.wait_for(started.wait(), 10)
+        worker.force()
+        await asyncio.wait_for(cleaned.wait(), 10)
+    assert await client.exists(f"{prefix}in-progress:a") == 0
+
+
 async def test_a_drain_lets_running_jobs_end_within_the_grace(client: Any, prefix: str) -> None:
     started, go = asyncio.Event(), asyncio.Event()
 

@@ -41,9 +41,9 @@ class Runs:
         return str(ctx["job_id"])
 
 
-async def _is_idle(worker: Any) -> bool:
-    """It has looked, found nothing, and waits."""
-    return bool(worker.is_connected) and not worker.claims
+async def _idle(client: Any, workers: int) -> bool:
+    """So many have looked, found nothing, and wait for a token."""
+    return bool((await client.info("clients"))["blocked_clients"] == workers)
 
 
 @pytest.mark.usefixtures("deaf")
@@ -51,9 +51,9 @@ async def test_an_enqueue_wakes_a_worker_by_its_token_alone(client: Any, prefix:
     runs = Runs()
     runs.go.set()
     queue = queue_of(client, prefix)
-    async with running(client, prefix, [func(runs.hold, name="hold")], options=SELDOM) as worker:
+    async with running(client, prefix, [func(runs.hold, name="hold")], options=SELDOM):
         for _ in range(3):
-            await eventually(lambda: _is_idle(worker))
+            await eventually(lambda: _idle(client, 1))
             job = await queue.enqueue("hold")
             assert await job.result(timeout_s=20) == job.id
 
@@ -67,6 +67,7 @@ async def test_who_leaves_jobs_behind_wakes_another(client: Any, prefix: str) ->
         running(client, prefix, functions, options=SELDOM, max_jobs=1),
         running(client, prefix, functions, options=SELDOM, max_jobs=1),
     ):
+        await eventually(lambda: _idle(client, 2))
         # One call, one token: the first to come passes it on.
         await queue.enqueue_many([call("hold")] * 2)
         await eventually(lambda: _both(runs), deadline_s=20)
@@ -83,11 +84,11 @@ async def test_a_job_without_a_token_wakes_the_worker_that_listens(
     runs = Runs()
     runs.go.set()
     keys = EngineKeys(QueueKeys(prefix))
-    async with running(client, prefix, [func(runs.hold, name="hold")], options=SELDOM) as worker:
+    async with running(client, prefix, [func(runs.hold, name="hold")], options=SELDOM):
 
         async def listens() -> bool:
             trackers = [c for c in await client.client_list() if "t" in c["flags"]]
-            return bool(trackers) and await _is_idle(worker)
+            return bool(trackers) and await _idle(client, 1)
 
         await eventually(listens, deadline_s=20)
         # As stock arq's client stores it.

@@ -349,8 +349,16 @@ async def _(walk: Walk) -> None:
 # -- it ends -----------------------------------------------------------------------
 
 
-@walks("running", "done", "done")
 @walks("running", "aborted", "done")
+async def _(walk: Walk) -> None:
+    assert await walk.queue.jobs.abort(JOB)
+    assert await walk.client.zscore(walk.keys.base.abort, JOB) is not None
+    await walk.end("done", await _claim_held(walk), result=blob(b"r"), ttl=HOUR_MS)
+    # A mark that stayed would end a later job of this id.
+    assert not await walk.client.exists(walk.keys.base.abort)
+
+
+@walks("running", "done", "done")
 async def _(walk: Walk) -> None:
     turn = await walk.end("done", await _claim_held(walk), result=blob(b"r"), ttl=HOUR_MS)
     assert turn.late == []
@@ -401,7 +409,8 @@ async def _(walk: Walk) -> None:
     await walk.queue.enqueue("f", job_id="later")
     claim = await walk.claim()
     details = {"reason": "failed", "error": "E", "tries": 1, "name": "f"}
-    await walk.pump(dead_max=1).turn([claim.end("dead", details)], 0)
+    turn = await walk.pump(dead_max=1).turn([claim.end("dead", details)], 0)
+    assert turn.dropped == 1
     assert await walk.state("later") == "dead"
 
 

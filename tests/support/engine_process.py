@@ -61,6 +61,11 @@ def functions(ledger: Ledger) -> list[Any]:
         ledger.write("end", ctx["job_id"], os.getpid(), ctx["job_try"])
         return os.getpid()
 
+    async def block_once(ctx: dict[str, Any], seconds: float) -> int:
+        if any(line[1] == ctx["job_id"] for line in ledger.of("start")):
+            return os.getpid()
+        return await block(ctx, seconds)
+
     async def die(ctx: dict[str, Any]) -> None:
         ledger.write("start", ctx["job_id"], os.getpid(), ctx["job_try"])
         os.kill(os.getpid(), 9)
@@ -85,6 +90,7 @@ def functions(ledger: Ledger) -> list[Any]:
         func(follow, name="follow"),
         func(block, name="block", timeout=3600),
         func(block, name="block_briefly", timeout=0.5),
+        func(block_once, name="block_once", timeout=3600),
         func(die, name="die"),
         func(fail_once, name="fail_once"),
         func(fail_always, name="fail_always"),
@@ -92,7 +98,13 @@ def functions(ledger: Ledger) -> list[Any]:
 
 
 def serve(url: str, prefix: str, ledger: str, lease_s: str = str(LEASE_S)) -> None:
+    import structlog
     from arq.connections import ArqRedis
+
+    # Thousands of drawn tracebacks would take more time than the jobs.
+    structlog.configure(
+        processors=[structlog.processors.TimeStamper(), structlog.processors.KeyValueRenderer()]
+    )
 
     from cache.pool import PoolOptions, build_client
     from worker.engine import EngineOptions, RetryPolicy, Worker

@@ -27,10 +27,14 @@ class Watched:
     url: str
 
     async def replicated(self) -> None:
-        """Everything that was written so far is on the replica; AssertionError otherwise."""
+        """Returns when everything that was written so far is on the replica."""
         # WAIT asks for the writes of its own connection: this one comes after them all.
         await self.master.set("replicated-up-to-here", "1")
-        assert await self.master.execute_command("WAIT", 1, 10_000) >= 1
+
+        async def is_there() -> bool:
+            return bool(await self.master.execute_command("WAIT", 1, 1000) >= 1)
+
+        await eventually(is_there, deadline_s=60)
 
     async def promoted(self) -> bool:
         with suppress(*OUTAGE):

@@ -2,7 +2,7 @@
 Leases: a thread of its own renews them, so that a blocked event loop keeps its jobs.
 
 Not for ever: a job past its timeout is no longer renewed, and falls to another
-worker. A lease that another worker took is reported to the loop, which cancels
+worker; nor is one that does not begin, because a job before it blocks the loop. A lease that another worker took is reported to the loop, which cancels
 the job.
 """
 
@@ -24,6 +24,7 @@ log = structlog.get_logger("worker.engine")
 
 _RENEW = load("worker.engine", "renew")
 _MOST_PAIRS = 2000
+_UNSTARTED_LEASES = 2
 _JOIN_S = 5.0
 
 
@@ -44,6 +45,7 @@ class LeaseKeeper:
         self._prefix = keys.base.prefix
         self._lease_ms = int(lease_s * 1000)
         self._interval_s = lease_s / 3
+        self._unstarted_s = _UNSTARTED_LEASES * lease_s
         self._on_lost = on_lost
         self._client = client
         self._worker_loop = asyncio.get_running_loop()
@@ -82,7 +84,7 @@ class LeaseKeeper:
     async def _renew(self, client: Any) -> None:
         now = time.monotonic()
         # One C call: a consistent copy, whatever the loop's thread does.
-        claims = [c for c in list(self._claims.values()) if c.deadline > now and not c.stop]
+        claims = [c for c in list(self._claims.values()) if self._is_kept(c, now)]
         for at in range(0, len(claims), _MOST_PAIRS):
             batch = {claim.id: claim for claim in claims[at : at + _MOST_PAIRS]}
             args: list[Any] = [self._prefix, self._lease_ms]
@@ -92,3 +94,9 @@ class LeaseKeeper:
             if lost:
                 self._worker_loop.call_soon_threadsafe(self._on_lost, lost)
         self.renewed_at = now
+
+    def _is_kept(self, claim: Claim, now: float) -> bool:
+        if claim.stop:
+            return False
+        # One that has not begun by now stands behind a job that blocks the loop.
+        return claim.deadline > now if claim.started else claim.held_at + self._unstarted_s > now

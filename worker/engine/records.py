@@ -125,6 +125,7 @@ class Turn:
     poisoned: list[bytes] = field(default_factory=list)
     marks: dict[bytes, float] = field(default_factory=dict)
     claims: list[Claim] = field(default_factory=list)
+    dropped: int = 0  # dead letters, to make room for newer ones
 
     @property
     def is_empty(self) -> bool:
@@ -153,7 +154,7 @@ class Reply:
 
 
 def read_turn(reply: Reply) -> Turn:
-    now, next_due, more, size, scheduled, late, buried, poisoned, marks, rows = reply.data
+    now, next_due, more, size, scheduled, late, buried, poisoned, marks, rows, dropped = reply.data
     return Turn(
         now=now,
         next_due=None if next_due < 0 else next_due,
@@ -165,6 +166,7 @@ def read_turn(reply: Reply) -> Turn:
         poisoned=poisoned,
         marks={marks[i]: float(marks[i + 1]) for i in range(0, len(marks), 2)},
         claims=[_read_claim(rows, i) for i in range(0, len(rows), CLAIM_FIELDS)],
+        dropped=dropped,
     )
 
 

@@ -159,6 +159,8 @@ class Turns:
             log.error("job.poisoned", job_ids=[i.decode(errors="replace") for i in turn.poisoned])
             worker.jobs_dead += len(turn.poisoned)
             self._spawn(poison.tell(worker, turn.poisoned))
+        if turn.dropped:
+            log.warning("dead.dropped", count=turn.dropped, most=worker.options.dead_max)
 
     def _is_over(self, turn: Turn) -> bool:
         worker, slots = self._worker, self._slots

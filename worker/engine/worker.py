@@ -174,6 +174,8 @@ class Worker(ArqWorker):
         if not await self._reach_server():
             return
         await guard.check_server(self.pool, allow_eviction=self.options.allow_eviction)
+        seconds, micros = await self.pool.time()
+        self._clock_offset_s = seconds + micros / 1e6 - self.loop.time()
         self.ctx["redis"] = self.pool
         self.ctx.setdefault("worker_id", self.worker_id)
         if self.on_startup:

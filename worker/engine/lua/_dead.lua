@@ -1,6 +1,6 @@
 -- Shared step: keep a job that ended badly, whole, and make room for it.
--- d: {set, prefix, cap, age (ms), now, queues}; why: {reason, error, queue (its number), tries}
--- The caller deletes the live job. Returns how many older ones went to make room.
+-- d: {set, prefix, cap, age (ms), now, queues, dropped}; why: {reason, error, queue (its number), tries}
+-- The caller deletes the live job. d.dropped counts those that went to make room.
 local function bury(d, id, why)
   local key = d.prefix .. 'dead:' .. id
   local body = redis.call('GET', d.prefix .. 'job:' .. id)
@@ -10,12 +10,12 @@ local function bury(d, id, why)
   redis.call('PEXPIRE', key, d.age)
   redis.call('ZADD', d.set, d.now, id)
   redis.call('ZREMRANGEBYSCORE', d.set, '-inf', d.now - d.age)
-  local over = redis.call('ZCARD', d.set) - d.cap
+  local over = math.min(1000, redis.call('ZCARD', d.set) - d.cap)
   if over > 0 then
-    for _, old in ipairs(redis.call('ZRANGE', d.set, 0, math.min(over, 1000) - 1)) do
+    d.dropped = d.dropped + over
+    for _, old in ipairs(redis.call('ZRANGE', d.set, 0, over - 1)) do
       redis.call('DEL', d.prefix .. 'dead:' .. old)
       redis.call('ZREM', d.set, old)
     end
   end
-  return math.max(over, 0)
 end

@@ -14,7 +14,8 @@
 -- ARGV[13] most suspects to claim: jobs whose next lost lease makes them poison
 -- returns {now, next due | -1, 1 when more is due, jobs in the queues, a schedule is due: 1 | 0,
 --          {index of an end that came too late, ...}, {index of an end that was buried, ...},
---          {id of poison, ...}, {id, since, ...} abort marks, rows of 5: id, body, tries, claim, mark}
+--          {id of poison, ...}, {id, since, ...} abort marks, rows of 5: id, body, tries, claim, mark,
+--          dead letters dropped to make room}
 -- Claim: "token|queue's number|due|losses" in in-progress:<id>. Who holds it may end the job: it is
 -- the fencing token. A turn that is sent again (its reply was lost) changes nothing and gives the
 -- same rows. allow-oom: a full server must be able to finish jobs, which frees memory.
@@ -30,7 +31,7 @@ local RUNNING_KEY_MS = tostring(lease + 86400000)
 local now = server_ms()
 local marked = false
 local dead = {set = KEYS[9], prefix = prefix, cap = tonumber(ARGV[8]), age = tonumber(ARGV[9]), now = now,
-  queues = KEYS}
+  queues = KEYS, dropped = 0}
 local late, buried, poisoned, rows, claimed = {}, {}, {}, {}, {}
 
 local function names(kind, ids)
@@ -232,7 +233,7 @@ else
 end
 
 if not busy then
-  return {now, -1, 0, 0, 0, late, buried, poisoned, {}, rows}
+  return {now, -1, 0, 0, 0, late, buried, poisoned, {}, rows, dead.dropped}
 end
 local next_due, more, size = -1, 0, 0
 local function look(key)
@@ -260,4 +261,4 @@ if more == 1 then
   redis.call('ZADD', KEYS[6], 0, 'w')
 end
 local marks = marked and ARGV[12] == '1' and redis.call('ZRANGE', KEYS[7], 0, 999, 'WITHSCORES') or {}
-return {now, math.ceil(next_due), more, size, scheduled, late, buried, poisoned, marks, rows}
+return {now, math.ceil(next_due), more, size, scheduled, late, buried, poisoned, marks, rows, dead.dropped}
