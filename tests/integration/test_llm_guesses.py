@@ -20,6 +20,7 @@ from tests.support.workers import running_worker
 from worker import JobQueue, open_queue
 
 NEVER = 1_000_000
+LIST = "GET /anthropic/v1/messages/batches"
 
 
 @pytest.fixture
@@ -83,6 +84,25 @@ async def test_two_that_hold_each_others_find_their_own_and_send_nothing_again(
     assert fake.calls(CREATE["anthropic"]) == 2
 
 
+async def test_what_another_holds_on_a_guess_is_waited_for(
+    settings: Settings, fake: FakeProvider
+) -> None:
+    async with two_submitted(settings) as (queue, ids, batches):
+        first, second = await remotes(queue, batches)
+        await guess(queue, batches[1], first)
+        # As if its run had died after the POST. Nothing that is free fits: its own is held.
+        row = {"state": "submitting", "provider_id": "", "refused": second}
+        await queue.client.hset(queue.keys.llm_batch(batches[0]), mapping=row)
+        async with running_worker(settings):
+            before = fake.calls(LIST)
+            # With two lists a look, these are looks of well over the time to wait.
+            await eventually(lambda: _is(fake.calls(LIST) >= before + 12))
+            fake.set(polls=0)
+            assert [await outcome(queue, id_) for id_ in ids] == ["echo: x", "echo: y"]
+        assert await remotes(queue, batches) == [first, second]
+    assert fake.calls(CREATE["anthropic"]) == 2
+
+
 async def test_one_that_may_be_anothers_is_not_cancelled_when_nobody_waits(
     settings: Settings, fake: FakeProvider
 ) -> None:
@@ -100,7 +120,7 @@ async def test_one_that_may_be_anothers_is_not_cancelled_when_nobody_waits(
 
 
 def looks(fake: FakeProvider) -> int:
-    return fake.calls("GET /anthropic/v1/messages/batches/{id}")
+    return fake.calls(LIST + "/{id}")
 
 
 async def _is(truth: bool) -> bool:
