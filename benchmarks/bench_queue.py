@@ -36,7 +36,7 @@ IDEAL_PER_S = 640
 # How many jobs, or seconds of idling: in full and quick.
 COUNTS = {
     "noop": (4000, 2000),
-    "sleep": (1280, 640),
+    "sleep": (3200, 640),
     "pickup": (60, 30),
     "enqueue": (3000, 1500),
     "idle": (40, 20),
@@ -48,7 +48,7 @@ SCALE = {
     ("noop", "ours"): 10.0,
     ("noop", "dramatiq"): 2.0,
     ("noop", "arq"): 0.2,
-    ("sleep", "arq"): 0.25,
+    ("sleep", "arq"): 0.1,
     ("four", "ours"): 10.0,
 }
 ONLY = {"four": ["ours", "saq"], "depth": ["ours"]}

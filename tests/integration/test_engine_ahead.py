@@ -221,3 +221,25 @@ async def test_jobs_of_dead_workers_are_for_free_hands(client: Any, prefix: str)
     await client.zadd(keys.running, {lost.job_id: 1})
     assert lost.id not in {c.id for c in (await busy.turn([], 0, ahead=8)).claims}
     assert lost.id in {c.id for c in (await busy.turn([], 1)).claims}
+
+
+async def test_what_comes_when_a_job_is_over_does_not_undo_it(client: Any, prefix: str) -> None:
+    # A job that waited lets the next one start before its own end is written: in between
+    # it can be interrupted, but not unmade.
+    runs = 0
+
+    async def waits(ctx: dict[str, Any]) -> str:
+        nonlocal runs
+        runs += 1
+        await asyncio.sleep(0.02)
+        # Its second step from here is between its return and its end.
+        loop = asyncio.get_running_loop()
+        loop.call_soon(lambda: loop.call_soon(worker.force))
+        return "kept"
+
+    queue = queue_of(client, prefix)
+    handle = await queue.enqueue("waits")
+    worker = new_worker(client, prefix, [waits])
+    await worker.main()
+    assert runs == 1
+    assert await handle.result(timeout_s=5) == "kept"

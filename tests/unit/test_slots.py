@@ -90,3 +90,31 @@ async def test_without_a_start_all_go_back(at_work: Running) -> None:
     assert not slots.claims
     await asyncio.sleep(0)
     assert at_work.started == []
+
+
+async def test_a_vacated_slot_is_used_once(at_work: Running) -> None:
+    slots = at_work.slots
+    first, second, third = (claim(name) for name in ("first", "second", "third"))
+    slots.take([first, second, third])
+    slots.vacate(first)
+    assert (second.task is not None, third.task) == (True, None)
+    # Written at last, its end makes no second room.
+    slots.collect(first, first.end("done", {}), "completed")
+    assert third.task is None
+    slots.collect(second, second.end("done", {}), "completed")
+    assert third.task is not None
+
+
+async def test_a_vacated_slot_is_not_counted_when_its_claim_has_come_back(
+    at_work: Running,
+) -> None:
+    slots = at_work.slots
+    first, again = claim("first"), claim("first", 1)
+    slots.take([first])
+    slots.vacate(first)
+    slots.take([again, claim("second")])
+    # The slot that was vacated is the one of the claim that came back.
+    assert again.task is not None
+    assert slots.claims[b"second"].task is None
+    slots.collect(first, first.end("done", {}), "completed")
+    assert slots.claims[b"second"].task is None

@@ -76,7 +76,11 @@ def assemble(worker: Worker) -> Run:
         most_losses=options.max_lost_leases,
     )
     executor = Executor(
-        _settings(worker), now_ms=worker.server_ms, collect=slots.collect, note=slots.note
+        _settings(worker),
+        now_ms=worker.server_ms,
+        collect=slots.collect,
+        note=slots.note,
+        vacate=slots.vacate,
     )
     slots.run_with(executor)
     pump = Pump(scripts, keys, options, worker_id=worker.worker_id)

@@ -94,6 +94,7 @@ class Claim:
     mark_ms: float | None  # an abort was asked for then
     job_id: str = ""
     started: bool = False
+    vacated: bool = False  # over, its slot another's; its end is being written
     ended: bool = False
     stop: str = ""  # "timeout" | "abort" | "lost" | "shutdown": why it was cancelled
     deadline: float = float("inf")  # loop time after which its lease is not renewed

@@ -55,6 +55,7 @@ class Slots:
         self._ahead: deque[Claim] = deque()
         self._pace = Pace(max_jobs)
         self._low = 0
+        self._vacated = 0
         self._gathering: asyncio.TimerHandle | None = None
         self._loop = asyncio.get_running_loop()
         self._tables: list[dict[str, asyncio.Task[Any]]] = list(tasks)  # arq's, by job id
@@ -114,6 +115,7 @@ class Slots:
             if old is not None:
                 # Its lease lapsed here, and it came back to us.
                 self.lost([old])
+                self._settle(old)
             self.claims[claim.id] = claim
             claim.held_at = now
             if not claim.losses:
@@ -135,6 +137,7 @@ class Slots:
         if claim.ended:
             return
         claim.ended = True
+        self._settle(claim)
         if self.claims.get(claim.id) is claim:
             del self.claims[claim.id]
         if claim.stop == "lost":
@@ -148,6 +151,13 @@ class Slots:
         if self._ahead:
             self._fill()
         self._tell()
+
+    def vacate(self, claim: Claim) -> None:
+        """A job is over, though its end is not written yet: the next one starts."""
+        if not claim.ended and self.claims.get(claim.id) is claim:
+            claim.vacated = True
+            self._vacated += 1
+            self._fill()
 
     def note(self, claim: Claim, note: End) -> None:
         """Tell the server of a running claim."""
@@ -213,8 +223,12 @@ class Slots:
 
     def _fill(self) -> None:
         ahead = self._ahead
-        while ahead and len(self.claims) - len(ahead) < self.max_jobs:
+        while ahead and len(self.claims) - len(ahead) - self._vacated < self.max_jobs:
             self._start(ahead.popleft())
+
+    def _settle(self, claim: Claim) -> None:
+        self._vacated -= claim.vacated
+        claim.vacated = False
 
     def _start(self, claim: Claim) -> None:
         task = claim.task = self._loop.create_task(self._carry(claim))
