@@ -239,7 +239,8 @@ async def test_what_comes_when_a_job_is_over_does_not_undo_it(client: Any, prefi
 
     queue = queue_of(client, prefix)
     handle = await queue.enqueue("waits")
-    worker = new_worker(client, prefix, [waits])
-    await worker.main()
+    worker = new_worker(client, prefix, [func(waits, name="waits")])
+    async with asyncio.timeout(20):
+        await worker.main()
     assert runs == 1
     assert await handle.result(timeout_s=5) == "kept"
