@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import base64
-import contextlib
 import json
-import shutil
 import subprocess
-import tempfile
 import time
 from pathlib import Path
 from typing import Any
@@ -15,11 +12,11 @@ from typing import Any
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+from tests.support.node import node_and_npm, once, run
 from worker.effects import ed25519
 from worker.policy.signing import sign_headers
 
 VERSION = "1.1.1"
-HOME = Path(__file__).resolve().parents[2] / ".cache" / "node"
 OLD = "whsec_" + base64.b64encode(b"o" * 24).decode()
 NEW = "whsec_" + base64.b64encode(bytes(range(64))).decode()
 BODY = '{"a":"ü","n":[1,2.5,null]}'
@@ -28,7 +25,7 @@ const { Webhook } = require("standardwebhooks");
 const { secret, body, headers } = JSON.parse(require("fs").readFileSync(0, "utf8"));
 console.log(JSON.stringify(new Webhook(secret).verify(body, headers)));
 """
-# No library of the project's verifies v1a, in any language: this is the text of the specification.
+# The project's libraries for Python and Node.js verify no v1a: this is the text of the specification.
 VERIFY_V1A = """
 const crypto = require("crypto");
 const { key, body, headers } = JSON.parse(require("fs").readFileSync(0, "utf8"));
@@ -44,25 +41,18 @@ console.log(found.some((part) =>
 @pytest.fixture(scope="module")
 def library() -> Path:
     """Installed once, beside the other caches of the checkout."""
-    if not (HOME / VERSION).is_dir():
-        npm = shutil.which("npm")
-        if npm is None:
-            pytest.skip("Node.js with npm is not on this machine")
-        HOME.mkdir(parents=True, exist_ok=True)
-        # Another process of the same run may be at it: whoever is first puts it in place.
-        fresh = Path(tempfile.mkdtemp(dir=HOME))
+    _, npm = node_and_npm()
+
+    def install(fresh: Path) -> None:
         package = f"standardwebhooks@{VERSION}"
-        command = [npm, "install", "--no-audit", "--no-fund", "--prefix", str(fresh), package]
-        subprocess.run(command, check=True, capture_output=True, timeout=100)
-        with contextlib.suppress(OSError):
-            fresh.rename(HOME / VERSION)
-        shutil.rmtree(fresh, ignore_errors=True)
-    return HOME / VERSION
+        run([*npm, "install", "--no-audit", "--no-fund", "--prefix", str(fresh), package], fresh)
+
+    return once(f"standardwebhooks-{VERSION}", install)
 
 
 def node(script: str, question: dict[str, Any], home: Path | None = None) -> str:
     done = subprocess.run(
-        ["node", "-e", script], cwd=home, input=json.dumps(question), text=True,
+        [node_and_npm()[0], "-e", script], cwd=home, input=json.dumps(question), text=True,
         capture_output=True, check=False, timeout=30,
     )  # fmt: skip
     return done.stdout or done.stderr
@@ -83,7 +73,6 @@ def test_a_changed_body_does_not_verify_in_node(library: Path) -> None:
     assert "No matching signature found" in verify(library, NEW, BODY + " ", headers)
 
 
-@pytest.mark.skipif(shutil.which("node") is None, reason="Node.js is not on this machine")
 def test_a_v1a_signature_verifies_in_node_with_the_public_key_and_no_other_body() -> None:
     seed = bytes(range(32))
     private = "whsk_" + base64.b64encode(seed).decode()
