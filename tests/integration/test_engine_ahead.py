@@ -14,6 +14,7 @@ from cache.keys import QueueKeys
 from tests.support.engine import burst, new_worker, queue_of
 from tests.support.wait import eventually
 from worker.engine import EngineOptions, Worker
+from worker.engine.execute import _CROWD_S
 from worker.engine.pump import MOST_AHEAD, Pump
 from worker.engine.records import EngineKeys
 from worker.policy.calls import Call
@@ -231,7 +232,7 @@ async def test_what_comes_when_a_job_is_over_does_not_undo_it(client: Any, prefi
     async def waits(ctx: dict[str, Any]) -> str:
         nonlocal runs
         runs += 1
-        await asyncio.sleep(0.02)
+        await asyncio.sleep(4 * _CROWD_S)  # a job that waited
         # Its second step from here is between its return and its end.
         loop = asyncio.get_running_loop()
         loop.call_soon(lambda: loop.call_soon(worker.force))
