@@ -122,6 +122,9 @@ class QueueKeys:
     def last_turn(self, worker_id: str) -> str:
         return f"{self.prefix}turn:{worker_id}"
 
+    def last_wake_turn(self, worker_id: str) -> str:
+        return f"{self.prefix}turn:{worker_id}:wake"
+
     def worker(self, worker_id: str) -> str:
         """One worker's heartbeat: JSON."""
         return f"{self.prefix}worker:{worker_id}"
@@ -612,9 +615,9 @@ ENGINE_CATALOGUE: tuple[KeySpec, ...] = (
     ),
     KeySpec("arq:gather:<id>", "hash", "results of a gathering's jobs so far", "TTL 7 d"),
     KeySpec(
-        "arq:turn:<worker>",
+        "arq:turn:<worker>, :wake",
         "string",
-        "a worker's last turn, so that one sent twice counts once",
+        "the last turn of a worker, and of its waker, so that one sent twice counts once",
         "TTL four leases + 60 s",
     ),
     KeySpec("arq:worker:<id>", "string", "JSON: a worker's heartbeat", "TTL three heartbeats"),

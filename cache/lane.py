@@ -93,11 +93,17 @@ class _Replies(asyncio.BufferedProtocol):
 
 
 class Lane:
-    """A multiplexed connection, dialled again when it is needed and gone."""
+    """
+    A multiplexed connection, dialled again when it is needed and gone.
 
-    def __init__(self, client: Any, *, timeout_s: float) -> None:
+    With `eager` a call that finds the connection idle leaves at once, and only
+    those behind it gather: sooner by a step of the loop, for one write more.
+    """
+
+    def __init__(self, client: Any, *, timeout_s: float, eager: bool = False) -> None:
         self._pool = client.connection_pool
         self._timeout_s = timeout_s
+        self._eager = eager
         self._connection: Any = None
         self._transport: Any = None
         self._replies: _Replies | None = None
@@ -156,15 +162,20 @@ class Lane:
         if replies is None:
             call.set_exception(Ended("the connection ended"))
             return call
-        if not replies.calls:
+        is_first = not replies.calls
+        if is_first:
             self._progress_at = loop.time()
             if not self._watched:
                 self._watched = True
                 loop.call_later(self._timeout_s, self._watch, self._progress_at + self._timeout_s)
+        replies.calls.append(call)
+        packed = hiredis.pack_command(tuple(args))
+        if is_first and self._eager:
+            self._transport.write(packed)
+            return call
         if not self._out:
             loop.call_soon(self._flush)
-        self._out.append(hiredis.pack_command(tuple(args)))
-        replies.calls.append(call)
+        self._out.append(packed)
         return call
 
     def _flush(self) -> None:

@@ -4,8 +4,8 @@ Clients whose scripts share one connection.
 redis-py takes a connection from its pool for every call and reads each reply
 on its own; a service that runs thousands of scripts a second spends most of
 its time there. `SharedScripts` sends them over one pipelined `Lane` instead:
-those of one event-loop tick leave in one write. Every other command goes
-redis-py's way, and so does whatever blocks.
+what comes while others wait for replies leaves in one write a tick of the event
+loop. Every other command goes redis-py's way, and so does whatever blocks.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ class SharedScripts:
     async def _send(self, *args: Any) -> Any:
         if self._lane is None:
             limit = self.connection_pool.connection_kwargs.get("socket_timeout")
-            self._lane = Lane(self, timeout_s=limit or _TIMEOUT_S)
+            self._lane = Lane(self, timeout_s=limit or _TIMEOUT_S, eager=True)
         lane, failures = self._lane, 0
         while True:
             was_connected = lane.is_connected

@@ -7,6 +7,7 @@ import os
 import signal
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,8 @@ from tests.support.fault_proxy import FaultProxy, fault_proxy
 from tests.support.servers import free_port, valkey
 from tests.support.wait import eventually
 from worker import call
+from worker.engine import EngineOptions
+from worker.engine.pump import _NEXT_JOB
 from worker.errors import QueueMemoryFull, QueueUnavailable, UnsafeServer
 
 QUICK_POOL = PoolOptions(connect_timeout_s=1, socket_timeout_s=1, retries=0)
@@ -63,6 +66,36 @@ async def test_a_reply_lost_after_execution_neither_loses_nor_doubles_a_job(
     # Not one lease had to lapse: the turn that was sent again gave the same jobs.
     assert sorted(runs) == sorted(job.id for job in jobs)
     assert worker.jobs_rescued == 0
+
+
+async def test_a_job_whose_token_was_lost_with_the_reply_runs_once_and_at_once(
+    client: Any, prefix: str, proxy: FaultProxy
+) -> None:
+    runs: list[str] = []
+
+    async def count(ctx: dict[str, Any]) -> None:
+        runs.append(ctx["job_id"])
+
+    queue = queue_of(client, prefix)
+    await client.script_load(_NEXT_JOB.source)
+    proxy.cut_replies(3, marker=b"BZPOPMIN")
+    # Neither a look nor the end of a lease comes to help.
+    seldom = EngineOptions(lease_s=60, poll_s=60, beat_s=60)
+    async with (
+        connect(proxy.url) as through,
+        running(through, prefix, [func(count, name="count")], options=seldom) as worker,
+    ):
+        for n in range(3):
+            await eventually(partial(_is_cut, proxy, n + 1))
+            job = await queue.enqueue("count")
+            await job.result(timeout_s=10)
+        await eventually(lambda: _is_counted(worker, 3))
+    assert len(runs) == len(set(runs)) == 3
+    assert worker.jobs_rescued == 0
+
+
+async def _is_cut(proxy: FaultProxy, times: int) -> bool:
+    return proxy.cuts_made == times
 
 
 async def _is_counted(worker: Any, count: int) -> bool:

@@ -29,7 +29,7 @@ from worker.engine import EngineOptions
 from worker.engine.cron import CronRunner
 from worker.engine.leases import _RENEW
 from worker.engine.pump import Pump
-from worker.engine.records import Claim, EngineKeys, Turn, blob
+from worker.engine.records import Claim, EngineKeys, Turn, blob, read_claims
 
 PAGE = Path(__file__).parents[2] / "docs" / "states.md"
 HOUR_MS = 3_600_000
@@ -252,6 +252,12 @@ async def _(walk: Walk) -> None:
 async def _(walk: Walk) -> None:
     # A parked job falls due after half a second, a queued one is due.
     claim = await eventually(lambda: _first(walk))
+    assert await walk.client.get(walk.keys.base.in_progress(JOB)) == claim.token
+    assert claim.tries == claim.losses == 0
+    # A worker that waits claims by another script: the same is written.
+    await walk.end("back", claim, due=claim.due)
+    pump = walk.pump()
+    [claim] = read_claims(await pump.take(pump.wake_turn()))
     assert await walk.client.get(walk.keys.base.in_progress(JOB)) == claim.token
     assert claim.tries == claim.losses == 0
 

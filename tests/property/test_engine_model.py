@@ -23,8 +23,8 @@ from cache.pool import PoolOptions, close_client, open_pool
 from tests.support.engine import queue_of
 from worker.engine import EngineOptions
 from worker.engine.leases import _RENEW
-from worker.engine.pump import _PUMP, Pump
-from worker.engine.records import Claim, End, EngineKeys, blob
+from worker.engine.pump import _PUMP, Pump, WakeTurn
+from worker.engine.records import Claim, End, EngineKeys, blob, read_claims
 from worker.policy.priority import Priority
 
 LOSSES = 3
@@ -62,6 +62,7 @@ class Model(RuleBasedStateMachine):
         self.dead: set[str] = set()
         self.marked: set[str] = set()
         self.parked: set[str] = set()
+        self.kept: list[list[WakeTurn]] = [[], []]  # given up, and still on their way
         self.count = 0
 
     def run(self, work: Any) -> Any:
@@ -108,6 +109,46 @@ class Model(RuleBasedStateMachine):
         assert len(turn.claims) >= min(2, len(free - self.dead - put_off)) - len(poisoned)
         claims: list[Claim] = turn.claims
         return claims
+
+    @rule(
+        target=claims,
+        worker=st.integers(0, 1),
+        reply=st.sampled_from(["heard", "lost", "late"]),
+    )
+    def claim_the_next(self, worker: int, reply: str) -> list[Claim]:
+        """A waker's turn, whose reply may be lost, and which may come after it was given up."""
+        pump = self.pumps[worker]
+        turn = pump.wake_turn()
+        due = [self._due(number) for number in range(4)]
+        for kept in self.kept[worker]:
+            assert self.run(pump.take(kept)) == []
+        if reply == "late":
+            assert self.run(pump.settle(turn)) == []
+            self.kept[worker].append(turn)
+        rows = self.run(pump.take(turn))
+        if reply == "lost":
+            assert self.run(pump.settle(turn)) == rows
+        if reply != "heard":
+            # It comes again, now that it has been given up.
+            assert self.run(pump.take(turn)) == []
+        found = read_claims(rows)
+        heads = [ids[0] for ids in due if ids]
+        is_plain = len(heads) == 1 and heads[0] in self.waiting
+        assert [claim.job_id for claim in found] == (heads if is_plain and reply != "late" else [])
+        for claim in found:
+            assert (claim.losses, claim.tries) == (0, self._tries(claim.job_id))
+            assert (claim.mark_ms is not None) == (claim.job_id in self.marked)
+            self.waiting.discard(claim.job_id)
+            self.held[claim.job_id] = claim
+        return found
+
+    def _due(self, number: int) -> list[str]:
+        now = time.time() * 1000
+        ids = self.run(self.client.zrangebyscore(self.keys.queues[number], "-inf", now))
+        return [id_.decode() for id_ in ids]
+
+    def _tries(self, job_id: str) -> int:
+        return int(self.run(self.client.get(self.keys.base.retry(job_id))) or 0)
 
     async def _again(self, pump: Pump, suspects: int) -> Any:
         """The turn just made, as a client sends it whose reply was lost."""

@@ -84,7 +84,13 @@ def assemble(worker: Worker) -> Run:
     )
     slots.run_with(executor)
     pump = Pump(scripts, keys, options, worker_id=worker.worker_id)
-    waker = Waker(client, keys, slots.kick.set)
+    waker = Waker(
+        client,
+        keys,
+        pump,
+        claims=not worker.burst,  # a burst counts its jobs
+        kick=slots.kick.set,
+    )
     crons = CronRunner(
         client,
         keys,

@@ -12,10 +12,10 @@ from typing import Any
 
 from cache.pool import OUTAGE
 from cache.scripts import load
+from worker.engine.listen import Listener
 from worker.engine.options import EngineOptions
 from worker.engine.records import EngineKeys
 from worker.engine.tasks import end
-from worker.engine.wake import Listener
 
 _HOUSEKEEPING = load("worker.engine", "housekeeping")
 _LEAVE = load("worker.engine", "leave")

@@ -4,12 +4,17 @@ The pump: one script call ends the jobs that are over and claims what is due.
 A call that fails on the way is sent again with the same token until it is
 answered, and the script recognises it: nothing is claimed or ended twice.
 An outage is told once, and its end once.
+
+An idle worker's waker (wake.py) sends turns of its own behind a wait, on another
+connection: `wake_turn` and `settle`.
 """
 
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import msgspec
@@ -19,11 +24,12 @@ from redis.backoff import ExponentialWithJitterBackoff
 from cache.pool import OUTAGE, explain
 from cache.scripts import load
 from worker.engine.options import EngineOptions
-from worker.engine.records import End, EngineKeys, Reply, Turn, read_turn
+from worker.engine.records import Claim, End, EngineKeys, Reply, Turn, read_turn
 
 log = structlog.get_logger("worker.engine")
 
 _PUMP = load("worker.engine", "pump", "worker.effects")
+_NEXT_JOB = load("worker.engine", "next_job")
 # Scripts are short: more than this goes into the next turn.
 MOST_CLAIMS = 128
 MOST_AHEAD = 128
@@ -32,10 +38,21 @@ _encode = msgspec.msgpack.Encoder().encode
 _BACKOFF_BASE_S, _BACKOFF_CAP_S = 0.05, 2.0
 _TELL_AGAIN_S = 30.0
 _LOOK_S = 1.0
+# The place of the last turn among the keys; lua/next_job.lua takes the first arguments alone.
+_LAST_TURN, _OF_NEXT_JOB = 9, 3
+_NO_ENDS = _encode([])
 
 
 class PumpStopped(Exception):
     """The worker must end while the server cannot be reached; leases give its jobs to others."""
+
+
+@dataclass(frozen=True, slots=True)
+class WakeTurn:
+    """A turn that waits for a token: `command` claims a job, `args` let lua/pump.lua end it."""
+
+    args: list[Any]
+    command: tuple[Any, ...]
 
 
 class Pump:
@@ -45,7 +62,8 @@ class Pump:
         self, client: Any, keys: EngineKeys, options: EngineOptions, *, worker_id: str
     ) -> None:
         self._client = client
-        self._worker_id = worker_id
+        # Turns of an earlier `main()` of the same worker are not taken for this one's.
+        self._run_id = f"{worker_id}:{os.urandom(4).hex()}"
         self._turns = 0
         self._granted = 0
         base = keys.base
@@ -59,6 +77,8 @@ class Pump:
             base.last_turn(worker_id),
             keys.schedules,
         ]
+        self._wake_keys = list(self._keys)
+        self._wake_keys[_LAST_TURN] = base.last_wake_turn(worker_id)
         self._looked_at = [*keys.queues, keys.running, keys.schedules]
         self._prefix = base.prefix
         self._lease_ms = int(options.lease_s * 1000)
@@ -97,22 +117,68 @@ class Pump:
         Raises:
             PumpStopped: the server is away and `may_give_up()` says so.
         """
+        args = self._args(
+            self._next_token(), _encode(ends), want, ahead=ahead, marks=marks, suspects=suspects
+        )
+        reply = Reply(await self._send(args))
+        self._granted += reply.claims
+        return reply
+
+    def _next_token(self) -> str:
         self._turns += 1
-        args = [
+        return f"{self._run_id}:{self._turns}"
+
+    def _args(
+        self,
+        token: str,
+        ends: bytes,
+        want: int,
+        *,
+        ahead: int = 0,
+        marks: bool = False,
+        suspects: int = 0,
+        fence: bool = False,
+    ) -> list[Any]:
+        """The arguments of lua/pump.lua."""
+        return [
             self._prefix,
-            f"{self._worker_id}:{self._turns}",
+            token,
             self._lease_ms,
             min(want, MOST_CLAIMS),
             self._granted,
-            _encode(ends),
+            ends,
             *self._limits,
             min(ahead, MOST_AHEAD),
             int(marks),
             suspects,
+            int(fence),
         ]
-        reply = Reply(await self._send(args))
-        self._granted += reply.claims
-        return reply
+
+    def wake_turn(self) -> WakeTurn:
+        """A turn of an idle worker, which claims one job: to be sent behind a wait for a token."""
+        args = self._args(self._next_token(), _NO_ENDS, 0, fence=True)
+        few = args[:_OF_NEXT_JOB]
+        command = ("EVALSHA", _NEXT_JOB.sha, len(self._wake_keys), *self._wake_keys, *few)
+        return WakeTurn(args, command)
+
+    async def take(self, turn: WakeTurn) -> list[Any]:
+        """Run a wake turn now, on a server that did not know the script; the same rows. Raises OUTAGE."""
+        args = turn.args[:_OF_NEXT_JOB]
+        rows: list[Any] = await _NEXT_JOB.run(self._client, self._wake_keys, args)
+        return rows
+
+    async def settle(self, turn: WakeTurn) -> list[Any]:
+        """
+        The rows of a wake turn whose reply was lost. If it has not arrived yet it will do nothing.
+
+        Raises:
+            OUTAGE: that cannot be known yet.
+        """
+        return Reply(await _PUMP.run(self._client, self._wake_keys, turn.args)).rows
+
+    def granted(self, claims: Sequence[Claim]) -> None:
+        """Count claims: of all of them some are reserved."""
+        self._granted += len(claims)
 
     async def finds_nothing(self) -> bool:
         """Whether there is no job at all, running ones included: one cheap command."""

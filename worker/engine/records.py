@@ -145,13 +145,19 @@ class Reply:
         return bool(self.data[2])
 
     @property
+    def rows(self) -> list[Any]:
+        """What `read_claims` takes."""
+        rows: list[Any] = self.data[9]
+        return rows
+
+    @property
     def claims(self) -> int:
-        return len(self.data[9]) // CLAIM_FIELDS
+        return len(self.rows) // CLAIM_FIELDS
 
     @property
     def has_rescued(self) -> bool:
         """Whether one of the claims lost a worker before."""
-        return not all(token.endswith(b"|0") for token in self.data[9][3::CLAIM_FIELDS])
+        return not all(token.endswith(b"|0") for token in self.rows[3::CLAIM_FIELDS])
 
 
 def read_turn(reply: Reply) -> Turn:
@@ -166,9 +172,14 @@ def read_turn(reply: Reply) -> Turn:
         buried=[i - 1 for i in buried],
         poisoned=poisoned,
         marks={marks[i]: float(marks[i + 1]) for i in range(0, len(marks), 2)},
-        claims=[_read_claim(rows, i) for i in range(0, len(rows), CLAIM_FIELDS)],
+        claims=read_claims(rows),
         dropped=dropped,
     )
+
+
+def read_claims(rows: list[Any]) -> list[Claim]:
+    """Rows of `CLAIM_FIELDS`: id, body, tries, claim, mark of an abort."""
+    return [_read_claim(rows, i) for i in range(0, len(rows), CLAIM_FIELDS)]
 
 
 def _read_claim(rows: list[Any], at: int) -> Claim:

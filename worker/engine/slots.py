@@ -165,8 +165,11 @@ class Slots:
         self._tell()
 
     def shed(self) -> None:
-        """Give back what has waited for a slot too long."""
-        if self._ahead and self._ahead[0].held_at + _STALE_S <= self._loop.time():
+        """Give back what waits for a slot too long, or though jobs are slow."""
+        if not self._ahead:
+            return
+        now = self._loop.time()
+        if self._ahead[0].held_at + _STALE_S <= now or not self._pace.ahead(now):
             self._pace.broke()
             self.release()
 

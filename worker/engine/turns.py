@@ -20,7 +20,7 @@ from cache.pool import OUTAGE
 from worker.engine import poison
 from worker.engine.cron import CronRunner
 from worker.engine.pump import MOST_ENDS, Pump
-from worker.engine.records import Reply, Turn, read_turn
+from worker.engine.records import Claim, Reply, Turn, read_turn
 from worker.engine.slots import Outcome, Slots
 from worker.engine.tasks import end
 from worker.engine.wake import Waker
@@ -32,7 +32,8 @@ log = structlog.get_logger("worker.engine")
 
 # A whole turn at least this often: it also reads the server's clock.
 _LOOKS_S = 30.0
-
+# A worker that ends waits so long to hear what its waker claimed last.
+_GIVE_UP_S = 5.0
 
 # The next turn, sent before the last one's reply was read: the ends in it, and its reply.
 _Early = tuple[list[Outcome], asyncio.Task[Reply]]
@@ -48,6 +49,7 @@ class Turns:
         self._pump = pump
         self._slots = slots
         self._waker = waker
+        waker.deliver_to(self._deliver)
         self._crons = crons
         self._is_sending = False
         self._side_tasks: set[asyncio.Task[Any]] = set()
@@ -85,12 +87,21 @@ class Turns:
                 self._account(batch, turn)
                 self._accept(turn)
                 if early is None:
-                    if self._is_over(turn):
+                    if self._is_over(turn) and await self._nothing_comes():
                         return
                     await self._pause(turn)
         finally:
             if early is not None:
                 await end(early[1])
+
+    async def run_waker(self) -> None:
+        """Wait for tokens, until cancelled."""
+        structlog.contextvars.bind_contextvars(worker_id=self._worker.worker_id)
+        await self._waker.run()
+
+    def _deliver(self, claims: list[Claim]) -> None:
+        """What the waker brings. It asked when a slot was free: by now there may be none."""
+        self._slots.take(claims, start=self._worker.allow_pick_jobs)
 
     async def finish(self) -> None:
         """Wait for what was started on the side."""
@@ -170,6 +181,13 @@ class Turns:
             return True
         spent = worker.max_burst_jobs >= 0 and slots.taken >= worker.max_burst_jobs
         return worker.burst and (spent or turn.size == 0)
+
+    async def _nothing_comes(self) -> bool:
+        """Whether there is still nothing to do once the waker has ended its wait."""
+        if self._waker.is_waiting:
+            with contextlib.suppress(TimeoutError):
+                await self._waker.give_up(_GIVE_UP_S)
+        return not self._slots.claims and not self._slots.outbox
 
     async def _pause(self, turn: Turn) -> None:
         slots, options = self._slots, self._worker.options

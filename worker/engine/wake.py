@@ -1,39 +1,63 @@
 """
 Waking an idle worker without polling.
 
-Our clients push a token that one waiting worker pops (`BZPOPMIN`). Stock arq's
-clients push none: one worker of each queue listens for changes of the queues
-(`CLIENT TRACKING`) and takes them for tokens. A token that was lost with a
-dying worker costs at most `EngineOptions.poll_s`.
+Our clients push a token that one waiting worker pops (`BZPOPMIN`). Behind that
+wait, in the same write, the worker has sent a script that claims the next job
+(lua/next_job.lua): the server runs it as soon as the token is there, so the job
+comes with the token, and another turn of the pump finds what else there is.
+Stock arq's clients push none; listen.py hears of their jobs. A token that was
+lost with a dying worker costs at most `EngineOptions.poll_s`.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
+
+from redis.exceptions import NoScriptError
 
 from cache.lane import Lane
 from cache.pool import OUTAGE
-from worker.engine.records import EngineKeys
+from worker.engine.pump import Pump, WakeTurn
+from worker.engine.records import Claim, EngineKeys, read_claims
 
 # A wait has a connection and a limit of its own: few commands when idle.
 _WAIT_S, _LATE_S = 20, 5.0
 _RETRY_S = 0.5
-# The listener's connections are probed after so long without a change.
-_QUIET_S = 30.0
-# Changes that come together are one reason to look.
-_SETTLE_S = 0.002
 
 
 class Waker:
-    """Waits for tokens while the worker has nothing to do."""
+    """
+    Waits for tokens while the worker has nothing to do.
 
-    def __init__(self, client: Any, keys: EngineKeys, kick: Callable[[], None]) -> None:
+    With `claims` a turn behind the wait claims a job. `kick` is called when there may be more.
+    """
+
+    def __init__(
+        self,
+        client: Any,
+        keys: EngineKeys,
+        pump: Pump,
+        *,
+        claims: bool,
+        kick: Callable[[], None],
+    ) -> None:
         self._lane = Lane(client, timeout_s=_WAIT_S + _LATE_S)
         self._key = keys.wake
+        self._pop = ("BZPOPMIN", keys.wake, _WAIT_S)
+        self._pump = pump
+        self._claims = claims
+        self._deliver: Callable[[list[Claim]], None] = _to_nobody
         self._kick = kick
         self._idle = asyncio.Event()
+        self._is_settled = asyncio.Event()
+        self._is_settled.set()
+
+    def deliver_to(self, deliver: Callable[[list[Claim]], None]) -> None:
+        """Who takes the jobs that come with tokens."""
+        self._deliver = deliver
 
     def set_idle(self, idle: bool) -> None:
         """Whether this worker could take a job and knows of none that is due."""
@@ -47,83 +71,84 @@ class Waker:
         if self._idle.is_set():
             self._kick()
 
+    @property
+    def is_waiting(self) -> bool:
+        """Whether a job may still come behind a token."""
+        return not self._is_settled.is_set()
+
+    async def give_up(self, within_s: float) -> None:
+        """
+        End the wait: what it has claimed already is delivered, and it claims nothing more.
+
+        Raises:
+            TimeoutError: the server does not answer; a lease gives to others what was claimed.
+        """
+        await self._lane.close()
+        async with asyncio.timeout(within_s):
+            await self._is_settled.wait()
+
     async def run(self) -> None:
         """Wait until cancelled."""
         try:
             while True:
                 await self._idle.wait()
-                try:
-                    token = await self._lane.execute("BZPOPMIN", self._key, _WAIT_S)
-                    if token and not self._idle.is_set():
-                        # Busy by now: the token is for another worker.
-                        await self._lane.execute("ZADD", self._key, 0, "w")
-                except OUTAGE:
-                    # The pump finds out by itself and tells; here only the pace matters.
-                    await asyncio.sleep(_RETRY_S)
-                else:
-                    if token:
-                        self._kick()
+                await self._wait()
         finally:
             await self._lane.close()
+            self._is_settled.set()
 
+    async def _wait(self) -> None:
+        """Wait for one token, and for the job behind it."""
+        if not self._claims:
+            await self._wait_for_token()
+            return
+        turn = self._pump.wake_turn()
+        self._is_settled.clear()
+        try:
+            token, reply = await self._lane.execute_many((self._pop, turn.command))
+            if isinstance(reply, NoScriptError):
+                reply = await self._pump.take(turn)
+            for answer in (token, reply):
+                if isinstance(answer, Exception):
+                    raise answer
+        except OUTAGE:
+            self._hand_over(await self._settled(turn))
+            # The pump finds out by itself and tells; here only the pace matters.
+            await asyncio.sleep(_RETRY_S)
+            self._kick()  # a token may be gone with the connection
+            return
+        self._hand_over(reply)
+        if token and not reply and not self._idle.is_set():
+            # Busy by now: the token is for another worker.
+            await self._put_back()
+        elif token:
+            self._kick()
 
-class Listener:
-    """Wakes this worker on changes that came without a token. Run by one worker a queue."""
+    async def _wait_for_token(self) -> None:
+        try:
+            if await self._lane.execute(*self._pop):
+                self._kick()
+        except OUTAGE:
+            await asyncio.sleep(_RETRY_S)
 
-    def __init__(self, client: Any, keys: EngineKeys, hint: Callable[[], None]) -> None:
-        self._client = client
-        self._prefix = keys.default_queue
-        # Other keys begin like the queues': of running jobs, of health.
-        self._keys = {key.encode() for key in (*keys.queues, keys.schedules)}
-        self._hint = hint
+    def _hand_over(self, rows: list[Any]) -> None:
+        claims = read_claims(rows)
+        self._pump.granted(claims)
+        if claims:
+            self._deliver(claims)
+        self._is_settled.set()
 
-    async def run(self) -> None:
-        """Listen until cancelled; reconnects by itself."""
+    async def _settled(self, turn: WakeTurn) -> list[Any]:
         while True:
             try:
-                await self._listen()
+                return await self._pump.settle(turn)
             except OUTAGE:
                 await asyncio.sleep(_RETRY_S)
 
-    async def _listen(self) -> None:
-        # Subscribed to invalidations, so never given back to the pool.
-        connection = self._client.connection_pool.make_connection()
-        try:
-            await connection.connect()
-            await connection.send_command("CLIENT", "ID")
-            own = await connection.read_response()
-            await connection.send_command("SUBSCRIBE", "__redis__:invalidate")
-            await connection.read_response()
-            # RESP2: a second connection tracks, and redirects here.
-            tracking = self._client.connection_pool.make_connection()
-            try:
-                await tracking.connect()
-                await tracking.send_command(
-                    *("CLIENT", "TRACKING", "ON", "REDIRECT", own, "BCAST"),
-                    *("PREFIX", self._prefix),
-                )
-                await tracking.read_response()
-                await self._receive(connection, tracking)
-            finally:
-                await tracking.disconnect()
-        finally:
-            await connection.disconnect()
+    async def _put_back(self) -> None:
+        with suppress(*OUTAGE):
+            await self._lane.execute("ZADD", self._key, 0, "w")
 
-    async def _receive(self, connection: Any, tracking: Any) -> None:
-        while True:
-            try:
-                message = await connection.read_response(
-                    timeout=_QUIET_S, disconnect_on_error=False
-                )
-            except TimeoutError:
-                message = None
-            if message is None:
-                # Quiet, or gone: both connections must answer. redis-py's own check would not
-                # know the answer of one that is subscribed, and connect it anew without that.
-                await tracking.send_command("PING", check_health=False)
-                await tracking.read_response()
-                await connection.send_command("PING", check_health=False)
-                continue
-            if message[0] == b"message" and not self._keys.isdisjoint(message[2] or ()):
-                self._hint()
-                await asyncio.sleep(_SETTLE_S)
+
+def _to_nobody(_claims: list[Claim]) -> None:
+    raise RuntimeError("deliver_to comes first")

@@ -189,7 +189,7 @@ class Worker(ArqWorker):
         helpers = [
             asyncio.create_task(coroutine)
             for coroutine in (
-                run.waker.run(),
+                run.turns.run_waker(),
                 run.heart.run(self.write_health, every_s=self.health_check_interval),
                 run.crons.run(),
             )

@@ -2,23 +2,25 @@
 -- pump.lua: one turn of a worker: end the jobs that are over, then claim what is due.
 -- KEYS[1..4] queues critical, high, default, low  KEYS[5] running: id -> lease's end, Unix ms
 -- KEYS[6] wake token  KEYS[7] abort marks  KEYS[8] parked: id -> since, Unix ms  KEYS[9] dead: id -> time
--- KEYS[10] this worker's last turn  KEYS[11] schedules: id -> due
+-- KEYS[10] last turn of this worker, or of its waker  KEYS[11] schedules: id -> due
 --   and, derived from the prefix: job:<id> in-progress:<id> retry:<id> result:<id> dead:<id>,
 --   queue names and unique keys that the ends name
--- ARGV[1] prefix  ARGV[2] token of this turn, never used before  ARGV[3] lease_ms
+-- ARGV[1] prefix  ARGV[2] token of this turn, never used before: "<run of a worker>:<number>"  ARGV[3] lease_ms
 -- ARGV[4] most to claim (<= 256)  ARGV[5] jobs claimed before  ARGV[6] ends, msgpack (worker/engine/records.py)
 -- ARGV[7] losses of a lease that make a job poison  ARGV[8] dead letters kept
 -- ARGV[9] their age, ms  ARGV[10] share of the claims that goes to the longest due of all queues
 -- ARGV[11] how many more to claim ahead, of at most a quarter of what is left (with ARGV[4] <= 512)
 -- ARGV[12] 1: with the abort marks | 0
 -- ARGV[13] most suspects to claim: jobs whose next lost lease makes them poison
+-- ARGV[14] 1: this turn may still arrive by another way, and must do nothing then | 0
 -- returns {now, next due | -1, 1 when more is due, jobs in the queues, a schedule is due: 1 | 0,
 --          {index of an end that came too late, ...}, {index of an end that was buried, ...},
 --          {id of poison, ...}, {id, since, ...} abort marks, rows of 5: id, body, tries, claim, mark,
 --          dead letters dropped to make room}
 -- Claim: "token|queue's number|due|losses" in in-progress:<id>. Who holds it may end the job: it is
 -- the fencing token. A turn that is sent again (its reply was lost) changes nothing and gives the
--- same rows. allow-oom: a full server must be able to finish jobs, which frees memory.
+-- same rows; one that comes after a later turn of its run changes nothing and gives none.
+-- allow-oom: a full server must be able to finish jobs, which frees memory.
 --@include put_job
 --@include lease
 --@include dead
@@ -186,6 +188,18 @@ local function due_jobs(most)
   return picked
 end
 
+-- "<run>", number
+local function parts_of(turn)
+  local run, number = string.match(turn, '^(.*):(%d+)$')
+  return run, tonumber(number)
+end
+
+local function is_before(other)
+  local run, number = parts_of(token)
+  local other_run, other_number = parts_of(other)
+  return run == other_run and number < other_number
+end
+
 local ends = cmsgpack.unpack(ARGV[6])
 -- Most looks of an idle worker find nothing at all.
 local busy = #ends > 0
@@ -207,7 +221,7 @@ if again and again[1] == token then
     add_rows(ids, claims)
   end
   late, poisoned = again[3], again[4]
-else
+elseif not (again and is_before(again[1])) then
   if #ends > 0 then
     apply_ends(ends, prefix, KEYS, dead, late, buried)
   end
@@ -227,7 +241,7 @@ else
       claim(due_jobs(most))
     end
   end
-  if #claimed > 0 or #ends > 0 or #poisoned > 0 then
+  if #claimed > 0 or #ends > 0 or #poisoned > 0 or ARGV[14] == '1' then
     redis.call('SET', KEYS[10], cmsgpack.pack({token, claimed, late, poisoned}), 'PX', 4 * lease + 60000)
   end
 end

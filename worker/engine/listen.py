@@ -1,0 +1,144 @@
+"""
+Hearing of jobs that came without a token: stock arq's clients push none.
+
+One worker of each queue listens for changes of the queues (`CLIENT TRACKING`).
+Our own clients' changes are heard too, right when their token wakes somebody:
+so a message is left unread for a moment, and is no reason to look for a worker
+that has work by then.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Any
+
+import hiredis
+from redis.exceptions import ConnectionError as RedisConnectionError
+
+from cache.pool import OUTAGE
+from worker.engine.records import EngineKeys
+
+_RETRY_S = 0.5
+# Changes that come together are one reason to look, and a token comes first.
+_SETTLE_S = 0.001
+
+
+class Listener:
+    """
+    Wakes this worker on changes that came without a token. Run by one worker a queue.
+
+    Both of its connections are asked for an answer every `probe_s` seconds.
+    """
+
+    def __init__(
+        self, client: Any, keys: EngineKeys, hint: Callable[[], None], *, probe_s: float = 30.0
+    ) -> None:
+        self._client = client
+        self._probe_s = probe_s
+        self._prefix = keys.default_queue
+        # Other keys begin like the queues': of running jobs, of health.
+        self._keys = {key.encode() for key in (*keys.queues, keys.schedules)}
+        self._hint = hint
+
+    async def run(self) -> None:
+        """Listen until cancelled; reconnects by itself."""
+        while True:
+            try:
+                await self._listen()
+            except OUTAGE:
+                await asyncio.sleep(_RETRY_S)
+
+    async def _listen(self) -> None:
+        # Subscribed to invalidations, so never given back to the pool.
+        connection = self._client.connection_pool.make_connection()
+        try:
+            await connection.connect()
+            await connection.send_command("CLIENT", "ID")
+            own = await connection.read_response()
+            await connection.send_command("SUBSCRIBE", "__redis__:invalidate")
+            await connection.read_response()
+            # RESP2: a second connection tracks, and redirects here.
+            tracking = self._client.connection_pool.make_connection()
+            try:
+                await tracking.connect()
+                await tracking.send_command(
+                    *("CLIENT", "TRACKING", "ON", "REDIRECT", own, "BCAST"),
+                    *("PREFIX", self._prefix),
+                )
+                await tracking.read_response()
+                await self._receive(connection, tracking)
+            finally:
+                await tracking.disconnect()
+        finally:
+            await connection.disconnect()
+
+    async def _receive(self, connection: Any, tracking: Any) -> None:
+        transport = connection._writer.transport
+        changes = _Changes(transport, self._changed)
+        # A change may have come before: redis-py would keep it to itself.
+        self._hint()
+        try:
+            while True:
+                heard = changes.messages
+                await asyncio.wait([changes.ended], timeout=self._probe_s)
+                if changes.ended.done() or changes.messages == heard == changes.probed:
+                    raise RedisConnectionError("the listener's connection ended or is silent")
+                # Both must answer: without the one that tracks, the other is silent for ever.
+                await tracking.send_command("PING", check_health=False)
+                await tracking.read_response()
+                changes.probe()
+        finally:
+            changes.close()
+
+    def _changed(self, message: Any) -> None:
+        if message[0] == b"message" and not self._keys.isdisjoint(message[2] or ()):
+            self._hint()
+
+
+class _Changes(asyncio.Protocol):
+    """What a subscribed connection is told, read a moment after it came."""
+
+    def __init__(self, transport: Any, changed: Callable[[Any], None]) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._transport = transport
+        self._before = transport.get_protocol()  # redis-py's own, told when the connection ends
+        self._changed = changed
+        self._reader = hiredis.Reader()
+        self._due: asyncio.TimerHandle | None = None
+        self.ended: asyncio.Future[None] = self._loop.create_future()
+        self.messages = 0
+        self.probed = -1  # how many there were when an answer was asked for
+        transport.set_protocol(self)
+
+    def probe(self) -> None:
+        """Ask for an answer, which is a message too."""
+        self.probed = self.messages
+        self._transport.write(hiredis.pack_command(("PING",)))
+
+    def data_received(self, data: bytes) -> None:
+        self._reader.feed(data)
+        if self._due is None:
+            self._due = self._loop.call_later(_SETTLE_S, self._read)
+
+    def _read(self) -> None:
+        self._due = None
+        try:
+            while (message := self._reader.gets()) is not False:
+                self.messages += 1
+                self._changed(message)
+        except hiredis.ProtocolError:
+            self._end()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._end()
+        self._before.connection_lost(exc)
+
+    def _end(self) -> None:
+        if not self.ended.done():
+            self.ended.set_result(None)
+
+    def close(self) -> None:
+        if self._due is not None:
+            self._due.cancel()
+        self._transport.abort()

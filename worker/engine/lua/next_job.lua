@@ -1,0 +1,46 @@
+#!lua flags=allow-oom
+-- next_job.lua: claim the next job for a worker that waited, if it is plain which one that is.
+-- KEYS[1..4] queues critical, high, default, low  KEYS[5] running: id -> lease's end, Unix ms
+-- KEYS[6] wake token  KEYS[7] abort marks  KEYS[10] last turn of this waker (as pump.lua's keys)
+--   and, derived from the prefix: job:<id> in-progress:<id> retry:<id>
+-- ARGV[1] prefix  ARGV[2] token of this turn, never used before: "<run of a worker>:<number>"  ARGV[3] lease_ms
+-- returns {id, body, tries, claim, mark} of the job | {} none, or pump.lua has to look: jobs are due in
+--   several queues, or the first has a claim already
+-- What it writes is what pump.lua writes, which takes over from it: a waker whose reply was lost sends
+-- this turn's token to pump.lua, and a turn that comes late then finds it, or a later one, and claims nothing.
+local prefix, token, lease = ARGV[1], ARGV[2], tonumber(ARGV[3])
+local t = redis.call('TIME')
+local now = t[1] * 1000 + math.floor(t[2] / 1000)
+local last = redis.call('GET', KEYS[10])
+if last then
+  local run, number = string.match(token, '^(.*):(%d+)$')
+  local last_run, last_number = string.match(cmsgpack.unpack(last)[1], '^(.*):(%d+)$')
+  if run == last_run and tonumber(number) <= tonumber(last_number) then
+    return {}
+  end
+end
+local queue, found
+for number = 1, 4 do
+  local head = redis.call('ZRANGE', KEYS[number], 0, 0, 'WITHSCORES')
+  if head[1] and tonumber(head[2]) <= now then
+    if found then
+      return {}
+    end
+    queue, found = number, head
+  end
+end
+if not found then
+  return {}
+end
+local id = found[1]
+local claim = token .. '|' .. queue .. '|' .. found[2] .. '|0'
+if not redis.call('SET', prefix .. 'in-progress:' .. id, claim, 'NX', 'PX', lease + 86400000) then
+  return {}
+end
+redis.call('ZADD', KEYS[5], now + lease, id)
+-- Out of the head of the queue, yet in it: stock clients look for it there.
+redis.call('ZADD', KEYS[queue], 'XX', now + 2 * lease, id)
+redis.call('SET', KEYS[10], cmsgpack.pack({token, {id}, {}, {}}), 'PX', 4 * lease + 60000)
+-- Stock clients give bodies a lifetime, which must not end under a running job.
+local body = redis.call('GETEX', prefix .. 'job:' .. id, 'PERSIST')
+return {id, body, redis.call('GET', prefix .. 'retry:' .. id), claim, redis.call('ZSCORE', KEYS[7], id)}
