@@ -121,7 +121,7 @@ class Waker:
         if token and not reply and not self._idle.is_set():
             # Busy by now: the token is for another worker.
             await self._put_back()
-        elif token:
+        elif token or reply:
             self._kick()
 
     async def _wait_for_token(self) -> None:
