@@ -169,15 +169,15 @@ class Model(RuleBasedStateMachine):
         elif delivery.attempts - delivery.free >= MOST_ATTEMPTS:
             assert isinstance(answer, EndedUnsent)
             delivery.state = "dead"
+        elif isinstance(answer, HeldBack) and answer.reason == "early":
+            # An end in the same call has put its retry off.
+            assert delivery.id in ended_now
         elif self._is_behind(delivery):
             assert isinstance(answer, HeldBack), answer
             assert answer.reason == "ordered"
         elif delivery.state != "sending" and self._sending(delivery.lane) >= MOST_AT_ONCE:
             assert isinstance(answer, HeldBack), answer
             assert answer.reason == "busy"
-        elif isinstance(answer, HeldBack):
-            # An end in the same call has put its retry off.
-            assert (answer.reason, delivery.id in ended_now) == ("early", True)
         else:
             assert isinstance(answer, ClaimedDelivery), answer
             delivery.state = "sending"
