@@ -13,7 +13,7 @@ import asyncio
 import os
 import random
 from collections.abc import Awaitable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from pydantic import BaseModel
@@ -21,7 +21,7 @@ from redis.exceptions import ResponseError
 
 from cache import scripts
 from cache.clock import Clock
-from cache.envelope import NO_GENERATION, Envelopes, Stamp, UnknownModel, Unreadable
+from cache.envelope import NO_GENERATION, Envelopes, Header, Stamp, Stored, UnknownModel, Unreadable
 from cache.era import Eras
 from cache.keys import CACHE_MAX_TTL_S
 from cache.link import Link
@@ -44,14 +44,18 @@ class Reading:
     found: bool = False
     fresh: bool = False
     value: Any = None
-    stamp: Stamp | None = None
+    stored: Stored | None = None
     seen: bytes = b""
     generation: bytes = NO_GENERATION
     now_ms: int = 0
     unknown_model: bool = False
-    data: bytes = b""
     complete: bool = False  # a window that reaches the conversation's beginning
     era: bytes | None = None
+
+    @property
+    def head(self) -> Header | None:
+        """What stood before the value; of a window, nothing."""
+        return None if self.stored is None else self.stored.head
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,61 +124,67 @@ class Entries:
         Raises:
             Away: the server cannot be asked.
         """
-        place = (key, value_key(key, field))
+        names = (self.eras.key, key, f"{key}:{field}")
         if generation_key is None and self.one_slot:
-            found = await self.link.execute("MGET", self.eras.key, *place)
+            args, take = ("MGET", *names), self.envelopes.read
+            reply = self.link.fetch(args, take)
+            try:
+                found = await reply
+                if isinstance(found, ResponseError):
+                    raise found
+            except (Away, ResponseError) as exc:
+                found = await self.link.fetch_again(exc, args, take)
             return self._reading(key, field, found, NO_GENERATION, model)
-        names = [self.eras.key] if generation_key is None else [self.eras.key, generation_key]
-        commands = [("MGET", *place), *(("GET", name) for name in names)]
+        others = names[:1] if generation_key is None else (names[0], generation_key)
+        commands = [("MGET", *names[1:]), *(("GET", name) for name in others)]
         (floor, data), era, *held = await self.link.execute_many(commands)
         generation = (held[0] or b"") if held else NO_GENERATION
-        return self._reading(key, field, (era, floor, data), generation, model)
+        stored = None if data is None else self.envelopes.read(data)
+        return self._reading(key, field, (era, floor, stored), generation, model)
 
     def _reading(
         self,
         key: str,
         field: str,
-        found: tuple[bytes | None, bytes | None, bytes | None],
+        found: tuple[bytes | None, bytes | None, Stored | None],
         generation: bytes,
         model: type[BaseModel] | None,
     ) -> Reading:
-        era, floor, data = found
-        if data is None:
+        era, floor, stored = found
+        if stored is None:
             return Reading(generation=generation, era=era)
-        missed = Reading(seen=data[8:16], generation=generation, era=era)
-        stamp = self.envelopes.stamp_of(data)
-        now_ms = self.clock.now_ms()
-        if stamp is None:
+        head, now_ms, unknown_model = stored.head, self.clock.now_ms(), False
+        if head is None:
             self._counters.unreadable += 1
-            return missed
-        mark = self.eras.mark(era, key)
-        if now_ms >= stamp.kept_until_ms or not self._trusts(stamp, floor, generation, mark):
-            return missed
-        try:
-            value = self.envelopes.open(data, place(key, field), model)
-        except UnknownModel:
-            return replace(missed, unknown_model=True)
-        except Unreadable:
-            self._counters.unreadable += 1
-            return missed
-        fresh = now_ms < stamp.fresh_until_ms
+        elif now_ms < head.kept_until_ms and self._trusts(
+            head, floor, generation, self.eras.mark(era, key)
+        ):
+            try:
+                value = self.envelopes.open(stored, value_key(key, field), model)
+            except UnknownModel:
+                unknown_model = True
+            except Unreadable:
+                self._counters.unreadable += 1
+            else:
+                fresh = now_ms < head.fresh_until_ms
+                return Reading(True, fresh, value, stored, stored.seen, generation, now_ms, era=era)
         return Reading(
-            True, fresh, value, stamp, data[8:16], generation, now_ms, data=data, era=era
+            seen=stored.seen, generation=generation, era=era, unknown_model=unknown_model
         )
 
     def _trusts(
-        self, stamp: Stamp, floor: bytes | None, generation: bytes, mark: bytes | None
+        self, head: Header, floor: bytes | None, generation: bytes, mark: bytes | None
     ) -> bool:
         """Whether every invalidation since would have removed this value, or its generation."""
-        trusted = (
+        if (
             self.link.trusted
-            and stamp.mark == mark
-            and stamp.generation == generation
-            and floor is not None
-            and stamp.floor == int(floor)
-        )
-        self._counters.untrusted += not trusted
-        return trusted
+            and head.mark == mark
+            and head.generation == generation
+            and b"%d" % head.floor == floor
+        ):
+            return True
+        self._counters.untrusted += 1
+        return False
 
     async def lease(
         self,
@@ -234,7 +244,7 @@ class Entries:
             int(load_s * 1e6),
             int(lease.floor),
         )
-        return self.envelopes.seal(value, stamp, place(lease.key, lease.field)), life_ms
+        return self.envelopes.seal(value, stamp, value_key(lease.key, lease.field)), life_ms
 
     async def fill(self, lease: Lease, envelope: bytes, life_ms: int) -> int:
         """2 stored while others wait, 1 stored, 0 refused: the value may be old."""
@@ -273,6 +283,7 @@ class Entries:
 
 
 def value_key(key: str, field: str) -> str:
+    """Where a value lies; encryption binds it there."""
     return f"{key}:{field}"
 
 
@@ -280,9 +291,4 @@ def lease_key(key: str, field: str) -> str:
     return f"{key}:lease:{field}"
 
 
-def place(key: str, field: str) -> bytes:
-    """Where a value lies; encryption binds it there."""
-    return value_key(key, field).encode()
-
-
-__all__ = ["Away", "Changed", "Entries", "Held", "Lease", "Reading", "place"]
+__all__ = ["Away", "Changed", "Entries", "Held", "Lease", "Reading", "value_key"]

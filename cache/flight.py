@@ -35,7 +35,7 @@ class Slot(Protocol):
         """Remember the class of a loaded value, so that stored ones of it can be read."""
         ...
 
-    async def read(self) -> Reading: ...
+    def read(self) -> Awaitable[Reading]: ...
 
     async def lease(self, seen: Reading) -> Lease | Held | Changed: ...
 
@@ -76,7 +76,7 @@ class Flight:
 
 def usable(reading: Reading, stale_if_error_s: float) -> bool:
     """Whether an expired value may still stand in for a loader that fails."""
-    stamp = reading.stamp
-    if stamp is None or stale_if_error_s <= 0:
+    head = reading.head
+    if head is None or stale_if_error_s <= 0:
         return False
-    return reading.now_ms < stamp.fresh_until_ms + stale_if_error_s * 1000
+    return reading.now_ms < head.fresh_until_ms + stale_if_error_s * 1000

@@ -14,82 +14,24 @@ A call raises `Away` when the server cannot be reached or stays silent.
 from __future__ import annotations
 
 import asyncio
-from collections import deque
-from collections.abc import Sequence
+from collections.abc import Awaitable, Sequence
 from contextlib import suppress
 from hashlib import blake2b
 from typing import Any
 
 import hiredis
-from redis.exceptions import (
-    NoScriptError,
-    OutOfMemoryError,
-    ReadOnlyError,
-    ResponseError,
-)
+from redis.exceptions import ResponseError
 
 from cache.pool import OUTAGE, explain
+from cache.replies import Replies
 from cache.tasks import end
 from cache.vicinity import Vicinity, has_ended, vicinity
-from cache.wire import Away, Ended, Wire
+from cache.wire import Away, Ended, Take, Wire
 
-__all__ = ["Away", "Ended", "Lane", "Wire", "as_error"]
+__all__ = ["Away", "Ended", "Lane", "Wire"]
 
-_BUFFER_BYTES = 256 * 1024
 # A timer that fires this much late tells of a busy event loop, not of a silent server.
 _LAG_S = 0.005
-
-
-# Refusals that callers tell apart, by the first word of the reply.
-_ERRORS = {"NOSCRIPT": NoScriptError, "OOM": OutOfMemoryError, "READONLY": ReadOnlyError}
-
-
-def as_error(text: str) -> ResponseError:
-    return _ERRORS.get(text.partition(" ")[0], ResponseError)(text)
-
-
-class _Replies(asyncio.BufferedProtocol):
-    """Hands each reply to the call that waits longest."""
-
-    def __init__(self, lane: Lane, before: asyncio.BaseProtocol) -> None:
-        self._lane = lane
-        self._before = before  # redis-py's own, told when the connection ends
-        self._buffer = bytearray(_BUFFER_BYTES)
-        self._view = memoryview(self._buffer)  # TLS fills slices of it, which must not be copies
-        self._reader = hiredis.Reader(replyError=as_error)
-        self.calls: deque[asyncio.Future[Any]] = deque()
-
-    def get_buffer(self, sizehint: int) -> memoryview:  # noqa: ARG002
-        return self._view
-
-    def buffer_updated(self, nbytes: int) -> None:
-        self._lane.progress()
-        reader, calls = self._reader, self.calls
-        reader.feed(self._buffer, 0, nbytes)  # type: ignore[arg-type]
-        demoted = False
-        try:
-            while (reply := reader.gets()) is not False:
-                call = calls.popleft()
-                if not call.done():
-                    call.set_result(reply)
-                demoted = demoted or type(reply) is ReadOnlyError
-        except (hiredis.ProtocolError, IndexError):
-            self._lane.lose("replies out of step")
-        if demoted:
-            # A Sentinel names another master by now: the next call dials that one.
-            self._lane.lose("the server became a replica", self)
-
-    def eof_received(self) -> bool:
-        return False
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        self._lane.lose(explain(exc) if exc else "closed by the server", self)
-        self._before.connection_lost(exc)
-
-    def pause_writing(self) -> None:
-        """Calls are bounded by those who wait for them."""
-
-    def resume_writing(self) -> None: ...
 
 
 class Lane:
@@ -106,7 +48,7 @@ class Lane:
         self._eager = eager
         self._connection: Any = None
         self._transport: Any = None
-        self._replies: _Replies | None = None
+        self._replies: Replies | None = None
         self._out: list[bytes] = []
         self._dialling: asyncio.Task[None] | None = None
         self._progress_at = 0.0
@@ -149,13 +91,28 @@ class Lane:
                 if call.done() and not call.cancelled():
                     call.exception()  # all fail together, and the first is enough
 
+    def fetch(self, args: tuple[Any, ...], take: Take) -> Awaitable[Any]:
+        """
+        One command's reply, with its last string as `take` makes it. A refusal is returned.
+
+        Raises:
+            Away: as `execute`.
+        """
+        if self._transport is None:
+            return self._fetch_anew(args, take)
+        return self._call(args, take)
+
+    async def _fetch_anew(self, args: tuple[Any, ...], take: Take) -> Any:
+        await self._connect_in_time()
+        return await self._call(args, take)
+
     async def evalsha(self, sha: str, count: int, *args: Any) -> Any:
         return await self.execute("EVALSHA", sha, count, *args)
 
     async def eval(self, source: str, count: int, *args: Any) -> Any:
         return await self.execute("EVAL", source, count, *args)
 
-    def _call(self, args: Sequence[Any]) -> asyncio.Future[Any]:
+    def _call(self, args: Sequence[Any], take: Take | None = None) -> asyncio.Future[Any]:
         loop = asyncio.get_running_loop()
         call: asyncio.Future[Any] = loop.create_future()
         replies = self._replies
@@ -168,7 +125,7 @@ class Lane:
             if not self._watched:
                 self._watched = True
                 loop.call_later(self._timeout_s, self._watch, self._progress_at + self._timeout_s)
-        replies.calls.append(call)
+        replies.calls.append((call, take))
         packed = hiredis.pack_command(tuple(args))
         if is_first and self._eager:
             self._transport.write(packed)
@@ -202,7 +159,7 @@ class Lane:
             return
         loop.call_later(left, self._watch, now + left)
 
-    def lose(self, reason: str, replies: _Replies | None = None, error: type[Away] = Ended) -> None:
+    def lose(self, reason: str, replies: Replies | None = None, error: type[Away] = Ended) -> None:
         """End the connection and fail every call that waits on it."""
         if self._replies is None or (replies is not None and replies is not self._replies):
             return
@@ -214,7 +171,7 @@ class Lane:
         task = asyncio.ensure_future(self._give_back(connection))
         self._endings.add(task)
         task.add_done_callback(self._endings.discard)
-        for call in calls:
+        for call, _ in calls:
             if not call.done():
                 call.set_exception(error(reason))
         calls.clear()
@@ -270,7 +227,7 @@ class Lane:
         # From here on redis-py only knows how to end it.
         transport = connection._writer.transport
         self._vicinity = vicinity(transport, seen)
-        self._replies = _Replies(self, transport.get_protocol())
+        self._replies = Replies(self, transport.get_protocol())
         self._out = []
         transport.set_protocol(self._replies)
         self._connection, self._transport = connection, transport

@@ -21,7 +21,7 @@ from cache.breaker import Breaker
 from cache.scripts import Script
 from cache.stats import Counters
 from cache.tasks import end
-from cache.wire import Away, Ended, Wire
+from cache.wire import Away, Ended, Take, Wire
 
 log = structlog.get_logger("cache.link")
 
@@ -81,6 +81,28 @@ class Link:
             return await self.wire.execute(*args)
         except (Away, ResponseError) as exc:
             return await self._once_more(exc, lambda: self.wire.execute(*args))
+
+    def fetch(self, args: tuple[Any, ...], take: Take) -> Awaitable[Any]:
+        """
+        `Wire.fetch`; what it raises or returns as an error goes to `fetch_again`.
+
+        Raises:
+            Away: the breaker is open.
+        """
+        if not self._settled.is_set():
+            raise Away("the breaker is open")
+        return self.wire.fetch(args, take)
+
+    async def fetch_again(self, error: Exception, args: tuple[Any, ...], take: Take) -> Any:
+        """After a failure of `fetch`: once more, if that may help. Raises Away."""
+
+        async def send() -> Any:
+            reply = await self.wire.fetch(args, take)
+            if isinstance(reply, ResponseError):
+                raise reply
+            return reply
+
+        return await self._once_more(error, send)
 
     async def execute_many(self, commands: Sequence[Sequence[Any]]) -> list[Any]:
         """The same for several, in one write; one that is refused fails all."""

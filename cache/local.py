@@ -15,21 +15,21 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from cache.envelope import Stored
 from cache.options import LocalOptions
 from cache.stats import Counters
 
 _IMMUTABLE = (bytes, str, int, float, bool, type(None))
 # What a copy costs beside its bytes: the objects that hold it.
-_OVERHEAD_BYTES = 400
+_OVERHEAD_BYTES = 1000
 
 
 @dataclass(slots=True, eq=False)
 class Copy:
-    """A value as it was read. `shared` values are handed out as they are."""
+    """A value as it was read; with nothing `stored` it is shared, and handed out as it is."""
 
-    data: Any
+    stored: Stored | None
     value: Any
-    shared: bool
     ends_at: float
     size: int
     group: str | None
@@ -99,7 +99,7 @@ class LocalLevel:
         field: str,
         mark: Mark,
         *,
-        data: Any,
+        stored: Stored,
         value: Any,
         left_s: float,
         group: str | None = None,
@@ -108,16 +108,15 @@ class LocalLevel:
         if self._marks.get(key) is not mark or not self.usable():  # the local fence
             return False
         shared = self._options.share_objects or isinstance(value, _IMMUTABLE)
-        size = len(data) + _OVERHEAD_BYTES
+        size = len(stored.payload) + _OVERHEAD_BYTES
         life_s = min(self._options.ttl_s, left_s)
         if life_s <= 0 or size > self._options.max_bytes:
             return False
         if (key, field) in self._copies:
             self._remove((key, field))
         self._copies[key, field] = Copy(
-            None if shared else data,
+            None if shared else stored,
             value if shared else None,
-            shared,
             self._now() + life_s,
             size,
             group,

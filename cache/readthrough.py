@@ -252,11 +252,11 @@ class ReadThrough:
 
     def _refresh_early(self, slot: Slot, loader: Loader, reading: Reading, call: Call) -> None:
         """XFetch: the slower the loader and the nearer the end, the likelier a refresh."""
-        beta, stamp = self._options.early_refresh_beta, reading.stamp
-        if not beta or stamp is None or not stamp.load_us:
+        beta, head = self._options.early_refresh_beta, reading.head
+        if not beta or head is None or not head.load_us:
             return
-        left_ms = stamp.fresh_until_ms - reading.now_ms
-        ahead_ms = -stamp.load_us / 1000 * beta * math.log(1 - random.random())  # noqa: S311
+        left_ms = head.fresh_until_ms - reading.now_ms
+        ahead_ms = -head.load_us / 1000 * beta * math.log(1 - random.random())  # noqa: S311
         if ahead_ms >= left_ms and slot.name not in self._flights:
             self._counters.early_refreshes += 1
             self._start(slot, loader, reading, call).detached = True

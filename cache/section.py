@@ -9,7 +9,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from cache.entries import Lease, Reading, place
+from cache.entries import Lease, Reading, value_key
 from cache.envelope import Unreadable
 from cache.errors import NotEncodable
 from cache.flight import Call, Loader
@@ -99,10 +99,12 @@ class Section:
         copy = local.get(key, field) if local is not None else None
         if copy is None or not self._parts.entries.link.trusted:
             return False, None
-        if copy.shared:
+        if copy.stored is None:
             return True, copy.value
         try:
-            return True, self._parts.entries.envelopes.open(copy.data, place(key, field), model)
+            return True, self._parts.entries.envelopes.open(
+                copy.stored, value_key(key, field), model
+            )
         except Unreadable:
             return False, None
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel
 
-from cache.entries import place
+from cache.entries import value_key
 from cache.envelope import Stamp, Unreadable
 from cache.keys import CACHE_MAX_TTL_S
 from cache.wire import Away
@@ -38,12 +38,12 @@ class Sessions:
             return None
         try:
             data = await parts.entries.link.execute("GET", key)
-            stamp = parts.entries.envelopes.stamp_of(data) if data else None
-            if stamp is None:
+            stored = parts.entries.envelopes.read(data or b"")
+            if stored.head is None:
                 return None
             # The TTL that it was stored with travels as the header's load time, in seconds.
-            await parts.entries.link.execute("EXPIRE", key, stamp.load_us)
-            return parts.entries.envelopes.open(data, place(key, _FIELD), model)
+            await parts.entries.link.execute("EXPIRE", key, stored.head.load_us)
+            return parts.entries.envelopes.open(stored, value_key(key, _FIELD), model)
         except Away:
             parts.counters.bypassed += 1
         except Unreadable:
@@ -62,7 +62,7 @@ class Sessions:
         parts, key = self._parts, self._parts.keys.session(agent_id, session_id)
         life_s = max(1, round(min(ttl_s or parts.options.session_ttl_s, CACHE_MAX_TTL_S)))
         stamp = Stamp(_NONE, _NONE, 0, 0, load_us=life_s)
-        sealed = parts.entries.envelopes.seal(data, stamp, place(key, _FIELD))
+        sealed = parts.entries.envelopes.seal(data, stamp, value_key(key, _FIELD))
         if not parts.options.enabled:
             return False
         if len(sealed) > parts.options.max_value_bytes:

@@ -4,7 +4,7 @@ One value of one agent as the read-through sees it, and the parts that a cache i
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +14,7 @@ from cache.backplane import Backplane
 from cache.entries import Changed, Entries, Held, Lease, Reading
 from cache.invalidation import Invalidation
 from cache.keys import CacheKeys
-from cache.local import LocalLevel
+from cache.local import LocalLevel, Mark
 from cache.options import CacheOptions
 from cache.readthrough import ReadThrough
 from cache.stats import Counters, PerAgent
@@ -76,22 +76,23 @@ class ValueSlot:
         if isinstance(value, BaseModel):
             self.parts.entries.envelopes.models.add(type(value))
 
-    async def read(self) -> Reading:
-        local = self.parts.local
-        if local is None:
-            return await self.parts.entries.read(
-                self.key, self.field, generation_key=self.generation_key, model=self.model
-            )
-        mark = local.begin(self.key)
+    def read(self) -> Awaitable[Reading]:
+        """Raises Away, when awaited."""
+        local, entries = self.parts.local, self.parts.entries
+        reading = entries.read(
+            self.key, self.field, generation_key=self.generation_key, model=self.model
+        )
+        return reading if local is None else self._keep(local, local.begin(self.key), reading)
+
+    async def _keep(self, local: LocalLevel, mark: Mark, reads: Awaitable[Reading]) -> Reading:
+        """What is read, kept in the process if nothing was invalidated since the mark."""
         try:
-            reading = await self.parts.entries.read(
-                self.key, self.field, generation_key=self.generation_key, model=self.model
-            )
-            if reading.fresh and reading.stamp is not None:
-                left_s = (reading.stamp.fresh_until_ms - reading.now_ms) / 1000
+            reading = await reads
+            if reading.fresh and reading.stored is not None and reading.head is not None:
+                left_s = (reading.head.fresh_until_ms - reading.now_ms) / 1000
                 local.keep(
                     self.key, self.field, mark,
-                    data=reading.data, value=reading.value, left_s=left_s,
+                    stored=reading.stored, value=reading.value, left_s=left_s,
                     group=self.generation_key,
                 )  # fmt: skip
             return reading

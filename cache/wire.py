@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, Protocol
 
 from redis.exceptions import ConnectionError as RedisConnectionError
+
+# What a caller makes of the last string of a reply: it lies in a buffer, from here to there, and
+# is gone when the call returns.
+Take = Callable[[bytes | memoryview, int, int], Any]
 
 
 class Away(RedisConnectionError):  # type: ignore[misc]
@@ -26,6 +30,10 @@ class Wire(Protocol):
     async def connect(self) -> None: ...
 
     async def execute(self, *args: Any) -> Any: ...
+
+    def fetch(self, args: tuple[Any, ...], take: Take) -> Awaitable[Any]:
+        """One command's reply, its last string as `take` makes it; a refusal is returned."""
+        ...
 
     async def execute_many(self, commands: Sequence[Sequence[Any]]) -> list[Any]: ...
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from cache.breaker import FIRST_WAIT_S, LONGEST_WAIT_S, Breaker
+from cache.envelope import Stored
 from cache.local import LocalLevel
 from cache.options import LocalOptions
 from cache.stats import Counters, PerAgent
@@ -22,10 +23,14 @@ def _level(max_bytes: int = 100_000, *, share: bool = False) -> tuple[LocalLevel
     return LocalLevel(options, Counters(), now=now), now
 
 
+def _stored(data: bytes) -> Stored:
+    return Stored(b"fill id.", payload=data)
+
+
 def _keep(level: LocalLevel, key: str, data: bytes = b"data", left_s: float = 60) -> bool:
     mark = level.begin(key)
     try:
-        return level.keep(key, "f", mark, data=data, value=data, left_s=left_s)
+        return level.keep(key, "f", mark, stored=_stored(data), value=data, left_s=left_s)
     finally:
         level.end(key, mark)
 
@@ -43,14 +48,14 @@ def test_a_copy_ends_with_the_local_ttl_or_with_its_value_whichever_is_first() -
 
 
 def test_the_least_recently_used_goes_first() -> None:
-    level, _ = _level(max_bytes=3000)
+    level, _ = _level(max_bytes=5000)
     for key in "abc":
         _keep(level, key, b"x" * 500)
     assert level.get("a", "f") is not None
     _keep(level, "d", b"x" * 500)
     assert level.get("b", "f") is None
     assert level.get("a", "f") is not None
-    assert level.size_bytes <= 3000
+    assert level.size_bytes <= 5000
 
 
 def test_a_copy_larger_than_everything_is_not_kept() -> None:
@@ -71,7 +76,7 @@ def test_what_was_read_before_an_invalidation_is_not_kept() -> None:
     level, _ = _level()
     mark = level.begin("a")
     level.invalidate("a")
-    assert not level.keep("a", "f", mark, data=b"old", value=b"old", left_s=60)
+    assert not level.keep("a", "f", mark, stored=_stored(b"old"), value=b"old", left_s=60)
     level.end("a", mark)
     assert _keep(level, "a")
 
@@ -81,8 +86,8 @@ def test_a_read_begun_after_an_invalidation_is_kept_though_an_older_one_is_not()
     old = level.begin("a")
     level.invalidate("a")
     new = level.begin("a")
-    assert level.keep("a", "f", new, data=b"new", value=b"new", left_s=60)
-    assert not level.keep("a", "f", old, data=b"old", value=b"old", left_s=60)
+    assert level.keep("a", "f", new, stored=_stored(b"new"), value=b"new", left_s=60)
+    assert not level.keep("a", "f", old, stored=_stored(b"old"), value=b"old", left_s=60)
     level.end("a", old)
     level.end("a", new)
     assert not level._marks
@@ -94,7 +99,7 @@ def test_flushing_forgets_the_copies_and_the_reads_under_way() -> None:
     mark = level.begin("b")
     level.flush()
     assert level.get("a", "f") is None
-    assert not level.keep("b", "f", mark, data=b"x", value=b"x", left_s=60)
+    assert not level.keep("b", "f", mark, stored=_stored(b"x"), value=b"x", left_s=60)
     assert level.size_bytes == 0
 
 
@@ -102,7 +107,7 @@ def test_a_group_goes_alone() -> None:
     level, _ = _level()
     for key, group in (("a", "g1"), ("b", "g2")):
         mark = level.begin(key)
-        level.keep(key, "f", mark, data=b"x", value=b"x", left_s=60, group=group)
+        level.keep(key, "f", mark, stored=_stored(b"x"), value=b"x", left_s=60, group=group)
         level.end(key, mark)
     level.invalidate_group("g1")
     assert level.get("a", "f") is None
@@ -122,7 +127,7 @@ def test_only_what_cannot_be_changed_is_shared_unless_asked() -> None:
     for share in (False, True):
         level, _ = _level(share=share)
         mark = level.begin("a")
-        level.keep("a", "f", mark, data=b"bytes", value=value, left_s=60)
+        level.keep("a", "f", mark, stored=_stored(b"bytes"), value=value, left_s=60)
         copy = level.get("a", "f")
         assert copy is not None
         assert (copy.value is value) is share
