@@ -23,6 +23,8 @@ from benchmarks.jobs.contenders import CONTENDERS, LEDGER, Contender  # noqa: E4
 Report = dict[str, float]
 # Seldom: looking takes time from the worker that is looked at.
 LOOK_S = 0.1
+# From one pickup to the next: by then a worker is idle again.
+BETWEEN_S = 0.03
 
 
 def say(line: str) -> None:
@@ -34,9 +36,9 @@ async def begin() -> None:
     await asyncio.to_thread(sys.stdin.readline)
 
 
-async def ran(count: int) -> None:
+async def ran(count: int, look_s: float = LOOK_S) -> None:
     while LEDGER.runs < count:  # noqa: ASYNC110  (dramatiq counts from threads)
-        await asyncio.sleep(LOOK_S)
+        await asyncio.sleep(look_s)
 
 
 async def drain(contender: Contender, kind: str, count: int) -> Report:
@@ -82,8 +84,8 @@ async def pickup(contender: Contender, count: int) -> Report:
     await begin()
     for n in range(count):
         await contender.enqueue("noop", n, time.time())
-        await ran(n + 1)
-        await asyncio.sleep(LOOK_S)
+        await ran(n + 1, BETWEEN_S)
+        await asyncio.sleep(BETWEEN_S)
     waits = sorted(LEDGER.waits)
     assert not working.done()
     return {
@@ -125,7 +127,11 @@ async def fill(contender: Contender, count: int) -> Report:
 
 
 async def depth(contender: Contender, count: int) -> Report:
-    """The pace with `count` jobs waiting, and in turn with 1,000 on a second server."""
+    """
+    The pace with `count` jobs waiting, and in turn with 1,000 on a second server.
+
+    Each time 1,000 are enqueued and the first 1,000 that run are timed, on both alike.
+    """
     few, rounds = 1000, 20
     other = type(contender)()
     await other.open(os.environ["SECOND_URL"])
@@ -133,22 +139,25 @@ async def depth(contender: Contender, count: int) -> Report:
     await begin()
     paces: dict[str, list[float]] = {"few": [], "many": []}
     for _ in range(rounds):
-        await other.fill("noop", few)
-        paces["few"].append(await pace(other, few))
-        paces["many"].append(await pace(contender, few))
-    many, one = (statistics.median(paces[key]) for key in ("many", "few"))
-    return {"few_per_s": one, "many_per_s": many, "ratio": many / one}
+        for name, one in (("few", other), ("many", contender)):
+            await one.fill("noop", few)
+            paces[name].append(await pace(one, few))
+    found = {name: statistics.median(rates) for name, rates in paces.items()}
+    return {
+        "few_per_s": found["few"],
+        "many_per_s": found["many"],
+        "ratio": found["many"] / found["few"],
+    }
 
 
 async def pace(contender: Contender, count: int) -> float:
-    """Jobs a second of a worker that starts now, until at least `count` have run."""
-    LEDGER.first, LEDGER.runs = 0.0, 0
+    """Jobs a second of a worker that starts now: its first `count`, however many wait."""
+    LEDGER.first, LEDGER.runs, LEDGER.goal = 0.0, 0, count
     working = asyncio.ensure_future(contender.work())
     await ran(count)
-    found = LEDGER.runs / (LEDGER.last - LEDGER.first)
     working.cancel()
     await asyncio.gather(working, return_exceptions=True)
-    return found
+    return count / (LEDGER.reached - LEDGER.first)
 
 
 WORKLOADS: dict[str, Callable[[Contender, int], Awaitable[Report]]] = {

@@ -22,7 +22,8 @@ class Ledger:
         self.runs = 0
         self.numbers: list[int] = []
         self.waits: list[float] = []
-        self.first = self.last = 0.0
+        self.first = self.last = self.reached = 0.0
+        self.goal = 0  # of so many runs the end is noted
 
     def started(self, number: int, sent: float) -> None:
         now = time.time()
@@ -34,6 +35,8 @@ class Ledger:
     def ended(self) -> None:
         self.last = time.time()
         self.runs += 1
+        if self.runs == self.goal:
+            self.reached = self.last
 
 
 LEDGER = Ledger()

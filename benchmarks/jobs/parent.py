@@ -39,6 +39,19 @@ def server() -> Iterator[int]:
             process.wait()
 
 
+def apart(servers: list[int], worker: int) -> None:
+    """
+    Give servers and worker a CPU each, where there are two.
+
+    In a short run the kernel may leave both on the one where they woke each other.
+    """
+    cpus = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
+    if len(cpus) > 1:
+        os.sched_setaffinity(worker, cpus[:1])
+        for port in servers:
+            os.sched_setaffinity(info(port)["process_id"], cpus[1:2])
+
+
 def info(port: int) -> dict[str, Any]:
     import redis
 
@@ -121,12 +134,13 @@ def run(name: str, workload: str, count: int) -> Report:
     """One contender, one workload, on a server of its own. Empty when it broke."""
     with ExitStack() as stack:
         port = stack.enter_context(server())
-        env = {}
-        if workload == "depth":
-            env["SECOND_URL"] = f"redis://127.0.0.1:{stack.enter_context(server())}/0"
+        second = stack.enter_context(server()) if workload == "depth" else 0
         empty = info(port)
-        one = stack.enter_context(child(name, port, workload, count, **env))
+        url = f"redis://127.0.0.1:{second}/0"
+        one = stack.enter_context(child(name, port, workload, count, SECOND_URL=url))
         one.ready.wait()
+        if second:
+            apart([port, second], one.process.pid)
         before = info(port)
         one.go()
         one.over.wait()

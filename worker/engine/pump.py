@@ -161,6 +161,10 @@ class Pump:
         command = ("EVALSHA", _NEXT_JOB.sha, len(self._wake_keys), *self._wake_keys, *few)
         return WakeTurn(args, command)
 
+    async def prepare(self) -> None:
+        """Make the wake turns' script known to the server, so that the first one runs too."""
+        await self._client.script_load(_NEXT_JOB.source)
+
     async def take(self, turn: WakeTurn) -> list[Any]:
         """Run a wake turn now, on a server that did not know the script; the same rows. Raises OUTAGE."""
         args = turn.args[:_OF_NEXT_JOB]

@@ -89,6 +89,8 @@ class Waker:
 
     async def run(self) -> None:
         """Wait until cancelled."""
+        with suppress(*OUTAGE):
+            await self._pump.prepare()
         try:
             while True:
                 await self._idle.wait()

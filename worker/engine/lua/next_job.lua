@@ -9,6 +9,10 @@
 -- What it writes is what pump.lua writes, which takes over from it: a waker whose reply was lost sends
 -- this turn's token to pump.lua, and a turn that comes late then finds it, or a later one, and claims nothing.
 local prefix, token, lease = ARGV[1], ARGV[2], tonumber(ARGV[3])
+-- A wait that ended without a token mostly finds nothing at all.
+if redis.call('EXISTS', KEYS[1], KEYS[2], KEYS[3], KEYS[4]) == 0 then
+  return {}
+end
 local t = redis.call('TIME')
 local now = t[1] * 1000 + math.floor(t[2] / 1000)
 local last = redis.call('GET', KEYS[10])

@@ -45,13 +45,13 @@ local function names(kind, ids)
 end
 
 local function add_rows(ids, claims)
-  local bodies = redis.call('MGET', unpack(names('job:', ids)))
   local tries = redis.call('MGET', unpack(names('retry:', ids)))
   local marks = marked and redis.call('ZMSCORE', KEYS[7], unpack(ids)) or {}
   for i = 1, #ids do
     local at = #rows
-    rows[at + 1], rows[at + 2], rows[at + 3] = ids[i], bodies[i], tries[i]
-    rows[at + 4], rows[at + 5] = claims[i], marks[i] or false
+    -- Stock clients give bodies a lifetime, which must not end under a running job.
+    rows[at + 1], rows[at + 2] = ids[i], redis.call('GETEX', prefix .. 'job:' .. ids[i], 'PERSIST')
+    rows[at + 3], rows[at + 4], rows[at + 5] = tries[i], claims[i], marks[i] or false
   end
 end
 
@@ -69,25 +69,24 @@ local function still_held(id, claim, queue)
   return false
 end
 
--- candidates: list of {id, queue's number, due}
+-- candidates: list of {id, queue's number, due, claim that has lapsed | nil}
 local function claim(candidates)
   if #candidates == 0 then
     return
   end
-  local ids = {}
-  for i, c in ipairs(candidates) do
-    ids[i] = c[1]
-  end
-  local held = redis.call('MGET', unpack(names('in-progress:', ids)))
   local taken, claims, running, moved = {}, {}, {}, {{}, {}, {}, {}}
   -- Numbers are slow to become text: once is enough.
   local lease_ends, queued_till = tostring(now + lease), tostring(now + 2 * lease)
   for i, c in ipairs(candidates) do
-    local id, number, due, losses = c[1], c[2], c[3], 0
-    local free = true
-    if held[i] then
-      free = c[4] or not still_held(id, held[i], KEYS[number])
-      local was = string.match(held[i], '|(%d+)$')
+    local id, number, due, held, losses = c[1], c[2], c[3], c[4], 0
+    local key, free = prefix .. 'in-progress:' .. id, true
+    local value = token .. '|' .. number .. '|' .. due .. '|'
+    if not held then
+      held = redis.call('SET', key, value .. '0', 'NX', 'GET', 'PX', RUNNING_KEY_MS)
+      free = not (held and still_held(id, held, KEYS[number]))
+    end
+    if held then
+      local was = string.match(held, '|(%d+)$')
       losses = (tonumber(was) or 0) + 1
     end
     if free and losses >= poison then
@@ -103,16 +102,15 @@ local function claim(candidates)
         suspects = suspects - 1
       end
       local holds = lease_of(lease, losses)
-      local value = token .. '|' .. number .. '|' .. due .. '|' .. losses
       local n = #taken + 1
-      taken[n], claims[n] = id, value
-      redis.call('SET', prefix .. 'in-progress:' .. id, value, 'PX', RUNNING_KEY_MS)
+      taken[n], claims[n] = id, value .. losses
+      if held then
+        redis.call('SET', key, claims[n], 'PX', RUNNING_KEY_MS)
+      end
       running[2 * n - 1], running[2 * n] = losses == 0 and lease_ends or now + holds, id
       -- Out of the head of the queue, yet in it: stock clients look for it there.
       local m = moved[number]
       m[#m + 1], m[#m + 2] = losses == 0 and queued_till or now + holds + lease, id
-      -- Stock clients give bodies a lifetime, which must not end under a running job.
-      redis.call('PERSIST', prefix .. 'job:' .. id)
       claimed[#claimed + 1] = id
     end
   end
@@ -133,7 +131,7 @@ local function lapsed(most)
     local value = redis.call('GET', prefix .. 'in-progress:' .. id)
     local number, due = string.match(value or '', '|(%d)|([^|]*)|%d+$')
     if number then
-      found[#found + 1] = {id, tonumber(number), due, true}
+      found[#found + 1] = {id, tonumber(number), due, value}
     else
       redis.call('ZREM', KEYS[5], id)
     end
