@@ -20,7 +20,7 @@ from redis.exceptions import ResponseError
 from cache.lane import Lane
 from cache.pool import node_pool
 from cache.tasks import end
-from cache.wire import Away, Ended, Take, Wire
+from cache.wire import Away, Ended, Wire
 
 T = TypeVar("T")
 Address = tuple[str, int]
@@ -85,16 +85,6 @@ class ClusterLane:
                 raise
         self._stale = True
         raise Away("the cluster sends the command round and round")
-
-    async def fetch(self, args: tuple[Any, ...], take: Take) -> Any:
-        """As `Lane.fetch`."""
-        try:
-            reply = await self.execute(*args)
-        except ResponseError as exc:
-            return exc
-        if reply[-1] is not None:
-            reply[-1] = take(reply[-1], 0, len(reply[-1]))
-        return reply
 
     async def execute_many(self, commands: Sequence[Sequence[Any]]) -> list[Any]:
         """As `Lane.execute_many`: one write a node."""

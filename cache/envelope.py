@@ -38,7 +38,7 @@ _MAX_US = 2**32 - 1
 # Inflated size over the limit on stored size; beyond it a frame is taken for hostile.
 _MAX_RATIO = 64
 NO_GENERATION = bytes(8)
-_END_BYTES = 256
+_END_BYTES = 512
 
 
 def _ends_crc(body: bytes) -> int:

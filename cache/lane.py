@@ -3,7 +3,7 @@ One connection that everything shares: the cache's commands, the queue's scripts
 
 `Lane` takes a connection that redis-py has dialled (TLS, login, Sentinel and
 all) and pipelines on it: the commands of one event-loop tick leave in one
-write, and replies are matched in order by hiredis without a task a command.
+write, and replies are matched in order (replies.py) without a task a command.
 It knows the incarnation of the server it talks to (its run id): values of an
 earlier one, brought back by a restart from a snapshot or a failover to a
 lagging replica, may have missed an invalidation.

@@ -12,7 +12,7 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import Awaitable, Callable, Sequence
-from typing import Any
+from typing import Any, cast
 
 import structlog
 from redis.exceptions import ResponseError
@@ -21,7 +21,7 @@ from cache.breaker import Breaker
 from cache.scripts import Script
 from cache.stats import Counters
 from cache.tasks import end
-from cache.wire import Away, Ended, Take, Wire
+from cache.wire import Away, Ended, OneServer, Take, Wire
 
 log = structlog.get_logger("cache.link")
 
@@ -38,6 +38,7 @@ class Link:
 
     def __init__(self, wire: Wire, counters: Counters) -> None:
         self.wire = wire
+        self._one_server = cast(OneServer, wire)  # asked only where it is: Entries.one_slot
         self._counters = counters
         self._breaker = Breaker(random.random)
         self._missed: dict[Missed, None] = {}
@@ -84,20 +85,20 @@ class Link:
 
     def fetch(self, args: tuple[Any, ...], take: Take) -> Awaitable[Any]:
         """
-        `Wire.fetch`; what it raises or returns as an error goes to `fetch_again`.
+        `OneServer.fetch`; what it raises or returns as an error goes to `fetch_again`.
 
         Raises:
             Away: the breaker is open.
         """
         if not self._settled.is_set():
             raise Away("the breaker is open")
-        return self.wire.fetch(args, take)
+        return self._one_server.fetch(args, take)
 
     async def fetch_again(self, error: Exception, args: tuple[Any, ...], take: Take) -> Any:
         """After a failure of `fetch`: once more, if that may help. Raises Away."""
 
         async def send() -> Any:
-            reply = await self.wire.fetch(args, take)
+            reply = await self._one_server.fetch(args, take)
             if isinstance(reply, ResponseError):
                 raise reply
             return reply

@@ -69,8 +69,11 @@ class Replies(asyncio.BufferedProtocol):
             if at < end and not self._keep(at, end):
                 self._reader.feed(self._buffer, at, end - at)  # type: ignore[arg-type]
                 self._read_others()
+        except ReadOnlyError:
+            # A Sentinel names another master by now: the next call dials that one.
+            self._lane.lose("the server became a replica", self)
         except (hiredis.ProtocolError, IndexError, ValueError):
-            self._lane.lose("replies out of step")
+            self._lane.lose("replies out of step", self)
 
     def _read_in_place(self, end: int) -> int:
         """Read the replies in the buffer that calls have a `Take` for; where that stops."""
@@ -100,7 +103,8 @@ class Replies(asyncio.BufferedProtocol):
         size = end - at
         if size == _BUFFER_BYTES:
             return False
-        self._view[:size] = self._view[at:end]
+        if at:
+            self._view[:size] = self._view[at:end]
         self._kept = size
         return True
 
@@ -115,12 +119,12 @@ class Replies(asyncio.BufferedProtocol):
             self._answer(reply)
 
     def _answer(self, reply: Any) -> None:
+        """Raises ReadOnlyError when that is the reply: the call has it, the connection is of no use."""
         call, _ = self.calls.popleft()
         if not call.done():
             call.set_result(reply)
         if type(reply) is ReadOnlyError:
-            # A Sentinel names another master by now: the next call dials that one.
-            self._lane.lose("the server became a replica", self)
+            raise reply
 
     def eof_received(self) -> bool:
         return False

@@ -17,7 +17,7 @@ from tests.support.fault_proxy import fault_proxy
 from tests.support.wait import eventually
 from worker.effects.queue import job_body
 from worker.engine import EngineOptions
-from worker.engine.listen import Listener
+from worker.engine.listen import Listener, _Changes
 from worker.engine.records import EngineKeys
 
 OFTEN = EngineOptions(poll_s=0.05, beat_s=60)
@@ -162,3 +162,20 @@ async def test_a_listener_whose_connection_falls_silent_dials_anew(
         proxy.swallow()
         await eventually(lambda: hearing.more_than(1))
         await hearing.change(hearing.queue)
+
+
+async def test_a_listener_that_is_answered_with_an_error_dials_anew() -> None:
+    transport = FakeTransport()
+    changes = _Changes(transport, lambda _: None)
+    changes.data_received(b"-NOPERM no permission\r\n")
+    await asyncio.wait_for(changes.ended, 5)
+
+
+class FakeTransport:
+    """A connection that only has a protocol."""
+
+    def get_protocol(self) -> asyncio.BaseProtocol:
+        return asyncio.Protocol()
+
+    def set_protocol(self, protocol: asyncio.BaseProtocol) -> None:
+        """Its bytes come from the test."""

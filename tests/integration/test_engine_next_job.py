@@ -14,7 +14,7 @@ from tests.support.engine import new_worker, queue_of, running
 from tests.support.wait import eventually
 from worker.effects.queue import job_body
 from worker.engine import EngineOptions, Worker
-from worker.engine.pump import Pump, WakeTurn
+from worker.engine.pump import _NEXT_JOB, Pump, WakeTurn
 from worker.engine.records import EngineKeys, read_claims
 from worker.policy.priority import Priority
 
@@ -31,9 +31,15 @@ class Lab:
     def pump(self, worker_id: str = "w") -> Pump:
         return Pump(self.client, self.keys, EngineOptions(), worker_id=worker_id)
 
+    async def run(self, turn: WakeTurn) -> list[Any]:
+        """As a waker sends it, without the wait."""
+        await self.pump().prepare()
+        rows: list[Any] = await self.client.execute_command(*turn.command)
+        return rows
+
     async def next_job(self, pump: Pump | None = None) -> list[str]:
         pump = pump or self.pump()
-        return [claim.job_id for claim in read_claims(await pump.take(pump.wake_turn()))]
+        return [claim.job_id for claim in read_claims(await self.run(pump.wake_turn()))]
 
 
 @pytest.fixture
@@ -71,6 +77,21 @@ async def test_a_job_that_somebody_holds_is_left_to_the_pump(lab: Lab) -> None:
     assert await lab.client.get(lab.keys.base.in_progress("a")) == b"1"
 
 
+async def test_a_body_of_another_type_is_none_and_costs_the_others_nothing(lab: Lab) -> None:
+    keys = lab.keys.base
+    for n in range(4):
+        await lab.queue.enqueue("f", job_id=f"a{n}")
+        if n in {0, 2}:
+            await lab.client.delete(keys.job(f"a{n}"))
+            await lab.client.rpush(keys.job(f"a{n}"), "not a body")
+    await lab.client.rpush(keys.in_progress("a3"), "not a claim")
+    first = read_claims(await lab.run(lab.pump().wake_turn()))
+    others = (await lab.pump().turn([], 3)).claims
+    assert [(c.job_id, c.body is None) for c in (*first, *others)] == [
+        ("a0", True), ("a1", False), ("a2", True), ("a3", False)
+    ]  # fmt: skip
+
+
 async def test_its_body_does_not_end_while_it_runs(lab: Lab) -> None:
     await lab.queue.enqueue("f", job_id="a")
     await lab.client.pexpire(lab.keys.base.job("a"), 60_000)
@@ -97,9 +118,9 @@ async def test_a_wait_that_was_given_up_claims_nothing_however_late_it_comes(lab
     assert await pump.settle(given_up) == []
     for n in range(2):
         await lab.queue.enqueue("f", job_id=f"a{n}")
-    assert await pump.take(given_up) == []
+    assert await lab.run(given_up) == []
     assert await lab.next_job(pump) == ["a0"]
-    assert await pump.take(given_up) == []
+    assert await lab.run(given_up) == []
 
 
 # -- with workers ------------------------------------------------------------------
@@ -155,7 +176,7 @@ async def test_a_waiting_worker_runs_it_without_a_turn_of_its_own(
 
 
 @pytest.fixture
-async def full_and_free(client: Any, prefix: str, lab: Lab) -> AsyncIterator[Runs]:
+async def full_and_free(client: Any, prefix: str, lab: Lab) -> AsyncIterator[tuple[Runs, Worker]]:
     """A worker without a free slot, whose wait goes on, and one behind it that could take a job."""
     runs = Runs()
     # Looking for aborts it would see what is due, and tell.
@@ -172,7 +193,7 @@ async def full_and_free(client: Any, prefix: str, lab: Lab) -> AsyncIterator[Run
         async with running(client, prefix, functions, **options, worker_id="free") as free:
             await eventually(lambda: _waits(free))
             assert await _waits(full)
-            yield runs
+            yield runs, full
             assert full.jobs_rescued == free.jobs_rescued == 0
             runs.go.set()
 
@@ -181,21 +202,105 @@ async def _has_started(runs: Runs, job_id: str) -> bool:
     return job_id in runs.by
 
 
+@pytest.mark.parametrize("jobs_were", ["slow", "quick"])
 async def test_a_worker_that_is_full_by_then_gives_it_to_another_at_once(
-    lab: Lab, full_and_free: Runs, monkeypatch: pytest.MonkeyPatch
+    lab: Lab,
+    full_and_free: tuple[Runs, Worker],
+    jobs_were: str,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    # Jobs claimed ahead of a slot may wait for it while jobs are quick. This one may not.
     monkeypatch.setattr("worker.engine.slots._STALE_S", 60.0)
+    runs, full = full_and_free
+    assert full._run is not None
+    if jobs_were == "quick":
+        now = asyncio.get_running_loop().time()
+        for n in range(64):
+            full._run.slots._pace.ended(now - (64 - n) / 1000)
     job = await lab.queue.enqueue("quick")
     await job.result(timeout_s=10)
-    assert full_and_free.by[job.id] == "free"
+    assert runs.by[job.id] == "free"
+
+
+@pytest.mark.parametrize("max_jobs", [1, 2])
+async def test_a_turn_under_way_leaves_the_waker_a_slot_or_has_the_only_one(
+    client: Any, prefix: str, lab: Lab, max_jobs: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runs = Runs()
+    async with running(client, prefix, runs.functions, options=SELDOM, max_jobs=max_jobs) as worker:
+        await eventually(lambda: _waits(worker))
+        assert worker._run is not None
+        slots, pump = worker._run.slots, worker._run.pump
+        asked, go = asyncio.Event(), asyncio.Event()
+        send = pump._send
+
+        async def held_up(args: list[Any]) -> list[Any]:
+            asked.set()
+            await go.wait()
+            return await send(args)
+
+        monkeypatch.setattr(pump, "_send", held_up)
+        slots.kick.set()
+        await asyncio.wait_for(asked.wait(), 10)
+        job = await lab.queue.enqueue("quick")
+
+        async def outcomes() -> list[str]:
+            return [outcome for _, _, outcome in slots.outbox]
+
+        expected = "unstarted" if max_jobs == 1 else "completed"
+        assert await eventually(outcomes) == [expected]
+        go.set()
+        await job.result(timeout_s=10)
+        assert list(runs.by) == [job.id]
+
+
+async def test_a_worker_whose_last_slot_is_taken_waits_no_more(
+    client: Any, prefix: str, lab: Lab
+) -> None:
+    runs = Runs()
+    async with running(client, prefix, runs.functions, options=SELDOM, max_jobs=1) as worker:
+        await eventually(lambda: _waits(worker))
+        job = await lab.queue.enqueue("hold")
+        await eventually(lambda: _has_started(runs, job.id))
+        assert worker._run is not None
+        assert not worker._run.waker.is_waiting
+        runs.go.set()
+        await eventually(lambda: _waits(worker))
+
+
+async def test_a_server_that_forgot_the_script_is_told_it_again(
+    client: Any, prefix: str, lab: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settled: list[WakeTurn] = []
+
+    async def settle(_pump: Pump, turn: WakeTurn) -> list[Any]:
+        settled.append(turn)
+        return []
+
+    monkeypatch.setattr(Pump, "settle", settle)
+    runs = Runs()
+    async with running(client, prefix, runs.functions, options=SELDOM) as worker:
+        for _ in range(3):
+            await eventually(lambda: _waits(worker))
+            await client.script_flush()
+            job = await lab.queue.enqueue("quick")
+            await job.result(timeout_s=10)
+            await eventually(lambda: _knows_the_script(client))
+        # It is known that it did nothing: there is nothing to ask for.
+        assert not settled
+        assert worker.jobs_rescued == 0
+
+
+async def _knows_the_script(client: Any) -> bool:
+    return bool((await client.script_exists(_NEXT_JOB.sha))[0])
 
 
 async def test_a_token_without_a_job_is_passed_on_by_a_worker_that_is_full(
-    lab: Lab, full_and_free: Runs
+    lab: Lab, full_and_free: tuple[Runs, Worker]
 ) -> None:
     job = await lab.queue.enqueue("quick", delay_s=0.2)
     await job.result(timeout_s=10)
-    assert full_and_free.by[job.id] == "free"
+    assert full_and_free[0].by[job.id] == "free"
 
 
 async def test_a_worker_that_ends_claims_nothing_more(
@@ -217,7 +322,7 @@ async def test_a_worker_that_ends_claims_nothing_more(
         await main
     await lab.queue.enqueue("quick", job_id="a")
     # Its last wait, as the network might still bring it.
-    assert await client.execute_command(*made[-1].command) == []
+    assert await lab.run(made[-1]) == []
 
 
 async def test_a_burst_counts_its_jobs(client: Any, prefix: str, lab: Lab) -> None:

@@ -257,7 +257,8 @@ async def _(walk: Walk) -> None:
     # A worker that waits claims by another script: the same is written.
     await walk.end("back", claim, due=claim.due)
     pump = walk.pump()
-    [claim] = read_claims(await pump.take(pump.wake_turn()))
+    await pump.prepare()
+    [claim] = read_claims(await walk.client.execute_command(*pump.wake_turn().command))
     assert await walk.client.get(walk.keys.base.in_progress(JOB)) == claim.token
     assert claim.tries == claim.losses == 0
 

@@ -54,6 +54,7 @@ class Model(RuleBasedStateMachine):
             )
             for n in range(2)
         ]
+        self.run(self.pumps[0].prepare())
         self.waiting: set[str] = set()
         self.held: dict[str, Claim] = {}
         self.losses: dict[str, int] = {}
@@ -121,16 +122,16 @@ class Model(RuleBasedStateMachine):
         turn = pump.wake_turn()
         due = [self._due(number) for number in range(4)]
         for kept in self.kept[worker]:
-            assert self.run(pump.take(kept)) == []
+            assert self.run(self._send(kept)) == []
         if reply == "late":
             assert self.run(pump.settle(turn)) == []
             self.kept[worker].append(turn)
-        rows = self.run(pump.take(turn))
+        rows = self.run(self._send(turn))
         if reply == "lost":
             assert self.run(pump.settle(turn)) == rows
         if reply != "heard":
             # It comes again, now that it has been given up.
-            assert self.run(pump.take(turn)) == []
+            assert self.run(self._send(turn)) == []
         found = read_claims(rows)
         heads = [ids[0] for ids in due if ids]
         is_plain = len(heads) == 1 and heads[0] in self.waiting
@@ -141,6 +142,9 @@ class Model(RuleBasedStateMachine):
             self.waiting.discard(claim.job_id)
             self.held[claim.job_id] = claim
         return found
+
+    async def _send(self, turn: WakeTurn) -> Any:
+        return await self.client.execute_command(*turn.command)
 
     def _due(self, number: int) -> list[str]:
         now = time.time() * 1000

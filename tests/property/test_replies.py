@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from redis.exceptions import ResponseError
+from redis.exceptions import ReadOnlyError, ResponseError
 
 from cache import replies
 from cache.replies import Replies
@@ -27,8 +27,9 @@ class Lane:
     def progress(self) -> None:
         """Nobody times it here."""
 
-    def lose(self, reason: str, _replies: Replies | None = None) -> None:
+    def lose(self, reason: str, replies: Replies) -> None:
         self.lost.append(reason)
+        replies.calls.clear()
 
 
 def taken(data: bytes | memoryview, start: int, end: int) -> tuple[str, bytes]:
@@ -50,7 +51,8 @@ def fetched(draw: st.DrawFn) -> Reply:
     short = st.none() | sizes.map(lambda size: b"\r\n$-1*3"[:size].ljust(size, b"\r"))
     usual = st.sampled_from([b"0123456789abcdef", b"*3\r\n$16\r\n\r\n\r\n\r\n"[:16]])
     first, second = draw(usual | short), draw(usual | short)
-    value = draw(st.none() | st.binary(max_size=2 * BUFFER))
+    long = st.integers(BUFFER // 2, 2 * BUFFER).map(lambda size: b"\r\n$16"[:5] * (size // 5))
+    value = draw(st.none() | st.binary(max_size=20) | long)
     given_ = None if value is None else ("taken", value)
     return True, array(bulk(first), bulk(second), bulk(value)), [first, second, given_]
 
@@ -143,3 +145,16 @@ def test_a_call_that_waits_no_more_does_not_shift_the_others() -> None:
     receive(incoming, hit + hit, iter([30] * 10))
     assert first.result() is None
     assert second.result()[2] == ("taken", b"value")
+
+
+@pytest.mark.usefixtures("small_buffer")
+@pytest.mark.parametrize("has_take", [True, False])
+def test_a_server_that_became_a_replica_is_left_with_the_reply_that_says_so(
+    has_take: bool,
+) -> None:
+    refused = b"-READONLY You can't write against a read only replica.\r\n"
+    incoming, lane, (first, second) = begin([(has_take, refused, None)] * 2)
+    receive(incoming, refused + refused, iter([200]))
+    assert isinstance(first.result(), ReadOnlyError)
+    assert not second.done()
+    assert lane.lost == ["the server became a replica"]

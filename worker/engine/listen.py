@@ -125,9 +125,11 @@ class _Changes(asyncio.Protocol):
         self._due = None
         try:
             while (message := self._reader.gets()) is not False:
+                if isinstance(message, Exception):
+                    raise message
                 self.messages += 1
                 self._changed(message)
-        except hiredis.ProtocolError:
+        except hiredis.HiredisError:
             self._end()
 
     def connection_lost(self, exc: Exception | None) -> None:

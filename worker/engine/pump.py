@@ -6,7 +6,7 @@ answered, and the script recognises it: nothing is claimed or ended twice.
 An outage is told once, and its end once.
 
 An idle worker's waker (wake.py) sends turns of its own behind a wait, on another
-connection: `wake_turn` and `settle`.
+connection, one at a time as well: `wake_turn` makes one, `settle` ends one that was lost.
 """
 
 from __future__ import annotations
@@ -38,8 +38,8 @@ _encode = msgspec.msgpack.Encoder().encode
 _BACKOFF_BASE_S, _BACKOFF_CAP_S = 0.05, 2.0
 _TELL_AGAIN_S = 30.0
 _LOOK_S = 1.0
-# The place of the last turn among the keys; lua/next_job.lua takes the first arguments alone.
-_LAST_TURN, _OF_NEXT_JOB = 9, 3
+# Places among the keys and arguments; lua/next_job.lua takes the first arguments alone.
+_LAST_TURN, _FENCE, _OF_NEXT_JOB = 9, 13, 3
 _NO_ENDS = _encode([])
 
 
@@ -56,7 +56,7 @@ class WakeTurn:
 
 
 class Pump:
-    """Sends the turns of one worker, one at a time."""
+    """Sends the turns of one worker, one at a time, and makes those of its waker."""
 
     def __init__(
         self, client: Any, keys: EngineKeys, options: EngineOptions, *, worker_id: str
@@ -165,12 +165,6 @@ class Pump:
         """Make the wake turns' script known to the server, so that the first one runs too."""
         await self._client.script_load(_NEXT_JOB.source)
 
-    async def take(self, turn: WakeTurn) -> list[Any]:
-        """Run a wake turn now, on a server that did not know the script; the same rows. Raises OUTAGE."""
-        args = turn.args[:_OF_NEXT_JOB]
-        rows: list[Any] = await _NEXT_JOB.run(self._client, self._wake_keys, args)
-        return rows
-
     async def settle(self, turn: WakeTurn) -> list[Any]:
         """
         The rows of a wake turn whose reply was lost. If it has not arrived yet it will do nothing.
@@ -201,6 +195,7 @@ class Pump:
                 reply: list[Any] = await _PUMP.run(self._client, self._keys, args)
             except OUTAGE as exc:
                 failures += 1
+                args[_FENCE] = 1  # a copy of it may still be on its way
                 now = loop.time()
                 since = since or now
                 self.is_connected = False

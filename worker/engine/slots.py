@@ -132,6 +132,12 @@ class Slots:
         else:
             self.release()
 
+    def turn_away(self, claims: list[Claim]) -> None:
+        """Give these back at once, uncharged."""
+        self.taken += len(claims)
+        for claim in claims:
+            self._unstarted(claim)
+
     def collect(self, claim: Claim, end: End, outcome: str) -> None:
         """A claim is over: tell the server with the next turn, and use its slot."""
         if claim.ended:
@@ -165,11 +171,8 @@ class Slots:
         self._tell()
 
     def shed(self) -> None:
-        """Give back what waits for a slot too long, or though jobs are slow."""
-        if not self._ahead:
-            return
-        now = self._loop.time()
-        if self._ahead[0].held_at + _STALE_S <= now or not self._pace.ahead(now):
+        """Give back what has waited for a slot too long."""
+        if self._ahead and self._ahead[0].held_at + _STALE_S <= self._loop.time():
             self._pace.broke()
             self.release()
 

@@ -52,6 +52,7 @@ class Turns:
         waker.deliver_to(self._deliver)
         self._crons = crons
         self._is_sending = False
+        self._asked = 0  # slots that the claims of the turns under way will take
         self._side_tasks: set[asyncio.Task[Any]] = set()
 
     @property
@@ -85,6 +86,7 @@ class Turns:
                 turn = read_turn(reply)
                 worker.hear(turn)
                 self._account(batch, turn)
+                self._asked = 0 if early is None else self._asked - len(turn.claims)
                 self._accept(turn)
                 if early is None:
                     if self._is_over(turn) and await self._nothing_comes():
@@ -100,8 +102,15 @@ class Turns:
         await self._waker.run()
 
     def _deliver(self, claims: list[Claim]) -> None:
-        """What the waker brings. It asked when a slot was free: by now there may be none."""
-        self._slots.take(claims, start=self._worker.allow_pick_jobs)
+        """What the waker brings: for a slot that is free and that no turn under way has asked for."""
+        slots = self._slots
+        free, _ = self._room(self._asked)
+        if len(claims) <= free:
+            slots.take(claims)
+        else:
+            slots.turn_away(claims)
+        if len(claims) >= free:
+            self._waker.set_idle(False)
 
     async def finish(self) -> None:
         """Wait for what was started on the side."""
@@ -116,7 +125,11 @@ class Turns:
         slots = self._slots
         slots.shed()
         batch = slots.post(MOST_ENDS)
-        want, ahead = self._room(0 if unread is None else unread.claims)
+        coming = 0 if unread is None else unread.claims
+        want, ahead = self._room(coming)
+        if want > 1 and self._waker.is_waiting:
+            want -= 1  # a slot for what the waker may bring
+        self._asked = coming + want
         trial = not slots.has_suspect and not (unread is not None and unread.has_rescued)
         sending = self._pump.send(
             [end for _, end, _ in batch],

@@ -16,12 +16,15 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
-from redis.exceptions import NoScriptError
+import structlog
+from redis.exceptions import NoScriptError, ResponseError
 
 from cache.lane import Lane
 from cache.pool import OUTAGE
 from worker.engine.pump import Pump, WakeTurn
 from worker.engine.records import Claim, EngineKeys, read_claims
+
+log = structlog.get_logger("worker.engine")
 
 # A wait has a connection and a limit of its own: few commands when idle.
 _WAIT_S, _LATE_S = 20, 5.0
@@ -51,6 +54,7 @@ class Waker:
         self._claims = claims
         self._deliver: Callable[[list[Claim]], None] = _to_nobody
         self._kick = kick
+        self._told = {"READONLY", "UNBLOCKED"}
         self._idle = asyncio.Event()
         self._is_settled = asyncio.Event()
         self._is_settled.set()
@@ -89,9 +93,10 @@ class Waker:
 
     async def run(self) -> None:
         """Wait until cancelled."""
-        with suppress(*OUTAGE):
-            await self._pump.prepare()
         try:
+            if self._claims:
+                with suppress(*OUTAGE):
+                    await self._pump.prepare()
             while True:
                 await self._idle.wait()
                 await self._wait()
@@ -109,11 +114,14 @@ class Waker:
         try:
             token, reply = await self._lane.execute_many((self._pop, turn.command))
             if isinstance(reply, NoScriptError):
-                reply = await self._pump.take(turn)
+                # A new server. It did nothing, and the pump looks at once.
+                await self._pump.prepare()
+                reply = []
             for answer in (token, reply):
                 if isinstance(answer, Exception):
                     raise answer
-        except OUTAGE:
+        except OUTAGE as exc:
+            self._tell(exc)
             self._hand_over(await self._settled(turn))
             # The pump finds out by itself and tells; here only the pace matters.
             await asyncio.sleep(_RETRY_S)
@@ -144,8 +152,16 @@ class Waker:
         while True:
             try:
                 return await self._pump.settle(turn)
-            except OUTAGE:
+            except OUTAGE as exc:
+                self._tell(exc)
                 await asyncio.sleep(_RETRY_S)
+
+    def _tell(self, error: Exception) -> None:
+        """Of a refusal, once a kind. Of an outage the pump tells, a failover is none of ours."""
+        kind = str(error).partition(" ")[0]
+        if isinstance(error, ResponseError) and kind not in self._told:
+            self._told.add(kind)
+            log.warning("wake.refused", error=str(error)[:200])
 
     async def _put_back(self) -> None:
         with suppress(*OUTAGE):

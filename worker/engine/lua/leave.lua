@@ -3,6 +3,7 @@
 -- KEYS[1] its heartbeat  KEYS[2] workers  KEYS[3] listener  KEYS[4] health key  KEYS[5] its last turn
 -- ARGV[1] worker id
 -- returns how many workers are left
+-- Its waker's last turn stays until its TTL: a wait that is still on its way must find it.
 redis.call('DEL', KEYS[1], KEYS[5])
 redis.call('ZREM', KEYS[2], ARGV[1])
 if redis.call('GET', KEYS[3]) == ARGV[1] then

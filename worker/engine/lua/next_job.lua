@@ -46,5 +46,5 @@ redis.call('ZADD', KEYS[5], now + lease, id)
 redis.call('ZADD', KEYS[queue], 'XX', now + 2 * lease, id)
 redis.call('SET', KEYS[10], cmsgpack.pack({token, {id}, {}, {}}), 'PX', 4 * lease + 60000)
 -- Stock clients give bodies a lifetime, which must not end under a running job.
-local body = redis.call('GETEX', prefix .. 'job:' .. id, 'PERSIST')
-return {id, body, redis.call('GET', prefix .. 'retry:' .. id), claim, redis.call('ZSCORE', KEYS[7], id)}
+local body = redis.pcall('GETEX', prefix .. 'job:' .. id, 'PERSIST')
+return {id, type(body) == 'string' and body, redis.call('GET', prefix .. 'retry:' .. id), claim, redis.call('ZSCORE', KEYS[7], id)}

@@ -49,8 +49,10 @@ local function add_rows(ids, claims)
   local marks = marked and redis.call('ZMSCORE', KEYS[7], unpack(ids)) or {}
   for i = 1, #ids do
     local at = #rows
-    -- Stock clients give bodies a lifetime, which must not end under a running job.
-    rows[at + 1], rows[at + 2] = ids[i], redis.call('GETEX', prefix .. 'job:' .. ids[i], 'PERSIST')
+    -- Stock clients give bodies a lifetime, which must not end under a running job. A key of another
+    -- type is no body: an error here would lose the claims of the whole turn.
+    local body = redis.pcall('GETEX', prefix .. 'job:' .. ids[i], 'PERSIST')
+    rows[at + 1], rows[at + 2] = ids[i], type(body) == 'string' and body
     rows[at + 3], rows[at + 4], rows[at + 5] = tries[i], claims[i], marks[i] or false
   end
 end
@@ -82,8 +84,12 @@ local function claim(candidates)
     local key, free = prefix .. 'in-progress:' .. id, true
     local value = token .. '|' .. number .. '|' .. due .. '|'
     if not held then
-      held = redis.call('SET', key, value .. '0', 'NX', 'GET', 'PX', RUNNING_KEY_MS)
-      free = not (held and still_held(id, held, KEYS[number]))
+      held = redis.pcall('SET', key, value .. '0', 'NX', 'GET', 'PX', RUNNING_KEY_MS)
+      if type(held) == 'table' then
+        held = '' -- of another type, so nobody's
+      elseif held then
+        free = not still_held(id, held, KEYS[number])
+      end
     end
     if held then
       local was = string.match(held, '|(%d+)$')
