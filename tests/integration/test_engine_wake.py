@@ -20,6 +20,7 @@ from tests.support.wait import eventually
 from worker import call
 from worker.engine import EngineOptions
 from worker.engine.records import EngineKeys
+from worker.engine.turns import Turns
 
 SELDOM = EngineOptions(poll_s=60.0, beat_s=60.0)
 
@@ -102,3 +103,25 @@ async def test_a_job_without_a_token_wakes_the_worker_that_listens(
         await client.set(keys.base.job("stock"), codec.encode(body))
         await client.zadd(keys.default_queue, {"stock": time.time() * 1000})
         await eventually(lambda: client.exists(keys.base.result("stock")), deadline_s=20)
+
+
+async def test_who_has_parked_a_job_lets_others_go_first_when_it_is_due_again(
+    client: Any, prefix: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    waits: list[float] = []
+    wait = Turns._kicked
+
+    async def noted(turns: Turns, wait_s: float) -> bool:
+        waits.append(wait_s)
+        return await wait(turns, wait_s)
+
+    monkeypatch.setattr(Turns, "_kicked", noted)
+    monkeypatch.setattr("worker.engine.turns._YIELDS_S", 30.0)
+    await queue_of(client, prefix).enqueue("of_another_release")
+    async with running(client, prefix, [func(Runs().hold, name="hold")], options=SELDOM):
+
+        async def waits_longer_than_any_pause() -> bool:
+            parked = await client.hlen(QueueKeys(prefix).parked)
+            return bool(parked) and 30 < waits[-1] < 50
+
+        await eventually(waits_longer_than_any_pause)

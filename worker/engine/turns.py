@@ -32,6 +32,8 @@ log = structlog.get_logger("worker.engine")
 
 # A whole turn at least this often: it also reads the server's clock.
 _LOOKS_S = 30.0
+# Who has parked a job lets others go first when it is due again: one may know its name.
+_YIELDS_S, _YIELDS_FOR_S = 0.05, 20.0
 # A worker that ends waits so long to hear what its waker claimed last.
 _GIVE_UP_S = 5.0
 
@@ -53,6 +55,7 @@ class Turns:
         self._crons = crons
         self._is_sending = False
         self._asked = 0  # slots that the claims of the turns under way will take
+        self._yields_until = float("-inf")
         self._side_tasks: set[asyncio.Task[Any]] = set()
 
     @property
@@ -167,6 +170,7 @@ class Turns:
                 worker.jobs_given_back += outcome == "given_back"
             elif outcome == "parked" and index not in buried:
                 log.warning("job.parked", job_id=claim.job_id)
+                self._yields_until = asyncio.get_running_loop().time() + _YIELDS_FOR_S
             elif outcome not in ("started", "unstarted"):
                 worker.jobs_failed += 1
                 worker.jobs_dead += outcome != "aborted"
@@ -214,7 +218,8 @@ class Turns:
         if slots.claims and self._worker.allow_abort_jobs:
             poll_s = min(poll_s, options.abort_poll_s)
         if turn.next_due is not None and free:
-            poll_s = min(poll_s, max(0.001, (turn.next_due - turn.now) / 1000))
+            yields_s = _YIELDS_S if asyncio.get_running_loop().time() < self._yields_until else 0
+            poll_s = min(poll_s, max(0.001, (turn.next_due - turn.now) / 1000 + yields_s))
         # Where there was no job at all, one command tells whether that is still so.
         is_empty = turn.is_empty and not slots.claims
         looks = int(_LOOKS_S / options.poll_s) if is_empty else 0
