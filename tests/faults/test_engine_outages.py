@@ -32,6 +32,16 @@ async def double(ctx: dict[str, Any], n: int = 1) -> int:
     return 2 * n
 
 
+def counting() -> tuple[list[str], Any]:
+    """The ids of the jobs `count` that have run, and the function that notes them."""
+    runs: list[str] = []
+
+    async def count(ctx: dict[str, Any]) -> None:
+        runs.append(ctx["job_id"])
+
+    return runs, func(count, name="count")
+
+
 @asynccontextmanager
 async def connect(url: str, options: PoolOptions = QUICK_POOL) -> AsyncIterator[Any]:
     async with open_pool(url, options, name="t", client_class=ArqRedis) as client:
@@ -47,16 +57,12 @@ async def proxy(valkey_url: str) -> AsyncIterator[FaultProxy]:
 async def test_a_reply_lost_after_execution_neither_loses_nor_doubles_a_job(
     client: Any, prefix: str, proxy: FaultProxy
 ) -> None:
-    runs: list[str] = []
-
-    async def count(ctx: dict[str, Any]) -> None:
-        runs.append(ctx["job_id"])
-
+    runs, count = counting()
     queue = queue_of(client, prefix)
     jobs = await queue.enqueue_many([call("count") for _ in range(200)])
     async with (
         connect(proxy.url) as through,
-        running(through, prefix, [func(count, name="count")], max_jobs=10) as worker,
+        running(through, prefix, [count], max_jobs=10) as worker,
     ):
         proxy.cut_replies(12)
         for job in jobs:
@@ -71,11 +77,7 @@ async def test_a_reply_lost_after_execution_neither_loses_nor_doubles_a_job(
 async def test_a_job_whose_token_was_lost_with_the_reply_runs_once_and_at_once(
     client: Any, prefix: str, proxy: FaultProxy
 ) -> None:
-    runs: list[str] = []
-
-    async def count(ctx: dict[str, Any]) -> None:
-        runs.append(ctx["job_id"])
-
+    runs, count = counting()
     queue = queue_of(client, prefix)
     await client.script_load(_NEXT_JOB.source)
     proxy.cut_replies(3, marker=b"BZPOPMIN")
@@ -83,7 +85,7 @@ async def test_a_job_whose_token_was_lost_with_the_reply_runs_once_and_at_once(
     seldom = EngineOptions(lease_s=60, poll_s=60, beat_s=60)
     async with (
         connect(proxy.url) as through,
-        running(through, prefix, [func(count, name="count")], options=seldom) as worker,
+        running(through, prefix, [count], options=seldom) as worker,
     ):
         for n in range(3):
             await eventually(partial(_is_cut, proxy, n + 1))

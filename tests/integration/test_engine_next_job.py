@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from arq.worker import func
+from redis.exceptions import ConnectionError as RedisConnectionError
 
 from cache.keys import QueueKeys
 from tests.support.engine import new_worker, queue_of, running
@@ -110,6 +111,36 @@ async def test_a_turn_of_the_pump_that_comes_late_claims_nothing(lab: Lab) -> No
     assert (await pump.turn([], 1)).claims == []
     # Another run of the same worker counts from one again.
     assert len((await lab.pump().turn([], 1)).claims) == 1
+
+
+class Unlucky:
+    """A client whose first script is held by the network; `held` is what it was given."""
+
+    def __init__(self, client: Any) -> None:
+        self.client = client
+        self.held: tuple[Any, ...] = ()
+
+    async def evalsha(self, *args: Any) -> Any:
+        if not self.held:
+            self.held = args
+            raise RedisConnectionError("no reply")
+        return await self.client.evalsha(*args)
+
+    async def eval(self, *args: Any) -> Any:
+        return await self.client.eval(*args)
+
+
+async def test_a_turn_that_was_sent_again_claims_nothing_when_its_first_copy_arrives(
+    lab: Lab,
+) -> None:
+    await lab.pump().turn([], 1)  # the server knows the script
+    unlucky = Unlucky(lab.client)
+    pump = Pump(unlucky, lab.keys, EngineOptions(), worker_id="w")
+    assert (await pump.turn([], 1)).claims == []
+    await lab.queue.enqueue("f", job_id="a")
+    await lab.client.evalsha(*unlucky.held)
+    (claim,) = (await pump.turn([], 1)).claims
+    assert claim.job_id == "a"
 
 
 async def test_a_wait_that_was_given_up_claims_nothing_however_late_it_comes(lab: Lab) -> None:
@@ -342,3 +373,29 @@ async def test_a_burst_counts_its_jobs(client: Any, prefix: str, lab: Lab) -> No
     async with asyncio.timeout(20):
         await main
     assert len(runs.by) == 1
+
+
+async def test_a_wait_that_the_server_refuses_is_told_once(
+    client: Any,
+    prefix: str,
+    lab: Lab,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("worker.engine.wake._RETRY_S", 0.01)
+    waits: list[WakeTurn] = []
+    settle = Pump.settle
+
+    async def noted(pump: Pump, turn: WakeTurn) -> list[Any]:
+        waits.append(turn)
+        return await settle(pump, turn)
+
+    monkeypatch.setattr(Pump, "settle", noted)
+    await client.set(lab.keys.wake, "not a set of tokens")
+    async with running(client, prefix, Runs().functions, options=SELDOM):
+
+        async def was_refused_often() -> bool:
+            return len(waits) > 3
+
+        await eventually(was_refused_often)
+    assert capsys.readouterr().out.count("wake.refused") == 1
