@@ -45,6 +45,11 @@ class ClusterLane:
         self._stale = True
         self._learning: asyncio.Task[None] | None = None
         self._endings: set[asyncio.Task[Any]] = set()
+        self._desynchronized = 0  # of lanes that are closed
+
+    @property
+    def desynchronized(self) -> int:
+        return self._desynchronized + sum(lane.desynchronized for lane in self._lanes.values())
 
     def incarnation_of(self, key: str) -> bytes:
         """That of the node which has the key by the map of now; zeros while none is known."""
@@ -179,7 +184,9 @@ class ClusterLane:
         ]
         self._stale = False
         for address in [a for a in self._lanes if a not in self._owners]:
-            task = asyncio.ensure_future(self._lanes.pop(address).close())
+            lane = self._lanes.pop(address)
+            self._desynchronized += lane.desynchronized
+            task = asyncio.ensure_future(lane.close())
             self._endings.add(task)
             task.add_done_callback(self._endings.discard)
         # A run is known once it is connected to; a value is judged by it.

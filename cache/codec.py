@@ -9,7 +9,7 @@ is read never imports or runs anything that the writer named.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -85,6 +85,11 @@ def decode(data: bytes | memoryview) -> Any:
         raise
     except (msgspec.MsgspecError, ValueError, RecursionError) as exc:
         raise CodecError(f"not a msgpack value: {exc}") from None
+
+
+def array(items: Sequence[bytes]) -> bytes:
+    """The msgpack array of items that are encoded already."""
+    return b"\xdd" + len(items).to_bytes(4, "big") + b"".join(items)
 
 
 def lua_text(data: bytes) -> msgspec.Raw:

@@ -1,12 +1,15 @@
 """
-The envelope of a cached value: a fixed header, the model's name, the payload.
+The envelope of a cached value: a fixed header, the model's name, the value's own key, the payload.
 
     magic 2 | version 1 | codec 1 | flags 1 | name length 1 | schema 2 |
     fill id 8 | mark of the era 8 | generation 8 | floor 8 | etag 8 |
-    fresh until, ms 8 | kept until, ms 8 | load time, us 4 | crc32 4 | payload length 4
+    fresh until, ms 8 | kept until, ms 8 | load time, us 4 | crc32 4 | payload length 4 |
+    key length 2
 
 lease.lua and fill.lua compare bytes 9-16, the fill id. A value of another
-version or schema, or torn, is unreadable: a miss. The length is exact and
+version or schema, or torn, is unreadable: a miss. So is a value that names
+another key than the one it was asked for under: whatever mixes up replies or
+copies keys, nobody is served another's value. Encryption authenticates the key. The length is exact and
 the crc is of both ends of the payload: the server writes values whole, and a
 crc of 38 KB would cost a third of a hit. Encryption authenticates every byte. pydantic
 models are JSON and come back by `model_validate_json`; bytes are stored as they
@@ -29,8 +32,8 @@ from cache.errors import CodecError
 from cache.sealing import Keyring
 
 MAGIC = b"\xc1L"  # 0xc1 begins no msgpack, JSON or UTF-8
-VERSION = 1
-_HEADER = struct.Struct(">2sBBBBH8s8s8sQ8sQQIII")
+VERSION = 2
+_HEADER = struct.Struct(">2sBBBBH8s8s8sQ8sQQIIIH")
 HEADER_BYTES = _HEADER.size
 _RAW, _MSGPACK, _MODEL, _ABSENT = range(4)
 _ZSTD, _ENCRYPTED = 1, 2
@@ -85,6 +88,7 @@ class Header(NamedTuple):
     load_us: int
     crc: int
     length: int
+    place_length: int
 
 
 _make = tuple.__new__  # Header._make takes thrice as long
@@ -97,14 +101,20 @@ class Stored:
     `head` is None when it is unreadable; `seen`, by which the scripts know it, is there always.
     """
 
-    __slots__ = ("head", "name", "payload", "seen")
+    __slots__ = ("head", "name", "payload", "place", "seen")
 
     def __init__(
-        self, seen: bytes, head: Header | None = None, name: bytes = b"", payload: bytes = b""
+        self,
+        seen: bytes,
+        head: Header | None = None,
+        name: bytes = b"",
+        place: bytes = b"",
+        payload: bytes = b"",
     ) -> None:
         self.seen = seen
         self.head = head
         self.name = name
+        self.place = place
         self.payload = payload
 
 
@@ -124,7 +134,7 @@ class Models:
 
 
 class Envelopes:
-    """Seals and opens values. `place` is the key and field, which encryption binds."""
+    """Seals and opens values. `place` is the key that a value is stored under, at most 64 KiB."""
 
     def __init__(
         self,
@@ -148,20 +158,21 @@ class Envelopes:
             NotEncodable: something inside has no safe encoding.
         """
         kind, name, payload = self._encode(value)
+        where = place.encode()
         etag = blake2b(payload, digest_size=8).digest()
         flags, body = 0, payload
         if self._compress_min and len(body) >= self._compress_min:
             flags, body = flags | _ZSTD, sealing.compress(body)
         if self._keyring is not None:
-            flags, body = flags | _ENCRYPTED, self._keyring.encrypt(body, place.encode())
+            flags, body = flags | _ENCRYPTED, self._keyring.encrypt(body, where)
             etag = blake2b(body, digest_size=8).digest()  # of a short plaintext it would tell
         head = _HEADER.pack(
             MAGIC, VERSION, kind, flags, len(name), self._schema,
             stamp.fill_id, stamp.mark, stamp.generation, stamp.floor, etag,
             stamp.fresh_until_ms, stamp.kept_until_ms, min(stamp.load_us, _MAX_US),
-            _ends_crc(body), len(body),
+            _ends_crc(body), len(body), len(where),
         )  # fmt: skip
-        return head + name + body
+        return b"".join((head, name, where, body))
 
     def read(self, data: bytes | memoryview, start: int = 0, end: int | None = None) -> Stored:
         """The stored value that lies there; readable if this version and schema wrote it, whole."""
@@ -169,7 +180,8 @@ class Envelopes:
         at = start + HEADER_BYTES
         if at <= end:
             head: Header = _make(Header, _HEADER.unpack_from(data, start))
-            body = at + head.name_length
+            where = at + head.name_length
+            body = where + head.place_length
             if (
                 head.magic == MAGIC
                 and head.version == VERSION
@@ -177,8 +189,10 @@ class Envelopes:
                 and head.flags <= _ZSTD | _ENCRYPTED
                 and end - body == head.length
             ):
-                name = bytes(data[at:body]) if head.name_length else b""
-                return Stored(head.fill_id, head, name, bytes(data[body:end]))
+                name = bytes(data[at:where]) if head.name_length else b""
+                return Stored(
+                    head.fill_id, head, name, bytes(data[where:body]), bytes(data[body:end])
+                )
         return Stored(bytes(data[start + 8 : min(end, start + 16)]))
 
     def open(self, stored: Stored, place: str, model: type[BaseModel] | None = None) -> Any:
@@ -187,9 +201,12 @@ class Envelopes:
 
         Raises:
             UnknownModel: name the class with `model`, or use it once.
-            Unreadable: altered, of an absent key, or not valid for the model (any more).
+            Unreadable: of another key, altered, sealed with a key that is absent, or not valid
+                for the model (any more).
         """
-        head, body = stored.head, stored.payload
+        head, body, where = stored.head, stored.payload, place.encode()
+        if stored.place != where:
+            raise Unreadable("the value of another key")
         if head is None or _ends_crc(body) != head.crc:
             raise Unreadable("altered")
         flags = head.flags
@@ -197,7 +214,7 @@ class Envelopes:
             if flags & _ENCRYPTED:
                 if self._keyring is None:
                     raise Unreadable("encrypted, and no key is set")
-                body = self._keyring.decrypt(body, place.encode())
+                body = self._keyring.decrypt(body, where)
             elif self._keyring is not None:
                 raise Unreadable("in clear, where only sealed values are trusted")
             if flags & _ZSTD:

@@ -8,6 +8,16 @@ It knows the incarnation of the server it talks to (its run id): values of an
 earlier one, brought back by a restart from a snapshot or a failover to a
 lagging replica, may have missed an invalidation.
 
+Replies carry no names, so a command that joins the line of waiting calls
+without being sent, or is sent without joining, hands every later reply to the
+wrong caller. Three rules keep the line and the bytes in step:
+
+- A command is encoded before it joins (`encode_command`); what cannot be
+  encoded never joins. Commands that belong together are all encoded first.
+- Joining and queueing the bytes is one step without an await. Whatever fails
+  within it ends the connection and fails every call that waits on it.
+- A call that is cancelled keeps its place; its reply is read and dropped.
+
 A call raises `Away` when the server cannot be reached or stays silent.
 """
 
@@ -20,18 +30,40 @@ from hashlib import blake2b
 from typing import Any
 
 import hiredis
+import structlog
 from redis.exceptions import ResponseError
 
+from cache.errors import NotEncodable
 from cache.pool import OUTAGE, explain
 from cache.replies import Replies
 from cache.tasks import end
 from cache.vicinity import Vicinity, has_ended, vicinity
 from cache.wire import Away, Ended, Take, Wire
 
-__all__ = ["Away", "Ended", "Lane", "Wire"]
+__all__ = ["Away", "Ended", "Lane", "Wire", "encode_command"]
+
+log = structlog.get_logger("cache.lane")
 
 # A timer that fires this much late tells of a busy event loop, not of a silent server.
 _LAG_S = 0.005
+
+
+def encode_command(args: Sequence[Any]) -> bytes:
+    """
+    One command as the server reads it.
+
+    Raises:
+        NotEncodable: an argument is not text, bytes or a number, or its text is not valid
+            Unicode (`json.loads` makes lone surrogates).
+    """
+    try:
+        packed: bytes = hiredis.pack_command(tuple(args))
+    except (UnicodeError, TypeError, ValueError, hiredis.HiredisError) as exc:
+        # The argument itself may be a secret: only its type and the reason are named.
+        kinds = ", ".join(sorted({type(arg).__name__ for arg in args[1:]}))
+        reason = exc.reason if isinstance(exc, UnicodeEncodeError) else type(exc).__name__
+        raise NotEncodable(f"a command's argument cannot be sent ({reason}; {kinds})") from None
+    return packed
 
 
 class Lane:
@@ -56,6 +88,8 @@ class Lane:
         self._incarnation = bytes(8)
         self._vicinity: Vicinity = None
         self._endings: set[asyncio.Task[None]] = set()
+        # Connections that were ended because calls and replies could not be trusted to match.
+        self.desynchronized = 0
 
     def incarnation_of(self, key: str = "") -> bytes:  # noqa: ARG002  (one server has all)
         return self._incarnation
@@ -70,25 +104,35 @@ class Lane:
 
         Raises:
             Away: no connection, or it was silent for the timeout, or ended.
+            NotEncodable: see `encode_command`.
             ResponseError: the server refused the command.
         """
+        packed = encode_command(args)
         if self._transport is None:
             await self._connect_in_time()
-        reply = await self._call(args)
+        reply = await self._call(packed)
         if isinstance(reply, ResponseError):
             raise reply
         return reply
 
     async def execute_many(self, commands: Sequence[Sequence[Any]]) -> list[Any]:
-        """Replies in order, sent in one write; a refused one is its ResponseError."""
+        """
+        Replies in order, sent in one write; a refused one is its ResponseError.
+
+        Raises:
+            Away, NotEncodable: as `execute`; where one cannot be encoded, none is sent.
+        """
+        packed = [encode_command(args) for args in commands]
         if self._transport is None:
             await self._connect_in_time()
-        calls = [self._call(args) for args in commands]
+        calls = [self._call(command) for command in packed]
         try:
             return [await call for call in calls]
         finally:
             for call in calls:
-                if call.done() and not call.cancelled():
+                if not call.done():
+                    call.cancel()  # it keeps its place; nobody reads its reply
+                elif not call.cancelled():
                     call.exception()  # all fail together, and the first is enough
 
     def fetch(self, args: tuple[Any, ...], take: Take) -> Awaitable[Any]:
@@ -96,15 +140,16 @@ class Lane:
         One command's reply, with its last string as `take` makes it. A refusal is returned.
 
         Raises:
-            Away: as `execute`.
+            Away, NotEncodable: as `execute`.
         """
+        packed = encode_command(args)
         if self._transport is None:
-            return self._fetch_anew(args, take)
-        return self._call(args, take)
+            return self._fetch_anew(packed, take)
+        return self._call(packed, take)
 
-    async def _fetch_anew(self, args: tuple[Any, ...], take: Take) -> Any:
+    async def _fetch_anew(self, packed: bytes, take: Take) -> Any:
         await self._connect_in_time()
-        return await self._call(args, take)
+        return await self._call(packed, take)
 
     async def evalsha(self, sha: str, count: int, *args: Any) -> Any:
         return await self.execute("EVALSHA", sha, count, *args)
@@ -112,33 +157,53 @@ class Lane:
     async def eval(self, source: str, count: int, *args: Any) -> Any:
         return await self.execute("EVAL", source, count, *args)
 
-    def _call(self, args: Sequence[Any], take: Take | None = None) -> asyncio.Future[Any]:
+    def _call(self, packed: bytes, take: Take | None = None) -> asyncio.Future[Any]:
+        """Join the line of waiting calls and queue the bytes, in one step."""
         loop = asyncio.get_running_loop()
         call: asyncio.Future[Any] = loop.create_future()
         replies = self._replies
         if replies is None:
             call.set_exception(Ended("the connection ended"))
             return call
-        is_first = not replies.calls
-        if is_first:
-            self._progress_at = loop.time()
-            if not self._watched:
-                self._watched = True
-                loop.call_later(self._timeout_s, self._watch, self._progress_at + self._timeout_s)
-        replies.calls.append((call, take))
-        packed = hiredis.pack_command(tuple(args))
-        if is_first and self._eager:
-            self._transport.write(packed)
-            return call
-        if not self._out:
-            loop.call_soon(self._flush)
-        self._out.append(packed)
+        try:
+            is_first = not replies.calls
+            replies.calls.append((call, take))
+            if is_first:
+                self._watch_from_now(loop)
+                if self._eager:
+                    self._transport.write(packed)
+                    return call
+            if not self._out:
+                loop.call_soon(self._flush)
+            self._out.append(packed)
+        except BaseException as exc:
+            self.desynchronize(f"a command was not queued: {type(exc).__name__}", replies)
+            raise
         return call
+
+    def _watch_from_now(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._progress_at = loop.time()
+        if not self._watched:
+            self._watched = True
+            loop.call_later(self._timeout_s, self._watch, self._progress_at + self._timeout_s)
 
     def _flush(self) -> None:
         out, self._out = self._out, []
-        if self._transport is not None and out:
+        if self._transport is None or not out:
+            return
+        try:
             self._transport.write(b"".join(out))
+        except BaseException as exc:
+            self.desynchronize(f"commands were not written: {type(exc).__name__}")
+            raise
+
+    def desynchronize(self, reason: str, replies: Replies | None = None) -> None:
+        """End a connection whose replies may not be those of the calls that wait."""
+        if self._replies is None or (replies is not None and replies is not self._replies):
+            return
+        self.desynchronized += 1
+        log.warning("connection.desynchronized", reason=reason, waiting=len(self._replies.calls))
+        self.lose(reason)
 
     def progress(self) -> None:
         self._progress_at = asyncio.get_running_loop().time()

@@ -69,11 +69,14 @@ class Replies(asyncio.BufferedProtocol):
             if at < end and not self._keep(at, end):
                 self._reader.feed(self._buffer, at, end - at)  # type: ignore[arg-type]
                 self._read_others()
+            if not self.calls and (self._is_reading or self._kept):
+                # The rest of them would be taken for the reply to the next call.
+                raise ValueError("bytes that no call waits for")
         except ReadOnlyError:
             # A Sentinel names another master by now: the next call dials that one.
             self._lane.lose("the server became a replica", self)
-        except (hiredis.ProtocolError, IndexError, ValueError):
-            self._lane.lose("replies out of step", self)
+        except Exception as exc:  # noqa: BLE001  (whose reply the next bytes are is not known)
+            self._lane.desynchronize(f"replies out of step: {type(exc).__name__}", self)
 
     def _read_in_place(self, end: int) -> int:
         """Read the replies in the buffer that calls have a `Take` for; where that stops."""
@@ -113,8 +116,8 @@ class Replies(asyncio.BufferedProtocol):
         self._is_reading = True
         while self._is_reading and (reply := self._reader.gets()) is not False:
             take = self.calls[0][1]
-            if take is not None and type(reply) is list and reply[-1] is not None:
-                reply[-1] = take(reply[-1], 0, len(reply[-1]))
+            if take is not None and not isinstance(reply, ResponseError):
+                reply = _taken(reply, take)
             self._is_reading = self._reader.has_data()
             self._answer(reply)
 
@@ -137,6 +140,20 @@ class Replies(asyncio.BufferedProtocol):
         """Calls are bounded by those who wait for them."""
 
     def resume_writing(self) -> None: ...
+
+
+def _taken(reply: Any, take: Take) -> list[Any]:
+    """
+    Three strings, the last as `take` makes it; any may be absent.
+
+    Raises:
+        ValueError: it is something else.
+    """
+    if type(reply) is not list or len(reply) != 3 or {*map(type, reply)} - {bytes, type(None)}:
+        raise ValueError("not the reply to what was asked")
+    if reply[2] is not None:
+        reply[2] = take(reply[2], 0, len(reply[2]))
+    return reply
 
 
 def _read_rare(data: bytearray, at: int, end: int, take: Take) -> tuple[Any, int]:
@@ -162,9 +179,7 @@ def _read_rare(data: bytearray, at: int, end: int, take: Take) -> tuple[Any, int
         at = start if size < 0 else start + size + 2
         if at <= end:
             found.append(None if size < 0 else bytes(data[start : at - 2]))
-    if at <= end and found[-1] is not None:
-        found[-1] = take(found[-1], 0, len(found[-1]))
-    return found, at
+    return (_taken(found, take) if at <= end else None), at
 
 
 def _read_line(data: bytearray, at: int, end: int) -> tuple[bytes, bytes, int]:

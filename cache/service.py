@@ -139,7 +139,8 @@ class Cache:
         Counters since it was opened, and gauges of now.
 
         Gauges: `breaker_open` and `trusted` 0 or 1, `invalidations_missed`,
-        `local_values`, `local_bytes`.
+        `local_values`, `local_bytes`. `desynchronized` counts connections that were ended
+        because calls and replies might not match.
         """
         local = self._local
         return {
@@ -147,6 +148,7 @@ class Cache:
             "breaker_open": int(self._link.state != "closed"),
             "trusted": int(self._link.trusted),
             "invalidations_missed": self._link.missed,
+            "desynchronized": self._wire.desynchronized,
             "local_values": 0 if local is None else len(local),
             "local_bytes": 0 if local is None else local.size_bytes,
         }

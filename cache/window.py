@@ -97,12 +97,15 @@ class WindowSlot:
         state, members, era = await self._listed(keys, args)
         if members is None or state[:8] != eras.mark(era, self.key) or not link.trusted:
             return Reading(seen=state[8:16], era=era)
+        place, names = self.window.encode(), state[16:].split(b":", 4)
         try:
-            messages = self.home.records.open_all(members, self.window.encode())
+            if names[4:] != [place]:
+                raise Unreadable("the window of another key")
+            messages = self.home.records.open_all(members, place)
         except Unreadable:
             parts.counters.unreadable += 1
             return Reading(seen=state[8:16], era=era)
-        complete = state.endswith(b":1")
+        complete = names[3] == b"1"
         return Reading(True, True, messages, seen=state[8:16], complete=complete, era=era)
 
     async def _listed(
@@ -142,7 +145,7 @@ class WindowSlot:
             return -1
         state = b"".join((
             lease.mark, lease.token,
-            lease.floor, f":{tail}:{len(oldest_first)}:{int(complete)}".encode(),
+            lease.floor, f":{tail}:{len(oldest_first)}:{int(complete)}:{self.window}".encode(),
         ))  # fmt: skip
         ttl_ms = int(options.message_ttl_s * 1000)
         head = (lease.token, lease.floor, state, ttl_ms)

@@ -23,6 +23,11 @@ class Ended(Away):
 class Wire(Protocol):
     """What the cache needs of a connection."""
 
+    @property
+    def desynchronized(self) -> int:
+        """Connections ended because calls and replies might not match."""
+        ...
+
     def incarnation_of(self, key: str) -> bytes:
         """8 bytes that differ between two runs of the server that holds a key."""
         ...

@@ -14,7 +14,7 @@ local state = redis.call('GET', KEYS[2])
 if not state then
   return 0
 end
-local floor, tail, count, complete = string.match(state, '^(%d+):(%d*):(%d+):(%d)$', 17)
+local floor, tail, count, complete = string.match(state, '^(%d+):(%d*):(%d+):(%d):', 17)
 local last = ARGV[#ARGV - 1]
 if tail ~= '' and tonumber(tail) == tonumber(last) then
   local known = true
@@ -47,7 +47,7 @@ if surplus > 0 then
   complete = '0'
 end
 -- The fill id goes: a repeated fill of before must not take this window for its own.
-local numbers = table.concat({floor, last, redis.call('ZCARD', set), complete}, ':')
+local numbers = table.concat({floor, last, redis.call('ZCARD', set), complete, set}, ':')
 redis.call('SET', KEYS[2], ARGV[1] .. string.rep('\0', 8) .. numbers, 'PX', ARGV[3])
 redis.call('PEXPIRE', set, ARGV[3])
 outlive(KEYS[1], ARGV[3])

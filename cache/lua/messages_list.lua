@@ -4,14 +4,14 @@
 -- ARGV[1] mark of the era as the caller knows it, 8 bytes  ARGV[2] page from below this sequence_id, '' for the newest
 -- ARGV[3] limit, 0 for the whole window wherever it begins
 -- returns {state or false, members, era}; false for members when the window cannot answer
--- A state is the mark of its era, fill id, then floor:tail:count:complete. Floor and set must agree with
--- it: each may have been evicted alone.
+-- A state is the mark of its era, fill id, then floor:tail:count:complete:key of the set. Floor and
+-- set must agree with it: each may have been evicted alone.
 local state = redis.call('GET', KEYS[2])
 local era = KEYS[4] and redis.call('GET', KEYS[4]) or false
 if not state or string.sub(state, 1, 8) ~= ARGV[1] then
   return {state, false, era}
 end
-local floor, tail, count, complete = string.match(state, '^(%d+):(%d*):(%d+):(%d)$', 17)
+local floor, tail, count, complete = string.match(state, '^(%d+):(%d*):(%d+):(%d):', 17)
 local newest = redis.call('ZRANGE', KEYS[3], -1, -1, 'WITHSCORES')
 if redis.call('GET', KEYS[1]) ~= floor or redis.call('ZCARD', KEYS[3]) ~= tonumber(count) then
   return {state, false, era}

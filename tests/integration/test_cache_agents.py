@@ -463,3 +463,33 @@ async def test_an_id_that_cannot_be_a_hash_tag_is_refused(cache: Cache, agent_id
         await cache.agents.get(agent_id)
     with pytest.raises(ValueError, match="agent id"):
         await cache.messages.list(agent_id)
+
+
+async def test_another_agents_value_is_a_miss(cache: Cache, client: Any, prefix: str) -> None:
+    await cache.agents.set("a1", {"owner": "a1"})
+    await cache.agents.sessions.set("a1", "s", {"owner": "a1"})
+    async for key in client.scan_iter(match=f"{prefix}{{a1}}*"):
+        await client.copy(key, key.replace(b"{a1}", b"{a2}"))
+    assert await cache.agents.get("a2") is None
+    assert await cache.agents.sessions.get("a2", "s") is None
+    assert cache.stats()["unreadable"] == 2
+    assert await cache.agents.get_or_load("a2", Loader({"owner": "a2"})) == {"owner": "a2"}
+    assert await cache.agents.get("a1") == {"owner": "a1"}
+
+
+@pytest.mark.parametrize("odd", ["\ud800", "agent\udfff"])
+async def test_one_odd_id_gives_nobody_anothers_state(cache: Cache, odd: str) -> None:
+    for number in range(20):
+        await cache.agents.set(f"a{number}", {"owner": number})
+
+    async def read(number: int) -> Any:
+        return await cache.agents.get(odd if number % 5 == 0 else f"a{number}")
+
+    for _ in range(3):
+        states = await asyncio.gather(*(read(n) for n in range(20)), return_exceptions=True)
+        for number, state in enumerate(states):
+            if number % 5 == 0:
+                assert isinstance(state, ValueError)
+            else:
+                assert state == {"owner": number}
+    assert cache.stats()["desynchronized"] == 0

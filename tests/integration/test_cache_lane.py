@@ -12,7 +12,8 @@ import trustme
 from redis.exceptions import NoScriptError, ResponseError
 
 from cache import Cache, CacheOptions
-from cache.lane import Away, Lane
+from cache.errors import NotEncodable
+from cache.lane import Away, Lane, encode_command
 from cache.pool import PoolOptions, open_pool
 from tests.support.caches import PATIENT_S, Loader, cache_on
 from tests.support.servers import free_port, tls_in_front, valkey
@@ -166,4 +167,71 @@ async def test_text_bytes_and_numbers_arrive_as_they_are(valkey_url: str) -> Non
         script = "return ARGV"
         got = await lane.eval(script, 0, *sent)
         assert got == ["ü".encode(), b"\x00\r\n", b"7", b"-1.5", b""]
+        await lane.close()
+
+
+UNSENDABLE: tuple[Any, ...] = ("\ud800", "a\udfff", None, {"a": 1}, ["x"], ())
+
+
+@pytest.mark.parametrize("odd", UNSENDABLE, ids=ascii)
+@pytest.mark.parametrize("eager", [False, True])
+async def test_what_cannot_be_sent_shifts_no_reply(valkey_url: str, odd: Any, eager: bool) -> None:
+    async with open_pool(valkey_url, PoolOptions(), name="t") as client:
+        lane = Lane(client, timeout_s=PATIENT_S, eager=eager)
+        await lane.connect()
+
+        async def fetch(argument: Any) -> Any:
+            return await lane.fetch(("MGET", "t:x", "t:y", argument), lambda *_: None)
+
+        async def ask(number: int) -> Any:
+            if number % 4 == 0:
+                return await (fetch(odd) if number % 8 else lane.execute("ECHO", odd))
+            if number % 4 == 1:
+                return await lane.execute_many([("ECHO", "first"), ("ECHO", odd)])
+            return await lane.execute("ECHO", str(number))
+
+        replies = await asyncio.gather(*(ask(n) for n in range(40)), return_exceptions=True)
+        for number, reply in enumerate(replies):
+            if number % 4 < 2:
+                assert isinstance(reply, NotEncodable)
+            else:
+                assert reply == str(number).encode()
+        assert lane.desynchronized == 0
+        await lane.close()
+
+
+async def test_a_command_that_cannot_be_sent_does_not_show_its_arguments() -> None:
+    with pytest.raises(NotEncodable) as caught:
+        encode_command(("SET", "hunter2", "hunter2\ud800"))
+    assert "hunter2" not in str(caught.value)
+    assert caught.value.__cause__ is None
+    assert caught.value.__suppress_context__
+
+
+@pytest.mark.parametrize("eager", [False, True])
+async def test_a_command_that_joined_and_was_not_written_ends_the_connection(
+    valkey_url: str, monkeypatch: pytest.MonkeyPatch, eager: bool
+) -> None:
+    async with open_pool(valkey_url, PoolOptions(), name="t") as client:
+        lane = Lane(client, timeout_s=PATIENT_S, eager=eager)
+        number = await lane.execute("CLIENT", "ID")
+        blocked = asyncio.ensure_future(lane.execute("BLPOP", "never", 0))
+        for _ in range(2):  # joined, then written
+            await asyncio.sleep(0)
+        loop = asyncio.get_running_loop()
+        call_soon = loop.call_soon
+
+        def fail_once(*args: Any, **more: Any) -> Any:
+            monkeypatch.setattr(loop, "call_soon", call_soon)
+            raise MemoryError
+
+        call = lane.execute("ECHO", "x")
+        monkeypatch.setattr(loop, "call_soon", fail_once)
+        with pytest.raises(MemoryError):
+            call.send(None)
+        with pytest.raises(Away):
+            await blocked
+        assert lane.desynchronized == 1
+        assert await lane.execute("ECHO", "again") == b"again"
+        assert await lane.execute("CLIENT", "ID") != number
         await lane.close()

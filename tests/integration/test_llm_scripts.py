@@ -201,3 +201,21 @@ async def test_whom_to_tell_is_kept_as_long_as_the_request(queue: JobQueue) -> N
     keys = queue.jobs.job_keys(job.id, Priority.DEFAULT)
     assert await queue.requests.retry([id_], job=job, job_keys=keys) == 1
     assert await queue.client.pttl(key) == -1
+
+
+async def test_one_odd_request_gives_nobody_anothers_id(queue: JobQueue) -> None:
+    async def ask(number: int) -> str:
+        asked = body(f"q{number}")
+        if number % 5 == 0:
+            asked["model"] = "m\ud800"
+        return await queue.submit_llm_request(asked, provider="openai", endpoint=CHAT)
+
+    ids = await asyncio.gather(*(ask(n) for n in range(20)), return_exceptions=True)
+    for number, id_ in enumerate(ids):
+        if number % 5 == 0:
+            assert isinstance(id_, ValueError)
+        else:
+            assert isinstance(id_, str)
+            stored = await queue.requests.read(id_)
+            assert stored is not None
+            assert f'"q{number}"'.encode() in stored.body

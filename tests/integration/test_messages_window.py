@@ -172,6 +172,19 @@ async def test_a_foreign_member_in_a_window_is_no_answer(cache: Cache, client: A
     assert await cache.messages.list("a1", limit=2) is None
 
 
+async def test_another_agents_window_is_no_answer(cache: Cache, client: Any, prefix: str) -> None:
+    await cache.messages.get_or_load("a1", Loader(_messages(1, 2)))
+    await cache.messages.append("a1", _messages(3), after=2)
+    assert _numbers(await cache.messages.list("a1", limit=3)) == [3, 2, 1]
+    copied = 0
+    async for key in client.scan_iter(match=f"{prefix}{{a1}}*"):
+        copied += await client.copy(key, key.replace(b"{a1}", b"{a2}"))
+    assert copied == 3
+    before = cache.stats()["unreadable"]
+    assert await cache.messages.list("a2", limit=3) is None
+    assert cache.stats()["unreadable"] == before + 1
+
+
 async def test_many_callers_share_one_loader(cache: Cache, other: Cache) -> None:
     loader = Loader(_messages(1, 2))
     calls = [

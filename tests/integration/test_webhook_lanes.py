@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from cache import NotEncodable
 from cache.keys import QueueKeys
 from cache.scripts import load
 from tests.support.wait import eventually
@@ -797,3 +798,18 @@ async def test_the_list_of_what_ended_forgets_what_is_past_its_retention(lab: La
     await lab.attempt(id_, status=200)
     assert await lab.queue.client.zrange(index, 0, -1) == [id_.encode()]
     assert await lab.queue.client.pttl(index) > 0
+
+
+async def test_an_attempt_that_cannot_be_encoded_fails_alone(lab: Lab) -> None:
+    ids = [await lab.send(f"https://h{n}.example.com/") for n in range(8)]
+    claimed = list(await asyncio.gather(*(lab.go(id_) for id_ in ids)))
+
+    def record(number: int) -> Any:
+        error = "\ud800" if number % 4 == 0 else "refused"
+        return lab.end(claimed[number], error=error)
+
+    ends = await asyncio.gather(*(record(n) for n in range(8)), return_exceptions=True)
+    assert [isinstance(end, NotEncodable) for end in ends] == [n % 4 == 0 for n in range(8)]
+    for number, id_ in enumerate(ids):
+        attempts = (await lab.queue.delivery(id_)).attempts
+        assert [a.error for a in attempts] == ["interrupted" if number % 4 == 0 else "refused"]

@@ -31,6 +31,10 @@ class Lane:
         self.lost.append(reason)
         replies.calls.clear()
 
+    def desynchronize(self, reason: str, replies: Replies) -> None:
+        assert reason
+        self.lose("desynchronized", replies)
+
 
 def taken(data: bytes | memoryview, start: int, end: int) -> tuple[str, bytes]:
     return "taken", bytes(data[start:end])
@@ -127,14 +131,52 @@ def test_each_call_is_given_its_reply(waiting: list[Reply], sizes: list[int]) ->
 def test_what_is_no_reply_to_a_take_ends_the_connection(data: bytes) -> None:
     incoming, lane, _ = begin([(True, b"", None)])
     receive(incoming, data, iter([100]))
-    assert lane.lost == ["replies out of step"]
+    assert lane.lost == ["desynchronized"]
 
 
 @pytest.mark.usefixtures("small_buffer")
 def test_a_reply_that_nobody_waits_for_ends_the_connection() -> None:
     incoming, lane, _ = begin([])
     receive(incoming, b"+OK\r\n", iter([100]))
-    assert lane.lost == ["replies out of step"]
+    assert lane.lost == ["desynchronized"]
+
+
+@pytest.mark.usefixtures("small_buffer")
+@pytest.mark.parametrize("stray", [b"$5\r\nhe", b"*3\r\n$16\r\n", b"+OK\r\n+O", b"+"])
+@pytest.mark.parametrize("has_take", [True, False])
+def test_the_start_of_a_reply_that_nobody_waits_for_ends_the_connection(
+    stray: bytes, has_take: bool
+) -> None:
+    hit = array(bulk(b"0" * 16), bulk(b"1" * 16), bulk(b"value"))
+    incoming, lane, _ = begin([(has_take, hit, None)])
+    receive(incoming, hit, iter([1] * 100))
+    assert not lane.lost
+    receive(incoming, stray, iter([100]))
+    assert lane.lost == ["desynchronized"]
+
+
+@pytest.mark.usefixtures("small_buffer")
+@pytest.mark.parametrize("data", [b":1\r\n", b"*2\r\n:1\r\n:2\r\n", b"*3\r\n:1\r\n:1\r\n:1\r\n"])
+def test_behind_another_reply_what_is_no_reply_to_a_take_ends_the_connection(data: bytes) -> None:
+    incoming, lane, (first, second) = begin([(False, b"", None), (True, b"", None)])
+    receive(incoming, b"+OK\r\n" + data, iter([100]))
+    assert first.result() == b"OK"
+    assert not second.done()
+    assert lane.lost == ["desynchronized"]
+
+
+@pytest.mark.usefixtures("small_buffer")
+def test_a_take_that_fails_ends_the_connection() -> None:
+    def fails(*_: Any) -> None:
+        raise RuntimeError
+
+    hit = array(bulk(b"0" * 16), bulk(b"1" * 16), bulk(b"value"))
+    incoming, lane, (first, second) = begin([(True, hit, None), (True, hit, None)])
+    incoming.calls[0] = (first, fails)
+    receive(incoming, hit + hit, iter([200]))
+    assert lane.lost == ["desynchronized"]
+    assert not first.done()
+    assert not second.done()
 
 
 @pytest.mark.usefixtures("small_buffer")

@@ -3,7 +3,7 @@ A TCP proxy in front of a server's unix socket, which breaks what it is told to.
 
 `cut_replies(n)`: the next n commands that carry `marker` reach the server and
 are executed; instead of the reply the client's connection is closed.
-`reset()`: every connection is closed now. `hold()` / `release()`: nothing
+`cut_after(n)`: once n more bytes of replies have passed, every connection is closed. `reset()`: every connection is closed now. `hold()` / `release()`: nothing
 passes in either direction. `refuse` set: new connections are closed at once. `leave()`: nobody
 listens any more, so that the kernel refuses them.
 `swallow()`: what is open now stays open, and nothing comes through it any more.
@@ -28,12 +28,20 @@ class FaultProxy:
         self._cuts = 0
         self._marker = b""
         self.cuts_made = 0
+        self._bytes_left: int | None = None
+        self._cut = asyncio.Event()
         self.refuse = False
         self.port = 0
         self.server: asyncio.Server | None = None
 
     def cut_replies(self, count: int, marker: bytes = b"EVALSHA") -> None:
         self._cuts, self._marker = count, marker
+
+    def cut_after(self, size: int) -> asyncio.Event:
+        """The event is set when it has happened."""
+        self._bytes_left = size
+        self._cut = asyncio.Event()
+        return self._cut
 
     def lead_to(self, socket_path: str) -> None:
         self._socket_path = socket_path
@@ -109,6 +117,16 @@ class FaultProxy:
                 if doomed.is_set():
                     # Executed: the server has answered. The client will never know.
                     break
+                if self._bytes_left is not None and self._bytes_left < len(data):
+                    writer.write(data[: self._bytes_left])
+                    await writer.drain()
+                    self._bytes_left = None
+                    self.cuts_made += 1
+                    self._cut.set()
+                    self.reset()
+                    break
+                if self._bytes_left is not None:
+                    self._bytes_left -= len(data)
                 writer.write(data)
                 await writer.drain()
         self._close(writer)

@@ -179,10 +179,22 @@ def test_keys_rotate() -> None:
         _open(new, old.seal(1, STAMP, PLACE))
 
 
-def test_a_sealed_value_moved_to_another_place_does_not_open() -> None:
+@pytest.mark.parametrize("keyring", [None, Keyring.parse(_keys("a"))], ids=["clear", "sealed"])
+@pytest.mark.parametrize("value", [1, b"raw", None, Aliased(agentName="Ada")])
+def test_a_value_does_not_open_under_another_key(keyring: Keyring | None, value: Any) -> None:
+    envelopes = Envelopes(keyring=keyring)
+    stored = envelopes.read(envelopes.seal(value, STAMP, PLACE))
+    for other in ("lc:{a2}:s:", "", PLACE + "x", PLACE[:-1]):
+        with pytest.raises(Unreadable):
+            envelopes.open(stored, other)
+    assert envelopes.open(stored, PLACE) == value
+
+
+def test_a_sealed_value_whose_key_was_rewritten_does_not_open() -> None:
     envelopes = Envelopes(keyring=Keyring.parse(_keys("a")))
+    data = envelopes.seal(1, STAMP, PLACE).replace(PLACE.encode(), b"lc:{a2}:s:")
     with pytest.raises(Unreadable):
-        envelopes.open(envelopes.read(envelopes.seal(1, STAMP, PLACE)), "lc:{a2}:s:")
+        envelopes.open(envelopes.read(data), "lc:{a2}:s:")
 
 
 def test_with_keys_only_sealed_values_are_trusted_and_without_them_none_is() -> None:

@@ -80,7 +80,7 @@ class _Terms:
 class _Asked:
     terms: _Terms
     is_end: bool
-    row: list[Any]
+    row: bytes  # encoded, so that one that cannot be fails its own caller alone
     answer: asyncio.Future[list[Any]]
 
 
@@ -163,7 +163,7 @@ class AttemptStore:
 
     async def _ask(self, terms: _Terms, is_end: bool, row: list[Any]) -> list[Any]:
         loop = asyncio.get_running_loop()
-        asked = _Asked(terms, is_end, row, loop.create_future())
+        asked = _Asked(terms, is_end, codec.encode(row), loop.create_future())
         self._asked.append(asked)
         if self._sending is None:
             # It runs behind all that is ready now, so that it finds what they ask for, too.
@@ -219,11 +219,13 @@ class AttemptStore:
         args = [
             self.keys.prefix,
             _packed(batch[0].terms),
-            codec.encode([asked.row for asked in ends]),
-            codec.encode([asked.row for asked in begins]),
+            codec.array([asked.row for asked in ends]),
+            codec.array([asked.row for asked in begins]),
             *_report(),
         ]
         replies = await _ATTEMPT.run(self.client, [], args)
+        if [len(answers) for answers in replies] != [len(ends), len(begins)]:
+            raise ScriptFailed("the script answered for other attempts than were asked for")
         for group, answers in zip((ends, begins), replies, strict=True):
             for asked, answer in zip(group, answers, strict=True):
                 if not asked.answer.done():
