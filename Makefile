@@ -57,9 +57,9 @@ $(VENV)/peers/.ready: benchmarks/peers.txt $(VENV)/.ready
 	@touch $@
 
 soak: $(VENV)/.ready ## Chaos on the queue, the messages, the network: make soak SEED=7 MINUTES=10
-	@SOAK_SEED=$(or $(SEED),1) SOAK_MINUTES=$(or $(MINUTES),5) $(PYTEST) -q -x tests/faults/test_engine_chaos.py
-	@FUZZ_S=$(shell expr $(or $(MINUTES),5) '*' 60) $(PYTEST) -q -s -p no:cacheprovider --timeout 0 tests/faults/test_messages_fuzz.py
-	@FUZZ_S=$(shell expr $(or $(MINUTES),5) '*' 60) $(PYTEST) -q -s -p no:cacheprovider --timeout 0 tests/faults/test_cache_partition_fuzz.py
+	@SOAK_SEED=$(or $(SEED),1) SOAK_MINUTES=$(or $(MINUTES),5) $(PYTEST) -q -x tests/engine/test_chaos.py
+	@FUZZ_S=$(shell expr $(or $(MINUTES),5) '*' 60) $(PYTEST) -q -s -p no:cacheprovider --timeout 0 tests/cache/test_messages_fuzz.py
+	@FUZZ_S=$(shell expr $(or $(MINUTES),5) '*' 60) $(PYTEST) -q -s -p no:cacheprovider --timeout 0 tests/cache/test_partition_fuzz.py
 
 # The base install as a Letta server has it, without arq: on the oldest redis-py
 # that it allows and on the newest there is. Built anew when a source changes.

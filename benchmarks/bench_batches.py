@@ -32,12 +32,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import structlog
 
-from cache import embedded
+from cache.connection import embedded
 from settings import load_settings
 from tests.support.providers import FakeProvider, fake_provider
 from worker import open_queue
+from worker.app.main import build_worker
 from worker.client import JobQueue
-from worker.main import build_worker
 
 ROOT = Path(__file__).resolve().parent.parent
 CHAT = "/v1/chat/completions"

@@ -34,8 +34,8 @@ from pydantic import BaseModel
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from cache import Cache, CacheOptions, LocalOptions
-from cache.embedded import server_binary
-from cache.pool import PoolOptions, open_pool, wait_until_ready
+from cache.connection.embedded import server_binary
+from cache.connection.pool import PoolOptions, open_pool, wait_until_ready
 
 KEYS = 200
 PAGE, WINDOW = 50, 200

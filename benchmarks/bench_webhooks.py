@@ -35,13 +35,13 @@ import httpx
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from cache import embedded
+from cache.connection import embedded
 from settings import Settings, load_settings
 from worker import open_queue
+from worker.app.main import build_worker
 from worker.client import JobQueue
-from worker.effects.http import build_http_client, post_webhook
-from worker.main import build_worker
-from worker.policy.egress import EgressPolicy, parse_networks
+from worker.http.client import build_http_client, post_webhook
+from worker.http.policy import EgressPolicy, parse_networks
 
 ROOT = Path(__file__).resolve().parent.parent
 CONCURRENCY = 100

@@ -6,7 +6,8 @@ Agent states and messages in Redis: never stale, never a stampede, never in the 
         await cache.agents.invalidate(agent_id)
 """
 
-from cache.entries import Lease
+from cache.coherence.entries import Lease
+from cache.encoding.encryption import Keyring
 from cache.errors import (
     CacheError,
     CodecError,
@@ -19,7 +20,6 @@ from cache.errors import (
 )
 from cache.opening import open_cache
 from cache.options import CacheOptions, LocalOptions
-from cache.sealing import Keyring
 from cache.service import Cache
 
 __all__ = [

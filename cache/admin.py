@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import Any
 
-from cache.pool import OUTAGE, explain
+from cache.connection.pool import OUTAGE, explain
 from cache.service import Cache
 
 _SERVER_FACTS = {

@@ -13,12 +13,12 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from cache.entries import Lease, value_key
-from cache.flight import Call, Loader
-from cache.section import NamedValues, Section
+from cache.coherence.entries import Lease, value_key
+from cache.coherence.flight import Call, Loader
+from cache.components import Dependencies, Parts
+from cache.connection.protocol import Away
 from cache.sessions import Sessions
-from cache.slots import Dependencies, Parts
-from cache.wire import Away
+from cache.values import NamedValues, Section
 
 _WARM_AT_ONCE = 8
 _READ_AT_ONCE = 100

@@ -21,12 +21,13 @@ from typing import Any
 
 from redis.exceptions import ResponseError
 
-from cache import scripts
-from cache.entries import lease_key, value_key
-from cache.flight import Call
-from cache.pool import OUTAGE
+from cache.coherence.entries import lease_key, value_key
+from cache.coherence.flight import Call
+from cache.components import Parts
+from cache.connection import scripts
+from cache.connection.pool import OUTAGE
+from cache.connection.protocol import Away
 from cache.records import Records
-from cache.slots import Parts
 from cache.window import (
     Message,
     Pairs,
@@ -36,7 +37,6 @@ from cache.window import (
     page_before,
     require_page,
 )
-from cache.wire import Away
 
 MessagesLoader = Callable[[], Awaitable[Iterable[Any]]]
 
@@ -47,7 +47,7 @@ class MessageCache:
     def __init__(self, parts: Parts, records: Records) -> None:
         self.parts = parts
         self._windows = Windows(parts, records)
-        self._append = scripts.load("cache", "messages_append")
+        self._append = scripts.load(__package__, "messages_append", "cache.coherence")
 
     async def list(
         self,

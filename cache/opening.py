@@ -7,9 +7,9 @@ from contextlib import asynccontextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from cache.connection.pool import PoolOptions, open_pool
+from cache.encoding.encryption import Keyring
 from cache.options import CacheOptions, LocalOptions
-from cache.pool import PoolOptions, open_pool
-from cache.sealing import Keyring
 from cache.service import Cache
 
 if TYPE_CHECKING:

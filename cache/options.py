@@ -9,8 +9,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from cache.encoding.encryption import Keyring
 from cache.keys import CACHE_PREFIX
-from cache.sealing import Keyring
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from cache import codec, sealing
-from cache.envelope import Unreadable
+from cache.encoding import codec, encryption
+from cache.encoding.envelope import Unreadable
 from cache.errors import CodecError
 from cache.options import CacheOptions
 
@@ -34,7 +34,7 @@ class Records:
         """
         flags, body = 0, codec.encode(message)
         if self._compress_min and len(body) >= self._compress_min:
-            flags, body = flags | _ZSTD, sealing.compress(body)
+            flags, body = flags | _ZSTD, encryption.compress(body)
         if self._keyring is not None:
             flags, body = flags | _ENCRYPTED, self._keyring.encrypt(body, place)
         return bytes((_FORMAT, flags)) + body
@@ -58,8 +58,8 @@ class Records:
                 return record[2:]
             if record[0] != _FORMAT or record[1] != _ZSTD:
                 raise Unreadable("not a message in clear")
-            return sealing.decompress(record[2:], _MAX_INFLATED)
+            return encryption.decompress(record[2:], _MAX_INFLATED)
         if record[0] != _FORMAT or record[1] not in {_ENCRYPTED, _ENCRYPTED | _ZSTD}:
             raise Unreadable("in clear, where only sealed messages are trusted")
         body = self._keyring.decrypt(record[2:], place)
-        return sealing.decompress(body, _MAX_INFLATED) if record[1] & _ZSTD else body
+        return encryption.decompress(body, _MAX_INFLATED) if record[1] & _ZSTD else body

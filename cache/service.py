@@ -16,23 +16,23 @@ from pydantic import BaseModel
 from redis.asyncio.cluster import RedisCluster
 
 from cache.agents import AgentStateCache
-from cache.backplane import Backplane
-from cache.entries import Entries
-from cache.envelope import Envelopes
-from cache.era import Eras
-from cache.invalidation import Invalidation
+from cache.coherence.backplane import Backplane
+from cache.coherence.entries import Entries
+from cache.coherence.era import Eras
+from cache.coherence.guarded import Link
+from cache.coherence.invalidation import Invalidation
+from cache.coherence.local import LocalLevel
+from cache.coherence.membership import Membership
+from cache.coherence.readthrough import ReadThrough
+from cache.components import Parts
+from cache.connection.connect import wire_beside, wire_on
+from cache.connection.protocol import Away, Wire
+from cache.encoding.envelope import Envelopes
 from cache.keys import CacheKeys
-from cache.link import Link
-from cache.local import LocalLevel
-from cache.membership import Membership
 from cache.messages import MessageCache
 from cache.options import CacheOptions
-from cache.readthrough import ReadThrough
 from cache.records import Records
-from cache.slots import Parts
 from cache.stats import Counters, PerAgent
-from cache.wire import Away, Wire
-from cache.wires import wire_beside, wire_on
 
 _FIRST_CONNECT_S = 2.0
 _MEMBER_TIMEOUT_S = 1.0

@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel
 
-from cache.entries import value_key
-from cache.envelope import Stamp, Unreadable
+from cache.coherence.entries import value_key
+from cache.connection.protocol import Away
+from cache.encoding.envelope import Stamp, Unreadable
 from cache.keys import CACHE_MAX_TTL_S
-from cache.wire import Away
 
 if TYPE_CHECKING:
-    from cache.slots import Parts
+    from cache.components import Parts
 
 _FIELD = "session"
 _NONE = bytes(8)

@@ -11,11 +11,11 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from cache import scripts
-from cache.entries import Changed, Held, Lease, Reading, value_key
-from cache.envelope import Unreadable
+from cache.coherence.entries import Changed, Held, Lease, Reading, value_key
+from cache.components import Parts
+from cache.connection import scripts
+from cache.encoding.envelope import Unreadable
 from cache.records import Records
-from cache.slots import Parts
 
 Message = dict[str, Any]
 Pairs = list[Any]  # sequence_id, record, sequence_id, record, ...
@@ -29,8 +29,8 @@ class Windows:
     def __init__(self, parts: Parts, records: Records) -> None:
         self.parts = parts
         self.records = records
-        self.list_script = scripts.load("cache", "messages_list")
-        self.fill_script = scripts.load("cache", "messages_fill")
+        self.list_script = scripts.load(__package__, "messages_list")
+        self.fill_script = scripts.load(__package__, "messages_fill", "cache.coherence")
 
     def slot(
         self, agent_id: str, conversation: str, limit: int, before: int | None = None

@@ -12,7 +12,8 @@ from pathlib import Path
 
 from pydantic import SecretStr
 
-from cache.keys import CATALOGUE
+import cache.keys
+import worker.keys
 from settings import Settings, accepted, variable_name
 
 HERE = Path(__file__).parent
@@ -44,13 +45,14 @@ def keys_page() -> str:
     lines = [
         "# Keys",
         "",
-        "Written from `cache/keys.py` by `make docs`; do not edit. Everything of the queue's server is",
-        "under `arq:`, everything of the cache's under `lc:`; each has what keeps it small.",
+        "Written from `worker/keys.py` and `cache/keys.py` by `make docs`; do not edit. Everything of the",
+        "queue's server is under `arq:`, everything of the cache's under `lc:`; each has what keeps it small.",
         "",
         "| key | type | holds | bound |",
         "|---|---|---|---|",
     ]
-    lines += [f"| `{s.pattern}` | {s.type} | {s.holds} | {s.bound} |" for s in CATALOGUE]
+    catalogue = worker.keys.CATALOGUE + cache.keys.CATALOGUE
+    lines += [f"| `{s.pattern}` | {s.type} | {s.holds} | {s.bound} |" for s in catalogue]
     return "\n".join(lines) + "\n"
 
 

@@ -12,8 +12,9 @@ import pytest
 import structlog
 from arq.connections import ArqRedis
 
-from cache import codec, embedded
-from cache.pool import PoolOptions, open_pool
+from cache.connection import embedded
+from cache.connection.pool import PoolOptions, open_pool
+from cache.encoding import codec
 
 # A test reads no setting of the machine it runs on.
 for _name in [name for name in os.environ if name.startswith("LETTA_")]:

@@ -13,11 +13,9 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cache.pool import open_pool, refuse_cluster
-from cache.scripting import ScriptRedis
+from cache.connection.pool import open_pool, refuse_cluster
+from cache.connection.shared_scripts import ScriptRedis
 from worker.client import JobQueue
-from worker.effects.handle import Job
-from worker.effects.queue import JobStatus
 from worker.errors import (
     EnqueueRefused,
     InvalidArgument,
@@ -37,8 +35,10 @@ from worker.errors import (
     UnknownProvider,
     WorkerError,
 )
-from worker.policy.calls import Call, Unique, call
-from worker.policy.priority import Priority
+from worker.queue.calls import Call, Unique, call
+from worker.queue.job import Job
+from worker.queue.priority import Priority
+from worker.queue.store import JobStatus
 
 if TYPE_CHECKING:
     from settings import Settings
@@ -88,7 +88,7 @@ async def open_queue(settings: Settings | None = None) -> AsyncIterator[JobQueue
         cache.errors.UnsupportedRedisURL: the URL names a cluster.
     """
     from settings import get_settings
-    from worker.wiring import pool_options, queue_options
+    from worker.app.wiring import pool_options, queue_options
 
     chosen = settings or get_settings()
     refuse_cluster(chosen.redis_url)
@@ -110,7 +110,7 @@ def __getattr__(name: str) -> Any:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from cache.errors import CacheError
     from settings import SettingsError, get_settings
-    from worker.main import await_server, build_worker_settings
+    from worker.app.main import await_server, build_worker_settings
 
     try:
         if _is_arq_command():

@@ -1,6 +1,6 @@
 """`python -m worker`: the same command line as `letta-workers`."""
 
-from worker.cli import main
+from worker.cli.commands import main
 
 if __name__ == "__main__":
     main()

@@ -11,32 +11,16 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
-from cache.keys import QueueKeys
-from worker.client_batches import (
-    DELETE_LLM_FILES,
-    FLUSH_LLM_GROUP,
-    RUN_LLM_BATCH,
-    RUN_LLM_REQUEST,
-    TELL_LLM_REQUEST,
-)
-from worker.client_llm import FLUSH_LLM_BATCHES, LLMClient
-from worker.effects.attempts import AttemptStore
-from worker.effects.deliveries import Delivery, DeliveryStore
-from worker.effects.secrets import SecretBox
+from worker.keys import QueueKeys
+from worker.llm.client import LLMClient
 from worker.options import QueueOptions
-from worker.policy.priority import Priority
-from worker.webhooks import Webhooks
+from worker.queue.priority import Priority
+from worker.webhooks.attempts import AttemptStore
+from worker.webhooks.client import Webhooks
+from worker.webhooks.deliveries import Delivery, DeliveryStore
+from worker.webhooks.secrets import SecretBox
 
-__all__ = [
-    "DELETE_LLM_FILES",
-    "FLUSH_LLM_BATCHES",
-    "FLUSH_LLM_GROUP",
-    "RUN_LLM_BATCH",
-    "RUN_LLM_REQUEST",
-    "TELL_LLM_REQUEST",
-    "JobQueue",
-    "QueueOptions",
-]
+__all__ = ["JobQueue", "QueueOptions"]
 
 
 class JobQueue(LLMClient):

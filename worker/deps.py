@@ -12,14 +12,14 @@ if TYPE_CHECKING:
     import httpx
 
     from worker.client import JobQueue
-    from worker.effects.http import GuardedClient
-    from worker.effects.llm_requests import FlushRules
-    from worker.effects.providers import Provider
-    from worker.effects.rate import RateLimiter
-    from worker.effects.secrets import SecretBox
-    from worker.policy.batch_states import OnAmbiguous
-    from worker.policy.delivery import RetrySchedule
-    from worker.policy.lanes import LaneLimits
+    from worker.http.client import GuardedClient
+    from worker.llm.providers import Provider
+    from worker.llm.rate_limits import RateLimiter
+    from worker.llm.requests import FlushRules
+    from worker.llm.states import OnAmbiguous
+    from worker.webhooks.limits import LaneLimits
+    from worker.webhooks.policy import RetrySchedule
+    from worker.webhooks.secrets import SecretBox
 
 JobContext = Mapping[str, Any]
 _KEY = "letta_redis"
@@ -65,7 +65,7 @@ def _no_checkpoint(_name: str) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Deps:
-    """Built once by worker/main.py, put under one key of `ctx`."""
+    """Built once by worker/app/main.py, put under one key of `ctx`."""
 
     queue: JobQueue
     http: GuardedClient

@@ -1,10 +1,10 @@
-"""What one client of the queue is told: limits and times, as worker/wiring.py reads them."""
+"""What one client of the queue is told: limits and times, as worker/app/wiring.py reads them."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from worker.webhooks import WebhookOptions
+from worker.webhooks.client import WebhookOptions
 
 
 @dataclass(frozen=True, slots=True)

@@ -69,9 +69,9 @@ class Ours(Contender):
     async def open(self, url: str) -> None:
         import structlog
 
-        from cache.pool import PoolOptions, build_client
+        from cache.connection.pool import PoolOptions, build_client
+        from worker.app.main import WorkerRedis
         from worker.client import JobQueue
-        from worker.main import WorkerRedis
 
         structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.ERROR))
         self.client = build_client(url, PoolOptions(), name="bench", client_class=WorkerRedis)
@@ -81,7 +81,7 @@ class Ours(Contender):
         await self.queue.enqueue("job", kind, number, sent)
 
     async def fill(self, kind: str, count: int) -> None:
-        from worker.policy.calls import Call
+        from worker.queue.calls import Call
 
         for start in range(0, count, 10_000):
             numbers = range(start, min(start + 10_000, count))

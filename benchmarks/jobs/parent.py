@@ -24,7 +24,7 @@ Report = dict[str, float]
 @contextmanager
 def server() -> Iterator[int]:
     """A fresh valkey-server over loopback TCP; its port."""
-    from cache.embedded import server_binary
+    from cache.connection.embedded import server_binary
 
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port: int = listener.getsockname()[1]

@@ -9,7 +9,7 @@ from dataclasses import replace
 from typing import Any
 
 from cache import Cache, CacheOptions
-from cache.pool import PoolOptions, open_pool
+from cache.connection.pool import PoolOptions, open_pool
 
 PATIENT_S = 5.0
 # No member falls silent on a busy machine, unless that is what the test is about.

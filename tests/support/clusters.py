@@ -12,7 +12,7 @@ from typing import Any
 from redis.asyncio import Redis
 from redis.crc import key_slot
 
-from cache.embedded import server_binary
+from cache.connection.embedded import server_binary
 from tests.support.servers import answers, free_port
 from tests.support.wait import eventually, eventually_sync
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import yaml
 
-from cache.embedded import server_binary
+from cache.connection.embedded import server_binary
 from tests.support.servers import answers, free_port
 from tests.support.wait import eventually_sync
 

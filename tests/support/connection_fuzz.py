@@ -13,8 +13,8 @@ from typing import Any
 
 from redis.exceptions import ResponseError
 
+from cache.connection.multiplexed import Away, Lane
 from cache.errors import NotEncodable
-from cache.lane import Away, Lane
 from tests.support.fault_proxy import FaultProxy
 
 CALLERS = 40

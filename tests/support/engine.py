@@ -7,9 +7,9 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
-from cache.keys import QueueKeys
 from worker.client import JobQueue
 from worker.engine import EngineOptions, Worker
+from worker.keys import QueueKeys
 
 QUICK = EngineOptions(lease_s=1.0, poll_s=0.5, abort_poll_s=0.05, beat_s=0.3)
 

@@ -106,7 +106,7 @@ def serve(url: str, prefix: str, ledger: str, lease_s: str = str(LEASE_S)) -> No
         processors=[structlog.processors.TimeStamper(), structlog.processors.KeyValueRenderer()]
     )
 
-    from cache.pool import PoolOptions, build_client
+    from cache.connection.pool import PoolOptions, build_client
     from worker.engine import EngineOptions, RetryPolicy, Worker
 
     async def main() -> None:

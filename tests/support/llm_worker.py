@@ -15,9 +15,9 @@ from dataclasses import replace
 from typing import Any
 
 from settings import Settings, load_settings
-from worker import building
+from worker.app import building
+from worker.app.main import build_worker
 from worker.deps import Deps
-from worker.main import build_worker
 
 _build_deps = building.build_deps
 

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from cache.embedded import server_binary
+from cache.connection.embedded import server_binary
 from tests.support.wait import eventually_sync
 
 

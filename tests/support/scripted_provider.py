@@ -8,10 +8,10 @@ from collections.abc import AsyncIterator, Collection
 from dataclasses import dataclass, field
 from typing import Any
 
-from worker.effects.providers import Lines, RemoteBatch, Unclear
-from worker.policy.answers import CANCELED, Answer
-from worker.policy.batch import Group
-from worker.policy.batch_states import Sighting
+from worker.llm.answers import CANCELED, Answer
+from worker.llm.grouping import Group
+from worker.llm.providers import Lines, RemoteBatch, Unclear
+from worker.llm.states import Sighting
 
 POISON = "poison"
 USAGE = {

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cache.pool import OUTAGE, PoolOptions, open_pool
+from cache.connection.pool import OUTAGE, PoolOptions, open_pool
 from tests.support.servers import valkey
 from tests.support.wait import eventually
 

@@ -11,7 +11,7 @@ from contextlib import asynccontextmanager, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from cache.embedded import server_binary
+from cache.connection.embedded import server_binary
 from tests.support.wait import eventually_sync
 
 

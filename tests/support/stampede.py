@@ -13,7 +13,7 @@ import json
 import sys
 
 from cache import Cache, CacheOptions
-from cache.pool import PoolOptions, open_pool
+from cache.connection.pool import PoolOptions, open_pool
 from tests.support.wait import eventually
 
 

@@ -11,8 +11,8 @@ import sys
 
 import structlog
 
-from worker.policy.restart import RestartPolicy
-from worker.supervisor import SupervisorOptions, run_supervisor
+from worker.process.policy import RestartPolicy
+from worker.process.supervisor import SupervisorOptions, run_supervisor
 
 
 def main() -> None:

@@ -19,7 +19,7 @@ import os
 import sys
 import threading
 
-from worker.child import ChildOptions, serve
+from worker.process.child import ChildOptions, serve
 
 _STEP_S = 0.05
 

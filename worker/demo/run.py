@@ -28,7 +28,8 @@ import httpx
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from cache import Cache, embedded, open_cache
+from cache import Cache, open_cache
+from cache.connection import embedded
 from settings import Settings, load_settings
 from worker import RequestFailed, WorkerError, open_queue
 from worker.client import JobQueue

@@ -4,6 +4,6 @@ from __future__ import annotations
 
 from worker.engine.options import EngineOptions, JobFunction, job
 from worker.engine.worker import Worker, new_worker_id
-from worker.policy.retry import RetryPolicy
+from worker.queue.policy import RetryPolicy
 
 __all__ = ["EngineOptions", "JobFunction", "RetryPolicy", "Worker", "job", "new_worker_id"]

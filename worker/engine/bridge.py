@@ -79,7 +79,7 @@ def settings_class(
 
 
 class ManagedEngine:
-    """A worker as `worker.child` runs one."""
+    """A worker as `worker.process.child` runs one."""
 
     def __init__(self, worker: Worker) -> None:
         self.worker = worker

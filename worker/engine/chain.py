@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from cache import codec
+from cache.encoding import codec
 from worker.engine.records import blob
 
 

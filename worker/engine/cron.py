@@ -18,15 +18,15 @@ import structlog
 from arq.cron import CronJob
 from cronsim import CronSim
 
-from cache import codec
-from cache.pool import OUTAGE
-from cache.scripts import load
+from cache.connection.pool import OUTAGE
+from cache.connection.scripts import load
+from cache.encoding import codec
 from worker.engine.records import EngineKeys
 
-log = structlog.get_logger("worker.engine")
+log = structlog.get_logger(__name__)
 
-_CRON = load("worker.engine", "cron", "worker.effects")
-_SCHEDULE = load("worker.engine", "schedule_run", "worker.effects")
+_CRON = load(__package__, "cron", "worker.queue")
+_SCHEDULE = load(__package__, "schedule_run", "worker.queue")
 # Looks at the clock at least this often: the server's may be set.
 _LOOK_S = 10.0
 _RETRY_S = 1.0

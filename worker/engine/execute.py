@@ -2,7 +2,7 @@
 One claimed job, from its bytes to its end. No Redis here: what happens is told in an `End`.
 
 A job is prepared (prepare.py), run with hooks and a timeout, and judged
-(judge.py). Nothing that a job, a hook or a serializer raises leaves `run`.
+(outcome.py). Nothing that a job, a hook or a serializer raises leaves `run`.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import structlog
 from arq.utils import ms_to_datetime
 
 from worker.engine.deadlines import Deadlines
-from worker.engine.judge import Body, Judge, describe
+from worker.engine.outcome import Body, Judge, describe
 from worker.engine.prepare import Preparer
 from worker.engine.records import Claim, End
 from worker.engine.settings import Hook, Settings
@@ -49,7 +49,7 @@ class Executor:
         self._judge = Judge(settings, now_ms)
         self._preparer = Preparer(settings, self._judge, now_ms)
         self._deadlines = Deadlines(lambda claim: interrupt(claim, "timeout"))
-        self._log = structlog.get_logger("worker.engine").bind()
+        self._log = structlog.get_logger(__name__).bind()
 
     def close(self) -> None:
         self._deadlines.close()

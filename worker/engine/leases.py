@@ -16,13 +16,13 @@ from typing import Any
 
 import structlog
 
-from cache.pool import OUTAGE, close_client, sibling
-from cache.scripts import load
+from cache.connection.pool import OUTAGE, close_client, sibling
+from cache.connection.scripts import load
 from worker.engine.records import Claim, EngineKeys
 
-log = structlog.get_logger("worker.engine")
+log = structlog.get_logger(__name__)
 
-_RENEW = load("worker.engine", "renew")
+_RENEW = load(__package__, "renew")
 _MOST_PAIRS = 2000
 _UNSTARTED_LEASES = 2
 _JOIN_S = 5.0

@@ -16,7 +16,7 @@ from typing import Any
 import hiredis
 from redis.exceptions import ConnectionError as RedisConnectionError
 
-from cache.pool import OUTAGE
+from cache.connection.pool import OUTAGE
 from worker.engine.records import EngineKeys
 
 _RETRY_S = 0.5

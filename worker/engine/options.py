@@ -7,7 +7,7 @@ from typing import Any
 
 from arq.worker import Function, func
 
-from worker.policy.retry import RetryPolicy
+from worker.queue.policy import RetryPolicy
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import structlog
 from arq.worker import JobExecutionFailed
 
-from worker.engine.judge import Body, Judge
+from worker.engine.outcome import Body, Judge
 from worker.engine.records import Claim, End
 from worker.engine.settings import Settings
 
@@ -19,7 +19,7 @@ class Preparer:
         self._settings = settings
         self._judge = judge
         self._now_ms = now_ms
-        self._log = structlog.get_logger("worker.engine").bind()
+        self._log = structlog.get_logger(__name__).bind()
 
     def prepare(self, claim: Claim) -> Body | tuple[End, str]:
         if claim.body is None:

@@ -24,8 +24,8 @@ from typing import Any
 
 import msgspec
 
-from cache.keys import QueueKeys
-from worker.policy.priority import Priority
+from worker.keys import QueueKeys
+from worker.queue.priority import Priority
 
 # The order in which queues are taken from; a queue's number is its place from 1.
 ORDER = (Priority.CRITICAL, Priority.HIGH, Priority.DEFAULT, Priority.LOW)
@@ -136,7 +136,7 @@ class Turn:
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """A reply of lua/pump.lua as it came, and what can be told without reading the claims."""
+    """A reply of lua/poll.lua as it came, and what can be told without reading the claims."""
 
     data: list[Any]
 

@@ -17,13 +17,13 @@ from typing import Any
 
 import structlog
 
+from worker.engine.claim_ahead import Pace
 from worker.engine.execute import Executor, interrupt
-from worker.engine.judge import given_back
-from worker.engine.pace import Pace
-from worker.engine.pump import MOST_AHEAD
+from worker.engine.outcome import given_back
+from worker.engine.poll import MOST_AHEAD
 from worker.engine.records import Claim, End
 
-log = structlog.get_logger("worker.engine")
+log = structlog.get_logger(__name__)
 
 # Not started for so long, a job claimed ahead goes back for others to take.
 _STALE_S = 1.0

@@ -19,12 +19,12 @@ from typing import Any
 import structlog
 from redis.exceptions import NoScriptError, ResponseError
 
-from cache.lane import Lane
-from cache.pool import OUTAGE
-from worker.engine.pump import Pump, WakeTurn
+from cache.connection.multiplexed import Lane
+from cache.connection.pool import OUTAGE
+from worker.engine.poll import Pump, WakeTurn
 from worker.engine.records import Claim, EngineKeys, read_claims
 
-log = structlog.get_logger("worker.engine")
+log = structlog.get_logger(__name__)
 
 # A wait has a connection and a limit of its own: few commands when idle.
 _WAIT_S, _LATE_S = 20, 5.0

@@ -2,7 +2,7 @@
 The engine: `arq.worker.Worker`'s arguments and meaning, on claims, leases and one pump.
 
 Each turn of the pump ends the jobs that are over and claims what is due
-(pump.py, lua/pump.lua); a thread renews the leases (leases.py); a token or a
+(poll.py, lua/poll.lua); a thread renews the leases (leases.py); a token or a
 change of the queue wakes it (wake.py). docs/states.md draws a job's states,
 docs/arq.md says where this differs from arq and why.
 """
@@ -23,18 +23,18 @@ from arq.constants import default_queue_name
 from arq.utils import timestamp_ms
 from arq.worker import Worker as ArqWorker
 
-from cache import codec
-from cache.keys import QUEUE_PREFIX, QueueKeys
-from cache.pool import OUTAGE, close_client, wait_until_ready
-from worker.engine import guard
-from worker.engine.assembly import Run, assemble, connect
+from cache.connection.pool import OUTAGE, close_client, wait_until_ready
+from cache.connection.tasks import end
+from cache.encoding import codec
+from worker.engine import preflight
+from worker.engine.composition import Run, assemble, connect
 from worker.engine.options import EngineOptions
-from worker.engine.pump import PumpStopped
+from worker.engine.poll import PumpStopped
 from worker.engine.records import Claim, EngineKeys, Turn
 from worker.engine.settings import Observer
-from worker.engine.tasks import end
+from worker.keys import QUEUE_PREFIX, QueueKeys
 
-log = structlog.get_logger("worker.engine")
+log = structlog.get_logger(__name__)
 
 # After the grace: cancelled jobs have this long to clean up, then the server to hear of it.
 _CLEANUP_S = 2.0
@@ -56,7 +56,7 @@ class Worker(ArqWorker):
     observer: told of each run's end.
 
     `job_completion_wait` is the grace of a drain, in seconds. Without
-    serializers jobs and results are msgpack (`cache.codec`), never pickle.
+    serializers jobs and results are msgpack (`cache.encoding.codec`), never pickle.
 
     Raises:
         worker.errors.UnsafeServer: from `main`, when the server may evict jobs.
@@ -173,7 +173,7 @@ class Worker(ArqWorker):
             self._pool = await connect(self)
         if not await self._reach_server():
             return
-        await guard.check_server(self.pool, allow_eviction=self.options.allow_eviction)
+        await preflight.check_server(self.pool, allow_eviction=self.options.allow_eviction)
         seconds, micros = await self.pool.time()
         self._clock_offset_s = seconds + micros / 1e6 - self.loop.time()
         self.ctx["redis"] = self.pool
@@ -201,7 +201,7 @@ class Worker(ArqWorker):
             await self._until_over(turns)
         finally:
             await run.turns.finish()
-            await end(turns, *helpers)
+            await end(turns, *helpers, limit_s=float("inf"))
             run.executor.close()
             if run.scripts is not self.pool:
                 await run.scripts.aclose()
@@ -254,7 +254,7 @@ class Worker(ArqWorker):
             await asyncio.wait({ready, asked}, return_when=asyncio.FIRST_COMPLETED)
             return ready.done() and ready.exception() is None
         finally:
-            await end(ready, asked)
+            await end(ready, asked, limit_s=float("inf"))
 
     # -- small things ----------------------------------------------------------------
 

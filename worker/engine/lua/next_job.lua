@@ -1,13 +1,13 @@
 #!lua flags=allow-oom
 -- next_job.lua: claim the next job for a worker that waited, if it is plain which one that is.
 -- KEYS[1..4] queues critical, high, default, low  KEYS[5] running: id -> lease's end, Unix ms
--- KEYS[6] wake token  KEYS[7] abort marks  KEYS[10] last turn of this waker (as pump.lua's keys)
+-- KEYS[6] wake token  KEYS[7] abort marks  KEYS[10] last turn of this waker (as poll.lua's keys)
 --   and, derived from the prefix: job:<id> in-progress:<id> retry:<id>
 -- ARGV[1] prefix  ARGV[2] token of this turn, never used before: "<run of a worker>:<number>"  ARGV[3] lease_ms
--- returns {id, body, tries, claim, mark} of the job | {} none, or pump.lua has to look: jobs are due in
+-- returns {id, body, tries, claim, mark} of the job | {} none, or poll.lua has to look: jobs are due in
 --   several queues, or the first has a claim already
--- What it writes is what pump.lua writes, which takes over from it: a waker whose reply was lost sends
--- this turn's token to pump.lua, and a turn that comes late then finds it, or a later one, and claims nothing.
+-- What it writes is what poll.lua writes, which takes over from it: a waker whose reply was lost sends
+-- this turn's token to poll.lua, and a turn that comes late then finds it, or a later one, and claims nothing.
 local prefix, token, lease = ARGV[1], ARGV[2], tonumber(ARGV[3])
 -- A wait that ended without a token mostly finds nothing at all.
 if redis.call('EXISTS', KEYS[1], KEYS[2], KEYS[3], KEYS[4]) == 0 then

@@ -1,0 +1,1 @@
+"""Why nothing stale is served: leases, invalidation, backplane, breaker."""

@@ -1,0 +1,302 @@
+"""
+An entry's values: read them, lease the right to load one, store it, forget all.
+
+An entry is a floor and the values stored under it, on one cluster slot. A
+value counts only while its entry has the floor that it was stored under, so
+taking the floor away forgets all of them, and refuses every load under way,
+in one step; an eviction of the floor does the same.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+from collections.abc import Awaitable
+from dataclasses import dataclass
+from typing import Any
+
+from pydantic import BaseModel
+from redis.exceptions import ResponseError
+
+from cache.coherence.clock import Clock
+from cache.coherence.era import Eras
+from cache.coherence.guarded import Link
+from cache.connection import scripts
+from cache.connection.protocol import Away
+from cache.encoding.envelope import (
+    NO_GENERATION,
+    Envelopes,
+    Header,
+    Stamp,
+    Stored,
+    UnknownModel,
+    Unreadable,
+)
+from cache.keys import CACHE_MAX_TTL_S
+from cache.options import CacheOptions
+from cache.stats import Counters
+
+TOKEN_BYTES = 8
+
+
+@dataclass(slots=True)  # not frozen: that costs 3 us a hit
+class Reading:
+    """
+    What a read found. `found` is trusted and still kept; `fresh` also within its TTL.
+
+    `seen` is the fill id of the stored bytes, trusted or not: a lease is only
+    granted to a caller who saw what is there.
+    """
+
+    found: bool = False
+    fresh: bool = False
+    value: Any = None
+    stored: Stored | None = None
+    seen: bytes = b""
+    generation: bytes = NO_GENERATION
+    now_ms: int = 0
+    unknown_model: bool = False
+    complete: bool = False  # a window that reaches the conversation's beginning
+    era: bytes | None = None
+
+    @property
+    def head(self) -> Header | None:
+        """What stood before the value; of a window, nothing."""
+        return None if self.stored is None else self.stored.head
+
+
+@dataclass(frozen=True, slots=True)
+class Lease:
+    """The right to store one value, until something about the agent is invalidated."""
+
+    key: str
+    field: str
+    token: bytes
+    floor: bytes
+    granted_us: int
+    mark: bytes  # of the era, as read before the grant
+    generation: bytes
+
+    @property
+    def keys(self) -> tuple[str, str, str]:
+        """Floor, value and lease, as the scripts take them."""
+        return self.key, value_key(self.key, self.field), lease_key(self.key, self.field)
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """Another loads; its lease ends in `left_s` unless renewed."""
+
+    left_s: float
+
+
+class Changed:
+    """The stored value is not the one that was seen: read again."""
+
+
+class Entries:
+    """The hash operations under every read-through."""
+
+    def __init__(
+        self,
+        link: Link,
+        eras: Eras,
+        envelopes: Envelopes,
+        options: CacheOptions,
+        counters: Counters,
+    ) -> None:
+        self.link = link
+        self.eras = eras
+        self.envelopes = envelopes
+        self.clock = Clock()
+        self._options = options
+        self._counters = counters
+        self.one_slot = True  # one server has all keys; False on a cluster
+        self._lease = scripts.load(__package__, "lease")
+        self._fill = scripts.load(__package__, "fill")
+        self._release = scripts.load(__package__, "release")
+
+    async def read(
+        self,
+        key: str,
+        field: str,
+        *,
+        generation_key: str | None = None,
+        model: type[BaseModel] | None = None,
+    ) -> Reading:
+        """
+        One MGET of era, floor and value (and a GET of the organisation's generation in the same
+        write, when there is one). On a cluster the era is a GET of its own.
+
+        Raises:
+            Away: the server cannot be asked.
+        """
+        names = (self.eras.key, key, f"{key}:{field}")
+        if generation_key is None and self.one_slot:
+            args, take = ("MGET", *names), self.envelopes.read
+            reply = self.link.fetch(args, take)
+            try:
+                found = await reply
+                if isinstance(found, ResponseError):
+                    raise found
+            except (Away, ResponseError) as exc:
+                found = await self.link.fetch_again(exc, args, take)
+            return self._reading(key, field, found, NO_GENERATION, model)
+        others = names[:1] if generation_key is None else (names[0], generation_key)
+        commands = [("MGET", *names[1:]), *(("GET", name) for name in others)]
+        (floor, data), era, *held = await self.link.execute_many(commands)
+        generation = (held[0] or b"") if held else NO_GENERATION
+        stored = None if data is None else self.envelopes.read(data)
+        return self._reading(key, field, (era, floor, stored), generation, model)
+
+    def _reading(
+        self,
+        key: str,
+        field: str,
+        found: tuple[bytes | None, bytes | None, Stored | None],
+        generation: bytes,
+        model: type[BaseModel] | None,
+    ) -> Reading:
+        era, floor, stored = found
+        if stored is None:
+            return Reading(generation=generation, era=era)
+        head, now_ms, unknown_model = stored.head, self.clock.now_ms(), False
+        if head is None:
+            self._counters.unreadable += 1
+        elif now_ms < head.kept_until_ms and self._trusts(
+            head, floor, generation, self.eras.mark(era, key)
+        ):
+            try:
+                value = self.envelopes.open(stored, value_key(key, field), model)
+            except UnknownModel:
+                unknown_model = True
+            except Unreadable:
+                self._counters.unreadable += 1
+            else:
+                fresh = now_ms < head.fresh_until_ms
+                return Reading(True, fresh, value, stored, stored.seen, generation, now_ms, era=era)
+        return Reading(
+            seen=stored.seen, generation=generation, era=era, unknown_model=unknown_model
+        )
+
+    def _trusts(
+        self, head: Header, floor: bytes | None, generation: bytes, mark: bytes | None
+    ) -> bool:
+        """Whether every invalidation since would have removed this value, or its generation."""
+        if (
+            self.link.trusted
+            and head.mark == mark
+            and head.generation == generation
+            and b"%d" % head.floor == floor
+        ):
+            return True
+        self._counters.untrusted += 1
+        return False
+
+    async def lease(
+        self,
+        key: str,
+        field: str,
+        seen: bytes,
+        generation: bytes,
+        *,
+        mode: str = "grant",
+        era: bytes | None = None,
+    ) -> Lease | Held | Changed:
+        """
+        Ask for the right to load. `mode` "steal" is a writer's and is always granted. `era`
+        is the caller's, if he has just read it.
+
+        Raises:
+            Away: the server cannot be asked.
+        """
+        token = os.urandom(TOKEN_BYTES)
+        mark = await self.eras.mark_now(key, era=era)
+        keys = (key, value_key(key, field), lease_key(key, field))
+        args = (token, int(self._options.lease_s * 1000), seen, mode)
+        reply = await self.link.run(self._lease, keys, args)
+        if reply[0] == 0:
+            return Held(max(reply[1], 1) / 1000)
+        if reply[0] != 1:
+            return Changed()
+        now_us = int(reply[2])
+        self.clock.learn(now_us)
+        return Lease(key, field, token, reply[1], now_us, mark, generation)
+
+    async def renew(self, lease: Lease) -> bool:
+        """False when the lease was lost."""
+        lease_ms = int(self._options.lease_s * 1000)
+        reply = await self.link.run(self._lease, lease.keys, (lease.token, lease_ms, "", "renew"))
+        return bool(reply[0] == 1 and reply[1] == lease.floor)
+
+    def seal(
+        self, lease: Lease, value: Any, *, ttl_s: float, keep_s: float = 0.0, load_s: float = 0.0
+    ) -> tuple[bytes, int]:
+        """
+        The envelope of a value and its life in ms: `ttl_s` less jitter, then `keep_s` of grace.
+
+        Raises:
+            NotEncodable: see `Envelopes.seal`.
+        """
+        now_ms = self.clock.now_ms()
+        jitter = 1 - self._options.ttl_jitter * random.random()  # noqa: S311  (not a secret)
+        fresh_ms = max(1, int(min(ttl_s, CACHE_MAX_TTL_S) * 1000 * jitter))
+        life_ms = min(fresh_ms + int(keep_s * 1000), int(CACHE_MAX_TTL_S * 1000))
+        stamp = Stamp(
+            lease.token,
+            lease.mark,
+            now_ms + fresh_ms,
+            now_ms + life_ms,
+            lease.generation,
+            int(load_s * 1e6),
+            int(lease.floor),
+        )
+        return self.envelopes.seal(value, stamp, value_key(lease.key, lease.field)), life_ms
+
+    async def fill(self, lease: Lease, envelope: bytes, life_ms: int) -> int:
+        """2 stored while others wait, 1 stored, 0 refused: the value may be old."""
+        args = (lease.token, lease.floor, envelope, life_ms)
+        return await self.confirm(lease, self.link.run(self._fill, lease.keys, args))
+
+    async def confirm(self, lease: Lease, fill: Awaitable[int]) -> int:
+        """A fill's answer, which is 0 if the era of its lease has ended: it counts for nobody."""
+        stored, era = await asyncio.gather(fill, self.eras.read())
+        if self.eras.mark(era, lease.key) != lease.mark:
+            stored = 0
+        if stored:
+            self._counters.fills += 1
+        else:
+            self._counters.fills_refused += 1
+        return stored
+
+    async def release(self, lease: Lease) -> bool:
+        """Give a lease back without a value; True when others wait for it."""
+        reply = await self.link.run(self._release, lease.keys[2:], (lease.token,))
+        return bool(reply == 2)
+
+    async def invalidate(self, *keys: str | bytes) -> None:
+        """
+        Forget entries and refuse what is being loaded for them.
+
+        Goes past the breaker: what cannot be delivered is the caller's to keep.
+
+        Raises:
+            Away: not all of it is done.
+        """
+        unlinks = [("UNLINK", key) for key in keys]
+        for reply in await self.link.wire.execute_many(unlinks):
+            if isinstance(reply, ResponseError):
+                raise reply
+
+
+def value_key(key: str, field: str) -> str:
+    """Where a value lies; encryption binds it there."""
+    return f"{key}:{field}"
+
+
+def lease_key(key: str, field: str) -> str:
+    return f"{key}:lease:{field}"
+
+
+__all__ = ["Away", "Changed", "Entries", "Held", "Lease", "Reading", "value_key"]

@@ -1,0 +1,97 @@
+"""
+The era: what every stored value must be of, beside its entry's floor.
+
+It ends when the server was restarted, and when a process that may invalidate
+has not been heard for its lease (cache/coherence/membership.py): then an invalidation
+may be stuck there, and all that was stored before counts for nothing. Whoever
+misses the era begins the next one.
+"""
+
+from __future__ import annotations
+
+import os
+
+import structlog
+
+from cache.coherence.guarded import Link
+from cache.connection import scripts
+from cache.connection.protocol import Wire
+from cache.keys import CACHE_MAX_TTL_S, CacheKeys
+
+log = structlog.get_logger(__name__)
+
+ERA_BYTES = 16
+_MAX_TTL_MS = int(CACHE_MAX_TTL_S * 1000)
+_SCRIPT = scripts.load(__package__, "era")
+
+
+class Eras:
+    """Reads and begins eras, and says what values of one carry: their mark."""
+
+    def __init__(self, link: Link, keys: CacheKeys) -> None:
+        self._link = link
+        self.key = keys.era
+        self._keys = [keys.members, keys.era]
+        self.known = b""  # the newest that was seen; may have ended
+        self._memo: tuple[bytes, bytes] = (b"", b"")
+        self._mark = b""
+
+    def mark(self, era: bytes | None, key: str) -> bytes | None:
+        """
+        What values of an era carry on the node of `key`; None for an era that counts no more.
+
+        The node's run is in it too: a restart from a snapshot or a failover to a lagging
+        replica can bring back what an invalidation had removed.
+        """
+        wire = self._link.wire
+        if era is None or era[:8] != wire.incarnation_of(self.key):
+            return None
+        memo = (era, wire.incarnation_of(key))
+        if memo != self._memo:
+            self.known = era
+            self._mark = bytes(a ^ b for a, b in zip(era[8:], memo[1], strict=True))
+            self._memo = memo
+        return self._mark
+
+    def learn(self, era: bytes) -> None:
+        """Told by whoever hears of it, in any thread."""
+        self.known = era
+
+    async def read(self) -> bytes | None:
+        """Raises Away."""
+        era: bytes | None = await self._link.execute("GET", self.key)
+        return era
+
+    async def open(self) -> bytes:
+        """The era of now, begun if there is none. Raises Away."""
+        args = script_args("open", self._link.wire, self.key)
+        reply = await self._link.run(_SCRIPT, self._keys, args)
+        return heard(reply)
+
+    async def mark_known(self, key: str) -> bytes:
+        """The mark of the newest era that was seen; the caller finds out whether it has ended."""
+        era = self.known or await self.read()
+        return self.mark(era, key) or b""
+
+    async def mark_now(self, key: str, *, era: bytes | None = None) -> bytes:
+        """The mark to store under; `era` as it was read a moment ago, if it was. Raises Away."""
+        found = self.mark(era or await self.read(), key)
+        if found is None:
+            found = self.mark(await self.open(), key)
+        return found or b""  # restarted between the two: what is stored under it counts nowhere
+
+
+def script_args(
+    mode: str, wire: Wire, era_key: str, *, member: str = "", lease_ms: int = 0, latest_ms: int = 0
+) -> tuple[object, ...]:
+    """The arguments of era.lua."""
+    fresh = wire.incarnation_of(era_key) + os.urandom(8)
+    return mode, member, lease_ms, latest_ms, fresh, _MAX_TTL_MS
+
+
+def heard(reply: list[object]) -> bytes:
+    """The era of a reply, and a word where others were found to be silent."""
+    era, lapsed = reply[2], reply[3]
+    if lapsed:
+        log.warning("cache.members_lapsed", members=lapsed)
+    return bytes(era)  # type: ignore[call-overload,no-any-return]

@@ -1,0 +1,138 @@
+"""
+One value of one agent as the read-through sees it, and the parts that a cache is made of.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from pydantic import BaseModel
+
+from cache.coherence.backplane import Backplane
+from cache.coherence.entries import Changed, Entries, Held, Lease, Reading
+from cache.coherence.invalidation import Invalidation
+from cache.coherence.local import LocalLevel, Mark
+from cache.coherence.readthrough import ReadThrough
+from cache.keys import CacheKeys
+from cache.options import CacheOptions
+from cache.stats import Counters, PerAgent
+
+Dependencies = Sequence[str] | Callable[[Any], Iterable[str]]
+
+
+@dataclass(slots=True)
+class Parts:
+    """What a cache is made of; `Cache` puts it together."""
+
+    options: CacheOptions
+    keys: CacheKeys
+    entries: Entries
+    flights: ReadThrough
+    invalidation: Invalidation
+    backplane: Backplane
+    local: LocalLevel | None
+    counters: Counters
+    per_agent: PerAgent
+
+
+@dataclass(slots=True)
+class ValueSlot:
+    """One value of one agent, as the read-through sees it."""
+
+    parts: Parts
+    agent_id: str
+    key: str
+    field: str
+    generation_key: str | None = None
+    model: type[BaseModel] | None = None
+    ttl_s: float | None = None
+    keep_s: float = 0.0
+    dependencies: Dependencies = ()
+
+    @property
+    def name(self) -> str:
+        return f"{self.key}\0{self.field}"
+
+    @property
+    def entry(self) -> str:
+        return self.name
+
+    def note(self, event: str, value: Any = None) -> None:
+        """Count a "hit", "miss" or "load" of this agent."""
+        counters, agent = self.parts.counters, self.parts.per_agent.of(self.agent_id)
+        if event == "hit":
+            counters.hits += 1
+            agent.hits += 1
+            counters.negative_hits += value is None
+        elif event == "miss":
+            counters.misses += 1
+            agent.misses += 1
+        else:
+            agent.loads += 1
+
+    def learn(self, value: Any) -> None:
+        if isinstance(value, BaseModel):
+            self.parts.entries.envelopes.models.add(type(value))
+
+    def read(self) -> Awaitable[Reading]:
+        """Raises Away, when awaited."""
+        local, entries = self.parts.local, self.parts.entries
+        reading = entries.read(
+            self.key, self.field, generation_key=self.generation_key, model=self.model
+        )
+        return reading if local is None else self._keep(local, local.begin(self.key), reading)
+
+    async def _keep(self, local: LocalLevel, mark: Mark, reads: Awaitable[Reading]) -> Reading:
+        """What is read, kept in the process if nothing was invalidated since the mark."""
+        try:
+            reading = await reads
+            if reading.fresh and reading.stored is not None and reading.head is not None:
+                left_s = (reading.head.fresh_until_ms - reading.now_ms) / 1000
+                local.keep(
+                    self.key, self.field, mark,
+                    stored=reading.stored, value=reading.value, left_s=left_s,
+                    group=self.generation_key,
+                )  # fmt: skip
+            return reading
+        finally:
+            local.end(self.key, mark)
+
+    async def lease(self, seen: Reading, mode: str = "grant") -> Lease | Held | Changed:
+        generation = seen.generation
+        if self.generation_key is not None and not generation:
+            generation = await self.parts.invalidation.generation(self.generation_key)
+        return await self.parts.entries.lease(
+            self.key, self.field, seen.seen, generation, mode=mode, era=seen.era
+        )
+
+    async def renew(self, lease: Lease) -> bool:
+        return await self.parts.entries.renew(lease)
+
+    async def release(self, lease: Lease) -> bool:
+        return await self.parts.entries.release(lease)
+
+    async def store(self, lease: Lease, value: Any, load_s: float = 0.0) -> int:
+        options, entries = self.parts.options, self.parts.entries
+        ttl_s = options.ttl_s if self.ttl_s is None else self.ttl_s
+        if value is None:
+            ttl_s = min(ttl_s, options.negative_ttl_s)
+        if ttl_s <= 0:
+            return -1
+        envelope, life_ms = entries.seal(
+            lease, value, ttl_s=ttl_s, keep_s=self.keep_s, load_s=load_s
+        )
+        if len(envelope) > options.max_value_bytes:
+            self.parts.counters.too_large += 1
+            return -1
+        names = self.dependencies(value) if callable(self.dependencies) else self.dependencies
+        invalidation = self.parts.invalidation
+        if not await invalidation.depends(self.agent_id, names, lease, life_ms):
+            self.parts.counters.fills_refused += 1
+            await entries.release(lease)
+            return 0
+        stored = await entries.fill(lease, envelope, life_ms)
+        if stored == 2:
+            self.parts.backplane.wake(self.entry)
+        return stored

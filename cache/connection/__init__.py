@@ -1,0 +1,1 @@
+"""Connections to Redis: pools, scripts, and one connection for many callers."""

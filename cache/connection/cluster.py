@@ -1,0 +1,226 @@
+"""
+What `Lane` is to one server, for the nodes of a cluster: one lane each.
+
+So the commands of one event-loop tick leave in one write a node, and each
+node's run is known. The map of slots is asked for when it is needed, and
+again after a MOVED, a connection that ended, or a node that is silent.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from bisect import bisect_right
+from collections.abc import Awaitable, Sequence
+from types import SimpleNamespace
+from typing import Any, TypeVar
+
+from redis.crc import key_slot
+from redis.exceptions import ResponseError
+
+from cache.connection.multiplexed import Lane
+from cache.connection.pool import node_pool
+from cache.connection.protocol import Away, Ended, Wire
+from cache.connection.tasks import end
+
+T = TypeVar("T")
+Address = tuple[str, int]
+
+_HOPS = 4
+# Asked of the wrong node, or of one that cannot answer now. TRYAGAIN, half of the keys of a slot
+# on its way, is a refusal like others: a miss.
+_PASSING = {"MOVED", "ASK", "CLUSTERDOWN", "LOADING", "MASTERDOWN"}
+_SCRIPTS = {"EVAL", "EVALSHA"}
+_KEY_OF_SCRIPT = 3
+
+
+class ClusterLane:
+    """Commands go to the lane of the node that has their first key; one without, to all."""
+
+    def __init__(self, client: Any, *, timeout_s: float) -> None:
+        self._client = client
+        self._timeout_s = timeout_s
+        self._lanes: dict[Address, Lane] = {}
+        self._starts: list[int] = []  # first slot of each range,
+        self._owners: list[Address] = []  # and who has it
+        self._stale = True
+        self._learning: asyncio.Task[None] | None = None
+        self._endings: set[asyncio.Task[Any]] = set()
+        self._desynchronized = 0  # of lanes that are closed
+
+    @property
+    def desynchronized(self) -> int:
+        return self._desynchronized + sum(lane.desynchronized for lane in self._lanes.values())
+
+    def incarnation_of(self, key: str) -> bytes:
+        """That of the node which has the key by the map of now; zeros while none is known."""
+        owner = self._owner(key)
+        lane = self._lanes.get(owner) if owner else None
+        return bytes(8) if lane is None else lane.incarnation_of()
+
+    async def connect(self) -> None:
+        """
+        Raises:
+            Away: no map, or one of the nodes on it cannot be reached.
+        """
+        if self._stale:
+            await self._learn()
+        await _all([lane.connect() for lane in list(self._lanes.values())])
+
+    async def execute(self, *args: Any) -> Any:
+        """As `Lane.execute`."""
+        if len(args) == 1:
+            return (await _all([lane.execute(*args) for lane in await self.nodes()]))[0]
+        key = args[_KEY_OF_SCRIPT if args[0] in _SCRIPTS else 1]
+        address: Address | None = None
+        asking = False
+        for _ in range(_HOPS):
+            await self._learn_in_time()
+            lane = self._lane(address or self._owner(key))
+            try:
+                return await self._ask(lane, args, asking=asking)
+            except ResponseError as exc:
+                word, _, rest = str(exc).partition(" ")
+                if word not in _PASSING:
+                    raise
+                address, asking = self._told(word, rest, lane), word == "ASK"
+                if address is None:
+                    raise Away(str(exc)) from None
+            except Away:
+                self._stale = True  # another may have taken its place
+                raise
+        self._stale = True
+        raise Away("the cluster sends the command round and round")
+
+    async def execute_many(self, commands: Sequence[Sequence[Any]]) -> list[Any]:
+        """As `Lane.execute_many`: one write a node."""
+        replies = await asyncio.gather(
+            *(self.execute(*command) for command in commands), return_exceptions=True
+        )
+        for reply in replies:
+            if isinstance(reply, BaseException) and not isinstance(reply, ResponseError):
+                raise reply
+        return replies
+
+    async def evalsha(self, sha: str, count: int, *args: Any) -> Any:
+        return await self.execute("EVALSHA", sha, count, *args)
+
+    async def eval(self, source: str, count: int, *args: Any) -> Any:
+        return await self.execute("EVAL", source, count, *args)
+
+    async def _ask(self, lane: Lane, args: Sequence[Any], *, asking: bool) -> Any:
+        if not asking:
+            return await lane.execute(*args)
+        reply = (await lane.execute_many((("ASKING",), args)))[1]
+        if isinstance(reply, ResponseError):
+            raise reply
+        return reply
+
+    def _told(self, word: str, rest: str, lane: Lane) -> Address | None:
+        """Where MOVED or ASK sends a command; None when it must be given up for now."""
+        if word not in {"MOVED", "ASK"}:
+            self._stale = True
+            return None
+        host, _, port = rest.split(" ")[1].rpartition(":")
+        if not host:  # the same as the one that answered
+            host = next((h for (h, _), known in self._lanes.items() if known is lane), "")
+        self._stale = self._stale or word == "MOVED"
+        return host, int(port)
+
+    def _owner(self, key: str | bytes) -> Address | None:
+        if not self._starts:
+            return None
+        slot = key_slot(key if isinstance(key, bytes) else key.encode())
+        return self._owners[bisect_right(self._starts, slot) - 1]
+
+    def _lane(self, address: Address | None) -> Lane:
+        if address is None:
+            raise Away("no map of the cluster")
+        lane = self._lanes.get(address)
+        if lane is None:
+            pool = SimpleNamespace(connection_pool=node_pool(self._client, *address))
+            lane = self._lanes[address] = Lane(pool, timeout_s=self._timeout_s)
+        return lane
+
+    async def _learn_in_time(self) -> None:
+        if not self._stale:
+            return
+        try:
+            async with asyncio.timeout(self._timeout_s):
+                await self._learn()
+        except TimeoutError:
+            raise Away(f"no map of the cluster within {self._timeout_s} s") from None
+
+    async def _learn(self) -> None:
+        """Ask for the map; whoever comes meanwhile waits for the same answer."""
+        if self._learning is None:
+            self._learning = asyncio.ensure_future(self._learn_from_any())
+        task = self._learning
+        try:
+            await asyncio.shield(task)
+        finally:
+            if task.done() and self._learning is task:
+                self._learning = None
+
+    async def _learn_from_any(self) -> None:
+        seeds = [(node.host, int(node.port)) for node in _startup_nodes(self._client)]
+        reason = "the cluster has no nodes"
+        for address in dict.fromkeys([*self._lanes, *seeds]):
+            try:
+                ranges = await self._lane(address).execute("CLUSTER", "SLOTS")
+            except (Away, ResponseError) as exc:
+                reason = str(exc)
+                continue
+            if ranges:
+                await self._take(ranges, address)
+                return
+            reason = "no node has slots"
+        raise Away(reason)
+
+    async def _take(self, ranges: list[Any], asked: Address) -> None:
+        ranges.sort(key=lambda found: found[0])
+        self._starts = [found[0] for found in ranges]
+        self._owners = [
+            ((found[2][0] or asked[0].encode()).decode(), found[2][1]) for found in ranges
+        ]
+        self._stale = False
+        for address in [a for a in self._lanes if a not in self._owners]:
+            lane = self._lanes.pop(address)
+            self._desynchronized += lane.desynchronized
+            task = asyncio.ensure_future(lane.close())
+            self._endings.add(task)
+            task.add_done_callback(self._endings.discard)
+        # A run is known once it is connected to; a value is judged by it.
+        await asyncio.gather(
+            *(self._lane(address).connect() for address in dict.fromkeys(self._owners)),
+            return_exceptions=True,
+        )
+
+    async def nodes(self) -> Sequence[Wire]:
+        """The lanes of the nodes on the map. Raises Away."""
+        await self._learn_in_time()
+        return list(self._lanes.values())
+
+    async def has_ended(self) -> bool:
+        """One node that is gone is not the cluster."""
+        return False
+
+    async def close(self) -> None:
+        if self._learning is not None:
+            await end(self._learning)
+        await asyncio.gather(*(lane.close() for lane in self._lanes.values()))
+        await asyncio.gather(*self._endings, return_exceptions=True)
+
+
+def _startup_nodes(client: Any) -> list[Any]:
+    return list(client.nodes_manager.startup_nodes.values())
+
+
+async def _all(calls: Sequence[Awaitable[T]]) -> list[T]:
+    """Every answer, or the first error once all have ended."""
+    if not calls:
+        raise Ended("no node is connected")
+    found = await asyncio.gather(*calls, return_exceptions=True)
+    for answer in found:
+        if isinstance(answer, BaseException):
+            raise answer
+    return found  # type: ignore[return-value]

@@ -1,0 +1,28 @@
+"""Ending background tasks for certain."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+_ASK_AGAIN_S = 0.1
+
+
+async def end(*tasks: asyncio.Future[Any] | None, limit_s: float = 5.0) -> None:
+    """
+    Cancel tasks until they are done, for `limit_s` at most; their errors are dropped.
+
+    `asyncio.wait_for` of Python 3.11, which redis-py sends with, loses a cancellation that
+    arrives together with its result, and redis-py can take one for the failure of a connect;
+    so it is repeated.
+    """
+    pending = {task for task in tasks if task is not None}
+    loop = asyncio.get_running_loop()
+    give_up_at = loop.time() + limit_s
+    while pending and loop.time() < give_up_at:
+        for task in pending:
+            task.cancel()
+        done, pending = await asyncio.wait(pending, timeout=_ASK_AGAIN_S)
+        for task in done:
+            if not task.cancelled():
+                task.exception()

@@ -1,0 +1,142 @@
+"""
+Values of one kind in the agents' entries: what states, blocks and contexts have in common.
+"""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from typing import Any
+
+from pydantic import BaseModel
+
+from cache.coherence.entries import Lease, Reading, value_key
+from cache.coherence.flight import Call, Loader
+from cache.components import Dependencies, Parts, ValueSlot
+from cache.connection.protocol import Away
+from cache.encoding.envelope import Unreadable
+from cache.errors import NotEncodable
+
+
+class Section:
+    """Values of one kind: states, blocks by label, or contexts by hash."""
+
+    def __init__(self, parts: Parts, kind: str) -> None:
+        self._parts = parts
+        self._options = parts.options
+        self._kind = kind
+        self._open = parts.options.prefix + "{"
+
+    def _slot(
+        self,
+        agent_id: str,
+        name: str,
+        organisation: str | None = None,
+        model: type[BaseModel] | None = None,
+        **how: Any,
+    ) -> ValueSlot:
+        self._parts.keys.check(agent_id)
+        key = self._open + agent_id + "}"
+        # The organisation is part of the place: read without it, no generation is checked.
+        kind = self._kind if organisation is None else f"{self._kind}@{organisation}"
+        field = f"{kind}:{name}"
+        generation = None if organisation is None else self._parts.keys.generation(organisation)
+        return ValueSlot(self._parts, agent_id, key, field, generation, model, **how)
+
+    async def _get(self, slot: ValueSlot) -> Any:
+        parts = self._parts
+        if not parts.options.enabled:
+            return None
+        if parts.local is not None:
+            held, value = self._copy(slot.key, slot.field, slot.model)
+            if held:
+                return value
+        try:
+            reading = await slot.read()
+        except Away:
+            parts.counters.bypassed += 1
+            return None
+        slot.note("hit" if reading.fresh else "miss", reading.value)
+        return reading.value if reading.fresh else None
+
+    async def _get_or_load(self, slot: ValueSlot, loader: Loader, call: Call) -> Any:
+        parts = self._parts
+        if not parts.options.enabled:
+            return await loader()
+        if parts.local is not None:
+            held, value = self._copy(slot.key, slot.field, slot.model)
+            if held:
+                return value
+        return await parts.flights.get_or_load(slot, loader, call)
+
+    async def _set(self, slot: ValueSlot, value: Any) -> bool:
+        parts = self._parts
+        if not parts.options.enabled:
+            return False
+        stored = 0
+        with suppress(Away):
+            known = parts.entries.eras.known or None
+            seen = Reading(era=known) if slot.generation_key is None else await slot.read()
+            lease = await slot.lease(seen, mode="steal")
+            if isinstance(lease, Lease):  # else the server was restarted under the call
+                stored = await self._store(slot, lease, value)
+        if stored > 0:
+            await parts.invalidation.announce(slot.key)
+        else:
+            # What is there may be older than what the caller has.
+            await parts.invalidation.entries([slot.key], wait=False)
+        return stored > 0
+
+    async def _store(self, slot: ValueSlot, lease: Lease, value: Any) -> int:
+        try:
+            return await slot.store(lease, value)
+        except NotEncodable:
+            await slot.release(lease)
+            raise
+
+    def _copy(self, key: str, field: str, model: type[BaseModel] | None) -> tuple[bool, Any]:
+        """(True, value) from this process's own copies, else (False, None)."""
+        local = self._parts.local
+        copy = local.get(key, field) if local is not None else None
+        if copy is None or not self._parts.entries.link.trusted:
+            return False, None
+        if copy.stored is None:
+            return True, copy.value
+        try:
+            return True, self._parts.entries.envelopes.open(
+                copy.stored, value_key(key, field), model
+            )
+        except Unreadable:
+            return False, None
+
+
+class NamedValues(Section):
+    """
+    Values by agent and name. `cache.agents.blocks` by label, `cache.agents.contexts` by hash.
+
+    They are part of the agent's entry: `cache.agents.invalidate` forgets them too.
+    """
+
+    async def get(self, agent_id: str, name: str, *, model: type[BaseModel] | None = None) -> Any:
+        """The value, or None on a miss or while the server is away."""
+        return await self._get(self._slot(agent_id, name, model=model))
+
+    async def get_or_load(
+        self,
+        agent_id: str,
+        name: str,
+        loader: Loader,
+        *,
+        ttl_s: float | None = None,
+        depends_on: Dependencies = (),
+        model: type[BaseModel] | None = None,
+    ) -> Any:
+        """The value, from the cache or else from `loader`; see `AgentStateCache.get_or_load`."""
+        slot = self._slot(agent_id, name, model=model, ttl_s=ttl_s, dependencies=depends_on)
+        call = Call(hard_timeout_s=self._options.loader_timeout_s)
+        return await self._get_or_load(slot, loader, call)
+
+    async def set(
+        self, agent_id: str, name: str, value: Any, *, ttl_s: float | None = None
+    ) -> bool:
+        """Store a value; False when it was not stored. See `AgentStateCache.set`."""
+        return await self._set(self._slot(agent_id, name, ttl_s=ttl_s), value)

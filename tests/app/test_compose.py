@@ -1,0 +1,376 @@
+"""compose/: the file against its public schema, and each service's command and probe for real."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+
+import pytest
+from redis.exceptions import OutOfMemoryError
+
+from cache.connection.pool import PoolOptions, open_pool
+from settings import Settings, variable_name
+from tests.support.compose import (
+    COMPOSE,
+    ROOT,
+    ValkeyService,
+    configuration,
+    directive,
+    load,
+    run,
+    seconds,
+    services,
+    size_bytes,
+)
+from tests.support.supervised import start
+from tests.support.wait import eventually
+from worker.process.supervisor import SupervisorOptions
+
+pytestmark = pytest.mark.acceptance
+
+SERVICES = ("valkey-queue", "valkey-cache", "letta", "letta-workers")
+VALKEYS = ("valkey-queue", "valkey-cache")
+# 12 MB of room, and 30 MB of somebody's data: a server that is full, within a second.
+SMALL = ("--maxmemory", "12mb")
+JOBS = {f"arq:job:{n}": b"x" * 500 for n in range(200)}
+
+
+# -- the file ------------------------------------------------------------------
+
+
+def test_the_file_is_valid_by_the_public_compose_schema() -> None:
+    arguments = ["--builtin-schema", "vendor.compose-spec", str(COMPOSE / "compose.yaml")]
+
+    checked = run([sys.executable, "-m", "check_jsonschema", *arguments])
+
+    assert checked.returncode == 0, checked.stdout + checked.stderr
+
+
+def test_it_has_the_four_services() -> None:
+    assert tuple(services()) == SERVICES
+
+
+@pytest.mark.parametrize("name", SERVICES)
+def test_a_service_is_probed_restarted_limited_and_gains_no_privileges(name: str) -> None:
+    service = services()[name]
+
+    assert service["healthcheck"]["test"][0] == "CMD"
+    assert service["restart"] == "unless-stopped"
+    assert service["init"] is True
+    assert "no-new-privileges:true" in service["security_opt"]
+    assert size_bytes(service["mem_limit"]) > 0
+    assert seconds(service["stop_grace_period"]) > 0
+    assert service["logging"]["options"]["max-size"]
+
+
+@pytest.mark.parametrize("name", ["valkey-queue", "valkey-cache", "letta-workers"])
+def test_a_service_whose_files_are_ours_runs_on_a_read_only_root(name: str) -> None:
+    assert services()[name]["read_only"] is True
+
+
+def test_every_published_port_is_bound_to_loopback() -> None:
+    published = [port for service in services().values() for port in service.get("ports", ())]
+
+    assert "127.0.0.1:6380:6379" in published
+    assert all(port.startswith("127.0.0.1:") for port in published)
+
+
+def test_the_queue_keeps_its_data_in_the_operators_home() -> None:
+    assert "/home/operator/.letta/.persist/redis:/data" in services()["valkey-queue"]["volumes"]
+    assert directive(COMPOSE / "valkey-queue.conf", "dir") == "./"  # the image's /data
+
+
+@pytest.mark.parametrize("name", ["letta", "letta-workers"])
+def test_a_service_waits_until_what_it_needs_is_healthy(name: str) -> None:
+    needed = services()[name]["depends_on"]
+
+    assert set(needed) == set(VALKEYS)
+    assert {need["condition"] for need in needed.values()} == {"service_healthy"}
+
+
+def test_the_workers_are_stopped_no_sooner_than_their_own_drain_takes() -> None:
+    workers = services()["letta-workers"]
+    grace_s = float(workers["environment"]["LETTA_WORKER_SHUTDOWN_GRACE_S"])
+
+    assert seconds(workers["stop_grace_period"]) > grace_s + SupervisorOptions().kill_margin_s
+
+
+@pytest.mark.parametrize(("name", "times"), [("valkey-queue", 2.0), ("valkey-cache", 1.5)])
+def test_a_container_has_room_beside_its_servers_maxmemory(name: str, times: float) -> None:
+    service = services()[name]
+    limit = size_bytes(directive(configuration(service), "maxmemory"))
+
+    assert size_bytes(service["mem_limit"]) >= times * limit
+
+
+def test_the_workers_count_and_log_level_have_defaults_and_can_be_set() -> None:
+    def environment(**environ: str) -> dict[str, str]:
+        found: dict[str, str] = load(environ)["services"]["letta-workers"]["environment"]
+        return found
+
+    assert str(environment()["LETTA_WORKER_COUNT"]) == "4"
+    assert environment()["LETTA_WORKER_LOG_LEVEL"] == "INFO"
+    chosen = environment(LETTA_WORKER_COUNT="7", LETTA_WORKER_LOG_LEVEL="DEBUG")
+    assert str(chosen["LETTA_WORKER_COUNT"]) == "7"
+    assert chosen["LETTA_WORKER_LOG_LEVEL"] == "DEBUG"
+
+
+def test_every_variable_given_to_the_workers_is_a_setting() -> None:
+    known = {variable_name(field) for field in Settings.model_fields}
+
+    assert set(services()["letta-workers"]["environment"]) <= known
+
+
+def test_queue_and_cache_are_different_servers_for_everyone() -> None:
+    for name in ("letta", "letta-workers"):
+        environment = services()[name]["environment"]
+        assert environment["LETTA_REDIS_URL"] == "redis://valkey-queue:6379/0"
+        assert environment["LETTA_CACHE_REDIS_URL"] == "redis://valkey-cache:6379/0"
+    # The Letta server's own locks must not be evicted either.
+    assert services()["letta"]["environment"]["LETTA_REDIS_HOST"] == "valkey-queue"
+
+
+# -- the Valkey servers ----------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", VALKEYS)
+def test_a_valkey_starts_from_its_file_and_its_probe_says_so(name: str, tmp_path: Path) -> None:
+    service = ValkeyService(name, tmp_path)
+
+    assert service.probe() != 0
+    with service.running():
+        assert service.probe() == 0
+    assert service.probe() != 0
+
+
+async def test_a_probe_fails_on_a_server_that_answers_with_an_error(tmp_path: Path) -> None:
+    service = ValkeyService("valkey-cache", tmp_path, "--requirepass", "wanted")
+    with service.running():
+        assert service.probe() != 0
+
+
+async def test_the_full_queue_refuses_writes_and_keeps_every_job(tmp_path: Path) -> None:
+    service = ValkeyService("valkey-queue", tmp_path, *SMALL)
+    with service.running():
+        async with open_pool(service.url, PoolOptions(), name="test") as client:
+            await client.mset(JOBS)
+
+            with pytest.raises(OutOfMemoryError):
+                await _fill(client)
+
+            assert await client.exists(*JOBS) == len(JOBS)
+            assert (await client.info("stats"))["evicted_keys"] == 0
+
+
+async def test_the_full_cache_evicts_and_takes_every_write(tmp_path: Path) -> None:
+    service = ValkeyService("valkey-cache", tmp_path, *SMALL)
+    with service.running():
+        async with open_pool(service.url, PoolOptions(), name="test") as client:
+            await _fill(client)
+
+            assert (await client.info("stats"))["evicted_keys"] > 0
+            assert (await client.info("memory"))["used_memory"] <= 13 * 2**20
+
+
+async def test_what_the_queue_took_is_there_after_kill_9(tmp_path: Path) -> None:
+    service = ValkeyService("valkey-queue", tmp_path)
+    with service.running() as process:
+        async with open_pool(service.url, PoolOptions(), name="test") as client:
+            await client.mset(JOBS)
+        process.kill()
+        process.wait()
+
+    with service.running():
+        async with open_pool(service.url, PoolOptions(), name="test") as client:
+            assert await client.exists(*JOBS) == len(JOBS)
+
+
+async def test_the_cache_writes_nothing_to_the_disk(tmp_path: Path) -> None:
+    service = ValkeyService("valkey-cache", tmp_path)
+    with service.running():
+        async with open_pool(service.url, PoolOptions(), name="test") as client:
+            await client.mset(JOBS)
+
+    assert os.listdir(tmp_path) == ["server.log"]  # noqa: PTH208
+
+
+async def _fill(client: object) -> None:
+    for n in range(300):
+        await client.set(f"filler:{n}", b"y" * 100_000)  # type: ignore[attr-defined]
+
+
+# -- the Letta server --------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("status", "healthy"), [(200, True), (503, False)])
+def test_lettas_probe_reads_its_health_endpoint(status: int, healthy: bool) -> None:
+    kind, program, flag, code = services()["letta"]["healthcheck"]["test"]
+    assert (kind, program, flag) == ("CMD", "python3", "-c")
+    assert "127.0.0.1:8283/" in code
+
+    with _health_endpoint(status) as port:
+        probed = run([sys.executable, flag, code.replace(":8283/", f":{port}/")])
+
+    assert (probed.returncode == 0) is healthy
+
+
+@contextmanager
+def _health_endpoint(status: int) -> Iterator[int]:
+    class Health(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(status if self.path == "/v1/health/" else 404)
+            self.end_headers()
+
+        def log_message(self, *_args: object) -> None:
+            pass
+
+    with HTTPServer(("127.0.0.1", 0), Health) as server:
+        thread = threading.Thread(target=server.serve_forever, daemon=True)
+        thread.start()
+        yield server.server_port
+        server.shutdown()
+        thread.join()
+
+
+# -- the image, as far as it can be checked without an engine -------------------------
+
+
+def _instructions() -> list[tuple[str, str]]:
+    text = (COMPOSE / "Dockerfile").read_text().replace("\\\n", " ")
+    lines = [line for line in text.splitlines() if line and not line.startswith("#")]
+    return [(line.split(maxsplit=1)[0], line.split(maxsplit=1)[1]) for line in lines]
+
+
+def _copied() -> list[str]:
+    """Paths that the Dockerfile takes from the repository."""
+    copies = [rest.split() for name, rest in _instructions() if name == "COPY"]
+    return [path for words in copies if not words[0].startswith("--from") for path in words[:-1]]
+
+
+def test_the_image_runs_as_a_user_without_rights_and_in_exec_form() -> None:
+    last = dict(_instructions())
+
+    assert re.fullmatch(r"[1-9]\d*:[1-9]\d*", last["USER"])
+    assert last["CMD"] == '["start_workers.sh"]'
+    assert last["FROM"] == "python:3.11-slim"
+    assert services()["letta-workers"]["healthcheck"]["test"][1:] == ["letta-workers", "health"]
+    assert last["HEALTHCHECK"].endswith('CMD ["letta-workers", "health"]')
+
+
+def test_the_image_names_no_package_index() -> None:
+    text = (COMPOSE / "Dockerfile").read_text()
+
+    assert "--index" not in text
+    assert "--find-links" not in text
+    assert "://" not in text
+
+
+def test_every_copied_path_exists_and_is_let_into_the_build() -> None:
+    ignore = (COMPOSE / "Dockerfile.dockerignore").read_text().splitlines()
+    allowed = {line.removeprefix("!") for line in ignore if line.startswith("!")}
+
+    assert "*" in ignore
+    assert set(_copied()) == allowed
+    for path in _copied():
+        assert (ROOT / path).exists(), path
+
+
+def test_what_is_copied_is_enough_to_build_the_package_with_its_command(tmp_path: Path) -> None:
+    for path in _copied():
+        target = tmp_path / "src" / path
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if (ROOT / path).is_dir():
+            shutil.copytree(ROOT / path, target, ignore=shutil.ignore_patterns("__pycache__"))
+        else:
+            shutil.copy2(ROOT / path, target)
+    built = run(
+        [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(tmp_path / "out")],
+        cwd=tmp_path / "src",
+    )
+    assert built.returncode == 0, built.stderr
+
+    (wheel,) = (tmp_path / "out").glob("*.whl")
+    with zipfile.ZipFile(wheel) as archive:
+        names = archive.namelist()
+        entry_points = next(name for name in names if name.endswith("entry_points.txt"))
+        assert "letta-workers = worker.cli:main" in archive.read(entry_points).decode()
+    scripts = {str(path.relative_to(ROOT)) for path in ROOT.glob("worker/**/*.lua")}
+    assert scripts
+    assert scripts <= set(names)
+
+
+def test_the_start_script_without_the_package_says_what_to_do(tmp_path: Path) -> None:
+    script = tmp_path / "bin" / "start_workers.sh"
+    script.parent.mkdir()
+    script.write_bytes((COMPOSE / "start_workers.sh").read_bytes())
+
+    started = run(["/bin/sh", str(script)], {"PATH": "/usr/bin:/bin"})
+
+    assert started.returncode == 2
+    assert started.stderr.startswith("letta-workers is not on PATH; run 'make setup'")
+    assert started.stderr.count("\n") == 1
+
+
+# -- the workers -------------------------------------------------------------------
+
+
+async def test_the_workers_start_are_healthy_and_drain_with_the_files_environment(
+    tmp_path: Path,
+) -> None:
+    queue = ValkeyService("valkey-queue", tmp_path / "queue")
+    cache = ValkeyService("valkey-cache", tmp_path / "cache")
+    with queue.running(), cache.running():
+        environ = _workers_environment(queue, cache)
+        assert _workers_probe(environ).returncode == 1
+
+        async with start(program=str(COMPOSE / "start_workers.sh"), environ=environ) as running:
+            await running.event("supervisor.child_ready", count=4, deadline_s=60)
+            await eventually(lambda: _is_healthy(environ), deadline_s=30)
+            running.signal(signal.SIGTERM)
+
+            assert await running.exit_code() == 0
+            ended = running.all("supervisor.child_ended", exit_code=0)
+            assert len(ended) == 4
+    unreachable = _workers_probe(environ)
+    assert unreachable.returncode == 1
+    assert unreachable.stderr.count("\n") <= 2, unreachable.stderr
+
+
+async def test_a_wrong_setting_ends_the_workers_with_2_and_one_line() -> None:
+    environ = {"LETTA_WORKER_COUNT": "none"}
+    async with start(program=str(COMPOSE / "start_workers.sh"), environ=environ) as running:
+        assert await running.exit_code() == 2
+        (line,) = running.lines
+        assert line.startswith("LETTA_WORKER_COUNT: ")
+
+
+def _workers_environment(queue: ValkeyService, cache: ValkeyService) -> dict[str, str]:
+    """The file's own, with the servers' names replaced by where this test runs them."""
+    given = services()["letta-workers"]["environment"]
+    environ = {name: str(value) for name, value in given.items()}
+    for name, server in (("valkey-queue", queue), ("valkey-cache", cache)):
+        for variable, value in environ.items():
+            environ[variable] = value.replace(f"{name}:6379", f"127.0.0.1:{server.port}")
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    return {**environ, "PATH": path, "LETTA_SECRETS_DIR": "/nonexistent"}
+
+
+def _workers_probe(environ: dict[str, str]) -> subprocess.CompletedProcess[str]:
+    kind, *command = services()["letta-workers"]["healthcheck"]["test"]
+    assert kind == "CMD"
+    return run(["/usr/bin/env", *command], environ)
+
+
+async def _is_healthy(environ: dict[str, str]) -> bool:
+    return (await asyncio.to_thread(_workers_probe, environ)).returncode == 0

@@ -1,0 +1,83 @@
+"""The cache on a cluster of three nodes: every script on one slot."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from cache import Cache, LocalOptions
+from tests.support.caches import Loader, cache_on
+from tests.support.clusters import cluster
+from tests.support.wait import eventually
+
+pytestmark = pytest.mark.integration
+
+
+@pytest.fixture
+async def url(tmp_path: Path) -> AsyncIterator[str]:
+    async with cluster(tmp_path) as nodes:
+        yield nodes.url
+
+
+async def test_everything_works_on_a_cluster(url: str) -> None:
+    async with (
+        cache_on(url, "lc:", local=LocalOptions(ttl_s=60)) as reader,
+        cache_on(url, "lc:") as writer,
+    ):
+        await _values(reader, writer)
+        await _messages(reader, writer)
+        await _stampede(reader, writer)
+        assert writer.stats()["outages"] == 0
+
+
+async def _values(reader: Cache, writer: Cache) -> None:
+    for number in range(20):
+        assert await writer.agents.set(f"a{number}", number)
+    found = await writer.agents.get_many([f"a{number}" for number in range(21)])
+    assert found == {f"a{number}": number for number in range(20)}
+
+    await reader.agents.get_or_load("b1", Loader(1), depends_on=["block:1"], organisation="o1")
+    assert await reader.agents.get("b1", organisation="o1") == 1
+    await writer.agents.invalidate_organisation("o1")
+    assert await writer.agents.get("b1", organisation="o1") is None
+
+    await writer.agents.invalidate("a1", "a2")
+    assert await writer.agents.get_many(["a1", "a2", "a3"]) == {"a3": 3}
+    await reader.agents.get_or_load("b2", Loader(2), depends_on=["block:2"])
+    # Clocks of nodes are not compared to the microsecond: an index says so for 2 s.
+    await writer.agents.invalidate_dependency("block:2")
+    assert await writer.agents.get("b2") is None
+
+    lease = await writer.agents.lease("c1")
+    assert lease is not None
+    await reader.agents.invalidate("c1")
+    assert not await writer.agents.fill("c1", "old", lease)
+
+    await writer.invalidate_everything()
+    assert await writer.agents.get("a3") is None
+
+    async def gone_here_too() -> bool:
+        return await reader.agents.get("a3") is None
+
+    await eventually(gone_here_too)
+
+
+async def _messages(reader: Cache, writer: Cache) -> None:
+    rows = [{"id": f"m{number}", "sequence_id": number} for number in (1, 2)]
+    await reader.messages.get_or_load("a1", Loader(rows), limit=2)
+    assert await writer.messages.append("a1", [{"id": "m5", "sequence_id": 5}], after=2)
+    page = await reader.messages.list("a1", limit=2)
+    assert page is not None
+    assert [row["sequence_id"] for row in page] == [5, 2]
+    await writer.messages.invalidate("a1")
+    assert await reader.messages.list("a1", limit=2) is None
+
+
+async def _stampede(reader: Cache, writer: Cache) -> None:
+    loader = Loader("value")
+    calls = [c.agents.get_or_load("s1", loader) for c in (reader, writer) for _ in range(50)]
+    assert set(await asyncio.gather(*calls)) == {"value"}
+    assert loader.calls == 1

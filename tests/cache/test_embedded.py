@@ -1,0 +1,103 @@
+"""embedded://: a private server that keeps its data and never outlives its owner."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from cache.connection import embedded
+from cache.connection.pool import PoolOptions, open_pool
+from cache.errors import EmbeddedServerError
+from tests.support.wait import eventually_sync
+
+pytestmark = pytest.mark.integration
+
+OPTIONS = PoolOptions()
+
+OWNER = """
+import sys, time
+from cache.connection import embedded
+url = embedded.acquire(sys.argv[1])
+server = next(iter(embedded._running.values()))
+print(server.process.pid if server.process else 0, url, flush=True)
+sys.stdin.read()
+"""
+
+
+def start_owner(url: str) -> tuple[subprocess.Popen[str], int, str]:
+    process = subprocess.Popen(
+        [sys.executable, "-c", OWNER, url],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout is not None
+    pid, real_url = process.stdout.readline().split()
+    return process, int(pid), real_url
+
+
+def is_gone(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return True
+    # A zombie waits for a parent that no longer collects it; it serves nobody.
+    return Path(f"/proc/{pid}/stat").read_text().split()[2] == "Z"
+
+
+async def test_a_directory_keeps_what_was_written(tmp_path: Path) -> None:
+    url = f"embedded://{tmp_path}/data"
+    for round_ in (1, 2):
+        async with open_pool(url, OPTIONS, name="t") as client:
+            assert await client.incr("rounds") == round_
+            config = await client.config_get("maxmemory-policy")
+            assert config["maxmemory-policy"] == "noeviction"
+
+
+async def test_users_of_one_process_share_a_server_and_the_last_stops_it() -> None:
+    async with open_pool("embedded://", OPTIONS, name="a") as first:
+        async with open_pool("embedded://", OPTIONS, name="b") as second:
+            await first.set("shared", "1")
+            assert await second.get("shared") == b"1"
+        assert await first.get("shared") == b"1"
+
+
+@pytest.mark.parametrize("end", [signal.SIGKILL, signal.SIGTERM])
+def test_the_server_ends_with_its_owner_however_that_dies(end: signal.Signals) -> None:
+    owner, pid, url = start_owner("embedded://")
+    assert not is_gone(pid)
+    owner.send_signal(end)
+    owner.communicate()
+    eventually_sync(lambda: is_gone(pid))
+    assert not embedded._answers(Path(url.removeprefix("unix://")))
+
+
+def test_a_second_process_joins_the_directory_s_server(tmp_path: Path) -> None:
+    url = f"embedded://{tmp_path}/data"
+    owner, _, first = start_owner(url)
+    guest, guest_server, second = start_owner(url)
+    assert second == first
+    assert guest_server == 0
+    guest.communicate()
+    assert embedded._answers(Path(first.removeprefix("unix://")))
+    owner.communicate()
+    assert owner.returncode == 0
+
+
+def test_a_directory_that_cannot_be_used_is_one_clear_error(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(EmbeddedServerError, match="cannot be used"):
+        embedded.acquire(f"embedded://{tmp_path}/file/data")
+
+
+def test_a_server_that_does_not_start_shows_its_log(tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    (data / "appendonlydir").mkdir(parents=True)
+    (data / "appendonlydir" / "appendonly.aof.manifest").write_text("not a manifest\n")
+    with pytest.raises(EmbeddedServerError, match="ended with code 1"):
+        embedded.acquire(f"embedded://{data}")

@@ -1,0 +1,281 @@
+"""By dependency, tag and organisation; bounded indexes; copies inside other processes."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+from pydantic import BaseModel
+
+from cache import Cache, LocalOptions
+from cache.connection.tasks import end
+from tests.support.caches import Loader, cache_on
+from tests.support.outages import fragile_server
+from tests.support.wait import eventually
+
+pytestmark = pytest.mark.integration
+
+
+@pytest.fixture
+async def cache(valkey_url: str, prefix: str) -> AsyncIterator[Cache]:
+    async with cache_on(valkey_url, prefix) as cache:
+        yield cache
+
+
+@pytest.fixture
+async def other(valkey_url: str, prefix: str) -> AsyncIterator[Cache]:
+    async with cache_on(valkey_url, prefix) as cache:
+        yield cache
+
+
+async def _fill(cache: Cache, agent: str, value: Any = 1, **how: Any) -> None:
+    await cache.agents.get_or_load(agent, Loader(value), **how)
+
+
+async def test_a_dependency_names_the_agents_that_hold_it(cache: Cache, other: Cache) -> None:
+    await _fill(cache, "a1", depends_on=["block:b1", "tool:t1"])
+    await _fill(cache, "a2", depends_on=["block:b1"])
+    await _fill(cache, "a3", depends_on=["block:b2"])
+    await other.agents.invalidate_dependency("block:b1")
+    assert await cache.agents.get_many(["a1", "a2", "a3"]) == {"a3": 1}
+
+
+async def test_dependencies_may_be_read_from_the_value(cache: Cache) -> None:
+    class State(BaseModel):
+        blocks: list[str]
+
+    await cache.agents.get_or_load(
+        "a1",
+        Loader(State(blocks=["b1"])),
+        depends_on=lambda state: [f"block:{b}" for b in state.blocks],
+    )
+    await cache.agents.invalidate_dependency("block:b1")
+    assert await cache.agents.get("a1") is None
+
+
+async def test_what_is_filled_again_is_found_again(cache: Cache) -> None:
+    for _ in range(3):
+        await _fill(cache, "a1", depends_on=["block:b1"])
+        assert await cache.agents.get("a1") == 1
+        await cache.agents.invalidate_dependency("block:b1")
+        assert await cache.agents.get("a1") is None
+
+
+async def test_a_tag_is_a_dependency(cache: Cache) -> None:
+    await _fill(cache, "a1", depends_on=["tag:vip"])
+    await cache.agents.set("a2", 2, depends_on=["tag:vip"])
+    await cache.agents.invalidate_tag("vip")
+    assert await cache.agents.get_many(["a1", "a2"]) == {}
+
+
+async def test_an_unknown_dependency_forgets_nothing(cache: Cache) -> None:
+    await _fill(cache, "a1")
+    await cache.agents.invalidate_dependency("block:none")
+    assert await cache.agents.get("a1") == 1
+
+
+async def test_an_organisation_is_forgotten_in_one_step(cache: Cache, other: Cache) -> None:
+    await _fill(cache, "a1", organisation="o1")
+    await _fill(cache, "a2", organisation="o2")
+    await other.agents.invalidate_organisation("o1")
+    assert await cache.agents.get("a1", organisation="o1") is None
+    assert await cache.agents.get("a2", organisation="o2") == 1
+    await _fill(cache, "a1", 2, organisation="o1")
+    assert await other.agents.get("a1", organisation="o1") == 2
+
+
+async def test_a_load_from_before_an_organisations_invalidation_is_not_served(
+    cache: Cache, other: Cache
+) -> None:
+    loader = Loader("old")
+    loader.hold()
+    first = asyncio.create_task(cache.agents.get_or_load("a1", loader, organisation="o1"))
+    await loader.started.wait()
+    await other.agents.invalidate_organisation("o1")
+    loader.go.set()
+    await first
+    assert await other.agents.get("a1", organisation="o1") is None
+
+
+async def test_an_organisation_whose_generation_was_evicted_is_a_miss(
+    cache: Cache, client: Any
+) -> None:
+    await _fill(cache, "a1", organisation="o1")
+    await client.delete(cache.parts.keys.generation("o1"))
+    assert await cache.agents.get("a1", organisation="o1") is None
+    await _fill(cache, "a1", 2, organisation="o1")
+    assert await cache.agents.get("a1", organisation="o1") == 2
+
+
+async def test_a_value_of_an_organisation_is_not_read_without_it(cache: Cache) -> None:
+    await _fill(cache, "a1", organisation="o1")
+    assert await cache.agents.get("a1") is None
+    assert await cache.agents.get("a1", organisation="o2") is None
+
+
+async def test_an_index_that_overflowed_means_everything(valkey_url: str, prefix: str) -> None:
+    async with cache_on(valkey_url, prefix, max_dependents=10) as cache:
+        for number in range(15):
+            await _fill(cache, f"a{number}", depends_on=["block:b1"])
+        await cache.agents.invalidate_dependency("block:b1")
+        assert await cache.agents.get_many([f"a{n}" for n in range(15)]) == {}
+        assert cache.stats()["index_lost"] == 1
+        await _fill(cache, "a1", depends_on=["block:b1"])
+        await cache.agents.invalidate_dependency("block:b2")
+        assert await cache.agents.get("a1") == 1
+
+
+async def test_an_index_that_may_have_been_evicted_means_everything(tmp_path: Any) -> None:
+    with fragile_server(tmp_path, "--maxmemory", "3mb", "--maxmemory-policy", "allkeys-lru") as s:
+        async with cache_on(s.url, "lc:") as cache:
+            for number in range(300):
+                await cache.agents.set(f"x{number}", b"x" * 20_000)
+            await _fill(cache, "a1", depends_on=["block:b1"])
+            await cache.parts.entries.link.execute("DEL", cache.parts.keys.dependency("block:b1"))
+            await cache.agents.invalidate_dependency("block:b1")
+            assert await cache.agents.get("a1") is None
+            assert cache.stats()["index_lost"] == 1
+
+
+async def test_everything_goes_with_loads_under_way(cache: Cache, other: Cache) -> None:
+    await _fill(cache, "a1")
+    await cache.messages.get_or_load("a1", Loader([{"id": "m", "sequence_id": 1}]))
+    await cache.agents.sessions.set("a1", "s1", "stays")
+    loader = Loader("old")
+    loader.hold()
+    first = asyncio.create_task(cache.agents.get_or_load("a2", loader))
+    await loader.started.wait()
+    await other.invalidate_everything()
+    loader.go.set()
+    await first
+    assert await cache.agents.get_many(["a1", "a2"]) == {}
+    assert await cache.messages.list("a1", limit=1) is None
+    assert await cache.agents.sessions.get("a1", "s1") == "stays"
+
+
+LOCAL = LocalOptions(ttl_s=60)
+
+
+async def _copied(cache: Cache, agent: str, value: Any = None, **how: Any) -> None:
+    """Until a read was served from this process's own copy."""
+
+    async def served_here() -> bool:
+        before = cache.stats()["local_hits"]
+        found = await cache.agents.get(agent, **how)
+        return cache.stats()["local_hits"] > before and (value is None or found == value)
+
+    await eventually(served_here)
+
+
+async def test_a_copy_is_served_without_the_server(
+    valkey_url: str, prefix: str, client: Any
+) -> None:
+    async with cache_on(valkey_url, prefix, local=LOCAL) as cache:
+        await cache.agents.set("a1", {"k": 1})
+        await _copied(cache, "a1")
+        await client.config_resetstat()
+        for _ in range(10):
+            assert await cache.agents.get("a1") == {"k": 1}
+            assert await cache.agents.get_or_load("a1", Loader("never")) == {"k": 1}
+        assert "cmdstat_mget" not in await client.info("commandstats")
+
+
+async def test_copies_are_not_shared_between_callers(valkey_url: str, prefix: str) -> None:
+    async with cache_on(valkey_url, prefix, local=LOCAL) as cache:
+        await cache.agents.set("a1", {"k": [1]})
+        await _copied(cache, "a1")
+        (await cache.agents.get("a1"))["k"].append(2)
+        assert await cache.agents.get("a1") == {"k": [1]}
+
+
+@pytest.mark.parametrize("how", ["agent", "set", "organisation", "dependency", "everything"])
+async def test_copies_of_other_processes_go_too(valkey_url: str, prefix: str, how: str) -> None:
+    async with (
+        cache_on(valkey_url, prefix, local=LOCAL) as reader,
+        cache_on(valkey_url, prefix) as writer,
+    ):
+        place: dict[str, Any] = {"organisation": "o1"} if how == "organisation" else {}
+        await _fill(reader, "a1", "old", depends_on=["block:b1"], **place)
+        await _copied(reader, "a1", "old", **place)
+        if how == "agent":
+            await writer.agents.invalidate("a1")
+        elif how == "set":
+            await writer.agents.set("a1", "new")
+        elif how == "organisation":
+            await writer.agents.invalidate_organisation("o1")
+        elif how == "dependency":
+            await writer.agents.invalidate_dependency("block:b1")
+        else:
+            await writer.invalidate_everything()
+
+        async def gone() -> bool:
+            return bool(await reader.agents.get("a1", **place) != "old")
+
+        assert await eventually(gone, deadline_s=5)
+
+
+async def test_the_own_process_never_serves_its_copy_after_its_own_invalidation(
+    valkey_url: str, prefix: str
+) -> None:
+    async with cache_on(valkey_url, prefix, local=LOCAL) as cache:
+        for number in range(50):
+            await cache.agents.set("a1", number)
+            await cache.agents.get("a1")
+            await cache.agents.get("a1")
+            await cache.agents.invalidate("a1")
+            assert await cache.agents.get("a1") is None
+
+
+async def test_copies_are_bypassed_while_the_backplane_is_lost_and_right_after_it(
+    tmp_path: Any, prefix: str
+) -> None:
+    with fragile_server(tmp_path) as server:
+        async with (
+            cache_on(server.url, prefix, local=LOCAL) as reader,
+            cache_on(server.url, prefix) as writer,
+        ):
+            await _fill(reader, "a1", "old")
+            await _copied(reader, "a1", "old")
+            server.kill()
+
+            async def lost() -> bool:
+                return not reader.parts.backplane.caught_up
+
+            await eventually(lost)
+            assert await reader.agents.get("a1") is None
+            server.start()
+            await writer.agents.invalidate("a1")
+
+            async def back() -> bool:
+                return reader.parts.backplane.caught_up
+
+            await eventually(back)
+            assert await reader.agents.get("a1") is None
+
+
+async def test_a_gap_in_the_backplane_forgets_all_copies(
+    valkey_url: str, prefix: str, client: Any
+) -> None:
+    async with cache_on(valkey_url, prefix, local=LOCAL) as cache:
+        await _fill(cache, "a1", "old")
+        await _copied(cache, "a1", "old")
+        backplane = cache.parts.backplane
+        key = cache.parts.keys.backplane
+        await client.xadd(key, {"i": "unrelated"})
+
+        async def heard() -> bool:
+            return int(backplane._last.split(b"-")[0]) > 0
+
+        await eventually(heard)
+        # What a listener finds that was away while the stream was trimmed past its place.
+        assert backplane._task is not None
+        await end(backplane._task)
+        await client.xadd(key, {"i": "missed"})
+        await client.xtrim(key, maxlen=0)
+        await client.xadd(key, {"i": "later"})
+        flushes = cache.stats()["local_flushes"]
+        await backplane._catch_up()
+        assert cache.stats()["local_flushes"] == flushes + 1
+        assert cache.stats()["local_values"] == 0

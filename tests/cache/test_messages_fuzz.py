@@ -1,0 +1,30 @@
+"""Writers, readers and evictions at random: no page ever has a hole or lacks what was acknowledged."""
+
+from __future__ import annotations
+
+import os
+import random
+from typing import Any
+
+import pytest
+
+from tests.support.caches import cache_on
+from tests.support.message_fuzz import Fuzz
+
+pytestmark = pytest.mark.faults
+
+# A long run: `FUZZ_S=60 python -m pytest tests/cache/test_messages_fuzz.py -s`
+SECONDS = float(os.environ.get("FUZZ_S", "4"))
+SEED = int(os.environ.get("FUZZ_SEED", "0")) or random.randrange(2**32)
+
+
+async def test_no_holes_and_nothing_acknowledged_is_missing(
+    valkey_url: str, prefix: str, client: Any
+) -> None:
+    async with cache_on(valkey_url, prefix) as first, cache_on(valkey_url, prefix) as second:
+        findings = await Fuzz([first, second], client, SEED).run(SECONDS)
+        print(f"seed {SEED}: {findings}, hit rate {findings.hit_rate:.2f}, {first.stats()}")  # noqa: T201
+    assert findings.reads > 100 * SECONDS
+    assert (findings.holes, findings.missing, findings.disordered) == (0, 0, 0), SEED
+    # Loads take longer than the time between writes where the machine is shared.
+    assert findings.hit_rate > (0.5 if SECONDS >= 30 else 0.1)

@@ -1,0 +1,226 @@
+"""Windows of messages: they answer in full or not at all."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+from pydantic import BaseModel
+
+from cache import Cache
+from tests.support.caches import Loader, cache_on
+
+pytestmark = pytest.mark.integration
+
+
+def _messages(*numbers: int) -> list[dict[str, Any]]:
+    return [{"id": f"m{n}", "sequence_id": n, "text": f"text {n}"} for n in numbers]
+
+
+def _numbers(page: Any) -> list[int] | None:
+    return None if page is None else [row["sequence_id"] for row in page]
+
+
+@pytest.fixture
+async def cache(valkey_url: str, prefix: str) -> AsyncIterator[Cache]:
+    async with cache_on(valkey_url, prefix, message_window=10) as cache:
+        yield cache
+
+
+@pytest.fixture
+async def other(valkey_url: str, prefix: str) -> AsyncIterator[Cache]:
+    async with cache_on(valkey_url, prefix, message_window=10) as cache:
+        yield cache
+
+
+async def test_no_window_is_no_answer(cache: Cache) -> None:
+    assert await cache.messages.list("a1") is None
+    assert not await cache.messages.append("a1", _messages(1), after=None)
+    assert await cache.messages.list("a1") is None
+
+
+async def test_a_window_is_read_newest_first_in_any_process(cache: Cache, other: Cache) -> None:
+    loader = Loader(_messages(5, 9, 7))
+    assert _numbers(await cache.messages.get_or_load("a1", loader, limit=3)) == [9, 7, 5]
+    assert _numbers(await other.messages.get_or_load("a1", loader, limit=3)) == [9, 7, 5]
+    assert await other.messages.list("a1", limit=1) == _messages(9)
+    assert loader.calls == 1
+
+
+async def test_appends_follow_their_predecessor(cache: Cache, other: Cache) -> None:
+    await cache.messages.get_or_load("a1", Loader(_messages(5)), limit=1)
+    assert await other.messages.append("a1", _messages(8, 6), after=5)
+    assert await cache.messages.append("a1", _messages(9), after=8)
+    assert _numbers(await cache.messages.list("a1", limit=4)) == [9, 8, 6, 5]
+
+
+async def test_a_wrong_predecessor_drops_the_window(cache: Cache) -> None:
+    await cache.messages.get_or_load("a1", Loader(_messages(5)), limit=1)
+    assert not await cache.messages.append("a1", _messages(9), after=8)
+    assert await cache.messages.list("a1", limit=1) is None
+    assert cache.stats()["windows_dropped"] == 1
+
+
+async def test_a_commit_older_than_the_tail_drops_the_window(cache: Cache) -> None:
+    await cache.messages.get_or_load("a1", Loader(_messages(5, 9)), limit=2)
+    assert not await cache.messages.append("a1", _messages(7), after=9)
+    assert await cache.messages.list("a1", limit=1) is None
+
+
+async def test_an_append_that_arrives_twice_is_one(cache: Cache) -> None:
+    await cache.messages.get_or_load("a1", Loader(_messages(5)), limit=1)
+    for _ in range(2):
+        assert await cache.messages.append("a1", _messages(6, 7), after=5)
+    assert _numbers(await cache.messages.list("a1", limit=3)) == [7, 6, 5]
+
+
+async def test_the_beginning_is_known_when_the_loader_gave_fewer(cache: Cache) -> None:
+    await cache.messages.get_or_load("a1", Loader(_messages(1, 2)), limit=5)
+    assert _numbers(await cache.messages.list("a1", limit=9)) == [2, 1]
+    assert await cache.messages.list("a1", before=1) == []
+
+
+async def test_a_longer_page_than_the_window_vouches_for_is_no_answer(cache: Cache) -> None:
+    await cache.messages.get_or_load("a1", Loader(_messages(1, 2, 3)), limit=3)
+    assert await cache.messages.list("a1", limit=4) is None
+    longer = Loader(_messages(0, 1, 2, 3))
+    assert _numbers(await cache.messages.get_or_load("a1", longer, limit=5)) == [3, 2, 1, 0]
+    assert _numbers(await cache.messages.list("a1", limit=9)) == [3, 2, 1, 0]
+
+
+async def test_an_empty_conversation_is_an_answer(cache: Cache) -> None:
+    loader = Loader([])
+    assert await cache.messages.get_or_load("a1", loader) == []
+    assert await cache.messages.get_or_load("a1", loader) == []
+    assert loader.calls == 1
+    assert await cache.messages.append("a1", _messages(3), after=None)
+    assert _numbers(await cache.messages.list("a1")) == [3]
+
+
+async def test_a_window_is_trimmed_and_then_does_not_know_the_beginning(cache: Cache) -> None:
+    await cache.messages.get_or_load("a1", Loader([]))
+    for number in range(1, 16):
+        assert await cache.messages.append("a1", _messages(number), after=number - 1 or None)
+    assert _numbers(await cache.messages.list("a1", limit=10)) == list(range(15, 5, -1))
+    assert await cache.messages.list("a1", limit=11) is None
+
+
+async def test_pages_before_a_number_and_before_an_id(cache: Cache) -> None:
+    await cache.messages.get_or_load("a1", Loader(_messages(*range(1, 8))), limit=7)
+    assert _numbers(await cache.messages.list("a1", before=5, limit=2)) == [4, 3]
+    assert _numbers(await cache.messages.list("a1", before="m5", limit=2)) == [4, 3]
+    assert await cache.messages.list("a1", before=3, limit=3) is None
+    assert await cache.messages.list("a1", before="m3", limit=3) is None
+    assert await cache.messages.list("a1", before="unknown", limit=1) is None
+
+
+async def test_conversations_are_apart(cache: Cache) -> None:
+    await cache.messages.get_or_load("a1", Loader(_messages(1)), limit=1)
+    await cache.messages.get_or_load("a1", Loader(_messages(2)), limit=1, conversation="c2")
+    await cache.messages.invalidate("a1", conversation="c2")
+    assert _numbers(await cache.messages.list("a1", limit=1)) == [1]
+    assert await cache.messages.list("a1", limit=1, conversation="c2") is None
+
+
+async def test_invalidation_of_an_agent_takes_every_conversation(
+    cache: Cache, other: Cache
+) -> None:
+    for conversation in ("default", "c2"):
+        await cache.messages.get_or_load(
+            "a1", Loader(_messages(1)), limit=1, conversation=conversation
+        )
+    await other.messages.invalidate("a1")
+    for conversation in ("default", "c2"):
+        assert await cache.messages.list("a1", limit=1, conversation=conversation) is None
+
+
+@pytest.mark.parametrize("how", ["append", "one", "all"])
+async def test_what_was_loaded_before_a_change_is_not_stored(
+    cache: Cache, other: Cache, how: str
+) -> None:
+    loader = Loader(_messages(1))
+    loader.hold()
+    loading = asyncio.create_task(cache.messages.get_or_load("a1", loader, limit=1))
+    await loader.started.wait()
+    if how == "append":
+        await other.messages.append("a1", _messages(2), after=1)
+    elif how == "one":
+        await other.messages.invalidate("a1", conversation="default")
+    else:
+        await other.messages.invalidate("a1")
+    loader.go.set()
+    await loading
+    assert await other.messages.list("a1", limit=1) is None
+
+
+async def test_half_an_eviction_is_no_answer(cache: Cache, client: Any) -> None:
+    keys = cache.parts.keys
+    floor = keys.windows("a1")
+    for victim in (floor, floor + ":state:default", keys.window("a1", "default")):
+        await cache.messages.get_or_load("a1", Loader(_messages(1, 2)), limit=2)
+        await client.delete(victim)
+        assert await cache.messages.list("a1", limit=1) is None
+        assert not await cache.messages.append("a1", _messages(3), after=2)
+        assert await cache.messages.list("a1", limit=1) is None
+
+
+async def test_a_foreign_member_in_a_window_is_no_answer(cache: Cache, client: Any) -> None:
+    await cache.messages.get_or_load("a1", Loader(_messages(1, 2)), limit=2)
+    window = cache.parts.keys.window("a1", "default")
+    await client.zremrangebyscore(window, 1, 1)
+    await client.zadd(window, {b"garbage": 1})
+    assert await cache.messages.list("a1", limit=2) is None
+
+
+async def test_another_agents_window_is_no_answer(cache: Cache, client: Any, prefix: str) -> None:
+    await cache.messages.get_or_load("a1", Loader(_messages(1, 2)))
+    await cache.messages.append("a1", _messages(3), after=2)
+    assert _numbers(await cache.messages.list("a1", limit=3)) == [3, 2, 1]
+    copied = 0
+    async for key in client.scan_iter(match=f"{prefix}{{a1}}*"):
+        copied += await client.copy(key, key.replace(b"{a1}", b"{a2}"))
+    assert copied == 3
+    before = cache.stats()["unreadable"]
+    assert await cache.messages.list("a2", limit=3) is None
+    assert cache.stats()["unreadable"] == before + 1
+
+
+async def test_many_callers_share_one_loader(cache: Cache, other: Cache) -> None:
+    loader = Loader(_messages(1, 2))
+    calls = [
+        c.messages.get_or_load("a1", loader, limit=2) for c in (cache, other) for _ in "x" * 20
+    ]
+    assert all(_numbers(page) == [2, 1] for page in await asyncio.gather(*calls))
+    assert loader.calls == 1
+
+
+async def test_models_are_messages_too(cache: Cache) -> None:
+    class Message(BaseModel):
+        id: str
+        sequence_id: int
+
+    loader = Loader([Message(id="m1", sequence_id=1)])
+    assert await cache.messages.get_or_load("a1", loader) == [{"id": "m1", "sequence_id": 1}]
+
+
+async def test_an_oversized_message_is_handed_on_but_not_kept(valkey_url: str, prefix: str) -> None:
+    large = [{"id": "m", "sequence_id": 1, "text": "x" * 5000}]
+    async with cache_on(valkey_url, prefix, max_value_bytes=1024) as cache:
+        assert await cache.messages.get_or_load("a1", Loader(large)) == large
+        assert await cache.messages.list("a1") is None
+        await cache.messages.get_or_load("a1", Loader([]))
+        assert not await cache.messages.append("a1", large, after=None)
+        assert await cache.messages.list("a1") is None
+
+
+@pytest.mark.parametrize("number", [None, -1, "7", 2**53, 1.5])
+async def test_a_message_without_a_usable_sequence_id_is_refused(cache: Cache, number: Any) -> None:
+    with pytest.raises(ValueError, match="sequence_id"):
+        await cache.messages.append("a1", [{"id": "m", "sequence_id": number}], after=None)
+
+
+async def test_a_page_holds_at_least_one_message(cache: Cache) -> None:
+    with pytest.raises(ValueError, match="page"):
+        await cache.messages.list("a1", limit=0)

@@ -1,0 +1,239 @@
+"""The shared connection: over TLS, Sentinel and TCP, many callers at once, and how it ends."""
+
+from __future__ import annotations
+
+import asyncio
+import ssl
+from pathlib import Path
+from typing import Any
+
+import pytest
+import trustme
+from redis.exceptions import NoScriptError, ResponseError
+
+from cache import Cache, CacheOptions
+from cache.connection.multiplexed import Away, Lane, encode_command
+from cache.connection.pool import PoolOptions, open_pool
+from cache.errors import NotEncodable
+from tests.support.caches import PATIENT_S, Loader, cache_on
+from tests.support.servers import free_port, tls_in_front, valkey
+from tests.support.wait import eventually
+
+pytestmark = pytest.mark.integration
+
+
+async def _works(cache: Cache) -> None:
+    large = b"x" * 300_000
+    await cache.agents.set("a1", large)
+    calls = [cache.agents.get("a1") for _ in range(20)]
+    assert await asyncio.gather(*calls) == [large] * 20
+    assert await cache.agents.get_or_load("a2", Loader({"k": 1})) == {"k": 1}
+    await cache.agents.invalidate("a1")
+    assert await cache.agents.get("a1") is None
+    assert cache.stats()["outages"] == 0
+
+
+async def test_the_commands_of_a_tick_leave_in_one_write(tmp_path: Path) -> None:
+    with valkey(tmp_path) as port:
+        url = f"redis://127.0.0.1:{port}"
+        async with (
+            cache_on(url, "lc:", member_lease_s=0) as cache,  # nothing else is sent
+            open_pool(url, PoolOptions(), name="t") as client,
+        ):
+            for number in range(50):
+                await cache.agents.set(f"a{number}", number)
+            before = await client.info("all")
+            assert len(await cache.agents.get_many(f"a{number}" for number in range(50))) == 50
+            many = await client.info("all")
+            assert await cache.agents.get("a1") == 1
+            alone = await client.info("all")
+            # An INFO is one of the reads that the next one tells of.
+            assert many["total_reads_processed"] - before["total_reads_processed"] == 2
+            assert alone["total_reads_processed"] - many["total_reads_processed"] == 2
+            # And no command but the MGET: no script, no second key fetched.
+            assert alone["total_commands_processed"] - many["total_commands_processed"] == 2
+            assert alone["cmdstat_mget"]["calls"] - many["cmdstat_mget"]["calls"] == 1
+
+
+async def test_it_works_over_tls(valkey_url: str, prefix: str, tmp_path: Path) -> None:
+    authority = trustme.CA()
+    authority.cert_pem.write_to_path(str(tmp_path / "ca.pem"))
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    authority.issue_cert("localhost").configure_cert(context)
+    options = PoolOptions(ca_file=tmp_path / "ca.pem")
+    async with (
+        tls_in_front(valkey_url.removeprefix("unix://"), context) as port,
+        open_pool(f"rediss://localhost:{port}/0", options, name="t") as client,
+        Cache(client, CacheOptions(prefix=prefix, timeout_s=PATIENT_S)) as cache,
+    ):
+        await _works(cache)
+
+
+async def test_it_works_with_a_password_and_a_database(tmp_path: Path) -> None:
+    with valkey(tmp_path, "--requirepass", "hunter2") as port:
+        async with cache_on(f"redis://:hunter2@127.0.0.1:{port}/3", "lc:") as cache:
+            await _works(cache)
+            assert await cache.client.dbsize() > 0
+
+
+async def test_it_works_with_sentinel(tmp_path: Path) -> None:
+    with valkey(tmp_path / "master") as master:
+        home = tmp_path / "sentinel"
+        home.mkdir()
+        conf = home / "sentinel.conf"
+        conf.write_text(f"sentinel monitor mine 127.0.0.1 {master} 1\nbind 127.0.0.1\n")
+        with valkey(home, str(conf), "--sentinel") as port:
+            url = f"redis+sentinel://127.0.0.1:{port}/mine/0"
+            async with cache_on(url, "lc:") as cache:
+                await _works(cache)
+
+
+async def test_replies_go_to_their_callers(valkey_url: str, prefix: str) -> None:
+    async with open_pool(valkey_url, PoolOptions(), name="t") as client:
+        lane = Lane(client, timeout_s=PATIENT_S)
+        await asyncio.gather(*(lane.execute("SET", f"{prefix}{n}", n, "EX", 60) for n in range(99)))
+        found = await asyncio.gather(*(lane.execute("GET", f"{prefix}{n}") for n in range(99)))
+        assert found == [str(n).encode() for n in range(99)]
+        await lane.close()
+
+
+async def test_a_refused_command_fails_alone(valkey_url: str) -> None:
+    async with open_pool(valkey_url, PoolOptions(), name="t") as client:
+        lane = Lane(client, timeout_s=PATIENT_S)
+        calls = [
+            lane.execute("NO-SUCH-COMMAND"),
+            lane.evalsha("0" * 40, 0),
+            lane.execute("ECHO", "x"),
+        ]
+        replies: list[Any] = await asyncio.gather(*calls, return_exceptions=True)
+        assert isinstance(replies[0], ResponseError)
+        assert isinstance(replies[1], NoScriptError)
+        assert replies[2] == b"x"
+        await lane.close()
+
+
+async def test_a_cancelled_caller_does_not_shift_the_replies(valkey_url: str) -> None:
+    async with open_pool(valkey_url, PoolOptions(), name="t") as client:
+        lane = Lane(client, timeout_s=PATIENT_S)
+        await lane.connect()
+        cancelled = asyncio.create_task(lane.execute("ECHO", "cancelled"))
+        kept = asyncio.create_task(lane.execute("ECHO", "kept"))
+        await asyncio.sleep(0)
+        cancelled.cancel()
+        assert await kept == b"kept"
+        await lane.close()
+
+
+async def test_closing_gives_the_connection_back_to_its_pool(valkey_url: str) -> None:
+    async with open_pool(valkey_url, PoolOptions(max_connections=1), name="t") as client:
+        for _ in range(3):
+            lane = Lane(client, timeout_s=PATIENT_S)
+            assert await lane.execute("ECHO", "x") == b"x"
+            await lane.close()
+        assert await client.ping()
+
+
+async def test_a_connection_that_is_refused_is_away(tmp_path: Path) -> None:
+    url = f"redis://127.0.0.1:{free_port()}/0"
+    async with open_pool(url, PoolOptions(retries=0), name="t") as client:
+        lane = Lane(client, timeout_s=PATIENT_S)
+        with pytest.raises(Away):
+            await lane.execute("PING")
+        await lane.close()
+
+
+async def test_calls_that_wait_when_the_server_ends_the_connection_are_away(
+    valkey_url: str, client: Any
+) -> None:
+    async with open_pool(valkey_url, PoolOptions(), name="t") as own:
+        lane = Lane(own, timeout_s=PATIENT_S)
+        number = await lane.execute("CLIENT", "ID")
+        blocked = asyncio.create_task(lane.execute("BLPOP", "never", 0))
+
+        async def waiting() -> bool:
+            lines = (await client.client_list(client_id=[str(number)]))[0]
+            return bool(lines["cmd"] == "blpop")
+
+        await eventually(waiting)
+        await client.execute_command("CLIENT", "KILL", "ID", number)
+        with pytest.raises(Away):
+            await blocked
+        assert await lane.execute("ECHO", "again") == b"again"
+        await lane.close()
+
+
+async def test_text_bytes_and_numbers_arrive_as_they_are(valkey_url: str) -> None:
+    async with open_pool(valkey_url, PoolOptions(), name="t") as client:
+        lane = Lane(client, timeout_s=PATIENT_S)
+        sent: tuple[Any, ...] = ("ü", b"\x00\r\n", 7, -1.5, "")
+        script = "return ARGV"
+        got = await lane.eval(script, 0, *sent)
+        assert got == ["ü".encode(), b"\x00\r\n", b"7", b"-1.5", b""]
+        await lane.close()
+
+
+UNSENDABLE: tuple[Any, ...] = ("\ud800", "a\udfff", None, {"a": 1}, ["x"], ())
+
+
+@pytest.mark.parametrize("odd", UNSENDABLE, ids=ascii)
+@pytest.mark.parametrize("eager", [False, True])
+async def test_what_cannot_be_sent_shifts_no_reply(valkey_url: str, odd: Any, eager: bool) -> None:
+    async with open_pool(valkey_url, PoolOptions(), name="t") as client:
+        lane = Lane(client, timeout_s=PATIENT_S, eager=eager)
+        await lane.connect()
+
+        async def fetch(argument: Any) -> Any:
+            return await lane.fetch(("MGET", "t:x", "t:y", argument), lambda *_: None)
+
+        async def ask(number: int) -> Any:
+            if number % 4 == 0:
+                return await (fetch(odd) if number % 8 else lane.execute("ECHO", odd))
+            if number % 4 == 1:
+                return await lane.execute_many([("ECHO", "first"), ("ECHO", odd)])
+            return await lane.execute("ECHO", str(number))
+
+        replies = await asyncio.gather(*(ask(n) for n in range(40)), return_exceptions=True)
+        for number, reply in enumerate(replies):
+            if number % 4 < 2:
+                assert isinstance(reply, NotEncodable)
+            else:
+                assert reply == str(number).encode()
+        assert lane.desynchronized == 0
+        await lane.close()
+
+
+async def test_a_command_that_cannot_be_sent_does_not_show_its_arguments() -> None:
+    with pytest.raises(NotEncodable) as caught:
+        encode_command(("SET", "hunter2", "hunter2\ud800"))
+    assert "hunter2" not in str(caught.value)
+    assert caught.value.__cause__ is None
+    assert caught.value.__suppress_context__
+
+
+@pytest.mark.parametrize("eager", [False, True])
+async def test_a_command_that_joined_and_was_not_written_ends_the_connection(
+    valkey_url: str, monkeypatch: pytest.MonkeyPatch, eager: bool
+) -> None:
+    async with open_pool(valkey_url, PoolOptions(), name="t") as client:
+        lane = Lane(client, timeout_s=PATIENT_S, eager=eager)
+        number = await lane.execute("CLIENT", "ID")
+        blocked = asyncio.ensure_future(lane.execute("BLPOP", "never", 0))
+        for _ in range(2):  # joined, then written
+            await asyncio.sleep(0)
+        loop = asyncio.get_running_loop()
+        call_soon = loop.call_soon
+
+        def fail_once(*args: Any, **more: Any) -> Any:
+            monkeypatch.setattr(loop, "call_soon", call_soon)
+            raise MemoryError
+
+        call = lane.execute("ECHO", "x")
+        monkeypatch.setattr(loop, "call_soon", fail_once)
+        with pytest.raises(MemoryError):
+            call.send(None)
+        with pytest.raises(Away):
+            await blocked
+        assert lane.desynchronized == 1
+        assert await lane.execute("ECHO", "again") == b"again"
+        assert await lane.execute("CLIENT", "ID") != number
+        await lane.close()

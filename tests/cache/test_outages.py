@@ -1,0 +1,241 @@
+"""The cache's server dies, hangs, forgets and comes back: callers never notice, nothing is stale."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cache import Cache
+from tests.support.caches import Loader, cache_on
+from tests.support.outages import FragileServer, fragile_server
+from tests.support.wait import eventually
+
+pytestmark = pytest.mark.faults
+
+TIMEOUT_S = 0.04
+LEASE_S = 1.0
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[FragileServer]:
+    with fragile_server(tmp_path) as server:
+        yield server
+
+
+@pytest.fixture
+async def cache(server: FragileServer, prefix: str) -> AsyncIterator[Cache]:
+    async with cache_on(server.url, prefix, timeout_s=TIMEOUT_S, member_lease_s=LEASE_S) as cache:
+        yield cache
+
+
+async def _elapsed_ms(call: Any) -> float:
+    loop = asyncio.get_running_loop()
+    start = loop.time()
+    await call
+    return (loop.time() - start) * 1000
+
+
+async def _trusted_again(cache: Cache) -> None:
+    async with asyncio.timeout(10):
+        await cache.settled()
+
+
+@pytest.mark.serial
+@pytest.mark.parametrize("how", ["kill", "freeze"])
+async def test_a_call_goes_to_its_loader_within_50_ms_of_an_outage(
+    cache: Cache, server: FragileServer, how: str
+) -> None:
+    await cache.agents.set("a1", "cached")
+    getattr(server, how)()
+    first_ms = await _elapsed_ms(cache.agents.get_or_load("a1", Loader("loaded")))
+    assert first_ms < 50
+    second_ms = await _elapsed_ms(cache.agents.get_or_load("a1", Loader("loaded")))
+    assert second_ms < 5
+    assert cache.stats()["breaker_open"] == 1
+    assert cache.stats()["trusted"] == 0
+
+
+async def test_an_outage_is_a_miss_everywhere(cache: Cache, server: FragileServer) -> None:
+    await cache.agents.set("a1", "cached")
+    server.kill()
+    assert await cache.agents.get("a1") is None
+    assert await cache.agents.get_many(["a1"]) == {}
+    assert await cache.agents.set("a1", "new") is False
+    assert await cache.agents.lease("a1") is None
+    assert await cache.agents.blocks.get("a1", "human") is None
+    assert await cache.agents.sessions.get("a1", "s") is None
+    assert await cache.agents.sessions.set("a1", "s", 1) is False
+    assert await cache.agents.sessions.delete("a1", "s") is False
+    assert await cache.messages.list("a1") is None
+    assert await cache.messages.append("a1", [{"id": "m", "sequence_id": 1}], after=None) is False
+    assert await cache.messages.get_or_load("a1", Loader([])) == []
+    assert (await cache.agents.stats("a1"))["bytes"] is None
+    await cache.agents.invalidate("a1")
+    await cache.agents.invalidate_dependency("block:b1")
+    await cache.agents.invalidate_organisation("o1")
+    await cache.messages.invalidate("a1")
+    await cache.invalidate_everything()
+
+
+async def test_the_cache_opens_while_its_server_is_away(server: FragileServer, prefix: str) -> None:
+    server.kill()
+    async with cache_on(server.url, prefix) as cache:
+        assert await cache.agents.get_or_load("a1", Loader("loaded")) == "loaded"
+        server.start()
+        await _trusted_again(cache)
+        await cache.agents.get_or_load("a1", Loader("loaded"))
+        assert await cache.agents.get("a1") == "loaded"
+
+
+async def test_callers_of_an_outage_still_share_a_loader(
+    cache: Cache, server: FragileServer
+) -> None:
+    server.kill()
+    loader = Loader("loaded")
+    loader.hold()
+    calls = [asyncio.create_task(cache.agents.get_or_load("a1", loader)) for _ in range(50)]
+    await loader.started.wait()
+    loader.go.set()
+    assert await asyncio.gather(*calls) == ["loaded"] * 50
+    assert loader.calls <= 4
+
+
+async def test_an_invalidation_during_an_outage_is_delivered_before_anything_is_trusted(
+    cache: Cache, server: FragileServer
+) -> None:
+    await cache.agents.set("a1", "old")
+    server.freeze()
+    await cache.agents.invalidate("a1")
+    assert cache.stats()["invalidations_missed"] == 1
+    server.thaw()
+    seen = []
+    while not cache.stats()["trusted"]:
+        seen.append(await cache.agents.get_or_load("a1", Loader("new")))
+    seen.append(await cache.agents.get_or_load("a1", Loader("new")))
+    assert set(seen) == {"new"}
+
+
+@pytest.mark.parametrize("rounds", [50])
+async def test_server_killed_during_the_write_and_restarted_leaves_nothing_stale(
+    cache: Cache, server: FragileServer, prefix: str, rounds: int
+) -> None:
+    async with cache_on(server.url, prefix, timeout_s=TIMEOUT_S, member_lease_s=LEASE_S) as other:
+        for number in range(rounds):
+            agent = f"a{number}"
+            await cache.agents.get_or_load(agent, Loader("old"))
+            await other.agents.get_or_load(agent, Loader("old"))
+            server.kill()
+            await cache.agents.invalidate(agent)
+            server.start()
+            for reader in (cache, other):
+                assert await reader.agents.get_or_load(agent, Loader("new")) == "new"
+            await asyncio.gather(_trusted_again(cache), _trusted_again(other))
+            for reader in (cache, other):
+                assert await reader.agents.get_or_load(agent, Loader("new")) == "new"
+
+
+async def test_what_a_restart_brings_back_from_before_is_not_trusted(
+    cache: Cache, server: FragileServer, prefix: str
+) -> None:
+    await cache.agents.set("a1", "old")
+    await cache.messages.get_or_load("a1", Loader([{"id": "m1", "sequence_id": 1}]))
+    server.kill()
+    server.start()
+
+    async with cache_on(server.url, prefix) as newcomer:
+        assert await newcomer.agents.get("a1") is None
+        assert await newcomer.messages.list("a1", limit=1) is None
+    await _trusted_again(cache)
+    await eventually(lambda: _reached(cache))
+    assert await cache.agents.get("a1") is None
+    assert await cache.messages.list("a1", limit=1) is None
+
+
+async def _reached(cache: Cache) -> bool:
+    return bool(cache.stats()["trusted"])
+
+
+async def test_a_lost_append_takes_the_window_with_it(cache: Cache, server: FragileServer) -> None:
+    await cache.messages.get_or_load("a1", Loader([{"id": "m1", "sequence_id": 1}]))
+    server.freeze()
+    assert await cache.messages.append("a1", [{"id": "m2", "sequence_id": 2}], after=1) is False
+    server.thaw()
+    await _trusted_again(cache)
+    page = await cache.messages.list("a1", limit=1)
+    assert page is None or page[0]["id"] == "m2"
+
+
+async def test_flushall_costs_only_misses(cache: Cache, client: Any, server: FragileServer) -> None:
+    lease = await cache.agents.lease("a1")
+    await cache.agents.set("a2", "old")
+    assert lease is not None
+    await cache.parts.entries.link.execute("FLUSHALL")
+    assert await cache.agents.fill("a1", "old", lease) is False
+    assert await cache.agents.get("a2") is None
+    assert await cache.agents.get_or_load("a1", Loader("new")) == "new"
+
+
+async def test_a_cut_connection_is_dialled_again_without_a_miss(cache: Cache) -> None:
+    await cache.agents.set("a1", "value")
+    await cache.parts.entries.link.execute("CLIENT", "KILL", "TYPE", "NORMAL", "SKIPME", "yes")
+    lane = cache.parts.entries.link.wire
+    lane.lose("cut by the test")  # type: ignore[attr-defined]
+    assert await cache.agents.get("a1") == "value"
+    assert cache.stats()["outages"] == 0
+
+
+async def test_a_cancelled_invalidation_is_still_delivered(
+    cache: Cache, server: FragileServer
+) -> None:
+    await cache.agents.set("a1", "old")
+    server.freeze()
+    call = asyncio.create_task(cache.agents.invalidate("a1"))
+    await eventually(lambda: _invalidating(cache))
+    call.cancel()
+    await asyncio.gather(call, return_exceptions=True)
+    server.thaw()
+    await _trusted_again(cache)
+    assert await cache.agents.get("a1") is None
+
+
+async def _invalidating(cache: Cache) -> bool:
+    return cache.stats()["invalidations"] == 1
+
+
+async def test_all_kinds_of_invalidation_are_made_good_after_an_outage(
+    cache: Cache, server: FragileServer
+) -> None:
+    await cache.agents.get_or_load("a1", Loader(1), depends_on=["block:b1"])
+    await cache.agents.get_or_load("a2", Loader(1), organisation="o1")
+    await cache.messages.get_or_load("a3", Loader([{"id": "m1", "sequence_id": 1}]))
+    server.freeze()
+    await cache.agents.invalidate_dependency("block:b1")
+    await cache.agents.invalidate_organisation("o1")
+    await cache.messages.invalidate("a3", conversation="default")
+    server.thaw()
+    await _trusted_again(cache)
+    assert await cache.agents.get("a1") is None
+    assert await cache.agents.get("a2", organisation="o1") is None
+    assert await cache.messages.list("a3", limit=1) is None
+    assert cache.stats()["invalidations_missed"] == 0
+
+
+async def test_a_server_without_memory_costs_only_misses(tmp_path: Path, prefix: str) -> None:
+    options = ("--maxmemory", "3mb", "--maxmemory-policy", "noeviction")
+    with fragile_server(tmp_path, *options) as server:
+        async with cache_on(server.url, prefix) as cache:
+            await cache.agents.set("a1", "old", depends_on=["block:b1"])
+            for number in range(200):
+                await cache.agents.set(f"x{number}", b"x" * 50_000)
+            assert cache.stats()["refused"] > 0
+            assert await cache.agents.get_or_load("new", Loader("loaded")) == "loaded"
+            assert await cache.agents.get("a1") == "old"
+            await cache.agents.invalidate_dependency("block:b1")
+            assert await cache.agents.get("a1") is None
+            await cache.agents.invalidate("x0")
+            assert cache.stats()["invalidations_missed"] == 0
+            assert cache.stats()["outages"] == 0

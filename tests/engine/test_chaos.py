@@ -1,0 +1,243 @@
+"""
+Chaos, checked against a ledger outside Valkey.
+
+Three processes behind a fault proxy: seeded kill -9, SIGSTOP and TERM of workers; kill -9 and
+SIGSTOP of the server (with its append-only file); connections killed; replies cut off after
+the server executed. Every kind comes up in the short form, too; `make soak SEED= MINUTES=`
+runs it longer.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+import signal
+import subprocess
+from collections import Counter
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cache.connection.pool import OUTAGE, PoolOptions, open_pool
+from cache.encoding import codec
+from tests.support.engine_process import TRIES, Ledger, process
+from tests.support.fault_proxy import FaultProxy, fault_proxy
+from tests.support.outages import FragileServer, fragile_server
+from tests.support.wait import eventually
+from worker import call
+from worker.client import JobQueue
+from worker.errors import QueueUnavailable
+from worker.queue.calls import Call
+from worker.queue.priority import Priority
+
+pytestmark = pytest.mark.faults
+
+SEED = int(os.environ.get("SOAK_SEED", "1"))
+MINUTES = float(os.environ.get("SOAK_MINUTES", "0"))
+WORKERS, CONCURRENCY = 3, 8
+JOBS = 400 if not MINUTES else int(2000 * MINUTES)
+BATCH = 20
+FAULTS = ["kill", "stop", "term", "server killed", "server hung", "connections", "replies"]
+STRIKES = 10 if not MINUTES else int(40 * MINUTES)
+LEASE_S = 1.0
+
+
+class Fleet:
+    """Workers that are replaced when they die, and a server that comes back."""
+
+    def __init__(
+        self, home: Path, server: FragileServer, proxy: FaultProxy, rng: random.Random
+    ) -> None:
+        self.ledger = Ledger(home / "ledger")
+        self.struck: Counter[str] = Counter()
+        self._server = server
+        self._proxy = proxy
+        self._rng = rng
+        self._workers: list[tuple[ExitStack, subprocess.Popen[bytes]]] = []
+
+    def start_worker(self) -> None:
+        stack = ExitStack()
+        # A job may meet many kills here: poison has tests of its own.
+        more = {"MAX_LOST_LEASES": "100", "MAX_JOBS": str(CONCURRENCY)}
+        child = stack.enter_context(
+            process(self._proxy.url, "arq:", self.ledger, lease_s=LEASE_S, **more)
+        )
+        self._workers.append((stack, child))
+
+    async def strike(self, fault: str) -> None:
+        self.struck[fault] += 1
+        if fault == "connections":
+            self._proxy.reset()
+        elif fault == "replies":
+            self._proxy.cut_replies(self._rng.randint(1, 5))
+        elif fault == "server killed":
+            await asyncio.to_thread(self._server.kill)
+            await self._noticed()
+            await asyncio.to_thread(self._server.start)
+        elif fault == "server hung":
+            self._server.freeze()
+            await self._noticed()
+            self._server.thaw()
+        else:
+            await asyncio.to_thread(self._strike_worker, fault)
+
+    def _strike_worker(self, fault: str) -> None:
+        index = self._rng.randrange(len(self._workers))
+        stack, child = self._workers[index]
+        if fault == "stop":
+            child.send_signal(signal.SIGSTOP)
+            return
+        child.send_signal(signal.SIGKILL if fault == "kill" else signal.SIGTERM)
+        with suppress(subprocess.TimeoutExpired):
+            child.wait(10)
+        stack.close()
+        self._workers.pop(index)
+        self.start_worker()
+
+    async def _noticed(self) -> None:
+        """A worker says that the server is away; none may: all are stopped, or said so lately."""
+        said = self._outages()
+
+        async def more() -> bool:
+            return self._outages() > said
+
+        with suppress(AssertionError):
+            await eventually(more, deadline_s=4)
+
+    def _outages(self) -> int:
+        log = self.ledger.path.with_suffix(".log")
+        return log.read_text(errors="replace").count("queue.unreachable")
+
+    def wake_all(self) -> None:
+        for _, child in self._workers:
+            child.send_signal(signal.SIGCONT)
+
+    def exit_codes(self) -> list[int | None]:
+        return [child.poll() for _, child in self._workers]
+
+    def close(self) -> None:
+        for stack, _ in self._workers:
+            stack.close()
+
+
+@asynccontextmanager
+async def fleet(home: Path, rng: random.Random) -> AsyncIterator[tuple[Fleet, FaultProxy]]:
+    async with AsyncExitStack() as stack:
+        server = stack.enter_context(fragile_server(home, "--appendfsync", "always"))
+        proxy = await stack.enter_async_context(fault_proxy(server.url.removeprefix("unix://")))
+        found = Fleet(home, server, proxy, rng)
+        stack.callback(found.close)
+        for _ in range(WORKERS):
+            found.start_worker()
+        yield found, proxy
+
+
+def calls(rng: random.Random) -> list[Call]:
+    found = []
+    for n in range(JOBS):
+        name = rng.choice(["hold"] * 6 + ["fail_once"] * 2 + ["fail_always"])
+        args = [rng.choice([0, 0.01, 0.05])] if name == "hold" else []
+        priority, delay_s = rng.choice(list(Priority)), rng.choice([0, 0, 0.5])
+        job_id = f"{name}-{n}"
+        then = call("follow", job_id=f"follow-{n}") if name == "hold" and n % 5 == 0 else None
+        found.append(
+            call(name, *args, job_id=job_id, priority=priority, delay_s=delay_s, then=then)
+        )
+    return found
+
+
+async def produce(queue: JobQueue, wanted: list[Call], acknowledged: Counter[str]) -> None:
+    """Enqueue all, each batch until it is acknowledged; counts how often each was sent."""
+    for at in range(0, len(wanted), BATCH):
+        batch = wanted[at : at + BATCH]
+        while True:
+            acknowledged.update(str(one.job_id) for one in batch)
+            try:
+                await queue.enqueue_many(batch)
+                break
+            except QueueUnavailable:
+                continue
+
+
+@pytest.mark.serial
+@pytest.mark.timeout(180 + 180 * MINUTES)
+async def test_every_acknowledged_job_ends_once_through_all_that_can_happen(
+    tmp_path: Path,
+) -> None:
+    rng = random.Random(SEED)
+    wanted = calls(rng)
+    plan = FAULTS + rng.choices(FAULTS, k=STRIKES - len(FAULTS))
+    rng.shuffle(plan)
+    async with AsyncExitStack() as stack:
+        ships, proxy = await stack.enter_async_context(fleet(tmp_path, rng))
+        client = await stack.enter_async_context(
+            open_pool(proxy.url, PoolOptions(retries=1, socket_timeout_s=2), name="chaos")
+        )
+        queue = JobQueue(client)
+        sent: Counter[str] = Counter()
+        producer = asyncio.create_task(produce(queue, wanted, sent))
+        for number, fault in enumerate(plan):
+            part = len(wanted) * (number + 1) // (len(plan) + 2)
+            with suppress(AssertionError):
+                await eventually(lambda n=part: _ended(ships, n), deadline_s=4)  # type: ignore[misc]
+            await ships.strike(fault)
+            if number % 3 == 2:
+                ships.wake_all()
+        ships.wake_all()
+        await producer
+        await eventually(lambda: _is_empty(client), deadline_s=90 + 90 * MINUTES)
+        await check(client, queue, ships, sent)
+
+
+async def _ended(ships: Fleet, count: int) -> bool:
+    return len({line[1] for line in ships.ledger.of("end")}) >= count
+
+
+async def _is_empty(client: Any) -> bool:
+    try:
+        return not await client.exists(
+            *("arq:queue", "arq:queue:critical", "arq:queue:high", "arq:queue:low")
+        )
+    except OUTAGE:
+        return False
+
+
+async def check(client: Any, queue: JobQueue, ships: Fleet, sent: Counter[str]) -> None:
+    """The invariants: each job is done or dead, run no oftener than was struck, nothing is left."""
+    runners: dict[str, list[str]] = {}
+    for line in ships.ledger.of("end"):
+        runners.setdefault(line[1], []).append(line[2])
+    ends = Counter({id_: len(pids) for id_, pids in runners.items()})
+    started = ships.ledger.of("start")
+    starts = Counter(line[1] for line in started)
+    struck = ships.struck.total()
+    letters = {letter.id: letter for letter in await queue.dead.list(limit=JOBS)}
+    doomed = {id_ for id_ in sent if id_.startswith("fail_always")}
+    chained = {f"follow-{n}" for n in range(0, JOBS, 5) if f"hold-{n}" in sent}
+
+    assert set(letters) == doomed
+    assert {(x.reason, x.tries) for x in letters.values()} == {("exhausted", TRIES)}
+    assert set(ends) == set(sent) - doomed | chained, "an acknowledged job never ran to its end"
+    assert ships.exit_codes() == [None] * WORKERS, "a worker died of it"
+    for id_ in set(sent) | chained:
+        tries = TRIES if id_ in doomed else 2 if id_.startswith("fail") else 1
+        again = max(sent[id_], sent[id_.replace("follow", "hold")])
+        assert starts[id_] <= tries * again + struck, f"{id_} ran {starts[id_]} times"
+        result = codec.decode(await client.get(f"arq:result:{id_}"))
+        assert (str(result["r"]) in runners.get(id_, [])) == result["s"] == (id_ not in doomed)
+    # Neither shutdowns nor lost leases charge a try.
+    held = [line for line in started if line[1].startswith(("hold", "follow"))]
+    assert {line[3] for line in held} == {"1"}
+    # Ended twice only where a lease was lost under it, or an enqueue was sent again.
+    resent = sum(count - 1 for count in sent.values()) * 2
+    lost = sum(ships.struck[fault] for fault in FAULTS[:3]) + WORKERS * ships.struck["server hung"]
+    lost += WORKERS * ships.struck["server killed"]
+    assert sum(count - 1 for count in ends.values()) <= CONCURRENCY * lost + resent
+    left = [key async for key in client.scan_iter("arq:*")]
+    kinds = {key.split(b":")[1] for key in left}
+    assert kinds <= {b"turn", b"worker", b"workers", b"queue", b"result", b"dead"}, left
+    assert not await client.exists("arq:queue:running")

@@ -1,0 +1,183 @@
+"""A worker without jobs asks for little, and still finds what nobody told it of."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import pytest
+
+from cache.connection.pool import PoolOptions, open_pool
+from tests.support.engine import queue_of, running
+from tests.support.fault_proxy import fault_proxy
+from tests.support.wait import eventually
+from worker.engine import EngineOptions
+from worker.engine.listen import Listener, _Changes
+from worker.engine.records import EngineKeys
+from worker.keys import QueueKeys
+from worker.queue.store import job_body
+
+pytestmark = pytest.mark.integration
+
+OFTEN = EngineOptions(poll_s=0.05, beat_s=60)
+
+
+async def double(ctx: dict[str, Any], n: int) -> int:
+    return 2 * n
+
+
+async def calls(client: Any, command: str) -> int:
+    stats = await client.info("commandstats")
+    return int(stats.get(f"cmdstat_{command}", {}).get("calls", 0))
+
+
+async def test_a_look_at_an_empty_queue_is_one_command(private_valkey_url: str) -> None:
+    async with (
+        open_pool(private_valkey_url, PoolOptions(), name="test") as client,
+        running(client, "t:", [double], options=OFTEN),
+    ):
+        await eventually(lambda: calls(client, "exists"))
+        looks, scripts = await calls(client, "exists"), await calls(client, "evalsha")
+
+        async def looked_often() -> bool:
+            return await calls(client, "exists") >= looks + 50
+
+        await eventually(looked_often, deadline_s=30)
+        assert await calls(client, "evalsha") - scripts <= 2
+
+
+async def test_a_job_without_token_or_listener_is_found(client: Any, prefix: str) -> None:
+    queue = queue_of(client, prefix)
+    await client.set(f"{prefix}queue:listener", "another worker, which is gone")
+    async with running(client, prefix, [double], options=OFTEN):
+        # As a client leaves it whose token was popped by a worker that died.
+        await client.set(f"{prefix}job:a", job_body("double", [4], {}, now_ms=1))
+        await client.zadd(f"{prefix}queue", {"a": 5})
+        assert await queue.job("a").result(timeout_s=10) == 8
+
+
+class Hearing:
+    """A listener at work, and how often it gave a hint; the first is for what came before."""
+
+    def __init__(self, client: Any, prefix: str, through: Any = None) -> None:
+        self.client = client
+        self.queue = f"{prefix}queue"
+        self.hints = 0
+        keys = EngineKeys(QueueKeys(prefix))
+        self.listener = Listener(through or client, keys, self._hint, probe_s=0.1)
+        self._scores = itertools.count(5)
+
+    def _hint(self) -> None:
+        self.hints += 1
+
+    async def change(self, queue: str) -> None:
+        """Until it is heard."""
+        before = self.hints
+
+        async def heard() -> bool:
+            await self.client.zadd(queue, {"a": next(self._scores)})
+            return self.hints > before
+
+        await eventually(heard)
+
+    async def more_than(self, hints: int) -> bool:
+        return self.hints > hints
+
+
+@asynccontextmanager
+async def at_work(hearing: Hearing) -> AsyncIterator[Hearing]:
+    task = asyncio.create_task(hearing.listener.run())
+    try:
+        await eventually(lambda: hearing.more_than(0))
+        yield hearing
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+
+@pytest.fixture
+async def hearing(client: Any, prefix: str) -> AsyncIterator[Hearing]:
+    async with at_work(Hearing(client, prefix)) as hearing:
+        yield hearing
+
+
+async def test_only_changes_of_queues_are_hints(client: Any, hearing: Hearing) -> None:
+    await hearing.change(f"{hearing.queue}:low")
+    before = hearing.hints
+    for n in range(50):
+        await client.set(f"{hearing.queue}:health-check", n)
+    # What comes later is heard later: by then the others were.
+    await hearing.change(hearing.queue)
+    assert hearing.hints - before < 10
+
+
+# P: the one that is told of changes; t: the one that asked for that.
+@pytest.mark.parametrize("flag", ["P", "t"])
+async def test_a_listener_whose_connection_ends_listens_again(
+    client: Any, hearing: Hearing, flag: str
+) -> None:
+    await hearing.change(hearing.queue)
+    before = hearing.hints
+    ours = [c for c in await client.client_list() if flag in c["flags"]]
+    assert ours
+    for one in ours:
+        await client.client_kill_filter(_id=one["id"])
+    await eventually(lambda: hearing.more_than(before))
+    await hearing.change(hearing.queue)
+
+
+async def test_a_listener_in_a_quiet_time_stays(client: Any, hearing: Hearing) -> None:
+    pings = await calls(client, "ping")
+
+    async def asked() -> bool:
+        return await calls(client, "ping") >= pings + 8
+
+    await eventually(asked)
+    # It did not begin anew.
+    assert hearing.hints == 1
+    await hearing.change(hearing.queue)
+
+
+class Alternating:
+    """A client whose pool dials here and there in turn."""
+
+    def __init__(self, *clients: Any) -> None:
+        self.connection_pool = self
+        self._pools = itertools.cycle([client.connection_pool for client in clients])
+
+    def make_connection(self) -> Any:
+        return next(self._pools).make_connection()
+
+
+async def test_a_listener_whose_connection_falls_silent_dials_anew(
+    client: Any, prefix: str, valkey_url: str
+) -> None:
+    async with (
+        fault_proxy(valkey_url.removeprefix("unix://")) as proxy,
+        open_pool(proxy.url, PoolOptions(), name="through") as through,
+        at_work(Hearing(client, prefix, Alternating(through, client))) as hearing,
+    ):
+        # The one that tracks goes another way, and is well.
+        proxy.swallow()
+        await eventually(lambda: hearing.more_than(1))
+        await hearing.change(hearing.queue)
+
+
+async def test_a_listener_that_is_answered_with_an_error_dials_anew() -> None:
+    transport = FakeTransport()
+    changes = _Changes(transport, lambda _: None)
+    changes.data_received(b"-NOPERM no permission\r\n")
+    await asyncio.wait_for(changes.ended, 5)
+
+
+class FakeTransport:
+    """A connection that only has a protocol."""
+
+    def get_protocol(self) -> asyncio.BaseProtocol:
+        return asyncio.Protocol()
+
+    def set_protocol(self, protocol: asyncio.BaseProtocol) -> None:
+        """Its bytes come from the test."""

@@ -1,0 +1,277 @@
+"""
+The scripts against a model: any order of enqueue, claim, renew, lapse, end, park, abort and resend.
+
+The server is real; time passes by moving the leases into the past. After every
+step each job is in exactly one of the model's states, and the keys say the same.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+import uuid
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import Bundle, RuleBasedStateMachine, invariant, rule
+from hypothesis.stateful import run_state_machine_as_test as run_machine
+
+from cache.connection.pool import PoolOptions, close_client, open_pool
+from tests.support.engine import queue_of
+from worker.engine import EngineOptions
+from worker.engine.leases import _RENEW
+from worker.engine.poll import _PUMP, Pump, WakeTurn
+from worker.engine.records import Claim, End, EngineKeys, blob, read_claims
+from worker.keys import QueueKeys
+from worker.queue.priority import Priority
+
+pytestmark = pytest.mark.property
+
+LOSSES = 3
+HOUR_MS = 3_600_000
+
+
+class Model(RuleBasedStateMachine):
+    """`waiting`, `held` (id -> the claim that stands), `done`, `dead`: every job is in one."""
+
+    url = ""
+    claims = Bundle("claims")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.runner = asyncio.Runner()
+        self.prefix = f"m{uuid.uuid4().hex[:10]}:"
+        self.stack = open_pool(self.url, PoolOptions(), name="model")
+        self.client = self.run(self.stack.__aenter__())
+        self.keys = EngineKeys(QueueKeys(self.prefix))
+        self.queue = queue_of(self.client, self.prefix)
+        self.pumps = [
+            Pump(
+                self.client,
+                self.keys,
+                EngineOptions(max_lost_leases=LOSSES, lease_s=HOUR_MS / 1000),
+                worker_id=f"w{n}",
+            )
+            for n in range(2)
+        ]
+        self.run(self.pumps[0].prepare())
+        self.waiting: set[str] = set()
+        self.held: dict[str, Claim] = {}
+        self.losses: dict[str, int] = {}
+        self.lapsed: set[str] = set()
+        self.done: set[str] = set()
+        self.dead: set[str] = set()
+        self.marked: set[str] = set()
+        self.parked: set[str] = set()
+        self.kept: list[list[WakeTurn]] = [[], []]  # given up, and still on their way
+        self.count = 0
+
+    def run(self, work: Any) -> Any:
+        return self.runner.run(work)
+
+    def teardown(self) -> None:
+        self.run(close_client(self.client))
+        self.run(self.stack.__aexit__(None, None, None))
+        self.runner.close()
+
+    # -- what can happen -----------------------------------------------------------
+
+    @rule(priority=st.sampled_from(list(Priority)))
+    def enqueue(self, priority: Priority) -> None:
+        job = self.run(self.queue.enqueue("f", priority=priority, job_id=f"j{self.count}"))
+        self.count += 1
+        self.waiting.add(job.id)
+
+    @rule(target=claims, worker=st.integers(0, 1), suspects=st.integers(0, 1), resend=st.booleans())
+    def claim(self, worker: int, suspects: int, resend: bool) -> list[Claim]:
+        pump = self.pumps[worker]
+        free = self.waiting | self.lapsed
+        turn = self.run(pump.turn([], 2, suspects=suspects))
+        poisoned, now = turn.poisoned, turn.now
+        if resend:
+            turn = self.run(self._again(pump, suspects))
+        for id_ in poisoned:
+            self._die(id_.decode())
+        for claim in turn.claims:
+            job_id = claim.job_id
+            assert job_id in free
+            if job_id in self.lapsed:
+                self.losses[job_id] = self.losses.get(job_id, 0) + 1
+                self.lapsed.discard(job_id)
+            assert (claim.mark_ms is not None) == (job_id in self.marked)
+            assert claim.losses == self.losses.get(job_id, 0) < LOSSES
+            self.waiting.discard(job_id)
+            self.held[job_id] = claim
+        tried = [claim for claim in turn.claims if claim.losses == LOSSES - 1]
+        assert len(tried) <= suspects
+        put_off = self._put_off(now)
+        assert not put_off or len(tried) == suspects
+        # A poisoned job takes a place in the turn that found it.
+        assert len(turn.claims) >= min(2, len(free - self.dead - put_off)) - len(poisoned)
+        claims: list[Claim] = turn.claims
+        return claims
+
+    @rule(
+        target=claims,
+        worker=st.integers(0, 1),
+        reply=st.sampled_from(["heard", "lost", "late"]),
+    )
+    def claim_the_next(self, worker: int, reply: str) -> list[Claim]:
+        """A waker's turn, whose reply may be lost, and which may come after it was given up."""
+        pump = self.pumps[worker]
+        turn = pump.wake_turn()
+        due = [self._due(number) for number in range(4)]
+        for kept in self.kept[worker]:
+            assert self.run(self._send(kept)) == []
+        if reply == "late":
+            assert self.run(pump.settle(turn)) == []
+            self.kept[worker].append(turn)
+        rows = self.run(self._send(turn))
+        if reply == "lost":
+            assert self.run(pump.settle(turn)) == rows
+        if reply != "heard":
+            # It comes again, now that it has been given up.
+            assert self.run(self._send(turn)) == []
+        found = read_claims(rows)
+        heads = [ids[0] for ids in due if ids]
+        is_plain = len(heads) == 1 and heads[0] in self.waiting
+        assert [claim.job_id for claim in found] == (heads if is_plain and reply != "late" else [])
+        for claim in found:
+            assert (claim.losses, claim.tries) == (0, self._tries(claim.job_id))
+            assert (claim.mark_ms is not None) == (claim.job_id in self.marked)
+            self.waiting.discard(claim.job_id)
+            self.held[claim.job_id] = claim
+        return found
+
+    async def _send(self, turn: WakeTurn) -> Any:
+        return await self.client.execute_command(*turn.command)
+
+    def _due(self, number: int) -> list[str]:
+        now = time.time() * 1000
+        ids = self.run(self.client.zrangebyscore(self.keys.queues[number], "-inf", now))
+        return [id_.decode() for id_ in ids]
+
+    def _tries(self, job_id: str) -> int:
+        return int(self.run(self.client.get(self.keys.base.retry(job_id))) or 0)
+
+    async def _again(self, pump: Pump, suspects: int) -> Any:
+        """The turn just made, as a client sends it whose reply was lost."""
+        pump._turns -= 1
+        return await pump.turn([], 2, suspects=suspects)
+
+    def _put_off(self, now: int) -> set[str]:
+        """The lapsed suspects that the turn of then left for later: they count as held again."""
+        ends = {id_: self.run(self.client.zscore(self.keys.running, id_)) for id_ in self.lapsed}
+        found = {id_ for id_, end in ends.items() if end > now}
+        assert all(self.losses.get(id_, 0) == LOSSES - 2 for id_ in found)
+        for id_ in found:
+            # For a second only: here no time passes by itself.
+            self.run(self.client.zadd(self.keys.running, {id_: now + HOUR_MS}))
+        self.lapsed -= found
+        return found
+
+    @rule()
+    def leases_lapse(self) -> None:
+        past = time.time() * 1000 - 1
+        for job_id in self.held:
+            self.run(self.client.zadd(self.keys.running, {job_id: past}, xx=True))
+            self.lapsed.add(job_id)
+
+    @rule(claims=claims)
+    def renew(self, claims: list[Claim]) -> None:
+        for claim in claims:
+            keys = [*self.keys.queues, self.keys.running]
+            args = [self.prefix, HOUR_MS, claim.id, claim.token]
+            lost = self.run(_RENEW.run(self.client, keys, args))
+            stands = self._stands(claim)
+            assert lost == ([] if stands else [claim.id])
+            if stands:
+                self.lapsed.discard(claim.job_id)
+
+    @rule(claims=claims, kind=st.sampled_from(["done", "retry", "back", "dead", "park"]))
+    def end(self, claims: list[Claim], kind: str) -> None:
+        kinds: dict[str, dict[str, Any]] = {
+            "done": {"result": blob(b"r"), "ttl": 60_000},
+            "retry": {"delay": 0, "tries": 1},
+            "back": {"due": "1"},
+            "dead": {"reason": "failed", "error": "E", "tries": 1, "name": "f"},
+            "park": {"most": HOUR_MS, "reason": "unknown", "error": "E", "tries": 0, "name": "f"},
+        }
+        ends: list[End] = [claim.end(kind, kinds[kind]) for claim in claims]
+        turn = self.run(self.pumps[0].turn(ends, 0))
+        late = [i for i, claim in enumerate(claims) if not self._stands(claim)]
+        assert turn.late == late
+        for index, claim in enumerate(claims):
+            if index not in late:
+                self._ended(claim.job_id, kind)
+
+    def _ended(self, job_id: str, kind: str) -> None:
+        del self.held[job_id]
+        self.lapsed.discard(job_id)
+        self.losses.pop(job_id, None)
+        if kind in ("done", "dead"):
+            self._forget(job_id)
+        elif kind == "park":
+            self.parked.add(job_id)
+            # Its pause is over.
+            for name in self.keys.queues:
+                self.run(self.client.zadd(name, {job_id: 1}, xx=True))
+        {"done": self.done, "dead": self.dead}.get(kind, self.waiting).add(job_id)
+
+    def _die(self, job_id: str) -> None:
+        assert self.losses.get(job_id, 0) + 1 == LOSSES
+        self.held.pop(job_id)
+        self.lapsed.discard(job_id)
+        self._forget(job_id)
+        self.dead.add(job_id)
+
+    def _forget(self, job_id: str) -> None:
+        self.marked.discard(job_id)
+        self.parked.discard(job_id)
+
+    def _stands(self, claim: Claim) -> bool:
+        return self.held.get(claim.job_id) is claim or (
+            claim.job_id in self.held and self.held[claim.job_id].token == claim.token
+        )
+
+    # -- what always holds -----------------------------------------------------------
+
+    @invariant()
+    def keys_agree(self) -> None:
+        live = self.waiting | set(self.held)
+        known = sorted(self.done | self.dead | live)
+        base = self.keys.base
+        pipe = self.client.pipeline(transaction=False)
+        for name in (*self.keys.queues, self.keys.running, base.dead, base.abort):
+            pipe.zrange(name, 0, -1)
+        pipe.hkeys(base.parked)
+        for job_id in known:
+            pipe.exists(base.job(job_id))
+        found = self.run(pipe.execute())
+        *members, parked = [[id_.decode() for id_ in ids] for ids in found[:8]]
+        queued = [id_ for ids in members[:4] for id_ in ids]
+        assert len(queued) == len(set(queued)), "in two queues"
+        assert set(queued) == live
+        assert set(members[4]) == set(self.held)
+        assert set(members[5]) == self.dead
+        assert set(members[6]) == self.marked
+        assert set(parked) == self.parked
+        assert not (self.done | self.dead) & live
+        assert [bool(kept) for kept in found[8:]] == [job_id in live for job_id in known]
+
+
+@pytest.mark.timeout(120)
+def test_the_scripts_agree_with_the_model(valkey_url: str) -> None:
+    assert _PUMP.source.startswith("#!lua")
+    Model.url = valkey_url
+    run_machine(
+        Model,
+        settings=settings(
+            max_examples=30,
+            stateful_step_count=40,
+            deadline=None,
+            suppress_health_check=list(HealthCheck),
+        ),
+    )

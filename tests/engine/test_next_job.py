@@ -1,0 +1,403 @@
+"""The job that comes with the token: which one, for whom, and what becomes of it when nobody can take it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+from arq.worker import func
+from redis.exceptions import ConnectionError as RedisConnectionError
+
+from tests.support.engine import new_worker, queue_of, running
+from tests.support.wait import eventually
+from worker.engine import EngineOptions, Worker
+from worker.engine.poll import _NEXT_JOB, Pump, WakeTurn
+from worker.engine.records import EngineKeys, read_claims
+from worker.keys import QueueKeys
+from worker.queue.priority import Priority
+from worker.queue.store import job_body
+
+pytestmark = pytest.mark.integration
+
+# Neither a look nor a heartbeat comes to help.
+SELDOM = EngineOptions(poll_s=60.0, beat_s=60.0)
+
+
+class Lab:
+    def __init__(self, client: Any, prefix: str) -> None:
+        self.client = client
+        self.keys = EngineKeys(QueueKeys(prefix))
+        self.queue = queue_of(client, prefix)
+
+    def pump(self, worker_id: str = "w") -> Pump:
+        return Pump(self.client, self.keys, EngineOptions(), worker_id=worker_id)
+
+    async def run(self, turn: WakeTurn) -> list[Any]:
+        """As a waker sends it, without the wait."""
+        await self.pump().prepare()
+        rows: list[Any] = await self.client.execute_command(*turn.command)
+        return rows
+
+    async def next_job(self, pump: Pump | None = None) -> list[str]:
+        pump = pump or self.pump()
+        return [claim.job_id for claim in read_claims(await self.run(pump.wake_turn()))]
+
+
+@pytest.fixture
+def lab(client: Any, prefix: str) -> Lab:
+    return Lab(client, prefix)
+
+
+@pytest.mark.parametrize("priority", list(Priority))
+async def test_it_is_the_job_that_is_due_in_the_only_queue_with_one(
+    lab: Lab, priority: Priority
+) -> None:
+    other = Priority.LOW if priority is Priority.CRITICAL else Priority.CRITICAL
+    await lab.queue.enqueue("f", job_id="later", delay_s=60, priority=other)
+    for n in range(2):
+        await lab.queue.enqueue("f", job_id=f"a{n}", priority=priority)
+    pump = lab.pump()
+    assert await lab.next_job(pump) == ["a0"]
+    assert await lab.next_job(pump) == ["a1"]
+    assert await lab.next_job(pump) == []
+
+
+async def test_which_of_two_queues_comes_first_is_left_to_the_pump(lab: Lab) -> None:
+    await lab.queue.enqueue("f", job_id="high", priority=Priority.HIGH)
+    await lab.queue.enqueue("f", job_id="low", priority=Priority.LOW)
+    assert await lab.next_job() == []
+    (claim,) = (await lab.pump().turn([], 1)).claims
+    assert claim.job_id == "high"
+
+
+async def test_a_job_that_somebody_holds_is_left_to_the_pump(lab: Lab) -> None:
+    await lab.queue.enqueue("f", job_id="a")
+    # As stock arq's workers say it.
+    await lab.client.set(lab.keys.base.in_progress("a"), b"1", px=60_000)
+    assert await lab.next_job() == []
+    assert await lab.client.get(lab.keys.base.in_progress("a")) == b"1"
+
+
+async def test_a_body_of_another_type_is_none_and_costs_the_others_nothing(lab: Lab) -> None:
+    keys = lab.keys.base
+    for n in range(4):
+        await lab.queue.enqueue("f", job_id=f"a{n}")
+        if n in {0, 2}:
+            await lab.client.delete(keys.job(f"a{n}"))
+            await lab.client.rpush(keys.job(f"a{n}"), "not a body")
+    await lab.client.rpush(keys.in_progress("a3"), "not a claim")
+    first = read_claims(await lab.run(lab.pump().wake_turn()))
+    others = (await lab.pump().turn([], 3)).claims
+    assert [(c.job_id, c.body is None) for c in (*first, *others)] == [
+        ("a0", True), ("a1", False), ("a2", True), ("a3", False)
+    ]  # fmt: skip
+
+
+async def test_its_body_does_not_end_while_it_runs(lab: Lab) -> None:
+    await lab.queue.enqueue("f", job_id="a")
+    await lab.client.pexpire(lab.keys.base.job("a"), 60_000)
+    assert await lab.next_job() == ["a"]
+    assert await lab.client.ttl(lab.keys.base.job("a")) == -1
+
+
+async def test_a_turn_of_the_pump_that_comes_late_claims_nothing(lab: Lab) -> None:
+    pump = lab.pump()
+    for n in range(3):
+        await lab.queue.enqueue("f", job_id=f"a{n}")
+    assert len((await pump.turn([], 1)).claims) == 1
+    early = pump._turns
+    assert len((await pump.turn([], 1)).claims) == 1
+    pump._turns = early - 1
+    assert (await pump.turn([], 1)).claims == []
+    # Another run of the same worker counts from one again.
+    assert len((await lab.pump().turn([], 1)).claims) == 1
+
+
+class Unlucky:
+    """A client whose first script is held by the network; `held` is what it was given."""
+
+    def __init__(self, client: Any) -> None:
+        self.client = client
+        self.held: tuple[Any, ...] = ()
+
+    async def evalsha(self, *args: Any) -> Any:
+        if not self.held:
+            self.held = args
+            raise RedisConnectionError("no reply")
+        return await self.client.evalsha(*args)
+
+    async def eval(self, *args: Any) -> Any:
+        return await self.client.eval(*args)
+
+
+async def test_a_turn_that_was_sent_again_claims_nothing_when_its_first_copy_arrives(
+    lab: Lab,
+) -> None:
+    await lab.pump().turn([], 1)  # the server knows the script
+    unlucky = Unlucky(lab.client)
+    pump = Pump(unlucky, lab.keys, EngineOptions(), worker_id="w")
+    assert (await pump.turn([], 1)).claims == []
+    await lab.queue.enqueue("f", job_id="a")
+    await lab.client.evalsha(*unlucky.held)
+    (claim,) = (await pump.turn([], 1)).claims
+    assert claim.job_id == "a"
+
+
+async def test_a_wait_that_was_given_up_claims_nothing_however_late_it_comes(lab: Lab) -> None:
+    pump = lab.pump()
+    given_up = pump.wake_turn()
+    assert await pump.settle(given_up) == []
+    for n in range(2):
+        await lab.queue.enqueue("f", job_id=f"a{n}")
+    assert await lab.run(given_up) == []
+    assert await lab.next_job(pump) == ["a0"]
+    assert await lab.run(given_up) == []
+
+
+# -- with workers ------------------------------------------------------------------
+
+
+class Runs:
+    def __init__(self) -> None:
+        self.by: dict[str, str] = {}
+        self.go = asyncio.Event()
+
+    async def quick(self, ctx: dict[str, Any]) -> None:
+        self.by[ctx["job_id"]] = ctx["worker_id"]
+
+    async def hold(self, ctx: dict[str, Any]) -> None:
+        self.by[ctx["job_id"]] = ctx["worker_id"]
+        await self.go.wait()
+
+    @property
+    def functions(self) -> list[Any]:
+        return [func(self.quick, name="quick"), func(self.hold, name="hold")]
+
+
+async def _waits(worker: Worker) -> bool:
+    run = worker._run
+    return run is not None and run.waker.is_waiting and run.waker._lane.is_connected
+
+
+async def test_a_waiting_worker_runs_it_without_a_turn_of_its_own(
+    client: Any, prefix: str, lab: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runs = Runs()
+    async with running(client, prefix, runs.functions, options=SELDOM) as worker:
+        await eventually(lambda: _waits(worker))
+        # The server knows the script from the first wait on.
+        first = await lab.queue.enqueue("quick")
+        await first.result(timeout_s=10)
+        await eventually(lambda: _waits(worker))
+        # From here on the pump is held up.
+        assert worker._run is not None
+        pump, sent = worker._run.pump, asyncio.Event()
+        send = pump._send
+
+        async def held_up(args: list[Any]) -> list[Any]:
+            await sent.wait()
+            return await send(args)
+
+        monkeypatch.setattr(pump, "_send", held_up)
+        job = await lab.queue.enqueue("quick")
+
+        await eventually(lambda: _has_started(runs, job.id))
+        sent.set()
+        assert await job.result(timeout_s=10) is None
+
+
+@pytest.fixture
+async def full_and_free(client: Any, prefix: str, lab: Lab) -> AsyncIterator[tuple[Runs, Worker]]:
+    """A worker without a free slot, whose wait goes on, and one behind it that could take a job."""
+    runs = Runs()
+    # Looking for aborts it would see what is due, and tell.
+    options: dict[str, Any] = {"options": SELDOM, "max_jobs": 1, "allow_abort_jobs": False}
+    functions = runs.functions
+    async with running(client, prefix, functions, **options, worker_id="full") as full:
+        await eventually(lambda: _waits(full))
+        assert full._run is not None
+        # It finds this one by itself.
+        await client.set(lab.keys.base.job("by-itself"), job_body("hold", [], {}, now_ms=1))
+        await client.zadd(lab.keys.default_queue, {"by-itself": 5})
+        full._run.slots.kick.set()
+        await eventually(lambda: _has_started(runs, "by-itself"))
+        async with running(client, prefix, functions, **options, worker_id="free") as free:
+            await eventually(lambda: _waits(free))
+            assert await _waits(full)
+            yield runs, full
+            assert full.jobs_rescued == free.jobs_rescued == 0
+            runs.go.set()
+
+
+async def _has_started(runs: Runs, job_id: str) -> bool:
+    return job_id in runs.by
+
+
+@pytest.mark.parametrize("jobs_were", ["slow", "quick"])
+async def test_a_worker_that_is_full_by_then_gives_it_to_another_at_once(
+    lab: Lab,
+    full_and_free: tuple[Runs, Worker],
+    jobs_were: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    # Jobs claimed ahead of a slot may wait for it while jobs are quick. This one may not.
+    monkeypatch.setattr("worker.engine.slots._STALE_S", 60.0)
+    runs, full = full_and_free
+    assert full._run is not None
+    if jobs_were == "quick":
+        now = asyncio.get_running_loop().time()
+        for n in range(64):
+            full._run.slots._pace.ended(now - (64 - n) / 1000)
+    job = await lab.queue.enqueue("quick")
+    await job.result(timeout_s=10)
+    assert runs.by[job.id] == "free"
+
+
+@pytest.mark.parametrize("max_jobs", [1, 2])
+async def test_a_turn_under_way_leaves_the_waker_a_slot_or_has_the_only_one(
+    client: Any, prefix: str, lab: Lab, max_jobs: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runs = Runs()
+    async with running(client, prefix, runs.functions, options=SELDOM, max_jobs=max_jobs) as worker:
+        await eventually(lambda: _waits(worker))
+        assert worker._run is not None
+        slots, pump = worker._run.slots, worker._run.pump
+        asked, go = asyncio.Event(), asyncio.Event()
+        send = pump._send
+
+        async def held_up(args: list[Any]) -> list[Any]:
+            asked.set()
+            await go.wait()
+            return await send(args)
+
+        monkeypatch.setattr(pump, "_send", held_up)
+        slots.kick.set()
+        await asyncio.wait_for(asked.wait(), 10)
+        job = await lab.queue.enqueue("quick")
+
+        async def outcomes() -> list[str]:
+            return [outcome for _, _, outcome in slots.outbox]
+
+        expected = "unstarted" if max_jobs == 1 else "completed"
+        assert await eventually(outcomes) == [expected]
+        go.set()
+        await job.result(timeout_s=10)
+        assert list(runs.by) == [job.id]
+
+
+async def test_a_worker_whose_last_slot_is_taken_waits_no_more(
+    client: Any, prefix: str, lab: Lab
+) -> None:
+    runs = Runs()
+    async with running(client, prefix, runs.functions, options=SELDOM, max_jobs=1) as worker:
+        await eventually(lambda: _waits(worker))
+        job = await lab.queue.enqueue("hold")
+        await eventually(lambda: _has_started(runs, job.id))
+        assert worker._run is not None
+        assert not worker._run.waker.is_waiting
+        runs.go.set()
+        await eventually(lambda: _waits(worker))
+
+
+async def test_a_server_that_forgot_the_script_is_told_it_again(
+    client: Any, prefix: str, lab: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settled: list[WakeTurn] = []
+
+    async def settle(_pump: Pump, turn: WakeTurn) -> list[Any]:
+        settled.append(turn)
+        return []
+
+    monkeypatch.setattr(Pump, "settle", settle)
+    runs = Runs()
+    async with running(client, prefix, runs.functions, options=SELDOM) as worker:
+        for _ in range(3):
+            await eventually(lambda: _waits(worker))
+            await client.script_flush()
+            job = await lab.queue.enqueue("quick")
+            await job.result(timeout_s=10)
+            await eventually(lambda: _knows_the_script(client))
+        # It is known that it did nothing: there is nothing to ask for.
+        assert not settled
+        assert worker.jobs_rescued == 0
+
+
+async def _knows_the_script(client: Any) -> bool:
+    return bool((await client.script_exists(_NEXT_JOB.sha))[0])
+
+
+async def test_a_token_without_a_job_is_passed_on_by_a_worker_that_is_full(
+    lab: Lab, full_and_free: tuple[Runs, Worker]
+) -> None:
+    job = await lab.queue.enqueue("quick", delay_s=0.2)
+    await job.result(timeout_s=10)
+    assert full_and_free[0].by[job.id] == "free"
+
+
+async def test_a_worker_that_ends_claims_nothing_more(
+    client: Any, prefix: str, lab: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[WakeTurn] = []
+    make = Pump.wake_turn
+
+    def noted(pump: Pump) -> WakeTurn:
+        made.append(make(pump))
+        return made[-1]
+
+    monkeypatch.setattr(Pump, "wake_turn", noted)
+    worker = new_worker(client, prefix, Runs().functions, options=SELDOM)
+    main = asyncio.create_task(worker.main())
+    await eventually(lambda: _waits(worker))
+    worker.drain()
+    async with asyncio.timeout(10):
+        await main
+    await lab.queue.enqueue("quick", job_id="a")
+    # Its last wait, as the network might still bring it.
+    assert await lab.run(made[-1]) == []
+
+
+async def test_a_burst_counts_its_jobs(client: Any, prefix: str, lab: Lab) -> None:
+    runs = Runs()
+    await lab.queue.enqueue("quick", delay_s=0.3)
+    worker = new_worker(
+        client, prefix, runs.functions, burst=True, max_burst_jobs=1, options=SELDOM
+    )
+    main = asyncio.create_task(worker.main())
+
+    async def waits() -> bool:
+        return bool((await client.info("clients"))["blocked_clients"])
+
+    await eventually(waits)
+    for _ in range(3):
+        await lab.queue.enqueue("quick")
+    async with asyncio.timeout(20):
+        await main
+    assert len(runs.by) == 1
+
+
+async def test_a_wait_that_the_server_refuses_is_told_once(
+    client: Any,
+    prefix: str,
+    lab: Lab,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("worker.engine.wake._RETRY_S", 0.01)
+    waits: list[WakeTurn] = []
+    settle = Pump.settle
+
+    async def noted(pump: Pump, turn: WakeTurn) -> list[Any]:
+        waits.append(turn)
+        return await settle(pump, turn)
+
+    monkeypatch.setattr(Pump, "settle", noted)
+    await client.set(lab.keys.wake, "not a set of tokens")
+    async with running(client, prefix, Runs().functions, options=SELDOM):
+
+        async def was_refused_often() -> bool:
+            return len(waits) > 3
+
+        await eventually(was_refused_often)
+    assert capsys.readouterr().out.count("wake.refused") == 1

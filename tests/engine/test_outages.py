@@ -1,0 +1,268 @@
+"""The server away, hung, killed or full; replies lost after the server executed; unsafe servers."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+from arq.connections import ArqRedis
+from arq.worker import func
+
+from cache.connection.pool import PoolOptions, open_pool
+from tests.support.engine import QUICK, burst, new_worker, queue_of, running
+from tests.support.fault_proxy import FaultProxy, fault_proxy
+from tests.support.servers import free_port, valkey
+from tests.support.wait import eventually
+from worker import call
+from worker.engine import EngineOptions
+from worker.engine.poll import _NEXT_JOB
+from worker.errors import QueueMemoryFull, QueueUnavailable, UnsafeServer
+
+pytestmark = pytest.mark.faults
+
+QUICK_POOL = PoolOptions(connect_timeout_s=1, socket_timeout_s=1, retries=0)
+
+
+async def double(ctx: dict[str, Any], n: int = 1) -> int:
+    return 2 * n
+
+
+def counting() -> tuple[list[str], Any]:
+    """The ids of the jobs `count` that have run, and the function that notes them."""
+    runs: list[str] = []
+
+    async def count(ctx: dict[str, Any]) -> None:
+        runs.append(ctx["job_id"])
+
+    return runs, func(count, name="count")
+
+
+@asynccontextmanager
+async def connect(url: str, options: PoolOptions = QUICK_POOL) -> AsyncIterator[Any]:
+    async with open_pool(url, options, name="t", client_class=ArqRedis) as client:
+        yield client
+
+
+@pytest.fixture
+async def proxy(valkey_url: str) -> AsyncIterator[FaultProxy]:
+    async with fault_proxy(valkey_url.removeprefix("unix://")) as proxy:
+        yield proxy
+
+
+async def test_a_reply_lost_after_execution_neither_loses_nor_doubles_a_job(
+    client: Any, prefix: str, proxy: FaultProxy
+) -> None:
+    runs, count = counting()
+    queue = queue_of(client, prefix)
+    jobs = await queue.enqueue_many([call("count") for _ in range(200)])
+    async with (
+        connect(proxy.url) as through,
+        running(through, prefix, [count], max_jobs=10) as worker,
+    ):
+        proxy.cut_replies(12)
+        for job in jobs:
+            await job.result(timeout_s=30)
+        await eventually(lambda: _is_counted(worker, 200))
+    assert proxy.cuts_made == 12
+    # Not one lease had to lapse: the turn that was sent again gave the same jobs.
+    assert sorted(runs) == sorted(job.id for job in jobs)
+    assert worker.jobs_rescued == 0
+
+
+async def test_a_job_whose_token_was_lost_with_the_reply_runs_once_and_at_once(
+    client: Any, prefix: str, proxy: FaultProxy
+) -> None:
+    runs, count = counting()
+    queue = queue_of(client, prefix)
+    await client.script_load(_NEXT_JOB.source)
+    proxy.cut_replies(3, marker=b"BZPOPMIN")
+    # Neither a look nor the end of a lease comes to help.
+    seldom = EngineOptions(lease_s=60, poll_s=60, beat_s=60)
+    async with (
+        connect(proxy.url) as through,
+        running(through, prefix, [count], options=seldom) as worker,
+    ):
+        for n in range(3):
+            await eventually(partial(_is_cut, proxy, n + 1))
+            job = await queue.enqueue("count")
+            await job.result(timeout_s=10)
+        await eventually(lambda: _is_counted(worker, 3))
+    assert len(runs) == len(set(runs)) == 3
+    assert worker.jobs_rescued == 0
+
+
+async def _is_cut(proxy: FaultProxy, times: int) -> bool:
+    return proxy.cuts_made == times
+
+
+async def _is_counted(worker: Any, count: int) -> bool:
+    return bool(worker.jobs_complete == count)
+
+
+async def test_an_enqueue_whose_reply_was_lost_and_is_made_again_stores_one_job(
+    client: Any, prefix: str, proxy: FaultProxy
+) -> None:
+    async with connect(proxy.url) as through:
+        queue = queue_of(through, prefix)
+        # So that the server knows the script, and the cut comes after its run.
+        await queue.enqueue("double", job_id="first")
+        proxy.cut_replies(1)
+        with pytest.raises(QueueUnavailable):
+            await queue.enqueue("double", 2, job_id="a")
+        again = await queue.enqueue("double", 2, job_id="a")
+    assert not again.is_new
+    assert await client.zcard(f"{prefix}queue") == 2
+
+
+async def test_connections_that_are_killed_cost_nothing(
+    client: Any, prefix: str, proxy: FaultProxy
+) -> None:
+    queue = queue_of(client, prefix)
+    async with connect(proxy.url) as through, running(through, prefix, [double]):
+        for n in range(5):
+            assert await (await queue.enqueue("double", n)).result(timeout_s=20) == 2 * n
+            proxy.reset()
+
+
+async def test_a_hung_server_is_noticed_told_once_and_survived(
+    client: Any, prefix: str, proxy: FaultProxy, capsys: pytest.CaptureFixture[str]
+) -> None:
+    queue = queue_of(client, prefix)
+    async with connect(proxy.url) as through, running(through, prefix, [double]) as worker:
+        assert await (await queue.enqueue("double", 1)).result(timeout_s=10) == 2
+        proxy.hold()
+        await eventually(lambda: _is_connected(worker, False), deadline_s=20)
+        proxy.release()
+        await eventually(lambda: _is_connected(worker, True), deadline_s=20)
+        assert await (await queue.enqueue("double", 2)).result(timeout_s=20) == 4
+    assert capsys.readouterr().out.count("queue.unreachable") == 1
+
+
+async def _is_connected(worker: Any, connected: bool) -> bool:
+    return bool(worker.is_connected == connected)
+
+
+async def test_a_server_that_restarts_with_its_file_loses_nothing(tmp_path: Path) -> None:
+    port = free_port()
+    arguments = ("--appendonly", "yes", "--appendfsync", "always")
+    runs: list[str] = []
+
+    async def count(ctx: dict[str, Any]) -> None:
+        runs.append(ctx["job_id"])
+        await asyncio.sleep(0)
+
+    async with connect(f"redis://127.0.0.1:{port}/0") as client:
+        with valkey(tmp_path, *arguments, port=port):
+            jobs = await queue_of(client, "arq:").enqueue_many([call("count")] * 500)
+            worker = new_worker(client, "arq:", [func(count, name="count")], max_jobs=5)
+            main = asyncio.create_task(worker.main())
+            await eventually(lambda: _has(runs, 50))
+            pid = (await client.info("server"))["process_id"]
+            os.kill(pid, signal.SIGKILL)
+        await eventually(lambda: _is_connected(worker, False), deadline_s=20)
+        with valkey(tmp_path, *arguments, port=port):
+            for job in jobs:
+                await job.result(timeout_s=30)
+            worker.force()
+            await asyncio.wait_for(main, 20)
+    assert set(runs) == {job.id for job in jobs}
+
+
+async def _has(found: list[str], count: int) -> bool:
+    return len(found) >= count
+
+
+async def test_a_worker_ends_although_its_server_is_away(
+    client: Any, prefix: str, proxy: FaultProxy
+) -> None:
+    started = asyncio.Event()
+
+    async def hang(ctx: dict[str, Any]) -> None:
+        started.set()
+        await asyncio.Event().wait()
+
+    await queue_of(client, prefix).enqueue("hang")
+    async with connect(proxy.url) as through:
+        worker = new_worker(through, prefix, [func(hang, name="hang")])
+        main = asyncio.create_task(worker.main())
+        await asyncio.wait_for(started.wait(), 10)
+        proxy.refuse = True
+        proxy.reset()
+        worker.drain()
+        async with asyncio.timeout(30):
+            await main
+    # Its lease gives the job to the next one.
+    async with running(client, prefix, [func(double, name="hang")], options=QUICK):
+        await eventually(lambda: _is_empty(client, f"{prefix}queue"), deadline_s=20)
+
+
+async def _is_empty(client: Any, key: str) -> bool:
+    return not await client.exists(key)
+
+
+async def test_a_full_server_refuses_new_jobs_while_those_it_has_are_kept_run_and_ended(
+    tmp_path: Path,
+) -> None:
+    started, go = asyncio.Event(), asyncio.Event()
+
+    async def hold(ctx: dict[str, Any]) -> str:
+        started.set()
+        await go.wait()
+        return str(ctx["job_id"])
+
+    with valkey(tmp_path, "--maxmemory-policy", "noeviction") as port:
+        async with connect(f"redis://127.0.0.1:{port}/0") as client:
+            queue = queue_of(client, "arq:")
+            functions = [func(hold, name="hold")]
+            jobs = await queue.enqueue_many([call("hold")] * 20)
+            async with running(client, "arq:", functions, max_jobs=2, options=QUICK) as worker:
+                await asyncio.wait_for(started.wait(), 10)
+                await client.config_set("maxmemory", 1)
+                with pytest.raises(QueueMemoryFull):
+                    await queue.enqueue("hold")
+                renewed = await _first_lease(client)
+                await eventually(lambda: _is_later(client, renewed))
+                go.set()
+                for job in jobs:
+                    assert await job.result(timeout_s=20) == job.id
+                assert worker.jobs_rescued == 0
+                await client.config_set("maxmemory", 0)
+                later = await queue.enqueue("hold")
+                assert await later.result(timeout_s=20) == later.id
+
+
+async def _first_lease(client: Any) -> float:
+    ends = await client.zrange("arq:queue:running", 0, 0, withscores=True)
+    return float(ends[0][1])
+
+
+async def _is_later(client: Any, end: float) -> bool:
+    return await _first_lease(client) > end
+
+
+@pytest.mark.parametrize("policy", ["allkeys-lru", "volatile-ttl"])
+async def test_a_server_that_may_evict_is_refused_with_the_remedy(
+    tmp_path: Path, policy: str
+) -> None:
+    with valkey(tmp_path, "--maxmemory-policy", policy) as port:
+        async with connect(f"redis://127.0.0.1:{port}/0") as client:
+            worker = new_worker(client, "arq:", [double])
+            with pytest.raises(UnsafeServer, match=r"noeviction.*LETTA_QUEUE_ALLOW_EVICTION"):
+                await worker.main()
+
+
+@pytest.mark.parametrize("aof", ["yes", "no"])
+async def test_a_server_without_a_file_is_told_of(
+    tmp_path: Path, aof: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with valkey(tmp_path, "--appendonly", aof) as port:
+        async with connect(f"redis://127.0.0.1:{port}/0") as client:
+            await burst(client, "arq:", [double])
+    assert capsys.readouterr().out.count("queue.server_without_aof") == (aof == "no")

@@ -1,0 +1,122 @@
+"""What a worker holds, without a server: who starts, who waits, who goes back."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any, cast
+
+import pytest
+
+from tests.support.wait import eventually
+from worker.engine.records import Claim
+from worker.engine.slots import Slots
+
+pytestmark = pytest.mark.unit
+
+
+class Running:
+    """In the executor's place: runs that end when they are told."""
+
+    def __init__(self) -> None:
+        self.slots = Slots(1, {}, (), most_losses=3)
+        self.slots.run_with(cast(Any, self))
+        self.started: list[str] = []
+        self.over = asyncio.Event()
+
+    async def run(self, claim: Claim) -> None:
+        self.started.append(claim.job_id)
+        await self.over.wait()
+        self.slots.collect(claim, claim.end("done", {}), "completed")
+
+    def at_a_quick_pace(self) -> None:
+        now = asyncio.get_running_loop().time()
+        for n in range(64):
+            self.slots._pace.ended(now - (64 - n) / 1000)
+
+
+def claim(name: str, losses: int = 0) -> Claim:
+    return Claim(name.encode(), b"", 0, name.encode(), 3, "7", losses, None, name)
+
+
+@pytest.fixture
+async def at_work() -> Running:
+    return Running()
+
+
+async def test_what_has_waited_too_long_goes_back_and_nothing_is_claimed_ahead(
+    at_work: Running,
+) -> None:
+    slots = at_work.slots
+    at_work.at_a_quick_pace()
+    assert slots.room()[1] > 0
+    first, second = claim("first"), claim("second")
+    slots.take([first, second])
+    slots.shed()
+    assert slots.outbox == []
+    second.held_at -= 2
+    slots.shed()
+    [(gone, end, outcome)] = slots.outbox
+    assert (gone, end[0], end[4], outcome) == (second, "back", {"due": "7"}, "unstarted")
+    assert slots.room() == (0, 0)
+    assert slots.taken == slots.running == 1
+
+
+async def test_a_job_that_lost_a_worker_starts_first(at_work: Running) -> None:
+    slots = at_work.slots
+    slots.take([claim("running")])
+    slots.take([claim("waits")])
+    slots.take([claim("rescued", 1), claim("suspect", 2)])
+    assert slots.has_suspect
+    at_work.over.set()
+
+    async def all_started() -> bool:
+        return len(at_work.started) == 4
+
+    await eventually(all_started)
+    assert at_work.started == ["running", "rescued", "suspect", "waits"]
+
+
+async def test_a_claim_that_is_lost_while_it_waits_is_dropped(at_work: Running) -> None:
+    slots = at_work.slots
+    first, second = claim("first"), claim("second")
+    slots.take([first, second])
+    slots.lost([second])
+    assert slots.outbox == []
+    assert list(slots.claims.values()) == [first]
+
+
+async def test_without_a_start_all_go_back(at_work: Running) -> None:
+    slots = at_work.slots
+    slots.take([claim("a"), claim("b")], start=False)
+    assert [outcome for _, _, outcome in slots.outbox] == ["unstarted"] * 2
+    assert not slots.claims
+    await asyncio.sleep(0)
+    assert at_work.started == []
+
+
+async def test_a_vacated_slot_is_used_once(at_work: Running) -> None:
+    slots = at_work.slots
+    first, second, third = (claim(name) for name in ("first", "second", "third"))
+    slots.take([first, second, third])
+    slots.vacate(first)
+    assert (second.task is not None, third.task) == (True, None)
+    # Written at last, its end makes no second room.
+    slots.collect(first, first.end("done", {}), "completed")
+    assert third.task is None
+    slots.collect(second, second.end("done", {}), "completed")
+    assert third.task is not None
+
+
+async def test_a_vacated_slot_is_not_counted_when_its_claim_has_come_back(
+    at_work: Running,
+) -> None:
+    slots = at_work.slots
+    first, again = claim("first"), claim("first", 1)
+    slots.take([first])
+    slots.vacate(first)
+    slots.take([again, claim("second")])
+    # The slot that was vacated is the one of the claim that came back.
+    assert again.task is not None
+    assert slots.claims[b"second"].task is None
+    slots.collect(first, first.end("done", {}), "completed")
+    assert slots.claims[b"second"].task is None

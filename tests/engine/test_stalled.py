@@ -1,0 +1,99 @@
+"""What a lost lease costs a job: a growing wait, and at last a worker without another suspect."""
+
+from __future__ import annotations
+
+import time
+from itertools import pairwise
+from typing import Any
+
+import pytest
+
+from tests.support.engine import queue_of
+from worker.engine import EngineOptions
+from worker.engine.leases import _RENEW
+from worker.engine.poll import Pump
+from worker.engine.records import Claim, EngineKeys
+from worker.keys import QueueKeys
+
+pytestmark = pytest.mark.integration
+
+LEASE_S = 10.0
+MARGIN_S = 2.0
+
+
+def new_pump(client: Any, prefix: str, name: str = "w", losses: int = 3) -> Pump:
+    options = EngineOptions(lease_s=LEASE_S, max_lost_leases=losses)
+    return Pump(client, EngineKeys(QueueKeys(prefix)), options, worker_id=name)
+
+
+async def lapse(client: Any, prefix: str) -> None:
+    """Every lease that stands ends now, as if its time had passed."""
+    running = f"{prefix}queue:running"
+    for id_ in await client.zrange(running, 0, -1):
+        await client.zadd(running, {id_: 1})
+
+
+async def holds_s(client: Any, prefix: str, id_: str) -> float:
+    """For how long nobody else may claim it."""
+    score = await client.zscore(f"{prefix}queue:running", id_)
+    return float(score) / 1000 - time.time()
+
+
+async def test_each_lost_lease_makes_the_next_one_longer_and_a_renewal_keeps_that(
+    client: Any, prefix: str
+) -> None:
+    await queue_of(client, prefix).enqueue("f", job_id="a")
+    pump = new_pump(client, prefix, losses=9)
+    keys, waits = EngineKeys(QueueKeys(prefix)), []
+    for losses in range(8):
+        (claim,) = (await pump.turn([], 1)).claims
+        assert claim.losses == losses
+        claimed = await holds_s(client, prefix, "a")
+        args = [prefix, int(LEASE_S * 1000), claim.id, claim.token]
+        assert await _RENEW.run(client, [*keys.queues, keys.running], args) == []
+        waits.append(await holds_s(client, prefix, "a"))
+        assert abs(waits[-1] - claimed) < MARGIN_S / 2
+        await lapse(client, prefix)
+    # Nothing is added to the first: a killed worker's job runs again within its lease.
+    assert abs(waits[0] - LEASE_S) < MARGIN_S / 2
+    assert all(after - before > 1 for before, after in pairwise(waits[:6]))
+    # The second is within the 20 s of the promise, at a lease of 15 s; and there is an end to it.
+    assert waits[1] < LEASE_S * 20 / 15
+    assert waits[5] - MARGIN_S < waits[7] < 8 * LEASE_S
+
+
+async def _lose(client: Any, prefix: str, times: int) -> list[Claim]:
+    pump = new_pump(client, prefix, name="dead")
+    claims: list[Claim] = []
+    for _ in range(times):
+        claims = (await pump.turn([], 10, suspects=10)).claims
+        await lapse(client, prefix)
+    return claims
+
+
+async def test_after_one_lost_lease_jobs_are_claimed_together(client: Any, prefix: str) -> None:
+    queue = queue_of(client, prefix)
+    for n in range(5):
+        await queue.enqueue("f", job_id=f"j{n}")
+    await _lose(client, prefix, 1)
+    assert len((await new_pump(client, prefix).turn([], 10, suspects=0)).claims) == 5
+
+
+async def test_of_jobs_before_their_last_chance_a_worker_takes_one_and_fresh_ones_beside_it(
+    client: Any, prefix: str
+) -> None:
+    queue = queue_of(client, prefix)
+    for n in range(4):
+        await queue.enqueue("f", job_id=f"suspect{n}")
+    await _lose(client, prefix, 2)
+    for n in range(3):
+        await queue.enqueue("f", job_id=f"fresh{n}")
+    turn = await new_pump(client, prefix, "a").turn([], 5)
+    assert [claim.losses for claim in turn.claims] == [2, 0, 0, 0]
+    # The others are put off, not forgotten, and stand in no other's way.
+    await lapse(client, prefix)
+    other = await new_pump(client, prefix, "b").turn([], 5, suspects=0)
+    assert [claim.losses for claim in other.claims] == [1, 1, 1]
+    assert len(other.poisoned) == 1
+    assert other.next_due is not None
+    assert other.next_due - other.now <= 1000

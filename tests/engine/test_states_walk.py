@@ -1,0 +1,467 @@
+"""
+Every arrow of a job's states (docs/states.md), walked on a real server by the scripts that it names.
+
+The page's table is what is walked: an arrow without a walk fails, and so does
+a walk without an arrow. A state is what the keys say, never what was meant.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+import uuid
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+from arq.cron import cron
+
+from cache.encoding import codec
+from tests.support.engine import burst, queue_of
+from tests.support.wait import eventually
+from worker import call
+from worker.client import JobQueue
+from worker.engine import EngineOptions
+from worker.engine.cron import CronRunner
+from worker.engine.leases import _RENEW
+from worker.engine.poll import Pump
+from worker.engine.records import Claim, EngineKeys, Turn, blob, read_claims
+from worker.keys import QueueKeys
+from worker.queue.job import Job
+
+pytestmark = pytest.mark.integration
+
+PAGE = Path(__file__).parents[2] / "docs" / "states.md"
+HOUR_MS = 3_600_000
+Arrow = tuple[str, str, str]
+
+
+def _section() -> str:
+    return PAGE.read_text().split("\n## ")[1]
+
+
+def arrows() -> set[Arrow]:
+    """(from, event, to) of each row of the table; a row may have several states on a side."""
+    found: set[Arrow] = set()
+    for line in _section().splitlines():
+        if line.startswith("| ") and not line.startswith("| from "):
+            origin, event, to = [cell.strip() for cell in line.split("|")[1:4]]
+            found |= {(a, event, b) for a in origin.split(", ") for b in to.split(", ")}
+    return found
+
+
+@dataclass(slots=True)
+class Walk:
+    """One server, one prefix, one job: `JOB`, unless the walk says another."""
+
+    client: Any
+    prefix: str
+    queue: JobQueue
+    keys: EngineKeys
+
+    def pump(self, **options: Any) -> Pump:
+        """Another worker each time."""
+        name = uuid.uuid4().hex
+        return Pump(self.client, self.keys, EngineOptions(**options), worker_id=name)
+
+    async def state(self, id_: str) -> str:
+        """What the keys say; AssertionError when they contradict each other."""
+        base = self.keys.base
+        queued = [await self.client.zscore(name, id_) for name in self.keys.queues]
+        due = [score for score in queued if score is not None]
+        has_body = bool(await self.client.exists(base.job(id_)))
+        claim = await self.client.get(base.in_progress(id_))
+        is_running = await self.client.zscore(self.keys.running, id_) is not None
+        dead = await self.client.zscore(base.dead, id_) is not None
+        assert dead == bool(await self.client.exists(base.dead_job(id_)))
+        assert has_body == bool(due)
+        assert len(due) <= 1
+        assert bool(claim) == is_running
+        assert not (has_body and dead)
+        if dead:
+            return "dead"
+        if not has_body:
+            return "done" if await self.client.exists(base.result(id_)) else "gone"
+        if is_running:
+            return "running"
+        if await self.client.hexists(base.parked, id_):
+            return "parked"
+        return "queued" if due[0] <= time.time() * 1000 else "deferred"
+
+    async def claim(self) -> Claim:
+        (claim,) = (await self.pump().turn([], 1)).claims
+        return claim
+
+    async def end(self, kind: str, claim: Claim, **details: Any) -> Turn:
+        return await self.pump().turn([claim.end(kind, details)], 0)
+
+    async def lapse(self, id_: str) -> None:
+        assert await self.client.zadd(self.keys.running, {id_: 1}, xx=True, ch=True)
+
+    async def lose(self, id_: str, times: int) -> None:
+        for _ in range(times):
+            await self.claim()
+            await self.lapse(id_)
+
+
+JOB = "a"
+Step = Callable[[Walk], Awaitable[Any]]
+WALKS: dict[Arrow, tuple[Step, Step]] = {}
+
+
+def walks(origin: str, event: str, *to: str, start: Step | None = None) -> Callable[[Step], Step]:
+    """Register a walk: `start` brings the job to its origin, the function moves it on."""
+
+    def register(step: Step) -> Step:
+        for state in to:
+            arrow = (origin, event, state)
+            assert arrow not in WALKS
+            WALKS[arrow] = (start or STARTS[origin], step)
+        return step
+
+    return register
+
+
+async def _nothing(_walk: Walk) -> None:
+    return
+
+
+async def _queued(walk: Walk) -> Job:
+    return await walk.queue.enqueue("f", job_id=JOB)
+
+
+async def _deferred(walk: Walk) -> Job:
+    return await walk.queue.enqueue("f", job_id=JOB, delay_s=3600)
+
+
+async def _running(walk: Walk) -> Claim:
+    await _queued(walk)
+    return await walk.claim()
+
+
+async def _parked(walk: Walk) -> None:
+    await walk.end("park", await _running(walk), most=HOUR_MS, reason="unknown", error="E")
+
+
+async def _dead(walk: Walk) -> None:
+    await walk.end("dead", await _running(walk), reason="failed", error="E", tries=1, name="f")
+
+
+STARTS: dict[str, Step] = {
+    "new": _nothing,
+    "queued": _queued,
+    "deferred": _deferred,
+    "running": _running,
+    "parked": _parked,
+    "dead": _dead,
+}
+
+
+# -- it comes to be ----------------------------------------------------------------
+
+
+@walks("new", "stored", "queued")
+async def _(walk: Walk) -> None:
+    await walk.queue.enqueue_many([call("f", job_id=JOB)])
+
+
+@walks("new", "stored", "deferred")
+async def _(walk: Walk) -> None:
+    await walk.queue.enqueue_many([call("f", job_id=JOB, delay_s=3600)])
+
+
+async def _end_one_before(walk: Walk, delay_ms: int) -> None:
+    first = await walk.queue.enqueue("f", job_id="before")
+    following = {"id": JOB, "queue": walk.keys.queues[3], "delay": delay_ms, "body": blob(b"body")}
+    await walk.end("done", await walk.claim(), result=blob(b"r"), ttl=HOUR_MS, jobs=[following])
+    assert await walk.state(first.id) == "done"
+    assert await walk.client.get(walk.keys.base.job(JOB)) == b"body"
+
+
+@walks("new", "chained", "queued")
+async def _(walk: Walk) -> None:
+    await _end_one_before(walk, 0)
+
+
+@walks("new", "chained", "deferred")
+async def _(walk: Walk) -> None:
+    await _end_one_before(walk, HOUR_MS)
+
+
+@walks("new", "ticked", "queued")
+async def _(walk: Walk) -> None:
+    async def f(ctx: dict[str, Any]) -> None: ...
+
+    now = int(time.time() * 1000)
+    crons = [cron(f, name="cron:f", hour=set(range(24)), minute=0, job_id=JOB)]
+    runners = [
+        CronRunner(
+            walk.client,
+            walk.keys,
+            crons,
+            encode=codec.encode,
+            missed="once",
+            now_ms=lambda: now,
+            timezone=None,
+        )
+        for _ in range(2)
+    ]
+    await walk.client.hset(walk.keys.cron, "cron:f", now - 2 * HOUR_MS)
+    for runner in runners:
+        await runner.tick()
+    # The same for a job that a client let repeat: an id of its own for each run.
+    await walk.queue.schedule("s", call("f"), every_s=3600)
+    (due,) = [int(score) for _, score in await _members(walk, walk.keys.schedules)]
+    now = due
+    for runner in runners:
+        await runner.run_schedules()
+    assert await walk.state(f"s:{due}") == "queued"
+    assert await walk.client.zcard(walk.keys.default_queue) == 2
+
+
+async def _members(walk: Walk, key: str) -> Any:
+    return await walk.client.zrange(key, 0, -1, withscores=True)
+
+
+# -- it waits ----------------------------------------------------------------------
+
+
+async def _due_soon(walk: Walk) -> None:
+    await walk.queue.enqueue("f", job_id=JOB, delay_s=0.2)
+
+
+@walks("deferred", "due", "queued", start=_due_soon)
+async def _(walk: Walk) -> None:
+    assert (await walk.pump().turn([], 1)).claims == []
+
+    async def is_due() -> bool:
+        return await walk.state(JOB) == "queued"
+
+    await eventually(is_due)
+
+
+@walks("deferred", "abort asked", "queued")
+async def _(walk: Walk) -> None:
+    assert await walk.queue.jobs.abort(JOB)
+    (mark,) = (await walk.pump().turn([], 0)).marks
+    assert mark == JOB.encode()
+
+
+@walks("queued", "claimed", "running")
+@walks("parked", "claimed", "running")
+async def _(walk: Walk) -> None:
+    # A parked job falls due after half a second, a queued one is due.
+    claim = await eventually(lambda: _first(walk))
+    assert await walk.client.get(walk.keys.base.in_progress(JOB)) == claim.token
+    assert claim.tries == claim.losses == 0
+    # A worker that waits claims by another script: the same is written.
+    await walk.end("back", claim, due=claim.due)
+    pump = walk.pump()
+    await pump.prepare()
+    [claim] = read_claims(await walk.client.execute_command(*pump.wake_turn().command))
+    assert await walk.client.get(walk.keys.base.in_progress(JOB)) == claim.token
+    assert claim.tries == claim.losses == 0
+
+
+async def _first(walk: Walk) -> Claim | None:
+    claims = (await walk.pump().turn([], 1)).claims
+    return claims[0] if claims else None
+
+
+# -- it runs -----------------------------------------------------------------------
+
+
+async def _held(walk: Walk) -> bytes:
+    return bytes(await walk.client.get(walk.keys.base.in_progress(JOB)))
+
+
+@walks("running", "renewed", "running")
+async def _(walk: Walk) -> None:
+    await walk.lapse(JOB)
+    claim = await _held(walk)
+    keys = [*walk.keys.queues, walk.keys.running]
+    assert await _RENEW.run(walk.client, keys, [walk.prefix, 15_000, JOB, claim]) == []
+    assert await _held(walk) == claim
+    assert (await walk.pump().turn([], 1)).claims == []
+
+
+@walks("running", "taken over", "running")
+async def _(walk: Walk) -> None:
+    before = await _held(walk)
+    await walk.lapse(JOB)
+    claim = await walk.claim()
+    assert await _held(walk) == claim.token != before
+    assert (claim.tries, claim.losses) == (0, 1)
+
+
+async def _on_its_last_chance(walk: Walk) -> None:
+    await _queued(walk)
+    await walk.lose(JOB, 2)
+
+
+@walks("running", "put off", "running", start=_on_its_last_chance)
+async def _(walk: Walk) -> None:
+    before = await _held(walk)
+    turn = await walk.pump().turn([], 1, suspects=0)
+    assert (turn.claims, turn.poisoned) == ([], [])
+    assert await _held(walk) == before
+    assert turn.next_due is not None
+    assert 0 < turn.next_due - turn.now <= 1000
+
+
+async def _claim_held(walk: Walk) -> Claim:
+    """The claim that stands, as its worker has it."""
+    token = await _held(walk)
+    _, number, due, losses = token.decode().rsplit("|", 3)
+    return Claim(
+        id=JOB.encode(),
+        body=None,
+        tries=0,
+        token=token,
+        number=int(number),
+        due=due,
+        losses=int(losses),
+        mark_ms=None,
+        job_id=JOB,
+    )
+
+
+@walks("running", "retried", "queued")
+async def _(walk: Walk) -> None:
+    await walk.end("retry", await _claim_held(walk), delay=0, tries=1)
+    assert await walk.client.get(walk.keys.base.retry(JOB)) == b"1"
+
+
+@walks("running", "retried", "deferred")
+async def _(walk: Walk) -> None:
+    await walk.end("retry", await _claim_held(walk), delay=HOUR_MS, tries=2)
+    assert await walk.client.get(walk.keys.base.retry(JOB)) == b"2"
+
+
+@walks("running", "given back", "queued")
+async def _(walk: Walk) -> None:
+    claim = await _claim_held(walk)
+    await walk.end("back", claim, due=claim.due)
+    assert not await walk.client.exists(walk.keys.base.retry(JOB))
+    # In its old place: before whatever came later.
+    assert await walk.client.zscore(walk.keys.default_queue, JOB) == float(claim.due)
+
+
+@walks("running", "parked", "parked")
+async def _(walk: Walk) -> None:
+    claim = await _claim_held(walk)
+    await walk.end("park", claim, most=HOUR_MS, reason="unknown", error="E", name="f")
+
+
+# -- it ends -----------------------------------------------------------------------
+
+
+@walks("running", "aborted", "done")
+async def _(walk: Walk) -> None:
+    assert await walk.queue.jobs.abort(JOB)
+    assert await walk.client.zscore(walk.keys.base.abort, JOB) is not None
+    await walk.end("done", await _claim_held(walk), result=blob(b"r"), ttl=HOUR_MS)
+    # A mark that stayed would end a later job of this id.
+    assert not await walk.client.exists(walk.keys.base.abort)
+
+
+@walks("running", "done", "done")
+async def _(walk: Walk) -> None:
+    turn = await walk.end("done", await _claim_held(walk), result=blob(b"r"), ttl=HOUR_MS)
+    assert turn.late == []
+    assert await walk.client.get(walk.keys.base.result(JOB)) == b"r"
+
+
+@walks("running", "buried", "dead")
+async def _(walk: Walk) -> None:
+    body = await walk.client.get(walk.keys.base.job(JOB))
+    claim = await _claim_held(walk)
+    # As of a name that stayed unknown for as long as it may.
+    turn = await walk.end("park", claim, most=0, reason="unknown", error="E", tries=1, name="f")
+    assert turn.buried == [0]
+    letter = await walk.queue.dead.get(JOB)
+    assert letter is not None
+    assert (letter.reason, letter.body, letter.error) == ("unknown", body, "E")
+    assert not await walk.client.exists(walk.keys.base.parked)
+
+
+async def _lost_for_the_third_time(walk: Walk) -> None:
+    await _queued(walk)
+    await walk.lose(JOB, 3)
+
+
+@walks("running", "poisoned", "dead", start=_lost_for_the_third_time)
+async def _(walk: Walk) -> None:
+    turn = await walk.pump().turn([], 1)
+    assert (turn.claims, turn.poisoned) == ([], [JOB.encode()])
+
+
+# -- after -------------------------------------------------------------------------
+
+
+@walks("dead", "retried", "queued")
+async def _(walk: Walk) -> None:
+    assert await walk.queue.dead.retry(JOB) == 1
+    assert (await walk.claim()).tries == 0
+    await walk.end("back", await _claim_held(walk), due="1")
+
+
+@walks("dead", "purged", "gone")
+async def _(walk: Walk) -> None:
+    assert await walk.queue.dead.purge(JOB) == 1
+
+
+@walks("dead", "outlived", "gone")
+async def _(walk: Walk) -> None:
+    await walk.queue.enqueue("f", job_id="later")
+    claim = await walk.claim()
+    details = {"reason": "failed", "error": "E", "tries": 1, "name": "f"}
+    turn = await walk.pump(dead_max=1).turn([claim.end("dead", details)], 0)
+    assert turn.dropped == 1
+    assert await walk.state("later") == "dead"
+
+
+# -- the page and the walks --------------------------------------------------------
+
+
+def test_every_arrow_has_a_walk_and_every_walk_an_arrow() -> None:
+    assert arrows() == set(WALKS)
+
+
+def test_the_drawing_shows_every_state_and_event_of_the_table() -> None:
+    drawing = _section().split("```")[1]
+    words = set(re.findall(r"[a-z]+(?: [a-z]+)*", drawing))
+    rows = arrows()
+    states = {state for origin, _, to in rows for state in (origin, to)} - {"new"}
+    assert words == states | {event for _, event, _ in rows}
+
+
+@pytest.mark.parametrize("arrow", sorted(WALKS), ids=" ".join)
+async def test_the_keys_agree_with_the_arrow(client: Any, prefix: str, arrow: Arrow) -> None:
+    origin, _, to = arrow
+    start, step = WALKS[arrow]
+    keys = EngineKeys(QueueKeys(prefix))
+    walk = Walk(client, prefix, queue_of(client, prefix), keys)
+    await start(walk)
+    assert await walk.state(JOB) == ("gone" if origin == "new" else origin)
+    await step(walk)
+    assert await walk.state(JOB) == to
+
+
+@pytest.mark.parametrize("when", ["waiting", "deferred"])
+async def test_a_job_that_is_aborted_before_its_start_takes_the_drawn_way(
+    client: Any, prefix: str, when: str
+) -> None:
+    async def f(ctx: dict[str, Any]) -> None:
+        pytest.fail("an aborted job ran")
+
+    keys = EngineKeys(QueueKeys(prefix))
+    queue = queue_of(client, prefix)
+    walk = Walk(client, prefix, queue, keys)
+    job = await queue.enqueue("f", job_id=JOB, delay_s=0 if when == "waiting" else 3600)
+    assert await queue.jobs.abort(job.id)
+    assert await walk.state(JOB) == "queued"
+    await burst(client, prefix, [f])
+    assert await walk.state(JOB) == "done"

@@ -1,0 +1,129 @@
+"""
+What wakes an idle worker, each way by itself: it looks on its own only once a minute here.
+
+A listener's key that names another worker leaves a worker with the token alone.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import Any
+
+import pytest
+from arq.worker import func
+
+from cache.encoding import codec
+from tests.support.engine import queue_of, running
+from tests.support.wait import eventually
+from worker import call
+from worker.engine import EngineOptions
+from worker.engine.poller import Turns
+from worker.engine.records import EngineKeys
+from worker.keys import QueueKeys
+
+pytestmark = pytest.mark.integration
+
+SELDOM = EngineOptions(poll_s=60.0, beat_s=60.0)
+
+
+@pytest.fixture
+async def deaf(client: Any, prefix: str) -> None:
+    """No worker of this prefix listens for changes."""
+    await client.set(EngineKeys(QueueKeys(prefix)).listener, "another worker")
+
+
+class Runs:
+    def __init__(self) -> None:
+        self.now: set[str] = set()
+        self.go = asyncio.Event()
+
+    async def hold(self, ctx: dict[str, Any]) -> str:
+        self.now.add(ctx["worker_id"])
+        await self.go.wait()
+        return str(ctx["job_id"])
+
+
+async def _idle(client: Any, workers: int) -> bool:
+    """So many have looked, found nothing, and wait for a token."""
+    return bool((await client.info("clients"))["blocked_clients"] == workers)
+
+
+@pytest.mark.usefixtures("deaf")
+async def test_an_enqueue_wakes_a_worker_by_its_token_alone(client: Any, prefix: str) -> None:
+    runs = Runs()
+    runs.go.set()
+    queue = queue_of(client, prefix)
+    async with running(client, prefix, [func(runs.hold, name="hold")], options=SELDOM):
+        for _ in range(3):
+            await eventually(lambda: _idle(client, 1))
+            job = await queue.enqueue("hold")
+            assert await job.result(timeout_s=20) == job.id
+
+
+@pytest.mark.usefixtures("deaf")
+async def test_who_leaves_jobs_behind_wakes_another(client: Any, prefix: str) -> None:
+    runs = Runs()
+    queue = queue_of(client, prefix)
+    functions = [func(runs.hold, name="hold")]
+    async with (
+        running(client, prefix, functions, options=SELDOM, max_jobs=1),
+        running(client, prefix, functions, options=SELDOM, max_jobs=1),
+    ):
+        await eventually(lambda: _idle(client, 2))
+        # One call, one token: the first to come passes it on.
+        await queue.enqueue_many([call("hold")] * 2)
+        await eventually(lambda: _both(runs), deadline_s=20)
+        runs.go.set()
+
+
+async def _both(runs: Runs) -> bool:
+    return len(runs.now) == 2
+
+
+async def test_a_job_without_a_token_wakes_the_worker_that_listens(
+    client: Any, prefix: str
+) -> None:
+    runs = Runs()
+    runs.go.set()
+    keys = EngineKeys(QueueKeys(prefix))
+    async with running(client, prefix, [func(runs.hold, name="hold")], options=SELDOM):
+
+        async def listens() -> bool:
+            trackers = [c for c in await client.client_list() if "t" in c["flags"]]
+            return bool(trackers) and await _idle(client, 1)
+
+        await eventually(listens, deadline_s=20)
+        # As stock arq's client stores it.
+        body: dict[str, Any] = {
+            "t": None,
+            "f": "hold",
+            "a": [],
+            "k": {},
+            "et": int(time.time() * 1000),
+        }
+        await client.set(keys.base.job("stock"), codec.encode(body))
+        await client.zadd(keys.default_queue, {"stock": time.time() * 1000})
+        await eventually(lambda: client.exists(keys.base.result("stock")), deadline_s=20)
+
+
+async def test_who_has_parked_a_job_lets_others_go_first_when_it_is_due_again(
+    client: Any, prefix: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    waits: list[float] = []
+    wait = Turns._kicked
+
+    async def noted(turns: Turns, wait_s: float) -> bool:
+        waits.append(wait_s)
+        return await wait(turns, wait_s)
+
+    monkeypatch.setattr(Turns, "_kicked", noted)
+    monkeypatch.setattr("worker.engine.poller._YIELDS_S", 30.0)
+    await queue_of(client, prefix).enqueue("of_another_release")
+    async with running(client, prefix, [func(Runs().hold, name="hold")], options=SELDOM):
+
+        async def waits_longer_than_any_pause() -> bool:
+            parked = await client.hlen(QueueKeys(prefix).parked)
+            return bool(parked) and 30 < waits[-1] < 50
+
+        await eventually(waits_longer_than_any_pause)

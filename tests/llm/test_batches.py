@@ -1,0 +1,434 @@
+"""Batches against a provider that fails in every way that providers do."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+
+from tests.support.llm import (
+    CREATE,
+    ENDPOINT,
+    PROVIDERS,
+    body,
+    outcome,
+    outcomes,
+    settings_for,
+    submit,
+)
+from tests.support.providers import FakeProvider, fake_provider
+from tests.support.wait import eventually
+from tests.support.workers import running_worker
+from worker import InvalidArgument, NotFound, Priority, open_queue
+from worker.llm.answers import CANCELED
+from worker.llm.client import flush_rules
+from worker.llm.states import BatchState
+
+pytestmark = pytest.mark.integration
+
+
+@pytest.fixture(scope="module")
+def one_fake() -> Iterator[FakeProvider]:
+    with fake_provider() as fake:
+        yield fake
+
+
+@pytest.fixture
+def fake(one_fake: FakeProvider) -> FakeProvider:
+    one_fake.reset()
+    return one_fake
+
+
+@pytest.fixture(autouse=True)
+def quick_retries(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("worker.llm.jobs._OUTAGE_BASE_S", 0.02)
+
+
+@pytest.mark.parametrize("provider", PROVIDERS)
+async def test_items_that_expire_vanish_or_meet_an_overload_are_put_back(
+    private_valkey_url: str, fake: FakeProvider, provider: str
+) -> None:
+    texts = ["a", "please fail", "please expire", "please overload", "please vanish"]
+    settings = settings_for(private_valkey_url, fake)
+    async with open_queue(settings) as queue, running_worker(settings):
+        ids = await submit(queue, provider, *texts)
+        got = await outcomes(queue, ids)
+        wrong = "invalid_request_error" if provider == "anthropic" else "invalid_prompt"
+        assert got[0] == "echo: a"
+        assert got[1] == f"error {wrong}"
+        assert got[2:] == [f"echo: {text}" for text in texts[2:]]
+        shown = await eventually(lambda: ended(queue, 2))
+    first = shown[-1]
+    assert (first["requests"], first["succeeded"], first["failed"]) == (5, 1, 1)
+    assert (first["moved"], first["outstanding"]) == (3, 0)
+    assert first["usage"]["input"] > 0
+    assert first["usage"]["cached"] == 1
+
+
+async def ended(queue: Any, least: int) -> Any:
+    """All batches, once at least so many have ended and none is under way."""
+    shown = await queue.llm_batches()
+    over = [row for row in shown if row["state"] in {"done", "failed"}]
+    return shown if len(over) == len(shown) >= least else None
+
+
+@pytest.mark.parametrize("provider", PROVIDERS)
+async def test_an_item_that_never_succeeds_ends_with_its_error(
+    private_valkey_url: str, fake: FakeProvider, provider: str
+) -> None:
+    settings = settings_for(private_valkey_url, fake, llm_item_max_tries=2)
+    async with open_queue(settings) as queue, running_worker(settings):
+        ids = await submit(queue, provider, "a", "please expire always", "please vanish always")
+        kinds = await outcomes(queue, ids)
+    assert kinds[0] == "echo: a"
+    assert kinds[1] in {"error expired", "error batch_expired"}
+    assert kinds[2] == "error missing"
+    # The expired one went again first, the missing one after a second look for its line.
+    assert fake.calls(CREATE[provider]) in {2, 3}
+
+
+@pytest.mark.parametrize("provider", PROVIDERS)
+@pytest.mark.parametrize("fault", ["drop", "lose"])
+async def test_a_submission_without_an_answer_is_looked_for_and_never_made_twice(
+    private_valkey_url: str, fake: FakeProvider, provider: str, fault: str
+) -> None:
+    fake.fault("POST", CREATE[provider].removeprefix("POST "), fault)
+    settings = settings_for(private_valkey_url, fake)
+    async with open_queue(settings) as queue, running_worker(settings):
+        ids = await submit(queue, provider, *(f"q{n}" for n in range(7)))
+        assert await outcomes(queue, ids) == [f"echo: q{n}" for n in range(7)]
+        (shown,) = await eventually(lambda: ended(queue, 1))
+    assert shown["ambiguous"] == 1
+    # Lost before it was taken: sent once more, after the wait. Taken: adopted.
+    assert len(fake.report()["batches"]) == 1
+    assert fake.calls(CREATE[provider]) == (1 if fault == "drop" else 2)
+
+
+async def test_a_foreign_batch_of_the_same_size_is_not_taken_for_ours(
+    private_valkey_url: str, fake: FakeProvider
+) -> None:
+    import anthropic
+
+    with anthropic.Anthropic(base_url=fake.anthropic_url, api_key="k") as claude:
+        row: Any = {"custom_id": "foreign", "params": body("anthropic", "not yours")}
+        claude.messages.batches.create(requests=[row])
+    fake.fault("POST", "/anthropic/v1/messages/batches", "drop")
+    settings = settings_for(private_valkey_url, fake)
+    async with open_queue(settings) as queue, running_worker(settings):
+        (id_,) = await submit(queue, "anthropic", "mine")
+        assert await outcome(queue, id_) == "echo: mine"
+    assert len(fake.report()["batches"]) == 2
+
+
+async def test_the_operator_may_have_ambiguous_batches_fail(
+    private_valkey_url: str, fake: FakeProvider
+) -> None:
+    fake.fault("POST", "/v1/batches", "lose")
+    settings = settings_for(private_valkey_url, fake, llm_on_ambiguous="fail")
+    async with open_queue(settings) as queue, running_worker(settings):
+        ids = await submit(queue, "openai", "a")
+        assert await outcomes(queue, ids) == ["error batch_refused"]
+        (shown,) = await eventually(lambda: ended(queue, 1))
+        assert "LETTA_LLM_ON_AMBIGUOUS" in shown["error"]
+        # The operator has looked, and lets its requests go again.
+        assert await queue.retry_llm_batch(shown["id"]) == 1
+        assert await outcomes(queue, ids) == ["echo: a"]
+
+
+@pytest.mark.parametrize("provider", PROVIDERS)
+async def test_a_refusal_for_now_is_tried_again_without_suspicion(
+    private_valkey_url: str, fake: FakeProvider, provider: str
+) -> None:
+    path = CREATE[provider].removeprefix("POST ")
+    busy = {"status": 429, "headers": {"retry-after": "0.05"}, "times": 2}
+    fake.fault("POST", path, "status", **busy)
+    settings = settings_for(private_valkey_url, fake)
+    async with open_queue(settings) as queue, running_worker(settings):
+        ids = await submit(queue, provider, "a")
+        assert await outcomes(queue, ids) == ["echo: a"]
+        (shown,) = await eventually(lambda: ended(queue, 1))
+    assert shown["ambiguous"] == 0
+    assert fake.calls(CREATE[provider]) == 3
+
+
+@pytest.mark.parametrize("provider", PROVIDERS)
+async def test_a_batch_that_is_not_found_at_first_is_looked_for_again(
+    private_valkey_url: str, fake: FakeProvider, provider: str
+) -> None:
+    fake.set(not_found=2, empty_error_file=True)
+    settings = settings_for(private_valkey_url, fake)
+    async with open_queue(settings) as queue, running_worker(settings):
+        ids = await submit(queue, provider, "a", "b")
+        assert await outcomes(queue, ids) == ["echo: a", "echo: b"]
+
+
+async def test_a_file_refused_for_one_line_fails_that_line_only(
+    private_valkey_url: str, fake: FakeProvider
+) -> None:
+    fake.set(outcome="failed")
+    settings = settings_for(private_valkey_url, fake, llm_poll_interval_s=0.05)
+    async with open_queue(settings) as queue, running_worker(settings):
+        ids = await submit(queue, "openai", "bad", "good")
+        assert await outcome(queue, ids[0]) == "error invalid_request"
+        fake.set(outcome="completed")
+        assert await outcome(queue, ids[1]) == "echo: good"
+
+
+@pytest.mark.parametrize("status", [401, 403])
+async def test_a_key_that_is_refused_gives_up_nothing_that_was_submitted(
+    private_valkey_url: str, fake: FakeProvider, monkeypatch: pytest.MonkeyPatch, status: int
+) -> None:
+    monkeypatch.setattr("worker.llm.run.LOOK_AGAIN_S", 0.05)
+    fake.fault("GET", "/v1/batches/", "status", status=status, times=2)
+    settings = settings_for(private_valkey_url, fake)
+    async with open_queue(settings) as queue, running_worker(settings):
+        ids = await submit(queue, "openai", "a")
+        assert await outcomes(queue, ids) == ["echo: a"]
+        # Before anything is paid for, the callers are told at once.
+        fake.fault("POST", "/v1/batches", "status", status=status)
+        ids = await submit(queue, "openai", "b")
+        assert await outcomes(queue, ids) == ["error batch_refused"]
+
+
+async def test_an_expired_batch_gives_what_is_done_and_the_rest_goes_again(
+    private_valkey_url: str, fake: FakeProvider
+) -> None:
+    fake.set(outcome="expired")
+    settings = settings_for(private_valkey_url, fake, llm_item_max_tries=9)
+    async with open_queue(settings) as queue, running_worker(settings):
+        ids = await submit(queue, "openai", *(f"q{n}" for n in range(4)))
+        assert await outcomes(queue, ids) == [f"echo: q{n}" for n in range(4)]
+    assert fake.calls(CREATE["openai"]) == 3  # 4, 2, 1
+
+
+async def test_a_request_whose_deadline_comes_near_leaves_its_batch(
+    private_valkey_url: str, fake: FakeProvider
+) -> None:
+    fake.set(polls=1_000_000)
+    settings = settings_for(private_valkey_url, fake, llm_deadline_margin_s=28)
+    soon = datetime.now(UTC) + timedelta(seconds=30)
+    async with open_queue(settings) as queue, running_worker(settings):
+        (id_,) = await submit(queue, "openai", "soon", deadline=soon)
+        assert await outcome(queue, id_) == "echo: soon"
+        shown = await eventually(lambda: ended(queue, 1))
+    assert fake.calls("POST /v1/chat/completions") == 1
+    # Nobody waits for the batch any more, so it was not left to run at the provider.
+    assert shown[0]["moved"] == 1
+    assert list(fake.report()["status"].values()) == ["cancelled"]
+
+
+@pytest.mark.parametrize("provider", PROVIDERS)
+async def test_cancelling_a_batch_keeps_what_the_provider_has_done(
+    private_valkey_url: str, fake: FakeProvider, provider: str
+) -> None:
+    fake.set(polls=1_000_000)
+    settings = settings_for(private_valkey_url, fake)
+    async with open_queue(settings) as queue, running_worker(settings):
+        ids = await submit(queue, provider, "a", "b")
+        await eventually(lambda: under_way(queue))
+        (shown,) = await queue.llm_batches()
+        assert await queue.cancel_llm_batch(shown["id"]) is True
+        assert sorted(await outcomes(queue, ids)) == ["echo: a", "error canceled"]
+        await eventually(lambda: ended(queue, 1))
+        assert await queue.cancel_llm_batch(shown["id"]) is False
+        with pytest.raises(NotFound):
+            await queue.cancel_llm_batch("unknown")
+
+
+async def under_way(queue: Any) -> bool:
+    return any(row["state"] == "submitted" for row in await queue.llm_batches())
+
+
+async def test_a_request_is_cancelled_only_when_no_other_caller_waits_for_it(
+    valkey_url: str, private_valkey_url: str, fake: FakeProvider
+) -> None:
+    settings = settings_for(private_valkey_url, fake)
+    async with open_queue(settings) as queue:
+        (first,) = await submit(queue, "openai", "same")
+        assert await submit(queue, "openai", "same") == [first]
+        assert await queue.cancel_llm_request(first) is True
+        assert await queue.requests.is_open(first)
+        assert await queue.cancel_llm_request(first) is True
+        assert await outcome(queue, first) == "error canceled"
+        assert await queue.cancel_llm_request(first) is False
+        assert await queue.llm_groups() == []
+
+
+async def test_cancelling_a_group_ends_what_waits_and_what_is_under_way(
+    private_valkey_url: str, fake: FakeProvider
+) -> None:
+    fake.set(polls=1_000_000)
+    settings = settings_for(private_valkey_url, fake, llm_batch_max_requests=2)
+    async with open_queue(settings) as queue:
+        async with running_worker(settings):
+            ids = await submit(queue, "openai", "a", "b")
+            await eventually(lambda: under_way(queue))
+        ids += await submit(queue, "openai", "c")
+        group = ("openai", "chat/completions", "m")
+        assert await queue.cancel_llm_group(*group) == 2
+        with pytest.raises(InvalidArgument):
+            await queue.cancel_llm_group("openai", "images", "m")
+        async with running_worker(settings):
+            got = await outcomes(queue, ids)
+    assert got.count("error canceled") == 2
+    assert got[2] == "error canceled"
+
+
+async def test_a_successful_answer_serves_equal_requests_for_as_long_as_it_may(
+    private_valkey_url: str, fake: FakeProvider
+) -> None:
+    settings = settings_for(private_valkey_url, fake, llm_cache_ttl_s=60)
+    async with open_queue(settings) as queue, running_worker(settings):
+        (first,) = await submit(queue, "openai", "again")
+        assert await outcome(queue, first) == "echo: again"
+        assert await submit(queue, "openai", "again") == [first]
+        assert await outcome(queue, first) == "echo: again"
+        (other,) = await submit(queue, "openai", "please fail")
+        await outcome(queue, other)
+        assert await submit(queue, "openai", "please fail") != [other]
+
+
+async def test_large_answers_are_compressed_and_kept_for_less_long_once_read(
+    private_valkey_url: str, fake: FakeProvider
+) -> None:
+    settings = settings_for(private_valkey_url, fake, llm_read_result_ttl_s=50)
+    text = "long " * 20_000
+    async with open_queue(settings) as queue, running_worker(settings):
+        (id_,) = await submit(queue, "openai", text)
+        key = queue.keys.llm_result(id_)
+
+        async def stored() -> Any:
+            return await queue.client.get(key)
+
+        assert len(await eventually(stored)) < 5_000
+        assert await queue.client.pttl(key) > 60_000
+        assert await outcome(queue, id_) == f"echo: {text}"
+        assert await queue.client.pttl(key) <= 50_000
+
+
+async def test_the_end_of_a_batch_is_told_by_a_webhook(
+    private_valkey_url: str, fake: FakeProvider
+) -> None:
+    settings = settings_for(private_valkey_url, fake, llm_webhook_url="http://127.0.0.1:9/told")
+    async with open_queue(settings) as queue, running_worker(settings):
+        ids = await submit(queue, "openai", "a")
+        await outcomes(queue, ids)
+        (shown,) = await eventually(lambda: ended(queue, 1))
+        delivery = await queue.delivery(f"llm-batch:{shown['id']}")
+    assert delivery.event_type == "llm.batch.ended"
+
+
+@pytest.mark.parametrize("rule", ["requests", "bytes", "tokens"])
+async def test_a_group_is_flushed_when_any_of_its_limits_is_reached(
+    private_valkey_url: str, fake: FakeProvider, rule: str
+) -> None:
+    limit = {
+        "requests": {"llm_batch_max_requests": 4},
+        "bytes": {"llm_batch_max_bytes": 4200},
+        "tokens": {"llm_batch_max_tokens": 1200},
+    }[rule]
+    settings = settings_for(private_valkey_url, fake, llm_batch_max_age_s=3600, **limit)
+    async with open_queue(settings) as queue, running_worker(settings):
+        texts = [f"{n} " + "x" * 1000 for n in range(8)]
+        ids = await submit(queue, "openai", *texts)
+        await outcome(queue, ids[0])
+        shown = await eventually(lambda: ended(queue, 1))
+    sizes = {row["requests"] for row in shown}
+    assert sizes <= {3, 4}
+
+
+async def test_a_caller_is_woken_by_an_answer_that_another_process_stores(
+    private_valkey_url: str, fake: FakeProvider, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Without the message it would look again after an hour.
+    monkeypatch.setattr("worker.llm.client._NOTICE_POLL_S", 3600.0)
+    settings = settings_for(private_valkey_url, fake)
+    raw = settings.model_dump(mode="json", exclude_unset=True)
+    raw |= {"openai_api_key": "k", "anthropic_api_key": "k"}
+    async with open_queue(settings) as queue:
+        ids = await submit(queue, "openai", "a", "b")
+        waiting = asyncio.gather(*(outcome(queue, id_, 60) for id_ in ids))
+
+        async def listens() -> bool:
+            ((_, listeners),) = await queue.client.pubsub_numsub(queue.keys.llm_answered)
+            return bool(listeners)
+
+        await eventually(listens)
+        worker = await asyncio.create_subprocess_exec(
+            sys.executable,
+            "-m",
+            "tests.support.llm_worker",
+            "never",
+            json.dumps(raw),
+            stderr=asyncio.subprocess.DEVNULL,
+        )
+        try:
+            assert await waiting == ["echo: a", "echo: b"]
+        finally:
+            worker.kill()
+            await worker.wait()
+
+
+async def test_many_requests_keep_their_order_and_groups(
+    private_valkey_url: str, fake: FakeProvider
+) -> None:
+    settings = settings_for(private_valkey_url, fake)
+    async with open_queue(settings) as queue:
+        bodies = [body("openai", f"q{n}", model=f"m{n % 3}") for n in range(700)]
+        ids = await queue.submit_many(bodies, provider="openai", endpoint="chat/completions")
+        assert len(set(ids)) == 700
+        again = await queue.submit_many(bodies, provider="openai", endpoint="chat/completions")
+        assert again == ids
+        waiting = {row["model"]: row["waiting"]["requests"] for row in await queue.llm_groups()}
+        assert waiting == {"m0": 234, "m1": 233, "m2": 233}
+        with pytest.raises(InvalidArgument):
+            await queue.submit_many(
+                [*bodies, {"model": "m"}], provider="openai", endpoint="chat/completions"
+            )
+        for model in waiting:
+            await queue.cancel_llm_group("openai", "chat/completions", model)
+
+
+async def test_urgent_requests_go_to_either_provider_by_themselves(
+    private_valkey_url: str, fake: FakeProvider
+) -> None:
+    settings = settings_for(private_valkey_url, fake)
+    async with open_queue(settings) as queue, running_worker(settings):
+        ids = [
+            await queue.submit_llm_request(
+                body(provider, "now"), provider=provider, endpoint=endpoint, urgent=True
+            )
+            for provider, endpoint in ENDPOINT.items()
+        ]
+        assert await outcomes(queue, ids) == ["echo: now", "echo: now"]
+    assert fake.report()["batches"] == {}
+
+
+async def test_an_overtaken_run_moves_nothing_and_no_batch_is_done_with_open_requests(
+    private_valkey_url: str, fake: FakeProvider
+) -> None:
+    settings = settings_for(private_valkey_url, fake)
+    async with open_queue(settings) as queue:
+        (id_,) = await submit(queue, "openai", "a")
+        (group,) = await queue.batches.groups()
+        job = queue.batch_job("b1")
+        rules = flush_rules(queue.options, "openai")
+        keys = queue.jobs.job_keys(job.id, Priority.DEFAULT)
+        sealed: Any = {"rules": rules, "full_only": False, "job": job, "job_keys": keys}
+        assert await queue.batches.seal(group, "b1", **sealed) == 1
+        stale, fresh = await queue.batches.take("b1"), await queue.batches.take("b1")
+        assert stale is not None
+        assert fresh is not None
+        assert await queue.batches.move(stale, BatchState.UPLOADING) == 0
+        assert await queue.batches.move(fresh, BatchState.UPLOADING) == 1
+        # Sent again after its reply was lost, it is the same move.
+        assert await queue.batches.move(fresh, BatchState.UPLOADING) == 1
+        moved = fresh.moved(BatchState.UPLOADING, {})
+        assert await queue.batches.move(moved, BatchState.DONE) == -1
+        await queue.requests.answer(id_, CANCELED)
+        assert await queue.batches.move(moved, BatchState.DONE) == 1

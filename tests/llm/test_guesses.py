@@ -1,0 +1,129 @@
+"""
+Batches that were found by time and size alone: Anthropic's list does not say whose one is.
+
+Two of ours may so hold each other's. Their results tell; until then neither may be sent again,
+and neither cancelled.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+
+import pytest
+
+from settings import Settings
+from tests.support.llm import CREATE, ENDPOINT, body, outcome, settings_for
+from tests.support.providers import FakeProvider, fake_provider
+from tests.support.wait import eventually
+from tests.support.workers import running_worker
+from worker import JobQueue, open_queue
+
+pytestmark = pytest.mark.integration
+
+NEVER = 1_000_000
+LIST = "GET /anthropic/v1/messages/batches"
+
+
+@pytest.fixture
+def fake() -> Iterator[FakeProvider]:
+    with fake_provider() as fake:
+        fake.set(polls=NEVER)
+        yield fake
+
+
+@pytest.fixture
+def settings(private_valkey_url: str, fake: FakeProvider) -> Settings:
+    return settings_for(private_valkey_url, fake)
+
+
+@asynccontextmanager
+async def two_submitted(settings: Settings) -> AsyncIterator[tuple[JobQueue, list[str], list[str]]]:
+    """A queue, its two requests, and their batches, one a model, at the provider."""
+    async with open_queue(settings) as queue:
+        async with running_worker(settings):
+            ids = [
+                await queue.submit_llm_request(
+                    body("anthropic", model, model),
+                    provider="anthropic",
+                    endpoint=ENDPOINT["anthropic"],
+                )
+                for model in ("x", "y")
+            ]
+            await eventually(lambda: at_the_provider(queue))
+        batches = [
+            (await queue.client.hget(queue.keys.llm_request(i), "batch")).decode() for i in ids
+        ]
+        yield queue, ids, batches
+
+
+async def at_the_provider(queue: JobQueue) -> bool:
+    shown = await queue.llm_batches()
+    return len(shown) == 2 and all(row["state"] == "submitted" for row in shown)
+
+
+async def guess(queue: JobQueue, batch: str, remote: bytes) -> None:
+    row = {"provider_id": remote, "adopted": 1, "guess": 1}
+    await queue.client.hset(queue.keys.llm_batch(batch), mapping=row)
+
+
+async def remotes(queue: JobQueue, batches: list[str]) -> list[bytes]:
+    rows = [await queue.client.hget(queue.keys.llm_batch(id_), "provider_id") for id_ in batches]
+    return list(rows)
+
+
+async def test_two_that_hold_each_others_find_their_own_and_send_nothing_again(
+    settings: Settings, fake: FakeProvider
+) -> None:
+    async with two_submitted(settings) as (queue, ids, batches):
+        first, second = await remotes(queue, batches)
+        await guess(queue, batches[0], second)
+        await guess(queue, batches[1], first)
+        fake.set(polls=0)
+        async with running_worker(settings):
+            assert [await outcome(queue, id_) for id_ in ids] == ["echo: x", "echo: y"]
+        assert await remotes(queue, batches) == [first, second]
+    assert fake.calls(CREATE["anthropic"]) == 2
+
+
+async def test_what_another_holds_on_a_guess_is_waited_for(
+    settings: Settings, fake: FakeProvider
+) -> None:
+    async with two_submitted(settings) as (queue, ids, batches):
+        first, second = await remotes(queue, batches)
+        await guess(queue, batches[1], first)
+        # As if its run had died after the POST. Nothing that is free fits: its own is held.
+        row = {"state": "submitting", "provider_id": "", "refused": second}
+        await queue.client.hset(queue.keys.llm_batch(batches[0]), mapping=row)
+        async with running_worker(settings):
+            before = fake.calls(LIST)
+            # With two lists a look, these are looks of well over the time to wait.
+            await eventually(lambda: _is(fake.calls(LIST) >= before + 12))
+            fake.set(polls=0)
+            assert [await outcome(queue, id_) for id_ in ids] == ["echo: x", "echo: y"]
+        assert await remotes(queue, batches) == [first, second]
+    assert fake.calls(CREATE["anthropic"]) == 2
+
+
+async def test_one_that_may_be_anothers_is_not_cancelled_when_nobody_waits(
+    settings: Settings, fake: FakeProvider
+) -> None:
+    async with two_submitted(settings) as (queue, ids, batches):
+        first, _ = await remotes(queue, batches)
+        await guess(queue, batches[1], first)
+        assert await queue.cancel_llm_request(ids[1])
+        before = looks(fake)
+        async with running_worker(settings):
+            # Three looks by each of the two: time enough to cancel it.
+            await eventually(lambda: _is(looks(fake) >= before + 6))
+            fake.set(polls=0)
+            assert await outcome(queue, ids[0]) == "echo: x"
+    assert not fake.calls("POST /anthropic/v1/messages/batches/{id}/cancel")
+
+
+def looks(fake: FakeProvider) -> int:
+    return fake.calls(LIST + "/{id}")
+
+
+async def _is(truth: bool) -> bool:
+    return truth

@@ -1,0 +1,179 @@
+"""What answers mean, what becomes of items and of suspect batches: no server, no clock."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import httpx
+import pytest
+
+from worker.errors import InvalidArgument
+from worker.llm.answers import (
+    Answer,
+    Fate,
+    Usage,
+    decide_fate,
+    read_item,
+    read_message_item,
+    read_response,
+    read_usage,
+)
+from worker.llm.grouping import check_request
+from worker.llm.providers.calls import retry_after_s
+from worker.llm.providers.protocol import split_custom_id
+from worker.llm.requests import decode_answer, encode_answer
+from worker.llm.states import OnAmbiguous, Sighting, Verdict, judge_suspect
+
+pytestmark = pytest.mark.unit
+
+MENDABLE = Answer(kind="expired", mendable=True)
+ABSENT, UNSEEN = Sighting(), Sighting(complete=False)
+
+
+@pytest.mark.parametrize(
+    ("answer", "tries", "left_s", "fate"),
+    [
+        (Answer(body={}), 1, None, Fate.ANSWER),
+        (Answer(kind="invalid_request"), 1, None, Fate.ANSWER),
+        (MENDABLE, 1, None, Fate.PUT_BACK),
+        (MENDABLE, 3, None, Fate.ANSWER),
+        (MENDABLE, 1, 1000.0, Fate.PUT_BACK),
+        (MENDABLE, 1, 60.0, Fate.SINGLE),
+        (MENDABLE, 3, 60.0, Fate.SINGLE),
+        (MENDABLE, 3, -1.0, Fate.ANSWER),
+    ],
+)
+def test_an_item_is_finished_put_back_or_sent_by_itself(
+    answer: Answer, tries: int, left_s: float | None, fate: Fate
+) -> None:
+    assert decide_fate(answer, tries=tries, max_tries=3, left_s=left_s, margin_s=120) is fate
+
+
+@pytest.mark.parametrize(
+    ("sighting", "choice", "age_s", "verdict"),
+    [
+        (Sighting("b1"), OnAmbiguous.FAIL, 0, Verdict.ADOPT),
+        (ABSENT, OnAmbiguous.ADOPT, 119, Verdict.WAIT),
+        (ABSENT, OnAmbiguous.ADOPT, 121, Verdict.SUBMIT),
+        (ABSENT, OnAmbiguous.RESUBMIT, 119, Verdict.WAIT),
+        (UNSEEN, OnAmbiguous.ADOPT, 9999, Verdict.WAIT),
+        (UNSEEN, OnAmbiguous.RESUBMIT, 121, Verdict.SUBMIT),
+        (UNSEEN, OnAmbiguous.FAIL, 121, Verdict.FAIL),
+        (ABSENT, OnAmbiguous.FAIL, 119, Verdict.WAIT),
+        (ABSENT, OnAmbiguous.FAIL, 121, Verdict.FAIL),
+    ],
+)
+def test_a_suspect_batch_is_sent_again_only_when_it_was_not_there(
+    sighting: Sighting, choice: OnAmbiguous, age_s: float, verdict: Verdict
+) -> None:
+    found = judge_suspect(sighting, on_ambiguous=choice, age_s=age_s, wait_s=120)
+    assert found is verdict
+
+
+@pytest.mark.parametrize(
+    ("item", "kind", "mendable"),
+    [
+        ({"response": {"status_code": 200, "body": {"a": 1}}, "error": None}, "", False),
+        ({"response": None, "error": {"code": "batch_expired"}}, "batch_expired", True),
+        ({"response": None, "error": {"code": "batch_cancelled"}}, "canceled", False),
+        ({"response": {"status_code": 503, "body": None}}, "http_503", True),
+        ({"response": {"status_code": 400, "body": {"error": {"code": "bad"}}}}, "bad", False),
+        ({}, "malformed", False),
+    ],
+)
+def test_lines_of_openai_are_read(item: dict[str, Any], kind: str, mendable: bool) -> None:
+    answer = read_item(item)
+    assert (answer.kind, answer.mendable) == (kind, mendable)
+
+
+@pytest.mark.parametrize(
+    ("result", "kind", "mendable"),
+    [
+        ({"type": "succeeded", "message": {"a": 1}}, "", False),
+        ({"type": "expired"}, "expired", True),
+        ({"type": "canceled"}, "canceled", False),
+        ({"type": "errored", "error": {"error": {"type": "api_error"}}}, "api_error", True),
+        (
+            {"type": "errored", "error": {"error": {"type": "invalid_request_error"}}},
+            "invalid_request_error",
+            False,
+        ),
+        ({"type": "errored"}, "error", False),
+        (None, "malformed", False),
+    ],
+)
+def test_lines_of_anthropic_are_read(result: Any, kind: str, mendable: bool) -> None:
+    answer = read_message_item({"custom_id": "c", "result": result})
+    assert (answer.kind, answer.mendable) == (kind, mendable)
+
+
+def test_usage_is_counted_in_either_provider_s_words() -> None:
+    openai = {
+        "prompt_tokens": 10,
+        "completion_tokens": 5,
+        "prompt_tokens_details": {"cached_tokens": 4},
+        "completion_tokens_details": {"reasoning_tokens": 3},
+    }
+    claude = {"input_tokens": 6, "output_tokens": 5, "cache_read_input_tokens": 4}
+    assert read_usage({"usage": openai}) == Usage(10, 5, 4, 3)
+    assert read_usage({"usage": claude}) == Usage(10, 5, 4, 0)
+    stranger: list[Any] = [None, [], {}, {"usage": 3}, {"usage": {"prompt_tokens": "many"}}]
+    for strange in stranger:
+        assert read_usage(strange) == Usage()
+
+
+@pytest.mark.parametrize(
+    ("headers", "wait_s"),
+    [
+        ({"retry-after": "7"}, 7.0),
+        ({"retry-after-ms": "250", "retry-after": "1"}, 0.25),
+        ({"retry-after": "999999"}, 3600.0),
+        ({"retry-after": "-5"}, 0.0),
+        ({"retry-after": "soon"}, None),
+        ({}, None),
+        (
+            {
+                "retry-after": "Wed, 21 Oct 2026 07:28:30 GMT",
+                "date": "Wed, 21 Oct 2026 07:28:00 GMT",
+            },
+            30.0,
+        ),
+    ],
+)
+def test_what_a_provider_asks_to_wait_is_read(
+    headers: dict[str, str], wait_s: float | None
+) -> None:
+    assert retry_after_s(httpx.Headers(headers)) == wait_s
+
+
+@pytest.mark.parametrize("size", [10, 100_000])
+def test_an_answer_survives_its_storage(size: int) -> None:
+    answer = Answer(body={"text": "x" * size}, kind="", message="")
+    data = encode_answer(answer)
+    assert decode_answer(data) == answer
+    assert len(data) < 8300
+
+
+def test_a_custom_id_names_request_and_batch_within_64_characters() -> None:
+    custom_id = f"req_{'a' * 32}-{'b' * 24}"
+    assert len(custom_id) <= 64
+    assert split_custom_id(custom_id) == ("req_" + "a" * 32, "b" * 24)
+    assert split_custom_id("foreign") == ("foreign", "")
+
+
+def test_an_anthropic_request_needs_its_max_tokens() -> None:
+    body = {"model": "m", "messages": [{"role": "user", "content": "x"}]}
+    for wrong in ({}, {"max_tokens": 0}, {"max_tokens": True}, {"max_tokens": "9"}):
+        with pytest.raises(InvalidArgument, match="max_tokens"):
+            check_request(
+                {**body, **wrong}, provider="anthropic", endpoint="messages", max_bytes=9999
+            )
+    good = check_request(
+        {**body, "max_tokens": 50}, provider="anthropic", endpoint="messages", max_bytes=9999
+    )
+    assert good.tokens > 50
+
+
+def test_a_refused_single_call_keeps_its_kind() -> None:
+    error = {"type": "error", "error": {"type": "invalid_request_error", "message": "no"}}
+    assert read_response(400, error) == Answer(kind="invalid_request_error", message="no")

@@ -1,0 +1,129 @@
+"""No request and no batch stays open without a job, whatever became of its last one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from tests.support.llm import body, outcome, outcomes, settings_for, submit
+from tests.support.providers import FakeProvider, fake_provider
+from tests.support.wait import eventually
+from tests.support.workers import running_worker
+from worker import JobQueue, RequestFailed, open_queue
+from worker.app.building import build_deps
+from worker.llm.rescuer import look_after
+
+pytestmark = pytest.mark.integration
+
+
+@pytest.fixture(scope="module")
+def one_fake() -> Iterator[FakeProvider]:
+    with fake_provider() as fake:
+        yield fake
+
+
+@pytest.fixture
+def fake(one_fake: FakeProvider) -> FakeProvider:
+    one_fake.reset()
+    return one_fake
+
+
+async def urgent(queue: JobQueue, text: str) -> str:
+    return await queue.submit_llm_request(
+        body("openai", text), provider="openai", endpoint="chat/completions", urgent=True
+    )
+
+
+async def lose(queue: JobQueue, job_id: str, *, reason: str | None = None) -> None:
+    """As the engine leaves a dead job, or as a purge leaves none."""
+    raw = await queue.client.get(queue.keys.job(job_id))
+    assert raw is not None
+    await queue.client.delete(queue.keys.job(job_id))
+    for queued in queue.jobs.queues:
+        await queue.client.zrem(queued, job_id)
+    if reason is not None:
+        letter = {"body": raw, "reason": reason, "error": "", "queue": 2, "tries": 1, "died": 1}
+        letter |= {"name": "run_llm_request", "queue_name": queue.jobs.queues[1]}
+        await queue.client.hset(queue.keys.dead_job(job_id), mapping=letter)
+        await queue.client.zadd(queue.keys.dead, {job_id: 1})
+
+
+@pytest.mark.parametrize("reason", [None, "poison", "undecodable"])
+async def test_a_request_that_lost_its_job_gets_another_and_is_answered(
+    private_valkey_url: str, fake: FakeProvider, reason: str | None
+) -> None:
+    settings = settings_for(private_valkey_url, fake)
+    async with open_queue(settings) as queue:
+        id_ = await urgent(queue, "hello")
+        await lose(queue, f"llm:single:{id_}", reason=reason)
+        deps = build_deps(settings, queue.client)
+        # A look at once finds nothing idle; a later one does.
+        assert await look_after(deps, idle_s=60) == 0
+        assert await look_after(deps) == 1
+        assert await look_after(deps) == 0
+        assert await queue.dead.count() == 0
+        async with running_worker(settings):
+            assert await outcome(queue, id_) == "echo: hello"
+        assert await queue.client.zcard(queue.keys.llm_single) == 0
+
+
+async def test_a_request_whose_job_is_lost_again_and_again_ends_with_an_error(
+    private_valkey_url: str, fake: FakeProvider
+) -> None:
+    settings = settings_for(private_valkey_url, fake)
+    async with open_queue(settings) as queue:
+        id_ = await urgent(queue, "deadly")
+        deps = build_deps(settings, queue.client)
+        for _ in range(3):
+            await lose(queue, f"llm:single:{id_}", reason="poison")
+            assert await look_after(deps) == 1
+        await lose(queue, f"llm:single:{id_}", reason="poison")
+        assert await look_after(deps) == 0
+        with pytest.raises(RequestFailed, match="poison") as caught:
+            await queue.llm_result(id_, timeout_s=5)
+        assert caught.value.kind == "job_lost"
+        # The dead letter stays, for the operator to look at.
+        assert await queue.dead.count() == 1
+        assert await queue.client.zcard(queue.keys.llm_single) == 0
+
+
+async def test_a_batch_that_lost_its_job_gets_another_however_often(
+    private_valkey_url: str, fake: FakeProvider
+) -> None:
+    fake.set(polls=1_000_000)
+    settings = settings_for(private_valkey_url, fake, llm_poll_interval_s=3600)
+    async with open_queue(settings) as queue:
+        ids = await submit(queue, "openai", "a", "b")
+        async with running_worker(settings):
+            await eventually(lambda: submitted(queue))
+        (shown,) = await queue.llm_batches()
+        deps = build_deps(settings, queue.client)
+        for _ in range(5):
+            await lose(queue, f"llm:batch:{shown['id']}", reason="poison")
+            assert await look_after(deps) == 1
+        fake.set(polls=0)
+        async with running_worker(settings):
+            assert await outcomes(queue, ids) == ["echo: a", "echo: b"]
+            await eventually(lambda: nothing_under_way(queue))
+
+
+async def submitted(queue: JobQueue) -> bool:
+    return any(row["state"] == "submitted" for row in await queue.llm_batches())
+
+
+async def nothing_under_way(queue: JobQueue) -> bool:
+    return not await queue.client.exists(queue.keys.llm_underway, queue.keys.llm_single)
+
+
+async def test_the_workers_look_by_themselves(
+    private_valkey_url: str, fake: FakeProvider, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("worker.llm.rescuer._IDLE_S", 0.0)
+    monkeypatch.setattr("worker.app.functions.REVIVE_LLM_CRON", "* * * * * *")
+    settings = settings_for(private_valkey_url, fake)
+    async with open_queue(settings) as queue:
+        id_ = await urgent(queue, "hello")
+        await lose(queue, f"llm:single:{id_}")
+        async with running_worker(settings):
+            assert await outcome(queue, id_) == "echo: hello"

@@ -1,0 +1,224 @@
+"""The scripts of the LLM half, each by itself: what is atomic, what is compared, what stays."""
+
+from __future__ import annotations
+
+import asyncio
+import uuid
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cache.connection.pool import PoolOptions, open_pool
+from tests.support.servers import valkey
+from worker import Priority, QueueMemoryFull
+from worker.client import JobQueue
+from worker.keys import QueueKeys
+from worker.llm.answers import Answer
+from worker.llm.grouping import Group
+from worker.llm.requests import FlushRules
+from worker.llm.states import BatchState
+from worker.options import QueueOptions
+
+pytestmark = pytest.mark.integration
+
+CHAT = "/v1/chat/completions"
+GROUP = Group("openai", CHAT, "m")
+LARGE = 10**9
+
+
+def body(text: str) -> dict[str, Any]:
+    return {"model": "m", "messages": [{"role": "user", "content": text}]}
+
+
+@pytest.fixture
+def queue(client: Any, prefix: str) -> JobQueue:
+    return JobQueue(client, QueueOptions(llm_batch_max_age_s=3600), keys=QueueKeys(prefix))
+
+
+async def hand_in(queue: JobQueue, count: int) -> list[str]:
+    bodies = [body(f"q{n}") for n in range(count)]
+    return await queue.submit_many(bodies, provider="openai", endpoint=CHAT)
+
+
+async def seal(
+    queue: JobQueue, batch_id: str, *, most: int = LARGE, most_bytes: int = LARGE
+) -> int:
+    job = queue.batch_job(batch_id)
+    return await queue.batches.seal(
+        GROUP,
+        batch_id,
+        rules=FlushRules(most, most_bytes, 0, 0),
+        full_only=False,
+        job=job,
+        job_keys=queue.jobs.job_keys(job.id, Priority.DEFAULT),
+    )
+
+
+async def members(queue: JobQueue, batch_id: str) -> list[str]:
+    return [id_ async for page in queue.batches.ids(batch_id) for id_ in page]
+
+
+async def test_many_that_seal_at_once_neither_lose_nor_double_a_request(
+    queue: JobQueue, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Small chunks, so that the sealers take turns in the middle of a batch.
+    monkeypatch.setattr("worker.llm.batches._SEAL_CHUNK", 7)
+    ids = await hand_in(queue, 1000)
+
+    async def sealer() -> list[str]:
+        made = []
+        while await seal(queue, batch_id := uuid.uuid4().hex[:24], most=90):
+            made.append(batch_id)
+        return made
+
+    batches = [id_ for made in await asyncio.gather(*(sealer() for _ in range(6))) for id_ in made]
+    found = [await members(queue, batch_id) for batch_id in batches]
+    assert sorted(id_ for page in found for id_ in page) == sorted(ids)
+    assert max(map(len, found)) <= 90
+    waiting = await queue.batches.waiting(GROUP)
+    assert waiting == {"requests": 0, "bytes": 0, "tokens": 0}
+
+
+async def test_a_sealed_batch_takes_in_no_more(queue: JobQueue) -> None:
+    await hand_in(queue, 5)
+    assert await seal(queue, "b", most=3) == 3
+    # Sent again after its reply was lost, it is the same sealing.
+    assert await seal(queue, "b", most=100) == 3
+    assert len(await members(queue, "b")) == 3
+    assert (await queue.batches.waiting(GROUP))["requests"] == 2
+
+
+async def test_a_batch_stays_below_its_bytes(queue: JobQueue) -> None:
+    await hand_in(queue, 10)
+    size = (await queue.batches.waiting(GROUP))["bytes"] // 10
+    assert await seal(queue, "b", most_bytes=4 * size + 1) == 4
+    # One request alone may be larger than a batch: it goes by itself, and blocks nobody.
+    assert await seal(queue, "c", most_bytes=1) == 1
+
+
+async def test_a_move_counts_only_from_the_state_in_which_the_batch_is(queue: JobQueue) -> None:
+    await hand_in(queue, 1)
+    await seal(queue, "b")
+    batch = await queue.batches.take("b")
+    assert batch is not None
+    assert await queue.batches.move(batch, BatchState.UPLOADING) == 1
+    # The same run, but as if it did not know how far it has come.
+    assert await queue.batches.move(batch, BatchState.SUBMITTING) == 0
+    found = await queue.batches.read("b")
+    assert found is not None
+    assert found.state is BatchState.UPLOADING
+
+
+async def test_the_first_answer_stays_and_counts_once(queue: JobQueue) -> None:
+    (id_,) = await hand_in(queue, 1)
+    await seal(queue, "b")
+    usage = {"prompt_tokens": 3, "completion_tokens": 2}
+    first, second = Answer(body={"n": 1, "usage": usage}), Answer(body={"n": 2, "usage": usage})
+    assert await queue.requests.answer(id_, first)
+    assert not await queue.requests.answer(id_, second)
+    assert not await queue.requests.answer(id_, Answer(kind="late"))
+    assert await queue.llm_result(id_, timeout_s=1) == first.body
+    shown = await queue.llm_batch("b")
+    assert (shown["succeeded"], shown["failed"], shown["usage"]["input"]) == (1, 0, 3)
+    assert await queue.batches.usage(GROUP) == {"succeeded": 1, "input": 3, "output": 2}
+
+
+async def test_the_sum_of_a_batch_is_the_sum_of_its_items(queue: JobQueue) -> None:
+    ids = await hand_in(queue, 3)
+    await seal(queue, "b")
+    openai = {
+        "prompt_tokens": 10,
+        "completion_tokens": 5,
+        "prompt_tokens_details": {"cached_tokens": 4},
+        "completion_tokens_details": {"reasoning_tokens": 3},
+    }
+    claude = {"input_tokens": 6, "output_tokens": 7, "cache_read_input_tokens": 2}
+    answers = [Answer(body={"usage": openai}), Answer(body={"usage": claude}), Answer(kind="x")]
+    assert await queue.requests.answer_many(list(zip(ids, answers, strict=True))) == 3
+    shown = await queue.llm_batch("b")
+    assert shown["usage"] == {"input": 18, "output": 12, "cached": 6, "reasoning": 3}
+    # Half the price, by LETTA_LLM_BATCH_PRICE_FACTOR.
+    assert shown["billed_tokens"] == 15
+    assert (shown["succeeded"], shown["failed"], shown["outstanding"]) == (2, 1, 0)
+
+
+async def test_over_the_memory_watermark_every_way_in_is_refused_and_stores_nothing(
+    tmp_path: Path,
+) -> None:
+    options = PoolOptions()
+    with valkey(tmp_path / "small") as port:
+        async with open_pool(f"redis://127.0.0.1:{port}", options, name="t") as client:
+            queue = JobQueue(client, QueueOptions(max_memory_share=0.8))
+            used = (await client.info("memory"))["used_memory"]
+            await client.config_set("maxmemory", int(used / 0.85))
+            to: dict[str, Any] = {"provider": "openai", "endpoint": CHAT}
+            for refused in (
+                queue.submit_llm_request(body("a"), **to),
+                queue.submit_llm_request(body("a"), urgent=True, **to),
+                queue.submit_many([body("a"), body("b")], **to),
+            ):
+                with pytest.raises(QueueMemoryFull, match="LETTA_QUEUE_MAX_MEMORY_SHARE"):
+                    await refused
+            assert await client.dbsize() == 0
+
+
+async def test_a_split_moves_what_is_open_there_and_no_more(queue: JobQueue) -> None:
+    ids = await hand_in(queue, 4)
+    await seal(queue, "old")
+    old = await queue.batches.take("old")
+    assert old is not None
+    await queue.requests.answer(ids[0], Answer(body={}))
+    job = queue.batch_job("new")
+    # Sent again after its reply was lost, it is the same move.
+    for _ in range(2):
+        assert await queue.batches.split(old, "new", ids, seal=True, job=job)
+        assert await members(queue, "new") == ids[1:]
+    shown, part = await queue.llm_batch("old"), await queue.llm_batch("new")
+    assert (shown["moved"], shown["outstanding"]) == (3, 0)
+    assert (part["state"], part["outstanding"], part["split_from"]) == ("sealed", 3, "old")
+    assert (part["bytes"], part["estimated_tokens"]) > (0, 0)
+
+
+async def test_a_part_that_was_sealed_takes_in_no_more(queue: JobQueue) -> None:
+    ids = await hand_in(queue, 2)
+    await seal(queue, "old")
+    old = await queue.batches.take("old")
+    assert old is not None
+    job = queue.batch_job("new")
+    assert await queue.batches.split(old, "new", ids[:1], seal=True, job=job)
+    assert not await queue.batches.split(old, "new", ids[1:], seal=True, job=job)
+    assert await members(queue, "new") == ids[:1]
+    assert (await queue.llm_batch("old"))["outstanding"] == 1
+
+
+async def test_whom_to_tell_is_kept_as_long_as_the_request(queue: JobQueue) -> None:
+    url = "https://example.com/told"
+    (id_,) = await queue.submit_many([body("a")], provider="openai", endpoint=CHAT, webhook_url=url)
+    key = queue.keys.llm_tell(id_)
+    assert await queue.client.pttl(key) == -1
+    await seal(queue, "b")
+    await queue.requests.answer(id_, Answer(kind="invalid"))
+    assert await queue.client.pttl(key) > 0
+    job = queue.prepared("again", "flush_llm_group")
+    keys = queue.jobs.job_keys(job.id, Priority.DEFAULT)
+    assert await queue.requests.retry([id_], job=job, job_keys=keys) == 1
+    assert await queue.client.pttl(key) == -1
+
+
+async def test_one_odd_request_gives_nobody_anothers_id(queue: JobQueue) -> None:
+    async def ask(number: int) -> str:
+        asked = body(f"q{number}")
+        if number % 5 == 0:
+            asked["model"] = "m\ud800"
+        return await queue.submit_llm_request(asked, provider="openai", endpoint=CHAT)
+
+    ids = await asyncio.gather(*(ask(n) for n in range(20)), return_exceptions=True)
+    for number, id_ in enumerate(ids):
+        if number % 5 == 0:
+            assert isinstance(id_, ValueError)
+        else:
+            assert isinstance(id_, str)
+            stored = await queue.requests.read(id_)
+            assert stored is not None
+            assert f'"q{number}"'.encode() in stored.body

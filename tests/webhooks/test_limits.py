@@ -1,0 +1,812 @@
+"""What holds deliveries back, over all workers: room, rate, breaker, pauses, order, disabling."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime, timedelta
+from itertools import pairwise
+from typing import Any
+
+import pytest
+
+from cache import NotEncodable
+from cache.connection.scripts import load
+from tests.support.wait import eventually
+from tests.support.workers import quick_settings
+from worker import InvalidArgument, NotFound, QueueMemoryFull, open_queue
+from worker.client import JobQueue
+from worker.keys import QueueKeys
+from worker.options import QueueOptions
+from worker.webhooks.attempts import Attempt, ClaimedDelivery, EndedUnsent, HeldBack, ScriptFailed
+from worker.webhooks.deliveries import Selection
+from worker.webhooks.limits import LaneLimits
+from worker.webhooks.policy import (
+    DeliveryState,
+    EndpointSign,
+    HostSign,
+    Outcome,
+    RetrySchedule,
+    Verdict,
+    decide,
+)
+
+pytestmark = pytest.mark.integration
+
+ATTEMPT = load("worker.webhooks", "attempt_deliveries", "worker.queue")
+URL = "https://hooks.example.com/a"
+LIMITS = LaneLimits(concurrency=2, breaker_failures=3, open_s=60, open_max_s=120, slot_s=60)
+SCHEDULE = RetrySchedule(max_attempts=10, base_s=0.001)
+
+
+@dataclass
+class Lab:
+    """A worker's view of the store, without HTTP: outcomes are told, not made."""
+
+    queue: JobQueue
+    limits: LaneLimits = LIMITS
+
+    async def send(self, url: str = URL, **more: Any) -> str:
+        return await self.queue.send_webhook(url, {}, event_type="x", **more)
+
+    async def claim(self, id_: str) -> Any:
+        return await self.queue.attempts.begin(id_, datetime.now(UTC), self.limits)
+
+    async def go(self, id_: str) -> ClaimedDelivery:
+        found = await self.claim(id_)
+        assert isinstance(found, ClaimedDelivery), found
+        return found
+
+    async def held(self, id_: str) -> HeldBack:
+        found = await self.claim(id_)
+        assert isinstance(found, HeldBack), found
+        return found
+
+    async def end(
+        self, claimed: ClaimedDelivery, *, wait: bool = False, **outcome: Any
+    ) -> tuple[Verdict, list[str]]:
+        """Record it; unless the test is to `wait`, the time of its retry has come."""
+        told = Outcome(**outcome)
+        verdict = decide(
+            told,
+            attempt=claimed.charged,
+            schedule=SCHEDULE,
+            rng=lambda: 0.5,
+            left_s=claimed.left_s,
+            own_failures=claimed.own_failures,
+        )
+        attempt = Attempt(datetime.now(UTC), told.status, told.error, 1.0)
+        events = await self.queue.attempts.record(
+            claimed.id, claimed.attempt, attempt, verdict, self.limits, draw=0.5
+        )
+        if not wait:
+            await self.queue.client.hdel(self.queue.keys.webhook(claimed.id), "after")
+        return verdict, events
+
+    async def attempt(self, id_: str, **outcome: Any) -> list[str]:
+        _, events = await self.end(await self.go(id_), **outcome)
+        return events
+
+    async def state(self, id_: str) -> str:
+        return (await self.queue.delivery(id_)).state.value
+
+    async def due_in_s(self, id_: str) -> float:
+        keys = self.queue.keys
+        job = await self.queue.client.hget(keys.webhook(id_), "job")
+        due = await self.queue.client.zscore(keys.queue(), job)
+        seconds, micros = await self.queue.client.time()
+        return float(due / 1000 - seconds - micros / 1e6)
+
+    async def tick(self) -> None:
+        """Until the server's clock shows another millisecond: what comes then is later."""
+        start = await self._ms()
+
+        async def later() -> bool:
+            return await self._ms() > start
+
+        await eventually(later)
+
+    async def _ms(self) -> int:
+        seconds, micros = await self.queue.client.time()
+        return int(seconds * 1000 + micros // 1000)
+
+    async def trip(self) -> None:
+        for _ in range(LIMITS.breaker_failures):
+            await self.attempt(await self.send(), status=500)
+
+
+@pytest.fixture
+async def lab(client: Any, prefix: str) -> Lab:
+    return Lab(JobQueue(client, QueueOptions(), keys=QueueKeys(prefix)))
+
+
+# -- room ----------------------------------------------------------------------
+
+
+async def test_no_more_attempts_at_once_than_the_lane_has_room_for(lab: Lab) -> None:
+    ids = [await lab.send() for _ in range(4)]
+    first, _ = await lab.go(ids[0]), await lab.go(ids[1])
+    assert (await lab.held(ids[2])).reason == "busy"
+    assert (await lab.held(ids[3])).reason == "busy"
+    assert (await lab.queue.delivery(ids[2])).attempt_count == 0
+    await lab.end(first, status=200)
+    await lab.go(ids[2])
+    assert (await lab.held(ids[3])).reason == "busy"
+
+
+async def test_an_end_wakes_those_that_have_waited_longest(lab: Lab) -> None:
+    ids = [await lab.send() for _ in range(6)]
+    running = [await lab.go(id_) for id_ in ids[:2]]
+    later = datetime.now(UTC) + timedelta(hours=1)
+    for id_ in ids[2:]:
+        await lab.tick()
+        await lab.held(id_)
+        # As the engine does it: back into its queue, for later.
+        job = await lab.queue.client.hget(lab.queue.keys.webhook(id_), "job")
+        await lab.queue.client.zadd(lab.queue.keys.queue(), {job: later.timestamp() * 1000})
+    await lab.end(running[0], status=200)
+    assert [await lab.due_in_s(id_) <= 0 for id_ in ids[2:]] == [True, True, False, False]
+
+
+async def test_what_comes_to_a_line_joins_its_end_without_troubling_a_worker(lab: Lab) -> None:
+    ids = [await lab.send() for _ in range(3)]
+    for id_ in ids[:2]:
+        await lab.go(id_)
+    await lab.held(ids[2])
+    late = await lab.send()
+    assert await lab.due_in_s(late) > 0.5
+    elsewhere = await lab.send("https://other.example.com/a")
+    assert await lab.due_in_s(elsewhere) <= 0
+
+
+async def test_a_dead_workers_place_is_free_again_when_its_slot_lapses(lab: Lab) -> None:
+    ids = [await lab.send() for _ in range(3)]
+    # A neighbour that is alive keeps the slots' key from expiring as a whole.
+    await lab.go(ids[0])
+    lab.limits = replace(LIMITS, slot_s=0.05)
+    await lab.go(ids[1])
+    lab.limits = LIMITS
+
+    async def free() -> Any:
+        found = await lab.claim(ids[2])
+        return found if isinstance(found, ClaimedDelivery) else None
+
+    await eventually(free)
+
+
+async def test_a_run_after_a_crash_keeps_its_own_place(lab: Lab) -> None:
+    ids = [await lab.send() for _ in range(2)]
+    for id_ in ids:
+        await lab.go(id_)
+    again = await lab.go(ids[0])
+    assert again.attempt == 2
+    attempts = (await lab.queue.delivery(ids[0])).attempts
+    assert [a.error for a in attempts] == ["interrupted"] * 2
+
+
+async def test_attempts_that_crashes_cut_off_are_used_up_like_others(lab: Lab) -> None:
+    id_ = await lab.send()
+    for _ in range(10):
+        await lab.go(id_)
+    assert await lab.claim(id_) == EndedUnsent(DeliveryState.DEAD, "attempts_used_up")
+    assert len((await lab.queue.delivery(id_)).attempts) == 10
+
+
+async def test_a_rate_gives_everyone_a_turn_of_its_own(lab: Lab) -> None:
+    lab.limits = replace(LIMITS, concurrency=100, rate_per_s=2.0)
+    ids = [await lab.send() for _ in range(4)]
+    await lab.go(ids[0])
+    held = [await lab.held(id_) for id_ in ids[1:]]
+    assert [h.reason for h in held] == ["rate"] * 3
+    assert [h.wait_s for h in held] == pytest.approx([0.5, 1.0, 1.5], abs=0.3)
+
+    async def its_turn() -> Any:
+        found = await lab.claim(ids[1])
+        return found if isinstance(found, ClaimedDelivery) else None
+
+    lab.limits = replace(lab.limits, rate_per_s=1000.0)
+    await eventually(its_turn)
+
+
+async def test_an_endpoint_id_is_a_lane_of_its_own(lab: Lab) -> None:
+    for _ in range(2):
+        await lab.go(await lab.send(endpoint_id="tenant-1"))
+    assert (await lab.held(await lab.send(endpoint_id="tenant-1"))).reason == "busy"
+    await lab.go(await lab.send(endpoint_id="tenant-2"))
+    await lab.go(await lab.send())
+
+
+# -- the breaker -----------------------------------------------------------------
+
+
+async def test_failures_in_a_row_open_the_breaker_and_then_nothing_is_attempted(lab: Lab) -> None:
+    waiting = await lab.send()
+    assert await lab.attempt(await lab.send(), status=500) == []
+    assert await lab.attempt(await lab.send(), error="timeout") == []
+    assert await lab.attempt(await lab.send(), error="connect") == ["circuit_opened"]
+    held = await lab.held(waiting)
+    assert held.reason == "closed"
+    assert 40 < held.wait_s < 80
+    assert (await lab.queue.delivery(waiting)).attempt_count == 0
+    # What comes now waits without a worker.
+    assert await lab.due_in_s(await lab.send()) > 40
+    lane = await lab.queue.webhooks.lane(URL)
+    assert (lane.breaker, lane.parked) == ("open", 2)
+    events = await lab.queue.webhooks.events()
+    assert [(e.kind, e.subject) for e in events] == [
+        ("circuit_opened", "https://hooks.example.com:443")
+    ]
+
+
+@pytest.mark.parametrize("status", [200, 404, 422, 429])
+async def test_an_answer_that_shows_the_host_alive_starts_the_count_anew(
+    lab: Lab, status: int
+) -> None:
+    for outcome in (500, 500, status, 500, 500):
+        assert "circuit_opened" not in await lab.attempt(await lab.send(), status=outcome)
+
+
+async def test_a_half_open_breaker_lets_one_probe_through_and_closes_on_its_success(
+    lab: Lab,
+) -> None:
+    ids = [await lab.send() for _ in range(5)]
+    lab.limits = replace(LIMITS, open_s=0.05)
+    await lab.trip()
+
+    async def probe() -> Any:
+        found = await lab.claim(ids[0])
+        return found if isinstance(found, ClaimedDelivery) else None
+
+    claimed = await eventually(probe)
+    for id_ in ids[1:]:
+        assert (await lab.held(id_)).reason == "probing"
+        job = await lab.queue.client.hget(lab.queue.keys.webhook(id_), "job")
+        later = datetime.now(UTC) + timedelta(hours=1)
+        await lab.queue.client.zadd(lab.queue.keys.queue(), {job: later.timestamp() * 1000})
+    lab.limits = replace(lab.limits, concurrency=5)
+    _, events = await lab.end(claimed, status=200)
+    assert events == ["circuit_closed"]
+    assert (await lab.queue.webhooks.lane(URL)).breaker == "closed"
+    # As many as there are places, not two as after any other end.
+    assert [await lab.due_in_s(id_) <= 0 for id_ in ids[1:]] == [True] * 4
+    await lab.go(ids[1])
+
+
+async def test_a_failed_probe_opens_it_again_for_twice_as_long(lab: Lab) -> None:
+    id_ = await lab.send()
+    lab.limits = replace(LIMITS, open_s=0.05)
+    await lab.trip()
+
+    async def probe() -> Any:
+        found = await lab.claim(id_)
+        return found if isinstance(found, ClaimedDelivery) else None
+
+    claimed = await eventually(probe)
+    lab.limits = replace(LIMITS, open_s=30, open_max_s=1000)
+    _, events = await lab.end(claimed, status=500)
+    assert events == ["circuit_opened"]
+    lane = await lab.queue.webhooks.lane(URL)
+    assert lane.open_until is not None
+    assert 55 < (lane.open_until - datetime.now(UTC)).total_seconds() < 65
+
+
+async def test_our_own_failures_open_nothing_and_use_nothing_up(lab: Lab) -> None:
+    id_ = await lab.send()
+    for number in range(1, 6):
+        claimed = await lab.go(id_)
+        assert (claimed.attempt, claimed.charged, claimed.own_failures) == (number, 1, number - 1)
+        verdict, events = await lab.end(claimed, error="no_route", own=True)
+        assert (verdict.state, events) == (DeliveryState.WAITING, [])
+    assert (await lab.go(id_)).charged == 1
+    shown = await lab.queue.delivery(id_)
+    assert (shown.attempt_count, shown.uncharged_count) == (6, 5)
+
+
+async def test_a_probe_that_our_own_side_fails_leaves_the_next_one_to_probe(lab: Lab) -> None:
+    ids = [await lab.send() for _ in range(2)]
+    lab.limits = replace(LIMITS, open_s=0.05)
+    await lab.trip()
+
+    async def probe() -> Any:
+        found = await lab.claim(ids[0])
+        return found if isinstance(found, ClaimedDelivery) else None
+
+    claimed = await eventually(probe)
+    assert (await lab.held(ids[1])).reason == "probing"
+    await lab.end(claimed, error="no_route", own=True)
+    await lab.go(ids[1])
+
+
+async def test_our_own_failures_in_a_row_are_counted_anew_after_another_end(lab: Lab) -> None:
+    id_ = await lab.send()
+    for _ in range(2):
+        await lab.attempt(id_, error="no_route", own=True)
+    await lab.attempt(id_, status=500)
+    claimed = await lab.go(id_)
+    assert (claimed.own_failures, claimed.charged, claimed.attempt) == (0, 2, 4)
+
+
+# -- many in one call ----------------------------------------------------------------
+
+
+async def test_ends_of_one_call_count_as_if_they_came_one_by_one(lab: Lab) -> None:
+    lab.limits = replace(LIMITS, concurrency=10)
+    running = [await lab.go(await lab.send()) for _ in range(5)]
+    statuses = (500, 500, 200, 500, 500)
+    ends = [
+        lab.end(claimed, wait=True, status=status)
+        for claimed, status in zip(running, statuses, strict=True)
+    ]
+    assert [events for _, events in await asyncio.gather(*ends)] == [[]] * 5
+    assert (await lab.queue.webhooks.lane(URL)).failures == 2
+
+
+async def test_a_begin_sees_what_the_ends_before_it_in_the_same_call_have_changed(
+    lab: Lab,
+) -> None:
+    waiting = await lab.send()
+    running = [await lab.go(await lab.send()) for _ in range(2)]
+    lab.limits = replace(LIMITS, breaker_failures=2)
+    *_, found = await asyncio.gather(
+        *(lab.end(claimed, wait=True, status=500) for claimed in running), lab.claim(waiting)
+    )
+    assert isinstance(found, HeldBack)
+    assert found.reason == "closed"
+
+    other = "https://other.example.com/a"
+    gone, next_ = await lab.go(await lab.send(other)), await lab.send(other)
+    _, found = await asyncio.gather(lab.end(gone, status=410), lab.claim(next_))
+    assert found == EndedUnsent(DeliveryState.DISABLED, "endpoint_disabled")
+
+
+# -- slowing down ------------------------------------------------------------------
+
+
+async def test_retry_after_pauses_the_whole_lane(lab: Lab) -> None:
+    other = await lab.send()
+    verdict, _ = await lab.end(await lab.go(await lab.send()), status=429, retry_after_s=30)
+    assert 30 <= verdict.wait_s <= 33
+    held = await lab.held(other)
+    assert held.reason == "closed"
+    assert 29 < held.wait_s < 33
+
+
+async def test_a_very_long_retry_after_holds_its_delivery_but_not_the_host(lab: Lab) -> None:
+    other = await lab.send()
+    verdict, _ = await lab.end(await lab.go(await lab.send()), status=503, retry_after_s=50_000)
+    assert verdict.wait_s >= 50_000
+    assert (await lab.held(other)).wait_s < LIMITS.open_max_s + 5
+
+
+async def test_an_overloaded_host_is_sent_half_as_much_at_once_and_then_more_again(
+    lab: Lab,
+) -> None:
+    lab.limits = replace(LIMITS, concurrency=8)
+    await lab.attempt(await lab.send(), status=429)
+    assert (await lab.queue.webhooks.lane(URL)).concurrency == 4
+    running = [await lab.go(await lab.send()) for _ in range(4)]
+    assert (await lab.held(await lab.send())).reason == "busy"
+    for claimed in running:
+        await lab.end(claimed, status=200)
+    found = (await lab.queue.webhooks.lane(URL)).concurrency
+    assert found is not None
+    assert 4.5 < found < 5.5
+
+
+async def test_a_burst_of_overload_answers_is_one_sign_of_it(lab: Lab) -> None:
+    lab.limits = replace(LIMITS, concurrency=8, breaker_failures=0)
+    running = [await lab.go(await lab.send()) for _ in range(8)]
+    # All of them were under way when the first one said so.
+    await asyncio.gather(*(lab.end(claimed, wait=True, status=503) for claimed in running))
+    lane = await lab.queue.webhooks.lane(URL)
+    assert (lane.concurrency, lane.paused_until) == (4, None)
+
+
+@pytest.mark.parametrize(("between", "rests"), [(None, True), (200, False), (422, False)])
+async def test_overload_again_and_again_with_no_answer_between_asks_for_a_rest(
+    lab: Lab, between: int | None, rests: bool
+) -> None:
+    lab.limits = replace(LIMITS, concurrency=8, breaker_failures=0)
+    key = lab.queue.keys.webhook_lane("https://hooks.example.com:443")
+    for status in (503, 429, between, 503):
+        if status is not None:
+            # As if the last cut were longer ago than a second.
+            await lab.queue.client.hset(key, "cut", 1)
+            await lab.attempt(await lab.send(), status=status)
+    lane = await lab.queue.webhooks.lane(URL)
+    assert (lane.paused_until is not None) == rests
+    if rests:
+        assert lane.concurrency == 1
+        assert (await lab.held(await lab.send())).reason == "closed"
+
+
+# -- order -----------------------------------------------------------------------
+
+
+async def test_deliveries_of_one_ordering_key_go_one_after_another(lab: Lab) -> None:
+    ids = [await lab.send(ordering_key="agent-1") for _ in range(3)]
+    other = await lab.send(ordering_key="agent-2")
+    assert (await lab.held(ids[1])).reason == "ordered"
+    claimed = await lab.go(ids[0])
+    await lab.go(other)
+    await lab.end(claimed, status=500)
+    # The first one waits for its retry, and the rest wait for it.
+    assert (await lab.held(ids[1])).reason == "ordered"
+    await lab.attempt(ids[0], status=200)
+    assert await lab.due_in_s(ids[1]) <= 0
+    assert (await lab.held(ids[2])).reason == "ordered"
+    await lab.attempt(ids[1], status=410)
+    assert isinstance(await lab.claim(ids[2]), EndedUnsent)
+
+
+async def test_a_delivery_that_is_gone_blocks_no_order(lab: Lab) -> None:
+    ids = [await lab.send(ordering_key="k") for _ in range(2)]
+    await lab.queue.client.delete(lab.queue.keys.webhook(ids[0]))
+    await lab.go(ids[1])
+
+
+# -- disabling and replay ----------------------------------------------------------
+
+
+async def test_410_disables_its_url_and_what_comes_after_is_kept_for_a_replay(lab: Lab) -> None:
+    before = await lab.send()
+    assert await lab.attempt(await lab.send(URL + "?token=1"), status=410) == ["endpoint_disabled"]
+    assert await lab.claim(before) == EndedUnsent(DeliveryState.DISABLED, "endpoint_disabled")
+    after = await lab.send()
+    await lab.claim(after)
+    assert [await lab.state(i) for i in (before, after)] == ["disabled", "disabled"]
+    assert (await lab.queue.delivery(after)).attempts == ()
+    await lab.go(await lab.send("https://hooks.example.com/b"))
+    (found,) = await lab.queue.webhooks.disabled_endpoints()
+    assert (found.reason, found.name) == ("gone", URL + "?token=1")
+
+    with pytest.raises(InvalidArgument, match="enable it first"):
+        await lab.queue.webhooks.replay(before)
+    assert await lab.queue.webhooks.enable(URL)
+    assert await lab.queue.webhooks.disabled_endpoints() == []
+    wanted = Selection(states=(DeliveryState.DISABLED,))
+    assert (await lab.queue.webhooks.replay_many(wanted, rate=10_000))["replayed"] == 2
+    await lab.attempt(before, status=200)
+    assert await lab.state(before) == "delivered"
+    kinds = [e.kind for e in await lab.queue.webhooks.events()]
+    assert kinds == ["endpoint_disabled", "endpoint_enabled"]
+
+
+async def test_an_endpoint_that_only_failed_for_long_enough_is_disabled(lab: Lab) -> None:
+    lab.limits = replace(LIMITS, breaker_failures=0, disable_after_s=0.001, concurrency=10)
+    told = []
+    for _ in range(6):
+        id_ = await lab.send()
+        found = await lab.claim(id_)
+        if isinstance(found, ClaimedDelivery):
+            told += (await lab.end(found, status=500))[1]
+    assert told == ["endpoint_disabled"]
+    (found,) = await lab.queue.webhooks.disabled_endpoints()
+    assert (found.reason, found.failures) == ("failing", 5)
+
+
+async def test_one_success_makes_an_endpoint_well_again(lab: Lab) -> None:
+    lab.limits = replace(LIMITS, breaker_failures=0, disable_after_s=0.001)
+    for status in (500, 500, 500, 500, 200, 500):
+        assert await lab.attempt(await lab.send(), status=status) == []
+    assert await lab.queue.webhooks.disabled_endpoints() == []
+
+
+async def test_an_endpoint_is_disabled_and_enabled_by_hand(lab: Lab) -> None:
+    hooks = lab.queue.webhooks
+    assert await hooks.disable(endpoint_id="t1")
+    assert not await hooks.disable(endpoint_id="t1")
+    assert isinstance(await lab.claim(await lab.send(endpoint_id="t1")), EndedUnsent)
+    assert await hooks.enable(endpoint_id="t1")
+    assert not await hooks.enable(endpoint_id="t1")
+    await lab.go(await lab.send(endpoint_id="t1"))
+
+
+async def test_a_replay_keeps_the_id_and_the_attempts_and_counts_anew(lab: Lab) -> None:
+    id_ = await lab.send()
+    await lab.attempt(id_, status=410)
+    await lab.queue.webhooks.enable(URL)
+    await lab.queue.webhooks.replay(id_)
+    assert await lab.queue.client.pttl(lab.queue.keys.webhook(id_)) == -1
+    claimed = await lab.go(id_)
+    assert (claimed.attempt, claimed.charged) == (2, 1)
+    with pytest.raises(InvalidArgument, match="has not ended"):
+        await lab.queue.webhooks.replay(id_)
+    await lab.end(claimed, status=200)
+    shown = await lab.queue.delivery(id_)
+    assert ([a.status for a in shown.attempts], shown.replays) == ([410, 200], 1)
+    with pytest.raises(NotFound):
+        await lab.queue.webhooks.replay("msg_unknown")
+
+
+async def test_replays_are_chosen_by_state_time_type_and_url_and_come_at_a_rate(lab: Lab) -> None:
+    lab.limits = replace(LIMITS, breaker_failures=0, concurrency=50)
+    hooks = lab.queue.webhooks
+    old = await lab.send()
+    await lab.attempt(old, error="x", permanent=True)
+    since = (await lab.queue.delivery(old)).ended_at
+    assert since is not None
+    since += timedelta(milliseconds=1)
+    await lab.tick()
+    dead = [await lab.send() for _ in range(3)]
+    done = await lab.send()
+    other = await lab.queue.send_webhook(URL + "/other", {}, event_type="y")
+    for id_ in (*dead, other):
+        await lab.attempt(id_, error="x", permanent=True)
+    await lab.attempt(done, status=200)
+    assert set(await hooks.find(Selection(since=since, event_type="x"))) == set(dead)
+    assert await hooks.find(Selection(url=URL + "/other")) == [other]
+    assert await hooks.find(Selection(until=since)) == [old]
+    assert await hooks.find(Selection(states=(DeliveryState.DELIVERED,))) == [done]
+    counts = await hooks.replay_many(Selection(since=since, event_type="x"), rate=2.0)
+    assert counts["replayed"] == 3
+    shown = [await lab.queue.delivery(id_) for id_ in dead]
+    nexts = sorted(d.next_attempt_at for d in shown if d.next_attempt_at)
+    gaps = [(b - a).total_seconds() for a, b in pairwise(nexts)]
+    assert gaps == pytest.approx([0.5, 0.5], abs=0.2)
+    assert await lab.queue.client.zcard(lab.queue.keys.queue("low")) == 3
+
+
+async def test_a_selection_of_more_than_a_page_is_replayed_whole(lab: Lab) -> None:
+    ids = [await lab.send() for _ in range(230)]
+    verdict = Verdict(DeliveryState.DEAD, host=HostSign.NONE, endpoint=EndpointSign.NONE)
+    for id_ in ids:
+        claimed = await lab.go(id_)
+        attempt = Attempt(datetime.now(UTC), None, "x", 1.0)
+        await lab.queue.attempts.record(
+            id_, claimed.attempt, attempt, verdict, lab.limits, draw=0.5
+        )
+    assert (await lab.queue.webhooks.replay_many())["replayed"] == 230
+
+
+# -- the record ------------------------------------------------------------------
+
+
+async def test_a_delivery_past_its_deadline_is_dead_without_an_attempt(lab: Lab) -> None:
+    soon = datetime.now(UTC) + timedelta(milliseconds=30)
+    id_ = await lab.send(deadline=soon)
+
+    async def over() -> Any:
+        found = await lab.claim(id_)
+        return found if isinstance(found, EndedUnsent) else None
+
+    assert (await eventually(over)).reason == "deadline"
+    shown = await lab.queue.delivery(id_)
+    assert (shown.state, shown.error) == ("dead", "deadline")
+
+
+async def test_a_delivery_that_ends_in_line_leaves_the_line(lab: Lab) -> None:
+    for _ in range(2):
+        await lab.go(await lab.send())
+    id_ = await lab.send(deadline=datetime.now(UTC) + timedelta(seconds=0.2))
+    await lab.held(id_)
+    assert (await lab.queue.webhooks.lane(URL)).parked == 1
+
+    async def over() -> Any:
+        found = await lab.claim(id_)
+        return found if isinstance(found, EndedUnsent) else None
+
+    await eventually(over)
+    assert (await lab.queue.webhooks.lane(URL)).parked == 0
+
+
+async def test_no_wait_reaches_past_the_deadline(lab: Lab) -> None:
+    await lab.trip()
+    soon = datetime.now(UTC) + timedelta(seconds=5)
+    assert (await lab.held(await lab.send(deadline=soon))).wait_s <= 5
+    other = await lab.send("https://other.example.com/", deadline=soon)
+    verdict, _ = await lab.end(await lab.go(other), status=503, retry_after_s=60)
+    assert (verdict.state, verdict.reason) == (DeliveryState.DEAD, "deadline")
+
+
+async def test_an_attempt_that_was_overtaken_records_nothing(lab: Lab) -> None:
+    id_ = await lab.send()
+    old, new = await lab.go(id_), await lab.go(id_)
+    await lab.end(old, status=500)
+    assert await lab.state(id_) == "sending"
+    await lab.end(new, status=200)
+    await lab.end(old, status=500)
+    shown = await lab.queue.delivery(id_)
+    assert (shown.state, [a.status for a in shown.attempts]) == ("delivered", [None, 200])
+
+
+async def test_a_retry_is_not_made_sooner_by_a_run_that_a_crash_brought_back(lab: Lab) -> None:
+    id_ = await lab.send()
+    await lab.end(await lab.go(id_), wait=True, status=503, retry_after_s=90)
+    lab.limits = replace(LIMITS, breaker_failures=0)
+    await lab.queue.client.delete(lab.queue.keys.webhook_lane("https://hooks.example.com:443"))
+    held = await lab.held(id_)
+    assert held.reason == "early"
+    assert 80 < held.wait_s < 100
+    assert (await lab.queue.delivery(id_)).attempt_count == 1
+
+
+async def test_a_retry_at_the_head_of_an_order_keeps_its_time_when_one_behind_it_ends(
+    lab: Lab,
+) -> None:
+    first = await lab.send(ordering_key="k")
+    soon = datetime.now(UTC) + timedelta(seconds=0.2)
+    behind = await lab.send(ordering_key="k", deadline=soon)
+    await lab.end(await lab.go(first), wait=True, status=429, retry_after_s=90)
+    job = await lab.queue.client.hget(lab.queue.keys.webhook(first), "job")
+    due = (datetime.now(UTC) + timedelta(seconds=95)).timestamp() * 1000
+    await lab.queue.client.zadd(lab.queue.keys.queue(), {job: due})
+
+    async def over() -> Any:
+        found = await lab.claim(behind)
+        return found if isinstance(found, EndedUnsent) else None
+
+    await eventually(over)
+    assert await lab.due_in_s(first) > 80
+
+
+async def test_a_begin_that_is_sent_again_counts_one_attempt(lab: Lab) -> None:
+    id_ = await lab.send()
+    store = lab.queue.attempts
+
+    class Twice:
+        """As the pool does when a reply is lost: the same command, once more."""
+
+        async def evalsha(self, *args: Any) -> Any:
+            await store_client.evalsha(*args)
+            return await store_client.evalsha(*args)
+
+        eval = evalsha
+
+    store_client, store.client = store.client, Twice()
+    await lab.queue.client.script_load(ATTEMPT.source)
+    claimed = await lab.go(id_)
+    _, events = await lab.end(claimed, status=200)
+    assert (claimed.attempt, events) == (1, [])
+    shown = await lab.queue.delivery(id_)
+    assert (shown.state, shown.attempt_count, len(shown.attempts)) == ("delivered", 1, 1)
+
+
+async def test_how_an_attempt_ended_is_told_to_a_server_that_comes_back(lab: Lab) -> None:
+    ids = [await lab.send() for _ in range(2)]
+    claimed = [await lab.go(id_) for id_ in ids]
+    failures, evalsha = 0, lab.queue.client.evalsha
+    is_back, given_up = asyncio.Event(), asyncio.Event()
+
+    class Away:
+        async def evalsha(self, *args: Any) -> Any:
+            nonlocal failures
+            failures += 1
+            if failures > 2:
+                given_up.set()
+            if not is_back.is_set():
+                raise ConnectionError("away")
+            return await evalsha(*args)
+
+    lab.queue.attempts.client = Away()
+    recording = [
+        asyncio.create_task(lab.end(attempt, wait=True, status=200)) for attempt in claimed
+    ]
+    async with asyncio.timeout(10):
+        await given_up.wait()
+    # A job whose time is over waits no longer, and its record is not sent any more.
+    recording[0].cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await recording[0]
+    is_back.set()
+    await recording[1]
+    assert [await lab.state(id_) for id_ in ids] == ["sending", "delivered"]
+    assert (await lab.queue.delivery(ids[1])).attempt_count == 1
+
+
+async def test_one_delivery_that_cannot_be_read_spoils_no_others_attempt(lab: Lab) -> None:
+    ids = [await lab.send() for _ in range(2)]
+    broken = lab.queue.keys.webhook(ids[0])
+    await lab.queue.client.delete(broken)
+    await lab.queue.client.set(broken, "no hash")
+    found = await asyncio.gather(*(lab.claim(id_) for id_ in ids), return_exceptions=True)
+    assert isinstance(found[0], ScriptFailed)
+    assert isinstance(found[1], ClaimedDelivery)
+
+
+async def test_what_is_asked_for_together_goes_in_one_call(lab: Lab) -> None:
+    lab.limits = replace(LIMITS, concurrency=100)
+    ids = [await lab.send() for _ in range(30)]
+    calls, evalsha = [], lab.queue.client.evalsha
+
+    class Counted:
+        async def evalsha(self, *args: Any) -> Any:
+            calls.append(args)
+            return await evalsha(*args)
+
+    await lab.queue.client.script_load(ATTEMPT.source)
+    lab.queue.attempts.client = Counted()
+    claims = await asyncio.gather(*(lab.go(id_) for id_ in ids))
+    await asyncio.gather(*(lab.end(claimed, wait=True, status=200) for claimed in claims))
+    assert len(calls) == 2
+    for id_ in ids:
+        assert await lab.state(id_) == "delivered"
+
+
+async def test_a_delay_that_was_asked_for_stands_when_its_turn_comes(lab: Lab) -> None:
+    first = await lab.send(ordering_key="k")
+    second = await lab.send(ordering_key="k", delay_s=300)
+    await lab.attempt(first, status=200)
+    assert await lab.due_in_s(second) > 290
+
+
+async def test_every_end_is_reported_once_to_the_function_that_was_named(lab: Lab) -> None:
+    id_ = await lab.send(on_end="note_callback")
+    silent = await lab.send()
+    await lab.attempt(id_, status=200)
+    await lab.attempt(silent, status=200)
+    keys = lab.queue.keys
+    jobs = await lab.queue.client.zrange(keys.queue(), 0, -1)
+    reports = [job.decode() for job in jobs if job.startswith(b"webhook-end:")]
+    assert reports == [f"webhook-end:0:{id_}"]
+
+
+async def test_secrets_of_its_own_are_needed_again_once_delivered(client: Any, prefix: str) -> None:
+    import base64
+
+    own = "whsec_" + base64.b64encode(b"o" * 32).decode()
+    options = QueueOptions(webhook_encryption_key=b"k" * 32)
+    lab = Lab(JobQueue(client, options, keys=QueueKeys(prefix)))
+    delivered = await lab.send(secret=own)
+    dead = await lab.send(secret=own)
+    await lab.attempt(delivered, status=200)
+    await lab.attempt(dead, error="x", permanent=True)
+    with pytest.raises(InvalidArgument, match="give them again"):
+        await lab.queue.webhooks.replay(delivered)
+    await lab.queue.webhooks.replay(delivered, secrets=[own])
+    await lab.queue.webhooks.replay(dead)
+    for id_ in (delivered, dead):
+        assert (await lab.go(id_)).secret is not None
+
+
+async def test_every_key_of_a_finished_delivery_expires_or_is_gone(lab: Lab) -> None:
+    lab.limits = replace(LIMITS, rate_per_s=1000.0)
+    id_ = await lab.send(ordering_key="k")
+    await lab.attempt(id_, status=200)
+    lasting = set()
+    async for key in lab.queue.client.scan_iter(match=lab.queue.keys.prefix + "*"):
+        if await lab.queue.client.pttl(key) == -1:
+            lasting.add(key.decode().removeprefix(lab.queue.keys.prefix))
+    # The job is the engine's to end.
+    assert lasting <= {f"job:webhook:{id_}", "queue", "queue:wake"}
+
+
+async def test_a_full_server_lets_what_is_there_be_sent_and_recorded(
+    private_valkey_url: str,
+) -> None:
+    async with open_queue(quick_settings(private_valkey_url)) as queue:
+        lab = Lab(queue)
+        id_ = await lab.send()
+        try:
+            await queue.client.config_set("maxmemory", 1)
+            with pytest.raises(QueueMemoryFull):
+                await lab.send()
+            claimed = await lab.go(id_)
+            await lab.end(claimed, status=200)
+            assert await lab.state(id_) == "delivered"
+        finally:
+            await queue.client.config_set("maxmemory", 0)
+
+
+async def test_the_list_of_what_ended_forgets_what_is_past_its_retention(lab: Lab) -> None:
+    index = lab.queue.keys.webhook_ended("delivered")
+    await lab.queue.client.zadd(index, {"long_ago": 1})
+    id_ = await lab.send()
+    await lab.attempt(id_, status=200)
+    assert await lab.queue.client.zrange(index, 0, -1) == [id_.encode()]
+    assert await lab.queue.client.pttl(index) > 0
+
+
+async def test_an_attempt_that_cannot_be_encoded_fails_alone(lab: Lab) -> None:
+    ids = [await lab.send(f"https://h{n}.example.com/") for n in range(8)]
+    claimed = list(await asyncio.gather(*(lab.go(id_) for id_ in ids)))
+
+    def record(number: int) -> Any:
+        error = "\ud800" if number % 4 == 0 else "refused"
+        return lab.end(claimed[number], error=error)
+
+    ends = await asyncio.gather(*(record(n) for n in range(8)), return_exceptions=True)
+    assert [isinstance(end, NotEncodable) for end in ends] == [n % 4 == 0 for n in range(8)]
+    for number, id_ in enumerate(ids):
+        attempts = (await lab.queue.delivery(id_)).attempts
+        assert [a.error for a in attempts] == ["interrupted" if number % 4 == 0 else "refused"]

@@ -1,0 +1,214 @@
+"""What an attempt's outcome means."""
+
+from __future__ import annotations
+
+import math
+from datetime import UTC, datetime, timedelta
+from email.utils import format_datetime
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from worker.webhooks.policy import (
+    FEW_ATTEMPTS,
+    STANDARD_DELAYS_S,
+    DeliveryState,
+    EndpointSign,
+    HostSign,
+    Outcome,
+    RetrySchedule,
+    decide,
+    parse_retry_after,
+)
+
+pytestmark = pytest.mark.unit
+
+SCHEDULE = RetrySchedule(max_attempts=5, base_s=2.0, cap_s=10.0)
+
+
+def state(outcome: Outcome, attempt: int = 1) -> DeliveryState:
+    return decide(outcome, attempt=attempt, schedule=SCHEDULE, rng=lambda: 0.5).state
+
+
+@pytest.mark.parametrize("status", [200, 201, 202, 204, 299])
+def test_2xx_is_delivered(status: int) -> None:
+    assert state(Outcome(status=status), attempt=99) is DeliveryState.DELIVERED
+
+
+@pytest.mark.parametrize("status", [500, 502, 503, 504, 429, 408, 425])
+def test_a_passing_failure_is_tried_until_the_schedule_ends(status: int) -> None:
+    assert state(Outcome(status=status), attempt=4) is DeliveryState.WAITING
+    assert state(Outcome(status=status), attempt=5) is DeliveryState.DEAD
+
+
+@pytest.mark.parametrize("status", [301, 302, 400, 401, 404, 422])
+def test_a_request_the_receiver_calls_wrong_gets_few_attempts(status: int) -> None:
+    assert state(Outcome(status=status), attempt=FEW_ATTEMPTS - 1) is DeliveryState.WAITING
+    assert state(Outcome(status=status), attempt=FEW_ATTEMPTS) is DeliveryState.DEAD
+
+
+def test_410_and_a_permanent_error_end_it_at_once() -> None:
+    assert state(Outcome(status=410)) is DeliveryState.DEAD
+    assert state(Outcome(error="target_forbidden", permanent=True)) is DeliveryState.DEAD
+
+
+@given(
+    status=st.one_of(st.none(), st.integers(100, 599)),
+    permanent=st.booleans(),
+    attempt=st.integers(1, 10_000),
+    limit=st.integers(1, 50),
+    rng=st.floats(0, 1, exclude_max=True),
+)
+def test_it_ends_and_every_wait_is_within_its_ceiling(
+    status: int | None, permanent: bool, attempt: int, limit: int, rng: float
+) -> None:
+    schedule = RetrySchedule(limit, 5.0, 36_000.0)
+    outcome = Outcome(status=status, permanent=permanent)
+    verdict = decide(outcome, attempt=attempt, schedule=schedule, rng=lambda: rng)
+    assert (verdict.state is DeliveryState.DELIVERED) == (
+        status is not None and 200 <= status < 300
+    )
+    if verdict.state is DeliveryState.WAITING:
+        assert attempt < limit
+        assert 0 <= verdict.wait_s <= min(36_000.0, 5.0 * 2 ** (attempt - 1))
+
+
+NOW = datetime(2026, 3, 1, 12, 0, tzinfo=UTC)
+STANDARD = RetrySchedule(max_attempts=10, cap_s=86_400, delays_s=STANDARD_DELAYS_S)
+
+
+def test_the_standard_schedule_spans_75_hours() -> None:
+    ceilings = [STANDARD.ceiling_s(attempt) for attempt in range(1, 10)]
+    assert ceilings == [5, 300, 1800, 7200, 18_000, 36_000, 50_400, 72_000, 86_400]
+    assert sum(ceilings) / 3600 == pytest.approx(75.6, abs=0.1)
+    assert STANDARD.ceiling_s(50) == 86_400
+
+
+def test_an_answer_that_breaks_off_is_no_success() -> None:
+    assert state(Outcome(status=200, error="timeout")) is DeliveryState.WAITING
+
+
+def test_our_own_failures_are_charged_to_nobody() -> None:
+    for own_failures in range(100):
+        verdict = decide(
+            Outcome(error="no_route", own=True),
+            attempt=99,
+            schedule=SCHEDULE,
+            rng=lambda: 0.99,
+            own_failures=own_failures,
+        )
+        assert (verdict.state, verdict.charged) == (DeliveryState.WAITING, False)
+        assert (verdict.host, verdict.endpoint) == (HostSign.NONE, EndpointSign.NONE)
+        assert verdict.wait_s <= 300
+
+
+@pytest.mark.parametrize(
+    ("outcome", "host", "endpoint"),
+    [
+        (Outcome(status=200), HostSign.ALIVE, EndpointSign.TAKES),
+        (Outcome(status=404), HostSign.ALIVE, EndpointSign.REFUSES),
+        (Outcome(status=410), HostSign.ALIVE, EndpointSign.GONE),
+        (Outcome(status=429), HostSign.ALIVE, EndpointSign.REFUSES),
+        (Outcome(status=500), HostSign.FAILING, EndpointSign.REFUSES),
+        (Outcome(error="timeout"), HostSign.FAILING, EndpointSign.REFUSES),
+        (Outcome(status=200, error="read"), HostSign.FAILING, EndpointSign.REFUSES),
+        (Outcome(error="target_forbidden", permanent=True), HostSign.NONE, EndpointSign.REFUSES),
+    ],
+)
+def test_what_an_attempt_says_of_host_and_endpoint(
+    outcome: Outcome, host: HostSign, endpoint: EndpointSign
+) -> None:
+    verdict = decide(outcome, attempt=1, schedule=SCHEDULE, rng=lambda: 0.5)
+    assert (verdict.host, verdict.endpoint) == (host, endpoint)
+
+
+@pytest.mark.parametrize(
+    ("value", "seconds"),
+    [
+        ("120", 120), (" 0 ", 0), ("9" * 400, 1e15), (None, None), ("", None), ("soon", None),
+        ("-1", None), ("1.5", None), ("\u0661", None),
+        ("Sun, 01 Mar 2026 12:00:30 GMT", 30), ("Sun, 01 Mar 2026 11:00:00 GMT", 0),
+        ("Sun, 01 Mar 2026 14:00:30 +0200", 30), ("Sun Mar  1 12:00:30 2026", 30),
+        ("Thu, 31 Dec 2026 23:59:59 GMT", 26_395_199), ("Sun, 99 Mar 2026 12:00:30 GMT", None),
+    ],
+)  # fmt: skip
+def test_retry_after_is_read_as_seconds_or_a_date(value: str | None, seconds: float | None) -> None:
+    assert parse_retry_after(value, NOW) == seconds
+
+
+def test_a_retry_after_is_waited_for_but_no_longer_than_the_clamp() -> None:
+    schedule = RetrySchedule(max_attempts=10, base_s=1.0, retry_after_max_s=600.0)
+    for asked, least, most in ((60.0, 60.0, 66.0), (90_000.0, 600.0, 660.0), (0.0, 0.0, 1.0)):
+        outcome = Outcome(status=503, retry_after_s=asked)
+        verdict = decide(outcome, attempt=1, schedule=schedule, rng=lambda: 0.5)
+        assert least <= verdict.wait_s <= most
+        assert verdict.slow_down
+
+
+@given(text=st.one_of(st.text(max_size=40), st.from_regex(r"\w{3}, \d\d \w{3} \d{4} .*")))
+def test_no_retry_after_breaks_the_parser(text: str) -> None:
+    found = parse_retry_after(text, NOW)
+    assert found is None or 0 <= found < math.inf
+
+
+headers = st.one_of(
+    st.none(),
+    st.integers(0, 10**9).map(str),
+    st.timedeltas(timedelta(days=-30), timedelta(days=3000)).map(
+        lambda offset: format_datetime(NOW + offset, usegmt=True)
+    ),
+    st.text(max_size=20),
+)
+
+
+@given(
+    status=st.one_of(st.none(), st.integers(100, 599)),
+    error=st.sampled_from(["", "timeout", "connect", "read"]),
+    retry_after=headers,
+    attempt=st.integers(1, 60),
+    clock_s=st.integers(-86_400, 86_400),
+    left_s=st.floats(0, 500_000),
+    jitter=st.floats(0, 1),
+    draw=st.floats(0, 1, exclude_max=True),
+    own=st.booleans(),
+)
+def test_every_verdict_keeps_the_policys_promises(
+    *,
+    status: int | None,
+    error: str,
+    retry_after: str | None,
+    attempt: int,
+    clock_s: int,
+    left_s: float,
+    jitter: float,
+    draw: float,
+    own: bool,
+) -> None:
+    now = NOW + timedelta(seconds=clock_s)
+    schedule = RetrySchedule(
+        max_attempts=10, cap_s=86_400, delays_s=STANDARD_DELAYS_S, jitter=jitter,
+        retry_after_max_s=7200,
+    )  # fmt: skip
+    asked = parse_retry_after(retry_after, now)
+    outcome = Outcome(status=status, error=error, own=own and bool(error), retry_after_s=asked)
+    verdict = decide(outcome, attempt=attempt, schedule=schedule, rng=lambda: draw, left_s=left_s)
+    ok = status is not None and 200 <= status < 300 and not error
+    assert (verdict.state is DeliveryState.DELIVERED) == ok
+    assert verdict.charged or outcome.own
+    assert (verdict.endpoint is EndpointSign.GONE) == (status == 410 and not outcome.own)
+    if verdict.state is not DeliveryState.WAITING:
+        assert verdict.wait_s == 0
+        return
+    assert verdict.wait_s <= left_s
+    if outcome.own:
+        assert verdict.wait_s <= 300
+        return
+    assert attempt < schedule.max_attempts
+    assert status != 410
+    clamped = min(asked or 0.0, schedule.retry_after_max_s)
+    ceiling = schedule.ceiling_s(attempt)
+    assert clamped <= verdict.wait_s <= max(ceiling, clamped * 1.1)
+    assert verdict.wait_s >= ceiling * (1 - jitter) * 0.999
+    if status is not None and 300 <= status < 500 and status not in {408, 425, 429}:
+        assert attempt < FEW_ATTEMPTS

@@ -1,0 +1,140 @@
+"""A delivery whose job became a dead letter goes on; other dead letters stay what they are."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import Any
+
+import pytest
+
+from tests.support.wait import eventually
+from tests.support.workers import quick_settings, running_worker
+from worker import open_queue
+from worker.client import JobQueue
+from worker.keys import QueueKeys
+from worker.webhooks.attempts import ClaimedDelivery, HeldBack
+from worker.webhooks.limits import LaneLimits
+from worker.webhooks.rescuer import revive_webhooks
+
+pytestmark = pytest.mark.integration
+
+
+class Bare:
+    """As much of `Deps` as upkeep asks for."""
+
+    def __init__(self, queue: JobQueue) -> None:
+        self.queue = queue
+
+
+async def bury(queue: JobQueue, job_id: str, name: str, reason: str) -> None:
+    """As `poll.lua` leaves a job that is over."""
+    keys, client = queue.keys, queue.client
+    body = await client.getdel(keys.job(job_id))
+    await client.zrem(keys.queue(), job_id)
+    await client.zadd(keys.dead, {job_id: 1})
+    fields = {"body": body, "reason": reason, "error": "", "tries": 3, "name": name}
+    fields |= {"queue": 3, "queue_name": keys.queue(), "died": 1}
+    await client.hset(keys.dead_job(job_id), mapping=fields)
+
+
+async def test_a_poisoned_job_of_an_open_delivery_is_enqueued_again(
+    client: Any, prefix: str
+) -> None:
+    queue = JobQueue(client, keys=QueueKeys(prefix))
+    id_ = await queue.send_webhook("https://example.com/", {}, event_type="x")
+    other = await queue.enqueue("theirs")
+    await bury(queue, f"webhook:{id_}", "<unknown>", "poison")
+    await bury(queue, other.id, "theirs", "poison")
+    assert await revive_webhooks({"letta_redis": Bare(queue)}) == 1
+    assert await client.zscore(queue.keys.queue(), f"webhook:{id_}")
+    assert [letter.id for letter in await queue.dead.list()] == [other.id]
+    assert await revive_webhooks({"letta_redis": Bare(queue)}) == 0
+
+
+async def test_workers_revive_by_themselves(private_valkey_url: str) -> None:
+    settings = quick_settings(private_valkey_url)
+    async with open_queue(settings) as queue:
+        id_ = await queue.send_webhook("http://127.0.0.1:1/", {}, event_type="x")
+        await bury(queue, f"webhook:{id_}", "<unknown>", "poison")
+        async with running_worker(settings):
+
+            async def tried() -> bool:
+                attempts = (await queue.delivery(id_)).attempts
+                return "connect" in [attempt.error for attempt in attempts]
+
+            assert await eventually(tried, deadline_s=25)
+
+
+@pytest.mark.parametrize("how", ["aborted", "purged", "deleted"])
+async def test_a_delivery_whose_job_somebody_took_away_ends_and_says_so(
+    client: Any, prefix: str, how: str
+) -> None:
+    queue = JobQueue(client, keys=QueueKeys(prefix))
+    id_ = await queue.send_webhook(
+        "https://example.com/", {}, event_type="x", ordering_key="k", on_end="note"
+    )
+    behind = await queue.send_webhook("https://example.com/", {}, event_type="x", ordering_key="k")
+    job_id = f"webhook:{id_}"
+    if how == "purged":
+        await bury(queue, job_id, "deliver_webhook", "poison")
+        assert await queue.dead.purge(job_id) == 1
+    else:
+        # An abort leaves as little of a job behind as a deletion, and a mark of its own.
+        await client.zrem(queue.keys.queue(), job_id)
+        await client.delete(queue.keys.job(job_id))
+    assert await queue.attempts.end_jobless(seen_s=0, most=10) == (2, [id_])
+    shown = await queue.delivery(id_)
+    assert (shown.state, shown.error, shown.attempt_count) == ("dead", "job_removed", 0)
+    assert await client.pttl(queue.keys.webhook(id_)) > 0
+    # It is reported, stands in nobody's way, and can be brought back.
+    assert await client.zscore(queue.keys.queue(), f"webhook-end:0:{id_}")
+    assert isinstance(
+        await queue.attempts.begin(behind, datetime.now(UTC), LaneLimits()), ClaimedDelivery
+    )
+    await queue.webhooks.replay(id_)
+    assert (await queue.delivery(id_)).state == "pending"
+    assert await queue.attempts.end_jobless(seen_s=0, most=10) == (2, [])
+
+
+async def test_a_delivery_whose_job_is_a_dead_letter_is_left_to_its_revival(
+    client: Any, prefix: str
+) -> None:
+    queue = JobQueue(client, keys=QueueKeys(prefix))
+    id_ = await queue.send_webhook("https://example.com/", {}, event_type="x")
+    await bury(queue, f"webhook:{id_}", "deliver_webhook", "poison")
+    assert await queue.attempts.end_jobless(seen_s=0, most=10) == (1, [])
+    # What was looked at is not looked at again at once, and what has ended never.
+    assert await queue.attempts.end_jobless(seen_s=60, most=10) == (0, [])
+    assert (await queue.delivery(id_)).state == "pending"
+
+
+async def test_a_place_that_a_jobless_delivery_held_is_the_next_ones(
+    client: Any, prefix: str
+) -> None:
+    queue = JobQueue(client, keys=QueueKeys(prefix))
+    limits = LaneLimits(concurrency=1)
+    ids = [
+        await queue.send_webhook("https://example.com/", {}, event_type="x", webhook_id=f"m{n}")
+        for n in range(2)
+    ]
+    now = datetime.now(UTC)
+    assert isinstance(await queue.attempts.begin(ids[0], now, limits), ClaimedDelivery)
+    assert isinstance(await queue.attempts.begin(ids[1], now, limits), HeldBack)
+    await client.delete(queue.keys.job(f"webhook:{ids[0]}"))
+    assert await queue.attempts.end_jobless(seen_s=0, most=10) == (2, [ids[0]])
+    assert isinstance(await queue.attempts.begin(ids[1], now, limits), ClaimedDelivery)
+
+
+async def test_an_aborted_webhook_is_never_sent_and_ends(private_valkey_url: str) -> None:
+    settings = quick_settings(private_valkey_url)
+    async with open_queue(settings) as queue, running_worker(settings):
+        id_ = await queue.send_webhook("http://127.0.0.1:1/", {}, event_type="x", delay_s=3600)
+        assert await queue.job(f"webhook:{id_}").abort()
+
+        async def ended() -> bool:
+            await queue.attempts.end_jobless(seen_s=0, most=10)
+            return (await queue.delivery(id_)).ended_at is not None
+
+        assert await eventually(ended)
+        shown = await queue.delivery(id_)
+    assert (shown.state, shown.error, shown.attempts) == ("dead", "job_removed", ())

@@ -1,0 +1,1 @@
+"""Composition root: from settings to what a worker runs."""

@@ -1,0 +1,128 @@
+"""What a worker runs: our jobs and crons, and the operator's, loaded by name."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from arq.worker import Function, func
+
+from settings import SettingsError, variable_name
+from worker.app.wiring import JOB_MARGIN_S
+from worker.engine.cron_expression import CronExpression, cron_job
+from worker.llm.after import delete_llm_files, tell_llm_request
+from worker.llm.batch_client import (
+    DELETE_LLM_FILES,
+    FLUSH_LLM_GROUP,
+    RUN_LLM_BATCH,
+    RUN_LLM_REQUEST,
+    TELL_LLM_REQUEST,
+)
+from worker.llm.client import FLUSH_LLM_BATCHES
+from worker.llm.jobs import flush_llm_batches, flush_llm_group, run_llm_batch, run_llm_request
+from worker.llm.rescuer import REVIVE_LLM, REVIVE_LLM_CRON, revive_llm
+from worker.webhooks.attempts import REPORT_WEBHOOK
+from worker.webhooks.client import DELIVER_WEBHOOK
+from worker.webhooks.jobs import deliver_webhook, report_webhook
+from worker.webhooks.rescuer import REVIVE_CRON, REVIVE_WEBHOOKS, revive_webhooks
+
+if TYPE_CHECKING:
+    from settings import Settings
+
+# These jobs decide for themselves when to give up; arq's own count must not.
+_NO_LIMIT = 1_000_000
+
+
+def build_functions(settings: Settings) -> list[Function]:
+    """Our jobs, and the operator's (LETTA_WORKER_FUNCTIONS) under their own names."""
+    http_s = settings.llm_timeout_s + JOB_MARGIN_S
+    ours = [
+        func(
+            deliver_webhook,
+            name=DELIVER_WEBHOOK,
+            max_tries=_NO_LIMIT,
+            timeout=settings.webhook_timeout_s + JOB_MARGIN_S,
+        ),
+        func(report_webhook, name=REPORT_WEBHOOK),
+        func(revive_webhooks, name=REVIVE_WEBHOOKS),
+        func(flush_llm_batches, name=FLUSH_LLM_BATCHES),
+        func(flush_llm_group, name=FLUSH_LLM_GROUP),
+        func(run_llm_batch, name=RUN_LLM_BATCH, max_tries=_NO_LIMIT, timeout=3600),
+        func(run_llm_request, name=RUN_LLM_REQUEST, max_tries=_NO_LIMIT, timeout=http_s),
+        func(revive_llm, name=REVIVE_LLM),
+        func(tell_llm_request, name=TELL_LLM_REQUEST),
+        func(delete_llm_files, name=DELETE_LLM_FILES),
+    ]
+    paths = [path.strip() for path in settings.worker_functions.split(",") if path.strip()]
+    return ours + [func(load_coroutine(path, variable_name("worker_functions"))) for path in paths]
+
+
+def build_crons(settings: Settings) -> list[CronExpression]:
+    """The flush of all batches, and the operator's crons (LETTA_WORKER_CRONS)."""
+    crons = [
+        _cron(
+            flush_llm_batches,
+            f"cron:{FLUSH_LLM_BATCHES}",
+            settings.llm_batch_cron,
+            "llm_batch_cron",
+        ),
+        cron_job(revive_webhooks, f"cron:{REVIVE_WEBHOOKS}", REVIVE_CRON),
+        cron_job(revive_llm, f"cron:{REVIVE_LLM}", REVIVE_LLM_CRON),
+    ]
+    for part in filter(None, (part.strip() for part in settings.worker_crons.split(";"))):
+        path, _, expression = part.partition("=")
+        coroutine = load_coroutine(path.strip(), variable_name("worker_crons"))
+        crons.append(_cron(coroutine, f"cron:{path.strip()}", expression.strip(), "worker_crons"))
+    return crons
+
+
+def _cron(coroutine: Any, name: str, expression: str, field: str) -> CronExpression:
+    try:
+        return cron_job(coroutine, name, expression)
+    except ValueError as exc:
+        raise SettingsError(
+            f"{variable_name(field)}: {exc}; accepted: five cron fields, or six with seconds first"
+        ) from None
+
+
+def load_coroutine(path: str, named_by: str) -> Any:
+    """
+    `package.module:coroutine` -> the coroutine function; the working directory is searched too.
+
+    Raises:
+        SettingsError: it does not import, is not there, or is no coroutine function.
+    """
+    module, _, name = path.partition(":")
+    found = _load(module, name, path, named_by)
+    if not asyncio.iscoroutinefunction(found):
+        raise SettingsError(f"{named_by}: {path} is not a coroutine function (async def)")
+    return found
+
+
+def _load(module: str, name: str, path: str, named_by: str) -> Any:
+    if os.getcwd() not in sys.path:  # noqa: PTH109  (compared with sys.path's text)
+        sys.path.append(os.getcwd())  # noqa: PTH109
+    try:
+        return getattr(import_module(module), name)
+    except Exception as exc:  # noqa: BLE001  (whatever the operator's module raises at import)
+        reason = f"{type(exc).__name__}: {exc}"
+        raise SettingsError(f"{named_by}: cannot load {path}: {reason}") from None
+
+
+def load_settings_class(path: str) -> type:
+    """
+    `package.module.Class`, as arq's command takes it.
+
+    Raises:
+        SettingsError: it does not import, or is no class with `functions` or `cron_jobs`.
+    """
+    module, _, name = path.rpartition(".")
+    found = _load(module, name, path, "--settings")
+    if not isinstance(found, type) or not {"functions", "cron_jobs"} & set(vars(found)):
+        raise SettingsError(
+            f"--settings: {path} is not an arq settings class (functions or cron_jobs)"
+        )
+    return found

@@ -1,0 +1,141 @@
+"""letta-workers batches: list, show, flush, cancel and retry LLM batches."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from worker.cli.support import json_option, show, with_queue
+from worker.client import JobQueue
+
+_COLUMNS = ("state", "requests", "succeeded", "failed", "moved", "outstanding")
+
+
+@click.group()
+def batches() -> None:
+    """Look after LLM batches."""
+
+
+@batches.command("list")
+@click.option("--limit", type=click.IntRange(1, 10_000), default=20, show_default=True)
+@json_option
+def batches_list(limit: int, as_json: bool) -> None:
+    """Show what waits for a batch, and the newest batches, newest first.
+
+    \b
+    Examples:
+      letta-workers batches list
+      letta-workers batches list --limit 1000 --json | jq '.batches[] | select(.state == "suspect")'
+    """
+
+    async def look(queue: JobQueue) -> dict[str, Any]:
+        found = await queue.llm_batches(limit=limit)
+        return {"groups": await queue.llm_groups(), "batches": found}
+
+    found = with_queue(look)
+    show(found, as_json, lambda: _table(found))
+
+
+def _table(found: dict[str, Any]) -> list[str]:
+    lines = [
+        f"waiting: {row['waiting']['requests']} for {row['provider']} {row['endpoint']} {row['model']}"
+        for row in found["groups"]
+    ] or ["nothing waits"]
+    if not found["batches"]:
+        return [*lines, "no batches"]
+    lines.append(f"{'batch':<26}" + "".join(f"{name:>12}" for name in _COLUMNS) + "  model")
+    lines += [
+        f"{row['id']:<26}"
+        + "".join(f"{row[name]:>12}" for name in _COLUMNS)
+        + f"  {row['provider']}/{row['model']}"
+        for row in found["batches"]
+    ]
+    return lines
+
+
+@batches.command("show")
+@click.argument("batch_id")
+@json_option
+def batches_show(batch_id: str, as_json: bool) -> None:
+    """Show a batch: its state, counts of its requests, usage in tokens.
+
+    `ambiguous` counts the submissions whose answer was lost; `billed_tokens` are its tokens by
+    LETTA_LLM_BATCH_PRICE_FACTOR.
+
+    \b
+    Examples:
+      letta-workers batches show 3f0c6d2a9b1e4c7d8a5f6e0b
+      letta-workers batches show 3f0c6d2a9b1e4c7d8a5f6e0b --json | jq .usage
+    """
+    found = with_queue(lambda queue: queue.llm_batch(batch_id))
+    show(found, as_json, lambda: [f"{name:<18}{_text(value)}" for name, value in found.items()])
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{name} {number}" for name, number in value.items())
+    return "-" if value is None else str(value)
+
+
+@batches.command("flush")
+@click.option("--timeout-s", type=click.FloatRange(0, 3600), default=30, show_default=True)
+@json_option
+def batches_flush(timeout_s: float, as_json: bool) -> None:
+    """Send every waiting LLM request now, and say how many batches that made.
+
+    \b
+    Examples:
+      letta-workers batches flush
+    """
+
+    async def flush(queue: JobQueue) -> int:
+        job = await queue.flush_llm_batches()
+        return int(await job.result(timeout_s=timeout_s))
+
+    made = with_queue(flush)
+    show({"batches": made}, as_json, lambda: [f"{made} batches made"])
+
+
+@batches.command("cancel")
+@click.argument("batch_id", required=False)
+@click.option("--request", "request_id", help="Give up one request instead.")
+@click.option("--group", nargs=3, metavar="PROVIDER ENDPOINT MODEL", help="Give up a whole group.")
+@json_option
+def batches_cancel(
+    batch_id: str | None, request_id: str | None, group: tuple[str, str, str] | None, as_json: bool
+) -> None:
+    """Give up a batch, one request, or all that a group has; partial results are kept.
+
+    \b
+    Examples:
+      letta-workers batches cancel 3f0c6d2a9b1e4c7d8a5f6e0b
+      letta-workers batches cancel --request req_0f9a...
+      letta-workers batches cancel --group openai chat/completions gpt-4o-mini
+    """
+    if sum(part is not None for part in (batch_id, request_id, group)) != 1:
+        raise click.UsageError("give a batch id, --request or --group")
+
+    async def cancel(queue: JobQueue) -> int:
+        if group is not None:
+            return await queue.cancel_llm_group(*group)
+        if request_id is not None:
+            return int(await queue.cancel_llm_request(request_id))
+        return int(await queue.cancel_llm_batch(str(batch_id)))
+
+    ended = with_queue(cancel)
+    show({"cancelled": ended}, as_json, lambda: [f"{ended} cancelled"])
+
+
+@batches.command("retry")
+@click.argument("batch_id")
+@json_option
+def batches_retry(batch_id: str, as_json: bool) -> None:
+    """Let a batch's failed requests wait for another one; look at one under way now.
+
+    \b
+    Examples:
+      letta-workers batches retry 3f0c6d2a9b1e4c7d8a5f6e0b
+    """
+    retried = with_queue(lambda queue: queue.retry_llm_batch(batch_id))
+    show({"requests": retried}, as_json, lambda: [f"{retried} requests wait again"])

@@ -1,0 +1,190 @@
+"""letta-workers: the operator's command line. Every command has --help with examples, most --json."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import sys
+from importlib.metadata import version
+from typing import Any
+
+import click
+
+from cache.connection import embedded
+from cache.connection.pool import open_pool, parse_url, wait_until_ready
+from settings import Settings, SettingsError, load_settings
+from worker.app.wiring import pool_options
+from worker.cli.batches import batches
+from worker.cli.cache import cache
+from worker.cli.dead import dead
+from worker.cli.support import EXIT_FAILED, Commands, json_option, show, with_queue
+from worker.cli.webhooks import webhooks
+from worker.keys import QueueKeys
+
+
+@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(version("letta-redis"), prog_name="letta-workers")
+def main() -> None:
+    """Workers, webhooks and LLM batches for the Letta server, on Redis or Valkey.
+
+    Settings come from LETTA_... variables, .env and secrets files: docs/settings.md.
+    """
+    from worker.logs import configure_logging
+
+    # Standard output is for what was asked; what is logged on the way goes to standard error.
+    configure_logging("INFO", "auto")
+
+
+main.add_command(batches)
+main.add_command(cache)
+main.add_command(dead)
+
+settings_option = click.option(
+    "--settings", "foreign", metavar="PACKAGE.MODULE.CLASS", help="Run this arq settings class."
+)
+
+
+@main.command()
+@click.option("--count", type=click.IntRange(1, 256), help="Processes; default LETTA_WORKER_COUNT.")
+@settings_option
+def run(count: int | None, foreign: str | None) -> None:
+    """Run the workers and keep them running.
+
+    TERM or Ctrl-C drains: running jobs may end within LETTA_WORKER_SHUTDOWN_GRACE_S, the rest is
+    given back. A second one forces. Exits 0 drained, 1 crash loop, 2 wrong setting, 3 forced.
+
+    \b
+    Examples:
+      LETTA_REDIS_URL=redis://localhost:6379/0 letta-workers run
+      letta-workers run --count 1          # one process a pod
+      letta-workers run --settings myapp.jobs.WorkerSettings   # anybody's arq settings
+    """
+    from worker.app.building import supervisor_options
+    from worker.app.functions import build_crons, build_functions, load_settings_class
+    from worker.logs import configure_logging
+    from worker.process.supervisor import run_supervisor
+
+    settings = load_settings()
+    configure_logging(settings.worker_log_level, settings.worker_log_format)
+    # What a child would refuse is refused here, once, with one line.
+    command = [sys.executable, "-m", "worker", "child"]
+    if foreign is not None:
+        load_settings_class(foreign)
+        command += ["--settings", foreign]
+    else:
+        build_functions(settings)
+        build_crons(settings)
+    with _server_for_children(settings):
+        processes = count or settings.worker_count
+        code = run_supervisor(command, processes, supervisor_options(settings))
+    raise SystemExit(int(code))
+
+
+class _server_for_children:  # noqa: N801  (a context manager, read like a function)
+    """An embedded server belongs to the parent; the children are told its socket."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._url = settings.redis_url if parse_url(settings.redis_url).kind == "embedded" else None
+
+    def __enter__(self) -> None:
+        if self._url is not None:
+            os.environ["LETTA_REDIS_URL"] = embedded.acquire(self._url)
+
+    def __exit__(self, *_exc: object) -> None:
+        if self._url is not None:
+            embedded.release(self._url)
+
+
+@main.command(hidden=True)
+@settings_option
+def child(foreign: str | None) -> None:
+    """One worker process, as the supervisor starts it."""
+    from worker.app.functions import load_settings_class
+    from worker.app.main import run_child
+    from worker.process.child import report_bad_configuration
+
+    try:
+        code = run_child(load_settings(), load_settings_class(foreign) if foreign else None)
+    except SettingsError as exc:
+        code = report_bad_configuration(str(exc))
+    raise SystemExit(int(code))
+
+
+@main.command()
+@json_option
+@click.option("--webhooks", type=click.IntRange(1, 100_000), default=200, show_default=True)
+@click.option("--requests", type=click.IntRange(1, 100_000), default=100, show_default=True)
+def demo(as_json: bool, webhooks: int, requests: int) -> None:
+    """Run the main job end to end on an embedded Valkey, and report what happened.
+
+    Starts everything it needs on loopback and stops it again: a Valkey server, the workers
+    (LETTA_WORKER_COUNT of them), a webhook receiver that fails at first, an OpenAI-compatible
+    server. Exits 1 if anything that was acknowledged is missing.
+
+    \b
+    Examples:
+      letta-workers demo
+      LETTA_WORKER_COUNT=2 letta-workers demo --webhooks 1000 --json
+    """
+    from worker.demo.run import run_demo
+
+    raise SystemExit(run_demo(webhooks=webhooks, requests=requests, as_json=as_json))
+
+
+@main.command()
+@json_option
+def health(as_json: bool) -> None:
+    """Probe: exit 0 when the queue's server answers and a worker is alive, else 1.
+
+    \b
+    Examples:
+      letta-workers health
+      letta-workers health --json
+    """
+    settings = load_settings()
+
+    async def look() -> dict[str, Any]:
+        async with open_pool(
+            settings.redis_url, pool_options(settings), name="letta-redis-health"
+        ) as client:
+            await wait_until_ready(client, settings.redis_url, deadline_s=0)
+            return {"redis": "ok", "workers": await live_workers(client)}
+
+    found = asyncio.run(look())
+    healthy = bool(found["workers"])
+    names = ", ".join(beat["worker_id"] for beat in found["workers"])
+    names = names or "none alive; start them with `letta-workers run`"
+    show({"healthy": healthy, **found}, as_json, lambda: ["redis: ok", f"workers: {names}"])
+    raise SystemExit(0 if healthy else EXIT_FAILED)
+
+
+async def live_workers(client: Any) -> list[dict[str, Any]]:
+    """The heartbeats of the workers that live; each has a TTL of seconds."""
+    keys = QueueKeys()
+    ids = [id_.decode() for id_ in await client.zrange(keys.workers, 0, -1)]
+    beats = await client.mget([keys.worker(id_) for id_ in ids]) if ids else []
+    return [json.loads(beat) for beat in beats if beat is not None]
+
+
+@main.command()
+@json_option
+def status(as_json: bool) -> None:
+    """Show each priority's queued, deferred, running and dead jobs, and the oldest one's age.
+
+    \b
+    Examples:
+      letta-workers status
+      letta-workers status --json | jq .default.oldest_age_s
+    """
+    counts = with_queue(lambda queue: queue.stats())
+    columns = ("queued", "deferred", "running", "dead", "oldest_age_s")
+    rows = [f"{'priority':<10}" + "".join(f"{name:>14}" for name in columns)]
+    rows += [
+        f"{priority:<10}" + "".join(f"{row[name]:>14}" for name in columns)
+        for priority, row in counts.items()
+    ]
+    show(counts, as_json, lambda: rows)
+
+
+main.add_command(webhooks)

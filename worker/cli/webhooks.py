@@ -1,0 +1,271 @@
+"""`letta-workers webhooks`: look into deliveries, replay them, ping, look after endpoints."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import click
+
+from worker.cli.support import json_option, show, with_queue
+from worker.client import JobQueue
+from worker.errors import InvalidArgument
+from worker.webhooks.deliveries import Selection
+from worker.webhooks.policy import ENDED, DeliveryState
+
+_UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
+
+
+class Moment(click.ParamType[datetime]):
+    """`2026-03-01T12:00:00+00:00` (UTC where it names no zone), or how long ago: `90m`, `2d`."""
+
+    name = "time"
+
+    def convert(self, value: Any, _param: Any, _ctx: Any) -> datetime:
+        if isinstance(value, datetime):
+            return value
+        number, unit = value[:-1], value[-1:]
+        if unit in _UNITS and number.isdigit():
+            return datetime.now(UTC) - timedelta(seconds=int(number) * _UNITS[unit])
+        try:
+            found = datetime.fromisoformat(value)
+        except ValueError:
+            self.fail(f"{value!r} is no time; accepted: 90m, 24h, 2d, 2026-03-01T12:00:00+00:00")
+        return found if found.tzinfo else found.replace(tzinfo=UTC)
+
+
+def _filters(command: Any) -> Any:
+    """The options that choose ended deliveries."""
+    options = [
+        click.option("--since", type=Moment(), help="Ended at or after: a time, or 90m, 24h, 2d."),
+        click.option("--until", type=Moment(), help="Ended before."),
+        click.option(
+            "--state",
+            "states",
+            multiple=True,
+            type=click.Choice([state.value for state in ENDED]),
+            help="May be given several times; default: dead and disabled.",
+        ),
+        click.option("--event-type", help="Of this event type only."),
+        click.option("--url", help="To this URL only."),
+        click.option("--endpoint-id", help="To this endpoint id only."),
+        click.option("--limit", type=click.IntRange(1, 10_000), default=1000, show_default=True),
+    ]
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
+def _selection(
+    *,
+    since: datetime | None,
+    until: datetime | None,
+    states: tuple[str, ...],
+    event_type: str | None,
+    url: str | None,
+    endpoint_id: str | None,
+) -> Selection:
+    chosen = tuple(DeliveryState(state) for state in states) or Selection().states
+    return Selection(chosen, since, until, event_type, url, endpoint_id)
+
+
+@click.group()
+def webhooks() -> None:
+    """Look into webhook deliveries, replay them, look after endpoints."""
+
+
+@webhooks.command("show")
+@click.argument("delivery_id")
+@json_option
+def webhooks_show(delivery_id: str, as_json: bool) -> None:
+    """Show one delivery with its attempts.
+
+    \b
+    Examples:
+      letta-workers webhooks show msg_5f0c...
+    """
+    found = with_queue(lambda queue: queue.delivery(delivery_id)).to_dict()
+
+    def lines() -> list[str]:
+        names = ("id", "url", "event_type", "state", "lane", "deadline", "replays")
+        head = [f"{name}: {found[name]}" for name in names]
+        if found["error"]:
+            head.append(f"error: {found['error']}")
+        rows = [
+            f"  {n}. {a['time']}  status={a['status']}  error={a['error'] or '-'}  ms={a['ms']}"
+            for n, a in enumerate(found["attempts"], 1)
+        ]
+        return [*head, f"next attempt: {found['next_attempt_at'] or '-'}", "attempts:", *rows]
+
+    show(found, as_json, lines)
+
+
+@webhooks.command("list")
+@_filters
+@json_option
+def webhooks_list(limit: int, as_json: bool, **filters: Any) -> None:
+    """List ended deliveries, dead and disabled ones unless asked otherwise.
+
+    \b
+    Examples:
+      letta-workers webhooks list --since 24h
+      letta-workers webhooks list --state delivered --event-type run.completed --json
+    """
+    wanted = _selection(**filters)
+
+    async def look(queue: JobQueue) -> list[dict[str, Any]]:
+        ids = await queue.webhooks.find(wanted, limit=limit)
+        return [(await queue.delivery(id_)).to_dict() for id_ in ids]
+
+    found = with_queue(look)
+    rows = [
+        f"{d['id']}  {d['state']}  {d['ended_at']}  {d['event_type']}  {d['url']}  "
+        f"attempts={d['attempt_count']}  status={d['status']}  error={d['error'] or '-'}"
+        for d in found
+    ]
+    show(found, as_json, lambda: rows or ["none"])
+
+
+@webhooks.command("replay")
+@click.argument("delivery_ids", nargs=-1)
+@_filters
+@click.option("--rate", type=click.FloatRange(0.01, 10_000), help="A second, at most.")
+@json_option
+def webhooks_replay(
+    delivery_ids: tuple[str, ...], limit: int, rate: float | None, as_json: bool, **filters: Any
+) -> None:
+    """Send ended deliveries again, under their ids: those named, or all that the options choose.
+
+    They come back LETTA_WEBHOOK_REPLAY_RATE a second with priority low, so that new events go
+    first. Those to a disabled endpoint are passed over: enable it before.
+
+    \b
+    Examples:
+      letta-workers webhooks replay msg_5f0c...
+      letta-workers webhooks replay --since 24h
+      letta-workers webhooks replay --since 2d --state delivered --url https://example.com/hooks
+    """
+    if not delivery_ids and not any(filters.values()):
+        raise click.UsageError("name deliveries, or choose them: --since, --state, --url, ...")
+    wanted = _selection(**filters)
+
+    async def replay(queue: JobQueue) -> dict[str, int]:
+        if not delivery_ids:
+            return await queue.webhooks.replay_many(wanted, limit=limit, rate=rate)
+        for id_ in delivery_ids:
+            await queue.webhooks.replay(id_)
+        return {"replayed": len(delivery_ids)}
+
+    counts = with_queue(replay)
+    lines = [f"{name}: {count}" for name, count in counts.items() if count or name == "replayed"]
+    show(counts, as_json, lambda: lines)
+
+
+@webhooks.command("ping")
+@click.argument("url")
+@click.option("--endpoint-id", help="The endpoint id that its webhooks are sent with.")
+@json_option
+def webhooks_ping(url: str, endpoint_id: str | None, as_json: bool) -> None:
+    """Send a test event of type `ping`, and print its id for `webhooks show`.
+
+    \b
+    Examples:
+      letta-workers webhooks ping https://example.com/hooks
+    """
+    id_ = with_queue(lambda queue: queue.webhooks.ping(url, endpoint_id=endpoint_id))
+    show({"id": id_}, as_json, lambda: [id_])
+
+
+@webhooks.command("endpoints")
+@json_option
+def webhooks_endpoints(as_json: bool) -> None:
+    """List disabled endpoints, and what lately happened to endpoints and circuit breakers.
+
+    \b
+    Examples:
+      letta-workers webhooks endpoints
+    """
+
+    async def look(queue: JobQueue) -> dict[str, Any]:
+        events = await queue.webhooks.events(limit=1000)
+        return {
+            "disabled": [found.to_dict() for found in await queue.webhooks.disabled_endpoints()],
+            "events": [
+                {"time": event.time.isoformat(), "kind": event.kind, "subject": event.subject}
+                for event in events[-50:]
+            ],
+        }
+
+    found = with_queue(look)
+
+    def lines() -> list[str]:
+        rows = [
+            f"disabled  {d['name']}  {d['reason']}  {d['disabled_at']}" for d in found["disabled"]
+        ]
+        rows += [f"{e['time']}  {e['kind']}  {e['subject']}" for e in found["events"]]
+        return rows or ["none disabled, no events"]
+
+    show(found, as_json, lines)
+
+
+def _endpoint_options(command: Any) -> Any:
+    command = click.option("--endpoint-id", help="An endpoint id instead of a URL.")(command)
+    return click.argument("url", required=False, default="")(command)
+
+
+@webhooks.command("enable")
+@_endpoint_options
+@json_option
+def webhooks_enable(url: str, endpoint_id: str | None, as_json: bool) -> None:
+    """Send to a disabled endpoint again; what was meant for it: `webhooks replay --state disabled`.
+
+    \b
+    Examples:
+      letta-workers webhooks enable https://example.com/hooks
+    """
+    _switch(url, endpoint_id, on=True, as_json=as_json)
+
+
+@webhooks.command("disable")
+@_endpoint_options
+@json_option
+def webhooks_disable(url: str, endpoint_id: str | None, as_json: bool) -> None:
+    """Send no more to an endpoint; its deliveries end as `disabled`, to be replayed later.
+
+    \b
+    Examples:
+      letta-workers webhooks disable --endpoint-id tenant-7
+    """
+    _switch(url, endpoint_id, on=False, as_json=as_json)
+
+
+@webhooks.command("lane")
+@_endpoint_options
+@json_option
+def webhooks_lane(url: str, endpoint_id: str | None, as_json: bool) -> None:
+    """Show what holds back the webhooks to a URL's host, or to an endpoint id.
+
+    \b
+    Examples:
+      letta-workers webhooks lane https://example.com/hooks
+    """
+    _require_one(url, endpoint_id)
+    found = with_queue(lambda queue: queue.webhooks.lane(url, endpoint_id=endpoint_id)).to_dict()
+    show(found, as_json, lambda: [f"{name}: {value}" for name, value in found.items()])
+
+
+def _switch(url: str, endpoint_id: str | None, *, on: bool, as_json: bool) -> None:
+    _require_one(url, endpoint_id)
+
+    async def switch(queue: JobQueue) -> bool:
+        act = queue.webhooks.enable if on else queue.webhooks.disable
+        return await act(url, endpoint_id=endpoint_id)
+
+    changed = with_queue(switch)
+    word = "enabled" if on else "disabled"
+    show({"changed": changed}, as_json, lambda: [word if changed else f"was {word} already"])
+
+
+def _require_one(url: str, endpoint_id: str | None) -> None:
+    if bool(url) == (endpoint_id is not None):
+        raise InvalidArgument("give a URL or --endpoint-id, one of them")

@@ -1,1 +1,0 @@
-"""IO: what reads and writes Redis, and what speaks HTTP. Importable without arq."""

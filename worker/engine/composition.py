@@ -1,0 +1,147 @@
+"""The parts that one `main()` of a worker has, put together from its arguments."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, cast
+
+from arq.connections import ArqRedis, create_pool
+
+from cache.connection.pool import CONNECT_ANEW
+from cache.connection.shared_scripts import ScriptRedis, SharedScripts
+from cache.encoding import codec
+from worker.engine.cron import CronRunner
+from worker.engine.execute import Executor
+from worker.engine.heartbeat import Heart
+from worker.engine.leases import LeaseKeeper
+from worker.engine.poll import Pump
+from worker.engine.poller import Turns
+from worker.engine.settings import Settings
+from worker.engine.slots import Slots
+from worker.engine.wake import Waker
+
+if TYPE_CHECKING:
+    from worker.engine.worker import Worker
+
+_SOCKET_TIMEOUT_S = 5.0
+
+
+@dataclass(slots=True)
+class Run:
+    """What one `main()` has; a worker may run several times, one after the other."""
+
+    scripts: Any
+    pump: Pump
+    slots: Slots
+    turns: Turns
+    waker: Waker
+    executor: Executor
+    heart: Heart
+    crons: CronRunner
+    leases: LeaseKeeper
+    over: asyncio.Event = field(default_factory=asyncio.Event)
+    leave_by: float = float("inf")
+
+
+async def connect(worker: Worker) -> ArqRedis:
+    """A pool by the worker's `redis_settings`."""
+    pool = await create_pool(
+        worker.redis_settings,
+        job_deserializer=worker.job_deserializer,
+        job_serializer=worker.job_serializer,
+        default_queue_name=worker.queue_name,
+        expires_extra_ms=worker.expires_extra_ms,
+    )
+    # arq's settings have no limit for a reply: a hung server would hang us for ever.
+    options = pool.connection_pool.connection_kwargs
+    options["socket_timeout"] = options.get("socket_timeout") or _SOCKET_TIMEOUT_S
+    options["retry_on_error"] = [*(options.get("retry_on_error") or ()), *CONNECT_ANEW]
+    if "path" not in options:  # a unix socket's connection takes no such option
+        options["socket_keepalive"] = True
+    await pool.connection_pool.disconnect()
+    return pool
+
+
+def assemble(worker: Worker) -> Run:
+    """The parts of a `main()` that begins."""
+    client, keys, options = worker.pool, worker.keys, worker.options
+    # arq's own client takes a connection from its pool for each call.
+    is_shared = isinstance(client, SharedScripts)
+    scripts = client if is_shared else ScriptRedis(connection_pool=client.connection_pool)
+    slots = Slots(
+        worker.max_jobs,
+        worker.claims,
+        (worker.tasks, worker.job_tasks),
+        most_losses=options.max_lost_leases,
+    )
+    executor = Executor(
+        _settings(worker),
+        now_ms=worker.server_ms,
+        collect=slots.collect,
+        note=slots.note,
+        vacate=slots.vacate,
+    )
+    slots.run_with(executor)
+    pump = Pump(scripts, keys, options, worker_id=worker.worker_id)
+    waker = Waker(
+        client,
+        keys,
+        pump,
+        claims=not worker.burst,  # a burst counts its jobs
+        kick=slots.kick.set,
+    )
+    crons = CronRunner(
+        client,
+        keys,
+        worker.cron_jobs,
+        encode=worker.job_serializer or codec.encode,
+        missed=options.cron_missed,
+        now_ms=worker.server_ms,
+        timezone=worker.timezone,
+    )
+    return Run(
+        scripts=scripts,
+        pump=pump,
+        slots=slots,
+        turns=Turns(worker, pump, slots, waker, crons),
+        waker=waker,
+        executor=executor,
+        heart=Heart(
+            client,
+            keys,
+            options,
+            worker_id=worker.worker_id,
+            health_key=worker.health_check_key,
+            report=worker._report,
+            hint=waker.hint,
+        ),
+        crons=crons,
+        leases=LeaseKeeper(
+            client, keys, worker.claims, lease_s=options.lease_s, on_lost=slots.lost
+        ),
+    )
+
+
+def _settings(worker: Worker) -> Settings:
+    return Settings(
+        functions=worker.functions,
+        ctx=worker.ctx,
+        options=worker.options,
+        worker_id=worker.worker_id,
+        queue_names=worker.keys.queues,
+        serializer=cast(Any, worker.job_serializer),
+        deserializer=cast(Any, worker.job_deserializer),
+        job_timeout_s=worker.job_timeout_s,
+        keep_result_s=worker.keep_result_s or 0,
+        keep_result_forever=worker.keep_result_forever,
+        max_tries=worker.max_tries,
+        retry_jobs=worker.retry_jobs,
+        allow_abort_jobs=worker.allow_abort_jobs,
+        # Nobody waits for a deploy in a burst.
+        park_s=0 if worker.burst else worker.options.park_s,
+        on_job_start=worker.on_job_start,
+        on_job_end=worker.on_job_end,
+        after_job_end=worker.after_job_end,
+        observer=worker.observer,
+    )

@@ -1,0 +1,106 @@
+"""A worker's heartbeat key, arq's health key, and the housekeeping that rides along."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import socket
+import time
+from collections.abc import Callable
+from typing import Any
+
+from cache.connection.pool import OUTAGE
+from cache.connection.scripts import load
+from cache.connection.tasks import end
+from worker.engine.listen import Listener
+from worker.engine.options import EngineOptions
+from worker.engine.records import EngineKeys
+
+_HOUSEKEEPING = load(__package__, "housekeeping")
+_LEAVE = load(__package__, "leave")
+_MISSED = 3
+# Every so many beats the listener's place is renewed and what is stale removed.
+HOUSEKEEPING = 4
+
+
+class Heart:
+    """Beats from the event loop: a blocked loop has no heartbeat."""
+
+    def __init__(
+        self,
+        client: Any,
+        keys: EngineKeys,
+        options: EngineOptions,
+        *,
+        worker_id: str,
+        health_key: str,
+        report: Callable[[], dict[str, Any]],
+        hint: Callable[[], None],
+    ) -> None:
+        self._client = client
+        self._worker_id = worker_id
+        base = keys.base
+        self._key = base.worker(worker_id)
+        self._keys = [base.workers, base.abort, keys.listener]
+        self._leave_keys = [
+            *(self._key, base.workers, keys.listener, health_key),
+            base.last_turn(worker_id),
+        ]
+        self._prefix = base.prefix
+        self._interval_s = options.beat_s
+        self._report = report
+        self._started = time.time()
+        self._listener = Listener(client, keys, hint)
+        self._listening: asyncio.Task[None] | None = None
+
+    async def run(self, also: Callable[[float], Any], *, every_s: float) -> None:
+        """
+        Beat until cancelled.
+
+        `also` is awaited every `every_s` in whole beats, at most every fourth;
+        it is told the seconds until its next time.
+        """
+        beats_between = max(1, min(HOUSEKEEPING, int(every_s / self._interval_s)))
+        beats = 0
+        try:
+            while True:
+                try:
+                    await self.beat()
+                    if beats % HOUSEKEEPING == 0:
+                        await self.keep_house()
+                    if beats % beats_between == 0:
+                        await also(beats_between * self._interval_s)
+                    beats += 1
+                except OUTAGE:
+                    beats = 0  # the pump tells; all of it once more
+                await asyncio.sleep(self._interval_s)
+        finally:
+            await end(self._listening, limit_s=float("inf"))
+            self._listening = None
+
+    async def beat(self) -> None:
+        state = {
+            "worker_id": self._worker_id,
+            "host": socket.gethostname(),
+            "pid": os.getpid(),
+            "started": round(self._started, 3),
+            **self._report(),
+        }
+        await self._client.set(self._key, json.dumps(state), px=self._ms(_MISSED))
+
+    async def keep_house(self) -> None:
+        args = [self._prefix, self._worker_id, self._ms(_MISSED * HOUSEKEEPING)]
+        self._listen(bool(await _HOUSEKEEPING.run(self._client, self._keys, args)))
+
+    def _ms(self, beats: int) -> int:
+        return int(self._interval_s * 1000 * beats)
+
+    async def leave(self) -> None:
+        await _LEAVE.run(self._client, self._leave_keys, [self._worker_id])
+
+    def _listen(self, listen: bool) -> None:
+        if listen and (self._listening is None or self._listening.done()):
+            self._listening = asyncio.create_task(self._listener.run())
+        elif not listen and self._listening is not None:
+            self._listening.cancel()

@@ -1,0 +1,282 @@
+#!lua flags=allow-oom
+-- poll.lua: one turn of a worker: end the jobs that are over, then claim what is due.
+-- KEYS[1..4] queues critical, high, default, low  KEYS[5] running: id -> lease's end, Unix ms
+-- KEYS[6] wake token  KEYS[7] abort marks  KEYS[8] parked: id -> since, Unix ms  KEYS[9] dead: id -> time
+-- KEYS[10] last turn of this worker, or of its waker  KEYS[11] schedules: id -> due
+--   and, derived from the prefix: job:<id> in-progress:<id> retry:<id> result:<id> dead:<id>,
+--   queue names and unique keys that the ends name
+-- ARGV[1] prefix  ARGV[2] token of this turn, never used before: "<run of a worker>:<number>"  ARGV[3] lease_ms
+-- ARGV[4] most to claim (<= 256)  ARGV[5] jobs claimed before  ARGV[6] ends, msgpack (worker/engine/records.py)
+-- ARGV[7] losses of a lease that make a job poison  ARGV[8] dead letters kept
+-- ARGV[9] their age, ms  ARGV[10] share of the claims that goes to the longest due of all queues
+-- ARGV[11] how many more to claim ahead, of at most a quarter of what is left (with ARGV[4] <= 512)
+-- ARGV[12] 1: with the abort marks | 0
+-- ARGV[13] most suspects to claim: jobs whose next lost lease makes them poison
+-- ARGV[14] 1: this turn may still arrive by another way, and must do nothing then | 0
+-- returns {now, next due | -1, 1 when more is due, jobs in the queues, a schedule is due: 1 | 0,
+--          {index of an end that came too late, ...}, {index of an end that was buried, ...},
+--          {id of poison, ...}, {id, since, ...} abort marks, rows of 5: id, body, tries, claim, mark,
+--          dead letters dropped to make room}
+-- Claim: "token|queue's number|due|losses" in in-progress:<id>. Who holds it may end the job: it is
+-- the fencing token. A turn that is sent again (its reply was lost) changes nothing and gives the
+-- same rows; one that comes after a later turn of its run changes nothing and gives none.
+-- allow-oom: a full server must be able to finish jobs, which frees memory.
+--@include put_job
+--@include lease
+--@include dead
+--@include ends
+local prefix, token, lease = ARGV[1], ARGV[2], tonumber(ARGV[3])
+local want, poison, ahead = tonumber(ARGV[4]), tonumber(ARGV[7]), tonumber(ARGV[11])
+local last_chance, suspects = math.max(1, poison - 1), tonumber(ARGV[13])
+local SUSPECT_WAITS_MS = math.min(1000, lease / 5)
+local RUNNING_KEY_MS = tostring(lease + 86400000)
+local now = server_ms()
+local marked = false
+local dead = {set = KEYS[9], prefix = prefix, cap = tonumber(ARGV[8]), age = tonumber(ARGV[9]), now = now,
+  queues = KEYS, dropped = 0}
+local late, buried, poisoned, rows, claimed = {}, {}, {}, {}, {}
+
+local function names(kind, ids)
+  local keys = {}
+  for i = 1, #ids do
+    keys[i] = prefix .. kind .. ids[i]
+  end
+  return keys
+end
+
+local function add_rows(ids, claims)
+  local tries = redis.call('MGET', unpack(names('retry:', ids)))
+  local marks = marked and redis.call('ZMSCORE', KEYS[7], unpack(ids)) or {}
+  for i = 1, #ids do
+    local at = #rows
+    -- Stock clients give bodies a lifetime, which must not end under a running job. A key of another
+    -- type is no body: an error here would lose the claims of the whole turn.
+    local body = redis.pcall('GETEX', prefix .. 'job:' .. ids[i], 'PERSIST')
+    rows[at + 1], rows[at + 2] = ids[i], type(body) == 'string' and body
+    rows[at + 3], rows[at + 4], rows[at + 5] = tries[i], claims[i], marks[i] or false
+  end
+end
+
+-- A job may be due and yet run: an abort moved it, or a stock worker holds it.
+local function still_held(id, claim, queue)
+  if not string.find(claim, '|', 1, true) then
+    redis.call('ZADD', queue, 'XX', now + 1000, id)
+    return true
+  end
+  local ends = redis.call('ZSCORE', KEYS[5], id)
+  if ends and tonumber(ends) > now then
+    redis.call('ZADD', queue, 'XX', ends, id)
+    return true
+  end
+  return false
+end
+
+-- candidates: list of {id, queue's number, due, claim that has lapsed | nil}
+local function claim(candidates)
+  if #candidates == 0 then
+    return
+  end
+  local taken, claims, running, moved = {}, {}, {}, {{}, {}, {}, {}}
+  -- Numbers are slow to become text: once is enough.
+  local lease_ends, queued_till = tostring(now + lease), tostring(now + 2 * lease)
+  for i, c in ipairs(candidates) do
+    local id, number, due, held, losses = c[1], c[2], c[3], c[4], 0
+    local key, free = prefix .. 'in-progress:' .. id, true
+    local value = token .. '|' .. number .. '|' .. due .. '|'
+    if not held then
+      held = redis.pcall('SET', key, value .. '0', 'NX', 'GET', 'PX', RUNNING_KEY_MS)
+      if type(held) == 'table' then
+        held = '' -- of another type, so nobody's
+      elseif held then
+        free = not still_held(id, held, KEYS[number])
+      end
+    end
+    if held then
+      local was = string.match(held, '|(%d+)$')
+      losses = (tonumber(was) or 0) + 1
+    end
+    if free and losses >= poison then
+      poisoned[#poisoned + 1] = id
+      bury(dead, id, {reason = 'poison', queue = number, tries = losses, error = 'its workers died while it ran'})
+      forget(prefix, KEYS, {id}, {{id}, {id}, {id}, {id}})
+    elseif free and losses >= last_chance and suspects == 0 then
+      -- Two suspects in one worker would be charged for each other's deeds.
+      redis.call('ZADD', KEYS[5], 'XX', now + SUSPECT_WAITS_MS, id)
+      redis.call('ZADD', KEYS[number], 'XX', now + SUSPECT_WAITS_MS, id)
+    elseif free then
+      if losses >= last_chance then
+        suspects = suspects - 1
+      end
+      local holds = lease_of(lease, losses)
+      local n = #taken + 1
+      taken[n], claims[n] = id, value .. losses
+      if held then
+        redis.call('SET', key, claims[n], 'PX', RUNNING_KEY_MS)
+      end
+      running[2 * n - 1], running[2 * n] = losses == 0 and lease_ends or now + holds, id
+      -- Out of the head of the queue, yet in it: stock clients look for it there.
+      local m = moved[number]
+      m[#m + 1], m[#m + 2] = losses == 0 and queued_till or now + holds + lease, id
+      claimed[#claimed + 1] = id
+    end
+  end
+  if #taken > 0 then
+    redis.call('ZADD', KEYS[5], unpack(running))
+    for number = 1, 4 do
+      if #moved[number] > 0 then
+        redis.call('ZADD', KEYS[number], 'XX', unpack(moved[number]))
+      end
+    end
+    add_rows(taken, claims)
+  end
+end
+
+local function lapsed(most)
+  local found = {}
+  for _, id in ipairs(redis.call('ZRANGEBYSCORE', KEYS[5], '-inf', now, 'LIMIT', 0, most)) do
+    local value = redis.call('GET', prefix .. 'in-progress:' .. id)
+    local number, due = string.match(value or '', '|(%d)|([^|]*)|%d+$')
+    if number then
+      found[#found + 1] = {id, tonumber(number), due, value}
+    else
+      redis.call('ZREM', KEYS[5], id)
+    end
+  end
+  return found
+end
+
+-- Of what is left when `most` are taken, a quarter may be claimed ahead: the rest is for other workers.
+local function with_ahead(most)
+  if ahead == 0 then
+    return most
+  end
+  local due = 0
+  for number = 1, 4 do
+    due = due + redis.call('ZCOUNT', KEYS[number], '-inf', now)
+  end
+  return most + math.min(ahead, math.max(0, math.floor((due - most) / 4)))
+end
+
+-- Strict by priority, but a share of them by age alone, so that nobody starves: it holds over time,
+-- also with one claim a turn.
+local function due_jobs(most)
+  local before, share = tonumber(ARGV[5]) + #claimed, tonumber(ARGV[10])
+  local reserved = math.floor((before + most) * share) - math.floor(before * share)
+  local lists, at, picked = {}, {1, 1, 1, 1}, {}
+  for number = 1, 4 do
+    lists[number] = redis.call('ZRANGEBYSCORE', KEYS[number], '-inf', now, 'WITHSCORES', 'LIMIT', 0, most)
+  end
+  local function take(number)
+    local list, i = lists[number], at[number]
+    picked[#picked + 1] = {list[i], number, list[i + 1]}
+    at[number] = i + 2
+  end
+  for _ = 1, math.min(reserved, most) do
+    local oldest, least
+    for number = 1, 4 do
+      local score = tonumber(lists[number][at[number] + 1])
+      if score and (not least or score < least) then
+        oldest, least = number, score
+      end
+    end
+    if not oldest then
+      return picked
+    end
+    take(oldest)
+  end
+  for number = 1, 4 do
+    while #picked < most and lists[number][at[number]] do
+      take(number)
+    end
+  end
+  return picked
+end
+
+-- "<run>", number
+local function parts_of(turn)
+  local run, number = string.match(turn, '^(.*):(%d+)$')
+  return run, tonumber(number)
+end
+
+local function is_before(other)
+  local run, number = parts_of(token)
+  local other_run, other_number = parts_of(other)
+  return run == other_run and number < other_number
+end
+
+local ends = cmsgpack.unpack(ARGV[6])
+-- Most looks of an idle worker find nothing at all.
+local busy = #ends > 0
+  or redis.call('EXISTS', KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5], KEYS[11]) > 0
+if busy then
+  marked = redis.call('EXISTS', KEYS[7]) == 1
+end
+local last = redis.call('GET', KEYS[10])
+local again = last and cmsgpack.unpack(last)
+if again and again[1] == token then
+  local ids, claims = {}, {}
+  for _, id in ipairs(again[2]) do
+    local value = redis.call('GET', prefix .. 'in-progress:' .. id)
+    if value and string.sub(value, 1, #token + 1) == token .. '|' then
+      ids[#ids + 1], claims[#claims + 1] = id, value
+    end
+  end
+  if #ids > 0 then
+    add_rows(ids, claims)
+  end
+  late, poisoned = again[3], again[4]
+elseif not (again and is_before(again[1])) then
+  if #ends > 0 then
+    apply_ends(ends, prefix, KEYS, dead, late, buried)
+  end
+  if want + ahead > 0 and busy then
+    local rest, found = want, {}
+    -- Jobs that their workers did not survive are for free hands only.
+    while rest > 0 do
+      found = lapsed(rest)
+      claim(found)
+      rest = want - #claimed - #poisoned
+      if #found == 0 then
+        break
+      end
+    end
+    local most = with_ahead(math.max(0, rest))
+    if most > 0 then
+      claim(due_jobs(most))
+    end
+  end
+  if #claimed > 0 or #ends > 0 or #poisoned > 0 or ARGV[14] == '1' then
+    redis.call('SET', KEYS[10], cmsgpack.pack({token, claimed, late, poisoned}), 'PX', 4 * lease + 60000)
+  end
+end
+
+if not busy then
+  return {now, -1, 0, 0, 0, late, buried, poisoned, {}, rows, dead.dropped}
+end
+local next_due, more, size = -1, 0, 0
+local function look(key)
+  local head = redis.call('ZRANGE', key, 0, 0, 'WITHSCORES')
+  local due = tonumber(head[2])
+  if due and due <= now then
+    return true
+  end
+  if due and (next_due < 0 or due < next_due) then
+    next_due = due
+  end
+  return false
+end
+for number = 1, 4 do
+  if look(KEYS[number]) then
+    more = 1
+  end
+  size = size + redis.call('ZCARD', KEYS[number])
+end
+if look(KEYS[5]) then
+  more = 1
+end
+local scheduled = look(KEYS[11]) and 1 or 0
+if more == 1 then
+  redis.call('ZADD', KEYS[6], 0, 'w')
+end
+local marks = marked and ARGV[12] == '1' and redis.call('ZRANGE', KEYS[7], 0, 999, 'WITHSCORES') or {}
+return {now, math.ceil(next_due), more, size, scheduled, late, buried, poisoned, marks, rows, dead.dropped}

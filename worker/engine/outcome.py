@@ -1,0 +1,194 @@
+"""
+How a run ended, as the end that the server is told: done, again, dead, aborted, given back.
+
+Retries are decided by the job's policy (worker/queue/policy.py), or by arq's
+rules where a settings class names none.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import structlog
+from arq.worker import Function, JobExecutionFailed, Retry, RetryJob
+
+from worker.engine import chain
+from worker.engine.records import Claim, End, blob
+from worker.engine.settings import Settings
+from worker.errors import JobError
+from worker.queue.policy import Again, Dead, RetryPolicy
+
+# A larger result would not pass through the server's protocol limits unharmed.
+_MOST_RESULT_BYTES = 64 * 1024 * 1024
+_MOST_ERROR_CHARS = 2000
+
+
+@dataclass(slots=True)
+class Body:
+    """A decoded job and the function that it names."""
+
+    name: str
+    args: Any
+    kwargs: Any
+    enqueued_ms: int
+    tries: int  # this run's number, from 1
+    options: Mapping[str, Any]
+    function: Any = None
+
+
+class Judge:
+    """Turns what a run gave or raised into `(end, outcome)`. `now_ms` is the server's clock."""
+
+    def __init__(self, settings: Settings, now_ms: Callable[[], int]) -> None:
+        self._settings = settings
+        self._now_ms = now_ms
+        self._log = structlog.get_logger(__name__).bind()
+
+    def succeeded(self, claim: Claim, body: Body, value: Any, start_ms: int) -> tuple[End, str]:
+        details = self.result(body, claim, True, value, start_ms)
+        if claim.unique is not None:
+            details["unique"] = claim.unique
+        if body.options:
+            try:
+                details |= chain.following(claim.job_id, body.options, value, now_ms=self._now_ms())
+            except Exception as exc:  # noqa: BLE001  (the result has no encoding)
+                return self.dead(claim, body, exc, "permanent")
+        return claim.end("done", details), "completed"
+
+    def failed(
+        self, claim: Claim, body: Body, exc: BaseException, start_ms: int
+    ) -> tuple[End, str]:
+        if isinstance(exc, asyncio.CancelledError) and claim.stop:
+            if claim.stop == "abort":
+                return self.aborted(claim, body, start_ms)
+            return given_back(claim), "given_back"
+        decision = self._judge(body, exc)
+        if isinstance(decision, Again):
+            delay_ms = round(decision.delay_s * 1000)
+            expires = body.options.get("x")
+            if expires is None or self._now_ms() + delay_ms <= expires:
+                details = {"delay": delay_ms, "tries": body.tries}
+                error = None if isinstance(exc, Retry) else describe(exc)
+                self._log.info("job.retry_scheduled", wait_s=delay_ms / 1000, error=error)
+                return claim.end("retry", details), "retried"
+            decision = Dead("expired")
+        return self.dead(claim, body, exc, decision.reason, start_ms=start_ms)
+
+    def _judge(self, body: Body, exc: BaseException) -> Again | Dead:
+        limit = self.max_tries(body.function)
+        policy = self._policy(body.function)
+        is_over = limit is not None and body.tries >= limit
+        if self._settings.retry_jobs and isinstance(exc, Retry):
+            return Dead("exhausted") if is_over else Again((exc.defer_score or 0) / 1000)
+        is_cancelled = isinstance(exc, asyncio.CancelledError | RetryJob)
+        if policy is None and self._settings.retry_jobs and is_cancelled:
+            return Dead("exhausted") if is_over else Again(0)
+        if policy is None:
+            # A settings class without a policy of ours keeps arq's rule.
+            return Dead("failed")
+        age_s = (self._now_ms() - body.enqueued_ms) / 1000
+        return policy.decide(
+            exc, tries=body.tries, age_s=age_s, rng=self._settings.rng, max_tries=limit
+        )
+
+    def _policy(self, function: Any) -> RetryPolicy | None:
+        return getattr(function, "retry", None) or self._settings.options.retry
+
+    def max_tries(self, function: Function) -> int | None:
+        if function.max_tries is not None:
+            return function.max_tries
+        policy = self._policy(function)
+        return self._settings.max_tries if policy is None else policy.max_tries
+
+    def dead(
+        self,
+        claim: Claim,
+        body: Body,
+        exc: BaseException,
+        reason: str,
+        *,
+        start_ms: int | None = None,
+    ) -> tuple[End, str]:
+        shown: BaseException = exc
+        if isinstance(exc, (Retry, RetryJob)):
+            shown = JobExecutionFailed(f"max {self.max_tries(body.function)} retries exceeded")
+        at = self._now_ms() if start_ms is None else start_ms
+        details = self.result(body, claim, False, shown, at)
+        details |= {
+            "reason": reason,
+            "error": describe(shown),
+            "tries": body.tries,
+            "name": body.name,
+            "unique": claim.unique,
+        }
+        self._log.warning(
+            "job.died",
+            job_id=claim.job_id,
+            task=body.name,
+            reason=reason,
+            tries=body.tries,
+            error=describe(shown),
+            exc_info=None if isinstance(shown, JobError | JobExecutionFailed) else shown,
+        )
+        return claim.end("dead", details), "dead"
+
+    def aborted(self, claim: Claim, body: Body, start_ms: int) -> tuple[End, str]:
+        error = asyncio.CancelledError()
+        details = self.result(body, claim, False, error, start_ms)
+        details["unique"] = claim.unique
+        return claim.end("done", details), "aborted"
+
+    def result(
+        self, body: Body, claim: Claim, success: bool, value: Any, start_ms: int
+    ) -> dict[str, Any]:
+        """{result, ttl} as stock arq stores them, or {} when none is kept."""
+        function = body.function
+        forever = getattr(function, "keep_result_forever", None)
+        if forever is None:
+            forever = self._settings.keep_result_forever
+        keep_s = getattr(function, "keep_result_s", None)
+        if keep_s is None:
+            keep_s = self._settings.keep_result_s
+        if not forever and keep_s <= 0:
+            return {}
+        fields = {
+            "t": body.tries,
+            "f": body.name,
+            "a": body.args,
+            "k": body.kwargs,
+            "et": body.enqueued_ms,
+            "s": success,
+            "r": value,
+            "st": start_ms,
+            "ft": self._now_ms(),
+            "q": self._settings.queue_names[claim.number - 1],
+            "id": claim.job_id,
+        }
+        data = self._encode(fields, value)
+        return {"result": blob(data), "ttl": None if forever else max(1, round(keep_s * 1000))}
+
+    def _encode(self, fields: dict[str, Any], value: Any) -> bytes:
+        try:
+            data = self._settings.serializer(fields)
+            if len(data) <= _MOST_RESULT_BYTES:
+                return data
+            problem = f"the result takes {len(data)} bytes, over the limit of {_MOST_RESULT_BYTES}"
+        except Exception as exc:  # noqa: BLE001  (whatever a foreign serializer raises)
+            problem = describe(exc)
+        self._log.warning("job.result_not_kept", job_id=fields["id"], error=problem)
+        # What was raised is worth more than that it could not be encoded.
+        what = describe(value) if isinstance(value, BaseException) else f"result: {problem}"
+        replaced = JobExecutionFailed(f"unable to serialize {what}")
+        return self._settings.serializer({**fields, "s": False, "r": replaced, "a": [], "k": {}})
+
+
+def given_back(claim: Claim) -> End:
+    return claim.end("back", {"due": claim.due})
+
+
+def describe(exc: BaseException) -> str:
+    text = f"{type(exc).__name__}: {exc}" if str(exc) else type(exc).__name__
+    return text[:_MOST_ERROR_CHARS]

@@ -1,0 +1,246 @@
+"""
+The turns of one `main()`: end what is over, claim what there is room for, wait.
+
+A turn is one call of the pump (poll.py). Jobs go on while it is under way, and
+what they leave gathers for the next one. While more is due than there is room
+for, the next call leaves before the reply of the last one is worked on, so that
+the server and the worker are busy at the same time.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Coroutine
+from typing import TYPE_CHECKING, Any
+
+import structlog
+
+from cache.connection.pool import OUTAGE
+from cache.connection.tasks import end
+from worker.engine import stalled
+from worker.engine.cron import CronRunner
+from worker.engine.poll import MOST_ENDS, Pump
+from worker.engine.records import Claim, Reply, Turn, read_turn
+from worker.engine.slots import Outcome, Slots
+from worker.engine.wake import Waker
+
+if TYPE_CHECKING:
+    from worker.engine.worker import Worker
+
+log = structlog.get_logger(__name__)
+
+# A whole turn at least this often: it also reads the server's clock.
+_LOOKS_S = 30.0
+# Who has parked a job lets others go first when it is due again: one may know its name.
+_YIELDS_S, _YIELDS_FOR_S = 0.05, 20.0
+# A worker that ends waits so long to hear what its waker claimed last.
+_GIVE_UP_S = 5.0
+
+# The next turn, sent before the last one's reply was read: the ends in it, and its reply.
+_Early = tuple[list[Outcome], asyncio.Task[Reply]]
+
+
+class Turns:
+    """Keeps the slots of a worker full and the server informed, until the worker is over."""
+
+    def __init__(
+        self, worker: Worker, pump: Pump, slots: Slots, waker: Waker, crons: CronRunner
+    ) -> None:
+        self._worker = worker
+        self._pump = pump
+        self._slots = slots
+        self._waker = waker
+        waker.deliver_to(self._deliver)
+        self._crons = crons
+        self._is_sending = False
+        self._asked = 0  # slots that the claims of the turns under way will take
+        self._yields_until = float("-inf")
+        self._side_tasks: set[asyncio.Task[Any]] = set()
+
+    @property
+    def has_unsent_ends(self) -> bool:
+        """Whether jobs have ended that the server may not know of."""
+        return bool(self._slots.outbox) or self._is_sending
+
+    async def run(self) -> None:
+        """
+        Raises:
+            PumpStopped: the server is away, and the worker may wait no longer.
+        """
+        worker, slots = self._worker, self._slots
+        structlog.contextvars.bind_contextvars(worker_id=worker.worker_id)
+        if worker.burst and worker.cron_jobs:
+            # The ticks that are due belong to the burst.
+            with contextlib.suppress(*OUTAGE):
+                await self._crons.tick()
+        early: _Early | None = None
+        try:
+            while True:
+                batch, sending = early or self._next()
+                self._is_sending = True
+                reply = await sending
+                early = None
+                if reply.more and slots.pressing:
+                    following, sending = self._next(reply)
+                    early = following, asyncio.create_task(sending)
+                    await _let_it_leave()
+                self._is_sending = early is not None
+                turn = read_turn(reply)
+                worker.hear(turn)
+                self._account(batch, turn)
+                self._asked = 0 if early is None else self._asked - len(turn.claims)
+                self._accept(turn)
+                if early is None:
+                    if self._is_over(turn) and await self._nothing_comes():
+                        return
+                    await self._pause(turn)
+        finally:
+            if early is not None:
+                await end(early[1], limit_s=float("inf"))
+
+    async def run_waker(self) -> None:
+        """Wait for tokens, until cancelled."""
+        structlog.contextvars.bind_contextvars(worker_id=self._worker.worker_id)
+        await self._waker.run()
+
+    def _deliver(self, claims: list[Claim]) -> None:
+        """What the waker brings: for a slot that is free and that no turn under way has asked for."""
+        slots = self._slots
+        free, _ = self._room(self._asked)
+        if len(claims) <= free:
+            slots.take(claims)
+        else:
+            slots.turn_away(claims)
+        if len(claims) >= free:
+            self._waker.set_idle(False)
+
+    async def finish(self) -> None:
+        """Wait for what was started on the side."""
+        await asyncio.gather(*self._side_tasks, return_exceptions=True)
+
+    # -- steps of a turn ---------------------------------------------------------------
+
+    def _next(
+        self, unread: Reply | None = None
+    ) -> tuple[list[Outcome], Coroutine[Any, Any, Reply]]:
+        """The next turn, perhaps before the last one's reply is read: its ends, and how it is sent."""
+        slots = self._slots
+        slots.shed()
+        batch = slots.post(MOST_ENDS)
+        coming = 0 if unread is None else unread.claims
+        want, ahead = self._room(coming)
+        if want > 1 and self._waker.is_waiting:
+            want -= 1  # a slot for what the waker may bring
+        self._asked = coming + want
+        trial = not slots.has_suspect and not (unread is not None and unread.has_rescued)
+        sending = self._pump.send(
+            [end for _, end, _ in batch],
+            want,
+            ahead=ahead,
+            marks=self._worker.allow_abort_jobs and bool(slots.claims),
+            suspects=int(trial),
+        )
+        return batch, sending
+
+    def _room(self, coming: int = 0) -> tuple[int, int]:
+        """How many jobs find a slot now, and how many more may be claimed ahead."""
+        worker, slots = self._worker, self._slots
+        if not worker.allow_pick_jobs:
+            return 0, 0
+        want, ahead = slots.room(coming)
+        if worker.burst and worker.max_burst_jobs >= 0:
+            left = max(0, worker.max_burst_jobs - slots.taken - coming)
+            want = min(want, left)
+            ahead = min(ahead, left - want)
+        return want, ahead
+
+    def _account(self, batch: list[Outcome], turn: Turn) -> None:
+        worker = self._worker
+        late, buried = set(turn.late), set(turn.buried)
+        for index, (claim, _, outcome) in enumerate(batch):
+            if claim.recorded is not None and outcome != "started":
+                claim.recorded.set()
+            if index in late:
+                log.warning("job.ended_late", job_id=claim.job_id, outcome=outcome)
+            elif outcome == "completed":
+                worker.jobs_complete += 1
+            elif outcome in ("retried", "given_back"):
+                worker.jobs_retried += 1
+                worker.jobs_given_back += outcome == "given_back"
+            elif outcome == "parked" and index not in buried:
+                log.warning("job.parked", job_id=claim.job_id)
+                self._yields_until = asyncio.get_running_loop().time() + _YIELDS_FOR_S
+            elif outcome not in ("started", "unstarted"):
+                worker.jobs_failed += 1
+                worker.jobs_dead += outcome != "aborted"
+
+    def _accept(self, turn: Turn) -> None:
+        worker, slots = self._worker, self._slots
+        slots.take(turn.claims, start=worker.allow_pick_jobs)
+        worker.jobs_rescued += sum(1 for claim in turn.claims if claim.losses)
+        if turn.marks:
+            slots.aborted(turn.marks)
+        if turn.scheduled:
+            self._spawn(self._crons.run_schedules())
+        if turn.poisoned:
+            log.error("job.poisoned", job_ids=[i.decode(errors="replace") for i in turn.poisoned])
+            worker.jobs_dead += len(turn.poisoned)
+            self._spawn(stalled.tell(worker, turn.poisoned))
+        if turn.dropped:
+            log.warning("dead.dropped", count=turn.dropped, most=worker.options.dead_max)
+
+    def _is_over(self, turn: Turn) -> bool:
+        worker, slots = self._worker, self._slots
+        if slots.claims or slots.outbox:
+            return False
+        if worker.is_draining:
+            return True
+        spent = worker.max_burst_jobs >= 0 and slots.taken >= worker.max_burst_jobs
+        return worker.burst and (spent or turn.size == 0)
+
+    async def _nothing_comes(self) -> bool:
+        """Whether there is still nothing to do once the waker has ended its wait."""
+        if self._waker.is_waiting:
+            with contextlib.suppress(TimeoutError):
+                await self._waker.give_up(_GIVE_UP_S)
+        return not self._slots.claims and not self._slots.outbox
+
+    async def _pause(self, turn: Turn) -> None:
+        slots, options = self._slots, self._worker.options
+        free, _ = self._room()
+        if slots.pressing or (turn.more and free and (turn.claims or turn.poisoned)):
+            # The jobs just started get a step, so that the quick ones end in one turn.
+            await asyncio.sleep(0)
+            return
+        self._waker.set_idle(bool(free))
+        poll_s = min(options.poll_s, slots.stale_in())
+        if slots.claims and self._worker.allow_abort_jobs:
+            poll_s = min(poll_s, options.abort_poll_s)
+        if turn.next_due is not None and free:
+            yields_s = _YIELDS_S if asyncio.get_running_loop().time() < self._yields_until else 0
+            poll_s = min(poll_s, max(0.001, (turn.next_due - turn.now) / 1000 + yields_s))
+        # Where there was no job at all, one command tells whether that is still so.
+        is_empty = turn.is_empty and not slots.claims
+        looks = int(_LOOKS_S / options.poll_s) if is_empty else 0
+        while not await self._kicked(poll_s) and looks and await self._pump.finds_nothing():
+            looks -= 1
+        self._waker.set_idle(False)
+
+    async def _kicked(self, wait_s: float) -> bool:
+        try:
+            async with asyncio.timeout(wait_s):
+                return await self._slots.kick.wait()
+        except TimeoutError:
+            return False
+
+    def _spawn(self, coroutine: Coroutine[Any, Any, Any]) -> None:
+        task = asyncio.create_task(coroutine)
+        self._side_tasks.add(task)
+        task.add_done_callback(self._side_tasks.discard)
+
+
+async def _let_it_leave() -> None:
+    """Until what was sent is with the kernel: its task runs, then the connection writes."""
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)

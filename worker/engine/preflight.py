@@ -1,0 +1,37 @@
+"""Whether a queue may run on this server at all."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import structlog
+
+from worker.errors import UnsafeServer
+
+log = structlog.get_logger(__name__)
+
+
+async def check_server(client: Any, *, allow_eviction: bool) -> None:
+    """
+    Refuse a server that may evict jobs; warn of one that keeps no append-only file.
+
+    Raises:
+        UnsafeServer: `maxmemory-policy` is not noeviction, and eviction is not allowed.
+    """
+    memory = await client.info("memory")
+    policy = memory.get("maxmemory_policy", "noeviction")
+    if policy != "noeviction" and not allow_eviction:
+        raise UnsafeServer(
+            f"the queue's server has maxmemory-policy {policy}: it may drop queued jobs without an "
+            "error. Set it to noeviction (CONFIG SET maxmemory-policy noeviction, and in its "
+            "configuration file), give the cache a server of its own (LETTA_CACHE_REDIS_URL), or "
+            "accept the loss with LETTA_QUEUE_ALLOW_EVICTION=true"
+        )
+    if policy != "noeviction":
+        log.warning("queue.server_may_evict", maxmemory_policy=policy)
+    persistence = await client.info("persistence")
+    if not persistence.get("aof_enabled"):
+        log.warning(
+            "queue.server_without_aof",
+            remedy="appendonly yes: without it a restart of the server loses jobs",
+        )

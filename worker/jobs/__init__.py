@@ -1,1 +1,0 @@
-"""The service's own jobs: coroutines that read as a list of steps."""

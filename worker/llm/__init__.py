@@ -1,0 +1,1 @@
+"""LLM requests: batches, providers, rate limits, answers, the jobs."""

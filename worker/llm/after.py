@@ -1,0 +1,67 @@
+"""
+After the end: a request's webhook is told of it, a batch's files are deleted at the provider.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import structlog
+
+from worker.deps import Deps, JobContext
+from worker.errors import InvalidArgument, PayloadTooLarge, Permanent
+from worker.llm.answers import Answer
+
+log = structlog.get_logger(__name__)
+
+
+async def tell_llm_request(ctx: JobContext, url: str) -> str:
+    """
+    Send the webhook of a request's end; the job's id names the request: llm:tell:<id>:<nth>:<who>.
+
+    An answer too large for a webhook is left out; its receiver asks for it by the id.
+    """
+    deps, job_id = Deps.of(ctx), str(ctx["job_id"])
+    request_id = job_id.split(":")[2]
+    answer = await deps.queue.requests.peek_answer(request_id)
+    if answer is None:
+        return "expired"
+    payload = _payload(request_id, answer)
+    send = partial(deps.queue.send_webhook, url, event_type="llm.request.ended", webhook_id=job_id)
+    try:
+        try:
+            await send(payload)
+        except PayloadTooLarge:
+            await send({**payload, "response": None})
+    except InvalidArgument as exc:
+        log.warning("llm.webhook_refused", request_id=request_id, error=str(exc))
+        return "refused"
+    return "sent"
+
+
+def _payload(request_id: str, answer: Answer) -> dict[str, Any]:
+    error = None if answer.ok else {"kind": answer.kind, "message": answer.message}
+    status = "succeeded" if answer.ok else "failed"
+    return {"id": request_id, "status": status, "response": answer.body, "error": error}
+
+
+async def delete_llm_files(ctx: JobContext, batch_id: str) -> int:
+    """Delete an ended batch's files at the provider (LETTA_LLM_DELETE_FILES); returns how many."""
+    deps = Deps.of(ctx)
+    batch = await deps.queue.batches.read(batch_id)
+    if batch is None or not batch.state.is_end:
+        return 0
+    names = ["file_id", *(["result_files"] if deps.llm.delete_files == "all" else [])]
+    ids = " ".join(batch.fields.get(name, "") for name in names).split()
+    # A file of whose upload only a crash or a lost answer is left is found by its name.
+    unknown = batch.number("uploads") > (1 if batch.fields.get("file_id") else 0)
+    since_ms = batch.number("created") if unknown else None
+    provider = deps.providers[batch.group.provider]
+    try:
+        deleted = await provider.delete_files(batch_id, ids, since_ms=since_ms)
+    except Permanent as exc:
+        log.warning("batch.files_kept", batch_id=batch_id, error=str(exc))
+        return 0
+    log.info("batch.files_deleted", batch_id=batch_id, files=deleted)
+    return deleted

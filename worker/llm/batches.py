@@ -1,0 +1,158 @@
+"""
+LLM batches in Redis: sealed from what waits, moved by compare-and-set, read a page at a time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+from cache.connection.scripts import load
+from worker.keys import LLM_BATCH_TTL_S, LLM_MAX_BATCHES, QueueKeys
+from worker.llm.batch_reads import PAGE, Batch, BatchReads, batch_of, created_at
+from worker.llm.grouping import Group
+from worker.llm.requests import FlushRules, PreparedJob, encode_group, run_many
+from worker.llm.states import BatchState
+
+__all__ = ["PAGE", "Batch", "BatchStore", "created_at"]
+
+_SEAL = load(__package__, "seal_batch", "worker.queue")
+_TAKE = load(__package__, "take_batch")
+_MOVE = load(__package__, "move_batch", "worker.queue")
+_SPLIT = load(__package__, "split_batch", "worker.queue")
+_DETACH = load(__package__, "detach_llm", "worker.queue")
+_HASTEN = load(__package__, "hasten_batch", "worker.queue")
+# Requests that one call of seal_batch.lua moves: about 10 ms of the server.
+_SEAL_CHUNK = 1000
+# After this a batch that its flush left unsealed is sealed as it is.
+_UNSEALED_MS = 60_000
+
+
+class BatchStore(BatchReads):
+    """Seals, moves and reads batches through one client."""
+
+    async def seal(
+        self,
+        group: Group,
+        batch_id: str,
+        *,
+        rules: FlushRules,
+        full_only: bool,
+        job: PreparedJob,
+        job_keys: list[str],
+    ) -> int:
+        """
+        Move waiting requests into a new batch until it is full or none waits; returns how many.
+
+        `full_only`: only when they fill one.
+        """
+        keys = self.keys
+        names = [*self._keys(batch_id), keys.llm_batches, keys.llm_underway, *job_keys]
+        args = [
+            keys.llm,
+            group.id,
+            encode_group(group),
+            batch_id,
+            rules.max_requests,
+            rules.max_bytes,
+            rules.max_tokens,
+            int(full_only),
+            job.id,
+            job.body,
+            _SEAL_CHUNK,
+            _UNSEALED_MS,
+            LLM_MAX_BATCHES,
+            LLM_BATCH_TTL_S * 1000,
+        ]
+        while True:
+            items, sealed = await _SEAL.run(self.client, names, args)
+            if sealed:
+                return int(items)
+
+    async def take(self, batch_id: str) -> Batch | None:
+        """Begin a run: no earlier run's move counts any more. None when there is no such batch."""
+        flat = await _TAKE.run(self.client, [self.keys.llm_batch(batch_id)])
+        return batch_of(batch_id, dict(zip(flat[::2], flat[1::2], strict=True))) if flat else None
+
+    async def move(
+        self, batch: Batch, to: BatchState, *, then: PreparedJob | None = None, **fields: str | int
+    ) -> int:
+        """
+        1 moved; 0 another run has the batch; -1 it cannot end, for requests of it are open.
+
+        `then` starts in the same step when the batch has ended.
+        """
+        flat = [part for pair in fields.items() for part in pair]
+        ttl = LLM_BATCH_TTL_S * 1000 if to.is_end else ""
+        job = then or _NO_JOB
+        names = [*self._keys(batch.id), self.keys.llm_underway]
+        names += job_names(self.keys, job.id)
+        args = [batch.state.value, batch.epoch, to.value, ttl, batch.id, job.id, job.body, *flat]
+        return int(await _MOVE.run(self.client, names, args))
+
+    async def split(
+        self, old: Batch, new_id: str, ids: Sequence[str], *, seal: bool, job: PreparedJob
+    ) -> bool:
+        """Move open requests of `old` into a new batch; False when that one was sealed before."""
+        keys = self.keys
+        family = old.fields.get("family") or old.id
+        names = [*self._keys(new_id), keys.llm_batches, keys.llm_underway]
+        names += job_names(keys, job.id)
+        names += [keys.llm_batch(old.id), keys.llm_open(old.id), keys.llm_batch(family)]
+        args = [
+            keys.llm,
+            old.id,
+            new_id,
+            family,
+            job.id,
+            job.body,
+            _UNSEALED_MS,
+            LLM_MAX_BATCHES,
+            LLM_BATCH_TTL_S * 1000,
+            int(seal),
+            *ids,
+        ]
+        _, taken = await _SPLIT.run(self.client, names, args)
+        return bool(taken)
+
+    async def detach(
+        self,
+        batch_id: str,
+        items: Sequence[tuple[str, PreparedJob, list[str]]],
+        *,
+        mode: Literal["wait", "single", "urgent"],
+        delay_ms: int = 0,
+    ) -> int:
+        """Take requests out of a batch, each with its job: to wait again, or to go by themselves."""
+        calls = [
+            (
+                [self.keys.llm_request(id_), *job_keys],
+                [self.keys.llm, id_, batch_id, mode, job.id, job.body, delay_ms],
+            )
+            for id_, job, job_keys in items
+        ]
+        return sum(await run_many(self.client, _DETACH, calls))
+
+    async def hasten(self, job: PreparedJob, job_keys: list[str]) -> bool:
+        """Let a batch's job run now; False when it runs already."""
+        names = [*job_keys, self.keys.in_progress(job.id)]
+        return bool(await _HASTEN.run(self.client, names, [job.id, job.body]))
+
+    async def ask_to_cancel(self, batch_id: str) -> None:
+        await self.client.hset(self.keys.llm_batch(batch_id), "cancel", 1)
+
+    async def note(self, batch_id: str, **fields: str | int) -> None:
+        """Write down what is no transition."""
+        await self.client.hset(self.keys.llm_batch(batch_id), mapping=fields)
+
+    def _keys(self, batch_id: str) -> list[str]:
+        keys = self.keys
+        return [keys.llm_batch(batch_id), keys.llm_items(batch_id), keys.llm_open(batch_id)]
+
+
+def job_names(keys: QueueKeys, job_id: str) -> list[str]:
+    """The keys of a job of ordinary priority, as put_job wants them."""
+    return [keys.queue(), keys.job(job_id), keys.result(job_id), keys.wake]
+
+
+_NO_JOB = PreparedJob("", b"")

@@ -1,0 +1,239 @@
+"""
+The LLM half of the client: hand in requests, wait for their answers.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import time
+import uuid
+from collections.abc import Iterable, Mapping
+from datetime import UTC, datetime
+from typing import Any
+
+from worker.errors import NotFound, RequestFailed, ResultTimeout
+from worker.keys import QueueKeys
+from worker.llm.answer_subscriber import Notices
+from worker.llm.batch_client import FLUSH_LLM_GROUP, TELL_LLM_REQUEST, BatchClient
+from worker.llm.grouping import LIMITS, Group, LLMRequest, check_request
+from worker.llm.requests import NOBODY, FlushRules, PreparedJob, Tell
+from worker.options import QueueOptions
+from worker.queue import arguments
+from worker.queue.job import Job, reach
+from worker.queue.priority import Priority
+
+FLUSH_LLM_BATCHES = "flush_llm_batches"
+
+# Answers are told on a channel; this look is for a message that was lost.
+_NOTICE_POLL_S = 1.0
+# Requests of one script call: a longer one would keep the server from its other clients.
+_CHUNK = 250
+
+
+class LLMClient(BatchClient):
+    """Hands in LLM requests through one Redis client. `JobQueue` is one."""
+
+    def __init__(self, client: Any, keys: QueueKeys, options: QueueOptions) -> None:
+        super().__init__(client, keys, options)
+        self._answers = Notices(client, self.keys.llm_answered)
+        self._rules = {provider: flush_rules(options, provider) for provider in LIMITS}
+        self._flushes: tuple[Group | None, float, bytes, bytes] = (None, 0.0, b"", b"")
+
+    async def submit_llm_request(
+        self,
+        body: Mapping[str, Any],
+        *,
+        provider: str,
+        endpoint: str,
+        urgent: bool = False,
+        deadline: datetime | None = None,
+        dedupe: bool = True,
+        webhook_url: str | None = None,
+    ) -> str:
+        """
+        Hand in one LLM request; returns the id to give to `llm_result`.
+
+        It waits for others of its provider, endpoint and model, and goes with
+        them in a batch. `urgent`, or a `deadline` (aware) that a batch would
+        likely miss, sends it by itself at once; one whose deadline comes near
+        while its batch is under way is sent by itself then. A request whose
+        deadline passes before it is sent ends with the error
+        `deadline_exceeded`. With `dedupe` an equal request that is still
+        unanswered is shared: same id, same answer. `webhook_url` is told of its
+        end (event type `llm.request.ended`), once each time it ends.
+
+        Raises:
+            UnknownProvider, InvalidArgument, PayloadTooLarge, InvalidWebhookURL.
+            QueueMemoryFull: the server is over LETTA_QUEUE_MAX_MEMORY_SHARE.
+        """
+        request = self._checked(body, provider, endpoint)
+        deadline_ms = None if deadline is None else arguments.unix_ms("deadline", deadline)
+        tell = self._tell(webhook_url)
+        await reach(self._memory.admit())
+        if urgent or self._is_near(deadline):
+            return await self._submit_urgent(request, deadline_ms, tell)
+        (id_,) = await self._submit([request], deadline_ms, dedupe=dedupe, tell=tell)
+        return id_
+
+    async def submit_many(
+        self,
+        bodies: Iterable[Mapping[str, Any]],
+        *,
+        provider: str,
+        endpoint: str,
+        deadline: datetime | None = None,
+        dedupe: bool = True,
+        webhook_url: str | None = None,
+    ) -> list[str]:
+        """
+        Hand in many LLM requests for batches; returns their ids in order.
+
+        All are checked before the first is stored, then stored some hundreds at
+        a time: when that fails half way, what was stored is answered all the
+        same. Otherwise as `submit_llm_request`.
+        """
+        requests = [self._checked(body, provider, endpoint) for body in bodies]
+        deadline_ms = None if deadline is None else arguments.unix_ms("deadline", deadline)
+        tell = self._tell(webhook_url)
+        if self._is_near(deadline):
+            await reach(self._memory.admit())
+            return [await self._submit_urgent(each, deadline_ms, tell) for each in requests]
+        by_group: dict[Group, list[int]] = {}
+        for number, request in enumerate(requests):
+            by_group.setdefault(request.group, []).append(number)
+        ids = [""] * len(requests)
+        for numbers in by_group.values():
+            for start in range(0, len(numbers), _CHUNK):
+                chunk = numbers[start : start + _CHUNK]
+                await reach(self._memory.admit())
+                stored = await self._submit(
+                    [requests[number] for number in chunk], deadline_ms, dedupe=dedupe, tell=tell
+                )
+                for number, id_ in zip(chunk, stored, strict=True):
+                    ids[number] = id_
+        return ids
+
+    async def llm_result(self, request_id: str, *, timeout_s: float | None = None) -> Any:
+        """
+        Wait for one request's answer: the provider's response body.
+
+        Raises:
+            RequestFailed: this request ended with an error of its own.
+            ResultTimeout: not answered within `timeout_s`; ask again later.
+            NotFound: unknown, or its answer is no longer kept (LETTA_LLM_RESULT_TTL_S,
+                LETTA_LLM_READ_RESULT_TTL_S).
+        """
+        requests = self.requests
+        try:
+            async with asyncio.timeout(timeout_s), self._answers.watch(request_id) as told:
+                while True:
+                    told.clear()
+                    answer = await reach(requests.read_answer(request_id))
+                    if answer is not None:
+                        break
+                    if not await reach(requests.is_open(request_id)):
+                        answer = await reach(requests.read_answer(request_id))
+                        if answer is None:
+                            raise NotFound(f"no request {request_id!r}, or its answer has expired")
+                        break
+                    await _wait_for(told, _NOTICE_POLL_S)
+        except TimeoutError:
+            raise ResultTimeout(f"{request_id!r} is not answered after {timeout_s} s") from None
+        if not answer.ok:
+            raise RequestFailed(answer.kind, answer.message)
+        return answer.body
+
+    async def flush_llm_batches(self) -> Job:
+        """Send every waiting request now; the job's result is how many batches were made."""
+        return await self.enqueue(FLUSH_LLM_BATCHES, priority=Priority.HIGH)
+
+    # -- inside ----------------------------------------------------------------
+
+    def _checked(self, body: Mapping[str, Any], provider: str, endpoint: str) -> LLMRequest:
+        limit = self.options.max_llm_bytes
+        return check_request(body, provider=provider, endpoint=endpoint, max_bytes=limit)
+
+    async def _submit(
+        self, requests: list[LLMRequest], deadline_ms: int | None, *, dedupe: bool, tell: Tell
+    ) -> list[str]:
+        pairs = [(f"req_{uuid.uuid4().hex}", request) for request in requests]
+        first, group = pairs[0][0], requests[0].group
+        now, later = self._flush_bodies(group)
+        return await reach(
+            self.requests.submit(
+                pairs,
+                # Named after the request that would complete the batch: a call
+                # that is sent again starts no second flush.
+                flush_now=PreparedJob(f"llm:full:{first}", now),
+                flush_later=PreparedJob(f"llm:age:{first}", later),
+                rules=self._rules[group.provider],
+                dedupe=dedupe,
+                deadline_ms=deadline_ms,
+                tell=tell,
+            )
+        )
+
+    def _flush_bodies(self, group: Group) -> tuple[bytes, bytes]:
+        """
+        The jobs that flush a group when it is full, and when its first request is old enough.
+
+        Few of them are ever stored, so that their time of enqueueing may be a second old.
+        """
+        known, made, now, later = self._flushes
+        if known != group or time.monotonic() - made > 1:
+            row = [group.provider, group.endpoint, group.model]
+            now = self._body(FLUSH_LLM_GROUP, *row, full_only=True)
+            later = self._body(FLUSH_LLM_GROUP, *row)
+            self._flushes = (group, time.monotonic(), now, later)
+        return now, later
+
+    async def _submit_urgent(self, request: LLMRequest, deadline_ms: int | None, tell: Tell) -> str:
+        request_id = f"req_{uuid.uuid4().hex}"
+        job = self.single_job(request_id)
+        return await reach(
+            self.requests.submit_urgent(
+                request_id,
+                request,
+                job=job,
+                job_keys=self.jobs.job_keys(job.id, Priority.HIGH),
+                deadline_ms=deadline_ms,
+                tell=tell,
+            )
+        )
+
+    def _tell(self, url: str | None) -> Tell:
+        if url is None:
+            return NOBODY
+        arguments.require_webhook_url(url)
+        # The job's own id names the request: an equal one's may be answered in its place.
+        who = hashlib.sha256(url.encode()).hexdigest()[:16]
+        return Tell(who, self._body(TELL_LLM_REQUEST, url))
+
+    def _is_near(self, deadline: datetime | None) -> bool:
+        if deadline is None:
+            return False
+        # A batch takes its gathering time and then the provider's, which is
+        # never shorter than that.
+        left_s = deadline.timestamp() - datetime.now(UTC).timestamp()
+        gathering_s = 2 * self.options.llm_batch_max_age_s
+        return left_s < max(gathering_s, self.options.llm_deadline_margin_s)
+
+
+def flush_rules(options: QueueOptions, provider: str) -> FlushRules:
+    """When a group is full: what the operator set, within what the provider takes."""
+    limits = LIMITS[provider]
+    return FlushRules(
+        max_requests=min(options.llm_batch_max_requests, limits.requests),
+        max_bytes=min(options.llm_batch_max_bytes, limits.bytes * 9 // 10),
+        max_tokens=options.llm_batch_max_tokens,
+        max_age_ms=int(options.llm_batch_max_age_s * 1000),
+    )
+
+
+async def _wait_for(event: asyncio.Event, timeout_s: float) -> None:
+    try:
+        async with asyncio.timeout(timeout_s):
+            await event.wait()
+    except TimeoutError:
+        return

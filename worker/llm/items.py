@@ -1,0 +1,156 @@
+"""
+The requests of a batch on their way out of it: answered, put back, or sent by themselves.
+"""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Sequence
+
+import structlog
+
+from worker.deps import Deps
+from worker.llm.answers import LATE, MISSING, Answer, Fate, decide_fate
+from worker.llm.batch_client import FLUSH_LLM_GROUP
+from worker.llm.batches import Batch
+from worker.llm.providers import Provider, RemoteBatch
+from worker.llm.providers.protocol import split_custom_id
+from worker.llm.requests import PreparedJob
+from worker.queue.priority import Priority
+
+log = structlog.get_logger(__name__)
+
+# Results that are stored in one round trip: what is in memory at a time.
+_CHUNK = 100
+
+
+class NotOurs(Exception):
+    """The results are another batch's."""
+
+
+class Items:
+    """The requests of one batch, for one run."""
+
+    def __init__(self, deps: Deps, batch: Batch) -> None:
+        self.deps = deps
+        self.batch = batch
+        self.store = deps.queue.batches
+        self.requests = deps.queue.requests
+
+    async def take_results(self, provider: Provider, remote: RemoteBatch) -> int:
+        """
+        Store what the provider has answered, streamed; returns how many lines were ours.
+
+        Raises:
+            NotOurs: the batch was adopted, and its custom ids name another.
+        """
+        lines, chunk = 0, []
+        async for custom_id, answer in provider.results(remote):
+            request_id, batch_id = split_custom_id(custom_id)
+            if batch_id != self.batch.id:
+                if self.batch.fields.get("adopted"):
+                    raise NotOurs
+                continue
+            lines += 1
+            chunk.append((request_id, answer))
+            if len(chunk) >= _CHUNK:
+                await self._settle(chunk)
+                chunk = []
+                self.deps.reached("batch.fetching")
+        await self._settle(chunk)
+        return lines
+
+    async def _settle(self, answers: Sequence[tuple[str, Answer]]) -> None:
+        """Answer, put back or send singly, by what each answer is."""
+        if not answers:
+            return
+        # What is answered needs no look at its request; the rest is rare.
+        doubtful = {id_: answer for id_, answer in answers if answer.mendable}
+        final = [(id_, answer) for id_, answer in answers if id_ not in doubtful]
+        known = await self.store.open_items(self.batch.id, list(doubtful)) if doubtful else {}
+        back: list[str] = []
+        single: list[str] = []
+        for id_, (tries, deadline_ms) in known.items():
+            fate = decide_fate(
+                doubtful[id_],
+                tries=tries,
+                max_tries=self.deps.llm.item_max_tries,
+                left_s=None if deadline_ms is None else (deadline_ms - self._now_ms()) / 1000,
+                margin_s=self.deps.llm.deadline_margin_s,
+            )
+            if fate is Fate.ANSWER:
+                final.append((id_, doubtful[id_]))
+            else:
+                (back if fate is Fate.PUT_BACK else single).append(id_)
+        await self.requests.answer_many(final)
+        await self._put_back(back)
+        await self._send_singly(single, urgent=True)
+
+    async def miss_rest(self) -> None:
+        """What has no line: as if the provider had never seen it."""
+        missing = await self.store.outstanding(self.batch.id)
+        log.warning("batch.items_missing", batch_id=self.batch.id, requests=missing)
+        await self.settle_rest(MISSING)
+
+    async def settle_rest(self, answer: Answer) -> None:
+        """What is open is answered so, or goes again where that may help."""
+        async for page in self.store.unanswered(self.batch.id):
+            await self._settle([(request.id, answer) for request in page])
+
+    async def answer_rest(self, answer: Answer) -> None:
+        async for page in self.store.unanswered(self.batch.id):
+            await self.requests.answer_many([(request.id, answer) for request in page])
+
+    async def rescue(self) -> None:
+        """What is late gets its error; what would be late goes to the synchronous endpoint."""
+        now_ms, margin_ms = self._now_ms(), self.deps.llm.deadline_margin_s * 1000
+        if self.batch.deadline_ms is None or self.batch.deadline_ms - margin_ms > now_ms:
+            return
+        next_ms: int | None = None
+        async for page in self.store.unanswered(self.batch.id):
+            dated = [(r.id, r.deadline_ms) for r in page if r.deadline_ms is not None]
+            late = [id_ for id_, due_ms in dated if due_ms <= now_ms]
+            near = [id_ for id_, due_ms in dated if now_ms < due_ms <= now_ms + margin_ms]
+            await self.requests.answer_many([(id_, LATE) for id_ in late])
+            await self._send_singly(near, urgent=True)
+            rest = [due_ms for _, due_ms in dated if due_ms > now_ms + margin_ms]
+            next_ms = min([*rest, *([] if next_ms is None else [next_ms])], default=None)
+        await self.store.note(self.batch.id, deadline="" if next_ms is None else next_ms)
+
+    async def detach_all(self) -> int:
+        """Every open request goes by itself; returns how many."""
+        moved = 0
+        async for page in self.store.unanswered(self.batch.id):
+            moved += await self._send_singly([request.id for request in page], urgent=False)
+        return moved
+
+    async def _put_back(self, ids: Sequence[str]) -> None:
+        if not ids:
+            return
+        group = self.batch.group
+        flush = (FLUSH_LLM_GROUP, group.provider, group.endpoint, group.model)
+        # A name of its own each time: an earlier flush of that name may be ending just now.
+        job = self.deps.queue.prepared(f"llm:again:{uuid.uuid4().hex}", *flush)
+        keys = self._job_keys(job, Priority.DEFAULT)
+        delay_ms = self.deps.llm.rules[group.provider].max_age_ms
+        rows = [(id_, job, keys) for id_ in ids]
+        moved = await self.store.detach(self.batch.id, rows, mode="wait", delay_ms=delay_ms)
+        # And one behind them all, should the first have run before the last was back.
+        await self.deps.queue.enqueue(*flush, delay_s=delay_ms / 1000)
+        log.info("batch.items_put_back", batch_id=self.batch.id, requests=moved)
+
+    async def _send_singly(self, ids: Sequence[str], *, urgent: bool) -> int:
+        if not ids:
+            return 0
+        priority = Priority.HIGH if urgent else Priority.DEFAULT
+        rows = []
+        for id_ in ids:
+            job = self.deps.queue.single_job(id_)
+            rows.append((id_, job, self._job_keys(job, priority)))
+        return await self.store.detach(self.batch.id, rows, mode="urgent" if urgent else "single")
+
+    def _job_keys(self, job: PreparedJob, priority: Priority) -> list[str]:
+        return self.deps.queue.jobs.job_keys(job.id, priority)
+
+    def _now_ms(self) -> int:
+        return int(self.deps.now().timestamp() * 1000)

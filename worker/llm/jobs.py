@@ -1,0 +1,138 @@
+"""
+The LLM jobs: seal waiting requests into batches, carry a batch to its answers,
+answer one request by itself.
+
+A run may be cut off anywhere and made again: the batch's state says where to go
+on, and a request's first answer is the one that stays.
+"""
+
+from __future__ import annotations
+
+import uuid
+
+import structlog
+from arq.worker import Retry
+
+from worker.deps import Deps, JobContext
+from worker.errors import Permanent, Transient
+from worker.llm.answers import LATE, Answer
+from worker.llm.grouping import Group
+from worker.llm.moves import Later, Overtaken
+from worker.llm.providers import BatchesUnsupported, Busy
+from worker.llm.rescuer import look_after
+from worker.llm.run import BatchRun
+from worker.queue.priority import Priority
+
+log = structlog.get_logger(__name__)
+
+# After an outage of the provider: wait a little longer each time, up to a minute.
+_OUTAGE_BASE_S, _OUTAGE_CAP_S = 1.0, 60.0
+
+
+async def flush_llm_batches(ctx: JobContext) -> int:
+    """Seal every group's waiting requests; returns how many batches were made."""
+    deps = Deps.of(ctx)
+    made = sum([await _flush(deps, group) for group in await deps.queue.batches.groups()])
+    await look_after(deps)
+    return made
+
+
+async def flush_llm_group(
+    ctx: JobContext, provider: str, endpoint: str, model: str, *, full_only: bool = False
+) -> int:
+    """
+    Seal one group's waiting requests; returns how many batches were made.
+
+    `full_only` leaves what does not fill a batch to its greatest age or the cron.
+    """
+    return await _flush(Deps.of(ctx), Group(provider, endpoint, model), full_only=full_only)
+
+
+async def _flush(deps: Deps, group: Group, *, full_only: bool = False) -> int:
+    made = 0
+    while True:
+        batch_id = uuid.uuid4().hex[:24]  # with the request's id, a custom id of 61 characters
+        job = deps.queue.batch_job(batch_id)
+        items = await deps.queue.batches.seal(
+            group,
+            batch_id,
+            rules=deps.llm.rules[group.provider],
+            full_only=full_only,
+            job=job,
+            job_keys=deps.queue.jobs.job_keys(job.id, Priority.DEFAULT),
+        )
+        if not items:
+            return made
+        made += 1
+        log.info("batch.sealed", batch_id=batch_id, requests=items, model=group.model)
+
+
+async def run_llm_batch(ctx: JobContext, batch_id: str) -> str:
+    """
+    Carry a batch as far as it goes now, in the end until every request of it is answered.
+
+    Raises:
+        Retry: the provider works on it, or is away; the job runs again later.
+    """
+    deps = Deps.of(ctx)
+    batch = await deps.queue.batches.take(batch_id)
+    if batch is None or batch.state.is_end:
+        return "skipped"
+    run = BatchRun(deps, batch)
+    try:
+        try:
+            return await run.advance()
+        except BatchesUnsupported:
+            return await run.go_singly()
+        except Permanent as exc:
+            return await run.fail(exc)
+    except Overtaken:
+        return "skipped"
+    except Later as exc:
+        raise Retry(defer=exc.wait_s) from None
+    except Transient as exc:
+        wait_s = _backoff_s(deps, ctx, exc)
+        log.warning("batch.postponed", batch_id=batch_id, error=str(exc), wait_s=round(wait_s, 2))
+        raise Retry(defer=wait_s) from None
+
+
+async def run_llm_request(ctx: JobContext, request_id: str) -> str:
+    """
+    Answer one request by the synchronous endpoint, within the limits of all workers.
+
+    Raises:
+        Retry: it is not its turn, or the provider is away or overloaded.
+    """
+    deps = Deps.of(ctx)
+    request = await deps.queue.requests.read(request_id)
+    if request is None:
+        return "skipped"
+    if request.deadline_ms is not None and deps.now().timestamp() * 1000 >= request.deadline_ms:
+        await deps.queue.requests.answer(request_id, LATE)
+        return "late"
+    provider = request.group.provider
+    limiter = deps.limiters[provider]
+    wait_s = await limiter.admit(request_id, urgent=request.urgent, tokens=request.tokens)
+    if wait_s:
+        raise Retry(defer=wait_s)
+    try:
+        answer = await deps.providers[provider].complete(request.group, request.body)
+    except Transient as exc:
+        wait_s = _backoff_s(deps, ctx, exc)
+        asked_s = exc.wait_s if isinstance(exc, Busy) else None
+        await limiter.release(
+            request_id, "busy" if isinstance(exc, Busy) else "other", wait_s=asked_s
+        )
+        log.warning("llm.postponed", request_id=request_id, error=str(exc), wait_s=round(wait_s, 2))
+        raise Retry(defer=wait_s) from None
+    except Permanent as exc:
+        answer = Answer(kind=type(exc).__name__, message=str(exc))
+    await deps.queue.requests.answer(request_id, answer)
+    await limiter.release(request_id, "ok")
+    return "answered"
+
+
+def _backoff_s(deps: Deps, ctx: JobContext, exc: Transient) -> float:
+    ceiling_s = min(_OUTAGE_CAP_S, _OUTAGE_BASE_S * 2.0 ** min(int(ctx["job_try"]), 10))
+    asked_s = exc.wait_s if isinstance(exc, Busy) else None
+    return max(ceiling_s * deps.rng(), asked_s or 0.0)

@@ -1,0 +1,146 @@
+"""
+An Anthropic-compatible endpoint: /v1/messages, and message batches.
+
+POST /v1/messages/batches carries the requests themselves and has neither an
+idempotency key nor metadata. A submission whose answer was lost is looked for
+by time and count; that it is ours, its custom ids say when its results are read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Collection, Mapping
+from datetime import datetime
+from typing import Any
+
+import httpx
+
+from worker.errors import Permanent
+from worker.llm.answers import Answer, read_message_item
+from worker.llm.grouping import Group
+from worker.llm.providers.calls import Wire, checked
+from worker.llm.providers.openai import read_single
+from worker.llm.providers.protocol import BatchesUnsupported, Lines, RemoteBatch
+from worker.llm.states import Sighting
+
+_VERSION = "2023-06-01"
+_BATCHES = "/v1/messages/batches"
+_LIST_PAGE = 100
+# Our clock and the provider's may differ by this.
+_SKEW_MS = 300_000
+
+
+class AnthropicProvider:
+    """One base URL (without /v1) and key. `timeout_s` limits each call whole."""
+
+    uploads = False
+
+    def __init__(
+        self, client: httpx.AsyncClient, *, base_url: str, api_key: str | None, timeout_s: float
+    ) -> None:
+        headers = {"anthropic-version": _VERSION, **({"x-api-key": api_key} if api_key else {})}
+        self._wire = Wire(
+            client,
+            base_url=base_url.removesuffix("/v1"),
+            headers=headers,
+            timeout_s=timeout_s,
+        )
+
+    async def complete(self, group: Group, body: bytes) -> Answer:
+        headers = {"content-type": "application/json"}
+        reply = await self._wire.call("POST", group.endpoint, content=body, headers=headers)
+        return read_single(reply)
+
+    async def upload(self, lines: Lines) -> str:  # noqa: ARG002  (nothing to upload)
+        return ""
+
+    async def submit(
+        self,
+        group: Group,  # noqa: ARG002  (models may mix)
+        lines: Lines,
+        *,
+        file_id: str,  # noqa: ARG002
+    ) -> RemoteBatch:
+        head, tail = b'{"requests":[', b"]}"
+        around = len(_line("", b"")) + 1  # and a comma, but for the first
+        size = len(head) + lines.total(around) - 1 + len(tail)
+
+        async def content() -> AsyncIterator[bytes]:
+            yield head
+            async for chunk in lines.pages(_line, between=b","):
+                yield chunk
+            yield tail
+
+        headers = {"content-type": "application/json", "content-length": str(size)}
+        reply = await self._wire.call(
+            "POST", _BATCHES, size=size, content=content(), headers=headers
+        )
+        return _remote(checked(reply, absent=BatchesUnsupported))
+
+    async def find(
+        self, batch_id: str, *, since_ms: int, count: int, taken: Collection[str]
+    ) -> Sighting:
+        del batch_id  # the list does not show it
+        after: str | None = None
+        found: list[str] = []
+        while True:
+            query = {"limit": str(_LIST_PAGE), **({"after_id": after} if after else {})}
+            try:
+                page = checked(
+                    await self._wire.call("GET", _BATCHES, params=query), absent=Permanent
+                )
+            except Permanent:
+                return Sighting(complete=False)
+            rows = page.get("data") or []
+            recent = [row for row in rows if _created_ms(row) >= since_ms - _SKEW_MS]
+            found += [
+                str(row["id"]) for row in recent if row["id"] not in taken and _total(row) == count
+            ]
+            if not page.get("has_more") or len(recent) < len(rows) or not rows:
+                # The oldest that fits: a later one may be another submission's.
+                return Sighting(found[-1], certain=False) if found else Sighting()
+            after = rows[-1]["id"]
+
+    async def read(self, provider_id: str) -> RemoteBatch:
+        return _remote(checked(await self._wire.call("GET", f"{_BATCHES}/{provider_id}")))
+
+    async def cancel(self, provider_id: str) -> RemoteBatch:
+        try:
+            return _remote(
+                checked(await self._wire.call("POST", f"{_BATCHES}/{provider_id}/cancel"))
+            )
+        except Permanent:
+            return await self.read(provider_id)
+
+    async def delete_files(
+        self,
+        batch_id: str,  # noqa: ARG002  (a batch has no files)
+        file_ids: Collection[str],  # noqa: ARG002
+        *,
+        since_ms: int | None,  # noqa: ARG002
+    ) -> int:
+        return 0
+
+    async def results(self, remote: RemoteBatch) -> AsyncIterator[tuple[str, Answer]]:
+        async for row in self._wire.lines(f"{_BATCHES}/{remote.id}/results"):
+            yield str(row.get("custom_id")), read_message_item(row)
+
+
+def _line(custom_id: str, body: bytes) -> bytes:
+    return b'{"custom_id":"' + custom_id.encode() + b'","params":' + body + b"}"
+
+
+def _created_ms(row: Mapping[str, Any]) -> float:
+    try:
+        return datetime.fromisoformat(str(row.get("created_at"))).timestamp() * 1000
+    except ValueError:
+        return float("inf")
+
+
+def _total(row: Mapping[str, Any]) -> int:
+    counts = row.get("request_counts") or {}
+    return sum(value for value in counts.values() if isinstance(value, int))
+
+
+def _remote(row: Mapping[str, Any]) -> RemoteBatch:
+    status = str(row.get("processing_status"))
+    return RemoteBatch(id=str(row["id"]), status=status, ended=status == "ended")

@@ -1,0 +1,164 @@
+"""HTTP to a provider: one whole deadline a call, and what a failure says about the request."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Mapping
+from email.utils import parsedate_to_datetime
+from typing import Any
+
+import httpx
+import msgspec
+
+from worker.errors import Permanent, Transient
+from worker.http.client import describe
+from worker.llm.answers import is_transient, read_response
+from worker.llm.providers.protocol import Absent, Busy, Denied, Refused, Unclear, Unsent
+
+_ERROR_CHARS = 300
+_MOST_WAIT_S = 3600.0
+# A large body has more time: a second for each so many bytes.
+_BYTES_A_SECOND = 1_000_000
+_MOST_LINE_BYTES = 64 * 1024 * 1024
+# Statuses that are about the request's content.
+_REFUSED = frozenset({400, 413, 422})
+# Failures before the request was sent.
+_UNSENT = frozenset({"dns", "connect", "tls"})
+
+
+class Wire:
+    """One base URL and its headers, over one guarded client. `timeout_s` limits each call whole."""
+
+    def __init__(
+        self,
+        client: httpx.AsyncClient,
+        *,
+        base_url: str,
+        headers: Mapping[str, str],
+        timeout_s: float,
+    ) -> None:
+        self._client = client
+        self._base_url = base_url
+        self._headers = dict(headers)
+        self._timeout_s = timeout_s
+
+    async def call(self, method: str, path: str, *, size: int = 0, **parts: Any) -> httpx.Response:
+        """
+        One call; `size` is its body's, bytes.
+
+        Raises:
+            Unsent, Unclear.
+        """
+        headers = {**self._headers, **parts.pop("headers", {})}
+        try:
+            async with asyncio.timeout(self._timeout_s + size / _BYTES_A_SECOND):
+                return await self._client.request(
+                    method, self._base_url + path, headers=headers, **parts
+                )
+        except (httpx.HTTPError, TimeoutError, OSError) as exc:
+            error = describe(exc)
+            kind = Unsent if error in _UNSENT else Unclear
+            raise kind(f"the provider cannot be reached: {error}") from None
+
+    async def lines(self, path: str) -> AsyncIterator[Mapping[str, Any]]:
+        """
+        JSON lines of a reply, streamed; the limit is on the silence between two pieces.
+
+        Lines that are not JSON objects are passed over.
+        """
+        url = self._base_url + path
+        try:
+            async with self._client.stream("GET", url, headers=self._headers) as reply:
+                if reply.status_code != 200:
+                    await reply.aread()
+                    checked(reply)
+                async for line in _split(_pieces(reply, self._timeout_s)):
+                    row = _decode(line)
+                    if isinstance(row, Mapping):
+                        yield row
+        except (httpx.HTTPError, TimeoutError, OSError) as exc:
+            raise Transient(f"reading results: {describe(exc)}") from None
+
+
+async def _pieces(reply: httpx.Response, idle_s: float) -> AsyncIterator[bytes]:
+    pieces = reply.aiter_bytes()
+    while True:
+        try:
+            async with asyncio.timeout(idle_s):
+                piece = await anext(pieces)
+        except StopAsyncIteration:
+            return
+        yield piece
+
+
+async def _split(pieces: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    rest = b""
+    async for piece in pieces:
+        *whole, rest = (rest + piece).split(b"\n")
+        for line in whole:
+            yield line
+        if len(rest) > _MOST_LINE_BYTES:
+            raise Permanent(f"a line of the results is over {_MOST_LINE_BYTES} bytes")
+    if rest:
+        yield rest
+
+
+def checked(reply: httpx.Response, *, absent: type[Exception] = Absent) -> Mapping[str, Any]:
+    """
+    A reply's JSON object.
+
+    Raises:
+        Busy: asked to wait. Unclear: the provider failed. Permanent: it refused.
+        Refused: for what it was sent. Denied: for who sent it.
+        absent: there is no such thing: at once after a batch was created, it may not be found yet.
+    """
+    status = reply.status_code
+    if status in {429, 529}:
+        raise Busy(f"the provider answered {status}", retry_after_s(reply.headers))
+    if is_transient(status) and status != 501:
+        raise Unclear(f"the provider answered {status}")
+    data = _decode(reply.content)
+    if 200 <= status < 300 and isinstance(data, Mapping):
+        return data
+    if status in {404, 405, 501}:
+        raise absent(f"{reply.request.url.path} answered {status}")
+    if 200 <= status < 300:
+        raise Unclear("the provider's answer is not JSON")
+    answer = read_response(status, data)
+    message = f"the provider answered {status}: {answer.message[:_ERROR_CHARS]}"
+    if status in _REFUSED:
+        raise Refused(message, answer.kind)
+    if status in {401, 403}:
+        raise Denied(message)
+    raise Permanent(message)
+
+
+def retry_after_s(headers: httpx.Headers) -> float | None:
+    """What the provider asks to wait, seconds; None when it does not say."""
+    try:
+        if "retry-after-ms" in headers:
+            wait_s = float(headers["retry-after-ms"]) / 1000
+        else:
+            wait_s = float(headers["retry-after"])
+    except KeyError:
+        return None
+    except ValueError:
+        try:
+            then = parsedate_to_datetime(headers["retry-after"])
+            sent = parsedate_to_datetime(headers["date"])
+        except (KeyError, ValueError):
+            return None
+        wait_s = (then - sent).total_seconds()
+    return min(max(wait_s, 0.0), _MOST_WAIT_S)
+
+
+def _decode(data: bytes) -> Any:
+    try:
+        return msgspec.json.decode(data)
+    except (msgspec.DecodeError, ValueError, RecursionError):
+        return None
+
+
+def json_of(reply: httpx.Response) -> Any:
+    """A reply's JSON, or None."""
+    return _decode(reply.content)

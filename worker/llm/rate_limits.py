@@ -1,0 +1,71 @@
+"""
+The synchronous lane's limits, shared by all workers: one script admits, one releases.
+
+A worker that dies frees its slots when their leases end. A provider's own
+`Retry-After` pauses everybody; 429 and 529 lower the limit on calls in flight,
+successes raise it again.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from cache.connection.scripts import load
+from worker.keys import LLM_RATE_TTL_S, QueueKeys
+from worker.llm.rate_policy import RateLimits, pace_of
+
+_ADMIT = load(__package__, "admit_llm")
+_RELEASE = load(__package__, "release_llm")
+
+# How far ahead a turn is reserved. Short for the patient: an urgent call comes before all
+# that have none yet.
+_AHEAD_MS, _URGENT_AHEAD_MS = 1000, 60_000
+# A turn used later than this would crowd those after it.
+_LATE_MS = 250
+
+Outcome = Literal["ok", "busy", "other"]
+
+
+class RateLimiter:
+    """Limits of one provider. `lease_s` outlives the longest call."""
+
+    def __init__(
+        self, client: Any, keys: QueueKeys, provider: str, limits: RateLimits, *, lease_s: float
+    ) -> None:
+        self._client = client
+        self._keys = [keys.llm_rate(provider), keys.llm_flight(provider), keys.llm_turns(provider)]
+        self._limits = limits
+        self._lease_ms = int(lease_s * 1000)
+        self._requests = pace_of(limits.requests_per_minute)
+        self._tokens = pace_of(limits.tokens_per_minute)
+
+    async def admit(self, call_id: str, *, urgent: bool, tokens: int) -> float:
+        """0 when the call may begin (then release it), else the seconds until to ask again."""
+        limits = self._limits
+        args = [
+            call_id,
+            int(urgent),
+            tokens,
+            self._requests.step_ms,
+            self._requests.burst,
+            self._tokens.step_ms,
+            self._tokens.burst,
+            limits.max_concurrency,
+            limits.urgent_share,
+            self._lease_ms,
+            _URGENT_AHEAD_MS if urgent else _AHEAD_MS,
+            _LATE_MS,
+            LLM_RATE_TTL_S * 1000,
+        ]
+        return float(await _ADMIT.run(self._client, self._keys, args)) / 1000
+
+    async def release(self, call_id: str, outcome: Outcome, *, wait_s: float | None = None) -> int:
+        """The call has ended; returns how many may be in flight from now on."""
+        args = [
+            call_id,
+            outcome,
+            int((wait_s or 0) * 1000),
+            self._limits.max_concurrency,
+            LLM_RATE_TTL_S * 1000,
+        ]
+        return int(await _RELEASE.run(self._client, self._keys[:2], args))

@@ -1,0 +1,112 @@
+"""
+What becomes of a batch that the provider refused whole: the guilty lines fail, the others go on.
+
+Lines that the provider names are to blame, and the rest goes again at once. Where it names none,
+the requests go in two halves, each a batch of its own, until a refused one is alone. A family of
+such batches has a limited number of parts; beyond it requests go one by one.
+"""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
+
+import structlog
+
+from worker.llm.answers import Answer, blame_all
+from worker.llm.batches import Batch
+from worker.llm.grouping import most_parts
+from worker.llm.moves import Moves
+
+log = structlog.get_logger(__name__)
+
+
+async def settle_refusal(
+    run: Moves, reason: str, *, code: str = "", bad_lines: Mapping[int, str] | None = None
+) -> None:
+    """
+    Leave no request open in a batch of which the provider did nothing.
+
+    `bad_lines`: 1-based line of the file -> why. `code` is the provider's word for it all.
+    """
+    batch, store = run.batch, run.store
+    outstanding = await store.outstanding(batch.id)
+    everybody = blame_all(code, reason)
+    if everybody is not None:
+        await run.items.settle_rest(everybody)
+        return
+    # Where a request has left since, the numbers of the lines say nothing.
+    named = bad_lines if bad_lines and outstanding == batch.number("lines") else {}
+    if named:
+        outstanding -= await _blame(run, named)
+    elif outstanding == 1 and _sent(batch) == 1:
+        await run.items.answer_rest(Answer(kind="invalid_request", message=reason))
+        return
+    if not outstanding:
+        return
+    if await _may_split(run):
+        await _split(run, outstanding, 1 if named else 2)
+    else:
+        moved = await run.items.detach_all()
+        log.info("batch.split", batch_id=batch.id, requests=moved)
+
+
+def _sent(batch: Batch) -> int:
+    """How many requests the provider was sent: of a part that a crash left over, more than are open."""
+    return batch.number("lines") or batch.number("sent") or batch.size
+
+
+async def _blame(run: Moves, named: Mapping[int, str]) -> int:
+    """Answer the named lines; returns how many."""
+    line = guilty = 0
+    async for page in run.store.unanswered(run.batch.id):
+        answers = []
+        for request in page:
+            line += 1
+            if line in named:
+                answers.append((request.id, Answer(kind="invalid_request", message=named[line])))
+        guilty += await run.deps.queue.requests.answer_many(answers)
+    return guilty
+
+
+async def _may_split(run: Moves) -> bool:
+    family_id = run.batch.fields.get("family")
+    first: Batch | None = run.batch if not family_id else await run.store.read(family_id)
+    return first is not None and first.number("parts") + 2 <= most_parts(first.size)
+
+
+async def _split(run: Moves, outstanding: int, parts: int) -> None:
+    """Move what is open into so many new batches."""
+    size, left = -(-outstanding // parts), outstanding
+    new_id, filled = _new_id(), 0
+    async for page in run.store.unanswered(run.batch.id):
+        for ids in _pieces([request.id for request in page], size - filled, size):
+            filled, left = filled + len(ids), left - len(ids)
+            full = filled == size or not left
+            new_id = await _move(run, new_id, ids, seal=full)
+            run.reached("splitting")
+            if full:
+                new_id, filled = _new_id(), 0
+    if filled:  # a request was answered since they were counted
+        await _move(run, new_id, [], seal=True)
+    log.info("batch.refused", batch_id=run.batch.id, parts=parts)
+    run.reached("split")
+
+
+def _pieces(ids: Sequence[str], first: int, size: int) -> list[Sequence[str]]:
+    """A page, cut where a part is full."""
+    cuts = [0, *range(min(first, len(ids)), len(ids), size), len(ids)]
+    return [ids[a:b] for a, b in pairwise(cuts) if a < b]
+
+
+async def _move(run: Moves, new_id: str, ids: Sequence[str], *, seal: bool) -> str:
+    """Returns the batch that took them: another, where that one was sealed in between."""
+    queue = run.deps.queue
+    while not await run.store.split(run.batch, new_id, ids, seal=seal, job=queue.batch_job(new_id)):
+        new_id = _new_id()
+    return new_id
+
+
+def _new_id() -> str:
+    return uuid.uuid4().hex[:24]

@@ -1,0 +1,297 @@
+"""
+LLM requests in Redis: taken in once, answered once.
+
+A request waits in its group's list, belongs to a batch, or has a job of its
+own; its answer is stored once, and a message on one channel wakes whoever
+waits for it, in any process. docs/states.md draws it.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+from redis.exceptions import NoScriptError, RedisError
+
+from cache.connection.scripts import Script, load
+from cache.encoding import codec
+from worker.keys import LLM_USAGE_TTL_S, QueueKeys
+from worker.llm.answers import CANCELED, Answer, read_usage
+from worker.llm.grouping import Group, LLMRequest
+from worker.queue.priority import Priority
+
+_SUBMIT = load(__package__, "submit_llm", "worker.queue")
+_SUBMIT_URGENT = load(__package__, "submit_llm_urgent", "worker.queue")
+_ANSWER = load(__package__, "answer_llm", "worker.queue")
+_CANCEL = load(__package__, "cancel_llm", "worker.queue")
+_RETRY = load(__package__, "retry_llm", "worker.queue")
+
+# Larger answers are compressed: `z` and zlib's bytes. Msgpack's lists never begin so.
+_COMPRESS_FROM, _COMPRESSED = 8192, b"z"
+
+
+@dataclass(frozen=True, slots=True)
+class PreparedJob:
+    """A job that a script may store: its id and encoded body."""
+
+    id: str
+    body: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Tell:
+    """Who is told of a request's end, and the body of the job that does it."""
+
+    who: str
+    body: bytes
+
+
+NOBODY = Tell("", b"")
+
+
+@dataclass(frozen=True, slots=True)
+class FlushRules:
+    """When a group's waiting requests become a batch. Tokens are estimates; 0 is no limit."""
+
+    max_requests: int
+    max_bytes: int
+    max_tokens: int
+    max_age_ms: int
+
+
+@dataclass(frozen=True, slots=True)
+class Retention:
+    """How long answers are kept, seconds: unread, after the first read, for equal requests."""
+
+    unread_s: float = 259_200.0
+    read_s: float = 3600.0
+    equal_s: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class StoredRequest:
+    """A request that is not answered yet. `deadline_ms` is Unix milliseconds or None."""
+
+    id: str
+    group: Group
+    body: bytes
+    deadline_ms: int | None
+    tokens: int
+    urgent: bool
+
+
+class RequestStore:
+    """Takes requests in, keeps their answers, through one client."""
+
+    def __init__(self, client: Any, keys: QueueKeys, retention: Retention) -> None:
+        self.client = client
+        self.keys = keys
+        self.retention = retention
+
+    async def submit(
+        self,
+        requests: Sequence[tuple[str, LLMRequest]],
+        *,
+        flush_now: PreparedJob,
+        flush_later: PreparedJob,
+        rules: FlushRules,
+        dedupe: bool,
+        deadline_ms: int | None,
+        tell: Tell = NOBODY,
+    ) -> list[str]:
+        """Store requests of one group, 500 at most; returns the ids that will be answered."""
+        keys, group = self.keys, requests[0][1].group
+        group_id = group.id
+        names = [keys.queue(Priority.DEFAULT), keys.wake]
+        for job in (flush_now, flush_later):
+            names += [keys.job(job.id), keys.result(job.id)]
+        args: list[Any] = [
+            keys.llm,
+            group_id,
+            encode_group(group),
+            int(dedupe),
+            "" if deadline_ms is None else deadline_ms,
+            rules.max_requests,
+            rules.max_bytes,
+            rules.max_tokens,
+            rules.max_age_ms,
+            flush_now.id,
+            flush_now.body,
+            flush_later.id,
+            flush_later.body,
+            tell.who,
+            tell.body,
+        ]
+        for request_id, request in requests:
+            digest = request.digest(group_id) if dedupe else ""
+            args += (request_id, digest, request.body, request.tokens)
+        answered: list[bytes] = await _SUBMIT.run(self.client, names, args)
+        return [id_.decode() for id_ in answered]
+
+    async def submit_urgent(
+        self,
+        request_id: str,
+        request: LLMRequest,
+        *,
+        job: PreparedJob,
+        job_keys: list[str],
+        deadline_ms: int | None,
+        tell: Tell = NOBODY,
+    ) -> str:
+        """Store a request with a job of its own."""
+        keys = self.keys
+        names = [keys.llm_request(request_id), keys.llm_result(request_id), *job_keys]
+        names += [keys.llm_single, keys.llm_tell(request_id)]
+        args = [
+            request_id,
+            request.body,
+            request.group.id,
+            encode_group(request.group),
+            "" if deadline_ms is None else deadline_ms,
+            request.tokens,
+            job.id,
+            job.body,
+            tell.who,
+            tell.body,
+        ]
+        await _SUBMIT_URGENT.run(self.client, names, args)
+        return request_id
+
+    async def read(self, request_id: str) -> StoredRequest | None:
+        """An unanswered request; None once it is answered."""
+        names = ("body", "deadline", "group", "tokens", "single")
+        row = await self.client.hmget(self.keys.llm_request(request_id), *names)
+        if row[0] is None:
+            return None
+        return StoredRequest(
+            id=request_id,
+            group=decode_group(row[2]),
+            body=row[0],
+            deadline_ms=int(row[1]) if row[1] else None,
+            tokens=int(row[3] or 0),
+            urgent=row[4] == b"urgent",
+        )
+
+    async def answer(self, request_id: str, answer: Answer) -> bool:
+        """Store an answer and wake its waiters; False when there is one already."""
+        return bool(await self.answer_many([(request_id, answer)]))
+
+    async def answer_many(self, answers: Sequence[tuple[str, Answer]]) -> int:
+        """Store answers in one round trip; returns how many are new."""
+        calls = [
+            ([self.keys.llm_request(request_id)], self._answer_args(request_id, answer))
+            for request_id, answer in answers
+        ]
+        return sum(await run_many(self.client, _ANSWER, calls))
+
+    def _answer_args(self, request_id: str, answer: Answer) -> list[Any]:
+        usage = read_usage(answer.body) if answer.ok else read_usage(None)
+        return [
+            self.keys.llm,
+            request_id,
+            encode_answer(answer),
+            int(answer.ok),
+            int(self.retention.unread_s * 1000),
+            int(self.retention.equal_s * 1000),
+            LLM_USAGE_TTL_S * 1000,
+            usage.input,
+            usage.output,
+            usage.cached,
+            usage.reasoning,
+        ]
+
+    async def read_answer(self, request_id: str) -> Answer | None:
+        """A request's answer; from its first read on it is kept for less long."""
+        key, keep = self.keys.llm_result(request_id), self.retention
+        data = await self.client.get(key)
+        if data is None:
+            return None
+        read_s = max(keep.read_s, keep.equal_s)
+        if read_s < keep.unread_s:
+            await self.client.pexpire(key, int(read_s * 1000), lt=True)
+        return decode_answer(data)
+
+    async def peek_answer(self, request_id: str) -> Answer | None:
+        """The same, without counting as a read."""
+        data = await self.client.get(self.keys.llm_result(request_id))
+        return None if data is None else decode_answer(data)
+
+    async def is_open(self, request_id: str) -> bool:
+        """Whether the request is known and not answered."""
+        return bool(await self.client.exists(self.keys.llm_request(request_id)))
+
+    async def cancel(
+        self, request_id: str, call_id: str, *, everybody: bool = False
+    ) -> tuple[int, str]:
+        """
+        One caller (or everybody) gives up a request.
+
+        Returns 0 unknown, 1 others still wait for it, 2 it ended so; and its batch, or "".
+        """
+        args = [
+            self.keys.llm,
+            request_id,
+            encode_answer(CANCELED),
+            int(self.retention.unread_s * 1000),
+            LLM_USAGE_TTL_S * 1000,
+            call_id,
+            int(everybody),
+        ]
+        code, batch = await _CANCEL.run(self.client, [self.keys.llm_request(request_id)], args)
+        return int(code), batch.decode()
+
+    async def retry(
+        self, request_ids: Sequence[str], *, job: PreparedJob, job_keys: list[str]
+    ) -> int:
+        """Let requests that ended with an error wait again; returns how many did."""
+        keys = self.keys
+        calls = [
+            (
+                [keys.llm_failed(id_), keys.llm_request(id_), keys.llm_result(id_), *job_keys],
+                [keys.llm, id_, job.id, job.body],
+            )
+            for id_ in request_ids
+        ]
+        return sum(await run_many(self.client, _RETRY, calls))
+
+
+async def run_many(
+    client: Any, script: Script, calls: Sequence[tuple[Sequence[Any], Sequence[Any]]]
+) -> list[int]:
+    """Run a script once for each (keys, args) in one round trip; the numbers it returned."""
+    if not calls:
+        return []
+    async with client.pipeline(transaction=False) as pipe:
+        for keys, args in calls:
+            pipe.evalsha(script.sha, len(keys), *keys, *args)
+        replies = await pipe.execute(raise_on_error=False)
+    for number, reply in enumerate(replies):
+        if isinstance(reply, NoScriptError):
+            replies[number] = await script.run(client, *calls[number])
+        elif isinstance(reply, RedisError):
+            raise reply
+    return [int(reply) for reply in replies]
+
+
+def encode_answer(answer: Answer) -> bytes:
+    data = codec.encode([answer.body, answer.kind, answer.message])
+    return data if len(data) < _COMPRESS_FROM else _COMPRESSED + zlib.compress(data, 1)
+
+
+def decode_answer(data: bytes) -> Answer:
+    if data.startswith(_COMPRESSED):
+        data = zlib.decompress(data[1:])
+    body, kind, message = codec.decode(data)
+    return Answer(body, kind, message)
+
+
+@lru_cache(maxsize=1024)
+def encode_group(group: Group) -> bytes:
+    return codec.encode([group.provider, group.endpoint, group.model])
+
+
+def decode_group(data: bytes) -> Group:
+    return Group(*codec.decode(data))

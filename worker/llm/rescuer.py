@@ -1,0 +1,53 @@
+"""
+Upkeep of the LLM half: no request and no batch stays open without a job that carries it on.
+
+A job can be lost: its workers died under it too often (a dead letter), somebody purged it, its
+body cannot be read. A batch gets another job as often as need be; a request that goes by itself
+a few times, for it may be what kills the workers, and then ends with the error `job_lost`.
+"""
+
+from __future__ import annotations
+
+import structlog
+
+from worker.deps import Deps, JobContext
+from worker.llm.answers import Answer
+
+log = structlog.get_logger(__name__)
+
+REVIVE_LLM = "revive_llm"
+# A job that has just been lost is seen within twice this.
+REVIVE_LLM_CRON = "*/15 * * * * *"
+_IDLE_S = 15.0
+_MOST_LOST = 3
+
+
+async def revive_llm(ctx: JobContext) -> int:
+    """Give what has lost its job another; returns how many jobs that made."""
+    return await look_after(Deps.of(ctx), idle_s=_IDLE_S)
+
+
+async def look_after(deps: Deps, *, idle_s: float = 0.0) -> int:
+    """The same for what nobody has looked after for `idle_s` seconds."""
+    upkeep, queue = deps.queue.upkeep, deps.queue
+    revived = 0
+    async for ids in upkeep.neglected_batches(idle_s=idle_s):
+        batches = await upkeep.revive_batches([(id_, queue.batch_job(id_)) for id_ in ids])
+        revived += len(batches)
+    async for ids in upkeep.neglected_requests(idle_s=idle_s):
+        jobs = [(id_, queue.single_job(id_)) for id_ in ids]
+        again, lost = await upkeep.revive_requests(jobs, most=_MOST_LOST)
+        revived += len(again)
+        for id_ in lost:
+            await _give_up(deps, id_)
+    if revived:
+        log.warning("llm.jobs_revived", jobs=revived)
+    return revived
+
+
+async def _give_up(deps: Deps, request_id: str) -> None:
+    letter = await deps.queue.dead.get(deps.queue.single_job(request_id).id)
+    reason = "it vanished" if letter is None else letter.reason
+    message = f"its job was lost {_MOST_LOST + 1} times, the last time: {reason}"
+    await deps.queue.requests.answer(request_id, Answer(kind="job_lost", message=message))
+    log.error("llm.given_up", request_id=request_id, reason=reason)

@@ -1,1 +1,0 @@
-"""Pure decisions: no IO, no clock, no randomness of their own. Standard library only."""

@@ -1,0 +1,1 @@
+"""Worker processes: a supervisor starts, watches, restarts and stops them."""

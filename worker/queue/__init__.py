@@ -1,0 +1,1 @@
+"""Jobs in Redis: enqueue, read, abort, retry, schedule. Importable without arq."""

@@ -1,0 +1,101 @@
+"""What a caller may hand in: every check of an argument, before anything is stored."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from datetime import UTC, datetime
+from typing import Any
+from urllib.parse import urlsplit
+
+from worker.errors import InvalidArgument, InvalidWebhookURL, NotSerializable, PayloadTooLarge
+from worker.queue.priority import Priority
+
+MAX_DELAY_S = 366 * 86_400.0
+_ID = re.compile(r"[A-Za-z0-9_.:-]{1,128}")
+_NAME = re.compile(r"[\w.:<>-]{1,256}")
+
+
+def require_job_name(name: str) -> None:
+    if not isinstance(name, str) or not _NAME.fullmatch(name):
+        raise InvalidArgument(f"{name!r} is not a job name: 1-256 letters, digits and _ . : < > -")
+
+
+def require_priority(priority: Priority | str) -> Priority:
+    try:
+        return Priority(priority)
+    except ValueError:
+        accepted = ", ".join(Priority)
+        raise InvalidArgument(f"{priority!r} is not a priority; accepted: {accepted}") from None
+
+
+def require_event_type(event_type: str) -> None:
+    if not isinstance(event_type, str) or not re.fullmatch(r"[\x21-\x7e]{1,128}", event_type):
+        raise InvalidArgument("event_type must be 1-128 printable ASCII characters, no spaces")
+
+
+def webhook_body(payload: Any, *, max_bytes: int) -> bytes:
+    """
+    The bytes that will be signed and sent: bytes as they are, anything else as JSON.
+
+    Raises:
+        NotSerializable, PayloadTooLarge.
+    """
+    if isinstance(payload, bytes | bytearray | memoryview):
+        body = bytes(payload)
+    else:
+        try:
+            text = json.dumps(payload, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+            body = text.encode()
+        except (TypeError, ValueError, RecursionError) as exc:
+            raise NotSerializable(f"the payload is not JSON: {exc}") from None
+    if len(body) > max_bytes:
+        raise PayloadTooLarge(
+            "the webhook body", len(body), max_bytes, "LETTA_WEBHOOK_MAX_BODY_BYTES"
+        )
+    return body
+
+
+def now_ms() -> int:
+    return int(datetime.now(UTC).timestamp() * 1000)
+
+
+def require_id(what: str, value: str) -> None:
+    if not isinstance(value, str) or not _ID.fullmatch(value):
+        raise InvalidArgument(f"{what} must be 1-128 of A-Z a-z 0-9 _ . : -")
+
+
+def delay_ms(delay_s: float) -> int:
+    if not isinstance(delay_s, int | float) or not math.isfinite(delay_s):
+        raise InvalidArgument("delay_s must be a number of seconds")
+    if not 0 <= delay_s <= MAX_DELAY_S:
+        raise InvalidArgument(f"delay_s must be from 0 to {MAX_DELAY_S:.0f} seconds, not {delay_s}")
+    return round(delay_s * 1000)
+
+
+def unix_ms(what: str, moment: datetime) -> int:
+    if not isinstance(moment, datetime) or moment.tzinfo is None:
+        raise InvalidArgument(f"{what} must be a datetime with a time zone")
+    return int(moment.timestamp() * 1000)
+
+
+def require_webhook_url(url: str) -> None:
+    problem = _url_problem(url)
+    if problem:
+        raise InvalidWebhookURL(f"not a webhook URL: {problem}")
+
+
+def _url_problem(url: str) -> str | None:
+    if not isinstance(url, str) or len(url) > 2048 or re.search(r"[\x00-\x20\x7f]", url):
+        return "it must be text of at most 2048 characters without spaces or control characters"
+    try:
+        parts = urlsplit(url)
+        port = parts.port
+    except ValueError as exc:
+        return str(exc)
+    if parts.scheme not in {"http", "https"} or not parts.hostname:
+        return "it must begin with http:// or https:// and name a host"
+    if parts.username is not None or parts.password is not None:
+        return "it must not carry a user or password"
+    return "port 0 cannot be connected to" if port == 0 else None

@@ -1,0 +1,291 @@
+"""
+The job half of the client: enqueue, many at once, chained, gathered, repeating; statistics.
+
+A job's own options travel in its body under `o` (stock arq reads past it):
+u: unique key (a whole Redis key), us: its scope, x: expiry (Unix ms),
+then: the job that follows {f, a, k, q, id, delay, xs, o}, g: part of a gathering {id, i}.
+"""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from cache.encoding import codec
+from cache.errors import NotEncodable
+from worker.errors import InvalidArgument, NotSerializable, PayloadTooLarge
+from worker.keys import QueueKeys
+from worker.queue import arguments
+from worker.queue.admission import MemoryGuard
+from worker.queue.calls import Call, Unique
+from worker.queue.dead import DeadLetters
+from worker.queue.job import Job, reach
+from worker.queue.priority import Priority
+from worker.queue.schedules import Schedule, ScheduleStore
+from worker.queue.store import QueueStore, job_body
+
+# Jobs of one script call: a longer one would keep the server from its other clients.
+_CHUNK = 500
+# A gathering is stored by one call, so that it is there before any part ends.
+_MOST_PARTS = 1000
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What the producer refuses. Sizes are bytes; 0 switches a limit off."""
+
+    max_job_bytes: int = 1_048_576
+    max_length: int = 0
+    max_memory_share: float = 0.0
+
+
+class Producer:
+    """Stores jobs through one client. `JobQueue` is one, with webhooks and LLM requests."""
+
+    def __init__(self, client: Any, keys: QueueKeys, limits: Limits) -> None:
+        self.keys = keys
+        self.client = client
+        self.jobs = QueueStore(client, keys)
+        self.dead = DeadLetters(client, keys)
+        self._limits = limits
+        self._memory = MemoryGuard(client, share=limits.max_memory_share)
+        self._schedules = ScheduleStore(client, keys)
+
+    async def enqueue(
+        self,
+        name: str,
+        *args: Any,
+        priority: Priority = Priority.DEFAULT,
+        job_id: str | None = None,
+        delay_s: float = 0,
+        at: datetime | None = None,
+        unique: Unique | str | None = None,
+        expires_s: float | None = None,
+        then: Call | None = None,
+        **kwargs: Any,
+    ) -> Job:
+        """
+        Store a job that calls the worker's function `name` with these arguments.
+
+        `delay_s` or `at` (an aware datetime) puts it off. With a `job_id` that
+        waits or runs already nothing is stored, and `Job.is_new` is False; a
+        kept result of an earlier job of that id is no hindrance. `unique` (a
+        key, or `Unique`) stores nothing while another job holds the key: the
+        handle is that job's. Not started within `expires_s` of now, it is a
+        dead letter. `then` is enqueued with the result as its first argument
+        when this one succeeds, in the same step.
+
+        Raises:
+            InvalidArgument: bad name, id, delay, time or key.
+            NotSerializable: an argument has no safe encoding.
+            PayloadTooLarge: over LETTA_QUEUE_MAX_JOB_BYTES.
+            QueueFull, QueueMemoryFull: no room; nothing was stored.
+        """
+        if job_id is not None:
+            arguments.require_id("job_id", job_id)
+        if at is not None and delay_s:
+            raise InvalidArgument("give delay_s or at, not both")
+        options = self._options(expires_s, then)
+        lock = _as_unique(unique)
+        # A window frees itself; the others are freed with the job.
+        if lock is not None and lock.scope != "window":
+            options |= {"u": self.keys.unique(lock.key), "us": lock.scope}
+        chosen = job_id or uuid.uuid4().hex
+        body = self._body(name, *args, _options=options, **kwargs)
+        await reach(self._memory.admit())
+        stored = await reach(
+            self.jobs.put(
+                chosen,
+                body,
+                priority=arguments.require_priority(priority),
+                delay_ms=arguments.delay_ms(delay_s),
+                due_ms=None if at is None else arguments.unix_ms("at", at),
+                most=self._limits.max_length,
+                unique=None if lock is None else self.keys.unique(lock.key),
+                window_ms=_window_ms(lock),
+            )
+        )
+        if stored.holder is not None:
+            return Job(stored.holder, self.jobs, is_new=False)
+        # Without an id of the caller's, "there already" can only be this very
+        # call, sent again after its reply was lost.
+        return Job(chosen, self.jobs, is_new=stored.is_new or job_id is None)
+
+    async def enqueue_many(self, calls: Iterable[Call]) -> list[Job]:
+        """
+        Store many jobs, 500 a step, each step whole or not at all; handles in the calls' order.
+
+        Calls whose `job_id` waits or runs already are left as they are.
+
+        Raises:
+            As `enqueue`. Every call is checked before the first is stored; steps
+            before a refusal for want of room stay.
+        """
+        rows = [self._row(call) for call in calls]
+        for at in range(0, len(rows), _CHUNK):
+            await reach(self._memory.admit())
+            await reach(self.jobs.put_many(rows[at : at + _CHUNK], most=self._limits.max_length))
+        return [Job(row[0], self.jobs) for row in rows]
+
+    async def gather(self, calls: Sequence[Call], *, then: Call) -> Job:
+        """
+        Store jobs, and when all have succeeded enqueue `then` with the list of their results.
+
+        The handle is `then`'s. Results are in the calls' order. When a part
+        dies `then` does not run; it still does when the dead letter is retried
+        within a week and succeeds.
+
+        Raises:
+            InvalidArgument: no call, or more than 1,000; else as `enqueue`.
+        """
+        if not 1 <= len(calls) <= _MOST_PARTS:
+            raise InvalidArgument(f"gather takes 1 to {_MOST_PARTS} calls, not {len(calls)}")
+        gather_id = uuid.uuid4().hex
+        rows = [
+            self._row(call, {"g": {"id": gather_id, "i": index}})
+            for index, call in enumerate(calls)
+        ]
+        job_id = then.job_id or uuid.uuid4().hex
+        arguments.require_id("job_id", job_id)
+        head, tail = self._around(then)
+        fields = {"size": len(rows), "head": head, "tail": tail}
+        fields |= {"queue": self.keys.queue(then.priority), "job": job_id}
+        await reach(self._memory.admit())
+        await reach(
+            self.jobs.put_many(
+                rows, most=self._limits.max_length, gather=(self.keys.gather(gather_id), fields)
+            )
+        )
+        return Job(job_id, self.jobs)
+
+    # -- repeating jobs ----------------------------------------------------------
+
+    async def schedule(
+        self, schedule_id: str, job: Call, *, every_s: float | None = None, cron: str | None = None
+    ) -> None:
+        """
+        Run a job again and again, once a tick for all workers; the same id changes it.
+
+        `every_s` counts from now; `cron` is five fields, or six with seconds
+        first, in UTC. Ticks that passed while no worker was up run once.
+
+        Raises:
+            InvalidArgument: neither or both were given, or the rhythm is no such.
+        """
+        arguments.require_id("job_id", schedule_id)
+        arguments.require_job_name(job.name)
+        if (every_s is None) == (cron is None):
+            raise InvalidArgument("give every_s or cron, not both and not neither")
+        if every_s is not None and not 0.01 <= every_s <= arguments.MAX_DELAY_S:
+            raise InvalidArgument(
+                f"every_s must be from 0.01 to {arguments.MAX_DELAY_S:.0f} seconds"
+            )
+        if cron is not None and len(cron.split()) not in (5, 6):
+            raise InvalidArgument(f"{cron!r} is not a cron expression of five or six fields")
+        self._body(job.name, *job.args, **(job.kwargs or {}))
+        queue = self.keys.queue(job.priority)
+        await reach(self._schedules.put(Schedule(schedule_id, job, every_s, cron), queue))
+
+    async def unschedule(self, schedule_id: str) -> bool:
+        """End a repeating job; runs that are queued already stay. False when there was none."""
+        return await reach(self._schedules.remove(schedule_id))
+
+    async def schedules(self) -> list[Schedule]:
+        """All repeating jobs."""
+        return await reach(self._schedules.list())
+
+    # -- looking -----------------------------------------------------------------
+
+    def job(self, job_id: str) -> Job:
+        """A handle on a job enqueued before."""
+        return Job(job_id, self.jobs)
+
+    async def stats(self) -> dict[str, dict[str, float]]:
+        """Per priority: queued, deferred, running, dead (jobs) and oldest_age_s."""
+        counts = await reach(self.jobs.counts())
+        return {
+            priority.value: {
+                "queued": row.queued,
+                "deferred": row.deferred,
+                "running": row.running,
+                "dead": row.dead,
+                "oldest_age_s": row.oldest_age_s,
+            }
+            for priority, row in counts.items()
+        }
+
+    # -- inside ------------------------------------------------------------------
+
+    def _row(
+        self, call: Call, more: Mapping[str, Any] | None = None
+    ) -> tuple[str, Priority, int, bytes]:
+        if call.job_id is not None:
+            arguments.require_id("job_id", call.job_id)
+        options = {**self._options(call.expires_s, call.then), **(more or {})}
+        body = self._body(call.name, *call.args, _options=options, **(call.kwargs or {}))
+        job_id = call.job_id or uuid.uuid4().hex
+        return job_id, call.priority, arguments.delay_ms(call.delay_s), body
+
+    def _options(self, expires_s: float | None, then: Call | None) -> dict[str, Any]:
+        options: dict[str, Any] = {}
+        if expires_s is not None:
+            options["x"] = arguments.now_ms() + arguments.delay_ms(expires_s)
+        if then is not None:
+            arguments.require_job_name(then.name)
+            if then.job_id is not None:
+                arguments.require_id("job_id", then.job_id)
+            options["then"] = {
+                "f": then.name,
+                "a": list(then.args),
+                "k": dict(then.kwargs or {}),
+                "q": self.keys.queue(then.priority),
+                "id": then.job_id,
+                "delay": arguments.delay_ms(then.delay_s),
+                # Its time to expire counts from when it is stored.
+                "xs": None if then.expires_s is None else arguments.delay_ms(then.expires_s),
+                "o": self._options(None, then.then),
+            }
+        return options
+
+    def _around(self, then: Call) -> tuple[bytes, bytes]:
+        """The job that follows, encoded, cut where the list of results belongs."""
+        mark = uuid.uuid4().bytes
+        options = self._options(then.expires_s, then.then)
+        body = self._body(then.name, mark, *then.args, _options=options, **(then.kwargs or {}))
+        head, _, tail = body.partition(codec.encode(mark))
+        return head, tail
+
+    def _body(
+        self, name: str, *args: Any, _options: Mapping[str, Any] | None = None, **kwargs: Any
+    ) -> bytes:
+        arguments.require_job_name(name)
+        try:
+            body = job_body(name, args, kwargs, now_ms=arguments.now_ms(), options=_options)
+        except NotEncodable as exc:
+            raise NotSerializable(f"arguments of {name!r}: {exc}") from None
+        limit = self._limits.max_job_bytes
+        if len(body) > limit:
+            raise PayloadTooLarge(f"job {name!r}", len(body), limit, "LETTA_QUEUE_MAX_JOB_BYTES")
+        return body
+
+
+def _as_unique(unique: Unique | str | None) -> Unique | None:
+    if unique is None:
+        return None
+    lock = Unique(unique) if isinstance(unique, str) else unique
+    if not lock.key or len(lock.key) > 256:
+        raise InvalidArgument("a unique key has 1 to 256 characters")
+    if lock.scope not in ("queued", "running", "window"):
+        raise InvalidArgument(f"{lock.scope!r} is not a scope; accepted: queued, running, window")
+    if (lock.scope == "window") != (lock.window_s is not None):
+        raise InvalidArgument("window_s belongs to the scope window, and the scope to it")
+    return lock
+
+
+def _window_ms(lock: Unique | None) -> int | None:
+    if lock is None or lock.window_s is None:
+        return None
+    return max(1, arguments.delay_ms(lock.window_s))

@@ -1,0 +1,178 @@
+"""
+Dead letters: jobs that ended badly, kept whole until their age or their number is too great.
+
+Listed newest first. A retry starts with a clean count of tries; a job whose own
+`expires` has passed runs without it. Each retry and purge is an audit line in the log.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+import structlog
+
+from cache.connection.scripts import load
+from cache.encoding import codec
+from cache.errors import CodecError
+from worker.errors import InvalidArgument
+from worker.keys import QueueKeys
+from worker.queue.arguments import unix_ms
+from worker.queue.job import reach
+
+log = structlog.get_logger(__name__)
+
+_RETRY = load(__package__, "dead_retry")
+_PAGE = 500
+_QUEUES = ("critical", "high", "default", "low")
+
+
+@dataclass(frozen=True, slots=True)
+class DeadLetter:
+    """
+    One dead job. `reason`: exhausted, permanent, failed, poison, expired,
+    undecodable or unknown. `body` is what was enqueued, as it was.
+    """
+
+    id: str
+    name: str
+    reason: str
+    error: str
+    tries: int
+    priority: str
+    died_at: datetime
+    body: bytes
+
+
+# `DeadLetters.list` hides the type's own name inside the class.
+_Letters = list[DeadLetter]
+_Ids = list[str]
+
+
+class DeadLetters:
+    """`queue.dead`."""
+
+    def __init__(self, client: Any, keys: QueueKeys) -> None:
+        self._client = client
+        self._keys = keys
+
+    async def list(self, *, limit: int = 100, offset: int = 0) -> _Letters:
+        """The newest dead letters, newest first."""
+        ids = await reach(
+            self._client.zrange(self._keys.dead, offset, offset + limit - 1, desc=True)
+        )
+        return await self._read([id_.decode(errors="replace") for id_ in ids])
+
+    async def get(self, job_id: str) -> DeadLetter | None:
+        found = await self._read([job_id])
+        return found[0] if found else None
+
+    async def count(self) -> int:
+        return int(await reach(self._client.zcard(self._keys.dead)))
+
+    async def retry(self, job_id: str | None = None, *, since: datetime | None = None) -> int:
+        """
+        Enqueue one dead letter again, or all that died since a time; returns how many.
+
+        One whose id waits or runs again, or whose body was not kept, stays.
+
+        Raises:
+            InvalidArgument: neither or both were given, or `since` has no time zone.
+        """
+        _require_one(job_id, since)
+        done = 0
+        async for letter in self._chosen(job_id, since, None):
+            done += await self._retry(letter)
+        return done
+
+    async def purge(self, job_id: str | None = None, *, before: datetime | None = None) -> int:
+        """
+        Delete one dead letter, or all that died before a time; returns how many.
+
+        Raises:
+            InvalidArgument: neither or both were given, or `before` has no time zone.
+        """
+        _require_one(job_id, before)
+        done = 0
+        async for letter in self._chosen(job_id, None, before):
+            async with self._client.pipeline(transaction=True) as pipe:
+                pipe.delete(self._keys.dead_job(letter.id))
+                pipe.zrem(self._keys.dead, letter.id)
+                _, removed = await reach(pipe.execute())
+            if removed:
+                done += 1
+                log.info("dead.purged", job_id=letter.id, task=letter.name, reason=letter.reason)
+        return done
+
+    async def _retry(self, letter: DeadLetter) -> bool:
+        keys = self._keys
+        names = [keys.dead, keys.dead_job(letter.id), keys.job(letter.id), keys.result(letter.id)]
+        names += [keys.wake, keys.retry(letter.id)]
+        args = [letter.id, _without_expiry(letter.body)]
+        outcome = await reach(_RETRY.run(self._client, names, args))
+        if outcome == 1:
+            log.info("dead.retried", job_id=letter.id, task=letter.name, reason=letter.reason)
+        return bool(outcome == 1)
+
+    async def _chosen(
+        self, job_id: str | None, since: datetime | None, before: datetime | None
+    ) -> AsyncIterator[DeadLetter]:
+        if job_id is not None:
+            for letter in await self._read([job_id]):
+                yield letter
+            return
+        low = "-inf" if since is None else unix_ms("since", since)
+        high = "+inf" if before is None else f"({unix_ms('before', before)}"
+        ids = await reach(self._client.zrange(self._keys.dead, low, high, byscore=True))
+        for at in range(0, len(ids), _PAGE):
+            page = [id_.decode(errors="replace") for id_ in ids[at : at + _PAGE]]
+            for letter in await self._read(page):
+                yield letter
+
+    async def _read(self, ids: _Ids) -> _Letters:
+        async with self._client.pipeline(transaction=False) as pipe:
+            for id_ in ids:
+                pipe.hgetall(self._keys.dead_job(id_))
+            rows = await reach(pipe.execute())
+        return [_letter(id_, row) for id_, row in zip(ids, rows, strict=True) if row]
+
+
+def _letter(id_: str, row: dict[bytes, bytes]) -> DeadLetter:
+    return DeadLetter(
+        id=id_,
+        name=row[b"name"].decode() or _name_in(row[b"body"]),
+        reason=row[b"reason"].decode(),
+        error=row[b"error"].decode(errors="replace"),
+        tries=int(row[b"tries"]),
+        priority=_QUEUES[int(row[b"queue"]) - 1],
+        died_at=datetime.fromtimestamp(int(row[b"died"]) / 1000, UTC),
+        body=row[b"body"],
+    )
+
+
+def _fields(body: bytes) -> dict[str, Any]:
+    try:
+        fields = codec.decode(body)
+    except CodecError:
+        return {}
+    return fields if isinstance(fields, dict) else {}
+
+
+def _name_in(body: bytes) -> str:
+    return str(_fields(body).get("f", "<unknown>"))
+
+
+def _without_expiry(body: bytes) -> bytes:
+    """The body to run instead, or nothing when the kept one will do."""
+    fields = _fields(body)
+    options = fields.get("o")
+    if not isinstance(options, dict) or "x" not in options:
+        return b""
+    return codec.encode({**fields, "o": {k: v for k, v in options.items() if k != "x"}})
+
+
+def _require_one(job_id: str | None, moment: datetime | None) -> None:
+    if (job_id is None) == (moment is None):
+        raise InvalidArgument("name one dead letter or a time, not both and not neither")

@@ -1,0 +1,113 @@
+"""The handle that `enqueue` returns: a job's status, result and end."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable
+from typing import Any, TypeVar
+
+from redis.exceptions import OutOfMemoryError
+
+from cache.connection.pool import OUTAGE, explain
+from cache.encoding.codec import RemoteError
+from worker.errors import (
+    JobAborted,
+    JobFailed,
+    NotFound,
+    QueueMemoryFull,
+    QueueUnavailable,
+    ResultTimeout,
+)
+from worker.queue.store import JobResult, JobStatus, QueueStore
+
+T = TypeVar("T")
+
+# How often a waiter looks: quick at first, then seldom.
+_POLL_MIN_S, _POLL_MAX_S = 0.01, 0.5
+
+
+async def reach(work: Awaitable[T]) -> T:
+    """Await a store's call; an outage becomes QueueUnavailable, a full server QueueMemoryFull."""
+    try:
+        return await work
+    except OutOfMemoryError as exc:
+        raise QueueMemoryFull(f"the queue's server is out of memory: {explain(exc)}") from exc
+    except OUTAGE as exc:
+        raise QueueUnavailable(f"the queue's server cannot be used: {explain(exc)}") from exc
+
+
+class Job:
+    """A handle on one job; `is_new` is False when a job of that id was there already."""
+
+    __slots__ = ("_store", "id", "is_new")
+
+    def __init__(self, job_id: str, store: QueueStore, *, is_new: bool = True) -> None:
+        self.id = job_id
+        self.is_new = is_new
+        self._store = store
+
+    async def status(self) -> JobStatus:
+        """deferred, queued, in_progress, complete or not_found."""
+        return await reach(self._store.status(self.id))
+
+    async def result(self, *, timeout_s: float | None = None) -> Any:
+        """
+        Wait for the job's end and return its result.
+
+        Raises:
+            JobFailed: it ended with an exception.
+            JobAborted: it was aborted.
+            ResultTimeout: not within `timeout_s`.
+            NotFound: no such job, or its result is no longer kept.
+        """
+        return _value(await self._wait(timeout_s))
+
+    async def abort(self, *, timeout_s: float | None = 10.0) -> bool:
+        """
+        Ask for the job's end and wait for it; True when it ended as aborted.
+
+        Raises:
+            ResultTimeout: it has not ended within `timeout_s`; the request stands.
+        """
+        if not await reach(self._store.abort(self.id)):
+            return False
+        try:
+            _value(await self._wait(timeout_s))
+        except JobAborted:
+            return True
+        except (JobFailed, NotFound):
+            return False
+        return False
+
+    async def _wait(self, timeout_s: float | None) -> JobResult:
+        store = self._store
+        try:
+            async with asyncio.timeout(timeout_s):
+                pause = _POLL_MIN_S
+                while True:
+                    found = await reach(store.result(self.id))
+                    if found is not None:
+                        return found
+                    if await reach(store.status(self.id)) is JobStatus.NOT_FOUND:
+                        # It may have ended between the two looks.
+                        found = await reach(store.result(self.id))
+                        if found is not None:
+                            return found
+                        raise NotFound(f"no job {self.id!r}, or its result is no longer kept")
+                    await asyncio.sleep(pause)
+                    pause = min(pause * 1.5, _POLL_MAX_S)
+        except TimeoutError:
+            raise ResultTimeout(f"job {self.id!r} has not ended after {timeout_s} s") from None
+
+    def __repr__(self) -> str:
+        return f"Job({self.id!r})"
+
+
+def _value(found: JobResult) -> Any:
+    if found.success:
+        return found.value
+    if isinstance(found.value, asyncio.CancelledError):
+        raise JobAborted("the job was aborted")
+    if isinstance(found.value, RemoteError):
+        raise JobFailed(found.value.kind, found.value.message)
+    raise JobFailed("Error", str(found.value))

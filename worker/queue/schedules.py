@@ -1,0 +1,67 @@
+"""Repeating jobs that clients register; the workers run them (worker/engine/cron.py)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from cache.connection.scripts import load
+from cache.encoding import codec
+from worker.keys import QueueKeys
+from worker.queue.calls import Call
+from worker.queue.priority import Priority
+
+_PUT = load(__package__, "schedule")
+
+
+@dataclass(frozen=True, slots=True)
+class Schedule:
+    """A repeating job: `every_s` seconds apart, or at the ticks of `cron` (UTC)."""
+
+    id: str
+    job: Call
+    every_s: float | None
+    cron: str | None
+
+
+class ScheduleStore:
+    """Reads and writes them through one client."""
+
+    def __init__(self, client: Any, keys: QueueKeys) -> None:
+        self._client = client
+        self._due = f"{keys.queue()}:schedules"
+        self._jobs = f"{keys.queue()}:schedules:jobs"
+        self._wake = keys.wake
+
+    async def put(self, schedule: Schedule, queue: str) -> None:
+        job = schedule.job
+        every_ms = None if schedule.every_s is None else round(schedule.every_s * 1000)
+        row = {
+            "f": job.name,
+            "a": list(job.args),
+            "k": dict(job.kwargs or {}),
+            "q": queue,
+            "p": job.priority.value,
+            "every": every_ms,
+            "cron": schedule.cron,
+        }
+        keys = [self._due, self._jobs, self._wake]
+        args = [schedule.id, codec.encode(row), every_ms or 0]
+        await _PUT.run(self._client, keys, args)
+
+    async def remove(self, schedule_id: str) -> bool:
+        async with self._client.pipeline(transaction=True) as pipe:
+            pipe.zrem(self._due, schedule_id)
+            pipe.hdel(self._jobs, schedule_id)
+            _, removed = await pipe.execute()
+        return bool(removed)
+
+    async def list(self) -> list[Schedule]:
+        rows = await self._client.hgetall(self._jobs)
+        return [_schedule(id_.decode(), codec.decode(data)) for id_, data in sorted(rows.items())]
+
+
+def _schedule(id_: str, row: dict[str, Any]) -> Schedule:
+    job = Call(row["f"], tuple(row["a"]), row["k"], Priority(row["p"]))
+    every_s = None if row["every"] is None else row["every"] / 1000
+    return Schedule(id_, job, every_s, row["cron"])

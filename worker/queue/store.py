@@ -1,0 +1,212 @@
+"""
+The queue's side in Redis: store a job, read its state and result, ask for its end.
+
+Keys and their bounds: docs/keys.md. The layout is stock arq's, so that stock
+clients read it: `job:<id>` holds msgpack {t, f, a, k, et}, the queue's sorted
+set the due time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any
+
+from cache.connection.scripts import load
+from cache.encoding import codec
+from worker.errors import QueueFull
+from worker.keys import QueueKeys
+from worker.queue.priority import Priority
+
+_ENQUEUE = load(__package__, "enqueue")
+_ENQUEUE_MANY = load(__package__, "enqueue_many")
+_ABORT = load(__package__, "abort")
+_STATS = load(__package__, "stats")
+_NUMBER = {priority: number for number, priority in enumerate(Priority, 1)}
+# A gathering whose parts never all succeed is forgotten after a week.
+GATHER_TTL_MS = 604_800_000
+
+
+class JobStatus(StrEnum):
+    """Where a job is. The values are arq's."""
+
+    DEFERRED = "deferred"
+    QUEUED = "queued"
+    IN_PROGRESS = "in_progress"
+    COMPLETE = "complete"
+    NOT_FOUND = "not_found"
+
+
+@dataclass(frozen=True, slots=True)
+class JobResult:
+    """How a job ended: `value` is its result, or the exception it ended with."""
+
+    success: bool
+    value: Any
+    tries: int
+
+
+@dataclass(frozen=True, slots=True)
+class QueueCounts:
+    """One priority's numbers; `oldest_age_s` is how long the longest-due job waits."""
+
+    queued: int
+    deferred: int
+    running: int
+    oldest_age_s: float
+    dead: int
+
+
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """Whether the job is new; `holder` is the job that holds its unique key."""
+
+    is_new: bool
+    holder: str | None
+
+
+def job_body(
+    name: str,
+    args: Sequence[Any],
+    kwargs: Mapping[str, Any],
+    *,
+    now_ms: int,
+    try_: int | None = None,
+    options: Mapping[str, Any] | None = None,
+) -> bytes:
+    """
+    Encode a job as arq does.
+
+    Raises:
+        cache.errors.NotEncodable: an argument has no safe encoding.
+    """
+    fields: dict[str, Any] = {
+        "t": try_,
+        "f": name,
+        "a": list(args),
+        "k": dict(kwargs),
+        "et": now_ms,
+    }
+    if options:
+        # Ours alone; stock arq reads past it. See worker/queue/client.py.
+        fields["o"] = options
+    return codec.encode(fields)
+
+
+class QueueStore:
+    """Reads and writes the queue through one client."""
+
+    def __init__(self, client: Any, keys: QueueKeys) -> None:
+        self.client = client
+        self.keys = keys
+
+    def job_keys(self, job_id: str, priority: Priority) -> list[str]:
+        """What `_put_job.lua` writes: queue, body, result, wake token."""
+        keys = self.keys
+        return [keys.queue(priority), keys.job(job_id), keys.result(job_id), keys.wake]
+
+    @property
+    def queues(self) -> list[str]:
+        """By number, from 1: critical, high, default, low."""
+        return [self.keys.queue(priority) for priority in Priority]
+
+    async def put(
+        self,
+        job_id: str,
+        body: bytes,
+        *,
+        priority: Priority,
+        delay_ms: int,
+        due_ms: int | None,
+        most: int = 0,
+        unique: str | None = None,
+        window_ms: int | None = None,
+    ) -> Stored:
+        """
+        Store a job unless one of this id waits or runs, or another holds `unique` (a whole key).
+
+        Raises:
+            QueueFull: `most` jobs wait (0: no limit).
+        """
+        keys = [*self.job_keys(job_id, priority), *self.queues]
+        args: list[Any] = [job_id, body, delay_ms, "" if due_ms is None else due_ms, most]
+        args += ["" if unique is None else (window_ms or 0), self.keys.job("")]
+        if unique is not None:
+            keys.append(unique)
+        code, *holder = await _ENQUEUE.run(self.client, keys, args)
+        if code == -1:
+            raise QueueFull(most)
+        return Stored(code == 1, holder[0].decode() if holder else None)
+
+    async def put_many(
+        self,
+        rows: Sequence[tuple[str, Priority, int, bytes]],
+        *,
+        most: int = 0,
+        gather: tuple[str, Mapping[str, Any]] | None = None,
+    ) -> int:
+        """
+        Store jobs `(id, priority, delay_ms, body)` at once, all or none; returns how many are new.
+
+        `gather`: key and fields of the gathering whose parts they are.
+
+        Raises:
+            QueueFull: they would be more than `most` (0: no limit).
+        """
+        key, fields = gather or (self.keys.gather("-"), {})
+        flat = [part for pair in fields.items() for part in pair]
+        args: list[Any] = [self.keys.prefix, most, GATHER_TTL_MS, len(fields), *flat]
+        for job_id, priority, delay_ms, body in rows:
+            args += (job_id, _NUMBER[priority], delay_ms, body)
+        new = await _ENQUEUE_MANY.run(self.client, [self.keys.wake, *self.queues, key], args)
+        if new == -1:
+            raise QueueFull(most)
+        return int(new)
+
+    async def status(self, job_id: str) -> JobStatus:
+        keys = self.keys
+        async with self.client.pipeline(transaction=True) as pipe:
+            pipe.exists(keys.result(job_id))
+            pipe.exists(keys.in_progress(job_id))
+            pipe.time()
+            for priority in Priority:
+                pipe.zscore(keys.queue(priority), job_id)
+            done, running, (seconds, micros), *scores = await pipe.execute()
+        due = next((score for score in scores if score is not None), None)
+        if done:
+            return JobStatus.COMPLETE
+        if running:
+            return JobStatus.IN_PROGRESS
+        if due is None:
+            return JobStatus.NOT_FOUND
+        return JobStatus.DEFERRED if due > seconds * 1000 + micros // 1000 else JobStatus.QUEUED
+
+    async def result(self, job_id: str) -> JobResult | None:
+        """
+        How the job ended, or None while it has not (or its result is no longer kept).
+
+        Raises:
+            cache.errors.CodecError: the stored bytes are not a result.
+        """
+        data = await self.client.get(self.keys.result(job_id))
+        if data is None:
+            return None
+        fields = codec.decode(data)
+        return JobResult(bool(fields["s"]), fields["r"], int(fields["t"] or 1))
+
+    async def abort(self, job_id: str) -> bool:
+        """Ask for a job's end; False when no such job waits or runs."""
+        keys = self.keys
+        names = [keys.abort, keys.job(job_id), keys.in_progress(job_id), keys.wake]
+        queues = [keys.queue(priority) for priority in Priority]
+        return bool(await _ABORT.run(self.client, names + queues, [job_id]))
+
+    async def counts(self) -> dict[Priority, QueueCounts]:
+        """The numbers of each priority, one consistent look."""
+        keys = [*self.queues, f"{self.keys.queue()}:running", self.keys.dead]
+        rows = await _STATS.run(self.client, keys, [self.keys.prefix])
+        return {
+            priority: QueueCounts(due, later, running, max(0.0, age / 1000), dead)
+            for priority, (due, later, age, running, dead) in zip(Priority, rows, strict=True)
+        }

@@ -1,0 +1,1 @@
+"""Webhooks: sending, signing, limits of endpoints and hosts, the jobs."""

@@ -1,0 +1,258 @@
+"""
+Attempts at deliveries in Redis: begun, and recorded as they ended.
+
+All that a worker's jobs ask for in one tick of the event loop goes in one script
+call, and while that is under way the next ones gather: a call costs the same for
+one delivery as for sixty. While the server is away they wait for it, as long as
+their jobs may.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import uuid
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from functools import lru_cache
+from itertools import count
+from typing import Any
+
+from redis import exceptions
+from redis.backoff import ExponentialWithJitterBackoff
+
+from cache.connection.scripts import load
+from cache.encoding import codec
+from worker.keys import MAX_WEBHOOK_ATTEMPTS, QueueKeys
+from worker.queue.arguments import now_ms
+from worker.queue.store import job_body
+from worker.webhooks.limits import LaneLimits
+from worker.webhooks.policy import DeliveryState, Verdict
+from worker.webhooks.records import (
+    Attempt,
+    ClaimedDelivery,
+    EndedUnsent,
+    HeldBack,
+    claimed,
+    encode_attempt,
+)
+
+__all__ = [
+    "REPORT_WEBHOOK",
+    "Attempt",
+    "AttemptStore",
+    "ClaimedDelivery",
+    "EndedUnsent",
+    "HeldBack",
+    "ScriptFailed",
+]
+
+_ATTEMPT = load(__package__, "attempt_deliveries", "worker.queue")
+_END_JOBLESS = load(__package__, "end_jobless", "worker.queue")
+# The job that tells a delivery's end to the function that was named for it.
+REPORT_WEBHOOK = "report_webhook"
+_MARK = "<delivery>"
+# Not every RedisError: a script that fails would fail again.
+_AWAY = (
+    exceptions.ConnectionError,
+    exceptions.TimeoutError,
+    exceptions.ReadOnlyError,
+    OSError,
+)
+_BACKOFF_BASE_S, _BACKOFF_CAP_S = 0.05, 1.0
+# Scripts are short: more than this goes into the next call.
+_MOST = 64
+
+
+class ScriptFailed(Exception):
+    """One delivery's step failed in the server, and only this one's: its keys are not what they were."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Terms:
+    limits: LaneLimits
+    max_attempts: int
+    retention_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class _Asked:
+    terms: _Terms
+    is_end: bool
+    row: bytes  # encoded, so that one that cannot be fails its own caller alone
+    answer: asyncio.Future[list[Any]]
+
+
+class AttemptStore:
+    """Begins and records attempts through one client, on one event loop."""
+
+    def __init__(self, client: Any, keys: QueueKeys, *, retention_s: float) -> None:
+        self.client = client
+        self.keys = keys
+        self.retention_s = retention_s
+        self._asked: deque[_Asked] = deque()
+        self._sending: asyncio.Task[None] | None = None
+        self._name = uuid.uuid4().hex[:12]
+        self._runs = count()
+
+    async def begin(
+        self, delivery_id: str, now: datetime, limits: LaneLimits, *, max_attempts: int = 10
+    ) -> ClaimedDelivery | HeldBack | EndedUnsent | None:
+        """Begin an attempt, or say why not; None when the delivery has ended or is unknown."""
+        row = [
+            delivery_id,
+            codec.lua_text(encode_attempt(Attempt(now, None, "interrupted", None))),
+            f"{self._name}:{next(self._runs)}",
+        ]
+        what, *rest = await self._ask(_Terms(limits, max_attempts, self.retention_s), False, row)
+        if what == b"go":
+            return claimed(delivery_id, rest)
+        if what == b"wait":
+            return HeldBack(rest[0] / 1000, rest[1].decode())
+        if what == b"end":
+            return EndedUnsent(DeliveryState(rest[0].decode()), rest[1].decode())
+        return None
+
+    async def record(
+        self,
+        delivery_id: str,
+        number: int,
+        attempt: Attempt,
+        verdict: Verdict,
+        limits: LaneLimits,
+        *,
+        draw: float,
+        max_attempts: int = 10,
+    ) -> list[str]:
+        """
+        Write down how attempt `number` ended; nothing when a later one has begun.
+
+        `draw` is a random number in [0, 1). Returns what it led to:
+        circuit_opened, circuit_closed, endpoint_disabled.
+        """
+        row = [
+            delivery_id,
+            number,
+            verdict.state.value,
+            codec.lua_text(encode_attempt(attempt)),
+            int(verdict.wait_s * 1000),
+            "" if attempt.status is None else attempt.status,
+            attempt.error,
+            verdict.charged,
+            verdict.host.value,
+            verdict.slow_down,
+            -1 if verdict.pause_s is None else int(verdict.pause_s * 1000),
+            verdict.endpoint.value,
+            draw,
+        ]
+        _, *events = await self._ask(_Terms(limits, max_attempts, self.retention_s), True, row)
+        return [event.decode() for event in events]
+
+    async def end_jobless(self, *, seen_s: float, most: int) -> tuple[int, list[str]]:
+        """
+        End open deliveries whose job is gone, as dead with the reason job_removed.
+
+        Looks at `most` that were not looked at for `seen_s`; returns how many it
+        saw and the ids of those that it ended.
+        """
+        retention_ms = int(self.retention_s * 1000)
+        args = [self.keys.prefix, int(seen_s * 1000), most, retention_ms, *_report()]
+        seen, *ended = await _END_JOBLESS.run(self.client, [], args)
+        return seen, [id_.decode() for id_ in ended]
+
+    async def _ask(self, terms: _Terms, is_end: bool, row: list[Any]) -> list[Any]:
+        loop = asyncio.get_running_loop()
+        asked = _Asked(terms, is_end, codec.encode(row), loop.create_future())
+        self._asked.append(asked)
+        if self._sending is None:
+            # It runs behind all that is ready now, so that it finds what they ask for, too.
+            self._sending = loop.create_task(self._send(), name="webhook-attempts")
+        answer = await asked.answer
+        if answer[0] == b"error":
+            raise ScriptFailed(answer[1].decode(errors="replace"))
+        return answer
+
+    async def _send(self) -> None:
+        batch: list[_Asked] = []
+        try:
+            while self._asked:
+                batch = self._next()
+                try:
+                    await self._send_batch(batch)
+                except Exception as exc:  # noqa: BLE001  (for those that wait, each in its own job)
+                    for asked in batch:
+                        if not asked.answer.done():
+                            asked.answer.set_exception(exc)
+        except asyncio.CancelledError:
+            for asked in (*batch, *self._asked):
+                asked.answer.cancel()
+            self._asked.clear()
+            raise
+        finally:
+            self._sending = None
+
+    def _next(self) -> list[_Asked]:
+        terms = self._asked[0].terms
+        batch: list[_Asked] = []
+        while self._asked and len(batch) < _MOST and self._asked[0].terms == terms:
+            batch.append(self._asked.popleft())
+        return batch
+
+    async def _send_batch(self, batch: Sequence[_Asked]) -> None:
+        backoff, failures = ExponentialWithJitterBackoff(_BACKOFF_CAP_S, _BACKOFF_BASE_S), 0
+        while batch:
+            try:
+                await self._send_once(batch)
+            except _AWAY:
+                # To give up would forget how attempts ended, and have them made again. Both
+                # kinds can be sent again; whoever waits has a limit of its own.
+                failures += 1
+                await asyncio.sleep(backoff.compute(failures))
+                batch = [asked for asked in batch if not asked.answer.done()]
+            else:
+                return
+
+    async def _send_once(self, batch: Sequence[_Asked]) -> None:
+        ends = [asked for asked in batch if asked.is_end]
+        begins = [asked for asked in batch if not asked.is_end]
+        args = [
+            self.keys.prefix,
+            _packed(batch[0].terms),
+            codec.array([asked.row for asked in ends]),
+            codec.array([asked.row for asked in begins]),
+            *_report(),
+        ]
+        replies = await _ATTEMPT.run(self.client, [], args)
+        if [len(answers) for answers in replies] != [len(ends), len(begins)]:
+            raise ScriptFailed("the script answered for other attempts than were asked for")
+        for group, answers in zip((ends, begins), replies, strict=True):
+            for asked, answer in zip(group, answers, strict=True):
+                if not asked.answer.done():
+                    asked.answer.set_result(answer)
+
+
+@lru_cache(maxsize=16)
+def _packed(terms: _Terms) -> bytes:
+    limits = terms.limits
+    return codec.encode(
+        {
+            "concurrency": limits.concurrency,
+            "rate": limits.rate_per_s,
+            "slot": int(limits.slot_s * 1000),
+            "breaker_failures": limits.breaker_failures,
+            "open": int(limits.open_s * 1000),
+            "open_max": int(limits.open_max_s * 1000),
+            "disable_after": int(limits.disable_after_s * 1000),
+            "retention": int(terms.retention_s * 1000),
+            "max_attempts": terms.max_attempts,
+            "most_records": MAX_WEBHOOK_ATTEMPTS,
+        }
+    )
+
+
+def _report() -> tuple[bytes, bytes]:
+    """The body of the job that reports an end, cut where the delivery's id belongs."""
+    body = job_body(REPORT_WEBHOOK, [_MARK], {}, now_ms=now_ms())
+    head, _, tail = body.partition(codec.encode(_MARK))
+    return head, tail

@@ -1,0 +1,320 @@
+"""
+The webhook half of the client: send, look, replay, ping, enable and disable. Needs no arq.
+
+`JobQueue.webhooks` is one of these; `send_webhook` and `delivery` are its `send`
+and `get`.
+"""
+
+from __future__ import annotations
+
+import json
+import uuid
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from cache.encoding import codec
+from worker.errors import InvalidArgument, NotFound
+from worker.keys import QueueKeys
+from worker.queue import arguments
+from worker.queue.admission import MemoryGuard
+from worker.queue.job import reach
+from worker.queue.priority import Priority
+from worker.queue.store import QueueStore
+from worker.webhooks.deliveries import Delivery, DeliveryStore, Selection
+from worker.webhooks.endpoints import Endpoint, EndpointStore, Lane, WebhookEvent
+from worker.webhooks.headers import check_headers, is_secret
+from worker.webhooks.limits import endpoint_of, lane_of, order_of
+from worker.webhooks.secrets import SecretBox
+from worker.webhooks.signing import MAX_SECRETS, check_secret
+
+DELIVER_WEBHOOK = "deliver_webhook"
+PING = "ping"
+
+_MOST_REPLAYED = 10_000
+
+
+@dataclass(frozen=True, slots=True)
+class WebhookOptions:
+    """Limits of what is sent. Sizes are bytes, times seconds."""
+
+    max_bytes: int = 262_144
+    deadline_s: float = 432_000.0
+    replay_rate: float = 20.0
+    on_end: str = ""
+
+
+class Webhooks:
+    """
+    Stores webhooks and looks after them through one client.
+
+    Raises, from every method:
+        QueueUnavailable: the server cannot be reached; nothing is known to be stored.
+    """
+
+    def __init__(
+        self,
+        jobs: QueueStore,
+        deliveries: DeliveryStore,
+        secrets: SecretBox,
+        options: WebhookOptions,
+        *,
+        memory: MemoryGuard,
+        job_body: Callable[..., bytes],
+    ) -> None:
+        self.options = options
+        self._keys: QueueKeys = jobs.keys
+        self._jobs = jobs
+        self._deliveries = deliveries
+        self._endpoints = EndpointStore(jobs.client, jobs.keys)
+        self._secrets = secrets
+        self._memory = memory
+        self._job_body = job_body
+
+    # -- sending -----------------------------------------------------------------
+
+    async def send(
+        self,
+        url: str,
+        payload: Any,
+        *,
+        event_type: str,
+        webhook_id: str | None = None,
+        secret: str | None = None,
+        secrets: Sequence[str] = (),
+        bearer: str | None = None,
+        headers: Mapping[str, str] | None = None,
+        endpoint_id: str | None = None,
+        ordering_key: str | None = None,
+        deadline: datetime | None = None,
+        on_end: str | None = None,
+        priority: Priority = Priority.DEFAULT,
+        delay_s: float = 0,
+    ) -> str:
+        """`JobQueue.send_webhook`."""
+        arguments.require_webhook_url(url)
+        arguments.require_event_type(event_type)
+        for what, value in (("webhook_id", webhook_id), ("endpoint_id", endpoint_id)):
+            if value is not None:
+                arguments.require_id(what, value)
+        id_ = webhook_id or f"msg_{uuid.uuid4().hex}"
+        delay_ms = arguments.delay_ms(delay_s)
+        fields: dict[str, str | bytes | int] = {
+            "url": url,
+            "event_type": event_type,
+            "body": arguments.webhook_body(payload, max_bytes=self.options.max_bytes),
+            "endpoint": endpoint_of(url, endpoint_id),
+            "deadline": self._deadline_ms(deadline, delay_ms),
+            "priority": arguments.require_priority(priority).value,
+        }
+        given = check_headers(headers or {})
+        fields |= self._sealed(id_, _signing(secret, secrets), bearer, given)
+        clear = {name: value for name, value in given.items() if not is_secret(name)}
+        if clear:
+            fields["headers"] = codec.encode(clear)
+        if endpoint_id is not None:
+            fields["endpoint_id"] = endpoint_id
+        if ordering_key is not None:
+            fields["ordering_key"] = _require_ordering_key(ordering_key)
+        told = self.options.on_end if on_end is None else on_end
+        if told:
+            arguments.require_job_name(told)
+            fields["on_end"] = told
+        lane = lane_of(url, endpoint_id)
+        job_id = f"webhook:{id_}"
+        await reach(self._memory.admit())
+        await reach(
+            self._deliveries.create(
+                id_,
+                fields,
+                lane=lane,
+                order="" if ordering_key is None else order_of(lane, ordering_key),
+                job_keys=self._jobs.job_keys(job_id, priority),
+                job_id=job_id,
+                job_body=self._job_body(DELIVER_WEBHOOK, id_),
+                delay_ms=delay_ms,
+            )
+        )
+        return id_
+
+    async def ping(self, url: str, **more: Any) -> str:
+        """Send a test event of type `ping`; takes what `send` takes, returns its id."""
+        return await self.send(url, {"type": PING}, event_type=PING, **more)
+
+    # -- looking -----------------------------------------------------------------
+
+    async def get(self, delivery_id: str) -> Delivery:
+        """`JobQueue.delivery`."""
+        found = await reach(self._deliveries.read(delivery_id))
+        if found is None:
+            raise NotFound(f"no delivery {delivery_id!r}, or its retention has passed")
+        return found
+
+    async def find(self, wanted: Selection | None = None, *, limit: int = 100) -> list[str]:
+        """Ids of ended deliveries: dead and disabled ones, unless the selection says otherwise."""
+        found: list[str] = []
+        async for id_ in self._deliveries.select(_checked(wanted)):
+            found.append(id_)
+            if len(found) >= limit:
+                break
+        return found
+
+    async def disabled_endpoints(self) -> list[Endpoint]:
+        """Disabled endpoints, longest first; at most 1,000."""
+        return await reach(self._endpoints.disabled())
+
+    async def lane(self, url: str = "", *, endpoint_id: str | None = None) -> Lane:
+        """What holds back the webhooks to a URL's host, or to an endpoint id."""
+        _, lane, _ = _names(url, endpoint_id)
+        return await reach(self._endpoints.lane(lane))
+
+    async def events(self, *, after: str = "0", limit: int = 100) -> list[WebhookEvent]:
+        """
+        What happened to lanes and endpoints, oldest first: the newest 1,000 are kept.
+
+        Give the last event's `id` as `after` to go on from there.
+        """
+        return await reach(self._endpoints.events(after, limit))
+
+    # -- switching -----------------------------------------------------------------
+
+    async def enable(self, url: str = "", *, endpoint_id: str | None = None) -> bool:
+        """Send to an endpoint again; False when it was not disabled. Its deliveries: `replay_many`."""
+        endpoint, lane, name = _names(url, endpoint_id)
+        return await reach(self._endpoints.switch(endpoint, on=True, lane=lane, name=name))
+
+    async def disable(self, url: str = "", *, endpoint_id: str | None = None) -> bool:
+        """Send no more to an endpoint: its deliveries end as `disabled`, to be replayed later."""
+        endpoint, lane, name = _names(url, endpoint_id)
+        return await reach(self._endpoints.switch(endpoint, on=False, lane=lane, name=name))
+
+    # -- replaying -----------------------------------------------------------------
+
+    async def replay(
+        self, delivery_id: str, *, secrets: Sequence[str] = (), delay_s: float = 0
+    ) -> None:
+        """
+        Send a delivery that has ended again, under its id, with priority LOW.
+
+        One that was delivered with secrets of its own needs them again.
+
+        Raises:
+            NotFound: unknown, or its retention has passed.
+            InvalidArgument: it has not ended; its endpoint is disabled; it needs `secrets`.
+        """
+        how = await self._replay(delivery_id, arguments.delay_ms(delay_s), tuple(secrets))
+        if how == "unknown":
+            raise NotFound(f"no delivery {delivery_id!r}, or its retention has passed")
+        if how != "replayed":
+            raise InvalidArgument(f"{delivery_id!r} cannot be replayed: {_REFUSALS[how]}")
+
+    async def replay_many(
+        self,
+        wanted: Selection | None = None,
+        *,
+        limit: int = _MOST_REPLAYED,
+        rate: float | None = None,
+    ) -> dict[str, int]:
+        """
+        Replay ended deliveries: dead and disabled ones, unless the selection says otherwise.
+
+        They come back `rate` a second (LETTA_WEBHOOK_REPLAY_RATE) with priority
+        LOW, so that new events go first. Returns how many were `replayed`, and how
+        many were passed over as `endpoint_disabled`, `secret_needed`, `open` or
+        `unknown`.
+        """
+        pace = self.options.replay_rate if rate is None else rate
+        if not 0 < pace <= 10_000:
+            raise InvalidArgument("rate must be more than 0 and at most 10000 a second")
+        counts = dict.fromkeys(("replayed", *_REFUSALS, "unknown"), 0)
+        ids = await self.find(wanted, limit=min(limit, _MOST_REPLAYED))
+        for id_ in ids:
+            delay_ms = int(counts["replayed"] * 1000 / pace)
+            counts[await self._replay(id_, delay_ms, ())] += 1
+        return counts
+
+    async def _replay(self, delivery_id: str, delay_ms: int, secrets: tuple[str, ...]) -> str:
+        token = uuid.uuid4().hex
+        job_id = f"webhook-replay:{token}:{delivery_id}"
+        sealed = self._sealed(delivery_id, _signing(None, secrets), None, {})
+        return await reach(
+            self._deliveries.replay(
+                delivery_id,
+                token=token,
+                job_keys=self._jobs.job_keys(job_id, Priority.LOW),
+                job_id=job_id,
+                job_body=self._job_body(DELIVER_WEBHOOK, delivery_id),
+                delay_ms=delay_ms,
+                deadline_ms=round(self.options.deadline_s * 1000),
+                secret=bytes(sealed.get("secret", b"")),
+            )
+        )
+
+    # -- inside ----------------------------------------------------------------
+
+    def _deadline_ms(self, deadline: datetime | None, delay_ms: int) -> int:
+        now = arguments.now_ms()
+        if deadline is None:
+            # What is put off has its whole time from then.
+            return now + delay_ms + round(self.options.deadline_s * 1000)
+        found = arguments.unix_ms("deadline", deadline)
+        if found <= now + delay_ms:
+            raise InvalidArgument("the deadline is before the first attempt")
+        return found
+
+    def _sealed(
+        self,
+        owner: str,
+        signing: Sequence[str],
+        bearer: str | None,
+        headers: Mapping[str, str],
+    ) -> dict[str, Any]:
+        hidden = {name: value for name, value in headers.items() if is_secret(name)}
+        if bearer is not None:
+            hidden |= check_headers({"authorization": f"Bearer {bearer}"})
+        if not signing and not hidden:
+            return {}
+        text = json.dumps({"signing": list(signing), "headers": hidden})
+        return {"secret": self._secrets.seal(text, owner=owner), "sealed": 1}
+
+
+_REFUSALS = {
+    "open": "it has not ended",
+    "endpoint_disabled": "its endpoint is disabled; enable it first",
+    "secret_needed": "its secrets were its own and are not kept; give them again",
+}
+
+
+def _signing(secret: str | None, secrets: Iterable[str]) -> list[str]:
+    found = [*([] if secret is None else [secret]), *secrets]
+    if len(found) > MAX_SECRETS:
+        raise InvalidArgument(f"at most {MAX_SECRETS} secrets, not {len(found)}")
+    for one in found:
+        try:
+            check_secret(one)
+        except ValueError as exc:
+            raise InvalidArgument(str(exc)) from None
+    return found
+
+
+def _names(url: str, endpoint_id: str | None) -> tuple[str, str, str]:
+    if endpoint_id is None:
+        arguments.require_webhook_url(url)
+    else:
+        arguments.require_id("endpoint_id", endpoint_id)
+    return endpoint_of(url, endpoint_id), lane_of(url, endpoint_id), endpoint_id or url
+
+
+def _require_ordering_key(key: str) -> str:
+    if not isinstance(key, str) or not 1 <= len(key) <= 256:
+        raise InvalidArgument("an ordering_key has 1 to 256 characters")
+    return key
+
+
+def _checked(wanted: Selection | None) -> Selection:
+    found = wanted or Selection()
+    for what, moment in (("since", found.since), ("until", found.until)):
+        if moment is not None:
+            arguments.unix_ms(what, moment)
+    return found

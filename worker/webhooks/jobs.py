@@ -1,0 +1,176 @@
+"""The webhook jobs: one attempt a run, put off by `Retry` until the delivery has ended; and its report."""
+
+from __future__ import annotations
+
+import json
+import logging
+from datetime import datetime
+
+import structlog
+from arq.worker import Retry
+
+from worker.deps import Deps, JobContext
+from worker.errors import InvalidArgument, NotFound
+from worker.http.client import Reply, post_webhook
+from worker.webhooks import ed25519
+from worker.webhooks.attempts import Attempt, ClaimedDelivery, EndedUnsent, HeldBack
+from worker.webhooks.limits import digest
+from worker.webhooks.policy import DeliveryState, Outcome, Verdict, decide, parse_retry_after
+from worker.webhooks.signing import sign_headers
+
+log = structlog.get_logger(__name__)
+_levels = logging.getLogger(__name__)
+
+_EVENTS = {
+    DeliveryState.DELIVERED: "webhook.delivered",
+    DeliveryState.WAITING: "webhook.retry_scheduled",
+    DeliveryState.DEAD: "webhook.died",
+    DeliveryState.DISABLED: "webhook.refused_endpoint_disabled",
+}
+_OPERATIONAL = {
+    "circuit_opened": "webhook.circuit_opened",
+    "circuit_closed": "webhook.circuit_closed",
+    "endpoint_disabled": "webhook.endpoint_disabled",
+}
+
+
+async def deliver_webhook(ctx: JobContext, delivery_id: str) -> str:
+    """
+    Attempt one delivery; returns its state. Safe to run twice: every attempt is
+    counted before it is made, and recorded only as the latest.
+
+    Raises:
+        Retry: the receiver did not take it, or is held back; the job runs again later.
+    """
+    deps = Deps.of(ctx)
+    now = deps.now()
+    delivery = await deps.queue.attempts.begin(
+        delivery_id,
+        now,
+        deps.webhooks.limits,
+        max_attempts=deps.webhooks.schedule.max_attempts,
+    )
+    if delivery is None:
+        return "skipped"
+    if isinstance(delivery, HeldBack):
+        if _levels.isEnabledFor(logging.DEBUG):
+            reason, wait_s = delivery.reason, delivery.wait_s
+            log.debug("webhook.held_back", delivery_id=delivery_id, reason=reason, wait_s=wait_s)
+        raise Retry(defer=delivery.wait_s)
+    if isinstance(delivery, EndedUnsent):
+        log.info(_EVENTS[delivery.state], delivery_id=delivery_id, reason=delivery.reason)
+        return delivery.state.value
+    reply = await _attempt(deps, delivery, now)
+    verdict = decide(
+        _outcome(reply, deps.now()),
+        attempt=delivery.charged,
+        schedule=deps.webhooks.schedule,
+        rng=deps.rng,
+        left_s=delivery.left_s,
+        own_failures=delivery.own_failures,
+    )
+    await _record(deps, delivery, now, reply, verdict)
+    if verdict.state is DeliveryState.WAITING:
+        raise Retry(defer=verdict.wait_s)
+    return verdict.state.value
+
+
+async def report_webhook(ctx: JobContext, delivery_id: str) -> str:
+    """Enqueue the function that was named for a delivery's end, once a delivery and replay."""
+    deps = Deps.of(ctx)
+    found = await deps.queue.deliveries.on_end(delivery_id)
+    if found is None:
+        return "skipped"
+    name, replays = found
+    try:
+        delivery = await deps.queue.delivery(delivery_id)
+    except NotFound:
+        return "skipped"
+    # A digest, since a delivery's own id may be as long as a job's.
+    job_id = f"webhook-ended:{replays}:{digest(delivery_id)}"
+    await deps.queue.enqueue(name, delivery.to_dict(), job_id=job_id)
+    return name
+
+
+async def _attempt(deps: Deps, delivery: ClaimedDelivery, now: datetime) -> Reply:
+    try:
+        headers = _headers(deps, delivery, now)
+    except InvalidArgument:
+        # The key it was sealed with is not this worker's: for an operator to mend.
+        return Reply(None, b"", None, 0.0, error="secret_unusable", own=True)
+    return await post_webhook(
+        deps.http,
+        delivery.url,
+        headers=headers,
+        body=delivery.body,
+        timeout_s=deps.webhooks.timeout_s,
+        keep_bytes=deps.webhooks.keep_response_bytes,
+        max_bytes=deps.webhooks.max_response_bytes,
+    )
+
+
+def _headers(deps: Deps, delivery: ClaimedDelivery, now: datetime) -> dict[str, str]:
+    secrets, hidden = deps.webhooks.secrets, {}
+    if delivery.secret is not None:
+        opened = json.loads(deps.secrets.open(delivery.secret, owner=delivery.id))
+        hidden = opened["headers"]
+        # A bearer key alone replaces no signature.
+        secrets = tuple(opened["signing"]) or secrets
+    signed = sign_headers(
+        delivery.id,
+        int(now.timestamp()),
+        delivery.body,
+        secrets,
+        sign_ed25519=ed25519.sign,
+    )
+    return {
+        "content-type": "application/json",
+        **delivery.headers,
+        **hidden,
+        "webhook-event-type": delivery.event_type,
+        **signed,
+    }
+
+
+def _outcome(reply: Reply, now: datetime) -> Outcome:
+    return Outcome(
+        status=reply.status,
+        error=reply.error,
+        permanent=reply.permanent,
+        own=reply.own,
+        retry_after_s=parse_retry_after(reply.retry_after, now),
+    )
+
+
+async def _record(
+    deps: Deps, delivery: ClaimedDelivery, now: datetime, reply: Reply, verdict: Verdict
+) -> None:
+    attempt = Attempt(now, reply.status, reply.error, reply.ms, reply.body)
+    events = await deps.queue.attempts.record(
+        delivery.id,
+        delivery.attempt,
+        attempt,
+        verdict,
+        deps.webhooks.limits,
+        draw=deps.rng(),
+        max_attempts=deps.webhooks.schedule.max_attempts,
+    )
+    _tell(delivery, reply, verdict)
+    for event in events:
+        log.warning(_OPERATIONAL[event], delivery_id=delivery.id)
+
+
+def _tell(delivery: ClaimedDelivery, reply: Reply, verdict: Verdict) -> None:
+    if not _levels.isEnabledFor(logging.INFO):
+        # Making a line that is dropped would take a tenth of an attempt's time.
+        return
+    log.info(
+        _EVENTS[verdict.state],
+        delivery_id=delivery.id,
+        attempt=delivery.attempt,
+        status=reply.status,
+        error=reply.error or None,
+        reason=verdict.reason or None,
+        ms=reply.ms,
+        wait_s=round(verdict.wait_s, 3) if verdict.wait_s else None,
+    )

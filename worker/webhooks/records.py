@@ -1,0 +1,197 @@
+"""What is read back of a webhook delivery, and how it is written in Redis."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+from cache.encoding import codec
+from worker.webhooks.policy import DeliveryState
+
+# Beside these a record holds body, headers and sealed secrets, which stay where they are.
+SHOWN = (
+    "url", "event_type", "state", "created", "attempts", "next", "ended", "deadline", "replays",
+    "status", "error", "lane", "endpoint_id", "ordering_key", "on_end", "free",
+)  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Attempt:
+    """
+    One attempt: `error` is "interrupted" where a crash cut it off before it was
+    recorded; `response` is the beginning of the answer.
+    """
+
+    time: datetime
+    status: int | None
+    error: str
+    ms: float | None
+    response: bytes = b""
+
+    def to_dict(self) -> dict[str, Any]:
+        text = self.response.decode("utf-8", "replace")
+        return {**asdict(self), "time": self.time.isoformat(), "response": text}
+
+
+@dataclass(frozen=True, slots=True)
+class Delivery:
+    """
+    A delivery as `queue.delivery(id)` shows it.
+
+    `attempt_count` counts beyond the attempts that are kept, and over replays;
+    `uncharged_count` of them were our own side's failures, or came before the
+    last replay. `status` and `error` are the last attempt's, or why it ended
+    without one.
+    """
+
+    id: str
+    url: str
+    event_type: str
+    state: DeliveryState
+    created_at: datetime
+    attempts: tuple[Attempt, ...]
+    attempt_count: int
+    next_attempt_at: datetime | None
+    ended_at: datetime | None
+    deadline: datetime | None = None
+    status: int | None = None
+    error: str = ""
+    lane: str = ""
+    endpoint_id: str | None = None
+    ordering_key: str | None = None
+    replays: int = 0
+    uncharged_count: int = 0
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "id": self.id,
+            "url": self.url,
+            "event_type": self.event_type,
+            "state": self.state.value,
+            "created_at": self.created_at.isoformat(),
+            "attempts": [attempt.to_dict() for attempt in self.attempts],
+            "attempt_count": self.attempt_count,
+            "uncharged_count": self.uncharged_count,
+            "next_attempt_at": _iso(self.next_attempt_at),
+            "ended_at": _iso(self.ended_at),
+            "deadline": _iso(self.deadline),
+            "status": self.status,
+            "error": self.error,
+            "lane": self.lane,
+            "endpoint_id": self.endpoint_id,
+            "ordering_key": self.ordering_key,
+            "replays": self.replays,
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class ClaimedDelivery:
+    """
+    What a worker needs for one attempt. `attempt` counts all (it is the fencing
+    token), `charged` those the policy counts; `secret` is sealed as it was stored.
+    """
+
+    id: str
+    attempt: int
+    charged: int
+    own_failures: int
+    url: str
+    event_type: str
+    body: bytes
+    headers: Mapping[str, str]
+    secret: bytes | None
+    left_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class HeldBack:
+    """No attempt now: `reason` is ordered, closed, probing, busy, rate or early."""
+
+    wait_s: float
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class EndedUnsent:
+    """It ended without this attempt: its deadline has passed, or its endpoint is disabled."""
+
+    state: DeliveryState
+    reason: str
+
+
+def claimed(delivery_id: str, go: Sequence[Any]) -> ClaimedDelivery:
+    """From what follows `go` in the reply of attempt_deliveries.lua."""
+    attempt, now_ms, url, event_type, body, headers, secret, deadline, free, own = go
+    return ClaimedDelivery(
+        id=delivery_id,
+        attempt=attempt,
+        charged=attempt - int(free or 0),
+        own_failures=int(own or 0),
+        url=url.decode(),
+        event_type=event_type.decode(),
+        body=body,
+        headers=codec.decode(headers) if headers else {},
+        secret=secret,
+        left_s=math.inf if deadline is None else (float(deadline) - now_ms) / 1000,
+    )
+
+
+def delivery(
+    delivery_id: str, row: Mapping[str, bytes | None], attempts: list[bytes]
+) -> Delivery | None:
+    """From the fields SHOWN and the list of attempts; None when there is no such delivery."""
+    if row["state"] is None:
+        return None
+    return Delivery(
+        id=delivery_id,
+        url=_text(row["url"]) or "",
+        event_type=_text(row["event_type"]) or "",
+        state=DeliveryState(row["state"].decode()),
+        created_at=to_datetime(int(row["created"] or 0)),
+        attempts=tuple(decode_attempt(data) for data in attempts),
+        attempt_count=int(row["attempts"] or 0),
+        next_attempt_at=_moment(row["next"]),
+        ended_at=_moment(row["ended"]),
+        deadline=_moment(row["deadline"]),
+        status=int(row["status"]) if row["status"] else None,
+        error=_text(row["error"]) or "",
+        lane=_text(row["lane"]) or "",
+        endpoint_id=_text(row["endpoint_id"]),
+        ordering_key=_text(row["ordering_key"]),
+        replays=int(row["replays"] or 0),
+        uncharged_count=int(row["free"] or 0),
+    )
+
+
+def encode_attempt(attempt: Attempt) -> bytes:
+    return codec.encode(
+        [to_ms(attempt.time), attempt.status, attempt.error, attempt.ms, attempt.response]
+    )
+
+
+def decode_attempt(data: bytes) -> Attempt:
+    time, status, error, ms, response = codec.decode(data)
+    return Attempt(to_datetime(time), status, error, ms, response)
+
+
+def to_ms(moment: datetime) -> int:
+    return int(moment.timestamp() * 1000)
+
+
+def to_datetime(ms: int) -> datetime:
+    return datetime.fromtimestamp(ms / 1000, UTC)
+
+
+def _moment(value: bytes | None) -> datetime | None:
+    return to_datetime(int(value)) if value else None
+
+
+def _text(value: bytes | None) -> str | None:
+    return None if value is None else value.decode()
+
+
+def _iso(moment: datetime | None) -> str | None:
+    return None if moment is None else moment.isoformat()

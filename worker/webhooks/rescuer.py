@@ -1,0 +1,57 @@
+"""
+Upkeep of webhooks: a delivery that is open has a live job, whatever became of its last one.
+
+A job whose workers died under it too often is a dead letter of the queue. Of a
+delivery's job that is never the last word: a delivery ends by its own attempts
+and deadline, and being cut off uses up an attempt. A job that somebody aborted,
+purged or deleted does not come back: its delivery ends as dead, to be replayed.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import structlog
+
+from worker.deps import Deps, JobContext
+from worker.webhooks.attempts import REPORT_WEBHOOK
+from worker.webhooks.client import DELIVER_WEBHOOK
+
+if TYPE_CHECKING:
+    from worker.client import JobQueue
+
+log = structlog.get_logger(__name__)
+
+REVIVE_WEBHOOKS = "revive_webhooks"
+# Every quarter of a minute: a delivery waits no longer for its job's revival.
+REVIVE_CRON = "*/15 * * * * *"
+_PAGE = 500
+# An open delivery's job is looked for no more often than this, and by one run for so many.
+_SEEN_S = 15.0
+_MOST_PAGES = 10
+_PREFIXES = ("webhook:", "webhook-replay:", "webhook-end:")
+
+
+async def revive_webhooks(ctx: JobContext) -> int:
+    """Enqueue the dead letters of open deliveries again; returns how many. Ends those without a job."""
+    queue = Deps.of(ctx).queue
+    revived = 0
+    for offset in range(0, await queue.dead.count(), _PAGE):
+        for letter in await queue.dead.list(limit=_PAGE, offset=offset):
+            # The body may be unreadable, so that its name alone decides nothing.
+            ours = letter.name in {DELIVER_WEBHOOK, REPORT_WEBHOOK} or letter.reason == "poison"
+            if ours and letter.id.startswith(_PREFIXES):
+                revived += await queue.dead.retry(letter.id)
+    if revived:
+        log.warning("webhook.jobs_revived", jobs=revived)
+    await _end_jobless(queue)
+    return revived
+
+
+async def _end_jobless(queue: JobQueue) -> None:
+    for _ in range(_MOST_PAGES):
+        seen, ended = await queue.attempts.end_jobless(seen_s=_SEEN_S, most=_PAGE)
+        for id_ in ended:
+            log.warning("webhook.job_removed", delivery_id=id_)
+        if seen < _PAGE:
+            return
