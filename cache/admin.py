@@ -12,6 +12,7 @@ from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import Any
 
 from cache.connection.pool import OUTAGE, explain
+from cache.names import checked_agent_ids, checked_names
 from cache.service import Cache
 
 _SERVER_FACTS = {
@@ -84,6 +85,11 @@ async def invalidate(
 
     A process that ends takes its queue along, so this one waits up to `wait_s` for the server.
     """
+    checked_agent_ids(agents)
+    for what, given in (
+        ("dependencies", dependencies), ("tags", tags), ("organisations", organisations)
+    ):  # fmt: skip
+        checked_names(what, given)
     await cache.agents.invalidate(*agents)
     for agent_id in agents:
         await cache.messages.invalidate(agent_id)

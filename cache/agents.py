@@ -17,8 +17,9 @@ from cache.coherence.entries import Lease, value_key
 from cache.coherence.flight import Call, Loader
 from cache.components import Dependencies, Parts
 from cache.connection.protocol import Away
+from cache.names import MAX_NAME, check_scope, checked_agent_ids, checked_names
 from cache.sessions import Sessions
-from cache.values import NamedValues, Section
+from cache.values import NamedValues, Section, checked_dependencies
 
 _WARM_AT_ONCE = 8
 _READ_AT_ONCE = 100
@@ -28,7 +29,7 @@ class AgentStateCache(Section):
     """`cache.agents`. An outage is a miss, never an error; values are JSON-able, bytes or models."""
 
     def __init__(self, parts: Parts) -> None:
-        super().__init__(parts, "state")
+        super().__init__(parts, "state", named="scope")
         self.blocks = NamedValues(parts, "block")
         self.contexts = NamedValues(parts, "context")
         self.sessions = Sessions(parts)
@@ -55,8 +56,13 @@ class AgentStateCache(Section):
                 that name that this process has stored, and is a miss before it has.
         """
         if organisation is None and self._parts.local is not None:
-            # The shortest way to the process's own copy; _get takes the same one.
-            held, value = self._copy(self._open + agent_id + "}", "state:" + scope, model)
+            # The shortest way to the process's own copy; _get takes the same one. There is none
+            # under an odd name, which _slot refuses.
+            try:
+                key, field = self._open + agent_id + "}", "state:" + scope
+            except TypeError:
+                key = field = ""
+            held, value = self._copy(key, field, model)
             if held:
                 return value
         return await self._get(self._slot(agent_id, scope, organisation, model))
@@ -101,7 +107,7 @@ class AgentStateCache(Section):
             model,
             ttl_s=ttl_s,
             keep_s=stale_if_error_s,
-            dependencies=depends_on,
+            dependencies=checked_dependencies(depends_on),
         )
         hard_s = self._options.loader_timeout_s if loader_timeout_s is None else loader_timeout_s
         call = Call(stale_if_error_s, soft_timeout_s, hard_s)
@@ -126,7 +132,8 @@ class AgentStateCache(Section):
         Raises:
             NotEncodable: something inside has no safe encoding.
         """
-        slot = self._slot(agent_id, scope, organisation, ttl_s=ttl_s, dependencies=depends_on)
+        dependencies = checked_dependencies(depends_on)
+        slot = self._slot(agent_id, scope, organisation, ttl_s=ttl_s, dependencies=dependencies)
         return await self._set(slot, value)
 
     async def get_many(
@@ -138,7 +145,7 @@ class AgentStateCache(Section):
         model: type[BaseModel] | None = None,
     ) -> dict[str, Any]:
         """The hits among many agents by id, read in as few writes as they fit in."""
-        ids = list(dict.fromkeys(agent_ids))
+        ids = list(dict.fromkeys(checked_agent_ids(agent_ids)))
         hits: dict[str, Any] = {}
         for start in range(0, len(ids), _READ_AT_ONCE):
             chunk = ids[start : start + _READ_AT_ONCE]
@@ -194,26 +201,29 @@ class AgentStateCache(Section):
         False: the outage is older than that, so another process that reaches the server may be
         served older values until it is delivered, which `Cache.settled` waits for.
         """
-        keys = [self._parts.keys.agent(agent_id) for agent_id in agent_ids]
+        keys = [self._parts.keys.agent(agent_id) for agent_id in checked_agent_ids(agent_ids)]
         if not keys or not self._options.enabled:
             return True
         return await self._parts.invalidation.entries(keys)
 
     async def invalidate_dependency(self, *names: str) -> bool:
         """Forget every agent whose value was stored with one of these in `depends_on`."""
+        found = checked_names("names", names)
         if not self._options.enabled:
             return True
-        return await self._parts.invalidation.dependencies(names)
+        return await self._parts.invalidation.dependencies(found)
 
     async def invalidate_tag(self, *tags: str) -> bool:
         """Forget every agent that depends on `tag:<tag>`."""
-        return await self.invalidate_dependency(*(f"tag:{tag}" for tag in tags))
+        found = checked_names("tags", tags, longest=MAX_NAME - len("tag:"))
+        return await self.invalidate_dependency(*(f"tag:{tag}" for tag in found))
 
     async def invalidate_organisation(self, *organisations: str) -> bool:
         """Forget every value read and stored with one of these as `organisation`, at once."""
+        found = checked_names("organisations", organisations)
         if not self._options.enabled:
             return True
-        return await self._parts.invalidation.organisations(organisations)
+        return await self._parts.invalidation.organisations(found)
 
     async def warm(
         self,
@@ -228,13 +238,14 @@ class AgentStateCache(Section):
 
         A loader that fails is counted, not raised: the others go on.
         """
+        ids = list(dict.fromkeys(checked_agent_ids(agent_ids)))
+        check_scope(scope)
         gate = asyncio.Semaphore(at_once)
 
         async def one(agent_id: str) -> None:
             async with gate:
                 await self.get_or_load(agent_id, lambda: loader(agent_id), scope=scope)
 
-        ids = list(dict.fromkeys(agent_ids))
         done = await asyncio.gather(*(one(i) for i in ids), return_exceptions=True)
         failed = sum(isinstance(outcome, Exception) for outcome in done)
         return {"warmed": len(ids) - failed, "failed": failed}
@@ -246,8 +257,8 @@ class AgentStateCache(Section):
         One agent: `hits`, `misses`, `loads` of this process, over all scopes; `bytes` and
         `ttl_s` of this scope's stored state, 0 without one, None while the server is away.
         """
-        counted = self._parts.per_agent.of(agent_id)
         slot = self._slot(agent_id, scope, organisation)
+        counted = self._parts.per_agent.of(agent_id)
         key = value_key(slot.key, slot.field)
         size: int | None = None
         ttl_s: float | None = None

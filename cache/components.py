@@ -16,6 +16,7 @@ from cache.coherence.invalidation import Invalidation
 from cache.coherence.local import LocalLevel, Mark
 from cache.coherence.readthrough import ReadThrough
 from cache.keys import CacheKeys
+from cache.names import checked_names
 from cache.options import CacheOptions
 from cache.stats import Counters, PerAgent
 
@@ -126,7 +127,11 @@ class ValueSlot:
         if len(envelope) > options.max_value_bytes:
             self.parts.counters.too_large += 1
             return -1
-        names = self.dependencies(value) if callable(self.dependencies) else self.dependencies
+        names: Iterable[str] = ()
+        if callable(self.dependencies):
+            names = checked_names("depends_on", self.dependencies(value))
+        elif self.dependencies:
+            names = self.dependencies  # checked when they were given
         invalidation = self.parts.invalidation
         if not await invalidation.depends(self.agent_id, names, lease, life_ms):
             self.parts.counters.fills_refused += 1

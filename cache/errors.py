@@ -6,12 +6,13 @@ CacheError
 ├── UnsupportedRedisURL             the URL's form does not fit its use: also a ValueError
 ├── EmbeddedServerError             embedded:// could not start its server
 ├── MissingExtra                    a setting asks for a package that is absent: also an ImportError
+├── InvalidName                     an id, scope, tag, ... that cannot be one: also a ValueError
 ├── LoaderTimeout                   a loader passed its hard limit: also a TimeoutError
 └── CodecError                      bytes that are not ours: also a ValueError
     └── NotEncodable                a value that has no safe encoding: also a TypeError
 
-Reading through the cache raises none of them but the loader's own limit: an
-outage or a broken value is a miss (docs/architecture.md).
+Reading through the cache raises none of them but InvalidName and the loader's own
+limit: an outage or a broken value is a miss (docs/architecture.md).
 """
 
 from __future__ import annotations
@@ -45,6 +46,10 @@ class MissingExtra(CacheError, ImportError):
 
     def __init__(self, extra: str, package: str) -> None:
         super().__init__(f"needs the {package} package: pip install 'letta-redis[{extra}]'")
+
+
+class InvalidName(CacheError, ValueError):
+    """A name is not text, empty, too long, or has characters that it may not; it names the argument."""
 
 
 class LoaderTimeout(CacheError, TimeoutError):

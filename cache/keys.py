@@ -40,12 +40,6 @@ class CacheKeys:
 
     prefix: str = CACHE_PREFIX
 
-    @staticmethod
-    def check(agent_id: str) -> None:
-        """Raises ValueError for an id that could not be a hash tag."""
-        if not agent_id or "{" in agent_id or "}" in agent_id:
-            raise ValueError("an agent id is not empty and has no braces")
-
     def agent(self, agent_id: str) -> str:
         """String: the floor of the agent's values. The values' own keys begin with this one."""
         return f"{self.prefix}{{{agent_id}}}"

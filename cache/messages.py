@@ -27,6 +27,8 @@ from cache.components import Parts
 from cache.connection import scripts
 from cache.connection.pool import OUTAGE
 from cache.connection.protocol import Away
+from cache.errors import InvalidName, NotEncodable
+from cache.names import check_agent_id, check_name
 from cache.records import Records
 from cache.window import (
     Message,
@@ -65,6 +67,12 @@ class MessageCache:
             limit: messages asked for; fewer come only at the conversation's beginning.
         """
         require_page(limit)
+        check_agent_id(agent_id)
+        check_name("conversation", conversation)
+        if isinstance(before, str):
+            check_name("before", before)
+        elif before is not None and not isinstance(before, int):
+            raise InvalidName("before must be a sequence_id, a message's id or None")
         if not self.parts.options.enabled:
             return None
         message_id = before if isinstance(before, str) else None
@@ -100,6 +108,8 @@ class MessageCache:
             LoaderTimeout: the hard limit of the settings passed. Otherwise what the loader raises.
         """
         require_page(limit)
+        check_agent_id(agent_id)
+        check_name("conversation", conversation)
 
         async def load() -> Sequence[Message]:
             return newest_first(await loader())
@@ -129,6 +139,8 @@ class MessageCache:
             after: sequence_id of the message before the first of them; None when it is the
                 conversation's first.
         """
+        check_agent_id(agent_id)
+        check_name("conversation", conversation)
         added = list(reversed(newest_first(messages)))
         if not added or not self.parts.options.enabled:
             return False
@@ -137,7 +149,12 @@ class MessageCache:
         # Whoever comes from now on starts a load of his own.
         self.parts.flights.drop(slot.entry + "\0")
         try:
-            pairs = self._windows.pairs(added, slot.window)
+            try:
+                pairs = self._windows.pairs(added, slot.window)
+            except NotEncodable:
+                # They are committed, so a window without them must not be served.
+                await self.invalidate(agent_id, conversation=conversation)
+                raise
             if pairs is None:
                 await self.invalidate(agent_id, conversation=conversation)
                 return False
@@ -176,6 +193,9 @@ class MessageCache:
 
     async def invalidate(self, agent_id: str, *, conversation: str | None = None) -> bool:
         """Forget one conversation's window, or with None those of all; as agents.invalidate."""
+        check_agent_id(agent_id)
+        if conversation is not None:
+            check_name("conversation", conversation)
         if not self.parts.options.enabled:
             return True
         if conversation is None:

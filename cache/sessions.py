@@ -15,6 +15,7 @@ from cache.coherence.entries import value_key
 from cache.connection.protocol import Away
 from cache.encoding.envelope import Stamp, Unreadable
 from cache.keys import CACHE_MAX_TTL_S
+from cache.names import check_agent_id, check_name
 
 if TYPE_CHECKING:
     from cache.components import Parts
@@ -33,7 +34,7 @@ class Sessions:
         self, agent_id: str, session_id: str, *, model: type[BaseModel] | None = None
     ) -> Any:
         """The session's data, and its TTL begins anew; None when there is none."""
-        parts, key = self._parts, self._parts.keys.session(agent_id, session_id)
+        parts, key = self._parts, self._key(agent_id, session_id)
         if not parts.options.enabled:
             return None
         try:
@@ -59,7 +60,7 @@ class Sessions:
         Raises:
             NotEncodable: something inside has no safe encoding.
         """
-        parts, key = self._parts, self._parts.keys.session(agent_id, session_id)
+        parts, key = self._parts, self._key(agent_id, session_id)
         life_s = max(1, round(min(ttl_s or parts.options.session_ttl_s, CACHE_MAX_TTL_S)))
         stamp = Stamp(_NONE, _NONE, 0, 0, load_us=life_s)
         sealed = parts.entries.envelopes.seal(data, stamp, value_key(key, _FIELD))
@@ -77,9 +78,14 @@ class Sessions:
 
     async def delete(self, agent_id: str, session_id: str) -> bool:
         """True when it was there; False when not, or when the server is away."""
-        key = self._parts.keys.session(agent_id, session_id)
+        key = self._key(agent_id, session_id)
         try:
             return bool(await self._parts.entries.link.execute("UNLINK", key))
         except Away:
             self._parts.counters.bypassed += 1
             return False
+
+    def _key(self, agent_id: str, session_id: str) -> str:
+        check_agent_id(agent_id)
+        check_name("session_id", session_id)
+        return self._parts.keys.session(agent_id, session_id)

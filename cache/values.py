@@ -14,14 +14,16 @@ from cache.coherence.flight import Call, Loader
 from cache.components import Dependencies, Parts, ValueSlot
 from cache.connection.protocol import Away
 from cache.encoding.envelope import Unreadable
-from cache.errors import NotEncodable
+from cache.errors import InvalidName, NotEncodable
+from cache.names import check_agent_id, check_name, checked_names
 
 
 class Section:
     """Values of one kind: states, blocks by label, or contexts by hash."""
 
-    def __init__(self, parts: Parts, kind: str) -> None:
+    def __init__(self, parts: Parts, kind: str, *, named: str = "name") -> None:
         self._parts = parts
+        self._named = named  # what a value's name is called, in errors
         self._options = parts.options
         self._kind = kind
         self._open = parts.options.prefix + "{"
@@ -34,12 +36,20 @@ class Section:
         model: type[BaseModel] | None = None,
         **how: Any,
     ) -> ValueSlot:
-        self._parts.keys.check(agent_id)
+        check_agent_id(agent_id)
+        if name != "" or self._named != "scope":
+            check_name(self._named, name)
         key = self._open + agent_id + "}"
+        if organisation is None:
+            return ValueSlot(self._parts, agent_id, key, f"{self._kind}:{name}", None, model, **how)
+        check_name("organisation", organisation)
         # The organisation is part of the place: read without it, no generation is checked.
-        kind = self._kind if organisation is None else f"{self._kind}@{organisation}"
-        field = f"{kind}:{name}"
-        generation = None if organisation is None else self._parts.keys.generation(organisation)
+        # Without its colons, or those of a scope could make it another one's place.
+        place = organisation
+        if ":" in place or "%" in place:
+            place = place.replace("%", "%25").replace(":", "%3A")
+        generation = self._parts.keys.generation(organisation)
+        field = f"{self._kind}@{place}:{name}"
         return ValueSlot(self._parts, agent_id, key, field, generation, model, **how)
 
     async def _get(self, slot: ValueSlot) -> Any:
@@ -89,7 +99,7 @@ class Section:
     async def _store(self, slot: ValueSlot, lease: Lease, value: Any) -> int:
         try:
             return await slot.store(lease, value)
-        except NotEncodable:
+        except (NotEncodable, InvalidName):
             await slot.release(lease)
             raise
 
@@ -131,7 +141,8 @@ class NamedValues(Section):
         model: type[BaseModel] | None = None,
     ) -> Any:
         """The value, from the cache or else from `loader`; see `AgentStateCache.get_or_load`."""
-        slot = self._slot(agent_id, name, model=model, ttl_s=ttl_s, dependencies=depends_on)
+        dependencies = checked_dependencies(depends_on)
+        slot = self._slot(agent_id, name, model=model, ttl_s=ttl_s, dependencies=dependencies)
         call = Call(hard_timeout_s=self._options.loader_timeout_s)
         return await self._get_or_load(slot, loader, call)
 
@@ -140,3 +151,13 @@ class NamedValues(Section):
     ) -> bool:
         """Store a value; False when it was not stored. See `AgentStateCache.set`."""
         return await self._set(self._slot(agent_id, name, ttl_s=ttl_s), value)
+
+
+def checked_dependencies(names: Dependencies) -> Dependencies:
+    """
+    Names that a value depends on; those that a function gives are checked when it gives them.
+
+    Raises:
+        InvalidName.
+    """
+    return names if callable(names) else checked_names("depends_on", names)

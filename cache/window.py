@@ -15,6 +15,7 @@ from cache.coherence.entries import Changed, Held, Lease, Reading, value_key
 from cache.components import Parts
 from cache.connection import scripts
 from cache.encoding.envelope import Unreadable
+from cache.names import check_agent_id, check_name
 from cache.records import Records
 
 Message = dict[str, Any]
@@ -35,7 +36,8 @@ class Windows:
     def slot(
         self, agent_id: str, conversation: str, limit: int, before: int | None = None
     ) -> WindowSlot:
-        self.parts.keys.check(agent_id)
+        check_agent_id(agent_id)
+        check_name("conversation", conversation)
         keys = self.parts.keys
         return WindowSlot(
             self, agent_id, conversation, limit,

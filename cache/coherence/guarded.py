@@ -206,7 +206,14 @@ class Link:
         # The drain rule: what comes meanwhile is delivered too, before anything is trusted.
         while self._missed:
             kind, name = next(iter(self._missed))
-            await self._redo[kind](name)
+            try:
+                await self._redo[kind](name)
+            except ValueError as exc:
+                # What cannot be encoded or read never will be: forget all rather than try for ever.
+                if (kind, name) == EVERYTHING:
+                    raise
+                log.error("cache.invalidation_undeliverable", kind=kind, error=str(exc)[:200])  # noqa: TRY400
+                self._missed[EVERYTHING] = None
             self._missed.pop((kind, name), None)
 
     async def close(self) -> None:

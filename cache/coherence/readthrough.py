@@ -29,7 +29,7 @@ from cache.coherence.entries import Held, Lease, Reading
 from cache.coherence.flight import Answer, Call, Flight, Loader, Slot, usable
 from cache.connection.protocol import Away
 from cache.connection.tasks import end
-from cache.errors import LoaderTimeout, NotEncodable
+from cache.errors import InvalidName, LoaderTimeout, NotEncodable
 from cache.options import CacheOptions
 from cache.stats import Counters
 
@@ -234,7 +234,7 @@ class ReadThrough:
         except Away:
             await self._give_back(slot, lease)  # a refused command leaves it held
             return False
-        except NotEncodable as exc:
+        except (NotEncodable, InvalidName) as exc:
             self._counters.not_encodable += 1
             log.warning("cache.value_not_encodable", name=slot.name, error=str(exc))
             stored = -1

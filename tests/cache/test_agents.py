@@ -461,9 +461,9 @@ async def test_an_agents_stats_name_its_hits_and_its_size(cache: Cache) -> None:
 
 @pytest.mark.parametrize("agent_id", ["", "a}b", "{a"])
 async def test_an_id_that_cannot_be_a_hash_tag_is_refused(cache: Cache, agent_id: str) -> None:
-    with pytest.raises(ValueError, match="agent id"):
+    with pytest.raises(ValueError, match="agent_id"):
         await cache.agents.get(agent_id)
-    with pytest.raises(ValueError, match="agent id"):
+    with pytest.raises(ValueError, match="agent_id"):
         await cache.messages.list(agent_id)
 
 

@@ -164,9 +164,9 @@ async def test_a_webhook_id_is_sent_once_however_often_it_is_given(
     async with open_queue(settings) as queue, running_worker(settings):
         for _ in range(3):
             id_ = await queue.send_webhook(
-                f"{receiver}/ok", {}, event_type="x", webhook_id="run-17.completed"
+                f"{receiver}/ok", {}, event_type="x", webhook_id="run-17:completed"
             )
-            assert id_ == "run-17.completed"
+            assert id_ == "run-17:completed"
         await ended(queue, id_)
         await queue.send_webhook(f"{receiver}/ok", {}, event_type="x", webhook_id=id_)
         marker = await queue.send_webhook(f"{receiver}/ok", {}, event_type="x")

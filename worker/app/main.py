@@ -14,6 +14,7 @@ from typing import Any
 
 import structlog
 from arq.connections import ArqRedis
+from arq.jobs import Job
 
 from cache.connection import embedded
 from cache.connection.pool import build_client, open_pool, parse_url, wait_until_ready
@@ -29,6 +30,7 @@ from worker.engine.bridge import ManagedEngine, settings_class, worker_from
 from worker.keys import QueueKeys
 from worker.logs import configure_logging
 from worker.process.child import ManagedWorker, serve
+from worker.queue import arguments
 
 log = structlog.get_logger(__name__)
 
@@ -36,7 +38,22 @@ _HEALTH_INTERVAL_S = 5
 
 
 class WorkerRedis(SharedScripts, ArqRedis):
-    """arq's client, its scripts on one connection."""
+    """arq's client, its scripts on one connection; jobs enqueue others with it (`ctx["redis"]`)."""
+
+    async def enqueue_job(
+        self, function: str, *args: Any, _job_id: str | None = None, **kwargs: Any
+    ) -> Job | None:
+        """
+        arq's own, for ids that do not take the place of our jobs.
+
+        Raises:
+            InvalidArgument: `_job_id` begins as ours do, or is no name.
+        """
+        arguments.require_name("function", function)
+        if _job_id is not None:
+            arguments.require_name("_job_id", _job_id)
+            arguments.require_not_our_job("_job_id", _job_id)
+        return await super().enqueue_job(function, *args, _job_id=_job_id, **kwargs)
 
 
 def build_worker_settings(settings: Settings | None = None) -> type:

@@ -167,7 +167,8 @@ class CronRunner:
             # A new cron: its first tick is still to come.
             await self._client.zadd(self._keys.schedules, {id_: next_due}, xx=True)
             return
-        job_id = f"{id_.decode()}:{due}"
+        # No id that a caller gives has a tilde, so that none takes the place of a run.
+        job_id = f"{id_.decode()}:{due}:~"
         body: dict[str, Any] = {
             "t": None,
             "f": row["f"],

@@ -14,6 +14,7 @@ from worker.llm.grouping import Group, check_endpoint
 from worker.llm.orphans import LLMUpkeep
 from worker.llm.requests import PreparedJob, RequestStore, Retention
 from worker.options import QueueOptions
+from worker.queue import arguments
 from worker.queue.client import Limits, Producer
 from worker.queue.job import reach
 from worker.queue.priority import Priority
@@ -48,6 +49,7 @@ class BatchClient(Producer):
         Its batch is cancelled at the provider when nobody waits for any of it.
         False when it is answered already, or unknown.
         """
+        arguments.require_name("request_id", request_id)
         code, batch_id = await reach(self.requests.cancel(request_id, uuid.uuid4().hex))
         if batch_id and not await reach(self.batches.outstanding(batch_id)):
             await self._cancel_at_provider(batch_id)
@@ -75,6 +77,8 @@ class BatchClient(Producer):
         Raises:
             UnknownProvider, InvalidArgument.
         """
+        require_names(provider, endpoint)
+        arguments.require_name("model", model, longest=256)
         group = Group(provider, check_endpoint(provider, endpoint), model)
         ended, call = 0, uuid.uuid4().hex
         while ids := await reach(self.batches.waiting_ids(group)):
@@ -153,6 +157,7 @@ class BatchClient(Producer):
         return PreparedJob(job_id, self._body(name, *args, **kwargs))
 
     async def _batch(self, batch_id: str) -> Batch:
+        arguments.require_name("batch_id", batch_id)
         found = await reach(self.batches.read(batch_id))
         if found is None:
             raise NotFound(f"no batch {batch_id!r}, or it ended over 7 days ago")
@@ -195,3 +200,9 @@ class BatchClient(Producer):
             "split_from": batch.fields.get("parent"),
             "error": batch.fields.get("error") or None,
         }
+
+
+def require_names(provider: Any, endpoint: Any) -> None:
+    """Names before they are looked up; whether they are known is `check_endpoint`'s to say."""
+    arguments.require_name("provider", provider)
+    arguments.require_name("endpoint", endpoint)

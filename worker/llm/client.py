@@ -15,7 +15,7 @@ from typing import Any
 from worker.errors import NotFound, RequestFailed, ResultTimeout
 from worker.keys import QueueKeys
 from worker.llm.answer_subscriber import Notices
-from worker.llm.batch_client import FLUSH_LLM_GROUP, TELL_LLM_REQUEST, BatchClient
+from worker.llm.batch_client import FLUSH_LLM_GROUP, TELL_LLM_REQUEST, BatchClient, require_names
 from worker.llm.grouping import LIMITS, Group, LLMRequest, check_request
 from worker.llm.requests import NOBODY, FlushRules, PreparedJob, Tell
 from worker.options import QueueOptions
@@ -124,6 +124,7 @@ class LLMClient(BatchClient):
             NotFound: unknown, or its answer is no longer kept (LETTA_LLM_RESULT_TTL_S,
                 LETTA_LLM_READ_RESULT_TTL_S).
         """
+        arguments.require_name("request_id", request_id)
         requests = self.requests
         try:
             async with asyncio.timeout(timeout_s), self._answers.watch(request_id) as told:
@@ -151,6 +152,9 @@ class LLMClient(BatchClient):
     # -- inside ----------------------------------------------------------------
 
     def _checked(self, body: Mapping[str, Any], provider: str, endpoint: str) -> LLMRequest:
+        require_names(provider, endpoint)
+        if isinstance(body, Mapping) and "model" in body:
+            arguments.require_name("body['model']", body["model"], longest=256)
         limit = self.options.max_llm_bytes
         return check_request(body, provider=provider, endpoint=endpoint, max_bytes=limit)
 
@@ -205,7 +209,7 @@ class LLMClient(BatchClient):
     def _tell(self, url: str | None) -> Tell:
         if url is None:
             return NOBODY
-        arguments.require_webhook_url(url)
+        arguments.require_webhook_url(url, "webhook_url")
         # The job's own id names the request: an equal one's may be answered in its place.
         who = hashlib.sha256(url.encode()).hexdigest()[:16]
         return Tell(who, self._body(TELL_LLM_REQUEST, url))

@@ -122,6 +122,8 @@ def check_request(
         raise InvalidArgument("body['max_tokens'] must be a whole number above 0 for anthropic")
     try:
         data = _canonical(body).encode()
+        if b"\\ud" in data:  # an emoji, or half of one: no provider takes that, for the whole file
+            json.dumps(body, ensure_ascii=False).encode()
     except (TypeError, ValueError, RecursionError) as exc:
         raise InvalidArgument(f"the body is not JSON: {exc}") from None
     if len(data) > max_bytes:

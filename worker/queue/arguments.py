@@ -5,21 +5,68 @@ from __future__ import annotations
 import json
 import math
 import re
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any
 from urllib.parse import urlsplit
 
+from cache.names import MAX_NAME, name_problem
 from worker.errors import InvalidArgument, InvalidWebhookURL, NotSerializable, PayloadTooLarge
 from worker.queue.priority import Priority
 
 MAX_DELAY_S = 366 * 86_400.0
+_LONGEST_URL = 2048
 _ID = re.compile(r"[A-Za-z0-9_.:-]{1,128}")
+# The id is signed as `id.timestamp.body`: with a dot in it, one signature would fit two messages.
+_WEBHOOK_ID = re.compile(r"[A-Za-z0-9_:-]{1,128}")
 _NAME = re.compile(r"[\w.:<>-]{1,256}")
+# What the ids of our own jobs begin with. A caller's job of such an id would be taken for ours.
+OWN_JOBS = (
+    "cron:", "llm:", "startup:", "webhook:", "webhook-end:", "webhook-ended:", "webhook-replay:",
+)  # fmt: skip
 
 
-def require_job_name(name: str) -> None:
+def require_name(what: str, value: Any, *, longest: int = MAX_NAME) -> None:
+    """
+    Refuse what cannot be a name: not text, empty, too long, not UTF-8, with control characters.
+
+    For what is only looked up, too: ids of stock clients have no form but that.
+    """
+    problem = name_problem(value, longest=longest)
+    if problem is not None:
+        raise InvalidArgument(f"{what} {problem}")
+
+
+def require_job_name(name: Any, what: str = "name") -> None:
     if not isinstance(name, str) or not _NAME.fullmatch(name):
-        raise InvalidArgument(f"{name!r} is not a job name: 1-256 letters, digits and _ . : < > -")
+        raise InvalidArgument(f"{what} is not a job name: 1-256 letters, digits and _ . : < > -")
+
+
+def require_job_id(what: str, value: Any) -> None:
+    """An id for a new job of a caller's."""
+    require_id(what, value)
+    require_not_our_job(what, value)
+
+
+def require_not_our_job(what: str, value: str) -> None:
+    if value.startswith(OWN_JOBS):
+        raise InvalidArgument(f"{what} must not begin as the ids of our own jobs: {value[:20]!r}")
+
+
+def require_webhook_id(value: Any) -> None:
+    if not isinstance(value, str) or not _WEBHOOK_ID.fullmatch(value):
+        raise InvalidArgument("webhook_id must be 1-128 of A-Z a-z 0-9 _ : -")
+
+
+def require_keywords(what: str, given: Any) -> None:
+    """A job's keyword arguments: names are text, and none is one of our own parameters."""
+    if given is None:
+        return
+    if not isinstance(given, Mapping):
+        raise InvalidArgument(f"{what} must be a mapping, not {type(given).__name__}")
+    for name in given:
+        if not isinstance(name, str) or name in {"name", "_options"}:
+            raise InvalidArgument(f"{what} has a name that cannot be one: {name!r}")
 
 
 def require_priority(priority: Priority | str) -> Priority:
@@ -27,7 +74,7 @@ def require_priority(priority: Priority | str) -> Priority:
         return Priority(priority)
     except ValueError:
         accepted = ", ".join(Priority)
-        raise InvalidArgument(f"{priority!r} is not a priority; accepted: {accepted}") from None
+        raise InvalidArgument(f"priority {priority!r} is none; accepted: {accepted}") from None
 
 
 def require_event_type(event_type: str) -> None:
@@ -61,7 +108,7 @@ def now_ms() -> int:
     return int(datetime.now(UTC).timestamp() * 1000)
 
 
-def require_id(what: str, value: str) -> None:
+def require_id(what: str, value: Any) -> None:
     if not isinstance(value, str) or not _ID.fullmatch(value):
         raise InvalidArgument(f"{what} must be 1-128 of A-Z a-z 0-9 _ . : -")
 
@@ -80,15 +127,17 @@ def unix_ms(what: str, moment: datetime) -> int:
     return int(moment.timestamp() * 1000)
 
 
-def require_webhook_url(url: str) -> None:
+def require_webhook_url(url: Any, what: str = "url") -> None:
     problem = _url_problem(url)
     if problem:
-        raise InvalidWebhookURL(f"not a webhook URL: {problem}")
+        raise InvalidWebhookURL(f"{what} is not a webhook URL: {problem}")
 
 
 def _url_problem(url: str) -> str | None:
-    if not isinstance(url, str) or len(url) > 2048 or re.search(r"[\x00-\x20\x7f]", url):
-        return "it must be text of at most 2048 characters without spaces or control characters"
+    if (problem := name_problem(url, longest=_LONGEST_URL)) is not None:
+        return f"it {problem}"
+    if " " in url or not url.isprintable():
+        return "it must have no spaces or invisible characters"
     try:
         parts = urlsplit(url)
         port = parts.port

@@ -85,7 +85,8 @@ class Producer:
             QueueFull, QueueMemoryFull: no room; nothing was stored.
         """
         if job_id is not None:
-            arguments.require_id("job_id", job_id)
+            arguments.require_job_id("job_id", job_id)
+        priority = arguments.require_priority(priority)
         if at is not None and delay_s:
             raise InvalidArgument("give delay_s or at, not both")
         options = self._options(expires_s, then)
@@ -100,7 +101,7 @@ class Producer:
             self.jobs.put(
                 chosen,
                 body,
-                priority=arguments.require_priority(priority),
+                priority=priority,
                 delay_ms=arguments.delay_ms(delay_s),
                 due_ms=None if at is None else arguments.unix_ms("at", at),
                 most=self._limits.max_length,
@@ -148,11 +149,11 @@ class Producer:
             self._row(call, {"g": {"id": gather_id, "i": index}})
             for index, call in enumerate(calls)
         ]
+        priority = _require_call("then", then)
         job_id = then.job_id or uuid.uuid4().hex
-        arguments.require_id("job_id", job_id)
         head, tail = self._around(then)
         fields = {"size": len(rows), "head": head, "tail": tail}
-        fields |= {"queue": self.keys.queue(then.priority), "job": job_id}
+        fields |= {"queue": self.keys.queue(priority), "job": job_id}
         await reach(self._memory.admit())
         await reach(
             self.jobs.put_many(
@@ -175,22 +176,25 @@ class Producer:
         Raises:
             InvalidArgument: neither or both were given, or the rhythm is no such.
         """
-        arguments.require_id("job_id", schedule_id)
-        arguments.require_job_name(job.name)
+        arguments.require_id("schedule_id", schedule_id)
+        priority = _require_call("job", job)
         if (every_s is None) == (cron is None):
             raise InvalidArgument("give every_s or cron, not both and not neither")
         if every_s is not None and not 0.01 <= every_s <= arguments.MAX_DELAY_S:
             raise InvalidArgument(
                 f"every_s must be from 0.01 to {arguments.MAX_DELAY_S:.0f} seconds"
             )
+        if cron is not None:
+            arguments.require_name("cron", cron, longest=256)
         if cron is not None and len(cron.split()) not in (5, 6):
             raise InvalidArgument(f"{cron!r} is not a cron expression of five or six fields")
         self._body(job.name, *job.args, **(job.kwargs or {}))
-        queue = self.keys.queue(job.priority)
+        queue = self.keys.queue(priority)
         await reach(self._schedules.put(Schedule(schedule_id, job, every_s, cron), queue))
 
     async def unschedule(self, schedule_id: str) -> bool:
         """End a repeating job; runs that are queued already stay. False when there was none."""
+        arguments.require_name("schedule_id", schedule_id)
         return await reach(self._schedules.remove(schedule_id))
 
     async def schedules(self) -> list[Schedule]:
@@ -200,7 +204,8 @@ class Producer:
     # -- looking -----------------------------------------------------------------
 
     def job(self, job_id: str) -> Job:
-        """A handle on a job enqueued before."""
+        """A handle on a job enqueued before, by anybody."""
+        arguments.require_name("job_id", job_id)
         return Job(job_id, self.jobs)
 
     async def stats(self) -> dict[str, dict[str, float]]:
@@ -222,26 +227,23 @@ class Producer:
     def _row(
         self, call: Call, more: Mapping[str, Any] | None = None
     ) -> tuple[str, Priority, int, bytes]:
-        if call.job_id is not None:
-            arguments.require_id("job_id", call.job_id)
+        priority = _require_call("call", call)
         options = {**self._options(call.expires_s, call.then), **(more or {})}
         body = self._body(call.name, *call.args, _options=options, **(call.kwargs or {}))
         job_id = call.job_id or uuid.uuid4().hex
-        return job_id, call.priority, arguments.delay_ms(call.delay_s), body
+        return job_id, priority, arguments.delay_ms(call.delay_s), body
 
     def _options(self, expires_s: float | None, then: Call | None) -> dict[str, Any]:
         options: dict[str, Any] = {}
         if expires_s is not None:
             options["x"] = arguments.now_ms() + arguments.delay_ms(expires_s)
         if then is not None:
-            arguments.require_job_name(then.name)
-            if then.job_id is not None:
-                arguments.require_id("job_id", then.job_id)
+            priority = _require_call("then", then)
             options["then"] = {
                 "f": then.name,
                 "a": list(then.args),
                 "k": dict(then.kwargs or {}),
-                "q": self.keys.queue(then.priority),
+                "q": self.keys.queue(priority),
                 "id": then.job_id,
                 "delay": arguments.delay_ms(then.delay_s),
                 # Its time to expire counts from when it is stored.
@@ -272,12 +274,24 @@ class Producer:
         return body
 
 
+def _require_call(what: str, call: Any) -> Priority:
+    """A call's name, id, arguments and priority are in order; the priority."""
+    if not isinstance(call, Call):
+        raise InvalidArgument(f"{what} must be a Call, not {type(call).__name__}")
+    arguments.require_job_name(call.name, f"{what}'s name")
+    if call.job_id is not None:
+        arguments.require_job_id(f"{what}'s job_id", call.job_id)
+    if not isinstance(call.args, tuple | list):
+        raise InvalidArgument(f"{what}'s args must be a tuple, not {type(call.args).__name__}")
+    arguments.require_keywords(f"{what}'s kwargs", call.kwargs)
+    return arguments.require_priority(call.priority)
+
+
 def _as_unique(unique: Unique | str | None) -> Unique | None:
     if unique is None:
         return None
-    lock = Unique(unique) if isinstance(unique, str) else unique
-    if not lock.key or len(lock.key) > 256:
-        raise InvalidArgument("a unique key has 1 to 256 characters")
+    lock = unique if isinstance(unique, Unique) else Unique(unique)
+    arguments.require_name("unique", lock.key, longest=256)
     if lock.scope not in ("queued", "running", "window"):
         raise InvalidArgument(f"{lock.scope!r} is not a scope; accepted: queued, running, window")
     if (lock.scope == "window") != (lock.window_s is not None):

@@ -19,7 +19,7 @@ from cache.encoding import codec
 from cache.errors import CodecError
 from worker.errors import InvalidArgument
 from worker.keys import QueueKeys
-from worker.queue.arguments import unix_ms
+from worker.queue.arguments import require_name, unix_ms
 from worker.queue.job import reach
 
 log = structlog.get_logger(__name__)
@@ -66,6 +66,7 @@ class DeadLetters:
         return await self._read([id_.decode(errors="replace") for id_ in ids])
 
     async def get(self, job_id: str) -> DeadLetter | None:
+        require_name("job_id", job_id)
         found = await self._read([job_id])
         return found[0] if found else None
 
@@ -176,3 +177,5 @@ def _without_expiry(body: bytes) -> bytes:
 def _require_one(job_id: str | None, moment: datetime | None) -> None:
     if (job_id is None) == (moment is None):
         raise InvalidArgument("name one dead letter or a time, not both and not neither")
+    if job_id is not None:
+        require_name("job_id", job_id)

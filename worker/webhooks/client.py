@@ -8,6 +8,7 @@ and `get`.
 from __future__ import annotations
 
 import json
+import re
 import uuid
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -24,8 +25,9 @@ from worker.queue.priority import Priority
 from worker.queue.store import QueueStore
 from worker.webhooks.deliveries import Delivery, DeliveryStore, Selection
 from worker.webhooks.endpoints import Endpoint, EndpointStore, Lane, WebhookEvent
-from worker.webhooks.headers import check_headers, is_secret
+from worker.webhooks.headers import check_headers, is_secret, is_value
 from worker.webhooks.limits import endpoint_of, lane_of, order_of
+from worker.webhooks.policy import DeliveryState
 from worker.webhooks.secrets import SecretBox
 from worker.webhooks.signing import MAX_SECRETS, check_secret
 
@@ -33,6 +35,7 @@ DELIVER_WEBHOOK = "deliver_webhook"
 PING = "ping"
 
 _MOST_REPLAYED = 10_000
+_EVENT_ID = re.compile(r"[0-9]{1,20}(-[0-9]{1,20})?")
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,9 +98,10 @@ class Webhooks:
         """`JobQueue.send_webhook`."""
         arguments.require_webhook_url(url)
         arguments.require_event_type(event_type)
-        for what, value in (("webhook_id", webhook_id), ("endpoint_id", endpoint_id)):
-            if value is not None:
-                arguments.require_id(what, value)
+        if webhook_id is not None:
+            arguments.require_webhook_id(webhook_id)
+        if endpoint_id is not None:
+            arguments.require_id("endpoint_id", endpoint_id)
         id_ = webhook_id or f"msg_{uuid.uuid4().hex}"
         delay_ms = arguments.delay_ms(delay_s)
         fields: dict[str, str | bytes | int] = {
@@ -108,7 +112,7 @@ class Webhooks:
             "deadline": self._deadline_ms(deadline, delay_ms),
             "priority": arguments.require_priority(priority).value,
         }
-        given = check_headers(headers or {})
+        given = check_headers({} if headers is None else headers)
         fields |= self._sealed(id_, _signing(secret, secrets), bearer, given)
         clear = {name: value for name, value in given.items() if not is_secret(name)}
         if clear:
@@ -116,10 +120,11 @@ class Webhooks:
         if endpoint_id is not None:
             fields["endpoint_id"] = endpoint_id
         if ordering_key is not None:
-            fields["ordering_key"] = _require_ordering_key(ordering_key)
+            arguments.require_name("ordering_key", ordering_key, longest=256)
+            fields["ordering_key"] = ordering_key
         told = self.options.on_end if on_end is None else on_end
         if told:
-            arguments.require_job_name(told)
+            arguments.require_job_name(told, "on_end")
             fields["on_end"] = told
         lane = lane_of(url, endpoint_id)
         job_id = f"webhook:{id_}"
@@ -146,6 +151,7 @@ class Webhooks:
 
     async def get(self, delivery_id: str) -> Delivery:
         """`JobQueue.delivery`."""
+        arguments.require_name("delivery_id", delivery_id)
         found = await reach(self._deliveries.read(delivery_id))
         if found is None:
             raise NotFound(f"no delivery {delivery_id!r}, or its retention has passed")
@@ -175,6 +181,8 @@ class Webhooks:
 
         Give the last event's `id` as `after` to go on from there.
         """
+        if not isinstance(after, str) or not _EVENT_ID.fullmatch(after):
+            raise InvalidArgument("after must be the id of an event, or 0")
         return await reach(self._endpoints.events(after, limit))
 
     # -- switching -----------------------------------------------------------------
@@ -203,7 +211,8 @@ class Webhooks:
             NotFound: unknown, or its retention has passed.
             InvalidArgument: it has not ended; its endpoint is disabled; it needs `secrets`.
         """
-        how = await self._replay(delivery_id, arguments.delay_ms(delay_s), tuple(secrets))
+        arguments.require_name("delivery_id", delivery_id)
+        how = await self._replay(delivery_id, arguments.delay_ms(delay_s), secrets)
         if how == "unknown":
             raise NotFound(f"no delivery {delivery_id!r}, or its retention has passed")
         if how != "replayed":
@@ -234,7 +243,7 @@ class Webhooks:
             counts[await self._replay(id_, delay_ms, ())] += 1
         return counts
 
-    async def _replay(self, delivery_id: str, delay_ms: int, secrets: tuple[str, ...]) -> str:
+    async def _replay(self, delivery_id: str, delay_ms: int, secrets: Sequence[str]) -> str:
         token = uuid.uuid4().hex
         job_id = f"webhook-replay:{token}:{delivery_id}"
         sealed = self._sealed(delivery_id, _signing(None, secrets), None, {})
@@ -272,6 +281,8 @@ class Webhooks:
     ) -> dict[str, Any]:
         hidden = {name: value for name, value in headers.items() if is_secret(name)}
         if bearer is not None:
+            if not isinstance(bearer, str) or not is_value(bearer):
+                raise InvalidArgument("bearer must be text of one line")
             hidden |= check_headers({"authorization": f"Bearer {bearer}"})
         if not signing and not hidden:
             return {}
@@ -287,6 +298,8 @@ _REFUSALS = {
 
 
 def _signing(secret: str | None, secrets: Iterable[str]) -> list[str]:
+    if isinstance(secrets, str | bytes) or not isinstance(secrets, Iterable):
+        raise InvalidArgument("secrets must be a list of secrets")
     found = [*([] if secret is None else [secret]), *secrets]
     if len(found) > MAX_SECRETS:
         raise InvalidArgument(f"at most {MAX_SECRETS} secrets, not {len(found)}")
@@ -294,7 +307,7 @@ def _signing(secret: str | None, secrets: Iterable[str]) -> list[str]:
         try:
             check_secret(one)
         except ValueError as exc:
-            raise InvalidArgument(str(exc)) from None
+            raise InvalidArgument(f"secret: {exc}") from None
     return found
 
 
@@ -306,14 +319,16 @@ def _names(url: str, endpoint_id: str | None) -> tuple[str, str, str]:
     return endpoint_of(url, endpoint_id), lane_of(url, endpoint_id), endpoint_id or url
 
 
-def _require_ordering_key(key: str) -> str:
-    if not isinstance(key, str) or not 1 <= len(key) <= 256:
-        raise InvalidArgument("an ordering_key has 1 to 256 characters")
-    return key
-
-
 def _checked(wanted: Selection | None) -> Selection:
     found = wanted or Selection()
+    for what, name in (("event_type", found.event_type), ("endpoint_id", found.endpoint_id)):
+        if name is not None:
+            arguments.require_name(what, name)
+    if found.url is not None:
+        arguments.require_webhook_url(found.url)
+    for state in found.states:
+        if not isinstance(state, DeliveryState):
+            raise InvalidArgument(f"states: {state!r} is no DeliveryState")
     for what, moment in (("since", found.since), ("until", found.until)):
         if moment is not None:
             arguments.unix_ms(what, moment)

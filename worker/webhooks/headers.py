@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from worker.errors import InvalidArgument
 
 _NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]{1,128}")
-_VALUE = re.compile(r"[\t\x20-\x7e\x80-\xff]{0,2048}")
+_VALUE = re.compile(r"[\t\x20-\x7e\xa0-\xff]{0,2048}")
 _MOST = 32
 # The transport's own, and those that say who sent it.
 _RESERVED = frozenset(
@@ -29,20 +29,27 @@ def check_headers(headers: Mapping[str, str]) -> dict[str, str]:
     Raises:
         InvalidArgument: too many, a reserved name, or what HTTP does not allow.
     """
+    if not isinstance(headers, Mapping):
+        raise InvalidArgument(f"headers must be a mapping, not {type(headers).__name__}")
     if len(headers) > _MOST:
         raise InvalidArgument(f"at most {_MOST} headers, not {len(headers)}")
     found: dict[str, str] = {}
     for name, value in headers.items():
         if not isinstance(name, str) or not _NAME.fullmatch(name):
-            raise InvalidArgument(f"{name!r} is not the name of a header")
+            raise InvalidArgument(f"headers: {str(name)[:100]!r} is not the name of a header")
         lower = name.lower()
         if lower in _RESERVED:
-            raise InvalidArgument(f"the header {name!r} is not the caller's to set")
-        if not isinstance(value, str) or not _VALUE.fullmatch(value):
+            raise InvalidArgument(f"headers: {name!r} is not the caller's to set")
+        if not is_value(value):
             # The value may be a secret, so it is not repeated.
-            raise InvalidArgument(f"the value of header {name!r} is not text of one line")
+            raise InvalidArgument(f"headers: the value of {name!r} is not text of one line")
         found[lower] = value
     return found
+
+
+def is_value(value: object) -> bool:
+    """Whether a header may have this value: text of one line that HTTP can carry."""
+    return isinstance(value, str) and _VALUE.fullmatch(value) is not None
 
 
 def is_secret(name: str) -> bool:

@@ -49,7 +49,9 @@ def decode_private_key(secret: str) -> bytes:
 
 def check_secret(secret: str) -> None:
     """Raise ValueError unless it is a `whsec_` secret or a `whsk_` key."""
-    if isinstance(secret, str) and secret.startswith(PRIVATE_KEY_PREFIX):
+    if not isinstance(secret, str):
+        raise ValueError("a signing secret must be text")  # noqa: TRY004  (as every other fault of it)
+    if secret.startswith(PRIVATE_KEY_PREFIX):
         decode_private_key(secret)
     else:
         decode_secret(secret)
