@@ -5,7 +5,8 @@ The server listens on a unix socket in a directory only its owner can enter (no
 TCP port), and ends with its owner: on `release`, at exit, and on Linux by the
 kernel's parent-death signal when the owner is killed. With a directory it
 keeps an append-only file there; a second process that names the same
-directory joins the running server instead of starting another.
+directory joins the running server instead of starting another. A directory that
+other users of the machine can reach is refused (private.py).
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
+from cache.connection.private import is_own_socket, open_own_file, open_private
 from cache.errors import EmbeddedServerError
 
 _START_DEADLINE_S = 10.0
@@ -129,9 +131,9 @@ def _stop_all() -> None:
 
 
 def _open_directory(directory: Path) -> EmbeddedServer:
+    home = open_private(directory)
     try:
-        directory.mkdir(parents=True, exist_ok=True, mode=0o700)
-        lock = (directory / "owner.lock").open("a+", encoding="utf-8")
+        lock = open_own_file(home / "owner.lock")
     except OSError as exc:
         raise EmbeddedServerError(f"embedded://{directory} cannot be used: {exc}") from None
     deadline = time.monotonic() + _START_DEADLINE_S
@@ -141,9 +143,9 @@ def _open_directory(directory: Path) -> EmbeddedServer:
         except BlockingIOError:
             lock.seek(0)
             path = lock.read().strip()
-            if path and _answers(Path(path)):
+            if path and is_own_socket(Path(path)) and _answers(Path(path)):
                 lock.close()
-                return EmbeddedServer(f"unix://{path}", directory, None, None)
+                return EmbeddedServer(f"unix://{path}", home, None, None)
             if time.monotonic() > deadline:
                 lock.close()
                 raise EmbeddedServerError(
@@ -151,7 +153,7 @@ def _open_directory(directory: Path) -> EmbeddedServer:
                 ) from None
             time.sleep(0.02)
         else:
-            return _launch(directory, lock)
+            return _launch(home, lock)
 
 
 def _launch(directory: Path | None, lock: IO[str] | None) -> EmbeddedServer:
@@ -174,7 +176,7 @@ def _launch(directory: Path | None, lock: IO[str] | None) -> EmbeddedServer:
     }
     arguments = [word for key, value in options.items() for word in ("--" + key, value)]
     command = [str(binary), *arguments]
-    with log.open("ab") as output:
+    with open_own_file(log) as output:
         process = subprocess.Popen(  # noqa: S603  (our own binary and options)
             [sys.executable, "-I", "-S", "-c", _TIE_TO_PARENT, str(os.getpid()), *command],
             stdin=subprocess.DEVNULL,
@@ -182,6 +184,7 @@ def _launch(directory: Path | None, lock: IO[str] | None) -> EmbeddedServer:
             stderr=subprocess.STDOUT,
             # A Ctrl-C in the terminal is for the owner, which stops the server when it is done.
             start_new_session=True,
+            umask=0o077,
         )
     server = EmbeddedServer(f"unix://{path}", data, process, lock)
     try:
