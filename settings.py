@@ -2,8 +2,8 @@
 Every setting of the service, in one typed class. Imports nothing of ours.
 
 Values come, first found first taken, from: arguments, environment variables
-(``LETTA_`` + the field's name), a ``.env`` file in the working directory, and
-files in the secrets directory (``LETTA_SECRETS_DIR``, else ``/run/secrets``),
+(``LETTA_`` + the field's name), a ``.env`` file in the working directory (if no
+other user of the machine can have written it), and files in the secrets directory (``LETTA_SECRETS_DIR``, else ``/run/secrets``),
 one file a variable. Variables of other programs that share the prefix are
 ignored. docs/settings.md is generated from this class.
 """
@@ -14,14 +14,19 @@ import base64
 import binascii
 import os
 import re
+import stat
 from functools import lru_cache
 from ipaddress import ip_network
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
+from urllib.parse import quote
 
-from pydantic import Field, SecretStr, ValidationError, field_validator
+import structlog
+from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic.fields import FieldInfo
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
+
+log = structlog.get_logger(__name__)
 
 ENV_PREFIX = "LETTA_"
 REDIS_URL_FORMS = (
@@ -102,6 +107,27 @@ class Settings(BaseSettings):
     )
     redis_key_file: Path | None = Field(
         None, description="PEM key of the client certificate (may be in the same file)."
+    )
+    redis_username: str | None = Field(
+        None,
+        max_length=256,
+        description="User on the server of LETTA_REDIS_URL, where the URL names none.",
+    )
+    redis_password: SecretStr | None = Field(
+        None,
+        max_length=1024,
+        description=(
+            "Password on the server of LETTA_REDIS_URL, where the URL has none: as a secrets file "
+            "it stands in no URL and no environment."
+        ),
+    )
+    redis_sentinel_username: str | None = Field(
+        None,
+        max_length=256,
+        description="User on the Sentinels of a (rediss|redis)+sentinel:// URL; they have their own.",
+    )
+    redis_sentinel_password: SecretStr | None = Field(
+        None, max_length=1024, description="Password on the Sentinels; unset: they want none."
     )
 
     # -- the switches --------------------------------------------------------
@@ -664,6 +690,30 @@ class Settings(BaseSettings):
         ),
     )
 
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],  # noqa: ARG003  (pydantic's signature)
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """A `.env` that another user of the machine could have written is left out, and said."""
+        reason = why_untrusted(Path(".env"))
+        if reason is not None:
+            path = str(Path(".env").absolute())
+            log.warning("settings.env_file_ignored", path=path, reason=reason)
+            return init_settings, env_settings, file_secret_settings
+        return init_settings, env_settings, dotenv_settings, file_secret_settings
+
+    @model_validator(mode="after")
+    def _login(self) -> Self:
+        password = self.redis_password.get_secret_value() if self.redis_password else ""
+        url = _with_login(self.redis_url, self.redis_username or "", password)
+        object.__setattr__(self, "redis_url", url)
+        return self
+
     @field_validator("worker_log_level", "worker_log_format", mode="before")
     @classmethod
     def _fold_case(cls, value: Any) -> Any:
@@ -810,6 +860,36 @@ class Settings(BaseSettings):
     def _cron(cls, value: str) -> str:
         _require_cron(value)
         return value
+
+
+def _with_login(url: str, username: str, password: str) -> str:
+    """The URL with these credentials, unless it has some or its server has no need of them."""
+    scheme, _, rest = url.partition("://")
+    place = re.split(r"[/?]", rest, maxsplit=1)[0]
+    if not (username or password) or "@" in place or scheme == "embedded":
+        return url
+    return f"{scheme}://{quote(username, safe='')}:{quote(password, safe='')}@{rest}"
+
+
+def why_untrusted(path: Path) -> str | None:
+    """
+    Why another user of the machine could have written a file, or a directory's files.
+
+    None when only this user, root, or a group of one's own can; also when there is none.
+    """
+    try:
+        # Of a link, both ends count.
+        found = [path.lstat(), path.stat()]
+    except OSError:
+        return None
+    for each in found:
+        if each.st_uid not in {0, os.geteuid()}:
+            return "it belongs to another user"
+        own_group = each.st_gid in {0, os.getegid()}
+        others = stat.S_IWOTH if own_group else stat.S_IWOTH | stat.S_IWGRP
+        if each.st_mode & others and not stat.S_ISLNK(each.st_mode):
+            return "others may write to it"
+    return None
 
 
 def _require_path(path: str) -> None:

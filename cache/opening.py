@@ -48,6 +48,7 @@ async def open_cache(settings: Settings | None = None) -> AsyncIterator[Cache]:
 
 def pool_options(settings: Settings) -> PoolOptions:
     """How every client of ours connects, the queue's too."""
+    password = settings.redis_sentinel_password
     return PoolOptions(
         connect_timeout_s=settings.redis_connect_timeout_s,
         socket_timeout_s=settings.redis_socket_timeout_s,
@@ -57,6 +58,8 @@ def pool_options(settings: Settings) -> PoolOptions:
         ca_file=settings.redis_ca_file,
         cert_file=settings.redis_cert_file,
         key_file=settings.redis_key_file,
+        sentinel_username=settings.redis_sentinel_username,
+        sentinel_password=None if password is None else password.get_secret_value(),
     )
 
 

@@ -2,7 +2,8 @@
 The only place that constructs a Redis client: cache, queue and workers alike.
 
 Forms: redis://, rediss:// (certificate and host name verified), unix://,
-redis+sentinel://host:port,.../service[/db], redis+cluster://host:port,... and
+redis+sentinel://host:port,.../service[/db] (rediss+sentinel:// with TLS to the
+Sentinels and the servers), redis+cluster://host:port,... and
 embedded://[/directory]. Every client has connect and socket timeouts,
 keepalive, health checks and a name. Opening a connection is retried with
 jittered backoff; newer redis-py also sends a command again when its reply is
@@ -16,7 +17,7 @@ import re
 import ssl
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qsl, unquote, urlsplit
@@ -61,6 +62,8 @@ class PoolOptions:
     ca_file: Path | None = None
     cert_file: Path | None = None
     key_file: Path | None = None
+    sentinel_username: str | None = None
+    sentinel_password: str | None = field(default=None, repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -219,14 +222,19 @@ def _connection_pool(target: Target, options: PoolOptions, keywords: dict[str, A
     else:
         keywords["socket_keepalive"] = True
     if target.kind == "sentinel":
+        tls = {"ssl": True, **_tls(options)} if target.tls else {}
+        # Who answers for a Sentinel says which server is ours: it is verified as the servers are,
+        # and has a password of its own.
+        login = {"username": options.sentinel_username, "password": options.sentinel_password}
         sentinel = Sentinel(
             target.nodes,
             sentinel_kwargs={
                 "socket_timeout": options.connect_timeout_s,
                 "socket_connect_timeout": options.connect_timeout_s,
+                **{key: value for key, value in login.items() if value is not None},
+                **tls,
             },
         )
-        tls = {"ssl": True, **_tls(options)} if target.tls else {}
         return SentinelConnectionPool(target.service, sentinel, **keywords, **tls)
     if target.kind == "standalone":
         host, port = target.nodes[0]

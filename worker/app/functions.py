@@ -6,11 +6,12 @@ import asyncio
 import os
 import sys
 from importlib import import_module
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from arq.worker import Function, func
 
-from settings import SettingsError, variable_name
+from settings import SettingsError, variable_name, why_untrusted
 from worker.app.wiring import JOB_MARGIN_S
 from worker.engine.cron_expression import CronExpression, cron_job
 from worker.llm.after import delete_llm_files, tell_llm_request
@@ -103,13 +104,17 @@ def load_coroutine(path: str, named_by: str) -> Any:
 
 
 def _load(module: str, name: str, path: str, named_by: str) -> Any:
-    if os.getcwd() not in sys.path:  # noqa: PTH109  (compared with sys.path's text)
-        sys.path.append(os.getcwd())  # noqa: PTH109
+    here = os.getcwd()  # noqa: PTH109  (compared with sys.path's text)
+    reason = why_untrusted(Path(here))
+    if reason is None and here not in sys.path:
+        sys.path.append(here)
     try:
         return getattr(import_module(module), name)
     except Exception as exc:  # noqa: BLE001  (whatever the operator's module raises at import)
-        reason = f"{type(exc).__name__}: {exc}"
-        raise SettingsError(f"{named_by}: cannot load {path}: {reason}") from None
+        text = f"{named_by}: cannot load {path}: {type(exc).__name__}: {exc}"
+        if reason is not None:
+            text += f"; the working directory is not searched: {reason}"
+        raise SettingsError(text) from None
 
 
 def load_settings_class(path: str) -> type:

@@ -100,7 +100,7 @@ def demo_environment(url: str, provider: str) -> dict[str, str]:
 def workers(environment: dict[str, str], count: int, log: Any) -> Iterator[None]:
     """`letta-workers run`, as an operator starts it."""
     process = subprocess.Popen(  # noqa: S603  (our own module)
-        [sys.executable, "-m", "worker", "run", "--count", str(count)],
+        [sys.executable, "-P", "-m", "worker", "run", "--count", str(count)],
         env={**os.environ, **environment},
         stdin=subprocess.DEVNULL,
         stdout=log,

@@ -50,7 +50,7 @@ async def _serve_until_eof(server: uvicorn.Server, listener: socket.socket) -> N
 def running(module: str, arguments: Sequence[str] = ()) -> Iterator[str]:
     """Start `python -m module` (which calls `serve`); yields its base URL, ends it after."""
     process = subprocess.Popen(  # noqa: S603  (our own module)
-        [sys.executable, "-m", module, *arguments],
+        [sys.executable, "-P", "-m", module, *arguments],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         start_new_session=True,
