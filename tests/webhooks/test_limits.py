@@ -450,7 +450,7 @@ async def test_a_delivery_that_is_gone_blocks_no_order(lab: Lab) -> None:
 
 async def test_410_disables_its_url_and_what_comes_after_is_kept_for_a_replay(lab: Lab) -> None:
     before = await lab.send()
-    assert await lab.attempt(await lab.send(URL + "?token=1"), status=410) == ["endpoint_disabled"]
+    assert await lab.attempt(await lab.send(URL + "#part"), status=410) == ["endpoint_disabled"]
     assert await lab.claim(before) == EndedUnsent(DeliveryState.DISABLED, "endpoint_disabled")
     after = await lab.send()
     await lab.claim(after)
@@ -458,7 +458,7 @@ async def test_410_disables_its_url_and_what_comes_after_is_kept_for_a_replay(la
     assert (await lab.queue.delivery(after)).attempts == ()
     await lab.go(await lab.send("https://hooks.example.com/b"))
     (found,) = await lab.queue.webhooks.disabled_endpoints()
-    assert (found.reason, found.name) == ("gone", URL + "?token=1")
+    assert (found.reason, found.name) == ("gone", URL + "#part")
 
     with pytest.raises(InvalidArgument, match="enable it first"):
         await lab.queue.webhooks.replay(before)

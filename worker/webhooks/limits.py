@@ -2,8 +2,8 @@
 What a delivery shares with others: its lane (limits, breaker) and its endpoint (disabling).
 
 An `endpoint_id` names both. Without one, the lane is scheme, host and port, which
-is what can be overloaded, and the endpoint is the URL without its query, which is
-what can be gone: one path that answers 410 says nothing of its neighbours.
+is what can be overloaded, and the endpoint is the URL, its query included, which is
+what can be gone: `?token=a` that answers 410 says nothing of `?token=b`.
 """
 
 from __future__ import annotations
@@ -44,11 +44,11 @@ def lane_of(url: str, endpoint_id: str | None) -> str:
 
 
 def endpoint_of(url: str, endpoint_id: str | None) -> str:
-    """`id:<endpoint id>`, or a digest of the URL without query and fragment."""
+    """`id:<endpoint id>`, or a digest of the URL without its fragment."""
     if endpoint_id is not None:
         return f"id:{endpoint_id}"
-    # A path may hold a token, so that it does not belong in a key's name.
-    return digest(url.partition("#")[0].partition("?")[0])
+    # A path or a query may hold a token, so that it does not belong in a key's name.
+    return digest(url.partition("#")[0])
 
 
 def order_of(lane: str, ordering_key: str) -> str:
