@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import uuid
-from collections import Counter
+from collections import Counter, defaultdict
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -83,7 +83,7 @@ class Model(RuleBasedStateMachine):
         self.crash_at = ""
         self.open: dict[str, str] = {}
         self.texts: dict[str, str] = {}
-        self.callers: Counter[str] = Counter()
+        self.callers: dict[str, list[str]] = defaultdict(list)  # who has not given it up
         self.shared: dict[str, str] = {}  # text -> the open request that equal ones join
         self.dated: set[str] = set()
         self.may_be_canceled: set[str] = set()
@@ -143,16 +143,18 @@ class Model(RuleBasedStateMachine):
                 bodies, provider="openai", endpoint=CHAT, dedupe=dedupe, deadline=deadline
             )
         )
-        for text, id_ in zip(texts, ids, strict=True):
+        for text, caller in zip(texts, ids, strict=True):
+            id_ = caller.partition(".")[0]
             if dedupe and text in self.shared:
                 assert id_ == self.shared[text], "an equal request was not shared"
+                assert caller not in self.callers[id_], "two callers have one id"
             else:
                 assert id_ not in self.open
                 assert id_ not in self.ended
                 self.open[id_] = text
             if dedupe:
                 self.shared[text] = id_
-            self.callers[id_] += 1
+            self.callers[id_].append(caller)
             if dated:
                 self.dated.add(id_)
 
@@ -162,7 +164,7 @@ class Model(RuleBasedStateMachine):
             self.queue.submit_llm_request(body(text), provider="openai", endpoint=CHAT, urgent=True)
         )
         self.open[id_] = text
-        self.callers[id_] = 1
+        self.callers[id_] = [id_]
 
     @rule(what=st.sampled_from(["request"] * 3 + ["batch", "group"]), number=st.integers(0, 50))
     def cancel(self, what: str, number: int) -> None:
@@ -177,9 +179,13 @@ class Model(RuleBasedStateMachine):
         id_ = pick(list(self.open), number)
         if id_ is None:
             return
-        assert self.run(self.queue.cancel_llm_request(id_))
-        self.callers[id_] -= 1
-        if not self.callers[id_]:
+        caller = self.callers[id_].pop(number % len(self.callers[id_]))
+        assert self.run(self.queue.cancel_llm_request(caller))
+        if self.callers[id_]:
+            # It has left: that it says so again is nobody else's loss.
+            assert self.run(self.queue.cancel_llm_request(caller))
+            assert self.run(self.queue.requests.is_open(id_))
+        else:
             self.may_be_canceled.add(id_)
             assert not self.run(self.queue.requests.is_open(id_)), "its last caller has left"
 
@@ -214,7 +220,7 @@ class Model(RuleBasedStateMachine):
         for id_ in again:
             assert not self.ended[id_].ok, "an answered request was let go again"
             del self.ended[id_]
-            self.callers[id_] = 1
+            self.callers[id_] = self.callers[id_] or [id_]
             self.open[id_] = self.texts[id_]
             self.may_be_canceled.discard(id_)
             self.dated.discard(id_)

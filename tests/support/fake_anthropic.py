@@ -11,7 +11,16 @@ from typing import Any
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 
-from tests.support.fake_state import CHUNK, fate, is_hidden, last_text, numbers, state, work
+from tests.support.fake_state import (
+    CHUNK,
+    fate,
+    is_hidden,
+    last_text,
+    numbers,
+    state,
+    with_intruder,
+    work,
+)
 
 
 def message_answer(body: Mapping[str, Any]) -> dict[str, Any]:
@@ -122,7 +131,7 @@ def finish_messages(batch: dict[str, Any]) -> None:
     canceled = batch["processing_status"] == "canceling"
     counts: Counter[str] = Counter()
     lines = []
-    for number, row in enumerate(batch["_rows"]):
+    for number, row in enumerate(with_intruder(batch["_rows"])):
         result = message_result(row["params"], canceled=canceled and bool(number % 2))
         if result is not None:
             counts[result["type"]] += 1

@@ -10,7 +10,17 @@ from typing import Any
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 
-from tests.support.fake_state import CHUNK, POISON, fate, is_hidden, last_text, numbers, state, work
+from tests.support.fake_state import (
+    CHUNK,
+    POISON,
+    fate,
+    is_hidden,
+    last_text,
+    numbers,
+    state,
+    with_intruder,
+    work,
+)
 
 _BODY = 300 * 1024 * 1024
 
@@ -203,8 +213,8 @@ def finish(batch: dict[str, Any], outcome: str) -> None:
         return
     good: list[str] = []
     bad: list[str] = []
-    for number, line in enumerate(state.files[batch["input_file_id"]].splitlines()):
-        row = json.loads(line)
+    rows = [json.loads(line) for line in state.files[batch["input_file_id"]].splitlines()]
+    for number, row in enumerate(with_intruder(rows)):
         ends = fate(row["body"])
         if ends == "vanish":
             continue

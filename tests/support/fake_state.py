@@ -26,6 +26,7 @@ class Settings:
     poison_at: str = "validation"  # | create | upload: when OpenAI refuses a poisoned file
     latency_s: float = 0.0  # of the synchronous endpoints
     list_limit: int = 100
+    also_answers: str = ""  # a request id: every batch has a line for it, whether it held it or not
 
 
 @dataclass
@@ -49,6 +50,15 @@ class State:
 POISON = b"please poison"
 state = State()
 numbers = itertools.count(1)
+
+
+def with_intruder(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The lines of a batch, and one for the request that `also_answers` names."""
+    id_ = state.settings.also_answers
+    if not id_ or not rows:
+        return rows
+    batch_id = rows[0]["custom_id"].rpartition("-")[2]
+    return [*rows, {**rows[0], "custom_id": f"{id_}-{batch_id}"}]
 
 
 def last_text(body: Mapping[str, Any]) -> str:

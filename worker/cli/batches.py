@@ -99,7 +99,7 @@ def batches_flush(timeout_s: float, as_json: bool) -> None:
 
 @batches.command("cancel")
 @click.argument("batch_id", required=False)
-@click.option("--request", "request_id", help="Give up one request instead.")
+@click.option("--request", "request_id", help="Give up one request instead, for all who share it.")
 @click.option("--group", nargs=3, metavar="PROVIDER ENDPOINT MODEL", help="Give up a whole group.")
 @json_option
 def batches_cancel(
@@ -120,7 +120,7 @@ def batches_cancel(
         if group is not None:
             return await queue.cancel_llm_group(*group)
         if request_id is not None:
-            return int(await queue.cancel_llm_request(request_id))
+            return int(await queue.cancel_llm_request(request_id, everybody=True))
         return int(await queue.cancel_llm_batch(str(batch_id)))
 
     ended = with_queue(cancel)

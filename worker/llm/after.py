@@ -18,16 +18,20 @@ log = structlog.get_logger(__name__)
 
 async def tell_llm_request(ctx: JobContext, url: str) -> str:
     """
-    Send the webhook of a request's end; the job's id names the request: llm:tell:<id>:<nth>:<who>.
+    Send the webhook of a request's end.
+
+    The job's id names request and caller: llm:tell:<id>:<nth>:<who>, or <who>.<mark> for a
+    caller that shares it.
 
     An answer too large for a webhook is left out; its receiver asks for it by the id.
     """
     deps, job_id = Deps.of(ctx), str(ctx["job_id"])
-    request_id = job_id.split(":")[2]
+    _, _, request_id, _, who = job_id.split(":", 4)
+    mark = who.partition(".")[2]
     answer = await deps.queue.requests.peek_answer(request_id)
     if answer is None:
         return "expired"
-    payload = _payload(request_id, answer)
+    payload = _payload(f"{request_id}.{mark}" if mark else request_id, answer)
     send = partial(deps.queue.send_webhook, url, event_type="llm.request.ended", webhook_id=job_id)
     try:
         try:

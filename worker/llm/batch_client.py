@@ -4,7 +4,6 @@ The operator's side of LLM batches: what waits and what is under way; cancel and
 
 from __future__ import annotations
 
-import uuid
 from typing import Any
 
 from worker.errors import NotFound
@@ -42,15 +41,17 @@ class BatchClient(Producer):
         self.requests = RequestStore(client, self.keys, retention)
         self.upkeep = LLMUpkeep(client, self.keys)
 
-    async def cancel_llm_request(self, request_id: str) -> bool:
+    async def cancel_llm_request(self, request_id: str, *, everybody: bool = False) -> bool:
         """
         Give up a request: it ends with the error `canceled` unless others wait for it too.
 
-        Its batch is cancelled at the provider when nobody waits for any of it.
-        False when it is answered already, or unknown.
+        Every caller has an id of its own and gives up its own share, once.
+        `everybody`, for operators, ends it for all who share it. Its batch is
+        cancelled at the provider when nobody waits for any of it. False when it is
+        answered already, or unknown.
         """
         arguments.require_name("request_id", request_id)
-        code, batch_id = await reach(self.requests.cancel(request_id, uuid.uuid4().hex))
+        code, batch_id = await reach(self.requests.cancel(request_id, everybody=everybody))
         if batch_id and not await reach(self.batches.outstanding(batch_id)):
             await self._cancel_at_provider(batch_id)
         return code > 0
@@ -80,10 +81,10 @@ class BatchClient(Producer):
         require_names(provider, endpoint)
         arguments.require_name("model", model, longest=256)
         group = Group(provider, check_endpoint(provider, endpoint), model)
-        ended, call = 0, uuid.uuid4().hex
+        ended = 0
         while ids := await reach(self.batches.waiting_ids(group)):
             for id_ in ids:
-                code, _ = await reach(self.requests.cancel(id_, call, everybody=True))
+                code, _ = await reach(self.requests.cancel(id_, everybody=True))
                 ended += code == 2
         for batch in await reach(self.batches.listed(10_000)):
             if batch.group == group and not batch.state.is_end:

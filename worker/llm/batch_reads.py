@@ -116,7 +116,7 @@ class BatchReads:
 
     async def unanswered(self, batch_id: str) -> AsyncIterator[list[StoredRequest]]:
         """The requests of a batch that have no answer yet, a page at a time."""
-        names = ("body", "deadline", "tokens", "batch", "group")
+        names = ("body", "deadline", "tokens", "batch", "group", "expires")
         async for ids in self.ids(batch_id):
             async with self.client.pipeline(transaction=False) as pipe:
                 for id_ in ids:
@@ -130,8 +130,11 @@ class BatchReads:
                     deadline_ms=int(deadline) if deadline else None,
                     tokens=int(tokens or 0),
                     urgent=False,
+                    expires_ms=int(expires) if expires else None,
                 )
-                for id_, (body, deadline, tokens, owner, group) in zip(ids, rows, strict=True)
+                for id_, (body, deadline, tokens, owner, group, expires) in zip(
+                    ids, rows, strict=True
+                )
                 if owner is not None and owner.decode() == batch_id
             ]
 

@@ -17,7 +17,7 @@ from worker.keys import QueueKeys
 from worker.llm.answer_subscriber import Notices
 from worker.llm.batch_client import FLUSH_LLM_GROUP, TELL_LLM_REQUEST, BatchClient, require_names
 from worker.llm.grouping import LIMITS, Group, LLMRequest, check_request
-from worker.llm.requests import NOBODY, FlushRules, PreparedJob, Tell
+from worker.llm.requests import NOBODY, FlushRules, PreparedJob, Tell, split_request_id
 from worker.options import QueueOptions
 from worker.queue import arguments
 from worker.queue.job import Job, reach
@@ -60,8 +60,10 @@ class LLMClient(BatchClient):
         while its batch is under way is sent by itself then. A request whose
         deadline passes before it is sent ends with the error
         `deadline_exceeded`. With `dedupe` an equal request that is still
-        unanswered is shared: same id, same answer. `webhook_url` is told of its
-        end (event type `llm.request.ended`), once each time it ends.
+        unanswered is shared: it is sent once, and its answer is everybody's; each
+        caller has an id of its own, and what one of them cancels, or has no time
+        left for, stays the others'. `webhook_url` is told of its end (event type
+        `llm.request.ended`, with this caller's id), once each time it ends.
 
         Raises:
             UnknownProvider, InvalidArgument, PayloadTooLarge, InvalidWebhookURL.
@@ -127,7 +129,9 @@ class LLMClient(BatchClient):
         arguments.require_name("request_id", request_id)
         requests = self.requests
         try:
-            async with asyncio.timeout(timeout_s), self._answers.watch(request_id) as told:
+            # Those who share a request are told of it by its one id.
+            shared_id, _ = split_request_id(request_id)
+            async with asyncio.timeout(timeout_s), self._answers.watch(shared_id) as told:
                 while True:
                     told.clear()
                     answer = await reach(requests.read_answer(request_id))

@@ -82,7 +82,7 @@ class Items:
                 final.append((id_, doubtful[id_]))
             else:
                 (back if fate is Fate.PUT_BACK else single).append(id_)
-        await self.requests.answer_many(final)
+        await self.requests.answer_many(final, line_of=self.batch.id)
         await self._put_back(back)
         await self._send_singly(single, urgent=True)
 
@@ -109,8 +109,11 @@ class Items:
         next_ms: int | None = None
         async for page in self.store.unanswered(self.batch.id):
             dated = [(r.id, r.deadline_ms) for r in page if r.deadline_ms is not None]
-            late = [id_ for id_, due_ms in dated if due_ms <= now_ms]
-            near = [id_ for id_, due_ms in dated if now_ms < due_ms <= now_ms + margin_ms]
+            # Of several callers the last to run out of time decides.
+            late = {r.id for r in page if r.expires_ms is not None and r.expires_ms <= now_ms}
+            near = [
+                id_ for id_, due_ms in dated if due_ms <= now_ms + margin_ms and id_ not in late
+            ]
             await self.requests.answer_many([(id_, LATE) for id_ in late])
             await self._send_singly(near, urgent=True)
             rest = [due_ms for _, due_ms in dated if due_ms > now_ms + margin_ms]

@@ -107,7 +107,7 @@ async def run_llm_request(ctx: JobContext, request_id: str) -> str:
     request = await deps.queue.requests.read(request_id)
     if request is None:
         return "skipped"
-    if request.deadline_ms is not None and deps.now().timestamp() * 1000 >= request.deadline_ms:
+    if request.expires_ms is not None and deps.now().timestamp() * 1000 >= request.expires_ms:
         await deps.queue.requests.answer(request_id, LATE)
         return "late"
     provider = request.group.provider

@@ -29,8 +29,9 @@ _ANSWER = load(__package__, "answer_llm", "worker.queue")
 _CANCEL = load(__package__, "cancel_llm", "worker.queue")
 _RETRY = load(__package__, "retry_llm", "worker.queue")
 
-# Larger answers are compressed: `z` and zlib's bytes. Msgpack's lists never begin so.
-_COMPRESS_FROM, _COMPRESSED = 8192, b"z"
+# Larger answers are compressed: `z` and zlib's bytes; shared ones have an `s` before that
+# (_llm_finish.lua). Msgpack's lists begin with neither.
+_COMPRESS_FROM, _COMPRESSED, _SHARED = 8192, b"z", b"s"
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +74,12 @@ class Retention:
 
 @dataclass(frozen=True, slots=True)
 class StoredRequest:
-    """A request that is not answered yet. `deadline_ms` is Unix milliseconds or None."""
+    """
+    A request that is not answered yet.
+
+    `deadline_ms` is the first of its callers' deadlines, `expires_ms` the last:
+    Unix milliseconds, or None where one of them has none.
+    """
 
     id: str
     group: Group
@@ -81,6 +87,13 @@ class StoredRequest:
     deadline_ms: int | None
     tokens: int
     urgent: bool
+    expires_ms: int | None = None
+
+
+def split_request_id(request_id: str) -> tuple[str, str]:
+    """A caller's id -> the id of the request, and the caller's mark ("" for the first caller)."""
+    id_, _, mark = request_id.partition(".")
+    return id_, mark
 
 
 class RequestStore:
@@ -162,7 +175,8 @@ class RequestStore:
 
     async def read(self, request_id: str) -> StoredRequest | None:
         """An unanswered request; None once it is answered."""
-        names = ("body", "deadline", "group", "tokens", "single")
+        names = ("body", "deadline", "group", "tokens", "single", "expires")
+        request_id, _ = split_request_id(request_id)
         row = await self.client.hmget(self.keys.llm_request(request_id), *names)
         if row[0] is None:
             return None
@@ -173,17 +187,22 @@ class RequestStore:
             deadline_ms=int(row[1]) if row[1] else None,
             tokens=int(row[3] or 0),
             urgent=row[4] == b"urgent",
+            expires_ms=int(row[5]) if row[5] else None,
         )
 
     async def answer(self, request_id: str, answer: Answer) -> bool:
         """Store an answer and wake its waiters; False when there is one already."""
         return bool(await self.answer_many([(request_id, answer)]))
 
-    async def answer_many(self, answers: Sequence[tuple[str, Answer]]) -> int:
-        """Store answers in one round trip; returns how many are new."""
+    async def answer_many(self, answers: Sequence[tuple[str, Answer]], *, line_of: str = "") -> int:
+        """
+        Store answers in one round trip; returns how many are new.
+
+        `line_of`: the batch that they are lines of; it answers only what it has carried.
+        """
         calls = [
-            ([self.keys.llm_request(request_id)], self._answer_args(request_id, answer))
-            for request_id, answer in answers
+            ([self.keys.llm_request(id_)], [*self._answer_args(id_, answer), line_of])
+            for id_, answer in answers
         ]
         return sum(await run_many(self.client, _ANSWER, calls))
 
@@ -204,43 +223,44 @@ class RequestStore:
         ]
 
     async def read_answer(self, request_id: str) -> Answer | None:
-        """A request's answer; from its first read on it is kept for less long."""
-        key, keep = self.keys.llm_result(request_id), self.retention
-        data = await self.client.get(key)
+        """A request's answer; from its first read on one that nobody shares is kept for less long."""
+        key, keep = self.keys.llm_result(split_request_id(request_id)[0]), self.retention
+        data: bytes | None = await self.client.get(key)
         if data is None:
             return None
         read_s = max(keep.read_s, keep.equal_s)
-        if read_s < keep.unread_s:
+        if read_s < keep.unread_s and not data.startswith(_SHARED):
             await self.client.pexpire(key, int(read_s * 1000), lt=True)
         return decode_answer(data)
 
     async def peek_answer(self, request_id: str) -> Answer | None:
         """The same, without counting as a read."""
-        data = await self.client.get(self.keys.llm_result(request_id))
+        id_, _ = split_request_id(request_id)
+        data = await self.client.get(self.keys.llm_result(id_))
         return None if data is None else decode_answer(data)
 
     async def is_open(self, request_id: str) -> bool:
         """Whether the request is known and not answered."""
-        return bool(await self.client.exists(self.keys.llm_request(request_id)))
+        id_, _ = split_request_id(request_id)
+        return bool(await self.client.exists(self.keys.llm_request(id_)))
 
-    async def cancel(
-        self, request_id: str, call_id: str, *, everybody: bool = False
-    ) -> tuple[int, str]:
+    async def cancel(self, request_id: str, *, everybody: bool = False) -> tuple[int, str]:
         """
-        One caller (or everybody) gives up a request.
+        The caller whose id it is (or everybody) gives up a request.
 
         Returns 0 unknown, 1 others still wait for it, 2 it ended so; and its batch, or "".
         """
+        id_, mark = split_request_id(request_id)
         args = [
             self.keys.llm,
-            request_id,
+            id_,
             encode_answer(CANCELED),
             int(self.retention.unread_s * 1000),
             LLM_USAGE_TTL_S * 1000,
-            call_id,
+            mark,
             int(everybody),
         ]
-        code, batch = await _CANCEL.run(self.client, [self.keys.llm_request(request_id)], args)
+        code, batch = await _CANCEL.run(self.client, [self.keys.llm_request(id_)], args)
         return int(code), batch.decode()
 
     async def retry(
@@ -282,6 +302,7 @@ def encode_answer(answer: Answer) -> bytes:
 
 
 def decode_answer(data: bytes) -> Answer:
+    data = data.removeprefix(_SHARED)
     if data.startswith(_COMPRESSED):
         data = zlib.decompress(data[1:])
     body, kind, message = codec.decode(data)

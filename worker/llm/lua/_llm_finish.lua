@@ -3,12 +3,17 @@
 -- open:<bid>, usage:<gid>, single, the equal request's mark, those of _llm_tell.lua, and with
 -- `waiting` pending, sizes, groups
 -- data: the answer; ok: '1' | '0'; ttl, cache_ttl, usage_ttl: ms; usage: {input, output, cached, reasoning}
--- returns 1 stored | 0 answered already, or no such request; stands after _put_job.lua, _llm_tell.lua, _llm_waiting.lua
-local function finish_llm(p, id, data, ok, ttl, cache_ttl, usage_ttl, usage)
+-- line_of: the batch whose line it is, which must have carried the request; '' when it is no batch's
+-- An answer that several share is stored behind an `s`: no reader shortens its life for the others.
+-- returns 1 stored | 0 answered already, no such request, or not of that batch; stands after _put_job.lua, _llm_tell.lua, _llm_waiting.lua
+local function finish_llm(p, id, data, ok, ttl, cache_ttl, usage_ttl, usage, line_of)
   local key = p .. 'request:' .. id
-  local row = redis.call('HMGET', key, 'gid', 'batch', 'dedupe', 'bytes', 'tokens', 'single')
-  if not row[1] then
+  local row = redis.call('HMGET', key, 'gid', 'batch', 'dedupe', 'bytes', 'tokens', 'single', 'callers', 'left:' .. line_of)
+  if not row[1] or (line_of ~= '' and row[2] ~= line_of and not row[8]) then
     return 0
+  end
+  if tonumber(row[7] or 1) > 1 then
+    data = 's' .. data
   end
   redis.call('SET', p .. 'result:' .. id, data, 'PX', ttl)
   -- The next equal request is a new one, unless answers are kept for it.
@@ -38,7 +43,7 @@ local function finish_llm(p, id, data, ok, ttl, cache_ttl, usage_ttl, usage)
   end
   redis.call('PEXPIRE', counts[1], usage_ttl)
   if ok == '1' then
-    redis.call('DEL', key)
+    redis.call('UNLINK', key)
   else
     redis.call('RENAME', key, p .. 'failed:' .. id)
     redis.call('PEXPIRE', p .. 'failed:' .. id, ttl)

@@ -24,7 +24,7 @@ local function tell(p, id, ok, ttl)
   end
   -- One that failed may be let go again, and then end again.
   if ok == '1' then
-    redis.call('DEL', key)
+    redis.call('UNLINK', key)
   else
     redis.call('PEXPIRE', key, ttl)
   end

@@ -3,10 +3,11 @@
 -- ARGV[1] prefix p of the LLM keys (see _llm_finish.lua)  ARGV[2] request id  ARGV[3] answer
 -- ARGV[4] ok: 1 | 0  ARGV[5] ttl_ms  ARGV[6] ttl_ms for equal requests, 0 none  ARGV[7] usage's ttl_ms
 -- ARGV[8] input  ARGV[9] output  ARGV[10] cached  ARGV[11] reasoning tokens
--- returns 1 stored | 0 answered already, or no such request
+-- ARGV[12] the batch whose line it is, or ''
+-- returns 1 stored | 0 answered already, no such request, or that batch never carried it
 --@include put_job
 --@include llm_tell
 --@include llm_waiting
 --@include llm_finish
 return finish_llm(ARGV[1], ARGV[2], ARGV[3], ARGV[4], ARGV[5], ARGV[6], ARGV[7],
-  {input = ARGV[8], output = ARGV[9], cached = ARGV[10], reasoning = ARGV[11]})
+  {input = ARGV[8], output = ARGV[9], cached = ARGV[10], reasoning = ARGV[11]}, ARGV[12])

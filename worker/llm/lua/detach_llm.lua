@@ -12,6 +12,8 @@ if row[1] ~= ARGV[3] then
   return 0
 end
 redis.call('HDEL', KEYS[1], 'batch')
+-- What that batch answers all the same is its answer still.
+redis.call('HSET', KEYS[1], 'left:' .. ARGV[3], 1)
 redis.call('SREM', p .. 'open:' .. ARGV[3], ARGV[2])
 redis.call('HINCRBY', p .. 'batch:' .. ARGV[3], 'moved', 1)
 if ARGV[4] == 'wait' then

@@ -13,8 +13,12 @@ redis.call('RENAME', KEYS[1], KEYS[2])
 redis.call('PERSIST', KEYS[2])
 redis.call('DEL', KEYS[3])
 redis.call('PERSIST', ARGV[1] .. 'tell:' .. ARGV[2])
-redis.call('HDEL', KEYS[2], 'batch', 'tries', 'single', 'lost', 'dedupe', 'deadline')
-redis.call('HSET', KEYS[2], 'callers', 1, 'deadline', '')
+redis.call('HDEL', KEYS[2], 'batch', 'tries', 'single', 'lost', 'dedupe')
+redis.call('HSET', KEYS[2], 'deadline', '', 'expires', '')
+if tonumber(redis.call('HGET', KEYS[2], 'callers') or 0) < 1 then
+  -- All had given it up; now it is the first one's again.
+  redis.call('HSET', KEYS[2], 'callers', 1, 'by:', 1)
+end
 local row = redis.call('HMGET', KEYS[2], 'gid', 'group', 'bytes', 'tokens')
 start_waiting(ARGV[1], row[1], row[2], ARGV[2], row[3], row[4], 'RPUSH')
 put_job(KEYS[4], KEYS[5], KEYS[6], KEYS[7], ARGV[3], ARGV[4], server_ms())

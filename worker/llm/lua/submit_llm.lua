@@ -9,7 +9,9 @@
 -- ARGV[10] now-job id  ARGV[11] now-job body  ARGV[12] age-job id  ARGV[13] age-job body
 -- ARGV[14] whom to tell of their ends, or ''  ARGV[15] the job that does it
 -- ARGV[16..] request id, digest, body, tokens, ...: at most 500 requests
--- returns the ids that will be answered: each the new one, or an equal one's
+-- returns the ids that will be answered, one a caller: the new one, or "<an equal one's>.<16 of the new one's>"
+-- Who shares a request has a mark of its own in it, `by:<those 16>` ('by:' is the first caller's): 1, or
+-- 0 once that caller has given it up.
 --@include put_job
 --@include llm_tell
 --@include llm_waiting
@@ -23,6 +25,14 @@ local function bring_forward(key, field)
   end
 end
 
+-- It ends for want of time when the last of its callers has none left.
+local function put_off(key)
+  local known = redis.call('HGET', key, 'expires')
+  if known and known ~= '' and (deadline == '' or tonumber(deadline) > tonumber(known)) then
+    redis.call('HSET', key, 'expires', deadline)
+  end
+end
+
 -- An equal request that is unanswered, or whose answer may serve again.
 local function twin_of(mark, id)
   local twin = redis.call('GET', mark)
@@ -31,10 +41,11 @@ local function twin_of(mark, id)
   end
   local key = p .. 'request:' .. twin
   if redis.call('EXISTS', key) == 1 then
-    if redis.call('HSETNX', key, 'by:' .. id, 1) == 1 then
+    if redis.call('HSETNX', key, 'by:' .. string.sub(id, -16), 1) == 1 then
       redis.call('HINCRBY', key, 'callers', 1)
     end
     bring_forward(key, 'deadline')
+    put_off(key)
     local batch = redis.call('HGET', key, 'batch')
     if batch then
       bring_forward(p .. 'batch:' .. batch, 'deadline')
@@ -55,12 +66,12 @@ local function take_in(id, digest, body, tokens)
   if ARGV[4] == '1' then
     local twin = twin_of(mark, id)
     if twin then
-      return twin
+      return twin, string.sub(id, -16)
     end
     redis.call('SET', mark, id)
   end
   redis.call('HSET', key, 'body', body, 'group', ARGV[3], 'gid', gid, 'created', now,
-    'deadline', deadline, 'bytes', #body, 'tokens', tokens, 'callers', 1,
+    'deadline', deadline, 'expires', deadline, 'bytes', #body, 'tokens', tokens, 'callers', 1, 'by:', 1,
     unpack(ARGV[4] == '1' and {'dedupe', mark} or {}))
   waiting, bytes_waiting, tokens_waiting = start_waiting(p, gid, ARGV[3], id, #body, tokens, 'RPUSH')
   first = first or waiting == 1
@@ -69,13 +80,14 @@ end
 
 local ids = {}
 for i = 16, #ARGV, 4 do
-  local id = take_in(ARGV[i], ARGV[i + 1], ARGV[i + 2], ARGV[i + 3])
-  ids[#ids + 1] = id
+  local id, caller = take_in(ARGV[i], ARGV[i + 1], ARGV[i + 2], ARGV[i + 3])
+  local suffix = caller and '.' .. caller or ''
+  ids[#ids + 1] = id .. suffix
   if ARGV[14] ~= '' then
     if redis.call('EXISTS', p .. 'request:' .. id) == 1 then
-      redis.call('HSET', p .. 'tell:' .. id, ARGV[14], ARGV[15])
+      redis.call('HSET', p .. 'tell:' .. id, ARGV[14] .. suffix, ARGV[15])
     else
-      put_tell(p, id, ARGV[14], ARGV[15])
+      put_tell(p, id, ARGV[14] .. suffix, ARGV[15])
     end
   end
 end

@@ -9,7 +9,8 @@
 if redis.call('EXISTS', KEYS[1], KEYS[2]) == 0 then
   local now = server_ms()
   redis.call('HSET', KEYS[1], 'body', ARGV[2], 'gid', ARGV[3], 'group', ARGV[4], 'created', now,
-    'deadline', ARGV[5], 'bytes', #ARGV[2], 'tokens', ARGV[6], 'callers', 1, 'single', 'urgent')
+    'deadline', ARGV[5], 'expires', ARGV[5], 'bytes', #ARGV[2], 'tokens', ARGV[6], 'callers', 1, 'by:', 1,
+    'single', 'urgent')
   redis.call('ZADD', KEYS[7], now, ARGV[1])
   if ARGV[9] ~= '' then
     redis.call('HSET', KEYS[8], ARGV[9], ARGV[10])

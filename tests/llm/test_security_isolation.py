@@ -1,0 +1,231 @@
+"""One caller cancels, answers and disables what is its own, and nothing of another's."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+
+from cache.keys import QueueKeys
+from tests.support.llm import ENDPOINT, PROVIDERS, body, outcome, settings_for, submit
+from tests.support.providers import FakeProvider, fake_provider
+from tests.support.wait import eventually
+from tests.support.workers import running_worker
+from worker import JobQueue, Priority, open_queue
+from worker.client import QueueOptions
+from worker.effects.attempts import Attempt, ClaimedDelivery, EndedUnsent
+from worker.policy.answers import Answer
+from worker.policy.delivery import DeliveryState, Outcome, RetrySchedule, decide
+from worker.policy.lanes import LaneLimits
+
+
+@pytest.fixture(scope="module")
+def one_fake() -> Iterator[FakeProvider]:
+    with fake_provider() as fake:
+        yield fake
+
+
+@pytest.fixture
+def fake(one_fake: FakeProvider) -> FakeProvider:
+    one_fake.reset()
+    return one_fake
+
+
+@pytest.fixture
+def queue(client: Any, prefix: str) -> JobQueue:
+    return JobQueue(client, QueueOptions(llm_batch_max_age_s=3600), keys=QueueKeys(prefix))
+
+
+# -- equal requests that callers share ---------------------------------------------
+
+
+async def test_who_cancels_twice_gives_up_only_its_own_share(queue: JobQueue) -> None:
+    (first,) = await submit(queue, "openai", "same")
+    (second,) = await submit(queue, "openai", "same")
+    assert first != second
+    assert (await queue.llm_groups())[0]["waiting"]["requests"] == 1
+    for _ in range(3):
+        assert await queue.cancel_llm_request(second) is True
+    assert await queue.requests.is_open(first)
+    assert await queue.cancel_llm_request(first) is True
+    assert await outcome(queue, first) == "error canceled"
+    assert await outcome(queue, second) == "error canceled"
+
+
+async def test_the_first_caller_cannot_cancel_for_those_who_joined(queue: JobQueue) -> None:
+    ids = await submit(queue, "openai", "same", "same", "same")
+    assert len(set(ids)) == 3
+    for _ in range(3):
+        assert await queue.cancel_llm_request(ids[0]) is True
+    assert await queue.requests.is_open(ids[2])
+
+
+async def test_an_id_that_never_joined_cancels_nothing(queue: JobQueue) -> None:
+    (id_,) = await submit(queue, "openai", "same")
+    for made_up in (f"{id_}.{'0' * 16}", f"{id_}.x.y", f"{id_}.*", "req_unknown"):
+        assert await queue.cancel_llm_request(made_up) is False
+    assert await queue.requests.is_open(id_)
+
+
+async def test_an_operator_ends_a_request_for_all_who_share_it(queue: JobQueue) -> None:
+    ids = await submit(queue, "openai", "same", "same")
+    assert await queue.cancel_llm_request(ids[0], everybody=True) is True
+    assert [await outcome(queue, id_) for id_ in ids] == ["error canceled"] * 2
+
+
+async def test_a_retried_request_can_be_given_up_by_its_first_caller(queue: JobQueue) -> None:
+    ids = await submit(queue, "openai", "same", "same")
+    for id_ in ids:
+        assert await queue.cancel_llm_request(id_)
+    job = queue.prepared("again", "flush_llm_group")
+    keys = queue.jobs.job_keys(job.id, Priority.DEFAULT)
+    assert await queue.requests.retry([ids[0]], job=job, job_keys=keys) == 1
+    assert await queue.cancel_llm_request(ids[1]) is True
+    assert await queue.requests.is_open(ids[0])
+    assert await queue.cancel_llm_request(ids[0]) is True
+    assert not await queue.requests.is_open(ids[0])
+
+
+async def test_one_reader_does_not_shorten_the_answer_of_another(queue: JobQueue) -> None:
+    shared = await submit(queue, "openai", "same", "same")
+    (alone,) = await submit(queue, "openai", "alone")
+    for id_ in (shared[0], alone):
+        await queue.requests.answer(id_, Answer(body={"choices": []}))
+        await queue.llm_result(id_, timeout_s=1)
+    read_ms = int(queue.options.llm_read_result_ttl_s * 1000)
+    keys = queue.keys
+    assert await queue.client.pttl(keys.llm_result(shared[0])) > read_ms
+    assert 0 < await queue.client.pttl(keys.llm_result(alone)) <= read_ms
+    assert await queue.llm_result(shared[1], timeout_s=1) == {"choices": []}
+
+
+async def test_one_callers_deadline_does_not_end_the_request_of_another(
+    private_valkey_url: str, fake: FakeProvider
+) -> None:
+    fake.set(takes_s=600)
+    settings = settings_for(private_valkey_url, fake, llm_deadline_margin_s=1)
+    soon = datetime.now(UTC) + timedelta(seconds=2)
+    async with open_queue(settings) as queue:
+        patient, hasty = [
+            *await submit(queue, "openai", "same"),
+            *await submit(queue, "openai", "same", deadline=soon),
+        ]
+        read = await queue.requests.read(patient)
+        assert read is not None
+        assert (read.deadline_ms, read.expires_ms) == (int(soon.timestamp() * 1000), None)
+        # The hasty one's time runs out while nobody works; the answer comes all the same.
+        await eventually(lambda: passed(soon))
+        async with running_worker(settings):
+            assert await outcome(queue, patient) == "echo: same"
+            assert await outcome(queue, hasty) == "echo: same"
+
+
+async def passed(moment: datetime) -> bool:
+    return datetime.now(UTC) > moment
+
+
+async def test_a_request_ends_late_when_no_caller_has_time_left(
+    private_valkey_url: str, fake: FakeProvider
+) -> None:
+    settings = settings_for(private_valkey_url, fake, llm_deadline_margin_s=0.1)
+    soon = datetime.now(UTC) + timedelta(seconds=1)
+    later = soon + timedelta(seconds=0.5)
+    async with open_queue(settings) as queue:
+        ids = [
+            *await submit(queue, "openai", "same", deadline=soon),
+            *await submit(queue, "openai", "same", deadline=later),
+        ]
+        await eventually(lambda: passed(later))
+        async with running_worker(settings):
+            assert [await outcome(queue, id_) for id_ in ids] == ["error deadline_exceeded"] * 2
+
+
+# -- a provider's lines ------------------------------------------------------------
+
+
+@pytest.mark.parametrize("provider", PROVIDERS)
+async def test_a_line_for_a_request_of_another_batch_answers_nobody(
+    private_valkey_url: str, fake: FakeProvider, provider: str
+) -> None:
+    settings = settings_for(private_valkey_url, fake, llm_batch_max_age_s=60)
+    async with open_queue(settings) as queue, running_worker(settings):
+        (victim,) = await queue.submit_many(
+            [body(provider, "victim", model="other")],
+            provider=provider,
+            endpoint=ENDPOINT[provider],
+        )
+        fake.set(also_answers=victim)
+        (id_,) = await submit(queue, provider, "attacker")
+        group = (provider, ENDPOINT[provider], "m")
+        await queue.enqueue("flush_llm_group", *group)
+        assert await outcome(queue, id_) == "echo: attacker"
+        await eventually(lambda: all_ended(queue))
+        assert await queue.requests.is_open(victim)
+        await queue.flush_llm_batches()
+        assert await outcome(queue, victim) == "echo: victim"
+
+
+async def test_a_line_answers_what_its_batch_has_carried_before(queue: JobQueue) -> None:
+    (id_,) = await submit(queue, "openai", "moved")
+    store = queue.requests
+    assert await store.answer_many([(id_, Answer(body={}))], line_of="never") == 0
+    # As near its deadline: by itself now, while the batch goes on at the provider.
+    await queue.client.hset(queue.keys.llm_request(id_), "batch", "b")
+    job = queue.single_job(id_)
+    rows = [(id_, job, queue.jobs.job_keys(job.id, Priority.HIGH))]
+    assert await queue.batches.detach("b", rows, mode="urgent") == 1
+    assert await store.answer_many([(id_, Answer(body={}))], line_of="c") == 0
+    assert await store.answer_many([(id_, Answer(body={"n": 1}))], line_of="b") == 1
+    assert await queue.llm_result(id_, timeout_s=1) == {"n": 1}
+
+
+# -- endpoints ---------------------------------------------------------------------
+
+LIMITS = LaneLimits()
+
+
+async def attempt(queue: JobQueue, url: str, status: int, **more: Any) -> Any:
+    """One delivery to `url` whose receiver answers so; what its claim was when it was not sent."""
+    id_ = await queue.send_webhook(url, {}, event_type="x", **more)
+    found = await queue.attempts.begin(id_, datetime.now(UTC), LIMITS)
+    if not isinstance(found, ClaimedDelivery):
+        return found
+    told = Outcome(status=status)
+    verdict = decide(told, attempt=1, schedule=RetrySchedule(), rng=lambda: 0.5)
+    tried = Attempt(datetime.now(UTC), status, "", 1.0)
+    return await queue.attempts.record(id_, found.attempt, tried, verdict, LIMITS, draw=0.5)
+
+
+@pytest.mark.parametrize(
+    ("gone", "well"),
+    [
+        ("?token=bad", "?token=good"),
+        ("", "?token=good"),
+        ("?token=bad", ""),
+        ("?a=1&b=2", "?b=2&a=1"),
+    ],
+)
+async def test_a_410_disables_its_own_query_and_no_other(
+    queue: JobQueue, gone: str, well: str
+) -> None:
+    url = "https://hooks.example.com/hook"
+    assert await attempt(queue, url + gone, 410) == ["endpoint_disabled"]
+    refused = EndedUnsent(DeliveryState.DISABLED, "endpoint_disabled")
+    assert await attempt(queue, url + gone, 200) == refused
+    assert await attempt(queue, url + well, 200) == []
+    assert await queue.webhooks.enable(url + well) is False
+    assert await queue.webhooks.enable(url + gone) is True
+
+
+async def test_an_endpoint_id_names_one_endpoint_whatever_the_query(queue: JobQueue) -> None:
+    url, named = "https://hooks.example.com/hook", {"endpoint_id": "tenant-1"}
+    assert await attempt(queue, url + "?t=1", 410, **named) == ["endpoint_disabled"]
+    assert isinstance(await attempt(queue, url + "?t=2", 200, **named), EndedUnsent)
+    assert await attempt(queue, url + "?t=1", 200, endpoint_id="tenant-2") == []
+
+
+async def all_ended(queue: JobQueue) -> bool:
+    shown = await queue.llm_batches()
+    return bool(shown) and all(row["state"] in {"done", "failed"} for row in shown)
