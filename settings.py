@@ -587,6 +587,15 @@ class Settings(BaseSettings):
     llm_max_body_bytes: int = Field(
         1_048_576, ge=1024, le=16_777_216, description="Largest request body, bytes."
     )
+    llm_max_response_bytes: int = Field(
+        16_777_216,
+        ge=65_536,
+        le=67_108_864,
+        description=(
+            "Most that is read of one reply of a provider, inflated, bytes; a larger answer ends "
+            "its request with the error response_too_large."
+        ),
+    )
     llm_result_ttl_s: float = Field(
         259_200.0,
         ge=60,

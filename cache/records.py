@@ -34,7 +34,9 @@ class Records:
         """
         flags, body = 0, codec.encode(message)
         if self._compress_min and len(body) >= self._compress_min:
-            flags, body = flags | _ZSTD, encryption.compress(body)
+            packed = encryption.compress(body, _MAX_INFLATED)
+            if packed is not None:
+                flags, body = flags | _ZSTD, packed
         if self._keyring is not None:
             flags, body = flags | _ENCRYPTED, self._keyring.encrypt(body, place)
         return bytes((_FORMAT, flags)) + body

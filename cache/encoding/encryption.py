@@ -101,22 +101,34 @@ def require_zstd() -> None:
     _zstd()
 
 
-def compress(data: bytes) -> bytes:
-    return bytes(_zstd()[0].compress(data))
+# A value that would shrink further than this is stored as it is, and one that would inflate
+# further is refused: what a reader spends on stored bytes is bounded by their number.
+_MOST_RATIO, _ANY_RATIO_BELOW = 32, 65_536
+
+
+def compress(data: bytes, limit: int) -> bytes | None:
+    """The zstd frame; None when `decompress` with the same limit would refuse it."""
+    packed = bytes(_zstd()[0].compress(data))
+    return packed if len(data) <= _most_inflated(packed, limit) else None
+
+
+def _most_inflated(packed: bytes, limit: int) -> int:
+    return min(limit, max(_ANY_RATIO_BELOW, _MOST_RATIO * len(packed)))
 
 
 def decompress(data: bytes, limit: int) -> bytes:
     """
     Raises:
-        CodecError: not zstd, over `limit` bytes, or the package is absent.
+        CodecError: not zstd, over `limit` bytes or 32 times its size, or the package is absent.
     """
+    most = _most_inflated(data, limit)
     try:
         from zstandard import ZstdError, get_frame_parameters
 
         # The frame says how large it becomes: a hostile one is refused before it is inflated.
-        if not 0 <= get_frame_parameters(data).content_size <= limit:
+        if not 0 <= get_frame_parameters(data).content_size <= most:
             raise CodecError("a compressed value of unknown or excessive size")
-        return bytes(_zstd()[1].decompress(data, max_output_size=limit))
+        return bytes(_zstd()[1].decompress(data, max_output_size=most))
     except (ImportError, MissingExtra):
         raise CodecError("compressed, and the zstandard package is absent") from None
     except ZstdError as exc:

@@ -162,7 +162,9 @@ class Envelopes:
         etag = blake2b(payload, digest_size=8).digest()
         flags, body = 0, payload
         if self._compress_min and len(body) >= self._compress_min:
-            flags, body = flags | _ZSTD, encryption.compress(body)
+            packed = encryption.compress(body, self._max_inflated)
+            if packed is not None:
+                flags, body = flags | _ZSTD, packed
         if self._keyring is not None:
             flags, body = flags | _ENCRYPTED, self._keyring.encrypt(body, where)
             etag = blake2b(body, digest_size=8).digest()  # of a short plaintext it would tell

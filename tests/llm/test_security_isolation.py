@@ -8,17 +8,19 @@ from typing import Any
 
 import pytest
 
-from cache.keys import QueueKeys
 from tests.support.llm import ENDPOINT, PROVIDERS, body, outcome, settings_for, submit
 from tests.support.providers import FakeProvider, fake_provider
 from tests.support.wait import eventually
 from tests.support.workers import running_worker
 from worker import JobQueue, Priority, open_queue
-from worker.client import QueueOptions
-from worker.effects.attempts import Attempt, ClaimedDelivery, EndedUnsent
-from worker.policy.answers import Answer
-from worker.policy.delivery import DeliveryState, Outcome, RetrySchedule, decide
-from worker.policy.lanes import LaneLimits
+from worker.keys import QueueKeys
+from worker.llm.answers import Answer
+from worker.options import QueueOptions
+from worker.webhooks.attempts import Attempt, ClaimedDelivery, EndedUnsent
+from worker.webhooks.limits import LaneLimits
+from worker.webhooks.policy import DeliveryState, Outcome, RetrySchedule, decide
+
+pytestmark = pytest.mark.integration
 
 
 @pytest.fixture(scope="module")

@@ -147,12 +147,14 @@ def build_deps(settings: Settings, client: Any) -> Deps:
                 base_url=settings.openai_base_url,
                 api_key=reveal(settings.openai_api_key),
                 timeout_s=settings.llm_timeout_s,
+                max_bytes=settings.llm_max_response_bytes,
             ),
             "anthropic": AnthropicProvider(
                 llm_http,
                 base_url=settings.anthropic_base_url,
                 api_key=reveal(settings.anthropic_api_key),
                 timeout_s=settings.llm_timeout_s,
+                max_bytes=settings.llm_max_response_bytes,
             ),
         },
         limiters={

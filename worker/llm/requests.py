@@ -18,6 +18,7 @@ from redis.exceptions import NoScriptError, RedisError
 
 from cache.connection.scripts import Script, load
 from cache.encoding import codec
+from cache.errors import CodecError
 from worker.keys import LLM_USAGE_TTL_S, QueueKeys
 from worker.llm.answers import CANCELED, Answer, read_usage
 from worker.llm.grouping import Group, LLMRequest
@@ -32,6 +33,13 @@ _RETRY = load(__package__, "retry_llm", "worker.queue")
 # Larger answers are compressed: `z` and zlib's bytes; shared ones have an `s` before that
 # (_llm_finish.lua). Msgpack's lists begin with neither.
 _COMPRESS_FROM, _COMPRESSED, _SHARED = 8192, b"z", b"s"
+# A larger answer is not kept. What would shrink to less than a thirty-second is kept as it is, so
+# that nothing stored may inflate further than that: its reader's memory is bounded by its size.
+_MOST_ANSWER, _MOST_RATIO, _ANY_RATIO_BELOW = 67_108_864, 32, 1_048_576
+_TOO_LARGE = Answer(
+    kind="response_too_large", message=f"encoded, the answer is over {_MOST_ANSWER} bytes"
+)
+_UNREADABLE = Answer(kind="unreadable", message="what is stored as its answer cannot be read")
 
 
 @dataclass(frozen=True, slots=True)
@@ -208,11 +216,13 @@ class RequestStore:
 
     def _answer_args(self, request_id: str, answer: Answer) -> list[Any]:
         usage = read_usage(answer.body) if answer.ok else read_usage(None)
+        data = encode_answer(answer)
+        ok = answer.ok and data is not _TOO_LARGE_DATA
         return [
             self.keys.llm,
             request_id,
-            encode_answer(answer),
-            int(answer.ok),
+            data,
+            int(ok),
             int(self.retention.unread_s * 1000),
             int(self.retention.equal_s * 1000),
             LLM_USAGE_TTL_S * 1000,
@@ -298,15 +308,34 @@ async def run_many(
 
 def encode_answer(answer: Answer) -> bytes:
     data = codec.encode([answer.body, answer.kind, answer.message])
-    return data if len(data) < _COMPRESS_FROM else _COMPRESSED + zlib.compress(data, 1)
+    if len(data) > _MOST_ANSWER:
+        return _TOO_LARGE_DATA
+    if len(data) < _COMPRESS_FROM:
+        return data
+    packed = zlib.compress(data, 1)
+    return data if len(data) > _most_inflated(packed) else _COMPRESSED + packed
+
+
+def _most_inflated(packed: bytes | memoryview) -> int:
+    return min(_MOST_ANSWER, max(_ANY_RATIO_BELOW, _MOST_RATIO * len(packed)))
+
+
+_TOO_LARGE_DATA = codec.encode([None, _TOO_LARGE.kind, _TOO_LARGE.message])
 
 
 def decode_answer(data: bytes) -> Answer:
+    """What `encode_answer` made; anything else is an answer that says so."""
     data = data.removeprefix(_SHARED)
-    if data.startswith(_COMPRESSED):
-        data = zlib.decompress(data[1:])
-    body, kind, message = codec.decode(data)
-    return Answer(body, kind, message)
+    try:
+        if data.startswith(_COMPRESSED):
+            inflater, packed = zlib.decompressobj(), memoryview(data)[1:]
+            data = inflater.decompress(packed, _most_inflated(packed))
+            if not inflater.eof:
+                return _UNREADABLE
+        body, kind, message = codec.decode(data)
+        return Answer(body, str(kind), str(message))
+    except (zlib.error, CodecError, TypeError, ValueError):
+        return _UNREADABLE
 
 
 @lru_cache(maxsize=1024)

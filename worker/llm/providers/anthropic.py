@@ -17,8 +17,9 @@ import httpx
 from worker.errors import Permanent
 from worker.llm.answers import Answer, read_message_item
 from worker.llm.grouping import Group
-from worker.llm.providers.calls import Wire, checked
-from worker.llm.providers.openai import read_single
+from worker.llm.providers.bounded import ResponseTooLarge
+from worker.llm.providers.calls import DEFAULT_MAX_BYTES, Wire, checked
+from worker.llm.providers.openai import read_single, too_large
 from worker.llm.providers.protocol import BatchesUnsupported, Lines, RemoteBatch
 from worker.llm.states import Sighting
 
@@ -35,7 +36,13 @@ class AnthropicProvider:
     uploads = False
 
     def __init__(
-        self, client: httpx.AsyncClient, *, base_url: str, api_key: str | None, timeout_s: float
+        self,
+        client: httpx.AsyncClient,
+        *,
+        base_url: str,
+        api_key: str | None,
+        timeout_s: float,
+        max_bytes: int = DEFAULT_MAX_BYTES,
     ) -> None:
         headers = {"anthropic-version": _VERSION, **({"x-api-key": api_key} if api_key else {})}
         self._wire = Wire(
@@ -43,11 +50,15 @@ class AnthropicProvider:
             base_url=base_url.removesuffix("/v1"),
             headers=headers,
             timeout_s=timeout_s,
+            max_bytes=max_bytes,
         )
 
     async def complete(self, group: Group, body: bytes) -> Answer:
         headers = {"content-type": "application/json"}
-        reply = await self._wire.call("POST", group.endpoint, content=body, headers=headers)
+        try:
+            reply = await self._wire.call("POST", group.endpoint, content=body, headers=headers)
+        except ResponseTooLarge as exc:
+            return too_large(exc)
         return read_single(reply)
 
     async def upload(self, lines: Lines) -> str:  # noqa: ARG002  (nothing to upload)

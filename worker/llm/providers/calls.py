@@ -13,6 +13,7 @@ import msgspec
 from worker.errors import Permanent, Transient
 from worker.http.client import describe
 from worker.llm.answers import is_transient, read_response
+from worker.llm.providers.bounded import inflated, read_within
 from worker.llm.providers.protocol import Absent, Busy, Denied, Refused, Unclear, Unsent
 
 _ERROR_CHARS = 300
@@ -20,6 +21,9 @@ _MOST_WAIT_S = 3600.0
 # A large body has more time: a second for each so many bytes.
 _BYTES_A_SECOND = 1_000_000
 _MOST_LINE_BYTES = 64 * 1024 * 1024
+# Of a refusal only its message is wanted.
+_MOST_ERROR_BYTES = 65_536
+DEFAULT_MAX_BYTES = 16_777_216
 # Statuses that are about the request's content.
 _REFUSED = frozenset({400, 413, 422})
 # Failures before the request was sent.
@@ -27,7 +31,11 @@ _UNSENT = frozenset({"dns", "connect", "tls"})
 
 
 class Wire:
-    """One base URL and its headers, over one guarded client. `timeout_s` limits each call whole."""
+    """
+    One base URL and its headers, over one guarded client.
+
+    `timeout_s` limits each call whole, `max_bytes` what is read of its reply.
+    """
 
     def __init__(
         self,
@@ -36,11 +44,13 @@ class Wire:
         base_url: str,
         headers: Mapping[str, str],
         timeout_s: float,
+        max_bytes: int = DEFAULT_MAX_BYTES,
     ) -> None:
         self._client = client
         self._base_url = base_url
         self._headers = dict(headers)
         self._timeout_s = timeout_s
+        self._max_bytes = max_bytes
 
     async def call(self, method: str, path: str, *, size: int = 0, **parts: Any) -> httpx.Response:
         """
@@ -48,13 +58,16 @@ class Wire:
 
         Raises:
             Unsent, Unclear.
+            ResponseTooLarge: more than is read; also an Unclear.
         """
         headers = {**self._headers, **parts.pop("headers", {})}
+        url = self._base_url + path
         try:
-            async with asyncio.timeout(self._timeout_s + size / _BYTES_A_SECOND):
-                return await self._client.request(
-                    method, self._base_url + path, headers=headers, **parts
-                )
+            async with (
+                asyncio.timeout(self._timeout_s + size / _BYTES_A_SECOND),
+                self._client.stream(method, url, headers=headers, **parts) as reply,
+            ):
+                return await _whole(reply, self._max_bytes)
         except (httpx.HTTPError, TimeoutError, OSError) as exc:
             error = describe(exc)
             kind = Unsent if error in _UNSENT else Unclear
@@ -70,8 +83,8 @@ class Wire:
         try:
             async with self._client.stream("GET", url, headers=self._headers) as reply:
                 if reply.status_code != 200:
-                    await reply.aread()
-                    checked(reply)
+                    async with asyncio.timeout(self._timeout_s):
+                        checked(await _whole(reply, self._max_bytes))
                 async for line in _split(_pieces(reply, self._timeout_s)):
                     row = _decode(line)
                     if isinstance(row, Mapping):
@@ -80,8 +93,21 @@ class Wire:
             raise Transient(f"reading results: {describe(exc)}") from None
 
 
+async def _whole(reply: httpx.Response, limit: int) -> httpx.Response:
+    """The reply with its body, which is read within the limit."""
+    if reply.status_code < 300:
+        body = await read_within(reply, limit)
+    else:
+        body = await read_within(reply, min(limit, _MOST_ERROR_BYTES), cut=True)
+    headers = {k: v for k, v in reply.headers.items() if k.lower() not in _OF_THE_BODY}
+    return httpx.Response(reply.status_code, headers=headers, content=body, request=reply.request)
+
+
+_OF_THE_BODY = frozenset({"content-encoding", "content-length", "transfer-encoding"})
+
+
 async def _pieces(reply: httpx.Response, idle_s: float) -> AsyncIterator[bytes]:
-    pieces = reply.aiter_bytes()
+    pieces = inflated(reply)
     while True:
         try:
             async with asyncio.timeout(idle_s):
@@ -92,15 +118,21 @@ async def _pieces(reply: httpx.Response, idle_s: float) -> AsyncIterator[bytes]:
 
 
 async def _split(pieces: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
-    rest = b""
+    begun: list[bytes] = []
+    size = 0
     async for piece in pieces:
-        *whole, rest = (rest + piece).split(b"\n")
-        for line in whole:
-            yield line
-        if len(rest) > _MOST_LINE_BYTES:
+        *whole, rest = piece.split(b"\n")
+        if whole:
+            yield b"".join((*begun, whole[0]))
+            for line in filter(None, whole[1:]):
+                yield line
+            begun, size = [], 0
+        begun.append(rest)
+        size += len(rest)
+        if size > _MOST_LINE_BYTES:
             raise Permanent(f"a line of the results is over {_MOST_LINE_BYTES} bytes")
-    if rest:
-        yield rest
+    if size:
+        yield b"".join(begun)
 
 
 def checked(reply: httpx.Response, *, absent: type[Exception] = Absent) -> Mapping[str, Any]:

@@ -19,7 +19,14 @@ import httpx
 from worker.errors import Permanent, Transient
 from worker.llm.answers import Answer, is_transient, read_item, read_response
 from worker.llm.grouping import Group
-from worker.llm.providers.calls import Wire, checked, json_of, retry_after_s
+from worker.llm.providers.bounded import ResponseTooLarge
+from worker.llm.providers.calls import (
+    DEFAULT_MAX_BYTES,
+    Wire,
+    checked,
+    json_of,
+    retry_after_s,
+)
 from worker.llm.providers.protocol import Absent, BatchesUnsupported, Busy, Lines, RemoteBatch
 from worker.llm.states import Sighting
 
@@ -38,14 +45,29 @@ class OpenAIProvider:
     uploads = True
 
     def __init__(
-        self, client: httpx.AsyncClient, *, base_url: str, api_key: str | None, timeout_s: float
+        self,
+        client: httpx.AsyncClient,
+        *,
+        base_url: str,
+        api_key: str | None,
+        timeout_s: float,
+        max_bytes: int = DEFAULT_MAX_BYTES,
     ) -> None:
         headers = {"authorization": f"Bearer {api_key}"} if api_key else {}
-        self._wire = Wire(client, base_url=base_url, headers=headers, timeout_s=timeout_s)
+        self._wire = Wire(
+            client,
+            base_url=base_url,
+            headers=headers,
+            timeout_s=timeout_s,
+            max_bytes=max_bytes,
+        )
 
     async def complete(self, group: Group, body: bytes) -> Answer:
         headers = {"content-type": "application/json"}
-        reply = await self._wire.call("POST", group.path, content=body, headers=headers)
+        try:
+            reply = await self._wire.call("POST", group.path, content=body, headers=headers)
+        except ResponseTooLarge as exc:
+            return too_large(exc)
         return read_single(reply)
 
     async def upload(self, lines: Lines) -> str:
@@ -151,6 +173,11 @@ class OpenAIProvider:
         for file_id in remote.files:
             async for row in self._wire.lines(f"/files/{file_id}/content"):
                 yield str(row.get("custom_id")), read_item(row)
+
+
+def too_large(exc: ResponseTooLarge) -> Answer:
+    """Asked again it would be paid for again, and be as large."""
+    return Answer(kind="response_too_large", message=str(exc))
 
 
 def read_single(reply: httpx.Response) -> Answer:
