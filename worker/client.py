@@ -80,6 +80,8 @@ class JobQueue(LLMClient):
         id: sending again is safe. `secret`, `secrets` (`whsec_...` or `whsk_...`,
         several while one replaces another) sign this one instead of
         LETTA_WEBHOOK_SECRET; `bearer` is sent as `Authorization: Bearer`.
+        `headers` are stored encrypted, but for well-known harmless ones
+        (worker/webhooks/headers.py): any may carry a key, whatever its name.
 
         Attempts at one `endpoint_id`, or at one host without it, share limits and
         a circuit breaker. Of deliveries with one `ordering_key` at the same

@@ -37,7 +37,7 @@ class WebhookConfig:
     Of a response `keep_response_bytes` are kept, `max_response_bytes` read.
     """
 
-    secrets: tuple[str, ...]
+    secrets: tuple[str, ...] = field(repr=False)
     schedule: RetrySchedule
     timeout_s: float
     limits: LaneLimits

@@ -37,7 +37,10 @@ def configure_logging(level: str, form: str) -> None:
         cache_logger_on_first_use=False,
     )
     renderer: list[Any] = (
-        [structlog.dev.ConsoleRenderer()]
+        [
+            # Nothing that prints locals: they hold bodies and secrets.
+            structlog.dev.ConsoleRenderer(exception_formatter=structlog.dev.plain_traceback)
+        ]
         if pretty
         else [structlog.processors.format_exc_info, structlog.processors.JSONRenderer()]
     )

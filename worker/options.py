@@ -16,7 +16,7 @@ class QueueOptions:
     max_memory_share: float = 0.0
     webhooks: WebhookOptions = field(default_factory=WebhookOptions)
     webhook_retention_s: float = 604_800.0
-    webhook_encryption_key: bytes | None = None
+    webhook_encryption_key: bytes | None = field(default=None, repr=False)
     max_llm_bytes: int = 1_048_576
     llm_batch_max_requests: int = 500
     llm_batch_max_bytes: int = 100_000_000

@@ -73,16 +73,43 @@ class Target:
     kind: str  # "standalone" | "unix" | "sentinel" | "cluster" | "embedded"
     nodes: tuple[tuple[str, int], ...] = ()
     db: int = 0
-    username: str | None = None
-    password: str | None = None
+    username: str | None = field(default=None, repr=False)
+    password: str | None = field(default=None, repr=False)
     tls: bool = False
     path: str = ""  # unix socket
     service: str = ""  # sentinel's master name
 
 
+# What may be shown of a URL as it stands; everything else is `***`.
+_SHOWN_USER = re.compile(r"[A-Za-z0-9_.-]{1,64}:")
+_SHOWN_HOSTS = re.compile(r"(\[[0-9A-Fa-f:.%]+\]|[A-Za-z0-9_.-]*)(:\d{1,5})?(,|$)")
+_SHOWN_PATH = re.compile(r"[A-Za-z0-9_./~ -]*")
+_SHOWN_QUERY = re.compile(r"(\?db=\d{1,5})?")
+
+
 def redacted(url: str) -> str:
-    """The URL without its password, for logs and errors."""
-    return re.sub(r"(://[^:@/]*):[^@/]*@", r"\1:***@", url)
+    """The URL for logs and errors: nothing of it that might be a password, however it is written."""
+    scheme, credentials, rest = _apart(url)
+    if not re.fullmatch(r"[a-z+]{1,32}", scheme):
+        return "***"
+    hosts, path, query = re.match(r"([^/?#]*)([^?#]*)(.*)", rest, re.DOTALL).groups()  # type: ignore[union-attr]
+    user = _SHOWN_USER.match(credentials)
+    login = f"{user[0] if user else ''}***@" if credentials else ""
+    if _SHOWN_HOSTS.sub("", hosts):
+        return f"{scheme}://{login}***"
+    path = path if _SHOWN_PATH.fullmatch(path) else "/***"
+    query = query if _SHOWN_QUERY.fullmatch(query) else query[0] + "***"
+    return f"{scheme}://{login}{hosts}{path}{query}"
+
+
+def _apart(url: str) -> tuple[str, str, str]:
+    """Scheme, `user:password`, and the rest. A password may hold any character, `@ # ? /` too."""
+    scheme, _, rest = url.partition("://")
+    if rest.startswith("/"):
+        return scheme, "", rest
+    # A socket's path may hold an `@` of its own.
+    at = rest.rfind("@/" if scheme == "unix" else "@")
+    return scheme, rest[: max(at, 0)], rest[at + 1 :]
 
 
 def parse_url(url: str) -> Target:
@@ -92,13 +119,14 @@ def parse_url(url: str) -> Target:
     Raises:
         UnsupportedRedisURL: unknown scheme, bad port or database number.
     """
-    parts = urlsplit(url)
-    scheme, query = parts.scheme, dict(parse_qsl(parts.query))
+    scheme, credentials, rest = _apart(url)
+    scheme = scheme.lower()
     tls = scheme.startswith("rediss")
-    credentials, _, hosts = parts.netloc.rpartition("@")
     username, _, password = credentials.partition(":")
     login = (unquote(username) or None, unquote(password) or None)
     try:
+        parts = urlsplit(f"//{rest}")
+        query, hosts = dict(parse_qsl(parts.query)), parts.netloc
         if scheme == "embedded":
             return Target("embedded")
         if scheme == "unix":
@@ -114,8 +142,11 @@ def parse_url(url: str) -> Target:
             return Target("sentinel", nodes, db, *login, tls=tls, service=path[0])
         if scheme in {"redis+cluster", "rediss+cluster"}:
             return Target("cluster", nodes, 0, *login, tls=tls)
-    except ValueError as exc:
-        raise UnsupportedRedisURL(f"{redacted(url)}: {exc}") from None
+    except ValueError:
+        # The error's own text repeats what it could not read.
+        raise UnsupportedRedisURL(
+            f"{redacted(url)}: its host, port or database number cannot be read"
+        ) from None
     raise UnsupportedRedisURL(f"{redacted(url)} has no form this service knows")
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
+from settings import get_settings
+
 
 async def add(_ctx: dict[str, Any], a: int, b: int = 0) -> int:
     return a + b
@@ -16,6 +18,12 @@ async def echo(_ctx: dict[str, Any], value: Any) -> Any:
 
 async def explode(_ctx: dict[str, Any]) -> None:
     raise ValueError("as asked")
+
+
+async def explode_with_a_secret(_ctx: dict[str, Any]) -> None:
+    key = get_settings().openai_api_key
+    clear = key.get_secret_value() if key is not None else ""
+    raise ValueError(f"as asked, with a key of {len(clear)} characters")
 
 
 async def context(ctx: dict[str, Any]) -> dict[str, Any]:
@@ -34,5 +42,13 @@ not_a_coroutine = 1
 
 FUNCTIONS = ",".join(
     f"{__name__}:{name}"
-    for name in ("add", "echo", "explode", "context", "wait_for_ever", "unencodable")
+    for name in (
+        "add",
+        "echo",
+        "explode",
+        "explode_with_a_secret",
+        "context",
+        "wait_for_ever",
+        "unencodable",
+    )
 )

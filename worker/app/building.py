@@ -44,11 +44,18 @@ _ENDPOINT_CONCURRENCY = 16
 _LLM_CONNECTIONS = 100
 
 
+class HiddenRedisSettings(RedisSettings):
+    """arq's own, whose repr shows the password."""
+
+    def __repr__(self) -> str:
+        return f"RedisSettings(host={self.host!r}, port={self.port!r}, database={self.database!r})"
+
+
 def arq_redis_settings(target: Target, settings: Settings) -> RedisSettings:
     """What stock arq's own client, as used by `arq --check`, needs to reach the same server."""
     files = (settings.redis_ca_file, settings.redis_cert_file, settings.redis_key_file)
     ca, cert, key = (str(path) if path else None for path in files)
-    return RedisSettings(
+    return HiddenRedisSettings(
         host=list(target.nodes)
         if target.kind == "sentinel"
         else (target.nodes or (("", 0),))[0][0],

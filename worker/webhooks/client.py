@@ -287,7 +287,13 @@ class Webhooks:
         if not signing and not hidden:
             return {}
         text = json.dumps({"signing": list(signing), "headers": hidden})
-        return {"secret": self._secrets.seal(text, owner=owner), "sealed": 1}
+        try:
+            return {"secret": self._secrets.seal(text, owner=owner), "sealed": 1}
+        except InvalidArgument as exc:
+            if signing or bearer is not None:
+                raise
+            names = ", ".join(sorted(hidden))
+            raise InvalidArgument(f"the headers {names} may carry secrets: {exc}") from None
 
 
 _REFUSALS = {

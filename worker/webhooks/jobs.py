@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+from dataclasses import replace
 from datetime import datetime
 
 import structlog
@@ -12,8 +13,10 @@ from arq.worker import Retry
 from worker.deps import Deps, JobContext
 from worker.errors import InvalidArgument, NotFound
 from worker.http.client import Reply, post_webhook
+from worker.http.scrub import scrub, spellings
 from worker.webhooks import ed25519
 from worker.webhooks.attempts import Attempt, ClaimedDelivery, EndedUnsent, HeldBack
+from worker.webhooks.headers import is_secret
 from worker.webhooks.limits import digest
 from worker.webhooks.policy import DeliveryState, Outcome, Verdict, decide, parse_retry_after
 from worker.webhooks.signing import sign_headers
@@ -98,7 +101,7 @@ async def _attempt(deps: Deps, delivery: ClaimedDelivery, now: datetime) -> Repl
     except InvalidArgument:
         # The key it was sealed with is not this worker's: for an operator to mend.
         return Reply(None, b"", None, 0.0, error="secret_unusable", own=True)
-    return await post_webhook(
+    reply = await post_webhook(
         deps.http,
         delivery.url,
         headers=headers,
@@ -107,6 +110,10 @@ async def _attempt(deps: Deps, delivery: ClaimedDelivery, now: datetime) -> Repl
         keep_bytes=deps.webhooks.keep_response_bytes,
         max_bytes=deps.webhooks.max_response_bytes,
     )
+    if delivery.secret is None:
+        return reply
+    sent = [v for k, v in headers.items() if is_secret(k) and not k.startswith("webhook-")]
+    return replace(reply, body=scrub(reply.body, spellings(sent), is_cut=True))
 
 
 def _headers(deps: Deps, delivery: ClaimedDelivery, now: datetime) -> dict[str, str]:

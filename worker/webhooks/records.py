@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
@@ -100,9 +100,9 @@ class ClaimedDelivery:
     own_failures: int
     url: str
     event_type: str
-    body: bytes
-    headers: Mapping[str, str]
-    secret: bytes | None
+    body: bytes = field(repr=False)
+    headers: Mapping[str, str] = field(repr=False)
+    secret: bytes | None = field(repr=False)
     left_s: float
 
 

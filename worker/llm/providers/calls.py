@@ -12,6 +12,7 @@ import msgspec
 
 from worker.errors import Permanent, Transient
 from worker.http.client import describe
+from worker.http.scrub import scrub, spellings
 from worker.llm.answers import is_transient, read_response
 from worker.llm.providers.bounded import inflated, read_within
 from worker.llm.providers.protocol import Absent, Busy, Denied, Refused, Unclear, Unsent
@@ -49,6 +50,8 @@ class Wire:
         self._client = client
         self._base_url = base_url
         self._headers = dict(headers)
+        names = ("authorization", "x-api-key")
+        self._hidden = spellings(headers[name] for name in names if name in headers)
         self._timeout_s = timeout_s
         self._max_bytes = max_bytes
 
@@ -67,7 +70,7 @@ class Wire:
                 asyncio.timeout(self._timeout_s + size / _BYTES_A_SECOND),
                 self._client.stream(method, url, headers=headers, **parts) as reply,
             ):
-                return await _whole(reply, self._max_bytes)
+                return await _whole(reply, self._max_bytes, self._hidden)
         except (httpx.HTTPError, TimeoutError, OSError) as exc:
             error = describe(exc)
             kind = Unsent if error in _UNSENT else Unclear
@@ -84,23 +87,25 @@ class Wire:
             async with self._client.stream("GET", url, headers=self._headers) as reply:
                 if reply.status_code != 200:
                     async with asyncio.timeout(self._timeout_s):
-                        checked(await _whole(reply, self._max_bytes))
+                        checked(await _whole(reply, self._max_bytes, self._hidden))
                 async for line in _split(_pieces(reply, self._timeout_s)):
-                    row = _decode(line)
+                    row = _decode(scrub(line, self._hidden))
                     if isinstance(row, Mapping):
                         yield row
         except (httpx.HTTPError, TimeoutError, OSError) as exc:
             raise Transient(f"reading results: {describe(exc)}") from None
 
 
-async def _whole(reply: httpx.Response, limit: int) -> httpx.Response:
-    """The reply with its body, which is read within the limit."""
+async def _whole(reply: httpx.Response, limit: int, hidden: tuple[bytes, ...]) -> httpx.Response:
+    """The reply with its body, which is read within the limit and repeats no key."""
     if reply.status_code < 300:
         body = await read_within(reply, limit)
     else:
         body = await read_within(reply, min(limit, _MOST_ERROR_BYTES), cut=True)
     headers = {k: v for k, v in reply.headers.items() if k.lower() not in _OF_THE_BODY}
-    return httpx.Response(reply.status_code, headers=headers, content=body, request=reply.request)
+    return httpx.Response(
+        reply.status_code, headers=headers, content=scrub(body, hidden), request=reply.request
+    )
 
 
 _OF_THE_BODY = frozenset({"content-encoding", "content-length", "transfer-encoding"})
