@@ -9,6 +9,11 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
+from worker.numbers import whole
+
+# No answer has more tokens of a kind; sums of usage stay within 64 bits.
+_MOST_TOKENS = 10**12
+_KIND_CHARS, _MESSAGE_CHARS = 200, 10_000
 # Kinds of an item's error after which the same request may succeed.
 _MENDABLE = frozenset(
     {
@@ -88,18 +93,26 @@ def read_item(item: Mapping[str, Any]) -> Answer:
     """A line of an OpenAI batch's output or error file -> its answer."""
     error = item.get("error")
     if isinstance(error, Mapping):
-        kind = str(error.get("code") or "error")
+        kind = clipped(error.get("code") or "error", _KIND_CHARS)
         if kind == "batch_cancelled":
             return CANCELED
-        return Answer(
-            kind=kind, message=str(error.get("message") or ""), mendable=kind in _MENDABLE
-        )
+        message = clipped(error.get("message") or "", _MESSAGE_CHARS)
+        return Answer(kind=kind, message=message, mendable=kind in _MENDABLE)
     response = item.get("response")
     if not isinstance(response, Mapping):
         return Answer(
             kind="malformed", message="the provider's line has neither response nor error"
         )
-    return read_response(int(response.get("status_code") or 0), response.get("body"))
+    body = response.get("body")
+    return read_response(_status(response.get("status_code"), body), body)
+
+
+def _status(value: Any, body: Any) -> int:
+    """The line's status; where that is no HTTP status, its body says whether it is an answer."""
+    status = whole(value.strip() if isinstance(value, str) else value, most=599)
+    if status >= 100:
+        return status
+    return 200 if isinstance(body, Mapping) and not body.get("error") else 0
 
 
 def read_message_item(item: Mapping[str, Any]) -> Answer:
@@ -131,9 +144,18 @@ def read_response(status: int, body: Any) -> Answer:
 
 
 def _error(error: Mapping[str, Any], *, fallback: str) -> Answer:
-    kind = str(error.get("code") or error.get("type") or fallback)
-    message = str(error.get("message") or "")
+    kind = clipped(error.get("code") or error.get("type") or fallback, _KIND_CHARS)
+    message = clipped(error.get("message") or "", _MESSAGE_CHARS)
     return Answer(kind=kind, message=message, mendable=kind in _MENDABLE)
+
+
+def clipped(value: Any, most: int) -> str:
+    """A provider's words as text that can be stored: `most` characters, no lone surrogates."""
+    try:
+        text = str(value)
+    except (ValueError, RecursionError):  # an integer of thousands of digits, a deep nesting
+        text = type(value).__name__
+    return text[:most].encode("utf-8", "backslashreplace").decode()
 
 
 def is_transient(status: int) -> bool:
@@ -165,7 +187,7 @@ def _inner(usage: Mapping[str, Any], name: str) -> Mapping[str, Any]:
 
 
 def _count(value: Any) -> int:
-    return value if isinstance(value, int) and value > 0 else 0
+    return whole(value, most=_MOST_TOKENS)
 
 
 class Fate(StrEnum):

@@ -14,6 +14,7 @@ from worker.keys import QueueKeys
 from worker.llm.grouping import Group
 from worker.llm.requests import StoredRequest, decode_group
 from worker.llm.states import BatchState
+from worker.numbers import whole
 
 # A slice of a batch read at a time, so that a large one is never in memory whole.
 PAGE = 500
@@ -38,7 +39,7 @@ class Batch:
 
     @property
     def submitting_ms(self) -> int:
-        return int(self.fields.get("submitting_at") or 0)
+        return self.number("submitting_at")
 
     @property
     def is_canceled(self) -> bool:
@@ -54,7 +55,7 @@ class Batch:
         return replace(self, state=to, fields={**self.fields, **fields})
 
     def number(self, name: str) -> int:
-        return int(self.fields.get(name) or 0)
+        return whole(self.fields.get(name))
 
 
 class BatchReads:
@@ -75,7 +76,7 @@ class BatchReads:
             pipe.llen(self.keys.llm_pending(group.id))
             pipe.hmget(self.keys.llm_sizes(group.id), "bytes", "tokens")
             count, (size, tokens) = await pipe.execute()
-        return {"requests": count, "bytes": int(size or 0), "tokens": int(tokens or 0)}
+        return {"requests": count, "bytes": whole(size), "tokens": whole(tokens)}
 
     async def waiting_ids(self, group: Group) -> list[str]:
         rows = await self.client.lrange(self.keys.llm_pending(group.id), 0, PAGE - 1)
@@ -83,7 +84,7 @@ class BatchReads:
 
     async def usage(self, group: Group) -> dict[str, int]:
         rows = await self.client.hgetall(self.keys.llm_usage(group.id))
-        return {name.decode(): int(value) for name, value in rows.items()}
+        return {name.decode(): whole(value) for name, value in rows.items()}
 
     async def read(self, batch_id: str) -> Batch | None:
         row = await self.client.hgetall(self.keys.llm_batch(batch_id))
@@ -111,7 +112,7 @@ class BatchReads:
                 rows = await pipe.execute()
             for id_, (length, owner) in zip(ids, rows, strict=True):
                 if owner is not None and owner.decode() == batch_id:
-                    count, size = count + 1, size + int(length) + len(id_)
+                    count, size = count + 1, size + whole(length) + len(id_)
         return count, size
 
     async def unanswered(self, batch_id: str) -> AsyncIterator[list[StoredRequest]]:
@@ -127,8 +128,8 @@ class BatchReads:
                     id=id_,
                     group=decode_group(group),
                     body=body,
-                    deadline_ms=int(deadline) if deadline else None,
-                    tokens=int(tokens or 0),
+                    deadline_ms=whole(deadline) or None,
+                    tokens=whole(tokens),
                     urgent=False,
                     expires_ms=int(expires) if expires else None,
                 )
@@ -147,7 +148,7 @@ class BatchReads:
                 pipe.hmget(self.keys.llm_request(id_), "batch", "tries", "deadline")
             rows = await pipe.execute()
         return {
-            id_: (int(tries or 1), int(deadline) if deadline else None)
+            id_: (whole(tries, fallback=1), whole(deadline) or None)
             for id_, (owner, tries, deadline) in zip(request_ids, rows, strict=True)
             if owner is not None and owner.decode() == batch_id
         }
@@ -168,10 +169,10 @@ def batch_of(batch_id: str, row: dict[bytes, bytes]) -> Batch:
     return Batch(
         id=batch_id,
         state=BatchState(fields["state"]),
-        epoch=int(fields.get("epoch") or 0),
+        epoch=whole(fields.get("epoch")),
         group=Group(*codec.decode(group)),
-        size=int(fields.get("items") or 0),
-        deadline_ms=int(fields["deadline"]) if fields.get("deadline") else None,
+        size=whole(fields.get("items")),
+        deadline_ms=whole(fields.get("deadline")) or None,
         fields=fields,
     )
 

@@ -27,6 +27,8 @@ _OUTPUT_LIMITS = ("max_tokens", "max_completion_tokens", "max_output_tokens")
 _canonical = json.JSONEncoder(sort_keys=True, separators=(",", ":"), allow_nan=False).encode
 # English text has about four bytes a token; other text has fewer, and JSON around it has more.
 _BYTES_PER_TOKEN = 4
+# More than any model gives out. Estimates are summed in the server, so each is bounded.
+MOST_OUTPUT_TOKENS = 10_000_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,6 +122,9 @@ def check_request(
         raise InvalidArgument("body['stream'] cannot be true: a batch's answer comes whole")
     if provider == "anthropic" and not _is_count(body.get("max_tokens")):
         raise InvalidArgument("body['max_tokens'] must be a whole number above 0 for anthropic")
+    for name in _OUTPUT_LIMITS:
+        if _is_excessive(body.get(name)):
+            raise InvalidArgument(f"body['{name}'] must be at most {MOST_OUTPUT_TOKENS}")
     try:
         data = _canonical(body).encode()
         if b"\\ud" in data:  # an emoji, or half of one: no provider takes that, for the whole file
@@ -145,6 +150,11 @@ def most_parts(size: int) -> int:
     One guilty line takes two for each halving; this is enough for eight apart.
     """
     return 16 * max(size - 1, 1).bit_length()
+
+
+def _is_excessive(value: Any) -> bool:
+    # A negated comparison: not-a-number is excessive too.
+    return isinstance(value, int | float) and not value <= MOST_OUTPUT_TOKENS
 
 
 def _is_count(value: Any) -> bool:

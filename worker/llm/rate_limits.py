@@ -45,7 +45,8 @@ class RateLimiter:
         args = [
             call_id,
             int(urgent),
-            tokens,
+            # Who asks for more than a minute's tokens takes a whole minute, and books no other.
+            min(tokens, limits.tokens_per_minute),
             self._requests.step_ms,
             self._requests.burst,
             self._tokens.step_ms,

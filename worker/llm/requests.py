@@ -8,6 +8,7 @@ waits for it, in any process. docs/states.md draws it.
 
 from __future__ import annotations
 
+import json
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,10 +19,11 @@ from redis.exceptions import NoScriptError, RedisError
 
 from cache.connection.scripts import Script, load
 from cache.encoding import codec
-from cache.errors import CodecError
+from cache.errors import CodecError, NotEncodable
 from worker.keys import LLM_USAGE_TTL_S, QueueKeys
 from worker.llm.answers import CANCELED, Answer, read_usage
 from worker.llm.grouping import Group, LLMRequest
+from worker.numbers import whole
 from worker.queue.priority import Priority
 
 _SUBMIT = load(__package__, "submit_llm", "worker.queue")
@@ -31,8 +33,9 @@ _CANCEL = load(__package__, "cancel_llm", "worker.queue")
 _RETRY = load(__package__, "retry_llm", "worker.queue")
 
 # Larger answers are compressed: `z` and zlib's bytes; shared ones have an `s` before that
-# (_llm_finish.lua). Msgpack's lists begin with neither.
-_COMPRESS_FROM, _COMPRESSED, _SHARED = 8192, b"z", b"s"
+# (_llm_finish.lua). What msgpack cannot hold (integers over 64 bits, lone surrogates) is JSON:
+# `j` and its bytes. Msgpack's lists begin with none of them.
+_COMPRESS_FROM, _COMPRESSED, _SHARED, _JSON = 8192, b"z", b"s", b"j"
 # A larger answer is not kept. What would shrink to less than a thirty-second is kept as it is, so
 # that nothing stored may inflate further than that: its reader's memory is bounded by its size.
 _MOST_ANSWER, _MOST_RATIO, _ANY_RATIO_BELOW = 67_108_864, 32, 1_048_576
@@ -192,8 +195,8 @@ class RequestStore:
             id=request_id,
             group=decode_group(row[2]),
             body=row[0],
-            deadline_ms=int(row[1]) if row[1] else None,
-            tokens=int(row[3] or 0),
+            deadline_ms=whole(row[1]) or None,
+            tokens=whole(row[3]),
             urgent=row[4] == b"urgent",
             expires_ms=int(row[5]) if row[5] else None,
         )
@@ -307,7 +310,11 @@ async def run_many(
 
 
 def encode_answer(answer: Answer) -> bytes:
-    data = codec.encode([answer.body, answer.kind, answer.message])
+    row = [answer.body, answer.kind, answer.message]
+    try:
+        data = codec.encode(row)
+    except NotEncodable:
+        data = _as_json(row)
     if len(data) > _MOST_ANSWER:
         return _TOO_LARGE_DATA
     if len(data) < _COMPRESS_FROM:
@@ -323,6 +330,14 @@ def _most_inflated(packed: bytes | memoryview) -> int:
 _TOO_LARGE_DATA = codec.encode([None, _TOO_LARGE.kind, _TOO_LARGE.message])
 
 
+def _as_json(row: list[Any]) -> bytes:
+    try:
+        return _JSON + json.dumps(row, separators=(",", ":")).encode()
+    except (TypeError, ValueError, RecursionError) as exc:
+        reason = f"the answer cannot be stored: {type(exc).__name__}"
+        return codec.encode([None, "unstorable", reason])
+
+
 def decode_answer(data: bytes) -> Answer:
     """What `encode_answer` made; anything else is an answer that says so."""
     data = data.removeprefix(_SHARED)
@@ -332,9 +347,10 @@ def decode_answer(data: bytes) -> Answer:
             data = inflater.decompress(packed, _most_inflated(packed))
             if not inflater.eof:
                 return _UNREADABLE
-        body, kind, message = codec.decode(data)
+        is_json = data.startswith(_JSON)
+        body, kind, message = json.loads(data[1:]) if is_json else codec.decode(data)
         return Answer(body, str(kind), str(message))
-    except (zlib.error, CodecError, TypeError, ValueError):
+    except (zlib.error, CodecError, TypeError, ValueError, RecursionError):
         return _UNREADABLE
 
 

@@ -15,17 +15,27 @@ from typing import Any
 import httpx
 
 from worker.errors import Permanent
-from worker.llm.answers import Answer, read_message_item
+from worker.llm.answers import Answer, clipped, read_message_item
 from worker.llm.grouping import Group
 from worker.llm.providers.bounded import ResponseTooLarge
 from worker.llm.providers.calls import DEFAULT_MAX_BYTES, Wire, checked
 from worker.llm.providers.openai import read_single, too_large
 from worker.llm.providers.protocol import BatchesUnsupported, Lines, RemoteBatch
+from worker.llm.providers.rows import (
+    MOST_PAGES,
+    id_of,
+    in_path,
+    mapping,
+    page_after,
+    rows_of,
+    usable_id,
+)
 from worker.llm.states import Sighting
+from worker.numbers import whole
 
 _VERSION = "2023-06-01"
 _BATCHES = "/v1/messages/batches"
-_LIST_PAGE = 100
+_LIST_PAGE, _STATUS_CHARS = 100, 100
 # Our clock and the provider's may differ by this.
 _SKEW_MS = 300_000
 
@@ -85,7 +95,8 @@ class AnthropicProvider:
         reply = await self._wire.call(
             "POST", _BATCHES, size=size, content=content(), headers=headers
         )
-        return _remote(checked(reply, absent=BatchesUnsupported))
+        row = checked(reply, absent=BatchesUnsupported)
+        return _remote(row, id_of(row, "batch"))
 
     async def find(
         self, batch_id: str, *, since_ms: int, count: int, taken: Collection[str]
@@ -93,7 +104,7 @@ class AnthropicProvider:
         del batch_id  # the list does not show it
         after: str | None = None
         found: list[str] = []
-        while True:
+        for _ in range(MOST_PAGES):
             query = {"limit": str(_LIST_PAGE), **({"after_id": after} if after else {})}
             try:
                 page = checked(
@@ -101,24 +112,26 @@ class AnthropicProvider:
                 )
             except Permanent:
                 return Sighting(complete=False)
-            rows = page.get("data") or []
+            rows = rows_of(page)
             recent = [row for row in rows if _created_ms(row) >= since_ms - _SKEW_MS]
-            found += [
-                str(row["id"]) for row in recent if row["id"] not in taken and _total(row) == count
-            ]
+            fitting = [usable_id(row.get("id")) for row in recent if _total(row) == count]
+            found += [id_ for id_ in fitting if id_ is not None and id_ not in taken]
             if not page.get("has_more") or len(recent) < len(rows) or not rows:
                 # The oldest that fits: a later one may be another submission's.
                 return Sighting(found[-1], certain=False) if found else Sighting()
-            after = rows[-1]["id"]
+            after = page_after(rows, after)
+            if after is None:
+                break
+        return Sighting(found[-1], certain=False) if found else Sighting(complete=False)
 
     async def read(self, provider_id: str) -> RemoteBatch:
-        return _remote(checked(await self._wire.call("GET", f"{_BATCHES}/{provider_id}")))
+        path = f"{_BATCHES}/{in_path(provider_id)}"
+        return _remote(checked(await self._wire.call("GET", path)), provider_id)
 
     async def cancel(self, provider_id: str) -> RemoteBatch:
+        path = f"{_BATCHES}/{in_path(provider_id)}/cancel"
         try:
-            return _remote(
-                checked(await self._wire.call("POST", f"{_BATCHES}/{provider_id}/cancel"))
-            )
+            return _remote(checked(await self._wire.call("POST", path)), provider_id)
         except Permanent:
             return await self.read(provider_id)
 
@@ -132,7 +145,7 @@ class AnthropicProvider:
         return 0
 
     async def results(self, remote: RemoteBatch) -> AsyncIterator[tuple[str, Answer]]:
-        async for row in self._wire.lines(f"{_BATCHES}/{remote.id}/results"):
+        async for row in self._wire.lines(f"{_BATCHES}/{in_path(remote.id)}/results"):
             yield str(row.get("custom_id")), read_message_item(row)
 
 
@@ -143,15 +156,14 @@ def _line(custom_id: str, body: bytes) -> bytes:
 def _created_ms(row: Mapping[str, Any]) -> float:
     try:
         return datetime.fromisoformat(str(row.get("created_at"))).timestamp() * 1000
-    except ValueError:
+    except (ValueError, OverflowError):
         return float("inf")
 
 
 def _total(row: Mapping[str, Any]) -> int:
-    counts = row.get("request_counts") or {}
-    return sum(value for value in counts.values() if isinstance(value, int))
+    return sum(whole(value) for value in mapping(row.get("request_counts")).values())
 
 
-def _remote(row: Mapping[str, Any]) -> RemoteBatch:
-    status = str(row.get("processing_status"))
-    return RemoteBatch(id=str(row["id"]), status=status, ended=status == "ended")
+def _remote(row: Mapping[str, Any], id_: str) -> RemoteBatch:
+    status = clipped(row.get("processing_status"), _STATUS_CHARS)
+    return RemoteBatch(id=id_, status=status, ended=status == "ended")

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import json
+import math
 from collections.abc import AsyncIterator, Mapping
 from email.utils import parsedate_to_datetime
 from typing import Any
@@ -171,28 +173,37 @@ def checked(reply: httpx.Response, *, absent: type[Exception] = Absent) -> Mappi
 
 
 def retry_after_s(headers: httpx.Headers) -> float | None:
-    """What the provider asks to wait, seconds; None when it does not say."""
-    try:
-        if "retry-after-ms" in headers:
-            wait_s = float(headers["retry-after-ms"]) / 1000
-        else:
-            wait_s = float(headers["retry-after"])
-    except KeyError:
-        return None
-    except ValueError:
+    """What the provider asks to wait, seconds; None when it does not say, or says no time."""
+    wait_s = _number(headers.get("retry-after-ms"), 1000)
+    if wait_s is None:
+        wait_s = _number(headers.get("retry-after"), 1)
+    if wait_s is None:
         try:
             then = parsedate_to_datetime(headers["retry-after"])
             sent = parsedate_to_datetime(headers["date"])
-        except (KeyError, ValueError):
+            wait_s = (then - sent).total_seconds()
+        except (KeyError, ValueError, TypeError, IndexError, OverflowError):
             return None
-        wait_s = (then - sent).total_seconds()
     return min(max(wait_s, 0.0), _MOST_WAIT_S)
+
+
+def _number(text: str | None, per_second: int) -> float | None:
+    try:
+        value = float(text or "") / per_second
+    except ValueError:
+        return None
+    return None if math.isnan(value) else value
 
 
 def _decode(data: bytes) -> Any:
     try:
         return msgspec.json.decode(data)
-    except (msgspec.DecodeError, ValueError, RecursionError):
+    except (msgspec.MsgspecError, ValueError, RecursionError):
+        pass
+    try:
+        # It takes what some servers write beyond JSON: NaN, 1e309, lone surrogates.
+        return json.loads(data)
+    except (ValueError, RecursionError):
         return None
 
 

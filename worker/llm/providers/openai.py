@@ -17,7 +17,7 @@ from typing import Any
 import httpx
 
 from worker.errors import Permanent, Transient
-from worker.llm.answers import Answer, is_transient, read_item, read_response
+from worker.llm.answers import Answer, clipped, is_transient, read_item, read_response
 from worker.llm.grouping import Group
 from worker.llm.providers.bounded import ResponseTooLarge
 from worker.llm.providers.calls import (
@@ -28,12 +28,22 @@ from worker.llm.providers.calls import (
     retry_after_s,
 )
 from worker.llm.providers.protocol import Absent, BatchesUnsupported, Busy, Lines, RemoteBatch
+from worker.llm.providers.rows import (
+    MOST_PAGES,
+    id_of,
+    in_path,
+    mapping,
+    page_after,
+    rows_of,
+    usable_id,
+)
 from worker.llm.states import Sighting
+from worker.numbers import whole
 
 _BATCH_TAG = "letta_redis_batch"
 _LIST_PAGE = 100
 _FILES_PAGE = 1000
-_ERROR_CHARS = 300
+_ERROR_CHARS, _STATUS_CHARS = 300, 100
 _ENDED = frozenset({"completed", "failed", "expired", "cancelled"})
 # Our clock and the provider's may differ by this.
 _SKEW_MS = 300_000
@@ -96,7 +106,7 @@ class OpenAIProvider:
         reply = await self._wire.call(
             "POST", "/files", size=size, content=content(), headers=headers
         )
-        return str(checked(reply, absent=BatchesUnsupported)["id"])
+        return id_of(checked(reply, absent=BatchesUnsupported), "file")
 
     async def submit(self, group: Group, lines: Lines, *, file_id: str) -> RemoteBatch:
         reply = await self._wire.call(
@@ -109,7 +119,8 @@ class OpenAIProvider:
                 "metadata": {_BATCH_TAG: lines.batch_id},
             },
         )
-        return _remote(checked(reply, absent=BatchesUnsupported))
+        row = checked(reply, absent=BatchesUnsupported)
+        return _remote(row, id_of(row, "batch"))
 
     async def find(
         self,
@@ -120,28 +131,32 @@ class OpenAIProvider:
         taken: Collection[str],  # noqa: ARG002
     ) -> Sighting:
         after: str | None = None
-        while True:
+        for _ in range(MOST_PAGES):
             query = {"limit": str(_LIST_PAGE), **({"after": after} if after else {})}
             try:
                 reply = await self._wire.call("GET", "/batches", params=query)
                 page = checked(reply, absent=Permanent)
             except Permanent:
                 return Sighting(complete=False)  # there is no list to look at
-            rows = page.get("data") or []
+            rows = rows_of(page)
             for row in rows:
-                if (row.get("metadata") or {}).get(_BATCH_TAG) == batch_id:
-                    return Sighting(str(row["id"]))
+                if mapping(row.get("metadata")).get(_BATCH_TAG) == batch_id:
+                    return Sighting(id_of(row, "batch"))
             if not page.get("has_more") or not rows or _is_older(rows[-1], since_ms - _SKEW_MS):
                 return Sighting()
-            after = rows[-1]["id"]
+            after = page_after(rows, after)
+            if after is None:
+                break
+        return Sighting(complete=False)
 
     async def read(self, provider_id: str) -> RemoteBatch:
-        return _remote(checked(await self._wire.call("GET", f"/batches/{provider_id}")))
+        path = f"/batches/{in_path(provider_id)}"
+        return _remote(checked(await self._wire.call("GET", path)), provider_id)
 
     async def cancel(self, provider_id: str) -> RemoteBatch:
         try:
-            reply = await self._wire.call("POST", f"/batches/{provider_id}/cancel")
-            return _remote(checked(reply))
+            reply = await self._wire.call("POST", f"/batches/{in_path(provider_id)}/cancel")
+            return _remote(checked(reply), provider_id)
         except Permanent:
             # It has ended, which is as good.
             return await self.read(provider_id)
@@ -154,24 +169,30 @@ class OpenAIProvider:
             ids |= await self._inputs(batch_id, since_ms)
         for id_ in ids:
             with contextlib.suppress(Absent):
-                checked(await self._wire.call("DELETE", f"/files/{id_}"))
+                checked(await self._wire.call("DELETE", f"/files/{in_path(id_)}"))
         return len(ids)
 
     async def _inputs(self, batch_id: str, since_ms: int) -> set[str]:
         """Files that were uploaded as this batch's input."""
         found: set[str] = set()
         query = {"purpose": "batch", "order": "desc", "limit": str(_FILES_PAGE)}
-        while True:
+        after: str | None = None
+        for _ in range(MOST_PAGES):
             page = checked(await self._wire.call("GET", "/files", params=query))
-            rows = page.get("data") or []
-            found |= {str(row["id"]) for row in rows if row.get("filename") == _file_name(batch_id)}
+            rows = rows_of(page)
+            named = [row for row in rows if row.get("filename") == _file_name(batch_id)]
+            found |= {id_ for row in named if (id_ := usable_id(row.get("id"))) is not None}
             if not page.get("has_more") or not rows or _is_older(rows[-1], since_ms - _SKEW_MS):
-                return found
-            query["after"] = str(rows[-1]["id"])
+                break
+            after = page_after(rows, after)
+            if after is None:
+                break
+            query["after"] = after
+        return found
 
     async def results(self, remote: RemoteBatch) -> AsyncIterator[tuple[str, Answer]]:
         for file_id in remote.files:
-            async for row in self._wire.lines(f"/files/{file_id}/content"):
+            async for row in self._wire.lines(f"/files/{in_path(file_id)}/content"):
                 yield str(row.get("custom_id")), read_item(row)
 
 
@@ -210,23 +231,23 @@ def _is_older(row: Mapping[str, Any], than_ms: int) -> bool:
     return isinstance(created, int) and created * 1000 < than_ms
 
 
-def _remote(row: Mapping[str, Any]) -> RemoteBatch:
-    status = str(row.get("status"))
+def _remote(row: Mapping[str, Any], id_: str) -> RemoteBatch:
+    status = clipped(row.get("status"), _STATUS_CHARS)
     files = (row.get("output_file_id"), row.get("error_file_id"))
-    errors = (row.get("errors") or {}).get("data") or []
-    text = "; ".join(str(e.get("message") or e.get("code")) for e in errors[:3])
+    data = mapping(row.get("errors")).get("data")
+    errors = [e for e in data if isinstance(e, Mapping)] if isinstance(data, list) else []
     return RemoteBatch(
-        id=str(row["id"]),
+        id=id_,
         status=status,
         ended=status in _ENDED,
         # error_file_id may be empty text as well as absent.
-        files=tuple(str(name) for name in files if name),
+        files=tuple(id_of({"id": name}, "file") for name in files if name),
         failed=status == "failed",
-        error=text[:_ERROR_CHARS],
-        code=str(errors[0].get("code") or "") if errors else "",
-        bad_lines={
-            int(e["line"]): str(e.get("message") or e.get("code"))[:_ERROR_CHARS]
-            for e in errors
-            if isinstance(e.get("line"), int)
-        },
+        error=clipped("; ".join(_reason(e) for e in errors[:3]), _ERROR_CHARS),
+        code=clipped(errors[0].get("code") or "", _STATUS_CHARS) if errors else "",
+        bad_lines={whole(e.get("line")): _reason(e) for e in errors if whole(e.get("line"))},
     )
+
+
+def _reason(error: Mapping[str, Any]) -> str:
+    return clipped(error.get("message") or error.get("code"), _ERROR_CHARS)

@@ -10,6 +10,7 @@ Transient
 
 from __future__ import annotations
 
+import re
 from collections.abc import AsyncIterator, Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -19,6 +20,8 @@ from worker.llm.answers import Answer
 from worker.llm.grouping import Group
 from worker.llm.requests import StoredRequest
 from worker.llm.states import Sighting
+
+_CUSTOM_ID = re.compile(r"[A-Za-z0-9_-]{3,64}")
 
 
 class Unsent(Transient):
@@ -125,9 +128,10 @@ class Lines:
 
 
 def split_custom_id(custom_id: str) -> tuple[str, str]:
-    """A custom id -> request id, batch id ("" where it is not ours)."""
+    """A custom id -> request id, batch id ("" where it is not ours: it may be any text)."""
     request_id, dash, batch_id = custom_id.rpartition("-")
-    return (request_id, batch_id) if dash else (custom_id, "")
+    is_ours = dash and _CUSTOM_ID.fullmatch(custom_id)
+    return (request_id, batch_id) if is_ours else (custom_id, "")
 
 
 class Provider(Protocol):
