@@ -20,7 +20,8 @@ WorkerError
 └── JobError                       raised inside a job, read by the retry policy
     ├── Transient                  another attempt may succeed
     └── Permanent                  never retry
-        └── TargetForbidden(host)  an address that the egress guard does not allow
+        ├── TargetForbidden(host)  an address that the egress guard does not allow
+        └── Undecodable            what the server gave back is not what was stored there
 """
 
 from __future__ import annotations
@@ -122,3 +123,7 @@ class TargetForbidden(Permanent):
     def __init__(self, host: str, reason: str) -> None:
         super().__init__(f"{host}: {reason}")
         self.host = host
+
+
+class Undecodable(Permanent):
+    """What was read back from the server is not what this service stores there."""

@@ -9,7 +9,6 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any
 
-from cache.encoding import codec
 from worker.keys import QueueKeys
 from worker.llm.grouping import Group
 from worker.llm.requests import StoredRequest, decode_group
@@ -170,7 +169,7 @@ def batch_of(batch_id: str, row: dict[bytes, bytes]) -> Batch:
         id=batch_id,
         state=BatchState(fields["state"]),
         epoch=whole(fields.get("epoch")),
-        group=Group(*codec.decode(group)),
+        group=decode_group(group),
         size=whole(fields.get("items")),
         deadline_ms=whole(fields.get("deadline")) or None,
         fields=fields,

@@ -101,6 +101,26 @@ def check_endpoint(provider: str, endpoint: str) -> str:
     return full
 
 
+def checked_group(provider: Any, endpoint: Any, model: Any) -> Group:
+    """
+    A group that was named elsewhere: by a job's arguments, or read back from the server.
+
+    Raises:
+        UnknownProvider, InvalidArgument: no request of ours can belong to it.
+    """
+    if not isinstance(provider, str) or not isinstance(endpoint, str):
+        raise InvalidArgument("a group's provider and endpoint are text")
+    if check_endpoint(provider, endpoint) != endpoint:
+        raise InvalidArgument(f"{endpoint!r} is not an endpoint of {provider}")
+    return Group(provider, endpoint, _check_model(model, "the group's model"))
+
+
+def _check_model(model: Any, what: str) -> str:
+    if not isinstance(model, str) or not 0 < len(model) <= 256:
+        raise InvalidArgument(f"{what} must be a name of 1-256 characters")
+    return model
+
+
 def check_request(
     body: Mapping[str, Any], *, provider: str, endpoint: str, max_bytes: int
 ) -> LLMRequest:
@@ -113,9 +133,7 @@ def check_request(
     full = check_endpoint(provider, endpoint)
     if not isinstance(body, Mapping):
         raise InvalidArgument("the body must be a mapping")
-    model = body.get("model")
-    if not isinstance(model, str) or not 0 < len(model) <= 256:
-        raise InvalidArgument("body['model'] must be a name of 1-256 characters")
+    model = _check_model(body.get("model"), "body['model']")
     if not body.get(ENDPOINTS[provider][full]):
         raise InvalidArgument(f"body['{ENDPOINTS[provider][full]}'] is missing or empty")
     if body.get("stream"):

@@ -14,9 +14,9 @@ import structlog
 from arq.worker import Retry
 
 from worker.deps import Deps, JobContext
-from worker.errors import Permanent, Transient
+from worker.errors import InvalidArgument, Permanent, Transient, Undecodable
 from worker.llm.answers import LATE, Answer
-from worker.llm.grouping import Group
+from worker.llm.grouping import Group, checked_group
 from worker.llm.moves import Later, Overtaken
 from worker.llm.providers import BatchesUnsupported, Busy
 from worker.llm.rescuer import look_after
@@ -45,7 +45,11 @@ async def flush_llm_group(
 
     `full_only` leaves what does not fill a batch to its greatest age or the cron.
     """
-    return await _flush(Deps.of(ctx), Group(provider, endpoint, model), full_only=full_only)
+    try:
+        group = checked_group(provider, endpoint, model)
+    except InvalidArgument as exc:
+        raise Undecodable(str(exc)) from None
+    return await _flush(Deps.of(ctx), group, full_only=full_only)
 
 
 async def _flush(deps: Deps, group: Group, *, full_only: bool = False) -> int:
@@ -102,9 +106,14 @@ async def run_llm_request(ctx: JobContext, request_id: str) -> str:
 
     Raises:
         Retry: it is not its turn, or the provider is away or overloaded.
+        Undecodable: it is not what was handed in; its waiters are told so.
     """
     deps = Deps.of(ctx)
-    request = await deps.queue.requests.read(request_id)
+    try:
+        request = await deps.queue.requests.read(request_id)
+    except Undecodable as exc:
+        await deps.queue.requests.answer(request_id, Answer(kind="undecodable", message=str(exc)))
+        raise
     if request is None:
         return "skipped"
     if request.expires_ms is not None and deps.now().timestamp() * 1000 >= request.expires_ms:

@@ -20,9 +20,10 @@ from redis.exceptions import NoScriptError, RedisError
 from cache.connection.scripts import Script, load
 from cache.encoding import codec
 from cache.errors import CodecError, NotEncodable
+from worker.errors import InvalidArgument, Undecodable
 from worker.keys import LLM_USAGE_TTL_S, QueueKeys
 from worker.llm.answers import CANCELED, Answer, read_usage
-from worker.llm.grouping import Group, LLMRequest
+from worker.llm.grouping import Group, LLMRequest, checked_group
 from worker.numbers import whole
 from worker.queue.priority import Priority
 
@@ -359,5 +360,16 @@ def encode_group(group: Group) -> bytes:
     return codec.encode([group.provider, group.endpoint, group.model])
 
 
+@lru_cache(maxsize=1024)
 def decode_group(data: bytes) -> Group:
-    return Group(*codec.decode(data))
+    """
+    A stored group, checked as when it was handed in: its endpoint is called with our key.
+
+    Raises:
+        Undecodable: it is no group, or one that this service would not have stored.
+    """
+    try:
+        provider, endpoint, model = codec.decode(data)
+        return checked_group(provider, endpoint, model)
+    except (CodecError, InvalidArgument, TypeError, ValueError) as exc:
+        raise Undecodable(f"a stored group cannot be used: {exc}") from None

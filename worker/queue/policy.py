@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from worker.errors import Permanent
+from worker.errors import Permanent, Undecodable
 
 # 2 ** 64 seconds is beyond any cap; a larger exponent would overflow.
 _MOST_DOUBLINGS = 64
@@ -20,7 +20,7 @@ class Again:
 
 @dataclass(frozen=True, slots=True)
 class Dead:
-    """Never again; `reason` is `permanent`, `exhausted` or `expired`."""
+    """Never again; `reason` is `permanent`, `undecodable`, `exhausted` or `expired`."""
 
     reason: str
 
@@ -56,6 +56,8 @@ class RetryPolicy:
 
         `rng` gives a float in [0, 1); `max_tries` is the job's own limit.
         """
+        if isinstance(error, Undecodable):
+            return Dead("undecodable")
         if isinstance(error, (Permanent, *self.permanent)):
             return Dead("permanent")
         if tries >= (self.max_tries if max_tries is None else max_tries):

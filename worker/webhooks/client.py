@@ -113,7 +113,7 @@ class Webhooks:
             "priority": arguments.require_priority(priority).value,
         }
         given = check_headers({} if headers is None else headers)
-        fields |= self._sealed(id_, _signing(secret, secrets), bearer, given)
+        fields |= self._sealed(id_, url, _signing(secret, secrets), bearer, given)
         clear = {name: value for name, value in given.items() if not is_secret(name)}
         if clear:
             fields["headers"] = codec.encode(clear)
@@ -246,7 +246,8 @@ class Webhooks:
     async def _replay(self, delivery_id: str, delay_ms: int, secrets: Sequence[str]) -> str:
         token = uuid.uuid4().hex
         job_id = f"webhook-replay:{token}:{delivery_id}"
-        sealed = self._sealed(delivery_id, _signing(None, secrets), None, {})
+        url = await reach(self._deliveries.url(delivery_id)) if secrets else None
+        sealed = self._sealed(delivery_id, url or "", _signing(None, secrets), None, {})
         return await reach(
             self._deliveries.replay(
                 delivery_id,
@@ -275,6 +276,7 @@ class Webhooks:
     def _sealed(
         self,
         owner: str,
+        url: str,
         signing: Sequence[str],
         bearer: str | None,
         headers: Mapping[str, str],
@@ -288,12 +290,13 @@ class Webhooks:
             return {}
         text = json.dumps({"signing": list(signing), "headers": hidden})
         try:
-            return {"secret": self._secrets.seal(text, owner=owner), "sealed": 1}
+            sealed = self._secrets.seal(text, owner=owner, url=url)
         except InvalidArgument as exc:
             if signing or bearer is not None:
                 raise
             names = ", ".join(sorted(hidden))
             raise InvalidArgument(f"the headers {names} may carry secrets: {exc}") from None
+        return {"secret": sealed, "sealed": 1}
 
 
 _REFUSALS = {

@@ -72,6 +72,11 @@ class DeliveryStore:
             values, rows = await pipe.execute()
         return delivery(delivery_id, dict(zip(SHOWN, values, strict=True)), rows)
 
+    async def url(self, delivery_id: str) -> str | None:
+        """Where it is sent; None when unknown."""
+        found = await self.client.hget(self.keys.webhook(delivery_id), "url")
+        return None if found is None else found.decode("utf-8", "replace")
+
     async def on_end(self, delivery_id: str) -> tuple[str, int] | None:
         """The function that is told of the end, and how often the delivery was replayed."""
         name, replays = await self.client.hmget(self.keys.webhook(delivery_id), "on_end", "replays")

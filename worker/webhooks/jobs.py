@@ -119,7 +119,7 @@ async def _attempt(deps: Deps, delivery: ClaimedDelivery, now: datetime) -> Repl
 def _headers(deps: Deps, delivery: ClaimedDelivery, now: datetime) -> dict[str, str]:
     secrets, hidden = deps.webhooks.secrets, {}
     if delivery.secret is not None:
-        opened = json.loads(deps.secrets.open(delivery.secret, owner=delivery.id))
+        opened = json.loads(deps.secrets.open(delivery.secret, owner=delivery.id, url=delivery.url))
         hidden = opened["headers"]
         # A bearer key alone replaces no signature.
         secrets = tuple(opened["signing"]) or secrets

@@ -1,5 +1,8 @@
 """
-Sealing what must not be in Redis in clear: AES-256-GCM, bound to the id it belongs to.
+Sealing what must not be in Redis in clear: AES-256-GCM, bound to the delivery and its URL.
+
+Whoever can write to the server could otherwise have a secret sent to another host: by
+storing another URL beside it, or it beside another delivery.
 
 Sealed form: 12 bytes of nonce, then the ciphertext with its tag. The package
 `cryptography` is asked for only when something is to be sealed.
@@ -24,35 +27,35 @@ class SecretBox:
     def __init__(self, key: bytes | None) -> None:
         self._key = key
 
-    def seal(self, secret: str, *, owner: str) -> bytes:
+    def seal(self, secret: str, *, owner: str, url: str) -> bytes:
         """
-        Encrypt; only `open` with the same owner reads it back.
+        Encrypt; only `open` with the same owner and URL reads it back.
 
         Raises:
             InvalidArgument: there is no key, or the cryptography package is absent.
         """
         nonce = os.urandom(_NONCE_BYTES)
-        sealed: bytes = self._cipher().encrypt(nonce, secret.encode(), owner.encode())
+        sealed: bytes = self._cipher().encrypt(nonce, secret.encode(), _place(owner, url))
         return nonce + sealed
 
-    def open(self, sealed: bytes, *, owner: str) -> str:
+    def open(self, sealed: bytes, *, owner: str, url: str) -> str:
         """
         Decrypt.
 
         Raises:
-            InvalidArgument: no key, another key, another owner, or changed bytes.
+            InvalidArgument: no key, another key, another owner or URL, or changed bytes.
         """
         from cryptography.exceptions import InvalidTag
 
         try:
             nonce, data = sealed[:_NONCE_BYTES], sealed[_NONCE_BYTES:]
-            plain: bytes = self._cipher().decrypt(nonce, data, owner.encode())
-        except InvalidTag:
+            plain: bytes = self._cipher().decrypt(nonce, data, _place(owner, url))
+            return plain.decode()
+        except (InvalidTag, ValueError):
             raise InvalidArgument(
-                "a stored signing secret cannot be opened; LETTA_WEBHOOK_ENCRYPTION_KEY differs "
-                "from the one it was sealed with"
+                "a stored signing secret cannot be opened: LETTA_WEBHOOK_ENCRYPTION_KEY differs "
+                "from the one it was sealed with, or it was sealed for another delivery or URL"
             ) from None
-        return plain.decode()
 
     def _cipher(self) -> AESGCM:
         if self._key is None:
@@ -68,3 +71,8 @@ class SecretBox:
                 "sealing a secret needs the cryptography package: pip install 'letta-redis[encryption]'"
             ) from None
         return aead.AESGCM(self._key)
+
+
+def _place(owner: str, url: str) -> bytes:
+    # Neither holds a line break (worker/queue/arguments.py), so no two pairs give the same bytes.
+    return f"{owner}\n{url}".encode()

@@ -12,7 +12,7 @@ from typing import Any
 import httpx
 import msgspec
 
-from worker.errors import Permanent, Transient
+from worker.errors import Permanent, TargetForbidden, Transient
 from worker.http.client import describe
 from worker.http.scrub import scrub, spellings
 from worker.llm.answers import is_transient, read_response
@@ -50,7 +50,8 @@ class Wire:
         max_bytes: int = DEFAULT_MAX_BYTES,
     ) -> None:
         self._client = client
-        self._base_url = base_url
+        self._base_url = base_url.rstrip("/")
+        self._origin = _origin(httpx.URL(self._base_url))
         self._headers = dict(headers)
         names = ("authorization", "x-api-key")
         self._hidden = spellings(headers[name] for name in names if name in headers)
@@ -64,9 +65,10 @@ class Wire:
         Raises:
             Unsent, Unclear.
             ResponseTooLarge: more than is read; also an Unclear.
+            TargetForbidden: the path would lead to another host than the base URL's.
         """
+        url = self._url(path)
         headers = {**self._headers, **parts.pop("headers", {})}
-        url = self._base_url + path
         try:
             async with (
                 asyncio.timeout(self._timeout_s + size / _BYTES_A_SECOND),
@@ -84,7 +86,7 @@ class Wire:
 
         Lines that are not JSON objects are passed over.
         """
-        url = self._base_url + path
+        url = self._url(path)
         try:
             async with self._client.stream("GET", url, headers=self._headers) as reply:
                 if reply.status_code != 200:
@@ -96,6 +98,20 @@ class Wire:
                         yield row
         except (httpx.HTTPError, TimeoutError, OSError) as exc:
             raise Transient(f"reading results: {describe(exc)}") from None
+
+    def _url(self, path: str) -> httpx.URL:
+        """Below the base URL, whatever the path came from: the key goes along."""
+        try:
+            url = httpx.URL(self._base_url + path)
+        except httpx.InvalidURL:
+            raise TargetForbidden("the provider's path", "it is not a path of a URL") from None
+        if not path.startswith("/") or _origin(url) != self._origin:
+            raise TargetForbidden(url.host, "it is not the host of the provider's base URL")
+        return url
+
+
+def _origin(url: httpx.URL) -> tuple[str, bytes, int | None, bytes]:
+    return url.scheme, url.raw_host, url.port, url.userinfo
 
 
 async def _whole(reply: httpx.Response, limit: int, hidden: tuple[bytes, ...]) -> httpx.Response:
