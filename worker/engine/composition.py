@@ -130,6 +130,7 @@ def _settings(worker: Worker) -> Settings:
         options=worker.options,
         worker_id=worker.worker_id,
         queue_names=worker.keys.queues,
+        unique_prefix=worker.keys.base.unique(""),
         serializer=cast(Any, worker.job_serializer),
         deserializer=cast(Any, worker.job_deserializer),
         job_timeout_s=worker.job_timeout_s,

@@ -56,6 +56,14 @@ class Executor:
 
     async def run(self, claim: Claim) -> None:
         """Run one claim to its end; hands exactly one end to `collect`."""
+        try:
+            await self._run(claim)
+        except Exception as exc:  # noqa: BLE001  (a job ends, whatever it breaks)
+            # Given back, it would break the next worker as well.
+            self._log.exception("job.broken", job_id=claim.job_id, error=describe(exc))
+            self._collect(claim, self._judge.broken(claim, exc), "dead")
+
+    async def _run(self, claim: Claim) -> None:
         body = self._preparer.prepare(claim)
         if not isinstance(body, Body):
             self._collect(claim, *body)

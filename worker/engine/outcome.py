@@ -19,6 +19,7 @@ from worker.engine import chain
 from worker.engine.records import Claim, End, blob
 from worker.engine.settings import Settings
 from worker.errors import JobError
+from worker.queue.arguments import MAX_DELAY_S
 from worker.queue.policy import Again, Dead, RetryPolicy
 
 # A larger result would not pass through the server's protocol limits unharmed.
@@ -67,7 +68,7 @@ class Judge:
             return given_back(claim), "given_back"
         decision = self._judge(body, exc)
         if isinstance(decision, Again):
-            delay_ms = round(decision.delay_s * 1000)
+            delay_ms = _delay_ms(decision.delay_s)
             expires = body.options.get("x")
             if expires is None or self._now_ms() + delay_ms <= expires:
                 details = {"delay": delay_ms, "tries": body.tries}
@@ -135,6 +136,11 @@ class Judge:
         )
         return claim.end("dead", details), "dead"
 
+    def broken(self, claim: Claim, exc: Exception) -> End:
+        """The end of a job that broke the engine's own steps, as bare as it can be."""
+        details = {"reason": "failed", "error": describe(exc), "tries": claim.tries + 1}
+        return claim.end("dead", {**details, "name": "<unknown>", "unique": claim.unique})
+
     def aborted(self, claim: Claim, body: Body, start_ms: int) -> tuple[End, str]:
         error = asyncio.CancelledError()
         details = self.result(body, claim, False, error, start_ms)
@@ -189,6 +195,16 @@ def given_back(claim: Claim) -> End:
     return claim.end("back", {"due": claim.due})
 
 
+def _delay_ms(delay_s: float) -> int:
+    # A job may raise Retry with any number; Redis takes 64 bits, and no delay is longer.
+    return round(delay_s * 1000) if delay_s <= MAX_DELAY_S else round(MAX_DELAY_S * 1000)
+
+
 def describe(exc: BaseException) -> str:
-    text = f"{type(exc).__name__}: {exc}" if str(exc) else type(exc).__name__
-    return text[:_MOST_ERROR_CHARS]
+    """Class and message, as text that can be stored and logged."""
+    try:
+        message = str(exc)
+    except Exception:  # noqa: BLE001  (an exception class of somebody's own)
+        message = ""
+    text = f"{type(exc).__name__}: {message}" if message else type(exc).__name__
+    return text[:_MOST_ERROR_CHARS].encode("utf-8", "backslashreplace").decode()

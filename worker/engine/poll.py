@@ -17,30 +17,28 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import msgspec
 import structlog
 from redis.backoff import ExponentialWithJitterBackoff
 
 from cache.connection.pool import OUTAGE, explain
 from cache.connection.scripts import load
 from worker.engine.options import EngineOptions
-from worker.engine.records import Claim, End, EngineKeys, Reply, Turn, read_turn
+from worker.engine.records import Claim, End, EngineKeys, Reply, Turn, encode_ends, read_turn
 
 log = structlog.get_logger(__name__)
 
 _PUMP = load(__package__, "poll", "worker.queue")
-_NEXT_JOB = load(__package__, "next_job")
+_NEXT_JOB = load(__package__, "next_job", "worker.queue")
 # Scripts are short: more than this goes into the next turn.
 MOST_CLAIMS = 128
 MOST_AHEAD = 128
 MOST_ENDS = 256
-_encode = msgspec.msgpack.Encoder().encode
 _BACKOFF_BASE_S, _BACKOFF_CAP_S = 0.05, 2.0
 _TELL_AGAIN_S = 30.0
 _LOOK_S = 1.0
 # Places among the keys and arguments; lua/next_job.lua takes the first arguments alone.
 _LAST_TURN, _FENCE, _OF_NEXT_JOB = 9, 13, 3
-_NO_ENDS = _encode([])
+_NO_ENDS = encode_ends([])
 
 
 class PumpStopped(Exception):
@@ -118,7 +116,7 @@ class Pump:
             PumpStopped: the server is away and `may_give_up()` says so.
         """
         args = self._args(
-            self._next_token(), _encode(ends), want, ahead=ahead, marks=marks, suspects=suspects
+            self._next_token(), encode_ends(ends), want, ahead=ahead, marks=marks, suspects=suspects
         )
         reply = Reply(await self._send(args))
         self._granted += reply.claims

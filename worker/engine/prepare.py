@@ -10,6 +10,7 @@ from arq.worker import JobExecutionFailed
 from worker.engine.outcome import Body, Judge
 from worker.engine.records import Claim, End
 from worker.engine.settings import Settings
+from worker.engine.validate import check_fields, check_options
 
 
 class Preparer:
@@ -22,6 +23,9 @@ class Preparer:
         self._log = structlog.get_logger(__name__).bind()
 
     def prepare(self, claim: Claim) -> Body | tuple[End, str]:
+        if claim.fault:
+            unread = Body("<unknown>", (), {}, 0, claim.tries + 1, {})
+            return self._judge.dead(claim, unread, JobExecutionFailed(claim.fault), "undecodable")
         if claim.body is None:
             # A stock client's lifetime of the body has passed, as it asked.
             lost = Body("<unknown>", (), {}, 0, claim.tries + 1, {})
@@ -45,10 +49,13 @@ class Preparer:
 
     def _decode(self, claim: Claim, data: bytes) -> Body:
         fields = self._settings.deserializer(data)
+        check_fields(fields)
         # As in arq: a try named at the enqueue counts when it is higher.
         tries = max(claim.tries + 1, fields["t"] or 0)
         options = fields.get("o") or {}
-        claim.unique = options.get("u")
+        if options:
+            check_options(options, unique_prefix=self._settings.unique_prefix)
+            claim.unique = options.get("u")
         return Body(fields["f"], fields["a"], fields["k"], fields["et"], tries, options)
 
     def _find(self, claim: Claim, body: Body) -> Body | tuple[End, str]:

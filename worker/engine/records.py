@@ -18,18 +18,24 @@ from __future__ import annotations
 
 import asyncio
 import struct
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import msgspec
 
 from worker.keys import QueueKeys
+from worker.numbers import whole
 from worker.queue.priority import Priority
 
 # The order in which queues are taken from; a queue's number is its place from 1.
 ORDER = (Priority.CRITICAL, Priority.HIGH, Priority.DEFAULT, Priority.LOW)
 CLAIM_FIELDS = 5
+# No policy allows as many; a larger count was not written by a worker.
+MOST_TRIES = 1_000_000
+# What lua/_body.lua says in a body's place.
+_FAULTS = {-1: "job:<id> is not a string", -2: "job:<id> is over 64 MiB"}
+_encode = msgspec.msgpack.Encoder().encode
 End = list[Any]
 
 
@@ -93,6 +99,7 @@ class Claim:
     losses: int
     mark_ms: float | None  # an abort was asked for then
     job_id: str = ""
+    fault: str = ""  # why it cannot be run: its keys are not what a client or a worker writes
     started: bool = False
     vacated: bool = False  # over, its slot another's; its end is being written
     ended: bool = False
@@ -184,15 +191,38 @@ def read_claims(rows: list[Any]) -> list[Claim]:
 
 def _read_claim(rows: list[Any], at: int) -> Claim:
     id_, body, tries, token, mark = rows[at : at + CLAIM_FIELDS]
-    _, number, due, losses = token.decode().rsplit("|", 3)
+    _, number, due, losses = token.decode(errors="replace").rsplit("|", 3)
+    charged = 0 if tries is None else whole(tries, most=MOST_TRIES, fallback=-1)
+    fault = _FAULTS[body] if isinstance(body, int) else ""
+    if charged < 0:
+        fault = fault or "retry:<id> is no number of tries"
     return Claim(
         id_,
-        body,
-        int(tries) if tries else 0,
+        None if isinstance(body, int) else body,
+        max(0, charged),
         token,
         int(number),
         due,
         int(losses),
         None if mark is None else float(mark),
         id_.decode(errors="replace"),
+        fault,
     )
+
+
+def encode_ends(ends: Sequence[End]) -> bytes:
+    """Ends for lua/poll.lua. One that cannot be encoded becomes a dead letter, its neighbors stay."""
+    try:
+        return _encode(ends)
+    except Exception:  # noqa: BLE001  (a value that msgpack cannot hold, of whatever kind)
+        return _encode([_encodable(end) for end in ends])
+
+
+def _encodable(end: End) -> End:
+    try:
+        _encode(end)
+    except Exception as exc:  # noqa: BLE001
+        kind = type(exc).__name__
+        details = {"reason": "undecodable", "error": f"its end cannot be encoded: {kind}"}
+        return ["dead", *end[1:4], {**details, "tries": 0, "name": ""}]
+    return end

@@ -32,6 +32,7 @@ class Settings:
     options: EngineOptions
     worker_id: str
     queue_names: list[str]
+    unique_prefix: str  # of unique keys
     serializer: Serializer
     deserializer: Deserializer
     job_timeout_s: float | None

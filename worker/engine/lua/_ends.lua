@@ -1,4 +1,5 @@
 -- Shared step: write down how jobs ended. An end counts only when its claim still stands.
+-- Needs types and put_job before it; the caller has checked the types of all KEYS.
 -- An end: {kind, id, claim, queue's number, details}; kinds and details: worker/engine/records.py
 
 -- Delete everything a live job has. zrem: ids by queue's number.
@@ -26,7 +27,7 @@ local function forget(prefix, keys, ids, zrem)
 end
 
 local function release_unique(key, id)
-  if key and redis.call('GET', key) == id then
+  if key and text_of(key) == id then
     redis.call('DEL', key)
   end
 end
@@ -48,18 +49,28 @@ local function keep_result(prefix, id, d)
   end
 end
 
+-- Where another key has taken a queue's place, the ordinary one will do.
+local function queue_of(name, keys)
+  local found = redis.call('TYPE', name).ok
+  return (found == 'zset' or found == 'none') and name or keys[3]
+end
+
 local function enqueue(prefix, keys, job)
   local id = job.id
-  put_job(job.queue, prefix .. 'job:' .. id, prefix .. 'result:' .. id, keys[6], id, job.body, server_ms() + (job.delay or 0))
+  put_job(queue_of(job.queue, keys), prefix .. 'job:' .. id, prefix .. 'result:' .. id, keys[6], id, job.body, server_ms() + (job.delay or 0))
 end
 
 -- One part of a gathering is done; the last one makes the job that was waiting for all.
 local function gathered(prefix, keys, id, g)
   local key = prefix .. 'gather:' .. g.id
+  if redis.call('TYPE', key).ok ~= 'hash' then
+    redis.call('DEL', key)
+    return
+  end
   redis.call('HSET', key, g.index, g.value)
   local parts = redis.call('HMGET', key, 'size', 'head', 'tail', 'queue', 'job')
-  local size = tonumber(parts[1])
-  if not size then
+  local size = number_of(parts[1])
+  if not (size and parts[2] and parts[3] and parts[4] and parts[5]) then
     redis.call('DEL', key)
     return
   end
@@ -114,7 +125,7 @@ local function apply_ends(ends, prefix, keys, dead, late, buried)
       local bad = kind == 'dead'
       if kind == 'park' then
         redis.call('HSETNX', keys[8], id, now)
-        local waited = now - tonumber(redis.call('HGET', keys[8], id))
+        local waited = now - number_of(redis.call('HGET', keys[8], id), 0)
         bad = waited >= d.most
         if not bad then
           put_back(prefix, keys, number, id, now + math.max(500, math.min(waited, 15000)))

@@ -5,10 +5,13 @@
 -- ARGV[6] '' | catching up: the last tick that was seen, so that of several workers one does
 -- ARGV[7] what is now the last tick
 -- returns 1 enqueued | 0 this tick, or a later one, was there already; or its job still waits
+--@include types
 --@include put_job
+expect('hash', KEYS[1])
+expect('zset', KEYS[2], KEYS[5])
 if ARGV[5] == '1' then
   local last = redis.call('HGET', KEYS[1], ARGV[1])
-  if last and (tonumber(last) >= tonumber(ARGV[2]) or (ARGV[6] ~= '' and last ~= ARGV[6])) then
+  if last and (number_of(last, 0) >= tonumber(ARGV[2]) or (ARGV[6] ~= '' and last ~= ARGV[6])) then
     return 0
   end
   redis.call('HSET', KEYS[1], ARGV[1], ARGV[7])

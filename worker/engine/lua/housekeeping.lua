@@ -4,6 +4,8 @@
 --   and, derived from the prefix: job:<id>
 -- ARGV[1] prefix  ARGV[2] worker id  ARGV[3] time after which a worker that does not come again is gone, ms
 -- returns 1 when this worker is the one that listens for stock clients' jobs | 0
+--@include types
+expect('zset', KEYS[1], KEYS[2])
 local t = redis.call('TIME')
 local now = t[1] * 1000 + math.floor(t[2] / 1000)
 redis.call('ZADD', KEYS[1], now, ARGV[2])
@@ -14,7 +16,7 @@ for _, id in ipairs(redis.call('ZRANGEBYSCORE', KEYS[2], '-inf', now - 60000, 'L
     redis.call('ZREM', KEYS[2], id)
   end
 end
-local listener = redis.call('GET', KEYS[3])
+local listener = text_of(KEYS[3])
 if not listener or listener == ARGV[2] then
   redis.call('SET', KEYS[3], ARGV[2], 'PX', ARGV[3])
   return 1

@@ -4,9 +4,11 @@
 -- ARGV[1] worker id
 -- returns how many workers are left
 -- Its waker's last turn stays until its TTL: a wait that is still on its way must find it.
+--@include types
+expect('zset', KEYS[2])
 redis.call('DEL', KEYS[1], KEYS[5])
 redis.call('ZREM', KEYS[2], ARGV[1])
-if redis.call('GET', KEYS[3]) == ARGV[1] then
+if text_of(KEYS[3]) == ARGV[1] then
   redis.call('DEL', KEYS[3])
 end
 local left = redis.call('ZCARD', KEYS[2])

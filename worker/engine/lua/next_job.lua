@@ -6,8 +6,11 @@
 -- ARGV[1] prefix  ARGV[2] token of this turn, never used before: "<run of a worker>:<number>"  ARGV[3] lease_ms
 -- returns {id, body, tries, claim, mark} of the job | {} none, or poll.lua has to look: jobs are due in
 --   several queues, or the first has a claim already
+--   (body: _body.lua)
 -- What it writes is what poll.lua writes, which takes over from it: a waker whose reply was lost sends
 -- this turn's token to poll.lua, and a turn that comes late then finds it, or a later one, and claims nothing.
+--@include types
+--@include body
 local prefix, token, lease = ARGV[1], ARGV[2], tonumber(ARGV[3])
 -- A wait that ended without a token mostly finds nothing at all.
 if redis.call('EXISTS', KEYS[1], KEYS[2], KEYS[3], KEYS[4]) == 0 then
@@ -15,10 +18,10 @@ if redis.call('EXISTS', KEYS[1], KEYS[2], KEYS[3], KEYS[4]) == 0 then
 end
 local t = redis.call('TIME')
 local now = t[1] * 1000 + math.floor(t[2] / 1000)
-local last = redis.call('GET', KEYS[10])
-if last then
+local ok, last = pcall(cmsgpack.unpack, text_of(KEYS[10]) or '')
+if ok and type(last) == 'table' and type(last[1]) == 'string' then
   local run, number = string.match(token, '^(.*):(%d+)$')
-  local last_run, last_number = string.match(cmsgpack.unpack(last)[1], '^(.*):(%d+)$')
+  local last_run, last_number = string.match(last[1], '^(.*):(%d+)$')
   if run == last_run and tonumber(number) <= tonumber(last_number) then
     return {}
   end
@@ -36,8 +39,9 @@ end
 if not found then
   return {}
 end
+expect('zset', KEYS[5], KEYS[7])
 local id = found[1]
-local claim = token .. '|' .. queue .. '|' .. found[2] .. '|0'
+local claim = token .. '|' .. queue .. '|' .. (number_of(found[2]) and found[2] or '0') .. '|0'
 if not redis.call('SET', prefix .. 'in-progress:' .. id, claim, 'NX', 'PX', lease + 86400000) then
   return {}
 end
@@ -45,6 +49,4 @@ redis.call('ZADD', KEYS[5], now + lease, id)
 -- Out of the head of the queue, yet in it: stock clients look for it there.
 redis.call('ZADD', KEYS[queue], 'XX', now + 2 * lease, id)
 redis.call('SET', KEYS[10], cmsgpack.pack({token, {id}, {}, {}}), 'PX', 4 * lease + 60000)
--- Stock clients give bodies a lifetime, which must not end under a running job.
-local body = redis.pcall('GETEX', prefix .. 'job:' .. id, 'PERSIST')
-return {id, type(body) == 'string' and body, redis.call('GET', prefix .. 'retry:' .. id), claim, redis.call('ZSCORE', KEYS[7], id)}
+return {id, body_of(prefix .. 'job:' .. id), text_of(prefix .. 'retry:' .. id), claim, redis.call('ZSCORE', KEYS[7], id)}

@@ -15,13 +15,15 @@
 -- ARGV[14] 1: this turn may still arrive by another way, and must do nothing then | 0
 -- returns {now, next due | -1, 1 when more is due, jobs in the queues, a schedule is due: 1 | 0,
 --          {index of an end that came too late, ...}, {index of an end that was buried, ...},
---          {id of poison, ...}, {id, since, ...} abort marks, rows of 5: id, body, tries, claim, mark,
+--          {id of poison, ...}, {id, since, ...} abort marks, rows of 5: id, body (_body.lua), tries, claim, mark,
 --          dead letters dropped to make room}
 -- Claim: "token|queue's number|due|losses" in in-progress:<id>. Who holds it may end the job: it is
 -- the fencing token. A turn that is sent again (its reply was lost) changes nothing and gives the
 -- same rows; one that comes after a later turn of its run changes nothing and gives none.
 -- allow-oom: a full server must be able to finish jobs, which frees memory.
+--@include types
 --@include put_job
+--@include body
 --@include lease
 --@include dead
 --@include ends
@@ -49,17 +51,15 @@ local function add_rows(ids, claims)
   local marks = marked and redis.call('ZMSCORE', KEYS[7], unpack(ids)) or {}
   for i = 1, #ids do
     local at = #rows
-    -- Stock clients give bodies a lifetime, which must not end under a running job. A key of another
-    -- type is no body: an error here would lose the claims of the whole turn.
-    local body = redis.pcall('GETEX', prefix .. 'job:' .. ids[i], 'PERSIST')
-    rows[at + 1], rows[at + 2] = ids[i], type(body) == 'string' and body
+    rows[at + 1], rows[at + 2] = ids[i], body_of(prefix .. 'job:' .. ids[i])
     rows[at + 3], rows[at + 4], rows[at + 5] = tries[i], claims[i], marks[i] or false
   end
 end
 
 -- A job may be due and yet run: an abort moved it, or a stock worker holds it.
 local function still_held(id, claim, queue)
-  if not string.find(claim, '|', 1, true) then
+  -- A stock worker's claim has a lifetime; what has none is nobody's.
+  if not string.find(claim, '|', 1, true) and redis.call('PTTL', prefix .. 'in-progress:' .. id) > 0 then
     redis.call('ZADD', queue, 'XX', now + 1000, id)
     return true
   end
@@ -80,7 +80,7 @@ local function claim(candidates)
   -- Numbers are slow to become text: once is enough.
   local lease_ends, queued_till = tostring(now + lease), tostring(now + 2 * lease)
   for i, c in ipairs(candidates) do
-    local id, number, due, held, losses = c[1], c[2], c[3], c[4], 0
+    local id, number, due, held, losses = c[1], c[2], number_of(c[3]) and c[3] or '0', c[4], 0
     local key, free = prefix .. 'in-progress:' .. id, true
     local value = token .. '|' .. number .. '|' .. due .. '|'
     if not held then
@@ -93,7 +93,7 @@ local function claim(candidates)
     end
     if held then
       local was = string.match(held, '|(%d+)$')
-      losses = (tonumber(was) or 0) + 1
+      losses = math.min(tonumber(was) or 0, 1000) + 1
     end
     if free and losses >= poison then
       poisoned[#poisoned + 1] = id
@@ -134,8 +134,8 @@ end
 local function lapsed(most)
   local found = {}
   for _, id in ipairs(redis.call('ZRANGEBYSCORE', KEYS[5], '-inf', now, 'LIMIT', 0, most)) do
-    local value = redis.call('GET', prefix .. 'in-progress:' .. id)
-    local number, due = string.match(value or '', '|(%d)|([^|]*)|%d+$')
+    local value = text_of(prefix .. 'in-progress:' .. id)
+    local number, due = string.match(value or '', '|([1-4])|([^|]*)|%d+$')
     if number then
       found[#found + 1] = {id, tonumber(number), due, value}
     else
@@ -204,19 +204,27 @@ local function is_before(other)
   return run == other_run and number < other_number
 end
 
+-- {token, claimed, late, poisoned}; nil where nothing that can be read was kept
+local function last_turn(key)
+  local ok, turn = pcall(cmsgpack.unpack, text_of(key) or '')
+  local is_turn = ok and type(turn) == 'table' and type(turn[1]) == 'string'
+  return is_turn and type(turn[2]) == 'table' and type(turn[3]) == 'table' and type(turn[4]) == 'table' and turn or nil
+end
+
 local ends = cmsgpack.unpack(ARGV[6])
 -- Most looks of an idle worker find nothing at all.
 local busy = #ends > 0
   or redis.call('EXISTS', KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5], KEYS[11]) > 0
 if busy then
   marked = redis.call('EXISTS', KEYS[7]) == 1
+  expect('zset', KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5], KEYS[6], KEYS[7], KEYS[9], KEYS[11])
+  expect('hash', KEYS[8])
 end
-local last = redis.call('GET', KEYS[10])
-local again = last and cmsgpack.unpack(last)
+local again = last_turn(KEYS[10])
 if again and again[1] == token then
   local ids, claims = {}, {}
   for _, id in ipairs(again[2]) do
-    local value = redis.call('GET', prefix .. 'in-progress:' .. id)
+    local value = text_of(prefix .. 'in-progress:' .. id)
     if value and string.sub(value, 1, #token + 1) == token .. '|' then
       ids[#ids + 1], claims[#claims + 1] = id, value
     end

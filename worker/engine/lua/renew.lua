@@ -4,14 +4,16 @@
 --   and, derived from the prefix: in-progress:<id>
 -- ARGV[1] prefix  ARGV[2] lease_ms  ARGV[3..] id, claim, id, claim, ...  (<= 2000 pairs)
 -- returns the ids whose lease is lost: another worker claimed them, or they are gone
+--@include types
 --@include lease
+expect('zset', KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5])
 local t = redis.call('TIME')
 local now = t[1] * 1000 + math.floor(t[2] / 1000)
 local lease, lost = tonumber(ARGV[2]), {}
 for i = 3, #ARGV, 2 do
   local id, claim = ARGV[i], ARGV[i + 1]
   local key = ARGV[1] .. 'in-progress:' .. id
-  if redis.call('GET', key) == claim then
+  if text_of(key) == claim then
     local number, losses = string.match(claim, '|(%d)|[^|]*|(%d+)$')
     local holds = lease_of(lease, tonumber(losses))
     redis.call('PEXPIRE', key, lease + 86400000)

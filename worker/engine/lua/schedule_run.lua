@@ -3,7 +3,9 @@
 -- ARGV[1] schedule's id  ARGV[2] the run that is due, Unix ms  ARGV[3] the next one
 -- ARGV[4] job id  ARGV[5] body
 -- returns 1 enqueued | 0 another worker did, or it was changed or removed
+--@include types
 --@include put_job
+expect('zset', KEYS[1], KEYS[2], KEYS[5])
 if redis.call('ZSCORE', KEYS[1], ARGV[1]) ~= ARGV[2] then
   return 0
 end
