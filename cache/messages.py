@@ -49,7 +49,7 @@ class MessageCache:
     def __init__(self, parts: Parts, records: Records) -> None:
         self.parts = parts
         self._windows = Windows(parts, records)
-        self._append = scripts.load(__package__, "messages_append", "cache.coherence")
+        self._append = scripts.load(__package__, "messages_append", ".coherence")
 
     async def list(
         self,

@@ -31,7 +31,7 @@ class Windows:
         self.parts = parts
         self.records = records
         self.list_script = scripts.load(__package__, "messages_list")
-        self.fill_script = scripts.load(__package__, "messages_fill", "cache.coherence")
+        self.fill_script = scripts.load(__package__, "messages_fill", ".coherence")
 
     def slot(
         self, agent_id: str, conversation: str, limit: int, before: int | None = None

@@ -13,6 +13,7 @@ import re
 from collections.abc import Sequence
 from functools import cache
 from importlib.resources import files
+from importlib.util import resolve_name
 from typing import Any
 
 from redis.exceptions import NoScriptError
@@ -51,7 +52,11 @@ def _read(packages: Sequence[str], name: str) -> str:
 
 @cache
 def load(package: str, name: str, *shared: str) -> Script:
-    """The script `lua/<name>.lua` of a package; its includes come from there or from `shared`."""
-    homes = (package, *shared)
+    """
+    The script `lua/<name>.lua` of a package; its includes come from there or from `shared`.
+
+    `shared` are packages named as in a relative import: `..queue` stands beside `package`.
+    """
+    homes = (package, *(resolve_name(home, package) for home in shared))
     source = _INCLUDE.sub(lambda match: _read(homes, "_" + match[1]), _read([package], name))
     return Script(name, source)

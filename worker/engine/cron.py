@@ -25,8 +25,8 @@ from worker.engine.records import EngineKeys
 
 log = structlog.get_logger(__name__)
 
-_CRON = load(__package__, "cron", "worker.queue")
-_SCHEDULE = load(__package__, "schedule_run", "worker.queue")
+_CRON = load(__package__, "cron", "..queue")
+_SCHEDULE = load(__package__, "schedule_run", "..queue")
 # Looks at the clock at least this often: the server's may be set.
 _LOOK_S = 10.0
 _RETRY_S = 1.0

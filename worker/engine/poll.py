@@ -27,8 +27,8 @@ from worker.engine.records import Claim, End, EngineKeys, Reply, Turn, encode_en
 
 log = structlog.get_logger(__name__)
 
-_PUMP = load(__package__, "poll", "worker.queue")
-_NEXT_JOB = load(__package__, "next_job", "worker.queue")
+_PUMP = load(__package__, "poll", "..queue")
+_NEXT_JOB = load(__package__, "next_job", "..queue")
 # Scripts are short: more than this goes into the next turn.
 MOST_CLAIMS = 128
 MOST_AHEAD = 128

@@ -16,12 +16,12 @@ from worker.llm.states import BatchState
 
 __all__ = ["PAGE", "Batch", "BatchStore", "created_at"]
 
-_SEAL = load(__package__, "seal_batch", "worker.queue")
+_SEAL = load(__package__, "seal_batch", "..queue")
 _TAKE = load(__package__, "take_batch")
-_MOVE = load(__package__, "move_batch", "worker.queue")
-_SPLIT = load(__package__, "split_batch", "worker.queue")
-_DETACH = load(__package__, "detach_llm", "worker.queue")
-_HASTEN = load(__package__, "hasten_batch", "worker.queue")
+_MOVE = load(__package__, "move_batch", "..queue")
+_SPLIT = load(__package__, "split_batch", "..queue")
+_DETACH = load(__package__, "detach_llm", "..queue")
+_HASTEN = load(__package__, "hasten_batch", "..queue")
 # Requests that one call of seal_batch.lua moves: about 10 ms of the server.
 _SEAL_CHUNK = 1000
 # After this a batch that its flush left unsealed is sealed as it is.

@@ -12,7 +12,7 @@ from worker.keys import QueueKeys
 from worker.llm.requests import PreparedJob, run_many
 from worker.queue.priority import Priority
 
-_REVIVE = load(__package__, "revive_llm", "worker.queue")
+_REVIVE = load(__package__, "revive_llm", "..queue")
 _PAGE = 500
 # Looked after in one go, the longest neglected first; the next go sees the others.
 _MOST = 10_000

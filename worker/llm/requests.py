@@ -27,11 +27,11 @@ from worker.llm.grouping import Group, LLMRequest, checked_group
 from worker.numbers import whole
 from worker.queue.priority import Priority
 
-_SUBMIT = load(__package__, "submit_llm", "worker.queue")
-_SUBMIT_URGENT = load(__package__, "submit_llm_urgent", "worker.queue")
-_ANSWER = load(__package__, "answer_llm", "worker.queue")
-_CANCEL = load(__package__, "cancel_llm", "worker.queue")
-_RETRY = load(__package__, "retry_llm", "worker.queue")
+_SUBMIT = load(__package__, "submit_llm", "..queue")
+_SUBMIT_URGENT = load(__package__, "submit_llm_urgent", "..queue")
+_ANSWER = load(__package__, "answer_llm", "..queue")
+_CANCEL = load(__package__, "cancel_llm", "..queue")
+_RETRY = load(__package__, "retry_llm", "..queue")
 
 # Larger answers are compressed: `z` and zlib's bytes; shared ones have an `s` before that
 # (_llm_finish.lua). What msgpack cannot hold (integers over 64 bits, lone surrogates) is JSON:

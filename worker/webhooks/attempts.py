@@ -48,8 +48,8 @@ __all__ = [
     "ScriptFailed",
 ]
 
-_ATTEMPT = load(__package__, "attempt_deliveries", "worker.queue")
-_END_JOBLESS = load(__package__, "end_jobless", "worker.queue")
+_ATTEMPT = load(__package__, "attempt_deliveries", "..queue")
+_END_JOBLESS = load(__package__, "end_jobless", "..queue")
 # The job that tells a delivery's end to the function that was named for it.
 REPORT_WEBHOOK = "report_webhook"
 _MARK = "<delivery>"

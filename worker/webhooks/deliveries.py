@@ -19,8 +19,8 @@ from worker.webhooks.records import SHOWN, Delivery, delivery, to_ms
 
 __all__ = ["Delivery", "DeliveryStore", "Selection"]
 
-_CREATE = load(__package__, "create_delivery", "worker.queue")
-_REPLAY = load(__package__, "replay_delivery", "worker.queue")
+_CREATE = load(__package__, "create_delivery", "..queue")
+_REPLAY = load(__package__, "replay_delivery", "..queue")
 
 # Deliveries looked at in one round trip while some are selected.
 _PAGE = 200

@@ -10,7 +10,7 @@ from cache.connection.scripts import load
 from worker.keys import QueueKeys
 from worker.webhooks.records import to_datetime
 
-_SWITCH = load(__package__, "switch_endpoint", "worker.queue")
+_SWITCH = load(__package__, "switch_endpoint", "..queue")
 _MOST = 1000
 
 
