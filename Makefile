@@ -63,7 +63,7 @@ soak: $(VENV)/.ready ## Chaos on the queue, the messages, the network: make soak
 
 # The base install as a Letta server has it, without arq: on the oldest redis-py
 # that it allows and on the newest there is. Built anew when a source changes.
-$(BASE)/.ready: pyproject.toml $(VENV)/.ready $(shell find settings.py cache worker letta_redis -name '*.py' -o -name '*.lua')
+$(BASE)/.ready: pyproject.toml $(VENV)/.ready $(shell find hatch_build.py settings.py cache worker letta_redis -name '*.py' -o -name '*.lua')
 	@test -d $(BASE) || echo "setting up $(BASE) (once; later only our own wheel)"
 	@rm -rf $(BASE)/dist
 	@$(BIN)/python -m hatchling build -t wheel -d $(BASE)/dist > /dev/null

@@ -28,6 +28,8 @@ from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, Settings
 
 log = structlog.get_logger(__name__)
 
+__all__ = ["Settings", "SettingsError", "get_settings", "load_settings"]
+
 ENV_PREFIX = "LETTA_"
 REDIS_URL_FORMS = (
     "redis://, rediss://, unix://, redis+sentinel://host:port,host:port/service, "

@@ -1,7 +1,142 @@
-"""The plug-in's package: the only one that may import the Letta server. Gives the version."""
+"""
+The public name: everything that a service imports.
 
-from importlib.metadata import version
+    from letta_redis import open_cache, open_queue, Priority
 
-__version__ = version("letta-redis")
+Each name is loaded at its first use. Importing the package reads no environment
+and needs no arq.
+"""
 
-__all__ = ["__version__"]
+from __future__ import annotations
+
+from importlib import import_module
+from importlib.machinery import PathFinder
+from typing import TYPE_CHECKING, Any
+
+from letta_redis import _aliases
+
+if TYPE_CHECKING:
+    from cache import (
+        Cache,
+        CacheError,
+        CacheOptions,
+        CodecError,
+        EmbeddedServerError,
+        Keyring,
+        Lease,
+        LoaderTimeout,
+        LocalOptions,
+        MissingExtra,
+        NotEncodable,
+        RedisUnavailable,
+        UnsupportedRedisURL,
+        open_cache,
+    )
+    from settings import Settings, SettingsError, get_settings, load_settings
+    from worker import (
+        Call,
+        EnqueueRefused,
+        InvalidArgument,
+        InvalidWebhookURL,
+        Job,
+        JobAborted,
+        JobFailed,
+        JobQueue,
+        JobStatus,
+        NotFound,
+        NotSerializable,
+        PayloadTooLarge,
+        Permanent,
+        Priority,
+        QueueFull,
+        QueueMemoryFull,
+        QueueUnavailable,
+        RequestFailed,
+        ResultTimeout,
+        Transient,
+        Unique,
+        UnknownProvider,
+        WorkerError,
+        WorkerSettings,
+        call,
+        open_queue,
+    )
+
+    __version__: str
+
+__all__ = [
+    "Cache",
+    "CacheError",
+    "CacheOptions",
+    "Call",
+    "CodecError",
+    "EmbeddedServerError",
+    "EnqueueRefused",
+    "InvalidArgument",
+    "InvalidWebhookURL",
+    "Job",
+    "JobAborted",
+    "JobFailed",
+    "JobQueue",
+    "JobStatus",
+    "Keyring",
+    "Lease",
+    "LoaderTimeout",
+    "LocalOptions",
+    "MissingExtra",
+    "NotEncodable",
+    "NotFound",
+    "NotSerializable",
+    "PayloadTooLarge",
+    "Permanent",
+    "Priority",
+    "QueueFull",
+    "QueueMemoryFull",
+    "QueueUnavailable",
+    "RedisUnavailable",
+    "RequestFailed",
+    "ResultTimeout",
+    "Settings",
+    "SettingsError",
+    "Transient",
+    "Unique",
+    "UnknownProvider",
+    "UnsupportedRedisURL",
+    "WorkerError",
+    "WorkerSettings",
+    "__version__",
+    "call",
+    "get_settings",
+    "load_settings",
+    "open_cache",
+    "open_queue",
+]
+
+# A wheel has the three parts below this package. A checkout has them beside it.
+if PathFinder.find_spec(f"{__name__}.worker", __path__) is None:
+    _aliases.add({f"{__name__}.{part}": part for part in _aliases.PARTS})
+
+
+def __getattr__(name: str) -> Any:
+    if name in _aliases.PARTS:
+        return import_module(f"{__name__}.{name}")
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    found = globals()[name] = _load(name)
+    return found
+
+
+def _load(name: str) -> Any:
+    if name == "__version__":
+        from importlib.metadata import version
+
+        return version("letta-redis")
+    for part in _aliases.PARTS:
+        module = import_module(f"{__name__}.{part}")
+        if name in module.__all__:
+            return getattr(module, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__, *_aliases.PARTS})

@@ -304,8 +304,8 @@ def test_what_is_copied_is_enough_to_build_the_package_with_its_command(tmp_path
     with zipfile.ZipFile(wheel) as archive:
         names = archive.namelist()
         entry_points = next(name for name in names if name.endswith("entry_points.txt"))
-        assert "letta-workers = worker.cli:main" in archive.read(entry_points).decode()
-    scripts = {str(path.relative_to(ROOT)) for path in ROOT.glob("worker/**/*.lua")}
+        assert "letta-workers = letta_redis.worker.cli:main" in archive.read(entry_points).decode()
+    scripts = {f"letta_redis/{path.relative_to(ROOT)}" for path in ROOT.glob("worker/**/*.lua")}
     assert scripts
     assert scripts <= set(names)
 

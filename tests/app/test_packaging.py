@@ -15,16 +15,15 @@ pytestmark = pytest.mark.acceptance
 
 ROOT = Path(__file__).parents[2]
 BASE = ROOT / ".venv" / "base"
-OURS = {"cache", "letta_redis", "settings", "worker"}
+# At the top of the repository; a wheel has them below `letta_redis`.
+TOP_NAMES = ("cache", "settings", "worker")
 
 # Runs in the base environment: the client at work, and what got imported for it.
 BASE_USE = """
 import asyncio, importlib.util, json, sys
 from importlib.metadata import packages_distributions, version
-from cache import open_cache
-from settings import load_settings
-from worker import open_queue, Priority
 import letta_redis
+from letta_redis import Priority, load_settings, open_cache, open_queue
 
 async def main():
     settings = load_settings(redis_url=sys.argv[1])
@@ -44,7 +43,8 @@ async def main():
             "version": letta_redis.__version__,
             "forbidden": [n for n in ("arq", "aiohttp", "letta") if n in sys.modules],
             "arq_installed": importlib.util.find_spec("arq") is not None,
-            "owners": {n: packages_distributions().get(n) for n in sys.argv[2:]},
+            "owner": packages_distributions().get("letta_redis"),
+            "others": [n for n in sys.argv[2:] if importlib.util.find_spec(n) is not None],
         }
 
 print(json.dumps(asyncio.run(main())))
@@ -57,7 +57,7 @@ def test_the_base_install_works_without_arq(
 ) -> None:
     python = BASE / which / "bin" / "python"
     # Away from the checkout, so that the installed wheel is what is imported.
-    done = run([str(python), "-c", BASE_USE, private_valkey_url, *sorted(OURS)], cwd=tmp_path)
+    done = run([str(python), "-c", BASE_USE, private_valkey_url, *TOP_NAMES], cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
     assert found["redis"].startswith(major)
@@ -68,7 +68,8 @@ def test_the_base_install_works_without_arq(
     assert found["cached"] == [{"version": 1}, {"version": 1}, None]
     assert found["forbidden"] == []
     assert found["arq_installed"] is False
-    assert found["owners"] == {name: ["letta-redis"] for name in OURS}
+    assert found["owner"] == ["letta-redis"]
+    assert found["others"] == []
 
 
 def test_no_other_distribution_brings_a_package_of_our_names() -> None:
@@ -76,18 +77,17 @@ def test_no_other_distribution_brings_a_package_of_our_names() -> None:
         if found.metadata["Name"] == "letta-redis":
             continue
         tops = {Path(str(path)).parts[0].removesuffix(".py") for path in found.files or ()}
-        assert not tops & OURS, found.metadata["Name"]
+        assert not tops & {"letta_redis", *TOP_NAMES}, found.metadata["Name"]
 
 
 def test_the_wheel_carries_everything_it_needs_and_nothing_else() -> None:
     (wheel,) = (BASE / "dist").glob("*.whl")
     names = zipfile.ZipFile(wheel).namelist()
     tops = {name.split("/")[0] for name in names if ".dist-info" not in name}
-    assert tops == {"cache", "letta_redis", "settings.py", "worker"}
-    for package in ("cache", "letta_redis", "worker"):
-        assert f"{package}/py.typed" in names
+    assert tops == {"letta_redis"}
+    assert "letta_redis/py.typed" in names
     for path in [*ROOT.glob("cache/**/*.lua"), *ROOT.glob("worker/**/*.lua")]:
-        assert str(path.relative_to(ROOT)) in names
+        assert f"letta_redis/{path.relative_to(ROOT)}" in names
     assert any(name.endswith("licenses/LICENSE") for name in names)
 
 

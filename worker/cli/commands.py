@@ -69,7 +69,7 @@ def run(count: int | None, foreign: str | None) -> None:
     configure_logging(settings.worker_log_level, settings.worker_log_format)
     # What a child would refuse is refused here, once, with one line.
     # -P: no module of the working directory takes the place of ours or of the standard library.
-    command = [sys.executable, "-P", "-m", "worker", "child"]
+    command = [sys.executable, "-P", "-m", "letta_redis.worker", "child"]
     if foreign is not None:
         load_settings_class(foreign)
         command += ["--settings", foreign]

@@ -54,8 +54,8 @@ def run_demo(*, webhooks: int, requests: int, as_json: bool) -> int:
         server = f"embedded://{home}/valkey"
         url = embedded.acquire(server)
         stack.callback(embedded.release, server)
-        receiver = stack.enter_context(running("worker.demo.receiver"))
-        provider = stack.enter_context(running("worker.demo.openai_server"))
+        receiver = stack.enter_context(running(f"{__package__}.receiver"))
+        provider = stack.enter_context(running(f"{__package__}.openai_server"))
         environment = demo_environment(url, provider)
         log = stack.enter_context(open(f"{home}/workers.log", "wb+"))  # noqa: PTH123
         console.print(f"Valkey, receiver and LLM server started; starting {count} workers")
@@ -100,7 +100,7 @@ def demo_environment(url: str, provider: str) -> dict[str, str]:
 def workers(environment: dict[str, str], count: int, log: Any) -> Iterator[None]:
     """`letta-workers run`, as an operator starts it."""
     process = subprocess.Popen(  # noqa: S603  (our own module)
-        [sys.executable, "-P", "-m", "worker", "run", "--count", str(count)],
+        [sys.executable, "-P", "-m", "letta_redis.worker", "run", "--count", str(count)],
         env={**os.environ, **environment},
         stdin=subprocess.DEVNULL,
         stdout=log,

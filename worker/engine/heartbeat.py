@@ -17,8 +17,8 @@ from worker.engine.listen import Listener
 from worker.engine.options import EngineOptions
 from worker.engine.records import EngineKeys
 
-_HOUSEKEEPING = load(__package__, "housekeeping", "worker.queue")
-_LEAVE = load(__package__, "leave", "worker.queue")
+_HOUSEKEEPING = load(__package__, "housekeeping", "..queue")
+_LEAVE = load(__package__, "leave", "..queue")
 _MISSED = 3
 # Every so many beats the listener's place is renewed and what is stale removed.
 HOUSEKEEPING = 4

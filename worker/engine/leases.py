@@ -22,7 +22,7 @@ from worker.engine.records import Claim, EngineKeys
 
 log = structlog.get_logger(__name__)
 
-_RENEW = load(__package__, "renew", "worker.queue")
+_RENEW = load(__package__, "renew", "..queue")
 _MOST_PAIRS = 2000
 _UNSTARTED_LEASES = 2
 _JOIN_S = 5.0

@@ -1,0 +1,123 @@
+"""
+Imports a package under a second name, as the same module object.
+
+The sources stand at the top of the repository (`worker`, `cache`, `settings`);
+a wheel has them below `letta_redis`. Each layout gets the names of the other
+one here, so that `worker.Priority is letta_redis.worker.Priority` in both, and
+no module is ever executed twice.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping, Sequence
+from importlib import import_module
+from importlib.abc import InspectLoader, MetaPathFinder
+from importlib.machinery import ModuleSpec
+from importlib.util import find_spec
+from pathlib import Path
+from types import CodeType, ModuleType
+from typing import Any
+
+# In this order, so that a name of the cache loads nothing of the worker.
+PARTS = ("cache", "settings", "worker")
+_ROOT = Path(__file__).resolve().parents[1]
+
+
+def add(names: Mapping[str, str], *, last: bool = False) -> None:
+    """
+    Make each package `alias` of `{alias: real}` importable, with all its submodules.
+
+    With `last`, a package of that name anywhere on `sys.path` wins over the alias.
+    """
+    packages = _Packages(names)
+    if last:
+        sys.meta_path.append(packages)
+    else:
+        sys.meta_path.insert(0, packages)
+    # Always first: an alias shares the `__path__` of the real package, in which
+    # the ordinary finder would find the submodule and execute it again.
+    sys.meta_path.insert(0, _Submodules(names))
+
+
+class _Packages(MetaPathFinder):
+    """Finds the aliases themselves."""
+
+    def __init__(self, names: Mapping[str, str]) -> None:
+        self._names = names
+
+    def find_spec(
+        self, fullname: str, _path: Sequence[str] | None = None, _target: Any = None
+    ) -> ModuleSpec | None:
+        real = self._names.get(fullname)
+        return None if real is None else _alias(fullname, real)
+
+
+class _Submodules(MetaPathFinder):
+    """Finds what is below an alias that was imported as such, not as somebody else's package."""
+
+    def __init__(self, names: Mapping[str, str]) -> None:
+        self._names = names
+
+    def find_spec(
+        self, fullname: str, _path: Sequence[str] | None = None, _target: Any = None
+    ) -> ModuleSpec | None:
+        for alias, real in self._names.items():
+            if fullname.startswith(alias + "."):
+                package = sys.modules.get(alias)
+                if package is not None and package is sys.modules.get(real):
+                    return _alias(fullname, real + fullname.removeprefix(alias))
+        return None
+
+
+def _alias(fullname: str, real: str) -> ModuleSpec | None:
+    found = find_spec(real)
+    if found is None:
+        return None
+    if not _is_ours(real, found):
+        raise ImportError(
+            f"{fullname}: this is a checkout of letta-redis, whose own {real!r} is hidden by "
+            f"{found.origin}; install letta-redis from a wheel, not with `pip install -e`",
+            name=fullname,
+        )
+    spec = ModuleSpec(fullname, _Loader(real), origin=found.origin)
+    spec.submodule_search_locations = found.submodule_search_locations
+    return spec
+
+
+def _is_ours(name: str, spec: ModuleSpec) -> bool:
+    place = _ROOT.joinpath(*name.split("."))
+    files = (place.with_name(place.name + ".py"), place / "__init__.py")
+    return spec.origin is not None and Path(spec.origin).resolve() in files
+
+
+class _Loader(InspectLoader):
+    def __init__(self, real: str) -> None:
+        self._real = real
+        self._spec: ModuleSpec | None = None
+
+    def create_module(self, _spec: ModuleSpec) -> ModuleType:
+        module = import_module(self._real)
+        self._spec = module.__spec__
+        return module
+
+    def exec_module(self, module: ModuleType) -> None:
+        # The module is executed already. importlib has just given it the alias's
+        # spec; resources, reload() and repr() need its own.
+        module.__spec__ = self._spec
+
+    def get_code(self, _fullname: str) -> CodeType | None:
+        """The code that `python -m <alias>` runs."""
+        return self._real_loader().get_code(self._real)
+
+    def get_source(self, _fullname: str) -> str | None:
+        return self._real_loader().get_source(self._real)
+
+    def is_package(self, _fullname: str) -> bool:
+        return self._real_loader().is_package(self._real)
+
+    def _real_loader(self) -> InspectLoader:
+        found = find_spec(self._real)
+        assert found is not None  # noqa: S101  (find_spec of the alias has found it)
+        assert isinstance(found.loader, InspectLoader)  # noqa: S101
+        return found.loader
