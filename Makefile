@@ -6,9 +6,13 @@ BASE   := .venv/base
 # Tests that may share the machine run on this many processes.
 JOBS   ?= 3
 PYTEST := $(BIN)/python -m pytest
+# Quiet when all is well; --quiet itself would hide the warnings that --strict counts.
+# The variable silences a notice of the theme that is no warning about a page.
+MKDOCS := found=$$(NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict 2>&1
+OR_SHOW := ) || { echo "$$found"; exit 1; }
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo run test check bench soak docs format clean
+.PHONY: help setup demo run test check bench soak docs site format clean
 
 help: ## List these commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -32,15 +36,19 @@ test: check $(BASE)/.ready ## All checks, then all tests with their coverage
 	@$(PYTEST) -q -n $(JOBS) --dist worksteal -m "not serial" --cov --cov-report=
 	@$(PYTEST) -q -m serial --cov --cov-append --cov-report=term
 
-check: $(VENV)/.ready ## Lint, format, types, import direction, generated docs
+check: $(VENV)/.ready ## Lint, format, types, import direction, generated docs, website
 	@$(BIN)/ruff check --quiet .
 	@$(BIN)/ruff format --check --quiet .
 	@$(BIN)/mypy --no-error-summary
 	@found=$$($(BIN)/lint-imports) || { echo "$$found"; exit 1; }
 	@$(BIN)/python -m docs.generate --check
+	@$(MKDOCS) --site-dir out/site-check $(OR_SHOW)
 
 docs: $(VENV)/.ready ## Write docs/settings.md and docs/keys.md anew
 	@$(BIN)/python -m docs.generate
+
+site: $(VENV)/.ready ## Build the documentation as a website into out/site
+	@$(MKDOCS) $(OR_SHOW)
 
 format: $(VENV)/.ready ## Format the code
 	@$(BIN)/ruff check --quiet --fix . ; $(BIN)/ruff format --quiet .
