@@ -1,0 +1,77 @@
+"""
+The cache beside SQLAlchemy: read through `get_or_load`, invalidate after the commit.
+
+    .venv/bin/python -m examples.cache_sqlalchemy
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker, create_async_engine
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+
+from examples.running import run
+from letta_redis import Cache, open_cache
+
+
+class Base(DeclarativeBase):
+    pass
+
+
+class Agent(Base):
+    __tablename__ = "agents"
+
+    id: Mapped[str] = mapped_column(primary_key=True)
+    name: Mapped[str]
+
+
+class Agents:
+    """A repository: the only place that knows that there is a cache."""
+
+    def __init__(self, sessions: async_sessionmaker[AsyncSession], cache: Cache) -> None:
+        self._sessions = sessions
+        self._cache = cache
+        self.database_reads = 0
+
+    async def get(self, agent_id: str) -> Any:
+        """One process loads, however many ask at once; the others get its answer."""
+        return await self._cache.agents.get_or_load(agent_id, lambda: self._load(agent_id))
+
+    async def rename(self, agent_id: str, name: str) -> None:
+        async with self._sessions.begin() as session:
+            agent = await session.get_one(Agent, agent_id)
+            agent.name = name
+        # After the commit. Before it, a reader could load the old row and cache it
+        # once more; a load that is under way now is refused by the cache.
+        await self._cache.agents.invalidate(agent_id)
+
+    async def _load(self, agent_id: str) -> dict[str, str]:
+        self.database_reads += 1
+        async with self._sessions() as session:
+            agent = await session.get_one(Agent, agent_id)
+            return {"id": agent.id, "name": agent.name}
+
+
+async def main() -> None:
+    engine = create_async_engine("sqlite+aiosqlite://")
+    sessions = async_sessionmaker(engine)
+    async with engine.begin() as connection:
+        await connection.run_sync(Base.metadata.create_all)
+    async with sessions.begin() as session:
+        session.add(Agent(id="agent-1", name="Ada"))
+
+    async with open_cache() as cache:
+        agents = Agents(sessions, cache)
+        for _ in range(100):
+            agent = await agents.get("agent-1")
+        print(f"100 reads, {agents.database_reads} from the database: {agent}")
+
+        await agents.rename("agent-1", "Grace")
+        print(f"after the commit: {await agents.get('agent-1')}")
+        print(f"reads from the database in all: {agents.database_reads}")
+    await engine.dispose()
+
+
+if __name__ == "__main__":
+    run(main, workers=False)

@@ -1,0 +1,80 @@
+"""
+Runs an example's `main` beside one worker process, on LETTA_REDIS_URL or else an embedded server.
+
+In production the workers are started by `letta-workers run`, a process
+manager or a container; an example does it for you, so that it is one command.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+import subprocess
+import sys
+import tempfile
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from pathlib import Path
+from typing import Any
+
+import uvicorn
+
+from letta_redis import open_queue
+
+_STOP_DEADLINE_S = 20.0
+
+
+def run(main: Callable[[], Awaitable[None]], *, workers: bool = True, **settings: Any) -> None:
+    """
+    Run `main` to its end.
+
+    `settings` become LETTA_... variables of this process and of the worker;
+    a variable that you have set yourself wins.
+    """
+    with tempfile.TemporaryDirectory() as home:
+        values = {"redis_url": f"embedded://{home}/valkey", "worker_log_level": "ERROR", **settings}
+        for name, value in values.items():
+            os.environ.setdefault(f"LETTA_{name.upper()}", str(value))
+        asyncio.run(_run(main, workers=workers))
+
+
+async def _run(main: Callable[[], Awaitable[None]], *, workers: bool) -> None:
+    # Open during the whole run: an embedded server ends with the process that started it.
+    async with open_queue():
+        if not workers:
+            await main()
+            return
+        with worker_process():
+            await main()
+
+
+@contextmanager
+def worker_process() -> Iterator[None]:
+    """`letta-workers run --count 1` until the block ends."""
+    command = Path(sys.executable).with_name("letta-workers")
+    process = subprocess.Popen([command, "run", "--count", "1"], start_new_session=True)
+    try:
+        yield
+    finally:
+        process.terminate()
+        try:
+            process.wait(_STOP_DEADLINE_S)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+
+@asynccontextmanager
+async def serving(app: Any) -> AsyncIterator[str]:
+    """Serve an ASGI application on a free loopback port; yields its base URL."""
+    listener = socket.create_server(("127.0.0.1", 0))
+    server = uvicorn.Server(uvicorn.Config(app, log_level="warning"))
+    task = asyncio.create_task(server.serve(sockets=[listener]))
+    try:
+        # The socket listens already: a request waits until the application has started.
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+    finally:
+        server.should_exit = True
+        await task
+        listener.close()
