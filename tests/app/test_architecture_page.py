@@ -7,7 +7,11 @@ import subprocess
 from collections import Counter
 from pathlib import PurePosixPath
 
+import pytest
+
 from tests.support.guides import README, ROOT
+
+pytestmark = pytest.mark.unit
 
 PAGE = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
 WHERE = PAGE.partition("## Where is ...")[2].partition("\n## ")[0]

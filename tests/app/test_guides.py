@@ -22,6 +22,8 @@ from tests.support.servers import run, valkey
 from tests.support.wait import eventually_sync
 from worker.demo.serving import running
 
+pytestmark = pytest.mark.acceptance
+
 PAGES = pages_with_code()
 GUIDES = ("jobs.md", "webhooks.md", "llm-batches.md", "operations.md", "caching.md", "arq.md")
 MOST_NOT_RUN = 2

@@ -13,6 +13,8 @@ import yaml
 
 from tests.support.servers import run
 
+pytestmark = pytest.mark.unit
+
 ROOT = Path(__file__).parents[2]
 GITHUB = ROOT / ".github"
 README = (ROOT / "README.md").read_text(encoding="utf-8")

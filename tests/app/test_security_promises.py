@@ -24,6 +24,8 @@ from tests.support.workers import quick_settings, running_worker
 from worker import JobFailed, open_queue
 from worker.demo.serving import running
 
+pytestmark = pytest.mark.acceptance
+
 KEY = "sk-marked-provider-key"
 ARGUMENT = "marked-argument"
 JOBS = """

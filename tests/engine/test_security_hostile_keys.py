@@ -83,7 +83,16 @@ def unique_is(kind: str) -> Prepare:
     return prepare
 
 
-THEN: dict[str, Any] = {"f": "double", "a": [], "k": {}, "q": "x", "id": None, "delay": 0, "xs": None, "o": {}}
+THEN: dict[str, Any] = {
+    "f": "double",
+    "a": [],
+    "k": {},
+    "q": "x",
+    "id": None,
+    "delay": 0,
+    "xs": None,
+    "o": {},
+}
 UNDECODABLE: dict[str, Prepare] = {
     **{f"job is a {k}": key_of_type(k, "job") for k in ("hash", "list", "set", "zset", "stream")},
     **{

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.acceptance
+
 ROOT = Path(__file__).parents[2]
 INDEX = (ROOT / "examples" / "README.md").read_text(encoding="utf-8")
 DEADLINE_S = 110

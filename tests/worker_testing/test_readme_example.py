@@ -7,7 +7,11 @@ import re
 import sys
 from pathlib import Path
 
+import pytest
+
 from tests.support.servers import run
+
+pytestmark = pytest.mark.acceptance
 
 ROOT = Path(__file__).parents[2]
 INDEX = (ROOT / "examples" / "README.md").read_text(encoding="utf-8")

@@ -32,6 +32,8 @@ from worker.demo.serving import running
 from worker.engine import RetryPolicy, job
 from worker.testing import DrainCounts, testing_queue
 
+pytestmark = pytest.mark.integration
+
 HOUR_S = 3600.0
 
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from cache import embedded
+from cache.connection import embedded
 from cache.errors import EmbeddedServerError
 from worker.errors import InvalidArgument
 

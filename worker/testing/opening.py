@@ -9,9 +9,9 @@ from dataclasses import replace
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from cache import codec
+from cache.connection.pool import open_pool
+from cache.encoding import codec
 from cache.errors import MissingExtra
-from cache.pool import open_pool
 from worker.testing.functions import named, plain, retrying_at_once, without_backoff
 from worker.testing.isolation import isolated_settings, own_database
 from worker.testing.queue import TestingQueue
@@ -52,11 +52,11 @@ async def testing_queue(
         InvalidArgument: `settings` names no field of `Settings`.
     """
     _require_packages()
-    from worker.building import build_deps, engine_options
+    from worker.app.building import build_deps, engine_options
+    from worker.app.functions import build_crons, build_functions
+    from worker.app.main import WorkerRedis
+    from worker.app.wiring import pool_options, queue_options
     from worker.engine import Worker
-    from worker.functions import build_crons, build_functions
-    from worker.main import WorkerRedis
-    from worker.wiring import pool_options, queue_options
 
     with own_database() as url:
         chosen = isolated_settings(url, settings or {}, retry_at_once=retry_at_once)

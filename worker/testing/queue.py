@@ -9,11 +9,11 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
-from cache import codec
+from cache.encoding import codec
 from worker.client import JobQueue, QueueOptions
-from worker.effects.handle import Job
 from worker.errors import NotFound, ResultTimeout
-from worker.policy.priority import Priority
+from worker.queue.job import Job
+from worker.queue.priority import Priority
 
 if TYPE_CHECKING:
     from settings import Settings
