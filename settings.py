@@ -433,7 +433,7 @@ class Settings(BaseSettings):
         86_400.0,
         gt=0,
         le=604_800,
-        description="The longest Retry-After of a receiver that is honoured, seconds.",
+        description="The longest Retry-After of a receiver that is honored, seconds.",
     )
     webhook_deadline_s: float = Field(
         432_000.0,
@@ -654,7 +654,7 @@ class Settings(BaseSettings):
             "submit again and perhaps pay twice (resubmit), or end it with an error (fail)."
         ),
     )
-    llm_suspect_wait_s: float = Field(
+    llm_unconfirmed_wait_s: float = Field(
         120.0,
         ge=0.1,
         le=86_400,

@@ -261,7 +261,7 @@ async def messages(report: Report, cache: Cache, client: Any, rounds: int, secon
 
         await cache.messages.get_or_load(agent, load, limit=WINDOW)
 
-    async def blob(key: str) -> Any:
+    async def lua_text(key: str) -> Any:
         data = await client.get(f"blob-{int(key.removeprefix('agent-')) % 20}")
         return json.loads(data)[: -PAGE - 1 : -1]
 
@@ -274,7 +274,11 @@ async def messages(report: Report, cache: Cache, client: Any, rounds: int, secon
         assert found is not None
         return found
 
-    contenders: dict[str, Get] = {"blob, json": blob, "blob, msgspec": fast_blob, "window": page}
+    contenders: dict[str, Get] = {
+        "blob, json": lua_text,
+        "blob, msgspec": fast_blob,
+        "window": page,
+    }
     for tasks in (1, 32):
         rates = await compare(contenders, tasks, rounds=rounds, seconds=seconds)
         report.table(f"page of {PAGE} of {WINDOW} messages, {tasks} at once", rates, "blob, json")

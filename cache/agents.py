@@ -14,25 +14,25 @@ from typing import Any
 from pydantic import BaseModel
 
 from cache.coherence.entries import Lease, value_key
-from cache.coherence.flight import Call, Loader
-from cache.components import Dependencies, Parts
+from cache.coherence.flight import Loader, LoadOptions
+from cache.components import Components, Dependencies
 from cache.connection.protocol import Away
 from cache.names import MAX_NAME, check_scope, checked_agent_ids, checked_names
 from cache.sessions import Sessions
-from cache.values import NamedValues, Section, checked_dependencies
+from cache.values import NamedValues, Values, checked_dependencies
 
 _WARM_AT_ONCE = 8
 _READ_AT_ONCE = 100
 
 
-class AgentStateCache(Section):
+class AgentStateCache(Values):
     """`cache.agents`. An outage is a miss, never an error; values are JSON-able, bytes or models."""
 
-    def __init__(self, parts: Parts) -> None:
-        super().__init__(parts, "state", named="scope")
-        self.blocks = NamedValues(parts, "block")
-        self.contexts = NamedValues(parts, "context")
-        self.sessions = Sessions(parts)
+    def __init__(self, components: Components) -> None:
+        super().__init__(components, "state", named="scope")
+        self.blocks = NamedValues(components, "block")
+        self.contexts = NamedValues(components, "context")
+        self.sessions = Sessions(components)
 
     async def get(
         self,
@@ -55,7 +55,7 @@ class AgentStateCache(Section):
             model: the pydantic class to decode as. Without, a model comes back as the class of
                 that name that this process has stored, and is a miss before it has.
         """
-        if organisation is None and self._parts.local is not None:
+        if organisation is None and self._components.local is not None:
             # The shortest way to the process's own copy; _get takes the same one. There is none
             # under an odd name, which _slot refuses.
             try:
@@ -110,7 +110,7 @@ class AgentStateCache(Section):
             dependencies=checked_dependencies(depends_on),
         )
         hard_s = self._options.loader_timeout_s if loader_timeout_s is None else loader_timeout_s
-        call = Call(stale_if_error_s, soft_timeout_s, hard_s)
+        call = LoadOptions(stale_if_error_s, soft_timeout_s, hard_s)
         return await self._get_or_load(slot, loader, call)
 
     async def set(
@@ -201,17 +201,17 @@ class AgentStateCache(Section):
         False: the outage is older than that, so another process that reaches the server may be
         served older values until it is delivered, which `Cache.settled` waits for.
         """
-        keys = [self._parts.keys.agent(agent_id) for agent_id in checked_agent_ids(agent_ids)]
+        keys = [self._components.keys.agent(agent_id) for agent_id in checked_agent_ids(agent_ids)]
         if not keys or not self._options.enabled:
             return True
-        return await self._parts.invalidation.entries(keys)
+        return await self._components.invalidation.entries(keys)
 
     async def invalidate_dependency(self, *names: str) -> bool:
         """Forget every agent whose value was stored with one of these in `depends_on`."""
         found = checked_names("names", names)
         if not self._options.enabled:
             return True
-        return await self._parts.invalidation.dependencies(found)
+        return await self._components.invalidation.dependencies(found)
 
     async def invalidate_tag(self, *tags: str) -> bool:
         """Forget every agent that depends on `tag:<tag>`."""
@@ -223,7 +223,7 @@ class AgentStateCache(Section):
         found = checked_names("organisations", organisations)
         if not self._options.enabled:
             return True
-        return await self._parts.invalidation.organisations(found)
+        return await self._components.invalidation.organisations(found)
 
     async def warm(
         self,
@@ -258,16 +258,16 @@ class AgentStateCache(Section):
         `ttl_s` of this scope's stored state, 0 without one, None while the server is away.
         """
         slot = self._slot(agent_id, scope, organisation)
-        counted = self._parts.per_agent.of(agent_id)
+        counted = self._components.per_agent.of(agent_id)
         key = value_key(slot.key, slot.field)
         size: int | None = None
         ttl_s: float | None = None
         try:
-            link = self._parts.entries.link
-            size, left_ms = await link.execute_many((("STRLEN", key), ("PTTL", key)))
+            connection = self._components.entries.connection
+            size, left_ms = await connection.execute_many((("STRLEN", key), ("PTTL", key)))
             ttl_s = max(left_ms, 0) / 1000
         except Away:
-            self._parts.counters.bypassed += 1
+            self._components.counters.bypassed += 1
         return {
             "hits": counted.hits, "misses": counted.misses, "loads": counted.loads,
             "bytes": size, "ttl_s": ttl_s,

@@ -24,7 +24,7 @@ Dependencies = Sequence[str] | Callable[[Any], Iterable[str]]
 
 
 @dataclass(slots=True)
-class Parts:
+class Components:
     """What a cache is made of; `Cache` puts it together."""
 
     options: CacheOptions
@@ -42,7 +42,7 @@ class Parts:
 class ValueSlot:
     """One value of one agent, as the read-through sees it."""
 
-    parts: Parts
+    components: Components
     agent_id: str
     key: str
     field: str
@@ -62,7 +62,7 @@ class ValueSlot:
 
     def note(self, event: str, value: Any = None) -> None:
         """Count a "hit", "miss" or "load" of this agent."""
-        counters, agent = self.parts.counters, self.parts.per_agent.of(self.agent_id)
+        counters, agent = self.components.counters, self.components.per_agent.of(self.agent_id)
         if event == "hit":
             counters.hits += 1
             agent.hits += 1
@@ -75,11 +75,11 @@ class ValueSlot:
 
     def learn(self, value: Any) -> None:
         if isinstance(value, BaseModel):
-            self.parts.entries.envelopes.models.add(type(value))
+            self.components.entries.envelopes.models.add(type(value))
 
     def read(self) -> Awaitable[Reading]:
         """Raises Away, when awaited."""
-        local, entries = self.parts.local, self.parts.entries
+        local, entries = self.components.local, self.components.entries
         reading = entries.read(
             self.key, self.field, generation_key=self.generation_key, model=self.model
         )
@@ -103,19 +103,19 @@ class ValueSlot:
     async def lease(self, seen: Reading, mode: str = "grant") -> Lease | Held | Changed:
         generation = seen.generation
         if self.generation_key is not None and not generation:
-            generation = await self.parts.invalidation.generation(self.generation_key)
-        return await self.parts.entries.lease(
+            generation = await self.components.invalidation.generation(self.generation_key)
+        return await self.components.entries.lease(
             self.key, self.field, seen.seen, generation, mode=mode, era=seen.era
         )
 
     async def renew(self, lease: Lease) -> bool:
-        return await self.parts.entries.renew(lease)
+        return await self.components.entries.renew(lease)
 
     async def release(self, lease: Lease) -> bool:
-        return await self.parts.entries.release(lease)
+        return await self.components.entries.release(lease)
 
     async def store(self, lease: Lease, value: Any, load_s: float = 0.0) -> int:
-        options, entries = self.parts.options, self.parts.entries
+        options, entries = self.components.options, self.components.entries
         ttl_s = options.ttl_s if self.ttl_s is None else self.ttl_s
         if value is None:
             ttl_s = min(ttl_s, options.negative_ttl_s)
@@ -125,19 +125,19 @@ class ValueSlot:
             lease, value, ttl_s=ttl_s, keep_s=self.keep_s, load_s=load_s
         )
         if len(envelope) > options.max_value_bytes:
-            self.parts.counters.too_large += 1
+            self.components.counters.too_large += 1
             return -1
         names: Iterable[str] = ()
         if callable(self.dependencies):
             names = checked_names("depends_on", self.dependencies(value))
         elif self.dependencies:
             names = self.dependencies  # checked when they were given
-        invalidation = self.parts.invalidation
+        invalidation = self.components.invalidation
         if not await invalidation.depends(self.agent_id, names, lease, life_ms):
-            self.parts.counters.fills_refused += 1
+            self.components.counters.fills_refused += 1
             await entries.release(lease)
             return 0
         stored = await entries.fill(lease, envelope, life_ms)
         if stored == 2:
-            self.parts.backplane.wake(self.entry)
+            self.components.backplane.wake(self.entry)
         return stored

@@ -22,8 +22,8 @@ from typing import Any
 from redis.exceptions import ResponseError
 
 from cache.coherence.entries import lease_key, value_key
-from cache.coherence.flight import Call
-from cache.components import Parts
+from cache.coherence.flight import LoadOptions
+from cache.components import Components
 from cache.connection import scripts
 from cache.connection.pool import OUTAGE
 from cache.connection.protocol import Away
@@ -46,9 +46,9 @@ MessagesLoader = Callable[[], Awaitable[Iterable[Any]]]
 class MessageCache:
     """`cache.messages`. Messages are dicts (or models) with an integer `sequence_id`."""
 
-    def __init__(self, parts: Parts, records: Records) -> None:
-        self.parts = parts
-        self._windows = Windows(parts, records)
+    def __init__(self, components: Components, records: Records) -> None:
+        self.components = components
+        self._windows = Windows(components, records)
         self._append = scripts.load(__package__, "messages_append", ".coherence")
 
     async def list(
@@ -73,7 +73,7 @@ class MessageCache:
             check_name("before", before)
         elif before is not None and not isinstance(before, int):
             raise InvalidName("before must be a sequence_id, a message's id or None")
-        if not self.parts.options.enabled:
+        if not self.components.options.enabled:
             return None
         message_id = before if isinstance(before, str) else None
         seek = before if isinstance(before, int) else None
@@ -81,7 +81,7 @@ class MessageCache:
         try:
             reading = await slot.read()
         except Away:
-            self.parts.counters.bypassed += 1
+            self.components.counters.bypassed += 1
             return None
         page: Sequence[Message] | None = reading.value if reading.fresh else None
         if message_id is not None and page is not None:
@@ -114,11 +114,11 @@ class MessageCache:
         async def load() -> Sequence[Message]:
             return newest_first(await loader())
 
-        if not self.parts.options.enabled:
+        if not self.components.options.enabled:
             return (await load())[:limit]
         slot = self._windows.slot(agent_id, conversation, limit)
-        call = Call(hard_timeout_s=self.parts.options.loader_timeout_s)
-        messages: Sequence[Message] = await self.parts.flights.get_or_load(slot, load, call)
+        call = LoadOptions(hard_timeout_s=self.components.options.loader_timeout_s)
+        messages: Sequence[Message] = await self.components.flights.get_or_load(slot, load, call)
         return messages[:limit]
 
     async def append(
@@ -142,12 +142,12 @@ class MessageCache:
         check_agent_id(agent_id)
         check_name("conversation", conversation)
         added = list(reversed(newest_first(messages)))
-        if not added or not self.parts.options.enabled:
+        if not added or not self.components.options.enabled:
             return False
         slot = self._windows.slot(agent_id, conversation, 1)
-        self.parts.counters.appends += 1
+        self.components.counters.appends += 1
         # Whoever comes from now on starts a load of his own.
-        self.parts.flights.drop(slot.entry + "\0")
+        self.components.flights.drop(slot.entry + "\0")
         try:
             try:
                 pairs = self._windows.pairs(added, slot.window)
@@ -161,26 +161,26 @@ class MessageCache:
             outcome = await self._run_append(slot, after, pairs)
         except (Away, *OUTAGE, asyncio.CancelledError) as exc:
             # Whether it arrived is not known: what is there must not be served.
-            self.parts.invalidation.miss_window(agent_id, conversation)
+            self.components.invalidation.miss_window(agent_id, conversation)
             if isinstance(exc, (ResponseError, asyncio.CancelledError)):
                 raise
-            await self.parts.invalidation.assured()
+            await self.components.invalidation.assured()
             return False
         finally:
-            self.parts.flights.drop(slot.entry + "\0")
+            self.components.flights.drop(slot.entry + "\0")
         if outcome < 0:
-            self.parts.counters.windows_dropped += 1
+            self.components.counters.windows_dropped += 1
         return outcome > 0
 
     async def _run_append(self, slot: WindowSlot, after: int | None, pairs: Pairs) -> int:
-        options, link = self.parts.options, self.parts.entries.link
+        options, connection = self.components.options, self.components.entries.connection
         keys = (
             slot.key,
             value_key(slot.key, slot.field),
             lease_key(slot.key, slot.field),
             slot.window,
         )
-        eras = self.parts.entries.eras
+        eras = self.components.entries.eras
         args = (
             # Of an era that has ended, it drops the window: nobody could read that any more.
             await eras.mark_now(slot.key, era=eras.known or None),
@@ -188,7 +188,7 @@ class MessageCache:
             int(options.message_ttl_s * 1000),
             options.message_window,
         )
-        outcome: int = await link.run(self._append, keys, (*args, *pairs))
+        outcome: int = await connection.run(self._append, keys, (*args, *pairs))
         return outcome
 
     async def invalidate(self, agent_id: str, *, conversation: str | None = None) -> bool:
@@ -196,8 +196,10 @@ class MessageCache:
         check_agent_id(agent_id)
         if conversation is not None:
             check_name("conversation", conversation)
-        if not self.parts.options.enabled:
+        if not self.components.options.enabled:
             return True
         if conversation is None:
-            return await self.parts.invalidation.entries([self.parts.keys.windows(agent_id)])
-        return await self.parts.invalidation.window(agent_id, conversation)
+            return await self.components.invalidation.entries(
+                [self.components.keys.windows(agent_id)]
+            )
+        return await self.components.invalidation.window(agent_id, conversation)

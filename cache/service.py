@@ -19,14 +19,14 @@ from cache.agents import AgentStateCache
 from cache.coherence.backplane import Backplane
 from cache.coherence.entries import Entries
 from cache.coherence.era import Eras
-from cache.coherence.guarded import Link
+from cache.coherence.guarded import GuardedConnection
 from cache.coherence.invalidation import Invalidation
 from cache.coherence.local import LocalLevel
 from cache.coherence.membership import Membership
 from cache.coherence.readthrough import ReadThrough
-from cache.components import Parts
-from cache.connection.connect import wire_beside, wire_on
-from cache.connection.protocol import Away, Wire
+from cache.components import Components
+from cache.connection.connect import connect, connect_beside
+from cache.connection.protocol import Away, Connection
 from cache.encoding.envelope import Envelopes
 from cache.keys import CacheKeys
 from cache.messages import MessageCache
@@ -57,8 +57,8 @@ class Cache:
         self.client = client
         self._counters = counters = Counters()
         cluster = isinstance(client, RedisCluster)
-        self._wire: Wire = wire_on(client, options.timeout_s)
-        self._link = link = Link(self._wire, counters)
+        self._unguarded: Connection = connect(client, options.timeout_s)
+        self._connection = connection = GuardedConnection(self._unguarded, counters)
         keys = CacheKeys(options.prefix)
         envelopes = Envelopes(
             schema_version=options.schema_version,
@@ -66,29 +66,29 @@ class Cache:
             max_value_bytes=options.max_value_bytes,
             keyring=options.keyring,
         )
-        eras = Eras(link, keys)
-        entries = Entries(link, eras, envelopes, options, counters)
+        eras = Eras(connection, keys)
+        entries = Entries(connection, eras, envelopes, options, counters)
         entries.one_slot = not cluster
-        self._backplane = backplane = Backplane(client, link, keys.backplane)
+        self._backplane = backplane = Backplane(client, connection, keys.backplane)
         self._local = LocalLevel(options.local, counters) if options.local.enabled else None
         if self._local is not None:
             self._local.usable = lambda: backplane.caught_up
         self._flights = ReadThrough(backplane, options, counters)
         self._membership = Membership(
-            lambda: wire_beside(client, _MEMBER_TIMEOUT_S, name="letta-cache-member"),
+            lambda: connect_beside(client, _MEMBER_TIMEOUT_S, name="letta-cache-member"),
             keys, lease_s=options.member_lease_s if options.enabled else 0, learn=eras.learn,
         )  # fmt: skip
         invalidation = Invalidation(
             entries, backplane, local=self._local, flights=self._flights,
             membership=self._membership, options=options, counters=counters, cluster=cluster,
         )  # fmt: skip
-        self.parts = Parts(
+        self.components = Components(
             options, keys, entries, self._flights, invalidation, backplane, self._local,
             counters, PerAgent(),
         )  # fmt: skip
         self._models = envelopes.models
-        self.agents = AgentStateCache(self.parts)
-        self.messages = MessageCache(self.parts, Records(options))
+        self.agents = AgentStateCache(self.components)
+        self.messages = MessageCache(self.components, Records(options))
 
     async def __aenter__(self) -> Self:
         """Connects, for a moment only: a server that is away may come later."""
@@ -96,11 +96,11 @@ class Cache:
             self._membership.start()
             try:
                 async with asyncio.timeout(_FIRST_CONNECT_S):
-                    await self._wire.connect()
+                    await self._unguarded.connect()
                     if self._local is not None:
                         await self._backplane.listen()
             except (Away, TimeoutError) as exc:
-                self._link.trip(Away(str(exc) or "not connected in time"))
+                self._connection.trip(Away(str(exc) or "not connected in time"))
             else:
                 with suppress(TimeoutError):
                     async with asyncio.timeout(_FIRST_CONNECT_S):
@@ -116,8 +116,8 @@ class Cache:
         await self._flights.close()
         await self._backplane.close()
         # With invalidations in the queue, others shall notice that we are gone.
-        await self._membership.stop(leave=self._link.missed == 0)
-        await self._link.close()
+        await self._membership.stop(leave=self._connection.missed == 0)
+        await self._connection.close()
 
     def register(self, *models: type[BaseModel]) -> None:
         """Name the pydantic classes that may be read before any was stored by this process."""
@@ -126,13 +126,13 @@ class Cache:
 
     async def settled(self) -> None:
         """Returns once the server is reached and holds every invalidation made here."""
-        await self._link.settled()
+        await self._connection.settled()
 
     async def invalidate_everything(self) -> bool:
         """Forget all values and windows of everyone who shares the prefix; sessions stay."""
         if not self.options.enabled:
             return True
-        return await self.parts.invalidation.everything()
+        return await self.components.invalidation.everything()
 
     def stats(self) -> dict[str, int]:
         """
@@ -145,10 +145,10 @@ class Cache:
         local = self._local
         return {
             **self._counters.as_dict(),
-            "breaker_open": int(self._link.state != "closed"),
-            "trusted": int(self._link.trusted),
-            "invalidations_missed": self._link.missed,
-            "desynchronized": self._wire.desynchronized,
+            "breaker_open": int(self._connection.state != "closed"),
+            "trusted": int(self._connection.trusted),
+            "invalidations_missed": self._connection.missed,
+            "desynchronized": self._unguarded.desynchronized,
             "local_values": 0 if local is None else len(local),
             "local_bytes": 0 if local is None else local.size_bytes,
         }

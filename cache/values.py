@@ -10,23 +10,23 @@ from typing import Any
 from pydantic import BaseModel
 
 from cache.coherence.entries import Lease, Reading, value_key
-from cache.coherence.flight import Call, Loader
-from cache.components import Dependencies, Parts, ValueSlot
+from cache.coherence.flight import Loader, LoadOptions
+from cache.components import Components, Dependencies, ValueSlot
 from cache.connection.protocol import Away
 from cache.encoding.envelope import Unreadable
 from cache.errors import InvalidName, NotEncodable
 from cache.names import check_agent_id, check_name, checked_names
 
 
-class Section:
+class Values:
     """Values of one kind: states, blocks by label, or contexts by hash."""
 
-    def __init__(self, parts: Parts, kind: str, *, named: str = "name") -> None:
-        self._parts = parts
+    def __init__(self, components: Components, kind: str, *, named: str = "name") -> None:
+        self._components = components
         self._named = named  # what a value's name is called, in errors
-        self._options = parts.options
+        self._options = components.options
         self._kind = kind
-        self._open = parts.options.prefix + "{"
+        self._open = components.options.prefix + "{"
 
     def _slot(
         self,
@@ -41,59 +41,61 @@ class Section:
             check_name(self._named, name)
         key = self._open + agent_id + "}"
         if organisation is None:
-            return ValueSlot(self._parts, agent_id, key, f"{self._kind}:{name}", None, model, **how)
+            return ValueSlot(
+                self._components, agent_id, key, f"{self._kind}:{name}", None, model, **how
+            )
         check_name("organisation", organisation)
         # The organisation is part of the place: read without it, no generation is checked.
         # Without its colons, or those of a scope could make it another one's place.
         place = organisation
         if ":" in place or "%" in place:
             place = place.replace("%", "%25").replace(":", "%3A")
-        generation = self._parts.keys.generation(organisation)
+        generation = self._components.keys.generation(organisation)
         field = f"{self._kind}@{place}:{name}"
-        return ValueSlot(self._parts, agent_id, key, field, generation, model, **how)
+        return ValueSlot(self._components, agent_id, key, field, generation, model, **how)
 
     async def _get(self, slot: ValueSlot) -> Any:
-        parts = self._parts
-        if not parts.options.enabled:
+        components = self._components
+        if not components.options.enabled:
             return None
-        if parts.local is not None:
+        if components.local is not None:
             held, value = self._copy(slot.key, slot.field, slot.model)
             if held:
                 return value
         try:
             reading = await slot.read()
         except Away:
-            parts.counters.bypassed += 1
+            components.counters.bypassed += 1
             return None
         slot.note("hit" if reading.fresh else "miss", reading.value)
         return reading.value if reading.fresh else None
 
-    async def _get_or_load(self, slot: ValueSlot, loader: Loader, call: Call) -> Any:
-        parts = self._parts
-        if not parts.options.enabled:
+    async def _get_or_load(self, slot: ValueSlot, loader: Loader, call: LoadOptions) -> Any:
+        components = self._components
+        if not components.options.enabled:
             return await loader()
-        if parts.local is not None:
+        if components.local is not None:
             held, value = self._copy(slot.key, slot.field, slot.model)
             if held:
                 return value
-        return await parts.flights.get_or_load(slot, loader, call)
+        return await components.flights.get_or_load(slot, loader, call)
 
     async def _set(self, slot: ValueSlot, value: Any) -> bool:
-        parts = self._parts
-        if not parts.options.enabled:
+        components = self._components
+        if not components.options.enabled:
             return False
         stored = 0
         with suppress(Away):
-            known = parts.entries.eras.known or None
+            known = components.entries.eras.known or None
             seen = Reading(era=known) if slot.generation_key is None else await slot.read()
             lease = await slot.lease(seen, mode="steal")
             if isinstance(lease, Lease):  # else the server was restarted under the call
                 stored = await self._store(slot, lease, value)
         if stored > 0:
-            await parts.invalidation.announce(slot.key)
+            await components.invalidation.announce(slot.key)
         else:
             # What is there may be older than what the caller has.
-            await parts.invalidation.entries([slot.key], wait=False)
+            await components.invalidation.entries([slot.key], wait=False)
         return stored > 0
 
     async def _store(self, slot: ValueSlot, lease: Lease, value: Any) -> int:
@@ -105,21 +107,21 @@ class Section:
 
     def _copy(self, key: str, field: str, model: type[BaseModel] | None) -> tuple[bool, Any]:
         """(True, value) from this process's own copies, else (False, None)."""
-        local = self._parts.local
+        local = self._components.local
         copy = local.get(key, field) if local is not None else None
-        if copy is None or not self._parts.entries.link.trusted:
+        if copy is None or not self._components.entries.connection.trusted:
             return False, None
         if copy.stored is None:
             return True, copy.value
         try:
-            return True, self._parts.entries.envelopes.open(
+            return True, self._components.entries.envelopes.open(
                 copy.stored, value_key(key, field), model
             )
         except Unreadable:
             return False, None
 
 
-class NamedValues(Section):
+class NamedValues(Values):
     """
     Values by agent and name. `cache.agents.blocks` by label, `cache.agents.contexts` by hash.
 
@@ -143,7 +145,7 @@ class NamedValues(Section):
         """The value, from the cache or else from `loader`; see `AgentStateCache.get_or_load`."""
         dependencies = checked_dependencies(depends_on)
         slot = self._slot(agent_id, name, model=model, ttl_s=ttl_s, dependencies=dependencies)
-        call = Call(hard_timeout_s=self._options.loader_timeout_s)
+        call = LoadOptions(hard_timeout_s=self._options.loader_timeout_s)
         return await self._get_or_load(slot, loader, call)
 
     async def set(

@@ -12,7 +12,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from cache.coherence.entries import Changed, Held, Lease, Reading, value_key
-from cache.components import Parts
+from cache.components import Components
 from cache.connection import scripts
 from cache.encoding.envelope import Unreadable
 from cache.names import check_agent_id, check_name
@@ -27,8 +27,8 @@ _MAX_SEQUENCE_ID = 2**53
 class Windows:
     """What every window of a cache needs."""
 
-    def __init__(self, parts: Parts, records: Records) -> None:
-        self.parts = parts
+    def __init__(self, components: Components, records: Records) -> None:
+        self.components = components
         self.records = records
         self.list_script = scripts.load(__package__, "messages_list")
         self.fill_script = scripts.load(__package__, "messages_fill", ".coherence")
@@ -38,7 +38,7 @@ class Windows:
     ) -> WindowSlot:
         check_agent_id(agent_id)
         check_name("conversation", conversation)
-        keys = self.parts.keys
+        keys = self.components.keys
         return WindowSlot(
             self, agent_id, conversation, limit,
             keys.windows(agent_id), keys.window(agent_id, conversation), before,
@@ -49,8 +49,8 @@ class Windows:
         pairs: Pairs = []
         for message in oldest_first:
             record = self.records.seal(message, window.encode())
-            if len(record) > self.parts.options.max_value_bytes:
-                self.parts.counters.too_large += 1
+            if len(record) > self.components.options.max_value_bytes:
+                self.components.counters.too_large += 1
                 return None
             pairs += (message["sequence_id"], record)
         return pairs
@@ -81,7 +81,7 @@ class WindowSlot:
         return f"{self.key}\0{self.conversation}"
 
     def note(self, event: str, value: Any = None) -> None:  # noqa: ARG002
-        counters = self.home.parts.counters
+        counters = self.home.components.counters
         counters.window_hits += event == "hit"
         counters.window_misses += event == "miss"
 
@@ -90,14 +90,14 @@ class WindowSlot:
 
     async def read(self) -> Reading:
         """One script call: the page and the state it must agree with, at one moment."""
-        parts = self.home.parts
-        link = parts.entries.link
+        components = self.home.components
+        connection = components.entries.connection
         before = "" if self.before is None else self.before
-        eras = parts.entries.eras
+        eras = components.entries.eras
         keys = (self.key, value_key(self.key, self.field), self.window)
         args = (await eras.mark_known(self.key), before, self.limit)
         state, members, era = await self._listed(keys, args)
-        if members is None or state[:8] != eras.mark(era, self.key) or not link.trusted:
+        if members is None or state[:8] != eras.mark(era, self.key) or not connection.trusted:
             return Reading(seen=state[8:16], era=era)
         place, names = self.window.encode(), state[16:].split(b":", 4)
         try:
@@ -105,7 +105,7 @@ class WindowSlot:
                 raise Unreadable("the window of another key")
             messages = self.home.records.open_all(members, place)
         except Unreadable:
-            parts.counters.unreadable += 1
+            components.counters.unreadable += 1
             return Reading(seen=state[8:16], era=era)
         complete = names[3] == b"1"
         return Reading(True, True, messages, seen=state[8:16], complete=complete, era=era)
@@ -114,30 +114,30 @@ class WindowSlot:
         self, keys: Sequence[str], args: Sequence[Any]
     ) -> tuple[bytes, list[bytes] | None, bytes | None]:
         """State, members if the window answers, and the era: of one moment or a later one."""
-        entries = self.home.parts.entries
+        entries = self.home.components.entries
         script, era_key = self.home.list_script, entries.eras.key
         if entries.one_slot:
-            reply = await entries.link.run(script, (*keys, era_key), args)
+            reply = await entries.connection.run(script, (*keys, era_key), args)
             era = reply[2]
         else:
             reply, era = await asyncio.gather(
-                entries.link.run(script, keys, args), entries.eras.read()
+                entries.connection.run(script, keys, args), entries.eras.read()
             )
         return reply[0] or b"", reply[1], era
 
     async def lease(self, seen: Reading) -> Lease | Held | Changed:
-        entries = self.home.parts.entries
+        entries = self.home.components.entries
         return await entries.lease(self.key, self.field, seen.seen, b"", era=seen.era)
 
     async def renew(self, lease: Lease) -> bool:
-        return await self.home.parts.entries.renew(lease)
+        return await self.home.components.entries.renew(lease)
 
     async def release(self, lease: Lease) -> bool:
-        return await self.home.parts.entries.release(lease)
+        return await self.home.components.entries.release(lease)
 
     async def store(self, lease: Lease, value: Any, load_s: float) -> int:  # noqa: ARG002
-        parts, home = self.home.parts, self.home
-        options = parts.options
+        components, home = self.home.components, self.home
+        options = components.options
         oldest_first = value[: options.message_window][::-1]
         # Fewer than asked for: the loader has reached the conversation's beginning.
         complete = len(value) < self.limit and len(value) <= options.message_window
@@ -152,11 +152,11 @@ class WindowSlot:
         ttl_ms = int(options.message_ttl_s * 1000)
         head = (lease.token, lease.floor, state, ttl_ms)
         keys = (*lease.keys, self.window)
-        entries = parts.entries
-        fill = entries.link.run(home.fill_script, keys, (*head, *pairs))
+        entries = components.entries
+        fill = entries.connection.run(home.fill_script, keys, (*head, *pairs))
         stored = await entries.confirm(lease, fill)
         if stored == 2:
-            parts.backplane.wake(self.entry)
+            components.backplane.wake(self.entry)
         return stored
 
 

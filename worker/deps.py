@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from worker.llm.rate_limits import RateLimiter
     from worker.llm.requests import FlushRules
     from worker.llm.states import OnAmbiguous
-    from worker.webhooks.limits import LaneLimits
+    from worker.webhooks.limits import TargetLimits
     from worker.webhooks.policy import RetrySchedule
     from worker.webhooks.secrets import SecretBox
 
@@ -40,7 +40,7 @@ class WebhookConfig:
     secrets: tuple[str, ...] = field(repr=False)
     schedule: RetrySchedule
     timeout_s: float
-    limits: LaneLimits
+    limits: TargetLimits
     keep_response_bytes: int = 1024
     max_response_bytes: int = 1_048_576
 
@@ -54,7 +54,7 @@ class LLMConfig:
     item_max_tries: int
     deadline_margin_s: float
     on_ambiguous: OnAmbiguous
-    suspect_wait_s: float
+    unconfirmed_wait_s: float
     webhook_url: str | None = None
     delete_files: str = "input"
 

@@ -114,10 +114,10 @@ class QueueKeys:
     def gather(self, gather_id: str) -> str:
         return f"{self.prefix}gather:{gather_id}"
 
-    def last_turn(self, worker_id: str) -> str:
+    def last_poll(self, worker_id: str) -> str:
         return f"{self.prefix}turn:{worker_id}"
 
-    def last_wake_turn(self, worker_id: str) -> str:
+    def last_wake_poll(self, worker_id: str) -> str:
         return f"{self.prefix}turn:{worker_id}:wake"
 
     def worker(self, worker_id: str) -> str:
@@ -132,14 +132,14 @@ class QueueKeys:
     def webhook_endpoint(self, endpoint: str) -> str:
         return f"{self.prefix}webhook-endpoint:{endpoint}"
 
-    def webhook_lane(self, lane: str) -> str:
-        return f"{self.prefix}webhook-lane:{lane}"
+    def webhook_target(self, target: str) -> str:
+        return f"{self.prefix}webhook-target:{target}"
 
-    def webhook_slots(self, lane: str) -> str:
-        return f"{self.prefix}webhook-slots:{lane}"
+    def webhook_slots(self, target: str) -> str:
+        return f"{self.prefix}webhook-slots:{target}"
 
-    def webhook_parked(self, lane: str) -> str:
-        return f"{self.prefix}webhook-parked:{lane}"
+    def webhook_parked(self, target: str) -> str:
+        return f"{self.prefix}webhook-parked:{target}"
 
     @property
     def webhook_open(self) -> str:
@@ -189,7 +189,7 @@ class QueueKeys:
         """Sorted set: call in flight -> end of its lease, Unix ms."""
         return f"{self.llm}flight:{provider}"
 
-    def llm_turns(self, provider: str) -> str:
+    def llm_reserved(self, provider: str) -> str:
         """Sorted set: request id -> the time reserved for its call, Unix ms."""
         return f"{self.llm}turns:{provider}"
 
@@ -203,7 +203,7 @@ class QueueKeys:
         """Sorted set: id of a batch that has not ended -> the last look after it, Unix ms."""
         return f"{self.llm}underway"
 
-    def llm_tell(self, request_id: str) -> str:
+    def llm_callback(self, request_id: str) -> str:
         """Hash: digest of a URL -> the job that tells it of the request's end."""
         return f"{self.llm}tell:{request_id}"
 
@@ -254,7 +254,7 @@ CATALOGUE: tuple[KeySpec, ...] = (
         "newest 100; TTL as the delivery's",
     ),
     KeySpec(
-        "arq:webhook-lane:<lane>",
+        "arq:webhook-target:<lane>",
         "hash",
         "what holds a host or endpoint id back: failures, breaker, pause, share, next turn",
         "TTL 1 d after the last change",
@@ -387,7 +387,7 @@ CATALOGUE: tuple[KeySpec, ...] = (
         "LETTA_LLM_MAX_CONCURRENCY; TTL 1 h",
     ),
     KeySpec(
-        "arq:llm:turns:<provider>",
+        "arq:llm:reserved:<provider>",
         "sorted set",
         "request id -> the time reserved for its call, Unix ms",
         "a minute of LETTA_LLM_REQUESTS_PER_MINUTE; TTL 1 h",
@@ -405,7 +405,7 @@ CATALOGUE: tuple[KeySpec, ...] = (
         "one member a batch, until it has ended",
     ),
     KeySpec(
-        "arq:llm:tell:<id>",
+        "arq:llm:callback:<id>",
         "hash",
         "digest of a URL -> the job that tells it of the request's end",
         "deleted when answered; after an error, TTL LETTA_LLM_RESULT_TTL_S",
@@ -459,7 +459,7 @@ CATALOGUE: tuple[KeySpec, ...] = (
     ),
     KeySpec("arq:gather:<id>", "hash", "results of a gathering's jobs so far", "TTL 7 d"),
     KeySpec(
-        "arq:turn:<worker>, :wake",
+        "arq:poll:<worker>, :wake",
         "string",
         "the last turn of a worker, and of its waker, so that one sent twice counts once",
         "TTL four leases + 60 s",

@@ -16,7 +16,7 @@ from typing import Any
 import structlog
 from redis.exceptions import ResponseError
 
-from cache.coherence.guarded import Link
+from cache.coherence.guarded import GuardedConnection
 from cache.connection import scripts
 from cache.connection.pool import OUTAGE, explain
 from cache.connection.protocol import Away
@@ -36,9 +36,9 @@ _NAMES = 500
 class Backplane:
     """Publishes events, and follows the stream once someone asks to."""
 
-    def __init__(self, client: Any, link: Link, key: str) -> None:
+    def __init__(self, client: Any, connection: GuardedConnection, key: str) -> None:
         self._client = client
-        self._link = link
+        self._connection = connection
         self._key = key
         self._task: asyncio.Task[None] | None = None
         self._caught_up = asyncio.Event()
@@ -74,7 +74,7 @@ class Backplane:
     async def _add(self, kind: str, names: str) -> None:
         args = (CACHE_BACKPLANE_EVENTS, int(CACHE_MAX_TTL_S), kind, names)
         try:
-            await self._publish.run(self._link.wire, [self._key], args)
+            await self._publish.run(self._connection.unguarded, [self._key], args)
         except ResponseError as exc:
             raise Away(str(exc)) from None
 

@@ -21,7 +21,7 @@ from redis.exceptions import ResponseError
 
 from cache.coherence.clock import Clock
 from cache.coherence.era import Eras
-from cache.coherence.guarded import Link
+from cache.coherence.guarded import GuardedConnection
 from cache.connection import scripts
 from cache.connection.protocol import Away
 from cache.encoding.envelope import (
@@ -29,7 +29,7 @@ from cache.encoding.envelope import (
     Envelopes,
     Header,
     Stamp,
-    Stored,
+    StoredValue,
     UnknownModel,
     Unreadable,
 )
@@ -52,7 +52,7 @@ class Reading:
     found: bool = False
     fresh: bool = False
     value: Any = None
-    stored: Stored | None = None
+    stored: StoredValue | None = None
     seen: bytes = b""
     generation: bytes = NO_GENERATION
     now_ms: int = 0
@@ -100,13 +100,13 @@ class Entries:
 
     def __init__(
         self,
-        link: Link,
+        connection: GuardedConnection,
         eras: Eras,
         envelopes: Envelopes,
         options: CacheOptions,
         counters: Counters,
     ) -> None:
-        self.link = link
+        self.connection = connection
         self.eras = eras
         self.envelopes = envelopes
         self.clock = Clock()
@@ -135,17 +135,17 @@ class Entries:
         names = (self.eras.key, key, f"{key}:{field}")
         if generation_key is None and self.one_slot:
             args, take = ("MGET", *names), self.envelopes.read
-            reply = self.link.fetch(args, take)
+            reply = self.connection.fetch(args, take)
             try:
                 found = await reply
                 if isinstance(found, ResponseError):
                     raise found
             except (Away, ResponseError) as exc:
-                found = await self.link.fetch_again(exc, args, take)
+                found = await self.connection.fetch_again(exc, args, take)
             return self._reading(key, field, found, NO_GENERATION, model)
         others = names[:1] if generation_key is None else (names[0], generation_key)
         commands = [("MGET", *names[1:]), *(("GET", name) for name in others)]
-        (floor, data), era, *held = await self.link.execute_many(commands)
+        (floor, data), era, *held = await self.connection.execute_many(commands)
         generation = (held[0] or b"") if held else NO_GENERATION
         stored = None if data is None else self.envelopes.read(data)
         return self._reading(key, field, (era, floor, stored), generation, model)
@@ -154,7 +154,7 @@ class Entries:
         self,
         key: str,
         field: str,
-        found: tuple[bytes | None, bytes | None, Stored | None],
+        found: tuple[bytes | None, bytes | None, StoredValue | None],
         generation: bytes,
         model: type[BaseModel] | None,
     ) -> Reading:
@@ -185,7 +185,7 @@ class Entries:
     ) -> bool:
         """Whether every invalidation since would have removed this value, or its generation."""
         if (
-            self.link.trusted
+            self.connection.trusted
             and head.mark == mark
             and head.generation == generation
             and b"%d" % head.floor == floor
@@ -215,7 +215,7 @@ class Entries:
         mark = await self.eras.mark_now(key, era=era)
         keys = (key, value_key(key, field), lease_key(key, field))
         args = (token, int(self._options.lease_s * 1000), seen, mode)
-        reply = await self.link.run(self._lease, keys, args)
+        reply = await self.connection.run(self._lease, keys, args)
         if reply[0] == 0:
             return Held(max(reply[1], 1) / 1000)
         if reply[0] != 1:
@@ -227,7 +227,9 @@ class Entries:
     async def renew(self, lease: Lease) -> bool:
         """False when the lease was lost."""
         lease_ms = int(self._options.lease_s * 1000)
-        reply = await self.link.run(self._lease, lease.keys, (lease.token, lease_ms, "", "renew"))
+        reply = await self.connection.run(
+            self._lease, lease.keys, (lease.token, lease_ms, "", "renew")
+        )
         return bool(reply[0] == 1 and reply[1] == lease.floor)
 
     def seal(
@@ -257,7 +259,7 @@ class Entries:
     async def fill(self, lease: Lease, envelope: bytes, life_ms: int) -> int:
         """2 stored while others wait, 1 stored, 0 refused: the value may be old."""
         args = (lease.token, lease.floor, envelope, life_ms)
-        return await self.confirm(lease, self.link.run(self._fill, lease.keys, args))
+        return await self.confirm(lease, self.connection.run(self._fill, lease.keys, args))
 
     async def confirm(self, lease: Lease, fill: Awaitable[int]) -> int:
         """A fill's answer, which is 0 if the era of its lease has ended: it counts for nobody."""
@@ -272,7 +274,7 @@ class Entries:
 
     async def release(self, lease: Lease) -> bool:
         """Give a lease back without a value; True when others wait for it."""
-        reply = await self.link.run(self._release, lease.keys[2:], (lease.token,))
+        reply = await self.connection.run(self._release, lease.keys[2:], (lease.token,))
         return bool(reply == 2)
 
     async def invalidate(self, *keys: str | bytes) -> None:
@@ -285,7 +287,7 @@ class Entries:
             Away: not all of it is done.
         """
         unlinks = [("UNLINK", key) for key in keys]
-        for reply in await self.link.wire.execute_many(unlinks):
+        for reply in await self.connection.unguarded.execute_many(unlinks):
             if isinstance(reply, ResponseError):
                 raise reply
 

@@ -13,9 +13,9 @@ import os
 
 import structlog
 
-from cache.coherence.guarded import Link
+from cache.coherence.guarded import GuardedConnection
 from cache.connection import scripts
-from cache.connection.protocol import Wire
+from cache.connection.protocol import Connection
 from cache.keys import CACHE_MAX_TTL_S, CacheKeys
 
 log = structlog.get_logger(__name__)
@@ -28,8 +28,8 @@ _SCRIPT = scripts.load(__package__, "era")
 class Eras:
     """Reads and begins eras, and says what values of one carry: their mark."""
 
-    def __init__(self, link: Link, keys: CacheKeys) -> None:
-        self._link = link
+    def __init__(self, connection: GuardedConnection, keys: CacheKeys) -> None:
+        self._connection = connection
         self.key = keys.era
         self._keys = [keys.members, keys.era]
         self.known = b""  # the newest that was seen; may have ended
@@ -43,10 +43,10 @@ class Eras:
         The node's run is in it too: a restart from a snapshot or a failover to a lagging
         replica can bring back what an invalidation had removed.
         """
-        wire = self._link.wire
-        if era is None or era[:8] != wire.incarnation_of(self.key):
+        connection = self._connection.unguarded
+        if era is None or era[:8] != connection.incarnation_of(self.key):
             return None
-        memo = (era, wire.incarnation_of(key))
+        memo = (era, connection.incarnation_of(key))
         if memo != self._memo:
             self.known = era
             self._mark = bytes(a ^ b for a, b in zip(era[8:], memo[1], strict=True))
@@ -59,13 +59,13 @@ class Eras:
 
     async def read(self) -> bytes | None:
         """Raises Away."""
-        era: bytes | None = await self._link.execute("GET", self.key)
+        era: bytes | None = await self._connection.execute("GET", self.key)
         return era
 
     async def open(self) -> bytes:
         """The era of now, begun if there is none. Raises Away."""
-        args = script_args("open", self._link.wire, self.key)
-        reply = await self._link.run(_SCRIPT, self._keys, args)
+        args = script_args("open", self._connection.unguarded, self.key)
+        reply = await self._connection.run(_SCRIPT, self._keys, args)
         return heard(reply)
 
     async def mark_known(self, key: str) -> bytes:
@@ -82,10 +82,16 @@ class Eras:
 
 
 def script_args(
-    mode: str, wire: Wire, era_key: str, *, member: str = "", lease_ms: int = 0, latest_ms: int = 0
+    mode: str,
+    connection: Connection,
+    era_key: str,
+    *,
+    member: str = "",
+    lease_ms: int = 0,
+    latest_ms: int = 0,
 ) -> tuple[object, ...]:
     """The arguments of era.lua."""
-    fresh = wire.incarnation_of(era_key) + os.urandom(8)
+    fresh = connection.incarnation_of(era_key) + os.urandom(8)
     return mode, member, lease_ms, latest_ms, fresh, _MAX_TTL_MS
 
 

@@ -49,7 +49,7 @@ class Slot(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class Call:
+class LoadOptions:
     """How one call wants its value. Times are seconds."""
 
     stale_if_error_s: float = 0.0
@@ -58,7 +58,7 @@ class Call:
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
+class Loaded:
     value: Any
     confirmed: bool
 
@@ -68,7 +68,7 @@ class Flight:
     """One load in this process, and those who wait for it."""
 
     name: Hashable
-    task: asyncio.Task[Answer]
+    task: asyncio.Task[Loaded]
     waiters: int = 0
     loading: bool = False
     detached: bool = False  # goes on without waiters

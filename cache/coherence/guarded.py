@@ -18,7 +18,7 @@ import structlog
 from redis.exceptions import ResponseError
 
 from cache.coherence.breaker import Breaker
-from cache.connection.protocol import Away, Ended, OneServer, Take, Wire
+from cache.connection.protocol import Away, Connection, Ended, SingleServerConnection, Take
 from cache.connection.scripts import Script
 from cache.connection.tasks import end
 from cache.stats import Counters
@@ -33,12 +33,14 @@ Missed = tuple[str, str]
 Redo = Callable[[str], Awaitable[None]]
 
 
-class Link:
+class GuardedConnection:
     """What the cache's parts send their commands through."""
 
-    def __init__(self, wire: Wire, counters: Counters) -> None:
-        self.wire = wire
-        self._one_server = cast(OneServer, wire)  # asked only where it is: Entries.one_slot
+    def __init__(self, unguarded: Connection, counters: Counters) -> None:
+        self.unguarded = unguarded
+        self._one_server = cast(
+            SingleServerConnection, unguarded
+        )  # asked only where it is: Entries.one_slot
         self._counters = counters
         self._breaker = Breaker(random.random)
         self._missed: dict[Missed, None] = {}
@@ -79,13 +81,13 @@ class Link:
         if not self._settled.is_set():
             raise Away("the breaker is open")
         try:
-            return await self.wire.execute(*args)
+            return await self.unguarded.execute(*args)
         except (Away, ResponseError) as exc:
-            return await self._once_more(exc, lambda: self.wire.execute(*args))
+            return await self._once_more(exc, lambda: self.unguarded.execute(*args))
 
     def fetch(self, args: tuple[Any, ...], take: Take) -> Awaitable[Any]:
         """
-        `OneServer.fetch`; what it raises or returns as an error goes to `fetch_again`.
+        `SingleServerConnection.fetch`; what it raises or returns as an error goes to `fetch_again`.
 
         Raises:
             Away: the breaker is open.
@@ -110,9 +112,9 @@ class Link:
         if not self._settled.is_set():
             raise Away("the breaker is open")
         try:
-            replies = await self.wire.execute_many(commands)
+            replies = await self.unguarded.execute_many(commands)
         except Away as exc:
-            replies = await self._once_more(exc, lambda: self.wire.execute_many(commands))
+            replies = await self._once_more(exc, lambda: self.unguarded.execute_many(commands))
         for reply in replies:
             if isinstance(reply, ResponseError):
                 raise self._refused(reply)
@@ -123,9 +125,9 @@ class Link:
         if not self._settled.is_set():
             raise Away("the breaker is open")
         try:
-            return await script.run(self.wire, keys, args)
+            return await script.run(self.unguarded, keys, args)
         except (Away, ResponseError) as exc:
-            return await self._once_more(exc, lambda: script.run(self.wire, keys, args))
+            return await self._once_more(exc, lambda: script.run(self.unguarded, keys, args))
 
     async def _once_more(self, error: Exception, send: Callable[[], Awaitable[Any]]) -> Any:
         """Send again what a connection that ended took along: idle ones do. Else give up."""
@@ -183,8 +185,8 @@ class Link:
                 self._breaker.probe()
                 try:
                     async with asyncio.timeout(_PROBE_TIMEOUT_S):
-                        await self.wire.connect()
-                        await self.wire.execute("PING")
+                        await self.unguarded.connect()
+                        await self.unguarded.execute("PING")
                     await self._drain()
                 except (Away, TimeoutError):
                     self._breaker.failed()
@@ -222,4 +224,4 @@ class Link:
             await end(self._recovery)
         if self._missed:
             log.error("cache.invalidations_lost", missed=len(self._missed))
-        await self.wire.close()
+        await self.unguarded.close()

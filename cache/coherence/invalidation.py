@@ -60,7 +60,7 @@ class Invalidation:
         counters: Counters,
         cluster: bool,
     ) -> None:
-        self._link = link = entries.link
+        self._connection = connection = entries.connection
         self._entries = entries
         self._backplane = backplane
         self._local = local
@@ -72,12 +72,12 @@ class Invalidation:
         self._clock_margin_us = _CLOCK_MARGIN_US if cluster else 0
         self._depend = scripts.load(__package__, "depend")
         self._undepend = scripts.load(__package__, "undepend")
-        link.on_missed, link.on_settled = membership.hold, membership.go_on
-        link.on_redo("entry", self._entry)
-        link.on_redo("dependency", self._dependency)
-        link.on_redo("generation", self._generation)
-        link.on_redo("window", self._window)
-        link.on_redo(EVERYTHING[0], self._everything)
+        connection.on_missed, connection.on_settled = membership.hold, membership.go_on
+        connection.on_redo("entry", self._entry)
+        connection.on_redo("dependency", self._dependency)
+        connection.on_redo("generation", self._generation)
+        connection.on_redo("window", self._window)
+        connection.on_redo(EVERYTHING[0], self._everything)
         backplane.on_invalidated = self._heard
         backplane.on_lost = lambda: self._heard(_ALL)
 
@@ -91,7 +91,7 @@ class Invalidation:
         try:
             await self._backplane.publish(key)
         except Away:
-            self._link.miss(("entry", key))
+            self._connection.miss(("entry", key))
 
     async def dependencies(self, names: Iterable[str]) -> bool:
         """Every agent whose value holds one of these."""
@@ -107,7 +107,7 @@ class Invalidation:
 
     def miss_window(self, agent_id: str, conversation: str) -> None:
         """A window may lack what was committed: trust nothing until it is dropped."""
-        self._link.miss(("window", f"{agent_id}\0{conversation}"))
+        self._connection.miss(("window", f"{agent_id}\0{conversation}"))
 
     async def everything(self) -> bool:
         """All cached values and windows."""
@@ -117,7 +117,7 @@ class Invalidation:
         """The organisation's generation, made if there is none. Raises Away."""
         fresh = os.urandom(8)
         commands = (("SET", key, fresh, "NX", "EX", int(CACHE_MAX_TTL_S)), ("GET", key))
-        return bytes((await self._link.execute_many(commands))[1])
+        return bytes((await self._connection.execute_many(commands))[1])
 
     async def depends(self, agent_id: str, names: Iterable[str], lease: Lease, ttl_ms: int) -> bool:
         """
@@ -134,7 +134,7 @@ class Invalidation:
                 ttl_ms + CACHE_INDEX_MARGIN_MS,
                 self._options.max_dependents,
             )
-            if not await self._link.run(self._depend, [self._keys.dependency(name)], args):
+            if not await self._connection.run(self._depend, [self._keys.dependency(name)], args):
                 return False
         return True
 
@@ -144,7 +144,7 @@ class Invalidation:
         delivered, reason = False, "an invalidation did not arrive"
         try:
             # While something is missed nothing here is read from the server: queueing is enough.
-            for _ in range(_TRIES if self._link.trusted else 0):
+            for _ in range(_TRIES if self._connection.trusted else 0):
                 try:
                     await self._deliver_all(missed)
                 except (Away, *OUTAGE) as exc:
@@ -155,7 +155,7 @@ class Invalidation:
         finally:
             # Also when the caller is cancelled: the write it followed has happened.
             if not delivered:
-                self._link.miss(*missed, reason=reason)
+                self._connection.miss(*missed, reason=reason)
             self._forget_here(missed)
         if not delivered and wait:
             return await self.assured()
@@ -168,16 +168,16 @@ class Invalidation:
 
         A server that has ended needs no waiting: what its successor has of it is of another run.
         """
-        if await self._link.wire.has_ended():
+        if await self._connection.unguarded.has_ended():
             return True
         silence, now = self._membership.hold(), self._membership.now
-        while not self._link.trusted:
+        while not self._connection.trusted:
             left_s = silence.until - now() if silence.covers else 0.0
             if left_s <= 0:
                 return silence.covers
             with suppress(TimeoutError):
                 async with asyncio.timeout(left_s):
-                    await self._link.settled()
+                    await self._connection.settled()
         return True
 
     async def _deliver_all(self, missed: list[Missed]) -> None:
@@ -232,23 +232,25 @@ class Invalidation:
         key, field = self._keys.windows(agent_id), f"state:{conversation}"
         window = self._keys.window(agent_id, conversation)
         keys = (value_key(key, field), lease_key(key, field), window)
-        await self._link.wire.execute("UNLINK", *keys)
+        await self._connection.unguarded.execute("UNLINK", *keys)
 
     async def _generation(self, organisation: str) -> None:
         key = self._keys.generation(organisation)
-        await self._link.wire.execute("SET", key, os.urandom(8), "EX", int(CACHE_MAX_TTL_S))
+        await self._connection.unguarded.execute(
+            "SET", key, os.urandom(8), "EX", int(CACHE_MAX_TTL_S)
+        )
         await self._backplane.publish(key)
 
     async def _dependency(self, name: str) -> None:
         key = self._keys.dependency(name)
-        wire = self._link.wire
-        flat = await self._undepend.run(wire, [key], ("begin", CACHE_INDEX_MARGIN_MS))
+        unguarded = self._connection.unguarded
+        flat = await self._undepend.run(unguarded, [key], ("begin", CACHE_INDEX_MARGIN_MS))
         fields = dict(zip(flat[::2], flat[1::2], strict=True))
         if b"o" in fields or (not fields and await self._evicts()):
             # Who depends is not known (any more): the index overflowed, or may have been evicted.
             self._counters.index_lost += 1
             await self._everything("")
-            await wire.execute("HDEL", key, "o")
+            await unguarded.execute("HDEL", key, "o")
             return
         members = [(field, at) for field, at in fields.items() if field[:1] == b"m"]
         for start in range(0, len(members), _AT_ONCE):
@@ -259,11 +261,11 @@ class Invalidation:
             for entry in keys:
                 self._heard(entry)
             pairs = [part for member in chunk for part in member]
-            await self._undepend.run(wire, [key], ("end", *pairs))
+            await self._undepend.run(unguarded, [key], ("end", *pairs))
 
     async def _evicts(self) -> bool:
         """Whether the server has ever evicted a key; unknown counts as yes."""
-        for node in await self._link.wire.nodes():
+        for node in await self._connection.unguarded.nodes():
             found = _EVICTED.search(await node.execute("INFO", "stats"))
             if found is None or int(found[1]):
                 return True
@@ -273,7 +275,7 @@ class Invalidation:
         # A floor is there from the lease to the value, so a scan meets that of every load under
         # way. Values without their floor count for nothing and end with their TTL.
         pattern = self._options.prefix + "{*"
-        for node in await self._link.wire.nodes():
+        for node in await self._connection.unguarded.nodes():
             cursor: bytes | int = 0
             while cursor != b"0":
                 cursor, keys = await node.execute(

@@ -15,7 +15,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from cache.encoding.envelope import Stored
+from cache.encoding.envelope import StoredValue
 from cache.options import LocalOptions
 from cache.stats import Counters
 
@@ -28,7 +28,7 @@ _OVERHEAD_BYTES = 1000
 class Copy:
     """A value as it was read; with nothing `stored` it is shared, and handed out as it is."""
 
-    stored: Stored | None
+    stored: StoredValue | None
     value: Any
     ends_at: float
     size: int
@@ -99,7 +99,7 @@ class LocalLevel:
         field: str,
         mark: Mark,
         *,
-        stored: Stored,
+        stored: StoredValue,
         value: Any,
         left_s: float,
         group: str | None = None,

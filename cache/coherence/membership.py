@@ -28,7 +28,7 @@ from redis.exceptions import ResponseError
 from cache.coherence.era import heard, script_args
 from cache.connection import scripts
 from cache.connection.pool import OUTAGE
-from cache.connection.protocol import Wire
+from cache.connection.protocol import Connection
 from cache.keys import CacheKeys
 
 log = structlog.get_logger(__name__)
@@ -74,7 +74,7 @@ class Membership:
 
     def __init__(
         self,
-        dial: Callable[[], AbstractAsyncContextManager[Wire]],
+        dial: Callable[[], AbstractAsyncContextManager[Connection]],
         keys: CacheKeys,
         *,
         lease_s: float,
@@ -142,15 +142,15 @@ class Membership:
 
     async def _keep(self) -> None:
         self._awake, self._loop = asyncio.Event(), asyncio.get_running_loop()
-        async with self._dial() as wire:
+        async with self._dial() as connection:
             while not self._stopping:
                 self._awake.clear()
-                await self._quietly(self._turn(wire))
+                await self._quietly(self._turn(connection))
                 with suppress(TimeoutError):
                     async with asyncio.timeout(self._lease_s / _TURNS_IN_A_LEASE):
                         await self._awake.wait()
             if self._leaving and self._member:
-                await self._quietly(self._ask(wire, "leave"))
+                await self._quietly(self._ask(connection, "leave"))
 
     async def _quietly(self, turn: Awaitable[object]) -> None:
         try:
@@ -165,16 +165,16 @@ class Membership:
         except Exception:
             log.exception("cache.renewal_failed")
 
-    async def _turn(self, wire: Wire) -> None:
-        await wire.connect()
-        if self._member and not await self._renew(wire):
+    async def _turn(self, connection: Connection) -> None:
+        await connection.connect()
+        if self._member and not await self._renew(connection):
             with self._lock:
                 self._sure_until = float("-inf")
             self._member = ""
         if not self._member:
-            await self._join(wire)
+            await self._join(connection)
 
-    async def _renew(self, wire: Wire) -> bool:
+    async def _renew(self, connection: Connection) -> bool:
         """False when the lease has lapsed."""
         with self._lock:
             if self._held or self._stopping:
@@ -184,29 +184,29 @@ class Membership:
             # From here on it must be reckoned with, whether it arrives or not.
             ends_at = self._heard_at + (on_its_way_s + self._lease_s) * (1 + _DRIFT) + _GRAIN_S
             self._over_at = max(self._over_at, ends_at)
-        return await self._ask(wire, "renew", latest_ms)
+        return await self._ask(connection, "renew", latest_ms)
 
-    async def _join(self, wire: Wire) -> None:
+    async def _join(self, connection: Connection) -> None:
         with self._lock:
             if self._held or self._stopping:
                 return
         # A new name each time: a copy of this command that arrives late is a stranger's.
         self._member = os.urandom(8).hex()
         try:
-            await self._ask(wire, "join")
+            await self._ask(connection, "join")
         except BaseException:
             self._member = ""
             raise
         _set(self._home, self._joined)
 
-    async def _ask(self, wire: Wire, mode: str, latest_ms: int = 0) -> bool:
+    async def _ask(self, connection: Connection, mode: str, latest_ms: int = 0) -> bool:
         asked_at = self.now()
         lease_ms = int(self._lease_s * 1000)
         args = script_args(
-            mode, wire, self._keys[1], member=self._member, lease_ms=lease_ms,
+            mode, connection, self._keys[1], member=self._member, lease_ms=lease_ms,
             latest_ms=latest_ms,
         )  # fmt: skip
-        reply = await _SCRIPT.run(wire, self._keys, args)
+        reply = await _SCRIPT.run(connection, self._keys, args)
         with self._lock:
             self._basis_ms, self._heard_at = reply[1], self.now()
             left_s = (reply[4] - reply[1]) / 1000

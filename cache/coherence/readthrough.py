@@ -26,7 +26,7 @@ import structlog
 
 from cache.coherence.backplane import Backplane
 from cache.coherence.entries import Held, Lease, Reading
-from cache.coherence.flight import Answer, Call, Flight, Loader, Slot, usable
+from cache.coherence.flight import Flight, Loaded, Loader, LoadOptions, Slot, usable
 from cache.connection.protocol import Away
 from cache.connection.tasks import end
 from cache.errors import InvalidName, LoaderTimeout, NotEncodable
@@ -51,7 +51,7 @@ class ReadThrough:
         self._flights: dict[Hashable, Flight] = {}
         self._running: set[asyncio.Task[Any]] = set()
 
-    async def get_or_load(self, slot: Slot, loader: Loader, call: Call) -> Any:
+    async def get_or_load(self, slot: Slot, loader: Loader, call: LoadOptions) -> Any:
         """The stored value, or the loader's. Raises only what the loader raises."""
         for _ in range(_ATTEMPTS):
             reading = await self._read(slot)
@@ -90,7 +90,7 @@ class ReadThrough:
             return None
 
     def _join(
-        self, slot: Slot, loader: Loader, reading: Reading | None, call: Call
+        self, slot: Slot, loader: Loader, reading: Reading | None, call: LoadOptions
     ) -> tuple[Flight, bool]:
         flight = self._flights.get(slot.name)
         if flight is not None:
@@ -98,8 +98,10 @@ class ReadThrough:
             return flight, flight.loading
         return self._start(slot, loader, reading, call), False
 
-    def _start(self, slot: Slot, loader: Loader, reading: Reading | None, call: Call) -> Flight:
-        async def fly() -> Answer:
+    def _start(
+        self, slot: Slot, loader: Loader, reading: Reading | None, call: LoadOptions
+    ) -> Flight:
+        async def fly() -> Loaded:
             return await self._fly(flight, slot, loader, reading, call)
 
         flight = Flight(slot.name, asyncio.ensure_future(fly()))
@@ -116,7 +118,7 @@ class ReadThrough:
         if not task.cancelled():
             task.exception()  # those who waited have it
 
-    async def _answer(self, flight: Flight, reading: Reading | None, call: Call) -> Answer:
+    async def _answer(self, flight: Flight, reading: Reading | None, call: LoadOptions) -> Loaded:
         stale = reading is not None and reading.found and usable(reading, call.stale_if_error_s)
         flight.waiters += 1
         try:
@@ -137,7 +139,7 @@ class ReadThrough:
                 flight.task.cancel()
         assert reading is not None  # noqa: S101
         self._counters.stale_served += 1
-        return Answer(reading.value, confirmed=True)
+        return Loaded(reading.value, confirmed=True)
 
     def _land(self, flight: Flight) -> None:
         """From here on, whoever comes starts a flight of his own."""
@@ -145,14 +147,14 @@ class ReadThrough:
             del self._flights[flight.name]
 
     async def _fly(
-        self, flight: Flight, slot: Slot, loader: Loader, reading: Reading | None, call: Call
-    ) -> Answer:
+        self, flight: Flight, slot: Slot, loader: Loader, reading: Reading | None, call: LoadOptions
+    ) -> Loaded:
         lease: Lease | None = None
         try:
             if reading is not None:
                 leased = await self._acquire(flight, slot, reading)
                 if isinstance(leased, Reading):
-                    return Answer(leased.value, confirmed=True)
+                    return Loaded(leased.value, confirmed=True)
                 lease = leased
             flight.loading = True
             slot.note("load")
@@ -161,7 +163,7 @@ class ReadThrough:
             load_s = asyncio.get_running_loop().time() - start
             self._land(flight)
             held, lease = lease, None
-            return Answer(value, held is not None and await self._store(slot, held, value, load_s))
+            return Loaded(value, held is not None and await self._store(slot, held, value, load_s))
         finally:
             self._land(flight)
             if lease is not None:
@@ -195,7 +197,7 @@ class ReadThrough:
             return None
 
     async def _load_leased(
-        self, slot: Slot, loader: Loader, lease: Lease | None, call: Call
+        self, slot: Slot, loader: Loader, lease: Lease | None, call: LoadOptions
     ) -> Any:
         if lease is None:
             return await self._load(loader, call)
@@ -212,7 +214,7 @@ class ReadThrough:
                 if not await slot.renew(lease):
                     return
 
-    async def _load(self, loader: Loader, call: Call) -> Any:
+    async def _load(self, loader: Loader, call: LoadOptions) -> Any:
         self._counters.loads += 1
         limit_s = call.hard_timeout_s
         try:
@@ -250,7 +252,9 @@ class ReadThrough:
             if await slot.release(lease):
                 self._backplane.wake(slot.entry)
 
-    def _refresh_early(self, slot: Slot, loader: Loader, reading: Reading, call: Call) -> None:
+    def _refresh_early(
+        self, slot: Slot, loader: Loader, reading: Reading, call: LoadOptions
+    ) -> None:
         """XFetch: the slower the loader and the nearer the end, the likelier a refresh."""
         beta, head = self._options.early_refresh_beta, reading.head
         if not beta or head is None or not head.load_us:

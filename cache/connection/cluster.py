@@ -1,5 +1,5 @@
 """
-What `Lane` is to one server, for the nodes of a cluster: one lane each.
+What `MultiplexedConnection` is to one server, for the nodes of a cluster: one lane each.
 
 So the commands of one event-loop tick leave in one write a node, and each
 node's run is known. The map of slots is asked for when it is needed, and
@@ -17,9 +17,9 @@ from typing import Any, TypeVar
 from redis.crc import key_slot
 from redis.exceptions import ResponseError
 
-from cache.connection.multiplexed import Lane
+from cache.connection.multiplexed import MultiplexedConnection
 from cache.connection.pool import node_pool
-from cache.connection.protocol import Away, Ended, Wire
+from cache.connection.protocol import Away, Connection, Ended
 from cache.connection.tasks import end
 
 T = TypeVar("T")
@@ -33,13 +33,13 @@ _SCRIPTS = {"EVAL", "EVALSHA"}
 _KEY_OF_SCRIPT = 3
 
 
-class ClusterLane:
+class ClusterConnection:
     """Commands go to the lane of the node that has their first key; one without, to all."""
 
     def __init__(self, client: Any, *, timeout_s: float) -> None:
         self._client = client
         self._timeout_s = timeout_s
-        self._lanes: dict[Address, Lane] = {}
+        self._connections: dict[Address, MultiplexedConnection] = {}
         self._starts: list[int] = []  # first slot of each range,
         self._owners: list[Address] = []  # and who has it
         self._stale = True
@@ -49,13 +49,15 @@ class ClusterLane:
 
     @property
     def desynchronized(self) -> int:
-        return self._desynchronized + sum(lane.desynchronized for lane in self._lanes.values())
+        return self._desynchronized + sum(
+            connection.desynchronized for connection in self._connections.values()
+        )
 
     def incarnation_of(self, key: str) -> bytes:
         """That of the node which has the key by the map of now; zeros while none is known."""
         owner = self._owner(key)
-        lane = self._lanes.get(owner) if owner else None
-        return bytes(8) if lane is None else lane.incarnation_of()
+        connection = self._connections.get(owner) if owner else None
+        return bytes(8) if connection is None else connection.incarnation_of()
 
     async def connect(self) -> None:
         """
@@ -64,25 +66,25 @@ class ClusterLane:
         """
         if self._stale:
             await self._learn()
-        await _all([lane.connect() for lane in list(self._lanes.values())])
+        await _all([connection.connect() for connection in list(self._connections.values())])
 
     async def execute(self, *args: Any) -> Any:
-        """As `Lane.execute`."""
+        """As `MultiplexedConnection.execute`."""
         if len(args) == 1:
-            return (await _all([lane.execute(*args) for lane in await self.nodes()]))[0]
+            return (await _all([connection.execute(*args) for connection in await self.nodes()]))[0]
         key = args[_KEY_OF_SCRIPT if args[0] in _SCRIPTS else 1]
         address: Address | None = None
         asking = False
         for _ in range(_HOPS):
             await self._learn_in_time()
-            lane = self._lane(address or self._owner(key))
+            connection = self._node(address or self._owner(key))
             try:
-                return await self._ask(lane, args, asking=asking)
+                return await self._ask(connection, args, asking=asking)
             except ResponseError as exc:
                 word, _, rest = str(exc).partition(" ")
                 if word not in _PASSING:
                     raise
-                address, asking = self._told(word, rest, lane), word == "ASK"
+                address, asking = self._told(word, rest, connection), word == "ASK"
                 if address is None:
                     raise Away(str(exc)) from None
             except Away:
@@ -92,7 +94,7 @@ class ClusterLane:
         raise Away("the cluster sends the command round and round")
 
     async def execute_many(self, commands: Sequence[Sequence[Any]]) -> list[Any]:
-        """As `Lane.execute_many`: one write a node."""
+        """As `MultiplexedConnection.execute_many`: one write a node."""
         replies = await asyncio.gather(
             *(self.execute(*command) for command in commands), return_exceptions=True
         )
@@ -107,22 +109,26 @@ class ClusterLane:
     async def eval(self, source: str, count: int, *args: Any) -> Any:
         return await self.execute("EVAL", source, count, *args)
 
-    async def _ask(self, lane: Lane, args: Sequence[Any], *, asking: bool) -> Any:
+    async def _ask(
+        self, connection: MultiplexedConnection, args: Sequence[Any], *, asking: bool
+    ) -> Any:
         if not asking:
-            return await lane.execute(*args)
-        reply = (await lane.execute_many((("ASKING",), args)))[1]
+            return await connection.execute(*args)
+        reply = (await connection.execute_many((("ASKING",), args)))[1]
         if isinstance(reply, ResponseError):
             raise reply
         return reply
 
-    def _told(self, word: str, rest: str, lane: Lane) -> Address | None:
+    def _told(self, word: str, rest: str, connection: MultiplexedConnection) -> Address | None:
         """Where MOVED or ASK sends a command; None when it must be given up for now."""
         if word not in {"MOVED", "ASK"}:
             self._stale = True
             return None
         host, _, port = rest.split(" ")[1].rpartition(":")
         if not host:  # the same as the one that answered
-            host = next((h for (h, _), known in self._lanes.items() if known is lane), "")
+            host = next(
+                (h for (h, _), known in self._connections.items() if known is connection), ""
+            )
         self._stale = self._stale or word == "MOVED"
         return host, int(port)
 
@@ -132,14 +138,16 @@ class ClusterLane:
         slot = key_slot(key if isinstance(key, bytes) else key.encode())
         return self._owners[bisect_right(self._starts, slot) - 1]
 
-    def _lane(self, address: Address | None) -> Lane:
+    def _node(self, address: Address | None) -> MultiplexedConnection:
         if address is None:
             raise Away("no map of the cluster")
-        lane = self._lanes.get(address)
-        if lane is None:
+        connection = self._connections.get(address)
+        if connection is None:
             pool = SimpleNamespace(connection_pool=node_pool(self._client, *address))
-            lane = self._lanes[address] = Lane(pool, timeout_s=self._timeout_s)
-        return lane
+            connection = self._connections[address] = MultiplexedConnection(
+                pool, timeout_s=self._timeout_s
+            )
+        return connection
 
     async def _learn_in_time(self) -> None:
         if not self._stale:
@@ -164,9 +172,9 @@ class ClusterLane:
     async def _learn_from_any(self) -> None:
         seeds = [(node.host, int(node.port)) for node in _startup_nodes(self._client)]
         reason = "the cluster has no nodes"
-        for address in dict.fromkeys([*self._lanes, *seeds]):
+        for address in dict.fromkeys([*self._connections, *seeds]):
             try:
-                ranges = await self._lane(address).execute("CLUSTER", "SLOTS")
+                ranges = await self._node(address).execute("CLUSTER", "SLOTS")
             except (Away, ResponseError) as exc:
                 reason = str(exc)
                 continue
@@ -183,22 +191,22 @@ class ClusterLane:
             ((found[2][0] or asked[0].encode()).decode(), found[2][1]) for found in ranges
         ]
         self._stale = False
-        for address in [a for a in self._lanes if a not in self._owners]:
-            lane = self._lanes.pop(address)
-            self._desynchronized += lane.desynchronized
-            task = asyncio.ensure_future(lane.close())
+        for address in [a for a in self._connections if a not in self._owners]:
+            connection = self._connections.pop(address)
+            self._desynchronized += connection.desynchronized
+            task = asyncio.ensure_future(connection.close())
             self._endings.add(task)
             task.add_done_callback(self._endings.discard)
         # A run is known once it is connected to; a value is judged by it.
         await asyncio.gather(
-            *(self._lane(address).connect() for address in dict.fromkeys(self._owners)),
+            *(self._node(address).connect() for address in dict.fromkeys(self._owners)),
             return_exceptions=True,
         )
 
-    async def nodes(self) -> Sequence[Wire]:
+    async def nodes(self) -> Sequence[Connection]:
         """The lanes of the nodes on the map. Raises Away."""
         await self._learn_in_time()
-        return list(self._lanes.values())
+        return list(self._connections.values())
 
     async def has_ended(self) -> bool:
         """One node that is gone is not the cluster."""
@@ -207,7 +215,7 @@ class ClusterLane:
     async def close(self) -> None:
         if self._learning is not None:
             await end(self._learning)
-        await asyncio.gather(*(lane.close() for lane in self._lanes.values()))
+        await asyncio.gather(*(connection.close() for connection in self._connections.values()))
         await asyncio.gather(*self._endings, return_exceptions=True)
 
 

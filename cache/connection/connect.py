@@ -8,33 +8,33 @@ from typing import Any
 
 from redis.asyncio.cluster import RedisCluster
 
-from cache.connection.cluster import ClusterLane
-from cache.connection.multiplexed import Lane
+from cache.connection.cluster import ClusterConnection
+from cache.connection.multiplexed import MultiplexedConnection
 from cache.connection.pool import close_client, sibling
-from cache.connection.protocol import Wire
+from cache.connection.protocol import Connection
 
 
-def wire_on(client: Any, timeout_s: float) -> Wire:
+def connect(client: Any, timeout_s: float) -> Connection:
     """Over connections of the client's own pool."""
     if isinstance(client, RedisCluster):
-        return ClusterLane(client, timeout_s=timeout_s)
-    return Lane(client, timeout_s=timeout_s)
+        return ClusterConnection(client, timeout_s=timeout_s)
+    return MultiplexedConnection(client, timeout_s=timeout_s)
 
 
 @asynccontextmanager
-async def wire_beside(client: Any, timeout_s: float, *, name: str) -> AsyncIterator[Wire]:
+async def connect_beside(client: Any, timeout_s: float, *, name: str) -> AsyncIterator[Connection]:
     """Over connections of its own to the same server, for another event loop."""
     if isinstance(client, RedisCluster):
-        lane: Wire = ClusterLane(client, timeout_s=timeout_s)
+        connection: Connection = ClusterConnection(client, timeout_s=timeout_s)
         try:
-            yield lane
+            yield connection
         finally:
-            await lane.close()
+            await connection.close()
         return
     own = sibling(client, name=name, socket_timeout_s=timeout_s)
-    lane = Lane(own, timeout_s=timeout_s)
+    connection = MultiplexedConnection(own, timeout_s=timeout_s)
     try:
-        yield lane
+        yield connection
     finally:
-        await lane.close()
+        await connection.close()
         await close_client(own)

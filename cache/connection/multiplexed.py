@@ -1,7 +1,7 @@
 """
 One connection that everything shares: the cache's commands, the queue's scripts.
 
-`Lane` takes a connection that redis-py has dialled (TLS, login, Sentinel and
+`MultiplexedConnection` takes a connection that redis-py has dialled (TLS, login, Sentinel and
 all) and pipelines on it: the commands of one event-loop tick leave in one
 write, and replies are matched in order (replies.py) without a task a command.
 It knows the incarnation of the server it talks to (its run id): values of an
@@ -35,12 +35,12 @@ from redis.exceptions import ResponseError
 
 from cache.connection.liveness import Vicinity, has_ended, vicinity
 from cache.connection.pool import OUTAGE, explain
-from cache.connection.protocol import Away, Ended, Take, Wire
+from cache.connection.protocol import Away, Connection, Ended, Take
 from cache.connection.replies import Replies
 from cache.connection.tasks import end
 from cache.errors import NotEncodable
 
-__all__ = ["Away", "Ended", "Lane", "Wire", "encode_command"]
+__all__ = ["Away", "Ended", "MultiplexedConnection", "encode_command"]
 
 log = structlog.get_logger(__name__)
 
@@ -66,7 +66,7 @@ def encode_command(args: Sequence[Any]) -> bytes:
     return packed
 
 
-class Lane:
+class MultiplexedConnection:
     """
     A multiplexed connection, dialled again when it is needed and gone.
 
@@ -304,7 +304,7 @@ class Lane:
         except ResponseError:
             return b""  # not permitted: then nothing is known
 
-    async def nodes(self) -> Sequence[Wire]:
+    async def nodes(self) -> Sequence[Connection]:
         """This one has all keys."""
         return [self]
 

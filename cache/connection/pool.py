@@ -125,15 +125,17 @@ def parse_url(url: str) -> Target:
     username, _, password = credentials.partition(":")
     login = (unquote(username) or None, unquote(password) or None)
     try:
-        parts = urlsplit(f"//{rest}")
-        query, hosts = dict(parse_qsl(parts.query)), parts.netloc
+        components = urlsplit(f"//{rest}")
+        query, hosts = dict(parse_qsl(components.query)), components.netloc
         if scheme == "embedded":
             return Target("embedded")
         if scheme == "unix":
-            return Target("unix", (), int(query.get("db", 0)), *login, path=unquote(parts.path))
+            return Target(
+                "unix", (), int(query.get("db", 0)), *login, path=unquote(components.path)
+            )
         default_port = 26379 if scheme.endswith("+sentinel") else 6379
         nodes = tuple(_host_port(item, default_port) for item in hosts.split(","))
-        path = [p for p in parts.path.split("/") if p]
+        path = [p for p in components.path.split("/") if p]
         if scheme in {"redis", "rediss"} and len(nodes) == 1:
             db = int(query.get("db", path[0] if path else 0))
             return Target("standalone", nodes, db, *login, tls=tls)
@@ -151,8 +153,8 @@ def parse_url(url: str) -> Target:
 
 
 def _host_port(text: str, default: int) -> tuple[str, int]:
-    parts = urlsplit("//" + text)
-    return parts.hostname or "localhost", parts.port or default
+    components = urlsplit("//" + text)
+    return components.hostname or "localhost", components.port or default
 
 
 def _retry(options: PoolOptions) -> Retry:

@@ -20,7 +20,7 @@ class Ended(Away):
     """The connection ended under the call: it may have run, and can be sent once more."""
 
 
-class Wire(Protocol):
+class Connection(Protocol):
     """What the cache needs of a connection."""
 
     @property
@@ -42,7 +42,7 @@ class Wire(Protocol):
 
     async def eval(self, source: str, count: int, *args: Any) -> Any: ...
 
-    async def nodes(self) -> Sequence[Wire]:
+    async def nodes(self) -> Sequence[Connection]:
         """Each server with keys, for commands that name none."""
         ...
 
@@ -53,7 +53,7 @@ class Wire(Protocol):
     async def close(self) -> None: ...
 
 
-class OneServer(Wire, Protocol):
+class SingleServerConnection(Connection, Protocol):
     """A wire to a server that has all keys."""
 
     def fetch(self, args: tuple[Any, ...], take: Take) -> Awaitable[Any]:

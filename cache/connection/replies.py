@@ -26,7 +26,7 @@ from cache.connection.pool import explain
 from cache.connection.protocol import Take
 
 if TYPE_CHECKING:
-    from cache.connection.multiplexed import Lane
+    from cache.connection.multiplexed import MultiplexedConnection
 
 _BUFFER_BYTES = 512 * 1024
 # A hit as it nearly always is: two strings of 16 bytes, and the length of the value.
@@ -47,8 +47,8 @@ class Replies(asyncio.BufferedProtocol):
     `calls` are their futures, each with what it makes of the value in its reply.
     """
 
-    def __init__(self, lane: Lane, before: asyncio.BaseProtocol) -> None:
-        self._lane = lane
+    def __init__(self, connection: MultiplexedConnection, before: asyncio.BaseProtocol) -> None:
+        self._connection = connection
         self._before = before  # redis-py's own, told when the connection ends
         self._buffer = bytearray(_BUFFER_BYTES)
         self._view = memoryview(self._buffer)  # TLS fills slices of it, which must not be copies
@@ -61,7 +61,7 @@ class Replies(asyncio.BufferedProtocol):
         return self._view[self._kept :]
 
     def buffer_updated(self, nbytes: int) -> None:
-        self._lane.progress()
+        self._connection.progress()
         end = self._kept + nbytes
         self._kept = 0
         try:
@@ -74,9 +74,9 @@ class Replies(asyncio.BufferedProtocol):
                 raise ValueError("bytes that no call waits for")
         except ReadOnlyError:
             # A Sentinel names another master by now: the next call dials that one.
-            self._lane.lose("the server became a replica", self)
+            self._connection.lose("the server became a replica", self)
         except Exception as exc:  # noqa: BLE001  (whose reply the next bytes are is not known)
-            self._lane.desynchronize(f"replies out of step: {type(exc).__name__}", self)
+            self._connection.desynchronize(f"replies out of step: {type(exc).__name__}", self)
 
     def _read_in_place(self, end: int) -> int:
         """Read the replies in the buffer that calls have a `Take` for; where that stops."""
@@ -133,7 +133,7 @@ class Replies(asyncio.BufferedProtocol):
         return False
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._lane.lose(explain(exc) if exc else "closed by the server", self)
+        self._connection.lose(explain(exc) if exc else "closed by the server", self)
         self._before.connection_lost(exc)
 
     def pause_writing(self) -> None:

@@ -3,7 +3,7 @@ Clients whose scripts share one connection.
 
 redis-py takes a connection from its pool for every call and reads each reply
 on its own; a service that runs thousands of scripts a second spends most of
-its time there. `SharedScripts` sends them over one pipelined `Lane` instead:
+its time there. `SharedScripts` sends them over one pipelined `MultiplexedConnection` instead:
 what comes while others wait for replies leaves in one write a tick of the event
 loop. Every other command goes redis-py's way, and so does whatever blocks.
 """
@@ -16,7 +16,7 @@ from typing import Any
 from redis.asyncio import Redis
 from redis.backoff import ExponentialWithJitterBackoff
 
-from cache.connection.multiplexed import Away, Ended, Lane
+from cache.connection.multiplexed import Away, Ended, MultiplexedConnection
 
 _RETRIES = 3
 _BACKOFF_BASE_S, _BACKOFF_CAP_S = 0.02, 0.5
@@ -34,7 +34,7 @@ class SharedScripts:
     # One more than the pool has for callers (pool.build_client).
     own_connections = 1
     connection_pool: Any
-    _lane: Lane | None = None
+    _connection: MultiplexedConnection | None = None
 
     async def evalsha(self, sha: str, numkeys: int, *keys_and_args: Any) -> Any:
         """
@@ -51,20 +51,22 @@ class SharedScripts:
         return await self._send("EVAL", script, numkeys, *keys_and_args)
 
     async def aclose(self, close_connection_pool: bool | None = None) -> None:
-        lane, self._lane = self._lane, None
-        if lane is not None:
-            await lane.close()
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            await connection.close()
         await super().aclose(close_connection_pool)  # type: ignore[misc]
 
     async def _send(self, *args: Any) -> Any:
-        if self._lane is None:
+        if self._connection is None:
             limit = self.connection_pool.connection_kwargs.get("socket_timeout")
-            self._lane = Lane(self, timeout_s=limit or _TIMEOUT_S, eager=True)
-        lane, failures = self._lane, 0
+            self._connection = MultiplexedConnection(
+                self, timeout_s=limit or _TIMEOUT_S, eager=True
+            )
+        connection, failures = self._connection, 0
         while True:
-            was_connected = lane.is_connected
+            was_connected = connection.is_connected
             try:
-                return await lane.execute(*args)
+                return await connection.execute(*args)
             except Away as exc:
                 failures += 1
                 # A network that forgot an idle connection stays silent: worth one new one.

@@ -94,7 +94,7 @@ class Header(NamedTuple):
 _make = tuple.__new__  # Header._make takes thrice as long
 
 
-class Stored:
+class StoredValue:
     """
     A stored value as it was read, still sealed: its header, and a copy of the rest.
 
@@ -176,7 +176,7 @@ class Envelopes:
         )  # fmt: skip
         return b"".join((head, name, where, body))
 
-    def read(self, data: bytes | memoryview, start: int = 0, end: int | None = None) -> Stored:
+    def read(self, data: bytes | memoryview, start: int = 0, end: int | None = None) -> StoredValue:
         """The stored value that lies there; readable if this version and schema wrote it, whole."""
         end = len(data) if end is None else end
         at = start + HEADER_BYTES
@@ -192,12 +192,12 @@ class Envelopes:
                 and end - body == head.length
             ):
                 name = bytes(data[at:where]) if head.name_length else b""
-                return Stored(
+                return StoredValue(
                     head.fill_id, head, name, bytes(data[where:body]), bytes(data[body:end])
                 )
-        return Stored(bytes(data[start + 8 : min(end, start + 16)]))
+        return StoredValue(bytes(data[start + 8 : min(end, start + 16)]))
 
-    def open(self, stored: Stored, place: str, model: type[BaseModel] | None = None) -> Any:
+    def open(self, stored: StoredValue, place: str, model: type[BaseModel] | None = None) -> Any:
         """
         The value of what has a header.
 

@@ -451,7 +451,7 @@ async def test_what_cannot_be_delivered_forgets_everything_once(cache: Any) -> N
 
 OURS = [
     "webhook:m1", "webhook-replay:t:m1", "webhook-end:0:m1", "webhook-ended:0:m1", "llm:batch:b1",
-    "llm:single:r1", "cron:revive_webhooks:0", "startup:cron:x:0",
+    "llm:single:r1", "cron:rescue_webhooks:0", "startup:cron:x:0",
 ]  # fmt: skip
 
 
@@ -496,7 +496,7 @@ async def test_a_job_inside_a_worker_takes_no_place_of_ours(client: Any, prefix:
     from worker.app.main import WorkerRedis
 
     redis: Any = WorkerRedis(connection_pool=client.connection_pool)
-    for odd in ("webhook:m1", "cron:revive_webhooks:0", "\ud800", "a\nb", ""):
+    for odd in ("webhook:m1", "cron:rescue_webhooks:0", "\ud800", "a\nb", ""):
         with pytest.raises(InvalidArgument, match="_job_id"):
             await redis.enqueue_job("f", _job_id=odd, _queue_name=f"{prefix}queue")
     assert await _keys(client, prefix) == set()

@@ -108,7 +108,7 @@ async def test_the_answer_none_is_kept_for_its_own_ttl(cache: Cache, client: Any
     assert await cache.agents.get_or_load("a1", loader) is None
     assert await cache.agents.get_or_load("a1", loader) is None
     assert loader.calls == 1
-    left_ms = await client.pttl(cache.parts.keys.agent("a1"))
+    left_ms = await client.pttl(cache.components.keys.agent("a1"))
     assert 0 < left_ms <= 10_000
 
 
@@ -135,7 +135,7 @@ async def test_a_short_ttl_ends_though_another_scope_keeps_the_key(cache: Cache)
 async def test_lives_are_jittered(cache: Cache, client: Any) -> None:
     for number in range(20):
         await cache.agents.set(f"a{number}", 1, ttl_s=100)
-    lives = [await client.pttl(cache.parts.keys.agent(f"a{n}")) for n in range(20)]
+    lives = [await client.pttl(cache.components.keys.agent(f"a{n}")) for n in range(20)]
     assert all(90_000 - 5000 < life <= 100_000 for life in lives)
     assert max(lives) - min(lives) > 1000
 
@@ -427,7 +427,7 @@ async def test_blocks_and_contexts_go_with_their_agent(cache: Cache) -> None:
 
 async def test_a_session_lives_as_long_as_it_is_read(cache: Cache, client: Any) -> None:
     await cache.agents.sessions.set("a1", "s1", {"k": 1}, ttl_s=100)
-    key = cache.parts.keys.session("a1", "s1")
+    key = cache.components.keys.session("a1", "s1")
     await client.expire(key, 10)
     assert await cache.agents.sessions.get("a1", "s1") == {"k": 1}
     assert await client.ttl(key) > 90

@@ -11,7 +11,7 @@ import os
 
 import pytest
 
-from cache.connection.multiplexed import Lane
+from cache.connection.multiplexed import MultiplexedConnection
 from cache.connection.pool import PoolOptions, open_pool
 from tests.support.caches import PATIENT_S
 from tests.support.connection_fuzz import ConnectionFuzz, break_often
@@ -34,17 +34,17 @@ async def test_each_reply_goes_to_its_caller(valkey_url: str, prefix: str) -> No
                 return loop.time() > end
 
             async with open_pool(proxy.url, options, name="t") as client:
-                lane = Lane(client, timeout_s=PATIENT_S, eager=eager)
-                fuzz = ConnectionFuzz(lane, prefix, SEED)
+                connection = MultiplexedConnection(client, timeout_s=PATIENT_S, eager=eager)
+                fuzz = ConnectionFuzz(connection, prefix, SEED)
                 await fuzz.prepare()
                 breaking = asyncio.create_task(break_often(proxy, SEED))
                 await fuzz.run(is_over)
                 breaking.cancel()
-                await lane.close()
+                await connection.close()
             counts = dict(fuzz.counts)
             print(f"eager={eager} cuts={proxy.cuts_made} {counts}")  # noqa: T201
             assert "WRONG" not in counts
-            assert lane.desynchronized == 0
+            assert connection.desynchronized == 0
             for outcome in ("right", "cancelled", "not encodable", "away"):
                 assert counts[outcome] > 20, counts
             assert proxy.cuts_made > 5

@@ -103,7 +103,7 @@ async def test_an_organisation_whose_generation_was_evicted_is_a_miss(
     cache: Cache, client: Any
 ) -> None:
     await _fill(cache, "a1", organisation="o1")
-    await client.delete(cache.parts.keys.generation("o1"))
+    await client.delete(cache.components.keys.generation("o1"))
     assert await cache.agents.get("a1", organisation="o1") is None
     await _fill(cache, "a1", 2, organisation="o1")
     assert await cache.agents.get("a1", organisation="o1") == 2
@@ -133,7 +133,9 @@ async def test_an_index_that_may_have_been_evicted_means_everything(tmp_path: An
             for number in range(300):
                 await cache.agents.set(f"x{number}", b"x" * 20_000)
             await _fill(cache, "a1", depends_on=["block:b1"])
-            await cache.parts.entries.link.execute("DEL", cache.parts.keys.dependency("block:b1"))
+            await cache.components.entries.connection.execute(
+                "DEL", cache.components.keys.dependency("block:b1")
+            )
             await cache.agents.invalidate_dependency("block:b1")
             assert await cache.agents.get("a1") is None
             assert cache.stats()["index_lost"] == 1
@@ -241,7 +243,7 @@ async def test_copies_are_bypassed_while_the_backplane_is_lost_and_right_after_i
             server.kill()
 
             async def lost() -> bool:
-                return not reader.parts.backplane.caught_up
+                return not reader.components.backplane.caught_up
 
             await eventually(lost)
             assert await reader.agents.get("a1") is None
@@ -249,7 +251,7 @@ async def test_copies_are_bypassed_while_the_backplane_is_lost_and_right_after_i
             await writer.agents.invalidate("a1")
 
             async def back() -> bool:
-                return reader.parts.backplane.caught_up
+                return reader.components.backplane.caught_up
 
             await eventually(back)
             assert await reader.agents.get("a1") is None
@@ -261,8 +263,8 @@ async def test_a_gap_in_the_backplane_forgets_all_copies(
     async with cache_on(valkey_url, prefix, local=LOCAL) as cache:
         await _fill(cache, "a1", "old")
         await _copied(cache, "a1", "old")
-        backplane = cache.parts.backplane
-        key = cache.parts.keys.backplane
+        backplane = cache.components.backplane
+        key = cache.components.keys.backplane
         await client.xadd(key, {"i": "unrelated"})
 
         async def heard() -> bool:

@@ -6,7 +6,7 @@ import pytest
 
 from cache.coherence.breaker import FIRST_WAIT_S, LONGEST_WAIT_S, Breaker
 from cache.coherence.local import LocalLevel
-from cache.encoding.envelope import Stored
+from cache.encoding.envelope import StoredValue
 from cache.options import LocalOptions
 from cache.stats import Counters, PerAgent
 
@@ -27,8 +27,8 @@ def _level(max_bytes: int = 100_000, *, share: bool = False) -> tuple[LocalLevel
     return LocalLevel(options, Counters(), now=now), now
 
 
-def _stored(data: bytes) -> Stored:
-    return Stored(b"fill id.", payload=data)
+def _stored(data: bytes) -> StoredValue:
+    return StoredValue(b"fill id.", payload=data)
 
 
 def _keep(level: LocalLevel, key: str, data: bytes = b"data", left_s: float = 60) -> bool:

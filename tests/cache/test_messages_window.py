@@ -156,7 +156,7 @@ async def test_what_was_loaded_before_a_change_is_not_stored(
 
 
 async def test_half_an_eviction_is_no_answer(cache: Cache, client: Any) -> None:
-    keys = cache.parts.keys
+    keys = cache.components.keys
     floor = keys.windows("a1")
     for victim in (floor, floor + ":state:default", keys.window("a1", "default")):
         await cache.messages.get_or_load("a1", Loader(_messages(1, 2)), limit=2)
@@ -168,7 +168,7 @@ async def test_half_an_eviction_is_no_answer(cache: Cache, client: Any) -> None:
 
 async def test_a_foreign_member_in_a_window_is_no_answer(cache: Cache, client: Any) -> None:
     await cache.messages.get_or_load("a1", Loader(_messages(1, 2)), limit=2)
-    window = cache.parts.keys.window("a1", "default")
+    window = cache.components.keys.window("a1", "default")
     await client.zremrangebyscore(window, 1, 1)
     await client.zadd(window, {b"garbage": 1})
     assert await cache.messages.list("a1", limit=2) is None

@@ -71,7 +71,7 @@ class CacheAgainstDatabase(RuleBasedStateMachine):
     def a_member_falls_silent(self, who: int) -> None:
         """The server ends the era: what was stored counts for nothing, and nothing else."""
         cache = self.caches[who]
-        self.run(cache.client.delete(cache.parts.keys.era))
+        self.run(cache.client.delete(cache.components.keys.era))
 
     @rule(agent=AGENTS)
     def commit_without_invalidation_yet(self, agent: str) -> None:

@@ -12,7 +12,7 @@ import trustme
 from redis.exceptions import NoScriptError, ResponseError
 
 from cache import Cache, CacheOptions
-from cache.connection.multiplexed import Away, Lane, encode_command
+from cache.connection.multiplexed import Away, MultiplexedConnection, encode_command
 from cache.connection.pool import PoolOptions, open_pool
 from cache.errors import NotEncodable
 from tests.support.caches import PATIENT_S, Loader, cache_on
@@ -90,65 +90,69 @@ async def test_it_works_with_sentinel(tmp_path: Path) -> None:
 
 async def test_replies_go_to_their_callers(valkey_url: str, prefix: str) -> None:
     async with open_pool(valkey_url, PoolOptions(), name="t") as client:
-        lane = Lane(client, timeout_s=PATIENT_S)
-        await asyncio.gather(*(lane.execute("SET", f"{prefix}{n}", n, "EX", 60) for n in range(99)))
-        found = await asyncio.gather(*(lane.execute("GET", f"{prefix}{n}") for n in range(99)))
+        connection = MultiplexedConnection(client, timeout_s=PATIENT_S)
+        await asyncio.gather(
+            *(connection.execute("SET", f"{prefix}{n}", n, "EX", 60) for n in range(99))
+        )
+        found = await asyncio.gather(
+            *(connection.execute("GET", f"{prefix}{n}") for n in range(99))
+        )
         assert found == [str(n).encode() for n in range(99)]
-        await lane.close()
+        await connection.close()
 
 
 async def test_a_refused_command_fails_alone(valkey_url: str) -> None:
     async with open_pool(valkey_url, PoolOptions(), name="t") as client:
-        lane = Lane(client, timeout_s=PATIENT_S)
+        connection = MultiplexedConnection(client, timeout_s=PATIENT_S)
         calls = [
-            lane.execute("NO-SUCH-COMMAND"),
-            lane.evalsha("0" * 40, 0),
-            lane.execute("ECHO", "x"),
+            connection.execute("NO-SUCH-COMMAND"),
+            connection.evalsha("0" * 40, 0),
+            connection.execute("ECHO", "x"),
         ]
         replies: list[Any] = await asyncio.gather(*calls, return_exceptions=True)
         assert isinstance(replies[0], ResponseError)
         assert isinstance(replies[1], NoScriptError)
         assert replies[2] == b"x"
-        await lane.close()
+        await connection.close()
 
 
 async def test_a_cancelled_caller_does_not_shift_the_replies(valkey_url: str) -> None:
     async with open_pool(valkey_url, PoolOptions(), name="t") as client:
-        lane = Lane(client, timeout_s=PATIENT_S)
-        await lane.connect()
-        cancelled = asyncio.create_task(lane.execute("ECHO", "cancelled"))
-        kept = asyncio.create_task(lane.execute("ECHO", "kept"))
+        connection = MultiplexedConnection(client, timeout_s=PATIENT_S)
+        await connection.connect()
+        cancelled = asyncio.create_task(connection.execute("ECHO", "cancelled"))
+        kept = asyncio.create_task(connection.execute("ECHO", "kept"))
         await asyncio.sleep(0)
         cancelled.cancel()
         assert await kept == b"kept"
-        await lane.close()
+        await connection.close()
 
 
 async def test_closing_gives_the_connection_back_to_its_pool(valkey_url: str) -> None:
     async with open_pool(valkey_url, PoolOptions(max_connections=1), name="t") as client:
         for _ in range(3):
-            lane = Lane(client, timeout_s=PATIENT_S)
-            assert await lane.execute("ECHO", "x") == b"x"
-            await lane.close()
+            connection = MultiplexedConnection(client, timeout_s=PATIENT_S)
+            assert await connection.execute("ECHO", "x") == b"x"
+            await connection.close()
         assert await client.ping()
 
 
 async def test_a_connection_that_is_refused_is_away(tmp_path: Path) -> None:
     url = f"redis://127.0.0.1:{free_port()}/0"
     async with open_pool(url, PoolOptions(retries=0), name="t") as client:
-        lane = Lane(client, timeout_s=PATIENT_S)
+        connection = MultiplexedConnection(client, timeout_s=PATIENT_S)
         with pytest.raises(Away):
-            await lane.execute("PING")
-        await lane.close()
+            await connection.execute("PING")
+        await connection.close()
 
 
 async def test_calls_that_wait_when_the_server_ends_the_connection_are_away(
     valkey_url: str, client: Any
 ) -> None:
     async with open_pool(valkey_url, PoolOptions(), name="t") as own:
-        lane = Lane(own, timeout_s=PATIENT_S)
-        number = await lane.execute("CLIENT", "ID")
-        blocked = asyncio.create_task(lane.execute("BLPOP", "never", 0))
+        connection = MultiplexedConnection(own, timeout_s=PATIENT_S)
+        number = await connection.execute("CLIENT", "ID")
+        blocked = asyncio.create_task(connection.execute("BLPOP", "never", 0))
 
         async def waiting() -> bool:
             lines = (await client.client_list(client_id=[str(number)]))[0]
@@ -158,18 +162,18 @@ async def test_calls_that_wait_when_the_server_ends_the_connection_are_away(
         await client.execute_command("CLIENT", "KILL", "ID", number)
         with pytest.raises(Away):
             await blocked
-        assert await lane.execute("ECHO", "again") == b"again"
-        await lane.close()
+        assert await connection.execute("ECHO", "again") == b"again"
+        await connection.close()
 
 
 async def test_text_bytes_and_numbers_arrive_as_they_are(valkey_url: str) -> None:
     async with open_pool(valkey_url, PoolOptions(), name="t") as client:
-        lane = Lane(client, timeout_s=PATIENT_S)
+        connection = MultiplexedConnection(client, timeout_s=PATIENT_S)
         sent: tuple[Any, ...] = ("ü", b"\x00\r\n", 7, -1.5, "")
         script = "return ARGV"
-        got = await lane.eval(script, 0, *sent)
+        got = await connection.eval(script, 0, *sent)
         assert got == ["ü".encode(), b"\x00\r\n", b"7", b"-1.5", b""]
-        await lane.close()
+        await connection.close()
 
 
 UNSENDABLE: tuple[Any, ...] = ("\ud800", "a\udfff", None, {"a": 1}, ["x"], ())
@@ -179,18 +183,18 @@ UNSENDABLE: tuple[Any, ...] = ("\ud800", "a\udfff", None, {"a": 1}, ["x"], ())
 @pytest.mark.parametrize("eager", [False, True])
 async def test_what_cannot_be_sent_shifts_no_reply(valkey_url: str, odd: Any, eager: bool) -> None:
     async with open_pool(valkey_url, PoolOptions(), name="t") as client:
-        lane = Lane(client, timeout_s=PATIENT_S, eager=eager)
-        await lane.connect()
+        connection = MultiplexedConnection(client, timeout_s=PATIENT_S, eager=eager)
+        await connection.connect()
 
         async def fetch(argument: Any) -> Any:
-            return await lane.fetch(("MGET", "t:x", "t:y", argument), lambda *_: None)
+            return await connection.fetch(("MGET", "t:x", "t:y", argument), lambda *_: None)
 
         async def ask(number: int) -> Any:
             if number % 4 == 0:
-                return await (fetch(odd) if number % 8 else lane.execute("ECHO", odd))
+                return await (fetch(odd) if number % 8 else connection.execute("ECHO", odd))
             if number % 4 == 1:
-                return await lane.execute_many([("ECHO", "first"), ("ECHO", odd)])
-            return await lane.execute("ECHO", str(number))
+                return await connection.execute_many([("ECHO", "first"), ("ECHO", odd)])
+            return await connection.execute("ECHO", str(number))
 
         replies = await asyncio.gather(*(ask(n) for n in range(40)), return_exceptions=True)
         for number, reply in enumerate(replies):
@@ -198,8 +202,8 @@ async def test_what_cannot_be_sent_shifts_no_reply(valkey_url: str, odd: Any, ea
                 assert isinstance(reply, NotEncodable)
             else:
                 assert reply == str(number).encode()
-        assert lane.desynchronized == 0
-        await lane.close()
+        assert connection.desynchronized == 0
+        await connection.close()
 
 
 async def test_a_command_that_cannot_be_sent_does_not_show_its_arguments() -> None:
@@ -215,9 +219,9 @@ async def test_a_command_that_joined_and_was_not_written_ends_the_connection(
     valkey_url: str, monkeypatch: pytest.MonkeyPatch, eager: bool
 ) -> None:
     async with open_pool(valkey_url, PoolOptions(), name="t") as client:
-        lane = Lane(client, timeout_s=PATIENT_S, eager=eager)
-        number = await lane.execute("CLIENT", "ID")
-        blocked = asyncio.ensure_future(lane.execute("BLPOP", "never", 0))
+        connection = MultiplexedConnection(client, timeout_s=PATIENT_S, eager=eager)
+        number = await connection.execute("CLIENT", "ID")
+        blocked = asyncio.ensure_future(connection.execute("BLPOP", "never", 0))
         for _ in range(2):  # joined, then written
             await asyncio.sleep(0)
         loop = asyncio.get_running_loop()
@@ -227,13 +231,13 @@ async def test_a_command_that_joined_and_was_not_written_ends_the_connection(
             monkeypatch.setattr(loop, "call_soon", call_soon)
             raise MemoryError
 
-        call = lane.execute("ECHO", "x")
+        call = connection.execute("ECHO", "x")
         monkeypatch.setattr(loop, "call_soon", fail_once)
         with pytest.raises(MemoryError):
             call.send(None)
         with pytest.raises(Away):
             await blocked
-        assert lane.desynchronized == 1
-        assert await lane.execute("ECHO", "again") == b"again"
-        assert await lane.execute("CLIENT", "ID") != number
-        await lane.close()
+        assert connection.desynchronized == 1
+        assert await connection.execute("ECHO", "again") == b"again"
+        assert await connection.execute("CLIENT", "ID") != number
+        await connection.close()

@@ -17,8 +17,8 @@ import pytest
 from cache import Cache, LocalOptions
 from cache.coherence.entries import Entries
 from cache.coherence.era import script_args
-from cache.coherence.flight import Answer
-from cache.coherence.guarded import Link
+from cache.coherence.flight import Loaded
+from cache.coherence.guarded import GuardedConnection
 from cache.coherence.local import LocalLevel
 from cache.coherence.membership import Membership, Silence
 from cache.coherence.readthrough import ReadThrough
@@ -52,7 +52,7 @@ async def test_the_lease_check(caches: tuple[Cache, Cache], rule: bool) -> None:
     if not rule:
         line = "if not lease or string.sub(lease, 1, 8) ~= token then -- the lease check"
         lax = _without("fill", line, "if not lease then lease = token .. '0' end if false then")
-        reader.parts.entries._fill = lax
+        reader.components.entries._fill = lax
     loader = Loader("old")
     loader.hold()
     reading = asyncio.create_task(reader.agents.get_or_load("a1", loader))
@@ -89,7 +89,7 @@ async def test_the_floor_when_storing(caches: tuple[Cache, Cache], rule: bool) -
     reader, writer = caches
     if not rule:
         line = "if redis.call('GET', floor_key) ~= floor then -- the floor"
-        reader.parts.entries._fill = _without("fill", line, "if false then")
+        reader.components.entries._fill = _without("fill", line, "if false then")
     loader = Loader("old")
     loader.hold()
     first = asyncio.create_task(reader.agents.get_or_load("a1", loader))
@@ -110,13 +110,13 @@ async def test_the_floor_when_storing(caches: tuple[Cache, Cache], rule: bool) -
 async def test_a_floor_is_never_set_twice(caches: tuple[Cache, Cache], rule: bool) -> None:
     """A copy of the lease command, resent when its connection broke, arrives late."""
     reader, writer = caches
-    entries = reader.parts.entries
+    entries = reader.components.entries
     if not rule:
         entries._lease = _without("lease", "floor = now_us", "floor = '1'")
     lease = await reader.agents.lease("a1")
     assert lease is not None
     await writer.agents.invalidate("a1")
-    await entries.link.run(entries._lease, lease.keys, (lease.token, 3000, "", "grant"))
+    await entries.connection.run(entries._lease, lease.keys, (lease.token, 3000, "", "grant"))
     await reader.agents.fill("a1", "old", lease)
     assert (await writer.agents.get("a1") is None) is rule
 
@@ -202,7 +202,7 @@ async def test_the_local_fence(
         reading = asyncio.create_task(reader.agents.get("a1"))
         await answered.wait()
         monkeypatch.setattr(Entries, "read", read)
-        heard = reader.parts.backplane._last
+        heard = reader.components.backplane._last
         await writer.agents.invalidate("a1")
         await eventually(lambda: _moved(reader, heard))
         go.set()
@@ -211,12 +211,14 @@ async def test_the_local_fence(
 
 
 async def _quiet(cache: Cache) -> bool:
-    events = await cache.parts.backplane._client.xrevrange(cache.parts.keys.backplane, count=1)
-    return bool(events and events[0][0] == cache.parts.backplane._last)
+    events = await cache.components.backplane._client.xrevrange(
+        cache.components.keys.backplane, count=1
+    )
+    return bool(events and events[0][0] == cache.components.backplane._last)
 
 
 async def _moved(cache: Cache, before: bytes) -> bool:
-    return cache.parts.backplane._last != before
+    return cache.components.backplane._last != before
 
 
 @BOTH
@@ -225,17 +227,17 @@ async def test_the_drain_rule(
 ) -> None:
     """An invalidation was lost to an outage, and the server comes back with the old value."""
 
-    async def nothing(self: Link) -> None:
+    async def nothing(self: GuardedConnection) -> None:
         self._missed.clear()
 
     if not rule:
-        monkeypatch.setattr(Link, "_drain", nothing)
+        monkeypatch.setattr(GuardedConnection, "_drain", nothing)
     with fragile_server(tmp_path) as server:
         async with cache_on(server.url, prefix, timeout_s=0.04, member_lease_s=0) as cache:
             await cache.agents.set("a1", "old")
             server.freeze()
             # Told at once, so that nothing of it waits in the server's own buffers.
-            cache.parts.entries.link.trip(Away("the test says so"))
+            cache.components.entries.connection.trip(Away("the test says so"))
             await cache.agents.invalidate("a1")
             server.thaw()
             async with asyncio.timeout(10):
@@ -251,8 +253,8 @@ async def test_late_joiners_start_over(
     if not rule:
         fly = ReadThrough._fly
 
-        async def sure(self: ReadThrough, *args: Any) -> Answer:
-            return Answer((await fly(self, *args)).value, confirmed=True)
+        async def sure(self: ReadThrough, *args: Any) -> Loaded:
+            return Loaded((await fly(self, *args)).value, confirmed=True)
 
         monkeypatch.setattr(ReadThrough, "_fly", sure)
     loader = Loader("old")
@@ -277,7 +279,7 @@ async def test_the_dependencys_floor(caches: tuple[Cache, Cache], rule: bool) ->
     reader, writer = caches
     if not rule:
         line = "if floor and tonumber(floor) >= tonumber(ARGV[2]) then"
-        reader.parts.invalidation._depend = _without("depend", line, "if false then")
+        reader.components.invalidation._depend = _without("depend", line, "if false then")
     loader = Loader("old block")
     loader.hold()
     reading = asyncio.create_task(reader.agents.get_or_load("a1", loader, depends_on=["block:b1"]))
@@ -304,7 +306,7 @@ async def test_the_era_when_reading(
 
         monkeypatch.setattr(Entries, "_trusts", credulous)
     await writer.agents.set("a1", "old")
-    await client.delete(reader.parts.keys.era)
+    await client.delete(reader.components.keys.era)
     assert (await reader.agents.get("a1") is None) is rule
 
 
@@ -325,7 +327,7 @@ async def test_the_era_when_storing(
     loader.hold()
     first = asyncio.create_task(reader.agents.get_or_load("a1", loader))
     await loader.started.wait()
-    await client.delete(reader.parts.keys.era)
+    await client.delete(reader.components.keys.era)
     late = asyncio.create_task(reader.agents.get_or_load("a1", Loader("new")))
 
     async def joined() -> bool:
@@ -352,7 +354,7 @@ async def test_a_member_with_a_queue_is_silent(
         cache_on(valkey_url, prefix, member_lease_s=2.0) as writer,
     ):
         await reader.agents.set("a1", "old")
-        membership = writer.parts.invalidation._membership
+        membership = writer.components.invalidation._membership
         silence = membership.hold()
         assert silence.covers
 
@@ -369,17 +371,17 @@ async def test_a_renewal_counts_from_what_its_sender_knew(
 ) -> None:
     """A copy of the command arrives late; its sender reckons with the end of the first."""
     cache, _ = caches
-    keys, wire = cache.parts.keys, cache.parts.entries.link.wire
+    keys, unguarded = cache.components.keys, cache.components.entries.connection.unguarded
     script = scripts.load("cache.coherence", "era")
     if not rule:
         script = _without("era", "math.min(now_ms, tonumber(ARGV[4]))", "now_ms")
-    membership = cache.parts.invalidation._membership
+    membership = cache.components.invalidation._membership
     member, basis_ms = membership._member, membership._basis_ms
     how = {"member": member, "lease_ms": 30_000, "latest_ms": basis_ms}
 
     async def late() -> bool:
-        args = script_args("renew", wire, keys.era, **how)  # type: ignore[arg-type]
-        reply = await script.run(wire, [keys.members, keys.era], args)
+        args = script_args("renew", unguarded, keys.era, **how)  # type: ignore[arg-type]
+        reply = await script.run(unguarded, [keys.members, keys.era], args)
         return bool(reply[1] > basis_ms + 5)
 
     await eventually(late)

@@ -173,7 +173,7 @@ async def test_flushall_costs_only_misses(cache: Cache, client: Any, server: Fra
     lease = await cache.agents.lease("a1")
     await cache.agents.set("a2", "old")
     assert lease is not None
-    await cache.parts.entries.link.execute("FLUSHALL")
+    await cache.components.entries.connection.execute("FLUSHALL")
     assert await cache.agents.fill("a1", "old", lease) is False
     assert await cache.agents.get("a2") is None
     assert await cache.agents.get_or_load("a1", Loader("new")) == "new"
@@ -181,8 +181,10 @@ async def test_flushall_costs_only_misses(cache: Cache, client: Any, server: Fra
 
 async def test_a_cut_connection_is_dialled_again_without_a_miss(cache: Cache) -> None:
     await cache.agents.set("a1", "value")
-    await cache.parts.entries.link.execute("CLIENT", "KILL", "TYPE", "NORMAL", "SKIPME", "yes")
-    lane = cache.parts.entries.link.wire
+    await cache.components.entries.connection.execute(
+        "CLIENT", "KILL", "TYPE", "NORMAL", "SKIPME", "yes"
+    )
+    lane = cache.components.entries.connection.unguarded
     lane.lose("cut by the test")  # type: ignore[attr-defined]
     assert await cache.agents.get("a1") == "value"
     assert cache.stats()["outages"] == 0

@@ -66,13 +66,13 @@ async def test_invalidate_returns_when_nobody_serves_what_is_older(
         await other.messages.get_or_load("a1", Loader([{"id": "m1", "sequence_id": 1}]))
         cut(proxy, how)
         call = asyncio.create_task(cache.agents.invalidate("a1"))
-        start = cache.parts.invalidation._membership.now()
+        start = cache.components.invalidation._membership.now()
         assert await other.agents.get("a1") == "old"  # the server and the other know of nothing
         assert await call is True
         assert await other.agents.get("a1") is None
         assert await other.agents.get("a2", organisation="o1") is None
         assert await other.messages.list("a1", limit=1) is None
-        assert cache.parts.invalidation._membership.now() - start < 2 * LEASE_S
+        assert cache.components.invalidation._membership.now() - start < 2 * LEASE_S
 
         # The others go on, under the next era.
         assert await other.agents.get_or_load("a1", Loader("new")) == "new"
@@ -150,7 +150,7 @@ async def test_an_outage_of_longer_than_the_lease_is_told(
 
 
 async def _members(cache: Cache) -> dict[bytes, float]:
-    found = await cache.client.zrange(cache.parts.keys.members, 0, -1, withscores=True)
+    found = await cache.client.zrange(cache.components.keys.members, 0, -1, withscores=True)
     return {name: score for name, score in found if name}
 
 
@@ -254,11 +254,11 @@ async def test_a_process_that_ends_well_costs_nobody_a_value(
 ) -> None:
     async with cache_on(valkey_url, prefix, member_lease_s=LEASE_S):
         await other.agents.set("a1", "value")
-        before = await other.client.get(other.parts.keys.era)
-        assert await other.client.pttl(other.parts.keys.era) <= LEASE_S * 1000
+        before = await other.client.get(other.components.keys.era)
+        assert await other.client.pttl(other.components.keys.era) <= LEASE_S * 1000
     assert len(await _members(other)) == 1
-    assert await other.client.pttl(other.parts.keys.era) > LEASE_S * 1000
-    assert await other.client.get(other.parts.keys.era) == before
+    assert await other.client.pttl(other.components.keys.era) > LEASE_S * 1000
+    assert await other.client.get(other.components.keys.era) == before
     assert await other.agents.get("a1") == "value"
 
 
@@ -270,7 +270,7 @@ async def test_a_blocked_event_loop_costs_nobody_a_value(
     async with cache_on(valkey_url, prefix, member_lease_s=LEASE_S) as cache:
         await cache.agents.set("a1", "value")
         direct = redis.Redis(unix_socket_path=valkey_url.removeprefix("unix://"))
-        key = cache.parts.keys.members
+        key = cache.components.keys.members
 
         def first_end() -> float:
             found: Any = direct.zrange(key, 0, 0, withscores=True)
@@ -356,7 +356,7 @@ async def test_a_lost_list_of_members_ends_the_era(other: Cache, prefix: str) ->
     """Evicted, say: then nobody knows who might be silent."""
     await other.agents.set("a1", "old")
     async with open_pool("unix://" + _path(other), PoolOptions(), name="t") as client:
-        await client.delete(other.parts.keys.members)
+        await client.delete(other.components.keys.members)
         async with cache_on("unix://" + _path(other), prefix):
             assert await other.agents.get("a1") is None
 
@@ -368,22 +368,26 @@ def _path(cache: Cache) -> str:
 async def test_a_renewal_that_arrives_late_gives_nothing_more(
     other: Cache, prefix: str, tmp_path: Path
 ) -> None:
-    membership = other.parts.invalidation._membership
+    membership = other.components.invalidation._membership
     [(name, end)] = (await _members(other)).items()
-    wire = other.parts.entries.link.wire
+    unguarded = other.components.entries.connection.unguarded
     from cache.coherence.era import script_args
     from cache.coherence.membership import _SCRIPT
 
     late = script_args(
-        "renew", wire, other.parts.keys.era, member=name.decode(), lease_ms=30_000,
+        "renew", unguarded, other.components.keys.era, member=name.decode(), lease_ms=30_000,
         latest_ms=membership._basis_ms,
     )  # fmt: skip
     for _ in range(3):
-        reply = await _SCRIPT.run(wire, [other.parts.keys.members, other.parts.keys.era], late)
+        reply = await _SCRIPT.run(
+            unguarded, [other.components.keys.members, other.components.keys.era], late
+        )
         assert reply[0] == 1
     assert (await _members(other))[name] <= end + 1
 
-    await other.client.zrem(other.parts.keys.members, name)
-    reply = await _SCRIPT.run(wire, [other.parts.keys.members, other.parts.keys.era], late)
+    await other.client.zrem(other.components.keys.members, name)
+    reply = await _SCRIPT.run(
+        unguarded, [other.components.keys.members, other.components.keys.era], late
+    )
     assert reply[0] == 0
     assert name not in await _members(other)

@@ -20,7 +20,7 @@ BUFFER = 256  # so that many replies are cut off, and some never fit
 Reply = tuple[bool, bytes, Any]  # is there a take, what comes, what the call is given
 
 
-class Lane:
+class MultiplexedConnection:
     """In the lane's place: notes why a connection was lost."""
 
     def __init__(self) -> None:
@@ -96,14 +96,14 @@ def small_buffer(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(replies, "_BUFFER_BYTES", BUFFER)
 
 
-def begin(waiting: list[Reply]) -> tuple[Replies, Lane, list[asyncio.Future[Any]]]:
-    lane, loop = Lane(), asyncio.new_event_loop()
-    incoming = Replies(lane, asyncio.Protocol())  # type: ignore[arg-type]
+def begin(waiting: list[Reply]) -> tuple[Replies, MultiplexedConnection, list[asyncio.Future[Any]]]:
+    connection, loop = MultiplexedConnection(), asyncio.new_event_loop()
+    incoming = Replies(connection, asyncio.Protocol())  # type: ignore[arg-type]
     calls = [loop.create_future() for _ in waiting]
     loop.close()
     for call, (has_take, _, _) in zip(calls, waiting, strict=True):
         incoming.calls.append((call, taken if has_take else None))
-    return incoming, lane, calls
+    return incoming, connection, calls
 
 
 @pytest.mark.usefixtures("small_buffer")
@@ -113,10 +113,10 @@ def begin(waiting: list[Reply]) -> tuple[Replies, Lane, list[asyncio.Future[Any]
     st.lists(st.integers(1, BUFFER), min_size=1, max_size=20) | st.just([1]),
 )
 def test_each_call_is_given_its_reply(waiting: list[Reply], sizes: list[int]) -> None:
-    incoming, lane, calls = begin(waiting)
+    incoming, connection, calls = begin(waiting)
     every = iter(sizes * (1 + sum(len(data) for _, data, _ in waiting)))
     receive(incoming, b"".join(data for _, data, _ in waiting), every)
-    assert not lane.lost
+    assert not connection.lost
     assert not incoming.calls
     for call, (_, _, expected) in zip(calls, waiting, strict=True):
         given_ = call.result()
@@ -131,16 +131,16 @@ def test_each_call_is_given_its_reply(waiting: list[Reply], sizes: list[int]) ->
     "data", [b":1\r\n", b"*2\r\n$1\r\na\r\n$1\r\nb\r\n", b"*3\r\n:1\r\n", b"*3\r\n$x\r\n", b"\r\n"]
 )
 def test_what_is_no_reply_to_a_take_ends_the_connection(data: bytes) -> None:
-    incoming, lane, _ = begin([(True, b"", None)])
+    incoming, connection, _ = begin([(True, b"", None)])
     receive(incoming, data, iter([100]))
-    assert lane.lost == ["desynchronized"]
+    assert connection.lost == ["desynchronized"]
 
 
 @pytest.mark.usefixtures("small_buffer")
 def test_a_reply_that_nobody_waits_for_ends_the_connection() -> None:
-    incoming, lane, _ = begin([])
+    incoming, connection, _ = begin([])
     receive(incoming, b"+OK\r\n", iter([100]))
-    assert lane.lost == ["desynchronized"]
+    assert connection.lost == ["desynchronized"]
 
 
 @pytest.mark.usefixtures("small_buffer")
@@ -150,21 +150,21 @@ def test_the_start_of_a_reply_that_nobody_waits_for_ends_the_connection(
     stray: bytes, has_take: bool
 ) -> None:
     hit = array(bulk(b"0" * 16), bulk(b"1" * 16), bulk(b"value"))
-    incoming, lane, _ = begin([(has_take, hit, None)])
+    incoming, connection, _ = begin([(has_take, hit, None)])
     receive(incoming, hit, iter([1] * 100))
-    assert not lane.lost
+    assert not connection.lost
     receive(incoming, stray, iter([100]))
-    assert lane.lost == ["desynchronized"]
+    assert connection.lost == ["desynchronized"]
 
 
 @pytest.mark.usefixtures("small_buffer")
 @pytest.mark.parametrize("data", [b":1\r\n", b"*2\r\n:1\r\n:2\r\n", b"*3\r\n:1\r\n:1\r\n:1\r\n"])
 def test_behind_another_reply_what_is_no_reply_to_a_take_ends_the_connection(data: bytes) -> None:
-    incoming, lane, (first, second) = begin([(False, b"", None), (True, b"", None)])
+    incoming, connection, (first, second) = begin([(False, b"", None), (True, b"", None)])
     receive(incoming, b"+OK\r\n" + data, iter([100]))
     assert first.result() == b"OK"
     assert not second.done()
-    assert lane.lost == ["desynchronized"]
+    assert connection.lost == ["desynchronized"]
 
 
 @pytest.mark.usefixtures("small_buffer")
@@ -173,10 +173,10 @@ def test_a_take_that_fails_ends_the_connection() -> None:
         raise RuntimeError
 
     hit = array(bulk(b"0" * 16), bulk(b"1" * 16), bulk(b"value"))
-    incoming, lane, (first, second) = begin([(True, hit, None), (True, hit, None)])
+    incoming, connection, (first, second) = begin([(True, hit, None), (True, hit, None)])
     incoming.calls[0] = (first, fails)
     receive(incoming, hit + hit, iter([200]))
-    assert lane.lost == ["desynchronized"]
+    assert connection.lost == ["desynchronized"]
     assert not first.done()
     assert not second.done()
 
@@ -197,8 +197,8 @@ def test_a_server_that_became_a_replica_is_left_with_the_reply_that_says_so(
     has_take: bool,
 ) -> None:
     refused = b"-READONLY You can't write against a read only replica.\r\n"
-    incoming, lane, (first, second) = begin([(has_take, refused, None)] * 2)
+    incoming, connection, (first, second) = begin([(has_take, refused, None)] * 2)
     receive(incoming, refused + refused, iter([200]))
     assert isinstance(first.result(), ReadOnlyError)
     assert not second.done()
-    assert lane.lost == ["the server became a replica"]
+    assert connection.lost == ["the server became a replica"]

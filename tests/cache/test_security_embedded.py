@@ -93,12 +93,12 @@ def test_a_file_is_refused(home: Path) -> None:
 def test_a_link_inside_is_refused_and_its_target_kept(home: Path, name: str, kind: str) -> None:
     target = home / "precious"
     target.write_text("precious")
-    link = make(home / "data") / name
-    link.parent.mkdir(exist_ok=True)
+    connection = make(home / "data") / name
+    connection.parent.mkdir(exist_ok=True)
     if kind == "symbolic":
-        link.symlink_to(target)
+        connection.symlink_to(target)
     else:
-        link.hardlink_to(target)
+        connection.hardlink_to(target)
     refused(home / "data", "link")
     assert target.read_text() == "precious"
 

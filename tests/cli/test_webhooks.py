@@ -15,13 +15,13 @@ from tests.support.workers import quick_settings
 from worker import open_queue
 from worker.cli.commands import main
 from worker.webhooks.attempts import Attempt, ClaimedDelivery
-from worker.webhooks.limits import LaneLimits
+from worker.webhooks.limits import TargetLimits
 from worker.webhooks.policy import Outcome, RetrySchedule, decide
 
 pytestmark = pytest.mark.integration
 
 URL = "https://hooks.example.com/a"
-LIMITS = LaneLimits()
+LIMITS = TargetLimits()
 
 
 class Shell:
@@ -102,8 +102,8 @@ def test_a_gone_endpoint_is_shown_and_enabled_again(shell: Shell) -> None:
 
 def test_an_endpoint_is_disabled_by_hand_and_its_lane_is_shown(shell: Shell) -> None:
     assert shell.json("disable", "--endpoint-id", "t1") == {"changed": True}
-    assert shell.json("lane", URL)["breaker"] == "closed"
-    assert shell("lane").exit_code == 1
+    assert shell.json("target", URL)["breaker"] == "closed"
+    assert shell("target").exit_code == 1
     assert shell("enable", URL, "--endpoint-id", "t1").exit_code == 1
 
 

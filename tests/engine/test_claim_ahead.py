@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import pytest
 
-from worker.engine.claim_ahead import Pace
+from worker.engine.claim_ahead import ClaimAhead
 
 pytestmark = pytest.mark.unit
 
 
-def paced(max_jobs: int, ends: int, every_s: float) -> Pace:
+def paced(max_jobs: int, ends: int, every_s: float) -> ClaimAhead:
     """A worker whose jobs ended one after the other until the time 0."""
-    pace = Pace(max_jobs)
+    pace = ClaimAhead(max_jobs)
     for n in range(ends):
         pace.ended((n - ends + 1) * every_s)
     return pace

@@ -13,7 +13,7 @@ from arq.worker import func
 from tests.support.engine import burst, new_worker, queue_of
 from tests.support.wait import eventually
 from worker.engine import EngineOptions, Worker
-from worker.engine.poll import MOST_AHEAD, Pump
+from worker.engine.poll import MOST_AHEAD, Poll
 from worker.engine.records import EngineKeys
 from worker.keys import QueueKeys
 from worker.queue.calls import Call
@@ -98,11 +98,11 @@ async def test_what_does_not_start_goes_back_and_is_not_taken_again(
         assert not [key async for key in client.scan_iter(match=f"{prefix}retry:*")]
         # It goes on to look (for aborts), and leaves them where they are.
         assert worker._run is not None
-        turns = worker._run.pump._turns
+        poller = worker._run.poll._polls
 
         async def looked_again() -> bool:
             assert worker._run is not None
-            return worker._run.pump._turns > turns + 5
+            return worker._run.poll._polls > poller + 5
 
         await eventually(looked_again)
         assert not ahead_of(worker)
@@ -209,20 +209,20 @@ async def test_an_urgent_job_waits_for_no_more_than_what_was_claimed(
 async def test_three_quarters_of_what_is_left_stay_for_others(client: Any, prefix: str) -> None:
     await queue_of(client, prefix).enqueue_many([Call("f") for _ in range(24)])
     keys = EngineKeys(QueueKeys(prefix))
-    first, second = (Pump(client, keys, EngineOptions(), worker_id=f"w{n}") for n in range(2))
-    assert len((await first.turn([], 4, ahead=100)).claims) == 4 + 5
-    assert len((await second.turn([], 0, ahead=100)).claims) == 15 // 4
-    assert len((await second.turn([], 0, ahead=2)).claims) == 2
+    first, second = (Poll(client, keys, EngineOptions(), worker_id=f"w{n}") for n in range(2))
+    assert len((await first.run([], 4, ahead=100)).claims) == 4 + 5
+    assert len((await second.run([], 0, ahead=100)).claims) == 15 // 4
+    assert len((await second.run([], 0, ahead=2)).claims) == 2
 
 
 async def test_jobs_of_dead_workers_are_for_free_hands(client: Any, prefix: str) -> None:
     await queue_of(client, prefix).enqueue_many([Call("f", job_id=f"j{n}") for n in range(9)])
     keys = EngineKeys(QueueKeys(prefix))
-    dead, busy = (Pump(client, keys, EngineOptions(), worker_id=f"w{n}") for n in range(2))
-    [lost] = (await dead.turn([], 1)).claims
+    dead, busy = (Poll(client, keys, EngineOptions(), worker_id=f"w{n}") for n in range(2))
+    [lost] = (await dead.run([], 1)).claims
     await client.zadd(keys.running, {lost.job_id: 1})
-    assert lost.id not in {c.id for c in (await busy.turn([], 0, ahead=8)).claims}
-    assert lost.id in {c.id for c in (await busy.turn([], 1)).claims}
+    assert lost.id not in {c.id for c in (await busy.run([], 0, ahead=8)).claims}
+    assert lost.id in {c.id for c in (await busy.run([], 1)).claims}
 
 
 async def test_what_comes_when_a_job_is_over_does_not_undo_it(

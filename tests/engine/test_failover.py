@@ -32,7 +32,7 @@ pytestmark = pytest.mark.faults
 POOL = PoolOptions(connect_timeout_s=1, socket_timeout_s=2)
 # A lease that no failover outlasts, so that what runs is not claimed anew; and so seldom a look
 # that only a token can wake the worker in time.
-OPTIONS = EngineOptions(lease_s=15.0, poll_s=60.0, abort_poll_s=0.05, beat_s=0.3)
+OPTIONS = EngineOptions(lease_s=15.0, poll_s=60.0, abort_poll_s=0.05, heartbeat_s=0.3)
 QUICK_SYNC = ("--repl-diskless-sync-delay", "0")
 OUTAGE_EVENTS = ["queue.unreachable", "queue.reached"]
 RUNNING, QUEUED = 8, 300
@@ -123,8 +123,8 @@ async def _times(server: Any, worker: Any) -> tuple[float, float]:
     """When the first of its leases ends, and when it beat last."""
     with suppress(*OUTAGE):
         ends = await server.zrange(worker.keys.running, 0, -1, withscores=True)
-        beat = await server.zscore(worker.keys.base.workers, worker.worker_id)
-        return min((score for _, score in ends), default=0.0), beat or 0.0
+        heartbeat = await server.zscore(worker.keys.base.workers, worker.worker_id)
+        return min((score for _, score in ends), default=0.0), heartbeat or 0.0
     return 0.0, 0.0
 
 

@@ -22,7 +22,7 @@ from worker.queue.store import job_body
 
 pytestmark = pytest.mark.integration
 
-OFTEN = EngineOptions(poll_s=0.05, beat_s=60)
+OFTEN = EngineOptions(poll_s=0.05, heartbeat_s=60)
 
 
 async def double(ctx: dict[str, Any], n: int) -> int:

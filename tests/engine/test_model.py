@@ -22,14 +22,14 @@ from cache.connection.pool import PoolOptions, close_client, open_pool
 from tests.support.engine import queue_of
 from worker.engine import EngineOptions
 from worker.engine.leases import _RENEW
-from worker.engine.poll import _PUMP, Pump, WakeTurn
-from worker.engine.records import Claim, End, EngineKeys, blob, read_claims
+from worker.engine.poll import _POLL, Poll, WakePoll
+from worker.engine.records import Claim, End, EngineKeys, lua_text, read_claims
 from worker.keys import QueueKeys
 from worker.queue.priority import Priority
 
 pytestmark = pytest.mark.property
 
-LOSSES = 3
+STALLED_COUNT = 3
 HOUR_MS = 3_600_000
 
 
@@ -47,25 +47,25 @@ class Model(RuleBasedStateMachine):
         self.client = self.run(self.stack.__aenter__())
         self.keys = EngineKeys(QueueKeys(self.prefix))
         self.queue = queue_of(self.client, self.prefix)
-        self.pumps = [
-            Pump(
+        self.polls = [
+            Poll(
                 self.client,
                 self.keys,
-                EngineOptions(max_lost_leases=LOSSES, lease_s=HOUR_MS / 1000),
+                EngineOptions(max_lost_leases=STALLED_COUNT, lease_s=HOUR_MS / 1000),
                 worker_id=f"w{n}",
             )
             for n in range(2)
         ]
-        self.run(self.pumps[0].prepare())
+        self.run(self.polls[0].prepare())
         self.waiting: set[str] = set()
         self.held: dict[str, Claim] = {}
-        self.losses: dict[str, int] = {}
+        self.stalled_count: dict[str, int] = {}
         self.lapsed: set[str] = set()
         self.done: set[str] = set()
         self.dead: set[str] = set()
         self.marked: set[str] = set()
         self.parked: set[str] = set()
-        self.kept: list[list[WakeTurn]] = [[], []]  # given up, and still on their way
+        self.kept: list[list[WakePoll]] = [[], []]  # given up, and still on their way
         self.count = 0
 
     def run(self, work: Any) -> Any:
@@ -84,33 +84,38 @@ class Model(RuleBasedStateMachine):
         self.count += 1
         self.waiting.add(job.id)
 
-    @rule(target=claims, worker=st.integers(0, 1), suspects=st.integers(0, 1), resend=st.booleans())
-    def claim(self, worker: int, suspects: int, resend: bool) -> list[Claim]:
-        pump = self.pumps[worker]
+    @rule(
+        target=claims,
+        worker=st.integers(0, 1),
+        stalled_jobs=st.integers(0, 1),
+        resend=st.booleans(),
+    )
+    def claim(self, worker: int, stalled_jobs: int, resend: bool) -> list[Claim]:
+        poll = self.polls[worker]
         free = self.waiting | self.lapsed
-        turn = self.run(pump.turn([], 2, suspects=suspects))
-        poisoned, now = turn.poisoned, turn.now
+        polled = self.run(poll.run([], 2, stalled_jobs=stalled_jobs))
+        poisoned, now = polled.poisoned, polled.now
         if resend:
-            turn = self.run(self._again(pump, suspects))
+            polled = self.run(self._again(poll, stalled_jobs))
         for id_ in poisoned:
             self._die(id_.decode())
-        for claim in turn.claims:
+        for claim in polled.claims:
             job_id = claim.job_id
             assert job_id in free
             if job_id in self.lapsed:
-                self.losses[job_id] = self.losses.get(job_id, 0) + 1
+                self.stalled_count[job_id] = self.stalled_count.get(job_id, 0) + 1
                 self.lapsed.discard(job_id)
             assert (claim.mark_ms is not None) == (job_id in self.marked)
-            assert claim.losses == self.losses.get(job_id, 0) < LOSSES
+            assert claim.stalled_count == self.stalled_count.get(job_id, 0) < STALLED_COUNT
             self.waiting.discard(job_id)
             self.held[job_id] = claim
-        tried = [claim for claim in turn.claims if claim.losses == LOSSES - 1]
-        assert len(tried) <= suspects
+        tried = [claim for claim in polled.claims if claim.stalled_count == STALLED_COUNT - 1]
+        assert len(tried) <= stalled_jobs
         put_off = self._put_off(now)
-        assert not put_off or len(tried) == suspects
+        assert not put_off or len(tried) == stalled_jobs
         # A poisoned job takes a place in the turn that found it.
-        assert len(turn.claims) >= min(2, len(free - self.dead - put_off)) - len(poisoned)
-        claims: list[Claim] = turn.claims
+        assert len(polled.claims) >= min(2, len(free - self.dead - put_off)) - len(poisoned)
+        claims: list[Claim] = polled.claims
         return claims
 
     @rule(
@@ -120,33 +125,33 @@ class Model(RuleBasedStateMachine):
     )
     def claim_the_next(self, worker: int, reply: str) -> list[Claim]:
         """A waker's turn, whose reply may be lost, and which may come after it was given up."""
-        pump = self.pumps[worker]
-        turn = pump.wake_turn()
+        poll = self.polls[worker]
+        polled = poll.wake_poll()
         due = [self._due(number) for number in range(4)]
         for kept in self.kept[worker]:
             assert self.run(self._send(kept)) == []
         if reply == "late":
-            assert self.run(pump.settle(turn)) == []
-            self.kept[worker].append(turn)
-        rows = self.run(self._send(turn))
+            assert self.run(poll.settle(polled)) == []
+            self.kept[worker].append(polled)
+        rows = self.run(self._send(polled))
         if reply == "lost":
-            assert self.run(pump.settle(turn)) == rows
+            assert self.run(poll.settle(polled)) == rows
         if reply != "heard":
             # It comes again, now that it has been given up.
-            assert self.run(self._send(turn)) == []
+            assert self.run(self._send(polled)) == []
         found = read_claims(rows)
         heads = [ids[0] for ids in due if ids]
         is_plain = len(heads) == 1 and heads[0] in self.waiting
         assert [claim.job_id for claim in found] == (heads if is_plain and reply != "late" else [])
         for claim in found:
-            assert (claim.losses, claim.tries) == (0, self._tries(claim.job_id))
+            assert (claim.stalled_count, claim.tries) == (0, self._tries(claim.job_id))
             assert (claim.mark_ms is not None) == (claim.job_id in self.marked)
             self.waiting.discard(claim.job_id)
             self.held[claim.job_id] = claim
         return found
 
-    async def _send(self, turn: WakeTurn) -> Any:
-        return await self.client.execute_command(*turn.command)
+    async def _send(self, polled: WakePoll) -> Any:
+        return await self.client.execute_command(*polled.command)
 
     def _due(self, number: int) -> list[str]:
         now = time.time() * 1000
@@ -156,16 +161,16 @@ class Model(RuleBasedStateMachine):
     def _tries(self, job_id: str) -> int:
         return int(self.run(self.client.get(self.keys.base.retry(job_id))) or 0)
 
-    async def _again(self, pump: Pump, suspects: int) -> Any:
+    async def _again(self, poll: Poll, stalled_jobs: int) -> Any:
         """The turn just made, as a client sends it whose reply was lost."""
-        pump._turns -= 1
-        return await pump.turn([], 2, suspects=suspects)
+        poll._polls -= 1
+        return await poll.run([], 2, stalled_jobs=stalled_jobs)
 
     def _put_off(self, now: int) -> set[str]:
         """The lapsed suspects that the turn of then left for later: they count as held again."""
         ends = {id_: self.run(self.client.zscore(self.keys.running, id_)) for id_ in self.lapsed}
         found = {id_ for id_, end in ends.items() if end > now}
-        assert all(self.losses.get(id_, 0) == LOSSES - 2 for id_ in found)
+        assert all(self.stalled_count.get(id_, 0) == STALLED_COUNT - 2 for id_ in found)
         for id_ in found:
             # For a second only: here no time passes by itself.
             self.run(self.client.zadd(self.keys.running, {id_: now + HOUR_MS}))
@@ -193,16 +198,16 @@ class Model(RuleBasedStateMachine):
     @rule(claims=claims, kind=st.sampled_from(["done", "retry", "back", "dead", "park"]))
     def end(self, claims: list[Claim], kind: str) -> None:
         kinds: dict[str, dict[str, Any]] = {
-            "done": {"result": blob(b"r"), "ttl": 60_000},
+            "done": {"result": lua_text(b"r"), "ttl": 60_000},
             "retry": {"delay": 0, "tries": 1},
             "back": {"due": "1"},
             "dead": {"reason": "failed", "error": "E", "tries": 1, "name": "f"},
             "park": {"most": HOUR_MS, "reason": "unknown", "error": "E", "tries": 0, "name": "f"},
         }
         ends: list[End] = [claim.end(kind, kinds[kind]) for claim in claims]
-        turn = self.run(self.pumps[0].turn(ends, 0))
+        polled = self.run(self.polls[0].run(ends, 0))
         late = [i for i, claim in enumerate(claims) if not self._stands(claim)]
-        assert turn.late == late
+        assert polled.late == late
         for index, claim in enumerate(claims):
             if index not in late:
                 self._ended(claim.job_id, kind)
@@ -210,7 +215,7 @@ class Model(RuleBasedStateMachine):
     def _ended(self, job_id: str, kind: str) -> None:
         del self.held[job_id]
         self.lapsed.discard(job_id)
-        self.losses.pop(job_id, None)
+        self.stalled_count.pop(job_id, None)
         if kind in ("done", "dead"):
             self._forget(job_id)
         elif kind == "park":
@@ -221,7 +226,7 @@ class Model(RuleBasedStateMachine):
         {"done": self.done, "dead": self.dead}.get(kind, self.waiting).add(job_id)
 
     def _die(self, job_id: str) -> None:
-        assert self.losses.get(job_id, 0) + 1 == LOSSES
+        assert self.stalled_count.get(job_id, 0) + 1 == STALLED_COUNT
         self.held.pop(job_id)
         self.lapsed.discard(job_id)
         self._forget(job_id)
@@ -264,7 +269,7 @@ class Model(RuleBasedStateMachine):
 
 @pytest.mark.timeout(120)
 def test_the_scripts_agree_with_the_model(valkey_url: str) -> None:
-    assert _PUMP.source.startswith("#!lua")
+    assert _POLL.source.startswith("#!lua")
     Model.url = valkey_url
     run_machine(
         Model,

@@ -13,7 +13,7 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from tests.support.engine import new_worker, queue_of, running
 from tests.support.wait import eventually
 from worker.engine import EngineOptions, Worker
-from worker.engine.poll import _NEXT_JOB, Pump, WakeTurn
+from worker.engine.poll import _NEXT_JOB, Poll, WakePoll
 from worker.engine.records import EngineKeys, read_claims
 from worker.keys import QueueKeys
 from worker.queue.priority import Priority
@@ -22,7 +22,7 @@ from worker.queue.store import job_body
 pytestmark = pytest.mark.integration
 
 # Neither a look nor a heartbeat comes to help.
-SELDOM = EngineOptions(poll_s=60.0, beat_s=60.0)
+SELDOM = EngineOptions(poll_s=60.0, heartbeat_s=60.0)
 
 
 class Lab:
@@ -31,18 +31,18 @@ class Lab:
         self.keys = EngineKeys(QueueKeys(prefix))
         self.queue = queue_of(client, prefix)
 
-    def pump(self, worker_id: str = "w") -> Pump:
-        return Pump(self.client, self.keys, EngineOptions(), worker_id=worker_id)
+    def poll(self, worker_id: str = "w") -> Poll:
+        return Poll(self.client, self.keys, EngineOptions(), worker_id=worker_id)
 
-    async def run(self, turn: WakeTurn) -> list[Any]:
+    async def run(self, polled: WakePoll) -> list[Any]:
         """As a waker sends it, without the wait."""
-        await self.pump().prepare()
-        rows: list[Any] = await self.client.execute_command(*turn.command)
+        await self.poll().prepare()
+        rows: list[Any] = await self.client.execute_command(*polled.command)
         return rows
 
-    async def next_job(self, pump: Pump | None = None) -> list[str]:
-        pump = pump or self.pump()
-        return [claim.job_id for claim in read_claims(await self.run(pump.wake_turn()))]
+    async def next_job(self, poll: Poll | None = None) -> list[str]:
+        poll = poll or self.poll()
+        return [claim.job_id for claim in read_claims(await self.run(poll.wake_poll()))]
 
 
 @pytest.fixture
@@ -58,17 +58,17 @@ async def test_it_is_the_job_that_is_due_in_the_only_queue_with_one(
     await lab.queue.enqueue("f", job_id="later", delay_s=60, priority=other)
     for n in range(2):
         await lab.queue.enqueue("f", job_id=f"a{n}", priority=priority)
-    pump = lab.pump()
-    assert await lab.next_job(pump) == ["a0"]
-    assert await lab.next_job(pump) == ["a1"]
-    assert await lab.next_job(pump) == []
+    poll = lab.poll()
+    assert await lab.next_job(poll) == ["a0"]
+    assert await lab.next_job(poll) == ["a1"]
+    assert await lab.next_job(poll) == []
 
 
 async def test_which_of_two_queues_comes_first_is_left_to_the_pump(lab: Lab) -> None:
     await lab.queue.enqueue("f", job_id="high", priority=Priority.HIGH)
     await lab.queue.enqueue("f", job_id="low", priority=Priority.LOW)
     assert await lab.next_job() == []
-    (claim,) = (await lab.pump().turn([], 1)).claims
+    (claim,) = (await lab.poll().run([], 1)).claims
     assert claim.job_id == "high"
 
 
@@ -88,8 +88,8 @@ async def test_a_body_of_another_type_is_none_and_costs_the_others_nothing(lab: 
             await lab.client.delete(keys.job(f"a{n}"))
             await lab.client.rpush(keys.job(f"a{n}"), "not a body")
     await lab.client.rpush(keys.in_progress("a3"), "not a claim")
-    first = read_claims(await lab.run(lab.pump().wake_turn()))
-    others = (await lab.pump().turn([], 3)).claims
+    first = read_claims(await lab.run(lab.poll().wake_poll()))
+    others = (await lab.poll().run([], 3)).claims
     assert [(c.job_id, c.body is None) for c in (*first, *others)] == [
         ("a0", True), ("a1", False), ("a2", True), ("a3", False)
     ]  # fmt: skip
@@ -103,16 +103,16 @@ async def test_its_body_does_not_end_while_it_runs(lab: Lab) -> None:
 
 
 async def test_a_turn_of_the_pump_that_comes_late_claims_nothing(lab: Lab) -> None:
-    pump = lab.pump()
+    poll = lab.poll()
     for n in range(3):
         await lab.queue.enqueue("f", job_id=f"a{n}")
-    assert len((await pump.turn([], 1)).claims) == 1
-    early = pump._turns
-    assert len((await pump.turn([], 1)).claims) == 1
-    pump._turns = early - 1
-    assert (await pump.turn([], 1)).claims == []
+    assert len((await poll.run([], 1)).claims) == 1
+    early = poll._polls
+    assert len((await poll.run([], 1)).claims) == 1
+    poll._polls = early - 1
+    assert (await poll.run([], 1)).claims == []
     # Another run of the same worker counts from one again.
-    assert len((await lab.pump().turn([], 1)).claims) == 1
+    assert len((await lab.poll().run([], 1)).claims) == 1
 
 
 class Unlucky:
@@ -135,24 +135,24 @@ class Unlucky:
 async def test_a_turn_that_was_sent_again_claims_nothing_when_its_first_copy_arrives(
     lab: Lab,
 ) -> None:
-    await lab.pump().turn([], 1)  # the server knows the script
+    await lab.poll().run([], 1)  # the server knows the script
     unlucky = Unlucky(lab.client)
-    pump = Pump(unlucky, lab.keys, EngineOptions(), worker_id="w")
-    assert (await pump.turn([], 1)).claims == []
+    poll = Poll(unlucky, lab.keys, EngineOptions(), worker_id="w")
+    assert (await poll.run([], 1)).claims == []
     await lab.queue.enqueue("f", job_id="a")
     await lab.client.evalsha(*unlucky.held)
-    (claim,) = (await pump.turn([], 1)).claims
+    (claim,) = (await poll.run([], 1)).claims
     assert claim.job_id == "a"
 
 
 async def test_a_wait_that_was_given_up_claims_nothing_however_late_it_comes(lab: Lab) -> None:
-    pump = lab.pump()
-    given_up = pump.wake_turn()
-    assert await pump.settle(given_up) == []
+    poll = lab.poll()
+    given_up = poll.wake_poll()
+    assert await poll.settle(given_up) == []
     for n in range(2):
         await lab.queue.enqueue("f", job_id=f"a{n}")
     assert await lab.run(given_up) == []
-    assert await lab.next_job(pump) == ["a0"]
+    assert await lab.next_job(poll) == ["a0"]
     assert await lab.run(given_up) == []
 
 
@@ -178,7 +178,7 @@ class Runs:
 
 async def _waits(worker: Worker) -> bool:
     run = worker._run
-    return run is not None and run.waker.is_waiting and run.waker._lane.is_connected
+    return run is not None and run.waker.is_waiting and run.waker._connection.is_connected
 
 
 async def test_a_waiting_worker_runs_it_without_a_turn_of_its_own(
@@ -193,14 +193,14 @@ async def test_a_waiting_worker_runs_it_without_a_turn_of_its_own(
         await eventually(lambda: _waits(worker))
         # From here on the pump is held up.
         assert worker._run is not None
-        pump, sent = worker._run.pump, asyncio.Event()
-        send = pump._send
+        poll, sent = worker._run.poll, asyncio.Event()
+        send = poll._send
 
         async def held_up(args: list[Any]) -> list[Any]:
             await sent.wait()
             return await send(args)
 
-        monkeypatch.setattr(pump, "_send", held_up)
+        monkeypatch.setattr(poll, "_send", held_up)
         job = await lab.queue.enqueue("quick")
 
         await eventually(lambda: _has_started(runs, job.id))
@@ -263,16 +263,16 @@ async def test_a_turn_under_way_leaves_the_waker_a_slot_or_has_the_only_one(
     async with running(client, prefix, runs.functions, options=SELDOM, max_jobs=max_jobs) as worker:
         await eventually(lambda: _waits(worker))
         assert worker._run is not None
-        slots, pump = worker._run.slots, worker._run.pump
+        slots, poll = worker._run.slots, worker._run.poll
         asked, go = asyncio.Event(), asyncio.Event()
-        send = pump._send
+        send = poll._send
 
         async def held_up(args: list[Any]) -> list[Any]:
             asked.set()
             await go.wait()
             return await send(args)
 
-        monkeypatch.setattr(pump, "_send", held_up)
+        monkeypatch.setattr(poll, "_send", held_up)
         slots.kick.set()
         await asyncio.wait_for(asked.wait(), 10)
         job = await lab.queue.enqueue("quick")
@@ -304,13 +304,13 @@ async def test_a_worker_whose_last_slot_is_taken_waits_no_more(
 async def test_a_server_that_forgot_the_script_is_told_it_again(
     client: Any, prefix: str, lab: Lab, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    settled: list[WakeTurn] = []
+    settled: list[WakePoll] = []
 
-    async def settle(_pump: Pump, turn: WakeTurn) -> list[Any]:
-        settled.append(turn)
+    async def settle(_poll: Poll, polled: WakePoll) -> list[Any]:
+        settled.append(polled)
         return []
 
-    monkeypatch.setattr(Pump, "settle", settle)
+    monkeypatch.setattr(Poll, "settle", settle)
     runs = Runs()
     async with running(client, prefix, runs.functions, options=SELDOM) as worker:
         for _ in range(3):
@@ -339,14 +339,14 @@ async def test_a_token_without_a_job_is_passed_on_by_a_worker_that_is_full(
 async def test_a_worker_that_ends_claims_nothing_more(
     client: Any, prefix: str, lab: Lab, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    made: list[WakeTurn] = []
-    make = Pump.wake_turn
+    made: list[WakePoll] = []
+    make = Poll.wake_poll
 
-    def noted(pump: Pump) -> WakeTurn:
-        made.append(make(pump))
+    def noted(poll: Poll) -> WakePoll:
+        made.append(make(poll))
         return made[-1]
 
-    monkeypatch.setattr(Pump, "wake_turn", noted)
+    monkeypatch.setattr(Poll, "wake_poll", noted)
     worker = new_worker(client, prefix, Runs().functions, options=SELDOM)
     main = asyncio.create_task(worker.main())
     await eventually(lambda: _waits(worker))
@@ -385,14 +385,14 @@ async def test_a_wait_that_the_server_refuses_is_told_once(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("worker.engine.wake._RETRY_S", 0.01)
-    waits: list[WakeTurn] = []
-    settle = Pump.settle
+    waits: list[WakePoll] = []
+    settle = Poll.settle
 
-    async def noted(pump: Pump, turn: WakeTurn) -> list[Any]:
-        waits.append(turn)
-        return await settle(pump, turn)
+    async def noted(poll: Poll, polled: WakePoll) -> list[Any]:
+        waits.append(polled)
+        return await settle(poll, polled)
 
-    monkeypatch.setattr(Pump, "settle", noted)
+    monkeypatch.setattr(Poll, "settle", noted)
     await client.set(lab.keys.wake, "not a set of tokens")
     async with running(client, prefix, Runs().functions, options=SELDOM):
 

@@ -84,7 +84,7 @@ async def test_a_job_whose_token_was_lost_with_the_reply_runs_once_and_at_once(
     await client.script_load(_NEXT_JOB.source)
     proxy.cut_replies(3, marker=b"BZPOPMIN")
     # Neither a look nor the end of a lease comes to help.
-    seldom = EngineOptions(lease_s=60, poll_s=60, beat_s=60)
+    seldom = EngineOptions(lease_s=60, poll_s=60, heartbeat_s=60)
     async with (
         connect(proxy.url) as through,
         running(through, prefix, [count], options=seldom) as worker,

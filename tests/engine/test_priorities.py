@@ -14,7 +14,7 @@ import pytest
 from tests.support.engine import queue_of
 from worker import call
 from worker.engine import EngineOptions
-from worker.engine.poll import Pump
+from worker.engine.poll import Poll
 from worker.engine.records import ORDER, Claim, EngineKeys
 from worker.keys import QueueKeys
 from worker.queue.priority import Priority
@@ -53,7 +53,7 @@ async def _overload(
     """The claims of `TURNS` turns, by priority; each turn's are compared with the promise."""
     assert sum(mix) * 10 == CAPACITY * 12
     queue, keys = queue_of(client, prefix), EngineKeys(QueueKeys(prefix))
-    pump = Pump(client, keys, EngineOptions(reserve=reserve), worker_id="w")
+    poll = Poll(client, keys, EngineOptions(reserve=reserve), worker_id="w")
     done: Counter[Priority] = Counter()
     running: list[Claim] = []
     granted = 0
@@ -65,8 +65,8 @@ async def _overload(
         for _ in range(CAPACITY // batch):
             waiting = await _waiting(client, keys, {claim.id for claim in running})
             reserved = int((granted + batch) * reserve) - int(granted * reserve)
-            turn = await pump.turn([claim.end("done", {}) for claim in running], batch)
-            running = turn.claims
+            polled = await poll.run([claim.end("done", {}) for claim in running], batch)
+            running = polled.claims
             granted += len(running)
             expected = _expected(waiting, batch, reserved)
             assert [claim.id for claim in running] == expected

@@ -18,7 +18,7 @@ from worker.queue.dead import DeadLetter
 pytestmark = pytest.mark.integration
 
 # Short leases, so that forged claims come up again while the test looks.
-OPTIONS = EngineOptions(lease_s=0.6, poll_s=0.1, beat_s=0.3, park_s=0.3)
+OPTIONS = EngineOptions(lease_s=0.6, poll_s=0.1, heartbeat_s=0.3, park_s=0.3)
 NOW = 1_700_000_000_000
 Prepare = Callable[[Any, str, str], Awaitable[None]]
 

@@ -18,7 +18,7 @@ class Running:
     """In the executor's place: runs that end when they are told."""
 
     def __init__(self) -> None:
-        self.slots = Slots(1, {}, (), most_losses=3)
+        self.slots = Slots(1, {}, (), most_stalled=3)
         self.slots.run_with(cast(Any, self))
         self.started: list[str] = []
         self.over = asyncio.Event()
@@ -34,8 +34,8 @@ class Running:
             self.slots._pace.ended(now - (64 - n) / 1000)
 
 
-def claim(name: str, losses: int = 0) -> Claim:
-    return Claim(name.encode(), b"", 0, name.encode(), 3, "7", losses, None, name)
+def claim(name: str, stalled_count: int = 0) -> Claim:
+    return Claim(name.encode(), b"", 0, name.encode(), 3, "7", stalled_count, None, name)
 
 
 @pytest.fixture
@@ -65,15 +65,15 @@ async def test_a_job_that_lost_a_worker_starts_first(at_work: Running) -> None:
     slots = at_work.slots
     slots.take([claim("running")])
     slots.take([claim("waits")])
-    slots.take([claim("rescued", 1), claim("suspect", 2)])
-    assert slots.has_suspect
+    slots.take([claim("rescued", 1), claim("unconfirmed", 2)])
+    assert slots.has_stalled
     at_work.over.set()
 
     async def all_started() -> bool:
         return len(at_work.started) == 4
 
     await eventually(all_started)
-    assert at_work.started == ["running", "rescued", "suspect", "waits"]
+    assert at_work.started == ["running", "rescued", "unconfirmed", "waits"]
 
 
 async def test_a_claim_that_is_lost_while_it_waits_is_dropped(at_work: Running) -> None:

@@ -11,7 +11,7 @@ import pytest
 from tests.support.engine import queue_of
 from worker.engine import EngineOptions
 from worker.engine.leases import _RENEW
-from worker.engine.poll import Pump
+from worker.engine.poll import Poll
 from worker.engine.records import Claim, EngineKeys
 from worker.keys import QueueKeys
 
@@ -21,9 +21,9 @@ LEASE_S = 10.0
 MARGIN_S = 2.0
 
 
-def new_pump(client: Any, prefix: str, name: str = "w", losses: int = 3) -> Pump:
-    options = EngineOptions(lease_s=LEASE_S, max_lost_leases=losses)
-    return Pump(client, EngineKeys(QueueKeys(prefix)), options, worker_id=name)
+def new_poll(client: Any, prefix: str, name: str = "w", stalled_count: int = 3) -> Poll:
+    options = EngineOptions(lease_s=LEASE_S, max_lost_leases=stalled_count)
+    return Poll(client, EngineKeys(QueueKeys(prefix)), options, worker_id=name)
 
 
 async def lapse(client: Any, prefix: str) -> None:
@@ -43,11 +43,11 @@ async def test_each_lost_lease_makes_the_next_one_longer_and_a_renewal_keeps_tha
     client: Any, prefix: str
 ) -> None:
     await queue_of(client, prefix).enqueue("f", job_id="a")
-    pump = new_pump(client, prefix, losses=9)
+    poll = new_poll(client, prefix, stalled_count=9)
     keys, waits = EngineKeys(QueueKeys(prefix)), []
-    for losses in range(8):
-        (claim,) = (await pump.turn([], 1)).claims
-        assert claim.losses == losses
+    for stalled_count in range(8):
+        (claim,) = (await poll.run([], 1)).claims
+        assert claim.stalled_count == stalled_count
         claimed = await holds_s(client, prefix, "a")
         args = [prefix, int(LEASE_S * 1000), claim.id, claim.token]
         assert await _RENEW.run(client, [*keys.queues, keys.running], args) == []
@@ -63,10 +63,10 @@ async def test_each_lost_lease_makes_the_next_one_longer_and_a_renewal_keeps_tha
 
 
 async def _lose(client: Any, prefix: str, times: int) -> list[Claim]:
-    pump = new_pump(client, prefix, name="dead")
+    poll = new_poll(client, prefix, name="dead")
     claims: list[Claim] = []
     for _ in range(times):
-        claims = (await pump.turn([], 10, suspects=10)).claims
+        claims = (await poll.run([], 10, stalled_jobs=10)).claims
         await lapse(client, prefix)
     return claims
 
@@ -76,7 +76,7 @@ async def test_after_one_lost_lease_jobs_are_claimed_together(client: Any, prefi
     for n in range(5):
         await queue.enqueue("f", job_id=f"j{n}")
     await _lose(client, prefix, 1)
-    assert len((await new_pump(client, prefix).turn([], 10, suspects=0)).claims) == 5
+    assert len((await new_poll(client, prefix).run([], 10, stalled_jobs=0)).claims) == 5
 
 
 async def test_of_jobs_before_their_last_chance_a_worker_takes_one_and_fresh_ones_beside_it(
@@ -88,12 +88,12 @@ async def test_of_jobs_before_their_last_chance_a_worker_takes_one_and_fresh_one
     await _lose(client, prefix, 2)
     for n in range(3):
         await queue.enqueue("f", job_id=f"fresh{n}")
-    turn = await new_pump(client, prefix, "a").turn([], 5)
-    assert [claim.losses for claim in turn.claims] == [2, 0, 0, 0]
+    polled = await new_poll(client, prefix, "a").run([], 5)
+    assert [claim.stalled_count for claim in polled.claims] == [2, 0, 0, 0]
     # The others are put off, not forgotten, and stand in no other's way.
     await lapse(client, prefix)
-    other = await new_pump(client, prefix, "b").turn([], 5, suspects=0)
-    assert [claim.losses for claim in other.claims] == [1, 1, 1]
+    other = await new_poll(client, prefix, "b").run([], 5, stalled_jobs=0)
+    assert [claim.stalled_count for claim in other.claims] == [1, 1, 1]
     assert len(other.poisoned) == 1
     assert other.next_due is not None
     assert other.next_due - other.now <= 1000

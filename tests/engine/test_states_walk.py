@@ -26,8 +26,8 @@ from worker.client import JobQueue
 from worker.engine import EngineOptions
 from worker.engine.cron import CronRunner
 from worker.engine.leases import _RENEW
-from worker.engine.poll import Pump
-from worker.engine.records import Claim, EngineKeys, Turn, blob, read_claims
+from worker.engine.poll import Poll
+from worker.engine.records import Claim, EngineKeys, PollResult, lua_text, read_claims
 from worker.keys import QueueKeys
 from worker.queue.job import Job
 
@@ -61,10 +61,10 @@ class Walk:
     queue: JobQueue
     keys: EngineKeys
 
-    def pump(self, **options: Any) -> Pump:
+    def poll(self, **options: Any) -> Poll:
         """Another worker each time."""
         name = uuid.uuid4().hex
-        return Pump(self.client, self.keys, EngineOptions(**options), worker_id=name)
+        return Poll(self.client, self.keys, EngineOptions(**options), worker_id=name)
 
     async def state(self, id_: str) -> str:
         """What the keys say; AssertionError when they contradict each other."""
@@ -91,11 +91,11 @@ class Walk:
         return "queued" if due[0] <= time.time() * 1000 else "deferred"
 
     async def claim(self) -> Claim:
-        (claim,) = (await self.pump().turn([], 1)).claims
+        (claim,) = (await self.poll().run([], 1)).claims
         return claim
 
-    async def end(self, kind: str, claim: Claim, **details: Any) -> Turn:
-        return await self.pump().turn([claim.end(kind, details)], 0)
+    async def end(self, kind: str, claim: Claim, **details: Any) -> PollResult:
+        return await self.poll().run([claim.end(kind, details)], 0)
 
     async def lapse(self, id_: str) -> None:
         assert await self.client.zadd(self.keys.running, {id_: 1}, xx=True, ch=True)
@@ -174,8 +174,13 @@ async def _(walk: Walk) -> None:
 
 async def _end_one_before(walk: Walk, delay_ms: int) -> None:
     first = await walk.queue.enqueue("f", job_id="before")
-    following = {"id": JOB, "queue": walk.keys.queues[3], "delay": delay_ms, "body": blob(b"body")}
-    await walk.end("done", await walk.claim(), result=blob(b"r"), ttl=HOUR_MS, jobs=[following])
+    following = {
+        "id": JOB,
+        "queue": walk.keys.queues[3],
+        "delay": delay_ms,
+        "body": lua_text(b"body"),
+    }
+    await walk.end("done", await walk.claim(), result=lua_text(b"r"), ttl=HOUR_MS, jobs=[following])
     assert await walk.state(first.id) == "done"
     assert await walk.client.get(walk.keys.base.job(JOB)) == b"body"
 
@@ -234,7 +239,7 @@ async def _due_soon(walk: Walk) -> None:
 
 @walks("deferred", "due", "queued", start=_due_soon)
 async def _(walk: Walk) -> None:
-    assert (await walk.pump().turn([], 1)).claims == []
+    assert (await walk.poll().run([], 1)).claims == []
 
     async def is_due() -> bool:
         return await walk.state(JOB) == "queued"
@@ -245,7 +250,7 @@ async def _(walk: Walk) -> None:
 @walks("deferred", "abort asked", "queued")
 async def _(walk: Walk) -> None:
     assert await walk.queue.jobs.abort(JOB)
-    (mark,) = (await walk.pump().turn([], 0)).marks
+    (mark,) = (await walk.poll().run([], 0)).marks
     assert mark == JOB.encode()
 
 
@@ -255,18 +260,18 @@ async def _(walk: Walk) -> None:
     # A parked job falls due after half a second, a queued one is due.
     claim = await eventually(lambda: _first(walk))
     assert await walk.client.get(walk.keys.base.in_progress(JOB)) == claim.token
-    assert claim.tries == claim.losses == 0
+    assert claim.tries == claim.stalled_count == 0
     # A worker that waits claims by another script: the same is written.
     await walk.end("back", claim, due=claim.due)
-    pump = walk.pump()
-    await pump.prepare()
-    [claim] = read_claims(await walk.client.execute_command(*pump.wake_turn().command))
+    poll = walk.poll()
+    await poll.prepare()
+    [claim] = read_claims(await walk.client.execute_command(*poll.wake_poll().command))
     assert await walk.client.get(walk.keys.base.in_progress(JOB)) == claim.token
-    assert claim.tries == claim.losses == 0
+    assert claim.tries == claim.stalled_count == 0
 
 
 async def _first(walk: Walk) -> Claim | None:
-    claims = (await walk.pump().turn([], 1)).claims
+    claims = (await walk.poll().run([], 1)).claims
     return claims[0] if claims else None
 
 
@@ -284,7 +289,7 @@ async def _(walk: Walk) -> None:
     keys = [*walk.keys.queues, walk.keys.running]
     assert await _RENEW.run(walk.client, keys, [walk.prefix, 15_000, JOB, claim]) == []
     assert await _held(walk) == claim
-    assert (await walk.pump().turn([], 1)).claims == []
+    assert (await walk.poll().run([], 1)).claims == []
 
 
 @walks("running", "taken over", "running")
@@ -293,7 +298,7 @@ async def _(walk: Walk) -> None:
     await walk.lapse(JOB)
     claim = await walk.claim()
     assert await _held(walk) == claim.token != before
-    assert (claim.tries, claim.losses) == (0, 1)
+    assert (claim.tries, claim.stalled_count) == (0, 1)
 
 
 async def _on_its_last_chance(walk: Walk) -> None:
@@ -304,17 +309,17 @@ async def _on_its_last_chance(walk: Walk) -> None:
 @walks("running", "put off", "running", start=_on_its_last_chance)
 async def _(walk: Walk) -> None:
     before = await _held(walk)
-    turn = await walk.pump().turn([], 1, suspects=0)
-    assert (turn.claims, turn.poisoned) == ([], [])
+    polled = await walk.poll().run([], 1, stalled_jobs=0)
+    assert (polled.claims, polled.poisoned) == ([], [])
     assert await _held(walk) == before
-    assert turn.next_due is not None
-    assert 0 < turn.next_due - turn.now <= 1000
+    assert polled.next_due is not None
+    assert 0 < polled.next_due - polled.now <= 1000
 
 
 async def _claim_held(walk: Walk) -> Claim:
     """The claim that stands, as its worker has it."""
     token = await _held(walk)
-    _, number, due, losses = token.decode().rsplit("|", 3)
+    _, number, due, stalled_count = token.decode().rsplit("|", 3)
     return Claim(
         id=JOB.encode(),
         body=None,
@@ -322,7 +327,7 @@ async def _claim_held(walk: Walk) -> Claim:
         token=token,
         number=int(number),
         due=due,
-        losses=int(losses),
+        stalled_count=int(stalled_count),
         mark_ms=None,
         job_id=JOB,
     )
@@ -362,15 +367,15 @@ async def _(walk: Walk) -> None:
 async def _(walk: Walk) -> None:
     assert await walk.queue.jobs.abort(JOB)
     assert await walk.client.zscore(walk.keys.base.abort, JOB) is not None
-    await walk.end("done", await _claim_held(walk), result=blob(b"r"), ttl=HOUR_MS)
+    await walk.end("done", await _claim_held(walk), result=lua_text(b"r"), ttl=HOUR_MS)
     # A mark that stayed would end a later job of this id.
     assert not await walk.client.exists(walk.keys.base.abort)
 
 
 @walks("running", "done", "done")
 async def _(walk: Walk) -> None:
-    turn = await walk.end("done", await _claim_held(walk), result=blob(b"r"), ttl=HOUR_MS)
-    assert turn.late == []
+    polled = await walk.end("done", await _claim_held(walk), result=lua_text(b"r"), ttl=HOUR_MS)
+    assert polled.late == []
     assert await walk.client.get(walk.keys.base.result(JOB)) == b"r"
 
 
@@ -379,8 +384,8 @@ async def _(walk: Walk) -> None:
     body = await walk.client.get(walk.keys.base.job(JOB))
     claim = await _claim_held(walk)
     # As of a name that stayed unknown for as long as it may.
-    turn = await walk.end("park", claim, most=0, reason="unknown", error="E", tries=1, name="f")
-    assert turn.buried == [0]
+    polled = await walk.end("park", claim, most=0, reason="unknown", error="E", tries=1, name="f")
+    assert polled.buried == [0]
     letter = await walk.queue.dead.get(JOB)
     assert letter is not None
     assert (letter.reason, letter.body, letter.error) == ("unknown", body, "E")
@@ -394,8 +399,8 @@ async def _lost_for_the_third_time(walk: Walk) -> None:
 
 @walks("running", "poisoned", "dead", start=_lost_for_the_third_time)
 async def _(walk: Walk) -> None:
-    turn = await walk.pump().turn([], 1)
-    assert (turn.claims, turn.poisoned) == ([], [JOB.encode()])
+    polled = await walk.poll().run([], 1)
+    assert (polled.claims, polled.poisoned) == ([], [JOB.encode()])
 
 
 # -- after -------------------------------------------------------------------------
@@ -418,8 +423,8 @@ async def _(walk: Walk) -> None:
     await walk.queue.enqueue("f", job_id="later")
     claim = await walk.claim()
     details = {"reason": "failed", "error": "E", "tries": 1, "name": "f"}
-    turn = await walk.pump(dead_max=1).turn([claim.end("dead", details)], 0)
-    assert turn.dropped == 1
+    polled = await walk.poll(dead_max=1).run([claim.end("dead", details)], 0)
+    assert polled.dropped == 1
     assert await walk.state("later") == "dead"
 
 

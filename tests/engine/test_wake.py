@@ -18,13 +18,13 @@ from tests.support.engine import queue_of, running
 from tests.support.wait import eventually
 from worker import call
 from worker.engine import EngineOptions
-from worker.engine.poller import Turns
+from worker.engine.poller import Poller
 from worker.engine.records import EngineKeys
 from worker.keys import QueueKeys
 
 pytestmark = pytest.mark.integration
 
-SELDOM = EngineOptions(poll_s=60.0, beat_s=60.0)
+SELDOM = EngineOptions(poll_s=60.0, heartbeat_s=60.0)
 
 
 @pytest.fixture
@@ -111,13 +111,13 @@ async def test_who_has_parked_a_job_lets_others_go_first_when_it_is_due_again(
     client: Any, prefix: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     waits: list[float] = []
-    wait = Turns._kicked
+    wait = Poller._kicked
 
-    async def noted(turns: Turns, wait_s: float) -> bool:
+    async def noted(poller: Poller, wait_s: float) -> bool:
         waits.append(wait_s)
-        return await wait(turns, wait_s)
+        return await wait(poller, wait_s)
 
-    monkeypatch.setattr(Turns, "_kicked", noted)
+    monkeypatch.setattr(Poller, "_kicked", noted)
     monkeypatch.setattr("worker.engine.poller._YIELDS_S", 30.0)
     await queue_of(client, prefix).enqueue("of_another_release")
     async with running(client, prefix, [func(Runs().hold, name="hold")], options=SELDOM):

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import trustme
 
-from worker.http.client import Reply, build_http_client, post_webhook
+from worker.http.client import HTTPReply, build_http_client, post_webhook
 from worker.http.policy import EgressPolicy, parse_networks
 from worker.http.transport import tls_context
 
@@ -140,7 +140,7 @@ async def receiver(script: Script, tls: ssl.SSLContext | None = None) -> AsyncIt
         await asyncio.gather(*tasks)
 
 
-async def post(url: str, timeout_s: float = TIMEOUT_S, **client_options: Any) -> Reply:
+async def post(url: str, timeout_s: float = TIMEOUT_S, **client_options: Any) -> HTTPReply:
     client = build_http_client(LOOPBACK, max_connections=4, **{"tls": TLS, **client_options})
     try:
         return await post_webhook(

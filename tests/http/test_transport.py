@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from tests.support.names import Zone, name_server
-from worker.http.client import Reply, build_http_client, post_webhook
+from worker.http.client import HTTPReply, build_http_client, post_webhook
 from worker.http.policy import EgressPolicy, parse_networks
 
 pytestmark = pytest.mark.integration
@@ -78,7 +78,7 @@ class Net:
     client: Any
     connections: list[str] = field(default_factory=list)
 
-    async def post(self, url: str, timeout_s: float = 5) -> Reply:
+    async def post(self, url: str, timeout_s: float = 5) -> HTTPReply:
         return await post_webhook(
             self.client, url, headers={}, body=b"{}", timeout_s=timeout_s,
             keep_bytes=64, max_bytes=4096,
@@ -293,7 +293,7 @@ async def test_a_name_server_that_is_away_is_our_own_failure_until_others_resolv
     policy = EgressPolicy(parse_networks("127.0.0.1/32"))
     async with answering("127.0.0.1", OK) as port, net(policy, lookup) as out:
         first = await out.post(f"http://lost.test:{port}/")
-        assert (first.error, first.own) == ("resolver_unavailable", True)
+        assert (first.error, first.internal) == ("resolver_unavailable", True)
         assert (await out.post(f"http://well.test:{port}/")).status == 200
         second = await out.post(f"http://lost.test:{port}/")
-        assert (second.error, second.own) == ("dns", False)
+        assert (second.error, second.internal) == ("dns", False)

@@ -58,7 +58,7 @@ async def test_each_caller_is_told_once_of_the_end_that_they_share(
         async with running_worker(settings):
             assert await outcome(queue, id_) == "echo: same"
             found = await eventually(lambda: told_of(queue, 3))
-        assert not await queue.client.exists(queue.keys.llm_tell(id_))
+        assert not await queue.client.exists(queue.keys.llm_callback(id_))
     whom = sorted((url, payload["id"]) for url, payload in found)
     assert whom == sorted([(HOOK, id_), (HOOK, again), (OTHER, other)])
     for _, payload in found:
@@ -77,7 +77,7 @@ async def test_an_error_is_told_and_what_a_retry_gives_is_told_again(
         ((_, payload),) = await eventually(lambda: told_of(queue, 1))
         assert payload["error"] == {"kind": "invalid_request", "message": "line 1 is not JSON"}
         assert (payload["status"], payload["response"]) == ("failed", None)
-        assert await queue.client.pttl(queue.keys.llm_tell(id_)) > 0
+        assert await queue.client.pttl(queue.keys.llm_callback(id_)) > 0
         fake.set(outcome="completed")
         (shown,) = await queue.llm_batches()
         assert await queue.retry_llm_batch(shown["id"]) == 1

@@ -348,7 +348,7 @@ async def test_a_caller_is_woken_by_an_answer_that_another_process_stores(
     private_valkey_url: str, fake: FakeProvider, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Without the message it would look again after an hour.
-    monkeypatch.setattr("worker.llm.client._NOTICE_POLL_S", 3600.0)
+    monkeypatch.setattr("worker.llm.client._ANSWER_POLL_S", 3600.0)
     settings = settings_for(private_valkey_url, fake)
     raw = settings.model_dump(mode="json", exclude_unset=True)
     raw |= {"openai_api_key": "k", "anthropic_api_key": "k"}

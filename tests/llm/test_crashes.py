@@ -21,7 +21,7 @@ from worker.llm.grouping import Group, most_parts
 pytestmark = pytest.mark.faults
 
 REQUESTS = 120
-# In the order in which a batch comes by them. `suspect` comes after `submitting`, since the
+# In the order in which a batch comes by them. `unconfirmed` comes after `submitting`, since the
 # next worker looks for what it finds there.
 POINTS = {
     "openai": (
@@ -29,7 +29,7 @@ POINTS = {
         "uploading",
         "uploaded",
         "submitting",
-        "suspect",
+        "unconfirmed",
         "posted",
         "submitted",
         "fetching",
@@ -37,7 +37,7 @@ POINTS = {
         "answered",
         "ended",
     ),
-    "anthropic": ("sealed", "submitting", "suspect", "posted", "fetching", "answered", "ended"),
+    "anthropic": ("sealed", "submitting", "unconfirmed", "posted", "fetching", "answered", "ended"),
 }
 
 
@@ -75,7 +75,7 @@ async def test_a_worker_killed_at_every_point_of_one_batch_loses_and_doubles_not
     # the batch all the same.
     overrides = {
         "worker_lease_s": 1,
-        "llm_suspect_wait_s": 0.3,
+        "llm_unconfirmed_wait_s": 0.3,
         "llm_batch_cron": "* * * * * *",
     }
     settings = settings_for(private_valkey_url, fake, **overrides)
@@ -104,7 +104,11 @@ async def test_a_worker_killed_at_every_point_of_one_batch_loses_and_doubles_not
 async def test_a_worker_killed_while_guilty_lines_are_looked_for_loses_and_doubles_nothing(
     private_valkey_url: str, fake: FakeProvider, provider: str
 ) -> None:
-    overrides = {"worker_lease_s": 1, "llm_suspect_wait_s": 0.3, "llm_batch_cron": "* * * * * *"}
+    overrides = {
+        "worker_lease_s": 1,
+        "llm_unconfirmed_wait_s": 0.3,
+        "llm_batch_cron": "* * * * * *",
+    }
     settings = settings_for(private_valkey_url, fake, **overrides)
     raw = settings.model_dump(mode="json", exclude_unset=True)
     raw |= {"openai_api_key": "k", "anthropic_api_key": "k"}

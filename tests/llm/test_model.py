@@ -48,7 +48,7 @@ POINTS = [
     "submitting",
     "posted",
     "submitted",
-    "suspect",
+    "unconfirmed",
     "fetched",
     "answered",
     "splitting",
@@ -103,7 +103,7 @@ class Model(RuleBasedStateMachine):
             item_max_tries=tries,
             deadline_margin_s=60,
             on_ambiguous=OnAmbiguous.ADOPT,
-            suspect_wait_s=0,
+            unconfirmed_wait_s=0,
         )
         limits = RateLimits()
         unused: Any = None

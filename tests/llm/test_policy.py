@@ -22,12 +22,12 @@ from worker.llm.grouping import check_request
 from worker.llm.providers.calls import retry_after_s
 from worker.llm.providers.protocol import split_custom_id
 from worker.llm.requests import decode_answer, encode_answer
-from worker.llm.states import OnAmbiguous, Sighting, Verdict, judge_suspect
+from worker.llm.states import LookupResult, OnAmbiguous, UnconfirmedDecision, decide_unconfirmed
 
 pytestmark = pytest.mark.unit
 
 MENDABLE = Answer(kind="expired", mendable=True)
-ABSENT, UNSEEN = Sighting(), Sighting(complete=False)
+ABSENT, UNSEEN = LookupResult(), LookupResult(complete=False)
 
 
 @pytest.mark.parametrize(
@@ -50,24 +50,24 @@ def test_an_item_is_finished_put_back_or_sent_by_itself(
 
 
 @pytest.mark.parametrize(
-    ("sighting", "choice", "age_s", "verdict"),
+    ("lookup", "choice", "age_s", "verdict"),
     [
-        (Sighting("b1"), OnAmbiguous.FAIL, 0, Verdict.ADOPT),
-        (ABSENT, OnAmbiguous.ADOPT, 119, Verdict.WAIT),
-        (ABSENT, OnAmbiguous.ADOPT, 121, Verdict.SUBMIT),
-        (ABSENT, OnAmbiguous.RESUBMIT, 119, Verdict.WAIT),
-        (UNSEEN, OnAmbiguous.ADOPT, 9999, Verdict.WAIT),
-        (UNSEEN, OnAmbiguous.RESUBMIT, 121, Verdict.SUBMIT),
-        (UNSEEN, OnAmbiguous.FAIL, 121, Verdict.FAIL),
-        (ABSENT, OnAmbiguous.FAIL, 119, Verdict.WAIT),
-        (ABSENT, OnAmbiguous.FAIL, 121, Verdict.FAIL),
+        (LookupResult("b1"), OnAmbiguous.FAIL, 0, UnconfirmedDecision.ADOPT),
+        (ABSENT, OnAmbiguous.ADOPT, 119, UnconfirmedDecision.WAIT),
+        (ABSENT, OnAmbiguous.ADOPT, 121, UnconfirmedDecision.SUBMIT),
+        (ABSENT, OnAmbiguous.RESUBMIT, 119, UnconfirmedDecision.WAIT),
+        (UNSEEN, OnAmbiguous.ADOPT, 9999, UnconfirmedDecision.WAIT),
+        (UNSEEN, OnAmbiguous.RESUBMIT, 121, UnconfirmedDecision.SUBMIT),
+        (UNSEEN, OnAmbiguous.FAIL, 121, UnconfirmedDecision.FAIL),
+        (ABSENT, OnAmbiguous.FAIL, 119, UnconfirmedDecision.WAIT),
+        (ABSENT, OnAmbiguous.FAIL, 121, UnconfirmedDecision.FAIL),
     ],
 )
 def test_a_suspect_batch_is_sent_again_only_when_it_was_not_there(
-    sighting: Sighting, choice: OnAmbiguous, age_s: float, verdict: Verdict
+    lookup: LookupResult, choice: OnAmbiguous, age_s: float, decision: UnconfirmedDecision
 ) -> None:
-    found = judge_suspect(sighting, on_ambiguous=choice, age_s=age_s, wait_s=120)
-    assert found is verdict
+    found = decide_unconfirmed(lookup, on_ambiguous=choice, age_s=age_s, wait_s=120)
+    assert found is decision
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ import pytest
 from tests.support.wait import eventually
 from worker.keys import QueueKeys
 from worker.llm.rate_limits import RateLimiter
-from worker.llm.rate_policy import RateLimits, pace_of
+from worker.llm.rate_policy import RateLimits, call_pace
 
 pytestmark = pytest.mark.integration
 
@@ -27,7 +27,7 @@ async def admitted(limiter: RateLimiter, calls: int, **more: Any) -> int:
 
 @pytest.mark.parametrize("limit", [10, 60, 600, 100_000])
 def test_no_minute_holds_more_than_the_limit(limit: int) -> None:
-    pace = pace_of(limit)
+    pace = call_pace(limit)
     assert 60_000 / pace.step_ms + pace.burst <= limit
     assert 60_000 / pace.step_ms >= limit * (0.98 if limit >= 600 else 0.7)
 
@@ -49,7 +49,7 @@ async def test_a_reserved_turn_is_honoured_and_a_missed_one_is_lost(
     limiter = lane(client, prefix, requests_per_minute=600)
     while not await limiter.admit("early", urgent=True, tokens=1):
         await limiter.release("early", "ok")
-    turn = await client.zscore(QueueKeys(prefix).llm_turns("openai"), "early")
+    turn = await client.zscore(QueueKeys(prefix).llm_reserved("openai"), "early")
 
     async def its_turn() -> bool:
         return await limiter.admit("early", urgent=True, tokens=1) == 0
@@ -59,7 +59,7 @@ async def test_a_reserved_turn_is_honoured_and_a_missed_one_is_lost(
     assert seconds * 1000 + micros / 1000 >= turn - 2
     # As one that was reserved two seconds ago and never used.
     now_ms = seconds * 1000 + micros / 1000
-    await client.zadd(QueueKeys(prefix).llm_turns("openai"), {"missed": now_ms - 2000})
+    await client.zadd(QueueKeys(prefix).llm_reserved("openai"), {"missed": now_ms - 2000})
     for n in range(20):
         await limiter.admit(f"filler{n}", urgent=True, tokens=1)
     assert await limiter.admit("missed", urgent=True, tokens=1) > 0

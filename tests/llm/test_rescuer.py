@@ -120,7 +120,7 @@ async def test_the_workers_look_by_themselves(
     private_valkey_url: str, fake: FakeProvider, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("worker.llm.rescuer._IDLE_S", 0.0)
-    monkeypatch.setattr("worker.app.functions.REVIVE_LLM_CRON", "* * * * * *")
+    monkeypatch.setattr("worker.app.functions.RESCUE_LLM_CRON", "* * * * * *")
     settings = settings_for(private_valkey_url, fake)
     async with open_queue(settings) as queue:
         id_ = await urgent(queue, "hello")

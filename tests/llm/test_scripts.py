@@ -195,7 +195,7 @@ async def test_a_part_that_was_sealed_takes_in_no_more(queue: JobQueue) -> None:
 async def test_whom_to_tell_is_kept_as_long_as_the_request(queue: JobQueue) -> None:
     url = "https://example.com/told"
     (id_,) = await queue.submit_many([body("a")], provider="openai", endpoint=CHAT, webhook_url=url)
-    key = queue.keys.llm_tell(id_)
+    key = queue.keys.llm_callback(id_)
     assert await queue.client.pttl(key) == -1
     await seal(queue, "b")
     await queue.requests.answer(id_, Answer(kind="invalid"))

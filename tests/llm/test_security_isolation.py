@@ -17,7 +17,7 @@ from worker.keys import QueueKeys
 from worker.llm.answers import Answer
 from worker.options import QueueOptions
 from worker.webhooks.attempts import Attempt, ClaimedDelivery, EndedUnsent
-from worker.webhooks.limits import LaneLimits
+from worker.webhooks.limits import TargetLimits
 from worker.webhooks.policy import DeliveryState, Outcome, RetrySchedule, decide
 
 pytestmark = pytest.mark.integration
@@ -185,7 +185,7 @@ async def test_a_line_answers_what_its_batch_has_carried_before(queue: JobQueue)
 
 # -- endpoints ---------------------------------------------------------------------
 
-LIMITS = LaneLimits()
+LIMITS = TargetLimits()
 
 
 async def attempt(queue: JobQueue, url: str, status: int, **more: Any) -> Any:
@@ -195,9 +195,9 @@ async def attempt(queue: JobQueue, url: str, status: int, **more: Any) -> Any:
     if not isinstance(found, ClaimedDelivery):
         return found
     told = Outcome(status=status)
-    verdict = decide(told, attempt=1, schedule=RetrySchedule(), rng=lambda: 0.5)
+    decision = decide(told, attempt=1, schedule=RetrySchedule(), rng=lambda: 0.5)
     tried = Attempt(datetime.now(UTC), status, "", 1.0)
-    return await queue.attempts.record(id_, found.attempt, tried, verdict, LIMITS, draw=0.5)
+    return await queue.attempts.record(id_, found.attempt, tried, decision, LIMITS, draw=0.5)
 
 
 @pytest.mark.parametrize(

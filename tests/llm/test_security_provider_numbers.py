@@ -224,8 +224,8 @@ async def test_a_batch_row_of_any_shape_is_read(row: Any) -> None:
 async def test_a_list_of_any_shape_ends_the_look(kind: str, page: Any) -> None:
     path = "/batches" if kind == "openai" else "/messages/batches"
     provider = provider_answering({f"GET {path}": page}, kind)
-    sighting = await provider.find("b", since_ms=0, count=1, taken=())
-    assert sighting.provider_id == ""
+    lookup = await provider.find("b", since_ms=0, count=1, taken=())
+    assert lookup.provider_id == ""
 
 
 @pytest.mark.parametrize(

@@ -124,10 +124,10 @@ WAYS = {
     "answered": Way(*SENT, "submitted", "fetching", "done"),
     "no file": Way("sealed", "uploaded", "submitting", provider="anthropic"),
     "busy": Way("submitting", "uploaded", fault=on("POST", "/v1/batches", "status", status=429)),
-    "found": Way("submitting", "suspect", "submitted", fault=on("POST", "/v1/batches", "drop")),
-    "absent": Way("submitting", "suspect", "uploaded", fault=on("POST", "/v1/batches", "lose")),
+    "found": Way("submitting", "unconfirmed", "submitted", fault=on("POST", "/v1/batches", "drop")),
+    "absent": Way("submitting", "unconfirmed", "uploaded", fault=on("POST", "/v1/batches", "lose")),
     "may fail": Way(
-        "suspect",
+        "unconfirmed",
         "failed",
         fault=on("POST", "/v1/batches", "lose"),
         settings={"llm_on_ambiguous": "fail"},

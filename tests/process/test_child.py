@@ -65,7 +65,7 @@ async def test_another_error_of_the_worker_is_raised_as_it_is() -> None:
 async def test_processes_started_together_recycle_apart() -> None:
     async def recycled_at(rng: Random) -> int:
         worker = Counting()
-        options = ChildOptions(beat_interval_s=0, max_jobs_done=200, recycle_jitter=0.5)
+        options = ChildOptions(heartbeat_interval_s=0, max_jobs_done=200, recycle_jitter=0.5)
         assert await serve(worker, options, rng=rng) == ExitCode.RECYCLE
         return worker.jobs_done
 

@@ -8,7 +8,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from worker.process.policy import CrashWindow, Ending, ExitCode, RestartPolicy, SlotHistory, judge
+from worker.process.policy import (
+    CrashWindow,
+    Ending,
+    ExitCode,
+    RestartPolicy,
+    SlotHistory,
+    decide_restart,
+)
 
 pytestmark = pytest.mark.unit
 
@@ -35,7 +42,7 @@ class TopRandom(Random):
     ],
 )
 def test_an_exit_code_means(exit_code: int, uptime_s: float, ending: Ending) -> None:
-    assert judge(exit_code, uptime_s, POLICY) is ending
+    assert decide_restart(exit_code, uptime_s, POLICY) is ending
 
 
 def test_the_backoff_doubles_from_half_a_second_to_30() -> None:

@@ -13,7 +13,7 @@ from typing import Any
 
 from redis.exceptions import ResponseError
 
-from cache.connection.multiplexed import Away, Lane
+from cache.connection.multiplexed import Away, MultiplexedConnection
 from cache.errors import NotEncodable
 from tests.support.fault_proxy import FaultProxy
 
@@ -31,8 +31,8 @@ def _taken(data: bytes | memoryview, start: int, end: int) -> bytes:
 class ConnectionFuzz:
     """`counts`: replies that were right or wrong, calls refused, cancelled, or away."""
 
-    def __init__(self, lane: Lane, prefix: str, seed: int) -> None:
-        self._lane = lane
+    def __init__(self, connection: MultiplexedConnection, prefix: str, seed: int) -> None:
+        self._connection = connection
         self._prefix = prefix
         self._random = random.Random(seed)
         self._asked = 0
@@ -42,8 +42,8 @@ class ConnectionFuzz:
         """The keys that the callers read: each value names its key."""
         for number in range(CALLERS):
             key = self._key(number)
-            await self._lane.execute("SET", key, key * 50)
-        await self._lane.execute("SET", f"{self._prefix}w", _WINDOW)
+            await self._connection.execute("SET", key, key * 50)
+        await self._connection.execute("SET", f"{self._prefix}w", _WINDOW)
 
     async def run(self, until: Callable[[], bool]) -> None:
         async with asyncio.TaskGroup() as group:
@@ -89,18 +89,18 @@ class ConnectionFuzz:
     async def _echo(self, number: int) -> bool:
         text = self._name(number) + self._random.choice(TEXTS)
         given = self._random.choice((text, text.encode()))
-        return bool(await self._lane.execute("ECHO", given) == text.encode())
+        return bool(await self._connection.execute("ECHO", given) == text.encode())
 
     async def _hit(self, number: int) -> bool:
         window, key = f"{self._prefix}w", self._key(number)
-        reply = await self._lane.fetch(("MGET", window, window, key), _taken)
+        reply = await self._connection.fetch(("MGET", window, window, key), _taken)
         if isinstance(reply, ResponseError):
             return False
         return list(reply) == [_WINDOW.encode()] * 2 + [(key * 50).encode()]
 
     async def _script(self, number: int) -> bool:
         name = self._name(number)
-        reply = await self._lane.eval("return {ARGV[1], {ARGV[2]}, 7}", 0, name, -1.5)
+        reply = await self._connection.eval("return {ARGV[1], {ARGV[2]}, 7}", 0, name, -1.5)
         return bool(reply == [name.encode(), [b"-1.5"], 7])
 
     async def _many(self, number: int) -> bool:
@@ -110,17 +110,17 @@ class ConnectionFuzz:
         if odd:
             place = self._random.randrange(len(names) + 1)
             commands.insert(place, ("ECHO", self._random.choice(UNSENDABLE)))
-        replies = await self._lane.execute_many(commands)
+        replies = await self._connection.execute_many(commands)
         return not odd and replies == [name.encode() for name in names]
 
     async def _odd(self, number: int) -> bool:
-        await self._lane.execute("ECHO", self._name(number), self._random.choice(UNSENDABLE))
+        await self._connection.execute("ECHO", self._name(number), self._random.choice(UNSENDABLE))
         return False
 
     async def _refused(self, number: int) -> bool:
         name = f"NO-SUCH-{number}-{self._asked}"
         try:
-            await self._lane.execute(name)
+            await self._connection.execute(name)
         except ResponseError as exc:
             return name in str(exc)
         return False

@@ -11,7 +11,7 @@ from worker.client import JobQueue
 from worker.engine import EngineOptions, Worker
 from worker.keys import QueueKeys
 
-QUICK = EngineOptions(lease_s=1.0, poll_s=0.5, abort_poll_s=0.05, beat_s=0.3)
+QUICK = EngineOptions(lease_s=1.0, poll_s=0.5, abort_poll_s=0.05, heartbeat_s=0.3)
 
 
 def queue_of(client: Any, prefix: str) -> JobQueue:

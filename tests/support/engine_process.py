@@ -125,7 +125,7 @@ def serve(url: str, prefix: str, ledger: str, lease_s: str = str(LEASE_S)) -> No
             options=EngineOptions(
                 lease_s=float(lease_s),
                 poll_s=0.5,
-                beat_s=0.5,
+                heartbeat_s=0.5,
                 max_lost_leases=int(os.environ.get("MAX_LOST_LEASES", "3")),
                 retry=RetryPolicy(max_tries=TRIES, base_s=0.05),
             ),

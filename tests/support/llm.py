@@ -29,7 +29,7 @@ def settings_for(url: str, fake: FakeProvider, **overrides: Any) -> Settings:
         "anthropic_api_key": "k",
         "llm_batch_max_age_s": 0.1,
         "llm_batch_cron": "0 0 1 1 *",
-        "llm_suspect_wait_s": 0.4,
+        "llm_unconfirmed_wait_s": 0.4,
     }
     return quick_settings(url, **{**values, **overrides})
 

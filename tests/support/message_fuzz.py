@@ -131,9 +131,9 @@ class Fuzz:
             self.findings.reads += 1
             self.findings.from_cache += hit
             if hit or page:
-                self._judge([row["sequence_id"] for row in page], known)
+                self._decider([row["sequence_id"] for row in page], known)
 
-    def _judge(self, page: list[int], known: list[int]) -> None:
+    def _decider(self, page: list[int], known: list[int]) -> None:
         findings = self.findings
         if page != sorted(set(page), reverse=True):
             findings.disordered += 1
@@ -144,7 +144,7 @@ class Fuzz:
         findings.missing += any(number > newest for number in lacking)
 
     async def _have_accidents(self) -> None:
-        rng, keys = self.rng, self.caches[0].parts.keys
+        rng, keys = self.rng, self.caches[0].components.keys
         floor, window = keys.windows(AGENT), keys.window(AGENT, "default")
         state = floor + ":state:default"
         while not self._ending:

@@ -11,7 +11,7 @@ from typing import Any
 from worker.llm.answers import CANCELED, Answer
 from worker.llm.grouping import Group
 from worker.llm.providers import Lines, RemoteBatch, Unclear
-from worker.llm.states import Sighting
+from worker.llm.states import LookupResult
 
 POISON = "poison"
 USAGE = {
@@ -91,9 +91,9 @@ class ScriptedProvider:
         since_ms: int,  # noqa: ARG002
         count: int,  # noqa: ARG002
         taken: Collection[str],  # noqa: ARG002
-    ) -> Sighting:
+    ) -> LookupResult:
         found = [id_ for id_, remote in self.remotes.items() if remote.batch_id == batch_id]
-        return Sighting(found[0]) if found else Sighting()
+        return LookupResult(found[0]) if found else LookupResult()
 
     async def read(self, provider_id: str) -> RemoteBatch:
         return self._view(provider_id)

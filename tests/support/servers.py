@@ -54,7 +54,7 @@ async def tls_in_front(
     """A TLS listener that passes everything on to a unix socket; yields its port."""
     tasks: set[asyncio.Task[None]] = set()
 
-    async def pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def poll(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         with suppress(OSError):
             while data := await reader.read(65536):
                 writer.write(data)
@@ -64,7 +64,7 @@ async def tls_in_front(
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         far_reader, far_writer = await asyncio.open_unix_connection(socket_path)
         for pair in ((reader, far_writer), (far_reader, writer)):
-            task = asyncio.create_task(pump(*pair))
+            task = asyncio.create_task(poll(*pair))
             tasks.add(task)
             task.add_done_callback(tasks.discard)
 

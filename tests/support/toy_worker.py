@@ -24,7 +24,7 @@ from worker.process.child import ChildOptions, serve
 _STEP_S = 0.05
 
 
-def tell(event: str) -> None:
+def callback(event: str) -> None:
     os.write(1, json.dumps({"event": event, "pid": os.getpid()}).encode() + b"\n")
 
 
@@ -39,7 +39,7 @@ class ToyWorker:
         self._end = asyncio.Event()
 
     async def run(self) -> None:
-        tell("toy.running")
+        callback("toy.running")
         if self._options.mode == "refuse":
             while self._held():  # noqa: ASYNC110  (another process makes the file)
                 await asyncio.sleep(_STEP_S)
@@ -60,15 +60,15 @@ class ToyWorker:
         return bool(self._options.while_file) and os.path.exists(self._options.while_file)  # noqa: PTH110
 
     def drain(self) -> None:
-        tell("toy.drained")
+        callback("toy.drained")
         if not (self._options.slow_drain or self._options.deaf):
             self._end.set()
 
     def quiet(self) -> None:
-        tell("toy.quieted")
+        callback("toy.quieted")
 
     def force(self) -> None:
-        tell("toy.forced")
+        callback("toy.forced")
         if not self._options.deaf:
             self._end.set()
 
@@ -92,7 +92,7 @@ def main() -> None:
     if options.mode == "silent":
         threading.Event().wait()
     bounds = ChildOptions(
-        beat_interval_s=0.05,
+        heartbeat_interval_s=0.05,
         shutdown_grace_s=options.grace,
         kill_margin_s=0.2,
         max_jobs_done=options.max_jobs,

@@ -18,9 +18,9 @@ from worker import InvalidArgument, NotFound, QueueMemoryFull, open_queue
 from worker.client import JobQueue
 from worker.keys import QueueKeys
 from worker.options import QueueOptions
-from worker.webhooks.attempts import Attempt, ClaimedDelivery, EndedUnsent, HeldBack, ScriptFailed
+from worker.webhooks.attempts import Attempt, ClaimedDelivery, EndedUnsent, ScriptFailed, Throttled
 from worker.webhooks.deliveries import Selection
-from worker.webhooks.limits import LaneLimits
+from worker.webhooks.limits import TargetLimits
 from worker.webhooks.policy import (
     DeliveryState,
     EndpointSign,
@@ -35,7 +35,7 @@ pytestmark = pytest.mark.integration
 
 ATTEMPT = load("worker.webhooks", "attempt_deliveries", "worker.queue")
 URL = "https://hooks.example.com/a"
-LIMITS = LaneLimits(concurrency=2, breaker_failures=3, open_s=60, open_max_s=120, slot_s=60)
+LIMITS = TargetLimits(concurrency=2, breaker_failures=3, open_s=60, open_max_s=120, slot_s=60)
 SCHEDULE = RetrySchedule(max_attempts=10, base_s=0.001)
 
 
@@ -44,7 +44,7 @@ class Lab:
     """A worker's view of the store, without HTTP: outcomes are told, not made."""
 
     queue: JobQueue
-    limits: LaneLimits = LIMITS
+    limits: TargetLimits = LIMITS
 
     async def send(self, url: str = URL, **more: Any) -> str:
         return await self.queue.send_webhook(url, {}, event_type="x", **more)
@@ -57,9 +57,9 @@ class Lab:
         assert isinstance(found, ClaimedDelivery), found
         return found
 
-    async def held(self, id_: str) -> HeldBack:
+    async def held(self, id_: str) -> Throttled:
         found = await self.claim(id_)
-        assert isinstance(found, HeldBack), found
+        assert isinstance(found, Throttled), found
         return found
 
     async def end(
@@ -73,7 +73,7 @@ class Lab:
             schedule=SCHEDULE,
             rng=lambda: 0.5,
             left_s=claimed.left_s,
-            own_failures=claimed.own_failures,
+            internal_failures=claimed.internal_failures,
         )
         attempt = Attempt(datetime.now(UTC), told.status, told.error, 1.0)
         events = await self.queue.attempts.record(
@@ -161,7 +161,7 @@ async def test_what_comes_to_a_line_joins_its_end_without_troubling_a_worker(lab
 
 async def test_a_dead_workers_place_is_free_again_when_its_slot_lapses(lab: Lab) -> None:
     ids = [await lab.send() for _ in range(3)]
-    # A neighbour that is alive keeps the slots' key from expiring as a whole.
+    # A neighbor that is alive keeps the slots' key from expiring as a whole.
     await lab.go(ids[0])
     lab.limits = replace(LIMITS, slot_s=0.05)
     await lab.go(ids[1])
@@ -230,8 +230,8 @@ async def test_failures_in_a_row_open_the_breaker_and_then_nothing_is_attempted(
     assert (await lab.queue.delivery(waiting)).attempt_count == 0
     # What comes now waits without a worker.
     assert await lab.due_in_s(await lab.send()) > 40
-    lane = await lab.queue.webhooks.lane(URL)
-    assert (lane.breaker, lane.parked) == ("open", 2)
+    target = await lab.queue.webhooks.target(URL)
+    assert (target.breaker, target.parked) == ("open", 2)
     events = await lab.queue.webhooks.events()
     assert [(e.kind, e.subject) for e in events] == [
         ("circuit_opened", "https://hooks.example.com:443")
@@ -266,7 +266,7 @@ async def test_a_half_open_breaker_lets_one_probe_through_and_closes_on_its_succ
     lab.limits = replace(lab.limits, concurrency=5)
     _, events = await lab.end(claimed, status=200)
     assert events == ["circuit_closed"]
-    assert (await lab.queue.webhooks.lane(URL)).breaker == "closed"
+    assert (await lab.queue.webhooks.target(URL)).breaker == "closed"
     # As many as there are places, not two as after any other end.
     assert [await lab.due_in_s(id_) <= 0 for id_ in ids[1:]] == [True] * 4
     await lab.go(ids[1])
@@ -285,17 +285,21 @@ async def test_a_failed_probe_opens_it_again_for_twice_as_long(lab: Lab) -> None
     lab.limits = replace(LIMITS, open_s=30, open_max_s=1000)
     _, events = await lab.end(claimed, status=500)
     assert events == ["circuit_opened"]
-    lane = await lab.queue.webhooks.lane(URL)
-    assert lane.open_until is not None
-    assert 55 < (lane.open_until - datetime.now(UTC)).total_seconds() < 65
+    target = await lab.queue.webhooks.target(URL)
+    assert target.open_until is not None
+    assert 55 < (target.open_until - datetime.now(UTC)).total_seconds() < 65
 
 
 async def test_our_own_failures_open_nothing_and_use_nothing_up(lab: Lab) -> None:
     id_ = await lab.send()
     for number in range(1, 6):
         claimed = await lab.go(id_)
-        assert (claimed.attempt, claimed.charged, claimed.own_failures) == (number, 1, number - 1)
-        verdict, events = await lab.end(claimed, error="no_route", own=True)
+        assert (claimed.attempt, claimed.charged, claimed.internal_failures) == (
+            number,
+            1,
+            number - 1,
+        )
+        verdict, events = await lab.end(claimed, error="no_route", internal=True)
         assert (verdict.state, events) == (DeliveryState.WAITING, [])
     assert (await lab.go(id_)).charged == 1
     shown = await lab.queue.delivery(id_)
@@ -313,17 +317,17 @@ async def test_a_probe_that_our_own_side_fails_leaves_the_next_one_to_probe(lab:
 
     claimed = await eventually(probe)
     assert (await lab.held(ids[1])).reason == "probing"
-    await lab.end(claimed, error="no_route", own=True)
+    await lab.end(claimed, error="no_route", internal=True)
     await lab.go(ids[1])
 
 
 async def test_our_own_failures_in_a_row_are_counted_anew_after_another_end(lab: Lab) -> None:
     id_ = await lab.send()
     for _ in range(2):
-        await lab.attempt(id_, error="no_route", own=True)
+        await lab.attempt(id_, error="no_route", internal=True)
     await lab.attempt(id_, status=500)
     claimed = await lab.go(id_)
-    assert (claimed.own_failures, claimed.charged, claimed.attempt) == (0, 2, 4)
+    assert (claimed.internal_failures, claimed.charged, claimed.attempt) == (0, 2, 4)
 
 
 # -- many in one call ----------------------------------------------------------------
@@ -338,7 +342,7 @@ async def test_ends_of_one_call_count_as_if_they_came_one_by_one(lab: Lab) -> No
         for claimed, status in zip(running, statuses, strict=True)
     ]
     assert [events for _, events in await asyncio.gather(*ends)] == [[]] * 5
-    assert (await lab.queue.webhooks.lane(URL)).failures == 2
+    assert (await lab.queue.webhooks.target(URL)).failures == 2
 
 
 async def test_a_begin_sees_what_the_ends_before_it_in_the_same_call_have_changed(
@@ -350,7 +354,7 @@ async def test_a_begin_sees_what_the_ends_before_it_in_the_same_call_have_change
     *_, found = await asyncio.gather(
         *(lab.end(claimed, wait=True, status=500) for claimed in running), lab.claim(waiting)
     )
-    assert isinstance(found, HeldBack)
+    assert isinstance(found, Throttled)
     assert found.reason == "closed"
 
     other = "https://other.example.com/a"
@@ -383,12 +387,12 @@ async def test_an_overloaded_host_is_sent_half_as_much_at_once_and_then_more_aga
 ) -> None:
     lab.limits = replace(LIMITS, concurrency=8)
     await lab.attempt(await lab.send(), status=429)
-    assert (await lab.queue.webhooks.lane(URL)).concurrency == 4
+    assert (await lab.queue.webhooks.target(URL)).concurrency == 4
     running = [await lab.go(await lab.send()) for _ in range(4)]
     assert (await lab.held(await lab.send())).reason == "busy"
     for claimed in running:
         await lab.end(claimed, status=200)
-    found = (await lab.queue.webhooks.lane(URL)).concurrency
+    found = (await lab.queue.webhooks.target(URL)).concurrency
     assert found is not None
     assert 4.5 < found < 5.5
 
@@ -398,8 +402,8 @@ async def test_a_burst_of_overload_answers_is_one_sign_of_it(lab: Lab) -> None:
     running = [await lab.go(await lab.send()) for _ in range(8)]
     # All of them were under way when the first one said so.
     await asyncio.gather(*(lab.end(claimed, wait=True, status=503) for claimed in running))
-    lane = await lab.queue.webhooks.lane(URL)
-    assert (lane.concurrency, lane.paused_until) == (4, None)
+    target = await lab.queue.webhooks.target(URL)
+    assert (target.concurrency, target.paused_until) == (4, None)
 
 
 @pytest.mark.parametrize(("between", "rests"), [(None, True), (200, False), (422, False)])
@@ -407,16 +411,16 @@ async def test_overload_again_and_again_with_no_answer_between_asks_for_a_rest(
     lab: Lab, between: int | None, rests: bool
 ) -> None:
     lab.limits = replace(LIMITS, concurrency=8, breaker_failures=0)
-    key = lab.queue.keys.webhook_lane("https://hooks.example.com:443")
+    key = lab.queue.keys.webhook_target("https://hooks.example.com:443")
     for status in (503, 429, between, 503):
         if status is not None:
             # As if the last cut were longer ago than a second.
             await lab.queue.client.hset(key, "cut", 1)
             await lab.attempt(await lab.send(), status=status)
-    lane = await lab.queue.webhooks.lane(URL)
-    assert (lane.paused_until is not None) == rests
+    target = await lab.queue.webhooks.target(URL)
+    assert (target.paused_until is not None) == rests
     if rests:
-        assert lane.concurrency == 1
+        assert target.concurrency == 1
         assert (await lab.held(await lab.send())).reason == "closed"
 
 
@@ -580,14 +584,14 @@ async def test_a_delivery_that_ends_in_line_leaves_the_line(lab: Lab) -> None:
         await lab.go(await lab.send())
     id_ = await lab.send(deadline=datetime.now(UTC) + timedelta(seconds=0.2))
     await lab.held(id_)
-    assert (await lab.queue.webhooks.lane(URL)).parked == 1
+    assert (await lab.queue.webhooks.target(URL)).parked == 1
 
     async def over() -> Any:
         found = await lab.claim(id_)
         return found if isinstance(found, EndedUnsent) else None
 
     await eventually(over)
-    assert (await lab.queue.webhooks.lane(URL)).parked == 0
+    assert (await lab.queue.webhooks.target(URL)).parked == 0
 
 
 async def test_no_wait_reaches_past_the_deadline(lab: Lab) -> None:
@@ -614,7 +618,7 @@ async def test_a_retry_is_not_made_sooner_by_a_run_that_a_crash_brought_back(lab
     id_ = await lab.send()
     await lab.end(await lab.go(id_), wait=True, status=503, retry_after_s=90)
     lab.limits = replace(LIMITS, breaker_failures=0)
-    await lab.queue.client.delete(lab.queue.keys.webhook_lane("https://hooks.example.com:443"))
+    await lab.queue.client.delete(lab.queue.keys.webhook_target("https://hooks.example.com:443"))
     held = await lab.held(id_)
     assert held.reason == "early"
     assert 80 < held.wait_s < 100

@@ -23,21 +23,21 @@ from hypothesis.stateful import run_state_machine_as_test as run_machine
 from cache.connection.pool import PoolOptions, close_client, open_pool
 from worker.client import JobQueue
 from worker.keys import QueueKeys
-from worker.webhooks.attempts import Attempt, AttemptStore, ClaimedDelivery, EndedUnsent, HeldBack
-from worker.webhooks.limits import LaneLimits
+from worker.webhooks.attempts import Attempt, AttemptStore, ClaimedDelivery, EndedUnsent, Throttled
+from worker.webhooks.limits import TargetLimits
 from worker.webhooks.policy import Outcome, RetrySchedule, decide
 
 pytestmark = pytest.mark.property
 
-LANES = 2
+TARGETS = 2
 MOST_AT_ONCE, MOST_ATTEMPTS = 2, 3
-LIMITS = LaneLimits(concurrency=MOST_AT_ONCE, breaker_failures=0, disable_after_s=0, slot_s=600)
+LIMITS = TargetLimits(concurrency=MOST_AT_ONCE, breaker_failures=0, disable_after_s=0, slot_s=600)
 SCHEDULE = RetrySchedule(max_attempts=MOST_ATTEMPTS, base_s=60.0)
 OUTCOMES = (
     Outcome(status=200),
     Outcome(status=500),
     Outcome(status=404),
-    Outcome(error="no_route", own=True),
+    Outcome(error="no_route", internal=True),
     Outcome(error="target_forbidden", permanent=True),
 )
 ENDED = {"delivered", "dead"}
@@ -49,7 +49,7 @@ class Expected:
 
     id: str
     number: int
-    lane: int
+    host: int
     ordered: bool
     state: str = "pending"
     attempts: int = 0
@@ -81,8 +81,8 @@ class Model(RuleBasedStateMachine):
 
     # -- what can happen -----------------------------------------------------------
 
-    @rule(lane=st.integers(0, LANES - 1), ordered=st.booleans())
-    def send(self, lane: int, ordered: bool) -> None:
+    @rule(host=st.integers(0, TARGETS - 1), ordered=st.booleans())
+    def send(self, host: int, ordered: bool) -> None:
         number = len(self.all)
         id_ = f"d{number}"
         sent = self.queue.send_webhook(
@@ -90,11 +90,11 @@ class Model(RuleBasedStateMachine):
             {},
             event_type="x",
             webhook_id=id_,
-            endpoint_id=f"e{lane}",
+            endpoint_id=f"e{host}",
             ordering_key="k" if ordered else None,
         )
         self.run(sent)
-        self.all.append(Expected(id_, number, lane, ordered))
+        self.all.append(Expected(id_, number, host, ordered))
 
     @precondition(lambda self: self.all)
     @rule(data=st.data())
@@ -171,14 +171,14 @@ class Model(RuleBasedStateMachine):
         elif delivery.attempts - delivery.free >= MOST_ATTEMPTS:
             assert isinstance(answer, EndedUnsent)
             delivery.state = "dead"
-        elif isinstance(answer, HeldBack) and answer.reason == "early":
+        elif isinstance(answer, Throttled) and answer.reason == "early":
             # An end in the same call has put its retry off.
             assert delivery.id in ended_now
         elif self._is_behind(delivery):
-            assert isinstance(answer, HeldBack), answer
+            assert isinstance(answer, Throttled), answer
             assert answer.reason == "ordered"
-        elif delivery.state != "sending" and self._sending(delivery.lane) >= MOST_AT_ONCE:
-            assert isinstance(answer, HeldBack), answer
+        elif delivery.state != "sending" and self._sending(delivery.host) >= MOST_AT_ONCE:
+            assert isinstance(answer, Throttled), answer
             assert answer.reason == "busy"
         else:
             assert isinstance(answer, ClaimedDelivery), answer
@@ -190,11 +190,11 @@ class Model(RuleBasedStateMachine):
 
     def _is_behind(self, delivery: Expected) -> bool:
         before = self.all[: delivery.number]
-        same = [d for d in before if d.ordered and d.lane == delivery.lane]
+        same = [d for d in before if d.ordered and d.host == delivery.host]
         return delivery.ordered and any(d.state not in ENDED for d in same)
 
-    def _sending(self, lane: int) -> int:
-        return sum(d.state == "sending" for d in self.all if d.lane == lane)
+    def _sending(self, host: int) -> int:
+        return sum(d.state == "sending" for d in self.all if d.host == host)
 
     @invariant()
     def the_server_says_the_same(self) -> None:
@@ -208,9 +208,9 @@ class Model(RuleBasedStateMachine):
         assert {id_.decode() for id_ in still_open} == {
             d.id for d in self.all if d.state not in ENDED
         }
-        for lane in range(LANES):
-            found = self.run(self.queue.webhooks.lane(endpoint_id=f"e{lane}"))
-            assert found.sending == self._sending(lane) <= MOST_AT_ONCE
+        for host in range(TARGETS):
+            found = self.run(self.queue.webhooks.target(endpoint_id=f"e{host}"))
+            assert found.sending == self._sending(host) <= MOST_AT_ONCE
 
 
 @pytest.mark.timeout(120)

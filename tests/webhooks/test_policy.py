@@ -90,13 +90,13 @@ def test_an_answer_that_breaks_off_is_no_success() -> None:
 
 
 def test_our_own_failures_are_charged_to_nobody() -> None:
-    for own_failures in range(100):
+    for internal_failures in range(100):
         verdict = decide(
-            Outcome(error="no_route", own=True),
+            Outcome(error="no_route", internal=True),
             attempt=99,
             schedule=SCHEDULE,
             rng=lambda: 0.99,
-            own_failures=own_failures,
+            internal_failures=internal_failures,
         )
         assert (verdict.state, verdict.charged) == (DeliveryState.WAITING, False)
         assert (verdict.host, verdict.endpoint) == (HostSign.NONE, EndpointSign.NONE)
@@ -171,7 +171,7 @@ headers = st.one_of(
     left_s=st.floats(0, 500_000),
     jitter=st.floats(0, 1),
     draw=st.floats(0, 1, exclude_max=True),
-    own=st.booleans(),
+    internal=st.booleans(),
 )
 def test_every_verdict_keeps_the_policys_promises(
     *,
@@ -183,7 +183,7 @@ def test_every_verdict_keeps_the_policys_promises(
     left_s: float,
     jitter: float,
     draw: float,
-    own: bool,
+    internal: bool,
 ) -> None:
     now = NOW + timedelta(seconds=clock_s)
     schedule = RetrySchedule(
@@ -191,17 +191,19 @@ def test_every_verdict_keeps_the_policys_promises(
         retry_after_max_s=7200,
     )  # fmt: skip
     asked = parse_retry_after(retry_after, now)
-    outcome = Outcome(status=status, error=error, own=own and bool(error), retry_after_s=asked)
+    outcome = Outcome(
+        status=status, error=error, internal=internal and bool(error), retry_after_s=asked
+    )
     verdict = decide(outcome, attempt=attempt, schedule=schedule, rng=lambda: draw, left_s=left_s)
     ok = status is not None and 200 <= status < 300 and not error
     assert (verdict.state is DeliveryState.DELIVERED) == ok
-    assert verdict.charged or outcome.own
-    assert (verdict.endpoint is EndpointSign.GONE) == (status == 410 and not outcome.own)
+    assert verdict.charged or outcome.internal
+    assert (verdict.endpoint is EndpointSign.GONE) == (status == 410 and not outcome.internal)
     if verdict.state is not DeliveryState.WAITING:
         assert verdict.wait_s == 0
         return
     assert verdict.wait_s <= left_s
-    if outcome.own:
+    if outcome.internal:
         assert verdict.wait_s <= 300
         return
     assert attempt < schedule.max_attempts

@@ -12,9 +12,9 @@ from tests.support.workers import quick_settings, running_worker
 from worker import open_queue
 from worker.client import JobQueue
 from worker.keys import QueueKeys
-from worker.webhooks.attempts import ClaimedDelivery, HeldBack
-from worker.webhooks.limits import LaneLimits
-from worker.webhooks.rescuer import revive_webhooks
+from worker.webhooks.attempts import ClaimedDelivery, Throttled
+from worker.webhooks.limits import TargetLimits
+from worker.webhooks.rescuer import rescue_webhooks
 
 pytestmark = pytest.mark.integration
 
@@ -45,10 +45,10 @@ async def test_a_poisoned_job_of_an_open_delivery_is_enqueued_again(
     other = await queue.enqueue("theirs")
     await bury(queue, f"webhook:{id_}", "<unknown>", "poison")
     await bury(queue, other.id, "theirs", "poison")
-    assert await revive_webhooks({"letta_redis": Bare(queue)}) == 1
+    assert await rescue_webhooks({"letta_redis": Bare(queue)}) == 1
     assert await client.zscore(queue.keys.queue(), f"webhook:{id_}")
     assert [letter.id for letter in await queue.dead.list()] == [other.id]
-    assert await revive_webhooks({"letta_redis": Bare(queue)}) == 0
+    assert await rescue_webhooks({"letta_redis": Bare(queue)}) == 0
 
 
 async def test_workers_revive_by_themselves(private_valkey_url: str) -> None:
@@ -89,7 +89,7 @@ async def test_a_delivery_whose_job_somebody_took_away_ends_and_says_so(
     # It is reported, stands in nobody's way, and can be brought back.
     assert await client.zscore(queue.keys.queue(), f"webhook-end:0:{id_}")
     assert isinstance(
-        await queue.attempts.begin(behind, datetime.now(UTC), LaneLimits()), ClaimedDelivery
+        await queue.attempts.begin(behind, datetime.now(UTC), TargetLimits()), ClaimedDelivery
     )
     await queue.webhooks.replay(id_)
     assert (await queue.delivery(id_)).state == "pending"
@@ -112,14 +112,14 @@ async def test_a_place_that_a_jobless_delivery_held_is_the_next_ones(
     client: Any, prefix: str
 ) -> None:
     queue = JobQueue(client, keys=QueueKeys(prefix))
-    limits = LaneLimits(concurrency=1)
+    limits = TargetLimits(concurrency=1)
     ids = [
         await queue.send_webhook("https://example.com/", {}, event_type="x", webhook_id=f"m{n}")
         for n in range(2)
     ]
     now = datetime.now(UTC)
     assert isinstance(await queue.attempts.begin(ids[0], now, limits), ClaimedDelivery)
-    assert isinstance(await queue.attempts.begin(ids[1], now, limits), HeldBack)
+    assert isinstance(await queue.attempts.begin(ids[1], now, limits), Throttled)
     await client.delete(queue.keys.job(f"webhook:{ids[0]}"))
     assert await queue.attempts.end_jobless(seen_s=0, most=10) == (2, [ids[0]])
     assert isinstance(await queue.attempts.begin(ids[1], now, limits), ClaimedDelivery)

@@ -14,15 +14,15 @@ import pytest
 from worker import InvalidArgument, NotFound
 from worker.client import JobQueue
 from worker.keys import QueueKeys
-from worker.webhooks.attempts import Attempt, ClaimedDelivery, HeldBack
-from worker.webhooks.limits import LaneLimits
+from worker.webhooks.attempts import Attempt, ClaimedDelivery, Throttled
+from worker.webhooks.limits import TargetLimits
 from worker.webhooks.policy import DeliveryState, Verdict
 
 pytestmark = pytest.mark.integration
 
 URL = "https://hooks.example.com/a"
 PAGE = Path(__file__).parents[2] / "docs" / "states.md"
-LIMITS = LaneLimits(concurrency=2, breaker_failures=0)
+LIMITS = TargetLimits(concurrency=2, breaker_failures=0)
 STATES = ("pending", "sending", "waiting", "delivered", "dead", "disabled")
 # The diagram's sign for what is not there.
 NOTHING = "[*]"
@@ -74,10 +74,10 @@ class Walk:
     def endpoint(self, id_: str) -> str:
         return "e" + id_[1:]
 
-    async def begin(self, id_: str, limits: LaneLimits = LIMITS, most: int = 10) -> bool:
+    async def begin(self, id_: str, limits: TargetLimits = LIMITS, most: int = 10) -> bool:
         """Whether there was an answer other than that it has ended."""
         found = await self.queue.attempts.begin(id_, datetime.now(UTC), limits, max_attempts=most)
-        return isinstance(found, ClaimedDelivery | HeldBack)
+        return isinstance(found, ClaimedDelivery | Throttled)
 
     async def record(self, id_: str, state: str, behind: int = 0) -> bool:
         attempts = int(await self.queue.client.hget(self.queue.keys.webhook(id_), "attempts"))
@@ -107,7 +107,7 @@ async def begun(walk: Walk, id_: str) -> bool:
     return await walk.begin(id_)
 
 
-async def begun_in_a_full_lane(walk: Walk, id_: str) -> bool:
+async def begun_on_a_full_target(walk: Walk, id_: str) -> bool:
     slots = walk.queue.keys.webhook_slots("id:" + walk.endpoint(id_))
     later = await walk.past_ms(minutes=1)
     await walk.queue.client.delete(slots)
@@ -115,15 +115,15 @@ async def begun_in_a_full_lane(walk: Walk, id_: str) -> bool:
     return await walk.begin(id_)
 
 
-async def begun_in_a_closed_lane(walk: Walk, id_: str) -> bool:
-    lane = walk.queue.keys.webhook_lane("id:" + walk.endpoint(id_))
-    await walk.queue.client.hset(lane, "pause", await walk.past_ms(minutes=1))
+async def begun_on_a_closed_target(walk: Walk, id_: str) -> bool:
+    target = walk.queue.keys.webhook_target("id:" + walk.endpoint(id_))
+    await walk.queue.client.hset(target, "pause", await walk.past_ms(minutes=1))
     return await walk.begin(id_)
 
 
-async def begun_in_a_slow_lane(walk: Walk, id_: str) -> bool:
-    lane = walk.queue.keys.webhook_lane("id:" + walk.endpoint(id_))
-    await walk.queue.client.hset(lane, "next_at", await walk.past_ms(minutes=1))
+async def begun_on_a_slow_target(walk: Walk, id_: str) -> bool:
+    target = walk.queue.keys.webhook_target("id:" + walk.endpoint(id_))
+    await walk.queue.client.hset(target, "next_at", await walk.past_ms(minutes=1))
     return await walk.begin(id_, replace(LIMITS, rate_per_s=1.0))
 
 
@@ -196,9 +196,9 @@ async def robbed_of_its_job(walk: Walk, id_: str) -> bool:
 
 STEPS: tuple[Step, ...] = (
     begun,
-    begun_in_a_full_lane,
-    begun_in_a_closed_lane,
-    begun_in_a_slow_lane,
+    begun_on_a_full_target,
+    begun_on_a_closed_target,
+    begun_on_a_slow_target,
     begun_too_early,
     begun_behind_another,
     begun_after_the_deadline,

@@ -31,7 +31,7 @@ from worker.llm.rate_limits import RateLimiter
 from worker.process.child import ChildOptions
 from worker.process.policy import RestartPolicy
 from worker.process.supervisor import SupervisorOptions
-from worker.webhooks.limits import LaneLimits
+from worker.webhooks.limits import TargetLimits
 from worker.webhooks.policy import RetrySchedule
 from worker.webhooks.secrets import SecretBox
 
@@ -118,7 +118,7 @@ def webhook_config(settings: Settings) -> WebhookConfig:
             retry_after_max_s=settings.webhook_retry_after_max_s,
         ),
         timeout_s=settings.webhook_timeout_s,
-        limits=LaneLimits(
+        limits=TargetLimits(
             concurrency=_endpoint_concurrency(settings),
             rate_per_s=settings.webhook_endpoint_rate,
             breaker_failures=settings.webhook_breaker_failures,

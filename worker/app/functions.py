@@ -14,21 +14,21 @@ from arq.worker import Function, func
 from settings import SettingsError, variable_name, why_untrusted
 from worker.app.wiring import JOB_MARGIN_S
 from worker.engine.cron_expression import CronExpression, cron_job
-from worker.llm.after import delete_llm_files, tell_llm_request
+from worker.llm.after import delete_llm_files, send_llm_callback
 from worker.llm.batch_client import (
     DELETE_LLM_FILES,
     FLUSH_LLM_GROUP,
     RUN_LLM_BATCH,
     RUN_LLM_REQUEST,
-    TELL_LLM_REQUEST,
+    SEND_LLM_CALLBACK,
 )
 from worker.llm.client import FLUSH_LLM_BATCHES
 from worker.llm.jobs import flush_llm_batches, flush_llm_group, run_llm_batch, run_llm_request
-from worker.llm.rescuer import REVIVE_LLM, REVIVE_LLM_CRON, revive_llm
+from worker.llm.rescuer import RESCUE_LLM, RESCUE_LLM_CRON, rescue_llm
 from worker.webhooks.attempts import REPORT_WEBHOOK
 from worker.webhooks.client import DELIVER_WEBHOOK
 from worker.webhooks.jobs import deliver_webhook, report_webhook
-from worker.webhooks.rescuer import REVIVE_CRON, REVIVE_WEBHOOKS, revive_webhooks
+from worker.webhooks.rescuer import RESCUE_CRON, RESCUE_WEBHOOKS, rescue_webhooks
 
 if TYPE_CHECKING:
     from settings import Settings
@@ -48,13 +48,13 @@ def build_functions(settings: Settings) -> list[Function]:
             timeout=settings.webhook_timeout_s + JOB_MARGIN_S,
         ),
         func(report_webhook, name=REPORT_WEBHOOK),
-        func(revive_webhooks, name=REVIVE_WEBHOOKS),
+        func(rescue_webhooks, name=RESCUE_WEBHOOKS),
         func(flush_llm_batches, name=FLUSH_LLM_BATCHES),
         func(flush_llm_group, name=FLUSH_LLM_GROUP),
         func(run_llm_batch, name=RUN_LLM_BATCH, max_tries=_NO_LIMIT, timeout=3600),
         func(run_llm_request, name=RUN_LLM_REQUEST, max_tries=_NO_LIMIT, timeout=http_s),
-        func(revive_llm, name=REVIVE_LLM),
-        func(tell_llm_request, name=TELL_LLM_REQUEST),
+        func(rescue_llm, name=RESCUE_LLM),
+        func(send_llm_callback, name=SEND_LLM_CALLBACK),
         func(delete_llm_files, name=DELETE_LLM_FILES),
     ]
     paths = [path.strip() for path in settings.worker_functions.split(",") if path.strip()]
@@ -70,8 +70,8 @@ def build_crons(settings: Settings) -> list[CronExpression]:
             settings.llm_batch_cron,
             "llm_batch_cron",
         ),
-        cron_job(revive_webhooks, f"cron:{REVIVE_WEBHOOKS}", REVIVE_CRON),
-        cron_job(revive_llm, f"cron:{REVIVE_LLM}", REVIVE_LLM_CRON),
+        cron_job(rescue_webhooks, f"cron:{RESCUE_WEBHOOKS}", RESCUE_CRON),
+        cron_job(rescue_llm, f"cron:{RESCUE_LLM}", RESCUE_LLM_CRON),
     ]
     for part in filter(None, (part.strip() for part in settings.worker_crons.split(";"))):
         path, _, expression = part.partition("=")

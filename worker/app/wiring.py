@@ -67,7 +67,7 @@ def llm_config(settings: Settings) -> LLMConfig:
         item_max_tries=settings.llm_item_max_tries,
         deadline_margin_s=settings.llm_deadline_margin_s,
         on_ambiguous=OnAmbiguous(settings.llm_on_ambiguous),
-        suspect_wait_s=settings.llm_suspect_wait_s,
+        unconfirmed_wait_s=settings.llm_unconfirmed_wait_s,
         webhook_url=settings.llm_webhook_url,
         delete_files=settings.llm_delete_files,
     )

@@ -26,7 +26,7 @@ def batches_list(limit: int, as_json: bool) -> None:
     \b
     Examples:
       letta-workers batches list
-      letta-workers batches list --limit 1000 --json | jq '.batches[] | select(.state == "suspect")'
+      letta-workers batches list --limit 1000 --json | jq '.batches[] | select(.state == "unconfirmed")'
     """
 
     async def look(queue: JobQueue) -> dict[str, Any]:

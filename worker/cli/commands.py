@@ -154,7 +154,7 @@ def health(as_json: bool) -> None:
 
     found = asyncio.run(look())
     healthy = bool(found["workers"])
-    names = ", ".join(beat["worker_id"] for beat in found["workers"])
+    names = ", ".join(heartbeat["worker_id"] for heartbeat in found["workers"])
     names = names or "none alive; start them with `letta-workers run`"
     show({"healthy": healthy, **found}, as_json, lambda: ["redis: ok", f"workers: {names}"])
     raise SystemExit(0 if healthy else EXIT_FAILED)
@@ -164,8 +164,8 @@ async def live_workers(client: Any) -> list[dict[str, Any]]:
     """The heartbeats of the workers that live; each has a TTL of seconds."""
     keys = QueueKeys()
     ids = [id_.decode() for id_ in await client.zrange(keys.workers, 0, -1)]
-    beats = await client.mget([keys.worker(id_) for id_ in ids]) if ids else []
-    return [json.loads(beat) for beat in beats if beat is not None]
+    heartbeats = await client.mget([keys.worker(id_) for id_ in ids]) if ids else []
+    return [json.loads(heartbeat) for heartbeat in heartbeats if heartbeat is not None]
 
 
 @main.command()

@@ -87,7 +87,7 @@ def webhooks_show(delivery_id: str, as_json: bool) -> None:
     found = with_queue(lambda queue: queue.delivery(delivery_id)).to_dict()
 
     def lines() -> list[str]:
-        names = ("id", "url", "event_type", "state", "lane", "deadline", "replays")
+        names = ("id", "url", "event_type", "state", "target", "deadline", "replays")
         head = [f"{name}: {found[name]}" for name in names]
         if found["error"]:
             head.append(f"error: {found['error']}")
@@ -239,18 +239,18 @@ def webhooks_disable(url: str, endpoint_id: str | None, as_json: bool) -> None:
     _switch(url, endpoint_id, on=False, as_json=as_json)
 
 
-@webhooks.command("lane")
+@webhooks.command("target")
 @_endpoint_options
 @json_option
-def webhooks_lane(url: str, endpoint_id: str | None, as_json: bool) -> None:
+def webhooks_target(url: str, endpoint_id: str | None, as_json: bool) -> None:
     """Show what holds back the webhooks to a URL's host, or to an endpoint id.
 
     \b
     Examples:
-      letta-workers webhooks lane https://example.com/hooks
+      letta-workers webhooks target https://example.com/hooks
     """
     _require_one(url, endpoint_id)
-    found = with_queue(lambda queue: queue.webhooks.lane(url, endpoint_id=endpoint_id)).to_dict()
+    found = with_queue(lambda queue: queue.webhooks.target(url, endpoint_id=endpoint_id)).to_dict()
     show(found, as_json, lambda: [f"{name}: {value}" for name, value in found.items()])
 
 

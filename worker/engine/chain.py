@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from cache.encoding import codec
-from worker.engine.records import blob
+from worker.engine.records import lua_text
 
 
 def following(
@@ -43,7 +43,7 @@ def following(
                 "id": next_id,
                 "queue": then["q"],
                 "delay": then["delay"],
-                "body": blob(codec.encode(body)),
+                "body": lua_text(codec.encode(body)),
             }
         ]
     part = options.get("g")
@@ -51,6 +51,6 @@ def following(
         details["gather"] = {
             "id": part["id"],
             "index": part["i"],
-            "value": blob(codec.encode(result)),
+            "value": lua_text(codec.encode(result)),
         }
     return details

@@ -12,7 +12,7 @@ _HORIZON_S = 0.1
 _SLOW_S = 0.25
 
 
-class Pace:
+class ClaimAhead:
     """The pace at which jobs end, from when the recent ones did. Times are the loop's seconds."""
 
     def __init__(self, max_jobs: int) -> None:

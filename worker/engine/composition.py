@@ -13,10 +13,10 @@ from cache.connection.shared_scripts import ScriptRedis, SharedScripts
 from cache.encoding import codec
 from worker.engine.cron import CronRunner
 from worker.engine.execute import Executor
-from worker.engine.heartbeat import Heart
+from worker.engine.heartbeat import Heartbeat
 from worker.engine.leases import LeaseKeeper
-from worker.engine.poll import Pump
-from worker.engine.poller import Turns
+from worker.engine.poll import Poll
+from worker.engine.poller import Poller
 from worker.engine.settings import Settings
 from worker.engine.slots import Slots
 from worker.engine.wake import Waker
@@ -32,12 +32,12 @@ class Run:
     """What one `main()` has; a worker may run several times, one after the other."""
 
     scripts: Any
-    pump: Pump
+    poll: Poll
     slots: Slots
-    turns: Turns
+    poller: Poller
     waker: Waker
     executor: Executor
-    heart: Heart
+    heartbeat: Heartbeat
     crons: CronRunner
     leases: LeaseKeeper
     over: asyncio.Event = field(default_factory=asyncio.Event)
@@ -73,7 +73,7 @@ def assemble(worker: Worker) -> Run:
         worker.max_jobs,
         worker.claims,
         (worker.tasks, worker.job_tasks),
-        most_losses=options.max_lost_leases,
+        most_stalled=options.max_lost_leases,
     )
     executor = Executor(
         _settings(worker),
@@ -83,11 +83,11 @@ def assemble(worker: Worker) -> Run:
         vacate=slots.vacate,
     )
     slots.run_with(executor)
-    pump = Pump(scripts, keys, options, worker_id=worker.worker_id)
+    poll = Poll(scripts, keys, options, worker_id=worker.worker_id)
     waker = Waker(
         client,
         keys,
-        pump,
+        poll,
         claims=not worker.burst,  # a burst counts its jobs
         kick=slots.kick.set,
     )
@@ -102,12 +102,12 @@ def assemble(worker: Worker) -> Run:
     )
     return Run(
         scripts=scripts,
-        pump=pump,
+        poll=poll,
         slots=slots,
-        turns=Turns(worker, pump, slots, waker, crons),
+        poller=Poller(worker, poll, slots, waker, crons),
         waker=waker,
         executor=executor,
-        heart=Heart(
+        heartbeat=Heartbeat(
             client,
             keys,
             options,

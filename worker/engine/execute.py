@@ -16,7 +16,7 @@ import structlog
 from arq.utils import ms_to_datetime
 
 from worker.engine.deadlines import Deadlines
-from worker.engine.outcome import Body, Judge, describe
+from worker.engine.outcome import Body, Decider, describe
 from worker.engine.prepare import Preparer
 from worker.engine.records import Claim, End
 from worker.engine.settings import Hook, Settings
@@ -46,8 +46,8 @@ class Executor:
         self._note = note
         self._vacate = vacate
         self._loop = asyncio.get_running_loop()
-        self._judge = Judge(settings, now_ms)
-        self._preparer = Preparer(settings, self._judge, now_ms)
+        self._decider = Decider(settings, now_ms)
+        self._preparer = Preparer(settings, self._decider, now_ms)
         self._deadlines = Deadlines(lambda claim: interrupt(claim, "timeout"))
         self._log = structlog.get_logger(__name__).bind()
 
@@ -61,7 +61,7 @@ class Executor:
         except Exception as exc:  # noqa: BLE001  (a job ends, whatever it breaks)
             # Given back, it would break the next worker as well.
             self._log.exception("job.broken", job_id=claim.job_id, error=describe(exc))
-            self._collect(claim, self._judge.broken(claim, exc), "dead")
+            self._collect(claim, self._decider.broken(claim, exc), "dead")
 
     async def _run(self, claim: Claim) -> None:
         body = self._preparer.prepare(claim)
@@ -91,10 +91,10 @@ class Executor:
         try:
             value = await self._call(claim, body, ctx, begun)
         except (Exception, asyncio.CancelledError) as exc:  # noqa: BLE001  (a job may raise anything)
-            end, outcome = self._judge.failed(claim, body, exc, start_ms)
+            end, outcome = self._decider.failed(claim, body, exc, start_ms)
         else:
             await self._make_way(claim, begun)
-            end, outcome = self._judge.succeeded(claim, body, value, start_ms)
+            end, outcome = self._decider.succeeded(claim, body, value, start_ms)
         if settings.on_job_end is not None:
             await self._hook("on_job_end", settings.on_job_end, ctx)
         run_s = self._loop.time() - begun
@@ -127,13 +127,13 @@ class Executor:
                 self._deadlines.forget(claim)
 
     async def _make_way(self, claim: Claim, begun: float) -> None:
-        """Let the next job start before this one's end is written, and its neighbours' too."""
+        """Let the next job start before this one's end is written, and its neighbors' too."""
         if self._loop.time() - begun < _CROWD_S or self.settings.on_job_end is not None:
             return
         self._vacate(claim)
         with contextlib.suppress(asyncio.CancelledError):  # it is over: too late to stop it
             # The next one's first step comes with the first of these; the second is for
-            # the neighbours' next ones.
+            # the neighbors' next ones.
             await asyncio.sleep(0)
             await asyncio.sleep(0)
 

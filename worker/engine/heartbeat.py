@@ -24,7 +24,7 @@ _MISSED = 3
 HOUSEKEEPING = 4
 
 
-class Heart:
+class Heartbeat:
     """Beats from the event loop: a blocked loop has no heartbeat."""
 
     def __init__(
@@ -45,10 +45,10 @@ class Heart:
         self._keys = [base.workers, base.abort, keys.listener]
         self._leave_keys = [
             *(self._key, base.workers, keys.listener, health_key),
-            base.last_turn(worker_id),
+            base.last_poll(worker_id),
         ]
         self._prefix = base.prefix
-        self._interval_s = options.beat_s
+        self._interval_s = options.heartbeat_s
         self._report = report
         self._started = time.time()
         self._listener = Listener(client, keys, hint)
@@ -61,25 +61,25 @@ class Heart:
         `also` is awaited every `every_s` in whole beats, at most every fourth;
         it is told the seconds until its next time.
         """
-        beats_between = max(1, min(HOUSEKEEPING, int(every_s / self._interval_s)))
-        beats = 0
+        heartbeats_between = max(1, min(HOUSEKEEPING, int(every_s / self._interval_s)))
+        heartbeats = 0
         try:
             while True:
                 try:
-                    await self.beat()
-                    if beats % HOUSEKEEPING == 0:
+                    await self.heartbeat()
+                    if heartbeats % HOUSEKEEPING == 0:
                         await self.keep_house()
-                    if beats % beats_between == 0:
-                        await also(beats_between * self._interval_s)
-                    beats += 1
+                    if heartbeats % heartbeats_between == 0:
+                        await also(heartbeats_between * self._interval_s)
+                    heartbeats += 1
                 except OUTAGE:
-                    beats = 0  # the pump tells; all of it once more
+                    heartbeats = 0  # the pump tells; all of it once more
                 await asyncio.sleep(self._interval_s)
         finally:
             await end(self._listening, limit_s=float("inf"))
             self._listening = None
 
-    async def beat(self) -> None:
+    async def heartbeat(self) -> None:
         state = {
             "worker_id": self._worker_id,
             "host": socket.gethostname(),
@@ -93,8 +93,8 @@ class Heart:
         args = [self._prefix, self._worker_id, self._ms(_MISSED * HOUSEKEEPING)]
         self._listen(bool(await _HOUSEKEEPING.run(self._client, self._keys, args)))
 
-    def _ms(self, beats: int) -> int:
-        return int(self._interval_s * 1000 * beats)
+    def _ms(self, heartbeats: int) -> int:
+        return int(self._interval_s * 1000 * heartbeats)
 
     async def leave(self) -> None:
         await _LEAVE.run(self._client, self._leave_keys, [self._worker_id])

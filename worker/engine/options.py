@@ -37,7 +37,7 @@ class EngineOptions:
     reserve: float = 0.1
     poll_s: float = 3.0
     abort_poll_s: float = 0.5
-    beat_s: float = 5.0
+    heartbeat_s: float = 5.0
     cron_missed: str = "once"
     allow_eviction: bool = False
 

@@ -16,7 +16,7 @@ import structlog
 from arq.worker import Function, JobExecutionFailed, Retry, RetryJob
 
 from worker.engine import chain
-from worker.engine.records import Claim, End, blob
+from worker.engine.records import Claim, End, lua_text
 from worker.engine.settings import Settings
 from worker.errors import JobError
 from worker.queue.arguments import MAX_DELAY_S
@@ -40,7 +40,7 @@ class Body:
     function: Any = None
 
 
-class Judge:
+class Decider:
     """Turns what a run gave or raised into `(end, outcome)`. `now_ms` is the server's clock."""
 
     def __init__(self, settings: Settings, now_ms: Callable[[], int]) -> None:
@@ -66,7 +66,7 @@ class Judge:
             if claim.stop == "abort":
                 return self.aborted(claim, body, start_ms)
             return given_back(claim), "given_back"
-        decision = self._judge(body, exc)
+        decision = self._decide(body, exc)
         if isinstance(decision, Again):
             delay_ms = _delay_ms(decision.delay_s)
             expires = body.options.get("x")
@@ -78,7 +78,7 @@ class Judge:
             decision = Dead("expired")
         return self.dead(claim, body, exc, decision.reason, start_ms=start_ms)
 
-    def _judge(self, body: Body, exc: BaseException) -> Again | Dead:
+    def _decide(self, body: Body, exc: BaseException) -> Again | Dead:
         limit = self.max_tries(body.function)
         policy = self._policy(body.function)
         is_over = limit is not None and body.tries >= limit
@@ -174,7 +174,7 @@ class Judge:
             "id": claim.job_id,
         }
         data = self._encode(fields, value)
-        return {"result": blob(data), "ttl": None if forever else max(1, round(keep_s * 1000))}
+        return {"result": lua_text(data), "ttl": None if forever else max(1, round(keep_s * 1000))}
 
     def _encode(self, fields: dict[str, Any], value: Any) -> bytes:
         try:

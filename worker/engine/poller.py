@@ -20,8 +20,8 @@ from cache.connection.pool import OUTAGE
 from cache.connection.tasks import end
 from worker.engine import stalled
 from worker.engine.cron import CronRunner
-from worker.engine.poll import MOST_ENDS, Pump
-from worker.engine.records import Claim, Reply, Turn, read_turn
+from worker.engine.poll import MOST_ENDS, Poll
+from worker.engine.records import Claim, PollReply, PollResult, read_poll
 from worker.engine.slots import Outcome, Slots
 from worker.engine.wake import Waker
 
@@ -38,17 +38,17 @@ _YIELDS_S, _YIELDS_FOR_S = 0.05, 20.0
 _GIVE_UP_S = 5.0
 
 # The next turn, sent before the last one's reply was read: the ends in it, and its reply.
-_Early = tuple[list[Outcome], asyncio.Task[Reply]]
+_Early = tuple[list[Outcome], asyncio.Task[PollReply]]
 
 
-class Turns:
+class Poller:
     """Keeps the slots of a worker full and the server informed, until the worker is over."""
 
     def __init__(
-        self, worker: Worker, pump: Pump, slots: Slots, waker: Waker, crons: CronRunner
+        self, worker: Worker, poll: Poll, slots: Slots, waker: Waker, crons: CronRunner
     ) -> None:
         self._worker = worker
-        self._pump = pump
+        self._poll = poll
         self._slots = slots
         self._waker = waker
         waker.deliver_to(self._deliver)
@@ -86,15 +86,15 @@ class Turns:
                     early = following, asyncio.create_task(sending)
                     await _let_it_leave()
                 self._is_sending = early is not None
-                turn = read_turn(reply)
-                worker.hear(turn)
-                self._account(batch, turn)
-                self._asked = 0 if early is None else self._asked - len(turn.claims)
-                self._accept(turn)
+                polled = read_poll(reply)
+                worker.hear(polled)
+                self._account(batch, polled)
+                self._asked = 0 if early is None else self._asked - len(polled.claims)
+                self._accept(polled)
                 if early is None:
-                    if self._is_over(turn) and await self._nothing_comes():
+                    if self._is_over(polled) and await self._nothing_comes():
                         return
-                    await self._pause(turn)
+                    await self._pause(polled)
         finally:
             if early is not None:
                 await end(early[1], limit_s=float("inf"))
@@ -122,8 +122,8 @@ class Turns:
     # -- steps of a turn ---------------------------------------------------------------
 
     def _next(
-        self, unread: Reply | None = None
-    ) -> tuple[list[Outcome], Coroutine[Any, Any, Reply]]:
+        self, unread: PollReply | None = None
+    ) -> tuple[list[Outcome], Coroutine[Any, Any, PollReply]]:
         """The next turn, perhaps before the last one's reply is read: its ends, and how it is sent."""
         slots = self._slots
         slots.shed()
@@ -133,13 +133,13 @@ class Turns:
         if want > 1 and self._waker.is_waiting:
             want -= 1  # a slot for what the waker may bring
         self._asked = coming + want
-        trial = not slots.has_suspect and not (unread is not None and unread.has_rescued)
-        sending = self._pump.send(
+        trial = not slots.has_stalled and not (unread is not None and unread.has_rescued)
+        sending = self._poll.send(
             [end for _, end, _ in batch],
             want,
             ahead=ahead,
             marks=self._worker.allow_abort_jobs and bool(slots.claims),
-            suspects=int(trial),
+            stalled_jobs=int(trial),
         )
         return batch, sending
 
@@ -155,9 +155,9 @@ class Turns:
             ahead = min(ahead, left - want)
         return want, ahead
 
-    def _account(self, batch: list[Outcome], turn: Turn) -> None:
+    def _account(self, batch: list[Outcome], polled: PollResult) -> None:
         worker = self._worker
-        late, buried = set(turn.late), set(turn.buried)
+        late, buried = set(polled.late), set(polled.buried)
         for index, (claim, _, outcome) in enumerate(batch):
             if claim.recorded is not None and outcome != "started":
                 claim.recorded.set()
@@ -175,29 +175,29 @@ class Turns:
                 worker.jobs_failed += 1
                 worker.jobs_dead += outcome != "aborted"
 
-    def _accept(self, turn: Turn) -> None:
+    def _accept(self, polled: PollResult) -> None:
         worker, slots = self._worker, self._slots
-        slots.take(turn.claims, start=worker.allow_pick_jobs)
-        worker.jobs_rescued += sum(1 for claim in turn.claims if claim.losses)
-        if turn.marks:
-            slots.aborted(turn.marks)
-        if turn.scheduled:
+        slots.take(polled.claims, start=worker.allow_pick_jobs)
+        worker.jobs_rescued += sum(1 for claim in polled.claims if claim.stalled_count)
+        if polled.marks:
+            slots.aborted(polled.marks)
+        if polled.scheduled:
             self._spawn(self._crons.run_schedules())
-        if turn.poisoned:
-            log.error("job.poisoned", job_ids=[i.decode(errors="replace") for i in turn.poisoned])
-            worker.jobs_dead += len(turn.poisoned)
-            self._spawn(stalled.tell(worker, turn.poisoned))
-        if turn.dropped:
-            log.warning("dead.dropped", count=turn.dropped, most=worker.options.dead_max)
+        if polled.poisoned:
+            log.error("job.poisoned", job_ids=[i.decode(errors="replace") for i in polled.poisoned])
+            worker.jobs_dead += len(polled.poisoned)
+            self._spawn(stalled.tell(worker, polled.poisoned))
+        if polled.dropped:
+            log.warning("dead.dropped", count=polled.dropped, most=worker.options.dead_max)
 
-    def _is_over(self, turn: Turn) -> bool:
+    def _is_over(self, polled: PollResult) -> bool:
         worker, slots = self._worker, self._slots
         if slots.claims or slots.outbox:
             return False
         if worker.is_draining:
             return True
         spent = worker.max_burst_jobs >= 0 and slots.taken >= worker.max_burst_jobs
-        return worker.burst and (spent or turn.size == 0)
+        return worker.burst and (spent or polled.size == 0)
 
     async def _nothing_comes(self) -> bool:
         """Whether there is still nothing to do once the waker has ended its wait."""
@@ -206,10 +206,10 @@ class Turns:
                 await self._waker.give_up(_GIVE_UP_S)
         return not self._slots.claims and not self._slots.outbox
 
-    async def _pause(self, turn: Turn) -> None:
+    async def _pause(self, polled: PollResult) -> None:
         slots, options = self._slots, self._worker.options
         free, _ = self._room()
-        if slots.pressing or (turn.more and free and (turn.claims or turn.poisoned)):
+        if slots.pressing or (polled.more and free and (polled.claims or polled.poisoned)):
             # The jobs just started get a step, so that the quick ones end in one turn.
             await asyncio.sleep(0)
             return
@@ -217,13 +217,13 @@ class Turns:
         poll_s = min(options.poll_s, slots.stale_in())
         if slots.claims and self._worker.allow_abort_jobs:
             poll_s = min(poll_s, options.abort_poll_s)
-        if turn.next_due is not None and free:
+        if polled.next_due is not None and free:
             yields_s = _YIELDS_S if asyncio.get_running_loop().time() < self._yields_until else 0
-            poll_s = min(poll_s, max(0.001, (turn.next_due - turn.now) / 1000 + yields_s))
+            poll_s = min(poll_s, max(0.001, (polled.next_due - polled.now) / 1000 + yields_s))
         # Where there was no job at all, one command tells whether that is still so.
-        is_empty = turn.is_empty and not slots.claims
+        is_empty = polled.is_empty and not slots.claims
         looks = int(_LOOKS_S / options.poll_s) if is_empty else 0
-        while not await self._kicked(poll_s) and looks and await self._pump.finds_nothing():
+        while not await self._kicked(poll_s) and looks and await self._poll.finds_nothing():
             looks -= 1
         self._waker.set_idle(False)
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import structlog
 from arq.worker import JobExecutionFailed
 
-from worker.engine.outcome import Body, Judge
+from worker.engine.outcome import Body, Decider
 from worker.engine.records import Claim, End
 from worker.engine.settings import Settings
 from worker.engine.validate import check_fields, check_options
@@ -16,20 +16,20 @@ from worker.engine.validate import check_fields, check_options
 class Preparer:
     """`now_ms` is the server's clock."""
 
-    def __init__(self, settings: Settings, judge: Judge, now_ms: Callable[[], int]) -> None:
+    def __init__(self, settings: Settings, decider: Decider, now_ms: Callable[[], int]) -> None:
         self._settings = settings
-        self._judge = judge
+        self._decider = decider
         self._now_ms = now_ms
         self._log = structlog.get_logger(__name__).bind()
 
     def prepare(self, claim: Claim) -> Body | tuple[End, str]:
         if claim.fault:
             unread = Body("<unknown>", (), {}, 0, claim.tries + 1, {})
-            return self._judge.dead(claim, unread, JobExecutionFailed(claim.fault), "undecodable")
+            return self._decider.dead(claim, unread, JobExecutionFailed(claim.fault), "undecodable")
         if claim.body is None:
             # A stock client's lifetime of the body has passed, as it asked.
             lost = Body("<unknown>", (), {}, 0, claim.tries + 1, {})
-            return self._judge.dead(claim, lost, JobExecutionFailed("job expired"), "expired")
+            return self._decider.dead(claim, lost, JobExecutionFailed("job expired"), "expired")
         try:
             body = self._decode(claim, claim.body)
         except Exception as exc:  # noqa: BLE001  (whatever a foreign deserializer raises)
@@ -38,13 +38,13 @@ class Preparer:
                 f"unable to deserialize job: {exc}; give the worker the job_deserializer of the "
                 "client that enqueued it (pickle is read only when named)"
             )
-            return self._judge.dead(claim, unread, error, "undecodable")
+            return self._decider.dead(claim, unread, error, "undecodable")
         if self._settings.allow_abort_jobs and _is_aborted(claim, body):
             self._log.info("job.aborted", job_id=claim.job_id, task=body.name, started=False)
-            return self._judge.aborted(claim, body, self._now_ms())
+            return self._decider.aborted(claim, body, self._now_ms())
         expires = body.options.get("x")
         if expires is not None and self._now_ms() > expires:
-            return self._judge.dead(claim, body, JobExecutionFailed("job expired"), "expired")
+            return self._decider.dead(claim, body, JobExecutionFailed("job expired"), "expired")
         return self._find(claim, body)
 
     def _decode(self, claim: Claim, data: bytes) -> Body:
@@ -62,7 +62,7 @@ class Preparer:
         function = self._settings.functions.get(body.name)
         if function is None:
             error = JobExecutionFailed(f"function {body.name!r} not found")
-            details = self._judge.result(body, claim, False, error, self._now_ms())
+            details = self._decider.result(body, claim, False, error, self._now_ms())
             details |= {
                 "most": int(self._settings.park_s * 1000),
                 "reason": "unknown",
@@ -73,10 +73,10 @@ class Preparer:
             }
             return claim.end("park", details), "parked"
         body.function = function
-        limit = self._judge.max_tries(function)
+        limit = self._decider.max_tries(function)
         if limit is not None and body.tries > limit:
             error = JobExecutionFailed(f"max {limit} retries exceeded")
-            return self._judge.dead(claim, body, error, "exhausted")
+            return self._decider.dead(claim, body, error, "exhausted")
         return body
 
 

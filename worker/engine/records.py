@@ -81,7 +81,7 @@ class EngineKeys:
         return f"{self.default_queue}:listener"
 
 
-def blob(data: bytes) -> msgspec.Raw:
+def lua_text(data: bytes) -> msgspec.Raw:
     """Bytes for an end: as msgpack's str, because the server's Lua knows no bin."""
     return msgspec.Raw(b"\xdb" + struct.pack(">I", len(data)) + data)
 
@@ -96,7 +96,7 @@ class Claim:
     token: bytes  # the whole claim: what fences its end
     number: int
     due: str
-    losses: int
+    stalled_count: int
     mark_ms: float | None  # an abort was asked for then
     job_id: str = ""
     fault: str = ""  # why it cannot be run: its keys are not what a client or a worker writes
@@ -116,11 +116,11 @@ class Claim:
         return ORDER[self.number - 1]
 
     def end(self, kind: str, details: Mapping[str, Any]) -> End:
-        return [kind, blob(self.id), blob(self.token), self.number, details]
+        return [kind, lua_text(self.id), lua_text(self.token), self.number, details]
 
 
 @dataclass(frozen=True, slots=True)
-class Turn:
+class PollResult:
     """A turn's answer; times are Unix ms by the server's clock."""
 
     now: int
@@ -142,7 +142,7 @@ class Turn:
 
 
 @dataclass(frozen=True, slots=True)
-class Reply:
+class PollReply:
     """A reply of lua/poll.lua as it came, and what can be told without reading the claims."""
 
     data: list[Any]
@@ -167,9 +167,9 @@ class Reply:
         return not all(token.endswith(b"|0") for token in self.rows[3::CLAIM_FIELDS])
 
 
-def read_turn(reply: Reply) -> Turn:
+def read_poll(reply: PollReply) -> PollResult:
     now, next_due, more, size, scheduled, late, buried, poisoned, marks, rows, dropped = reply.data
-    return Turn(
+    return PollResult(
         now=now,
         next_due=None if next_due < 0 else next_due,
         more=bool(more),
@@ -191,7 +191,7 @@ def read_claims(rows: list[Any]) -> list[Claim]:
 
 def _read_claim(rows: list[Any], at: int) -> Claim:
     id_, body, tries, token, mark = rows[at : at + CLAIM_FIELDS]
-    _, number, due, losses = token.decode(errors="replace").rsplit("|", 3)
+    _, number, due, stalled_count = token.decode(errors="replace").rsplit("|", 3)
     charged = 0 if tries is None else whole(tries, most=MOST_TRIES, fallback=-1)
     fault = _FAULTS[body] if isinstance(body, int) else ""
     if charged < 0:
@@ -203,7 +203,7 @@ def _read_claim(rows: list[Any], at: int) -> Claim:
         token,
         int(number),
         due,
-        int(losses),
+        int(stalled_count),
         None if mark is None else float(mark),
         id_.decode(errors="replace"),
         fault,

@@ -17,7 +17,7 @@ from typing import Any
 
 import structlog
 
-from worker.engine.claim_ahead import Pace
+from worker.engine.claim_ahead import ClaimAhead
 from worker.engine.execute import Executor, interrupt
 from worker.engine.outcome import given_back
 from worker.engine.poll import MOST_AHEAD
@@ -43,17 +43,17 @@ class Slots:
     """
 
     def __init__(
-        self, max_jobs: int, claims: dict[bytes, Claim], tasks: Iterable[Any], *, most_losses: int
+        self, max_jobs: int, claims: dict[bytes, Claim], tasks: Iterable[Any], *, most_stalled: int
     ) -> None:
         self.max_jobs = max_jobs
         self.claims = claims
         self.outbox: list[Outcome] = []
         self.kick = asyncio.Event()
         self.taken = 0
-        self._most_losses = most_losses
+        self._most_stalled = most_stalled
         self._suspect: Claim | None = None  # one at a time: it alone pays when this worker dies
         self._ahead: deque[Claim] = deque()
-        self._pace = Pace(max_jobs)
+        self._pace = ClaimAhead(max_jobs)
         self._low = 0
         self._vacated = 0
         self._gathering: asyncio.TimerHandle | None = None
@@ -93,7 +93,7 @@ class Slots:
         return batch
 
     @property
-    def has_suspect(self) -> bool:
+    def has_stalled(self) -> bool:
         """Whether a job is here whose next lost lease makes it poison."""
         return self._suspect is not None and not self._suspect.ended
 
@@ -118,11 +118,11 @@ class Slots:
                 self._settle(old)
             self.claims[claim.id] = claim
             claim.held_at = now
-            if not claim.losses:
+            if not claim.stalled_count:
                 self._ahead.append(claim)
                 continue
-            log.warning("job.rescued", job_id=claim.job_id, losses=claim.losses)
-            if claim.losses + 1 >= self._most_losses:
+            log.warning("job.rescued", job_id=claim.job_id, stalled_count=claim.stalled_count)
+            if claim.stalled_count + 1 >= self._most_stalled:
                 self._suspect = claim
             rescued.append(claim)
         # They start first: what they wait for here might cost them another worker.

@@ -19,9 +19,9 @@ from typing import Any
 import structlog
 from redis.exceptions import NoScriptError, ResponseError
 
-from cache.connection.multiplexed import Lane
+from cache.connection.multiplexed import MultiplexedConnection
 from cache.connection.pool import OUTAGE
-from worker.engine.poll import Pump, WakeTurn
+from worker.engine.poll import Poll, WakePoll
 from worker.engine.records import Claim, EngineKeys, read_claims
 
 log = structlog.get_logger(__name__)
@@ -42,15 +42,15 @@ class Waker:
         self,
         client: Any,
         keys: EngineKeys,
-        pump: Pump,
+        poll: Poll,
         *,
         claims: bool,
         kick: Callable[[], None],
     ) -> None:
-        self._lane = Lane(client, timeout_s=_WAIT_S + _LATE_S)
+        self._connection = MultiplexedConnection(client, timeout_s=_WAIT_S + _LATE_S)
         self._key = keys.wake
         self._pop = ("BZPOPMIN", keys.wake, _WAIT_S)
-        self._pump = pump
+        self._poll = poll
         self._claims = claims
         self._deliver: Callable[[list[Claim]], None] = _to_nobody
         self._kick = kick
@@ -87,7 +87,7 @@ class Waker:
         Raises:
             TimeoutError: the server does not answer; a lease gives to others what was claimed.
         """
-        await self._lane.close()
+        await self._connection.close()
         async with asyncio.timeout(within_s):
             await self._is_settled.wait()
 
@@ -96,12 +96,12 @@ class Waker:
         try:
             if self._claims:
                 with suppress(*OUTAGE):
-                    await self._pump.prepare()
+                    await self._poll.prepare()
             while True:
                 await self._idle.wait()
                 await self._wait()
         finally:
-            await self._lane.close()
+            await self._connection.close()
             self._is_settled.set()
 
     async def _wait(self) -> None:
@@ -109,20 +109,20 @@ class Waker:
         if not self._claims:
             await self._wait_for_token()
             return
-        turn = self._pump.wake_turn()
+        polled = self._poll.wake_poll()
         self._is_settled.clear()
         try:
-            token, reply = await self._lane.execute_many((self._pop, turn.command))
+            token, reply = await self._connection.execute_many((self._pop, polled.command))
             if isinstance(reply, NoScriptError):
                 # A new server. It did nothing, and the pump looks at once.
-                await self._pump.prepare()
+                await self._poll.prepare()
                 reply = []
             for answer in (token, reply):
                 if isinstance(answer, Exception):
                     raise answer
         except OUTAGE as exc:
             self._tell(exc)
-            self._hand_over(await self._settled(turn))
+            self._hand_over(await self._settled(polled))
             # The pump finds out by itself and tells; here only the pace matters.
             await asyncio.sleep(_RETRY_S)
             self._kick()  # a token may be gone with the connection
@@ -136,22 +136,22 @@ class Waker:
 
     async def _wait_for_token(self) -> None:
         try:
-            if await self._lane.execute(*self._pop):
+            if await self._connection.execute(*self._pop):
                 self._kick()
         except OUTAGE:
             await asyncio.sleep(_RETRY_S)
 
     def _hand_over(self, rows: list[Any]) -> None:
         claims = read_claims(rows)
-        self._pump.granted(claims)
+        self._poll.granted(claims)
         if claims:
             self._deliver(claims)
         self._is_settled.set()
 
-    async def _settled(self, turn: WakeTurn) -> list[Any]:
+    async def _settled(self, polled: WakePoll) -> list[Any]:
         while True:
             try:
-                return await self._pump.settle(turn)
+                return await self._poll.settle(polled)
             except OUTAGE as exc:
                 self._tell(exc)
                 await asyncio.sleep(_RETRY_S)
@@ -165,7 +165,7 @@ class Waker:
 
     async def _put_back(self) -> None:
         with suppress(*OUTAGE):
-            await self._lane.execute("ZADD", self._key, 0, "w")
+            await self._connection.execute("ZADD", self._key, 0, "w")
 
 
 def _to_nobody(_claims: list[Claim]) -> None:

@@ -29,8 +29,8 @@ from cache.encoding import codec
 from worker.engine import preflight
 from worker.engine.composition import Run, assemble, connect
 from worker.engine.options import EngineOptions
-from worker.engine.poll import PumpStopped
-from worker.engine.records import Claim, EngineKeys, Turn
+from worker.engine.poll import PollStopped
+from worker.engine.records import Claim, EngineKeys, PollResult
 from worker.engine.settings import Observer
 from worker.keys import QUEUE_PREFIX, QueueKeys
 
@@ -106,12 +106,12 @@ class Worker(ArqWorker):
 
     @property
     def is_connected(self) -> bool:
-        return self._run is not None and self._run.pump.is_connected
+        return self._run is not None and self._run.poll.is_connected
 
     @property
     def has_unsent_ends(self) -> bool:
         """Whether jobs have ended that the server has not been told of."""
-        return self._run is not None and self._run.turns.has_unsent_ends
+        return self._run is not None and self._run.poller.has_unsent_ends
 
     @property
     def is_draining(self) -> bool:
@@ -184,24 +184,24 @@ class Worker(ArqWorker):
         run = self._run = assemble(self)
         if self._draining:
             self.allow_pick_jobs = False
-        run.pump.may_give_up = lambda: self._forced and self.loop.time() > run.leave_by
+        run.poll.may_give_up = lambda: self._forced and self.loop.time() > run.leave_by
         run.leases.start()
         helpers = [
             asyncio.create_task(coroutine)
             for coroutine in (
-                run.turns.run_waker(),
-                run.heart.run(self.write_health, every_s=self.health_check_interval),
+                run.poller.run_waker(),
+                run.heartbeat.run(self.write_health, every_s=self.health_check_interval),
                 run.crons.run(),
             )
         ]
         log.info("engine.started", worker_id=self.worker_id, queue=self.queue_name)
-        turns = asyncio.create_task(run.turns.run())
-        turns.add_done_callback(lambda _: run.over.set())
+        poller = asyncio.create_task(run.poller.run())
+        poller.add_done_callback(lambda _: run.over.set())
         try:
-            await self._until_over(turns)
+            await self._until_over(poller)
         finally:
-            await run.turns.finish()
-            await end(turns, *helpers, limit_s=float("inf"))
+            await run.poller.finish()
+            await end(poller, *helpers, limit_s=float("inf"))
             run.executor.close()
             if run.scripts is not self.pool:
                 await run.scripts.aclose()
@@ -209,7 +209,7 @@ class Worker(ArqWorker):
             self._run = None
             with contextlib.suppress(*OUTAGE):
                 async with asyncio.timeout(_LAST_WORD_S):
-                    await run.heart.leave()
+                    await run.heartbeat.leave()
             log.info("engine.stopped", worker_id=self.worker_id, jobs_done=self.jobs_done)
 
     async def close(self) -> None:
@@ -224,25 +224,25 @@ class Worker(ArqWorker):
         await close_client(self.pool)
         self._pool = None
 
-    async def _until_over(self, turns: asyncio.Task[None]) -> None:
+    async def _until_over(self, poller: asyncio.Task[None]) -> None:
         cancelled = False
-        while not turns.done():
+        while not poller.done():
             try:
-                await asyncio.shield(turns)
+                await asyncio.shield(poller)
             except asyncio.CancelledError:
-                if turns.cancelled():
+                if poller.cancelled():
                     raise
                 if cancelled:
                     self.force()
                 cancelled = True
                 self.drain()
-            except PumpStopped:
+            except PollStopped:
                 log.warning("worker.left_unheard", running=len(self.claims))
         if cancelled:
             raise asyncio.CancelledError
-        if not turns.cancelled() and isinstance(turns.exception(), PumpStopped):
+        if not poller.cancelled() and isinstance(poller.exception(), PollStopped):
             return
-        turns.result()
+        poller.result()
 
     async def _reach_server(self) -> bool:
         """Wait for the server as long as it takes; False when asked to end meanwhile."""
@@ -258,10 +258,10 @@ class Worker(ArqWorker):
 
     # -- small things ----------------------------------------------------------------
 
-    def hear(self, turn: Turn) -> None:
+    def hear(self, polled: PollResult) -> None:
         """What a turn tells of the server: its clock, and how many jobs are there."""
-        self._clock_offset_s = turn.now / 1000 - self.loop.time()
-        self._queued = turn.size
+        self._clock_offset_s = polled.now / 1000 - self.loop.time()
+        self._queued = polled.size
 
     def server_ms(self) -> int:
         """The server's clock, Unix ms, as of the last turn."""

@@ -19,9 +19,16 @@ import httpx
 
 from worker.errors import TargetForbidden
 from worker.http.policy import EgressPolicy
-from worker.http.transport import GuardedTransport, ResolverUnavailable, is_address, judge
+from worker.http.transport import GuardedTransport, ResolverUnavailable, check_address, is_address
 
-__all__ = ["Reply", "build_http_client", "describe", "is_address", "judge", "post_webhook"]
+__all__ = [
+    "HTTPReply",
+    "build_http_client",
+    "check_address",
+    "describe",
+    "is_address",
+    "post_webhook",
+]
 
 
 _HEADERS = {"accept-encoding": "identity", "user-agent": "letta-redis"}
@@ -53,10 +60,10 @@ def build_http_client(
 
 
 @dataclass(frozen=True, slots=True)
-class Reply:
+class HTTPReply:
     """
     How a POST ended. `error` is "" when a whole answer was read; `status` may be
-    known beside an error. `body` is its beginning. `own`: our side failed, the
+    known beside an error. `body` is its beginning. `internal`: our side failed, the
     receiver has nothing to do with it.
     """
 
@@ -65,7 +72,7 @@ class Reply:
     retry_after: str | None
     ms: float
     error: str = ""
-    own: bool = False
+    internal: bool = False
     permanent: bool = False
 
 
@@ -78,7 +85,7 @@ async def post_webhook(
     timeout_s: float,
     keep_bytes: int,
     max_bytes: int,
-) -> Reply:
+) -> HTTPReply:
     """
     POST once. Never raises for what the network or the receiver does.
 
@@ -110,13 +117,13 @@ async def post_webhook(
         ValueError,
     ) as caught:
         exc, error = caught, describe(caught)
-    return Reply(
+    return HTTPReply(
         status=status,
         body=bytes(kept),
         retry_after=retry_after,
         ms=round((time.perf_counter() - start) * 1000, 3),
         error=error,
-        own=exc is not None and is_own(exc),
+        internal=exc is not None and is_internal(exc),
         permanent=isinstance(exc, TargetForbidden | httpx.InvalidURL | aiohttp.InvalidURL),
     )
 
@@ -157,7 +164,7 @@ _ERRORS: tuple[tuple[type[BaseException], str], ...] = (
 )
 # What this machine lacks. EHOSTUNREACH is not among them: a router says it of one
 # host, and that host is the receiver's.
-_OWN_ERRNOS = {
+_INTERNAL_ERRNOS = {
     errno.ENETUNREACH: "no_route",
     errno.ENETDOWN: "no_route",
     errno.EADDRNOTAVAIL: "no_free_port",
@@ -166,7 +173,7 @@ _OWN_ERRNOS = {
     errno.ENOBUFS: "no_memory",
     errno.ENOMEM: "no_memory",
 }
-_OWN = {"resolver_unavailable", "proxy", *_OWN_ERRNOS.values()}
+_INTERNAL = {"resolver_unavailable", "proxy", *_INTERNAL_ERRNOS.values()}
 
 
 def describe(exc: BaseException) -> str:
@@ -175,17 +182,17 @@ def describe(exc: BaseException) -> str:
     for link in chain:
         if isinstance(link, ResolverUnavailable):
             return "resolver_unavailable"
-        if isinstance(link, OSError) and link.errno in _OWN_ERRNOS:
-            return _OWN_ERRNOS[link.errno]
+        if isinstance(link, OSError) and link.errno in _INTERNAL_ERRNOS:
+            return _INTERNAL_ERRNOS[link.errno]
     for kind, name in _ERRORS:
         if any(isinstance(link, kind) for link in chain):
             return name
     return type(exc).__name__
 
 
-def is_own(exc: BaseException) -> bool:
+def is_internal(exc: BaseException) -> bool:
     """Whether our own side failed: no name server, no route, no free port or file."""
-    return describe(exc) in _OWN
+    return describe(exc) in _INTERNAL
 
 
 def _chain(exc: BaseException) -> list[BaseException]:

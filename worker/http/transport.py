@@ -100,7 +100,7 @@ class GuardedResolver(AbstractResolver):
             raise
         self._note(host)
         for entry in found:
-            judge(self._policy, host, str(entry[4][0]))
+            check_address(self._policy, host, str(entry[4][0]))
         return [
             ResolveResult(
                 hostname=host,
@@ -129,7 +129,7 @@ class GuardedResolver(AbstractResolver):
         return any(at >= since for name, at in self._resolved.items() if name != host)
 
 
-def judge(policy: EgressPolicy, host: str, address: str) -> None:
+def check_address(policy: EgressPolicy, host: str, address: str) -> None:
     """Raise TargetForbidden unless the policy lets us connect to the address."""
     reason = policy.refusal(address, host)
     if reason is not None:
@@ -238,7 +238,7 @@ class GuardedTransport(httpx.AsyncBaseTransport):
 
     def _socket(self, info: Any) -> socket.socket:
         family, kind, proto, _, address = info
-        judge(self._policy, _host.get(), str(address[0]))
+        check_address(self._policy, _host.get(), str(address[0]))
         return socket.socket(family=family, type=kind, proto=proto)
 
     def _vet(self, url: httpx.URL | str) -> URL:
@@ -250,7 +250,7 @@ class GuardedTransport(httpx.AsyncBaseTransport):
             raise TargetForbidden(host, reason)
         if is_address(host):
             # aiohttp does not ask its resolver about addresses.
-            judge(self._policy, host, host)
+            check_address(self._policy, host, host)
         return target
 
     async def _enter(self, target: URL) -> Token[str]:

@@ -16,11 +16,11 @@ from worker.llm.answers import Answer
 log = structlog.get_logger(__name__)
 
 
-async def tell_llm_request(ctx: JobContext, url: str) -> str:
+async def send_llm_callback(ctx: JobContext, url: str) -> str:
     """
     Send the webhook of a request's end.
 
-    The job's id names request and caller: llm:tell:<id>:<nth>:<who>, or <who>.<mark> for a
+    The job's id names request and caller: llm:callback:<id>:<nth>:<who>, or <who>.<mark> for a
     caller that shares it.
 
     An answer too large for a webhook is left out; its receiver asks for it by the id.

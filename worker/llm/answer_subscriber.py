@@ -19,7 +19,7 @@ _READ_TIMEOUT_S = 1.0
 _RECONNECT_S = 0.5
 
 
-class Notices:
+class AnswerSubscriber:
     """One subscription for all waiters; it runs only while somebody waits."""
 
     def __init__(self, client: Any, channel: str) -> None:

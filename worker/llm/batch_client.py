@@ -10,7 +10,7 @@ from worker.errors import NotFound
 from worker.keys import QueueKeys
 from worker.llm.batches import Batch, BatchStore, created_at
 from worker.llm.grouping import Group, check_endpoint
-from worker.llm.orphans import LLMUpkeep
+from worker.llm.orphans import Orphans
 from worker.llm.requests import PreparedJob, RequestStore, Retention
 from worker.options import QueueOptions
 from worker.queue import arguments
@@ -22,7 +22,7 @@ FLUSH_LLM_GROUP = "flush_llm_group"
 RUN_LLM_BATCH = "run_llm_batch"
 RUN_LLM_REQUEST = "run_llm_request"
 DELETE_LLM_FILES = "delete_llm_files"
-TELL_LLM_REQUEST = "tell_llm_request"
+SEND_LLM_CALLBACK = "send_llm_callback"
 
 _USAGE = ("input", "output", "cached", "reasoning")
 
@@ -39,7 +39,7 @@ class BatchClient(Producer):
         )
         self.batches = BatchStore(client, self.keys)
         self.requests = RequestStore(client, self.keys, retention)
-        self.upkeep = LLMUpkeep(client, self.keys)
+        self.orphans = Orphans(client, self.keys)
 
     async def cancel_llm_request(self, request_id: str, *, everybody: bool = False) -> bool:
         """

@@ -14,10 +14,10 @@ from typing import Any
 
 from worker.errors import NotFound, RequestFailed, ResultTimeout
 from worker.keys import QueueKeys
-from worker.llm.answer_subscriber import Notices
-from worker.llm.batch_client import FLUSH_LLM_GROUP, TELL_LLM_REQUEST, BatchClient, require_names
+from worker.llm.answer_subscriber import AnswerSubscriber
+from worker.llm.batch_client import FLUSH_LLM_GROUP, SEND_LLM_CALLBACK, BatchClient, require_names
 from worker.llm.grouping import LIMITS, Group, LLMRequest, check_request
-from worker.llm.requests import NOBODY, FlushRules, PreparedJob, Tell, split_request_id
+from worker.llm.requests import NOBODY, Callback, FlushRules, PreparedJob, split_request_id
 from worker.options import QueueOptions
 from worker.queue import arguments
 from worker.queue.job import Job, reach
@@ -26,7 +26,7 @@ from worker.queue.priority import Priority
 FLUSH_LLM_BATCHES = "flush_llm_batches"
 
 # Answers are told on a channel; this look is for a message that was lost.
-_NOTICE_POLL_S = 1.0
+_ANSWER_POLL_S = 1.0
 # Requests of one script call: a longer one would keep the server from its other clients.
 _CHUNK = 250
 
@@ -36,7 +36,7 @@ class LLMClient(BatchClient):
 
     def __init__(self, client: Any, keys: QueueKeys, options: QueueOptions) -> None:
         super().__init__(client, keys, options)
-        self._answers = Notices(client, self.keys.llm_answered)
+        self._answers = AnswerSubscriber(client, self.keys.llm_answered)
         self._rules = {provider: flush_rules(options, provider) for provider in LIMITS}
         self._flushes: tuple[Group | None, float, bytes, bytes] = (None, 0.0, b"", b"")
 
@@ -71,11 +71,11 @@ class LLMClient(BatchClient):
         """
         request = self._checked(body, provider, endpoint)
         deadline_ms = None if deadline is None else arguments.unix_ms("deadline", deadline)
-        tell = self._tell(webhook_url)
+        callback = self._tell(webhook_url)
         await reach(self._memory.admit())
         if urgent or self._is_near(deadline):
-            return await self._submit_urgent(request, deadline_ms, tell)
-        (id_,) = await self._submit([request], deadline_ms, dedupe=dedupe, tell=tell)
+            return await self._submit_urgent(request, deadline_ms, callback)
+        (id_,) = await self._submit([request], deadline_ms, dedupe=dedupe, callback=callback)
         return id_
 
     async def submit_many(
@@ -97,10 +97,10 @@ class LLMClient(BatchClient):
         """
         requests = [self._checked(body, provider, endpoint) for body in bodies]
         deadline_ms = None if deadline is None else arguments.unix_ms("deadline", deadline)
-        tell = self._tell(webhook_url)
+        callback = self._tell(webhook_url)
         if self._is_near(deadline):
             await reach(self._memory.admit())
-            return [await self._submit_urgent(each, deadline_ms, tell) for each in requests]
+            return [await self._submit_urgent(each, deadline_ms, callback) for each in requests]
         by_group: dict[Group, list[int]] = {}
         for number, request in enumerate(requests):
             by_group.setdefault(request.group, []).append(number)
@@ -110,7 +110,10 @@ class LLMClient(BatchClient):
                 chunk = numbers[start : start + _CHUNK]
                 await reach(self._memory.admit())
                 stored = await self._submit(
-                    [requests[number] for number in chunk], deadline_ms, dedupe=dedupe, tell=tell
+                    [requests[number] for number in chunk],
+                    deadline_ms,
+                    dedupe=dedupe,
+                    callback=callback,
                 )
                 for number, id_ in zip(chunk, stored, strict=True):
                     ids[number] = id_
@@ -142,7 +145,7 @@ class LLMClient(BatchClient):
                         if answer is None:
                             raise NotFound(f"no request {request_id!r}, or its answer has expired")
                         break
-                    await _wait_for(told, _NOTICE_POLL_S)
+                    await _wait_for(told, _ANSWER_POLL_S)
         except TimeoutError:
             raise ResultTimeout(f"{request_id!r} is not answered after {timeout_s} s") from None
         if not answer.ok:
@@ -163,7 +166,12 @@ class LLMClient(BatchClient):
         return check_request(body, provider=provider, endpoint=endpoint, max_bytes=limit)
 
     async def _submit(
-        self, requests: list[LLMRequest], deadline_ms: int | None, *, dedupe: bool, tell: Tell
+        self,
+        requests: list[LLMRequest],
+        deadline_ms: int | None,
+        *,
+        dedupe: bool,
+        callback: Callback,
     ) -> list[str]:
         pairs = [(f"req_{uuid.uuid4().hex}", request) for request in requests]
         first, group = pairs[0][0], requests[0].group
@@ -178,7 +186,7 @@ class LLMClient(BatchClient):
                 rules=self._rules[group.provider],
                 dedupe=dedupe,
                 deadline_ms=deadline_ms,
-                tell=tell,
+                callback=callback,
             )
         )
 
@@ -196,7 +204,9 @@ class LLMClient(BatchClient):
             self._flushes = (group, time.monotonic(), now, later)
         return now, later
 
-    async def _submit_urgent(self, request: LLMRequest, deadline_ms: int | None, tell: Tell) -> str:
+    async def _submit_urgent(
+        self, request: LLMRequest, deadline_ms: int | None, callback: Callback
+    ) -> str:
         request_id = f"req_{uuid.uuid4().hex}"
         job = self.single_job(request_id)
         return await reach(
@@ -206,17 +216,17 @@ class LLMClient(BatchClient):
                 job=job,
                 job_keys=self.jobs.job_keys(job.id, Priority.HIGH),
                 deadline_ms=deadline_ms,
-                tell=tell,
+                callback=callback,
             )
         )
 
-    def _tell(self, url: str | None) -> Tell:
+    def _tell(self, url: str | None) -> Callback:
         if url is None:
             return NOBODY
         arguments.require_webhook_url(url, "webhook_url")
         # The job's own id names the request: an equal one's may be answered in its place.
         who = hashlib.sha256(url.encode()).hexdigest()[:16]
-        return Tell(who, self._body(TELL_LLM_REQUEST, url))
+        return Callback(who, self._body(SEND_LLM_CALLBACK, url))
 
     def _is_near(self, deadline: datetime | None) -> bool:
         if deadline is None:

@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from cache.connection.scripts import load
 from worker.keys import LLM_RATE_TTL_S, QueueKeys
-from worker.llm.rate_policy import RateLimits, pace_of
+from worker.llm.rate_policy import RateLimits, call_pace
 
 _ADMIT = load(__package__, "admit_llm")
 _RELEASE = load(__package__, "release_llm")
@@ -33,11 +33,15 @@ class RateLimiter:
         self, client: Any, keys: QueueKeys, provider: str, limits: RateLimits, *, lease_s: float
     ) -> None:
         self._client = client
-        self._keys = [keys.llm_rate(provider), keys.llm_flight(provider), keys.llm_turns(provider)]
+        self._keys = [
+            keys.llm_rate(provider),
+            keys.llm_flight(provider),
+            keys.llm_reserved(provider),
+        ]
         self._limits = limits
         self._lease_ms = int(lease_s * 1000)
-        self._requests = pace_of(limits.requests_per_minute)
-        self._tokens = pace_of(limits.tokens_per_minute)
+        self._requests = call_pace(limits.requests_per_minute)
+        self._tokens = call_pace(limits.tokens_per_minute)
 
     async def admit(self, call_id: str, *, urgent: bool, tokens: int) -> float:
         """0 when the call may begin (then release it), else the seconds until to ask again."""

@@ -17,20 +17,20 @@ class RateLimits:
 
 
 @dataclass(frozen=True, slots=True)
-class Pace:
+class CallPace:
     """One every `step_ms` (0: no limit), of which `burst` may come at once."""
 
     step_ms: float
     burst: int
 
 
-def pace_of(per_minute: int) -> Pace:
+def call_pace(per_minute: int) -> CallPace:
     """
     The pace for a limit. What may come at once is taken off the steady rate, so
     that no minute, wherever it begins, holds more than the limit.
     """
     if not per_minute:
-        return Pace(0.0, 1)
+        return CallPace(0.0, 1)
     burst = max(1, math.ceil(per_minute * 0.005))
     steady = max(1, per_minute - burst - math.ceil(per_minute * 0.005))
-    return Pace(60_000 / steady, burst)
+    return CallPace(60_000 / steady, burst)

@@ -59,15 +59,15 @@ def _sent(batch: Batch) -> int:
 
 async def _blame(run: Moves, named: Mapping[int, str]) -> int:
     """Answer the named lines; returns how many."""
-    line = guilty = 0
+    line = rejected = 0
     async for page in run.store.unanswered(run.batch.id):
         answers = []
         for request in page:
             line += 1
             if line in named:
                 answers.append((request.id, Answer(kind="invalid_request", message=named[line])))
-        guilty += await run.deps.queue.requests.answer_many(answers)
-    return guilty
+        rejected += await run.deps.queue.requests.answer_many(answers)
+    return rejected
 
 
 async def _may_split(run: Moves) -> bool:

@@ -55,14 +55,14 @@ class PreparedJob:
 
 
 @dataclass(frozen=True, slots=True)
-class Tell:
+class Callback:
     """Who is told of a request's end, and the body of the job that does it."""
 
     who: str
     body: bytes
 
 
-NOBODY = Tell("", b"")
+NOBODY = Callback("", b"")
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,7 +125,7 @@ class RequestStore:
         rules: FlushRules,
         dedupe: bool,
         deadline_ms: int | None,
-        tell: Tell = NOBODY,
+        callback: Callback = NOBODY,
     ) -> list[str]:
         """Store requests of one group, 500 at most; returns the ids that will be answered."""
         keys, group = self.keys, requests[0][1].group
@@ -147,8 +147,8 @@ class RequestStore:
             flush_now.body,
             flush_later.id,
             flush_later.body,
-            tell.who,
-            tell.body,
+            callback.who,
+            callback.body,
         ]
         for request_id, request in requests:
             digest = request.digest(group_id) if dedupe else ""
@@ -164,12 +164,12 @@ class RequestStore:
         job: PreparedJob,
         job_keys: list[str],
         deadline_ms: int | None,
-        tell: Tell = NOBODY,
+        callback: Callback = NOBODY,
     ) -> str:
         """Store a request with a job of its own."""
         keys = self.keys
         names = [keys.llm_request(request_id), keys.llm_result(request_id), *job_keys]
-        names += [keys.llm_single, keys.llm_tell(request_id)]
+        names += [keys.llm_single, keys.llm_callback(request_id)]
         args = [
             request_id,
             request.body,
@@ -179,8 +179,8 @@ class RequestStore:
             request.tokens,
             job.id,
             job.body,
-            tell.who,
-            tell.body,
+            callback.who,
+            callback.body,
         ]
         await _SUBMIT_URGENT.run(self.client, names, args)
         return request_id

@@ -15,34 +15,34 @@ from worker.llm.answers import Answer
 
 log = structlog.get_logger(__name__)
 
-REVIVE_LLM = "revive_llm"
+RESCUE_LLM = "rescue_llm"
 # A job that has just been lost is seen within twice this.
-REVIVE_LLM_CRON = "*/15 * * * * *"
+RESCUE_LLM_CRON = "*/15 * * * * *"
 _IDLE_S = 15.0
 _MOST_LOST = 3
 
 
-async def revive_llm(ctx: JobContext) -> int:
+async def rescue_llm(ctx: JobContext) -> int:
     """Give what has lost its job another; returns how many jobs that made."""
     return await look_after(Deps.of(ctx), idle_s=_IDLE_S)
 
 
 async def look_after(deps: Deps, *, idle_s: float = 0.0) -> int:
     """The same for what nobody has looked after for `idle_s` seconds."""
-    upkeep, queue = deps.queue.upkeep, deps.queue
-    revived = 0
-    async for ids in upkeep.neglected_batches(idle_s=idle_s):
-        batches = await upkeep.revive_batches([(id_, queue.batch_job(id_)) for id_ in ids])
-        revived += len(batches)
-    async for ids in upkeep.neglected_requests(idle_s=idle_s):
+    orphans, queue = deps.queue.orphans, deps.queue
+    rescued = 0
+    async for ids in orphans.orphaned_batches(idle_s=idle_s):
+        batches = await orphans.rescue_batches([(id_, queue.batch_job(id_)) for id_ in ids])
+        rescued += len(batches)
+    async for ids in orphans.orphaned_requests(idle_s=idle_s):
         jobs = [(id_, queue.single_job(id_)) for id_ in ids]
-        again, lost = await upkeep.revive_requests(jobs, most=_MOST_LOST)
-        revived += len(again)
+        again, lost = await orphans.rescue_requests(jobs, most=_MOST_LOST)
+        rescued += len(again)
         for id_ in lost:
             await _give_up(deps, id_)
-    if revived:
-        log.warning("llm.jobs_revived", jobs=revived)
-    return revived
+    if rescued:
+        log.warning("llm.jobs_rescued", jobs=rescued)
+    return rescued
 
 
 async def _give_up(deps: Deps, request_id: str) -> None:

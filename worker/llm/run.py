@@ -4,7 +4,7 @@ One run of a batch: from the state in which it is, step by step, as far as it go
 Every step does its work and then moves the batch, compare-and-set; a run that
 was overtaken moves nothing. Between `submitting` and `submitted` lies the one
 call that must not be made twice: whoever finds a batch there makes it
-`suspect`, and looks for the submission before anything is sent again.
+`unconfirmed`, and looks for the submission before anything is sent again.
 docs/states.md draws it.
 """
 
@@ -23,7 +23,13 @@ from worker.llm.moves import LOOK_AGAIN_S, Later, Moves
 from worker.llm.providers import Busy, RemoteBatch, Unclear, Unsent
 from worker.llm.providers.protocol import Absent, Denied, Refused
 from worker.llm.refusals import settle_refusal
-from worker.llm.states import BatchState, OnAmbiguous, Sighting, Verdict, judge_suspect
+from worker.llm.states import (
+    BatchState,
+    LookupResult,
+    OnAmbiguous,
+    UnconfirmedDecision,
+    decide_unconfirmed,
+)
 
 log = structlog.get_logger(__name__)
 
@@ -115,7 +121,7 @@ class BatchRun(Moves):
             if lines.changed:  # broken off by ourselves, in the middle of the body
                 await self.move(BatchState.UPLOADED)
                 return
-            await self._suspect(str(exc))
+            await self._unconfirmed(str(exc))
             return
         self.reached("posted")
         await self.move(BatchState.SUBMITTED, provider_id=remote.id)
@@ -128,45 +134,49 @@ class BatchRun(Moves):
         )
         raise Later(self.until_next_look())
 
-    async def _find_suspect(self) -> None:
-        await self._suspect("an earlier run ended while it submitted")
+    async def _find_unconfirmed(self) -> None:
+        await self._unconfirmed("an earlier run ended while it submitted")
 
-    async def _suspect(self, reason: str) -> None:
-        log.warning("batch.suspected", batch_id=self.batch.id, error=reason)
+    async def _unconfirmed(self, reason: str) -> None:
+        log.warning("batch.unconfirmed", batch_id=self.batch.id, error=reason)
         times = self.batch.number("ambiguous") + 1
-        await self.move(BatchState.SUSPECT, ambiguous=times, error="")
+        await self.move(BatchState.UNCONFIRMED, ambiguous=times, error="")
 
     async def _reconcile(self) -> None:
         batch, config = self.batch, self.deps.llm
-        self.reached("suspect")
+        self.reached("unconfirmed")
         known, guessed = await self.taken()
-        sighting = await self._look(known | guessed)
-        verdict = judge_suspect(
-            sighting,
+        lookup = await self._look(known | guessed)
+        decision = decide_unconfirmed(
+            lookup,
             on_ambiguous=config.on_ambiguous,
             age_s=(self.now_ms() - batch.submitting_ms) / 1000,
-            wait_s=config.suspect_wait_s,
+            wait_s=config.unconfirmed_wait_s,
         )
-        if verdict is Verdict.SUBMIT and guessed and (await self._look(known)).provider_id:
+        if (
+            decision is UnconfirmedDecision.SUBMIT
+            and guessed
+            and (await self._look(known)).provider_id
+        ):
             # What fits is held by another that only guessed, too: its results will tell.
-            verdict = Verdict.WAIT
-        log.info("batch.reconciled", batch_id=batch.id, verdict=verdict.value)
-        if verdict is Verdict.ADOPT:
-            guess = "" if sighting.certain else 1
-            id_ = sighting.provider_id
+            decision = UnconfirmedDecision.WAIT
+        log.info("batch.reconciled", batch_id=batch.id, decision=decision.value)
+        if decision is UnconfirmedDecision.ADOPT:
+            guess = "" if lookup.certain else 1
+            id_ = lookup.provider_id
             await self.move(BatchState.SUBMITTED, provider_id=id_, adopted=1, guess=guess)
             self.reached("submitted")
-        elif verdict is Verdict.SUBMIT:
+        elif decision is UnconfirmedDecision.SUBMIT:
             await self.move(BatchState.UPLOADED)
-        elif verdict is Verdict.FAIL:
+        elif decision is UnconfirmedDecision.FAIL:
             raise Permanent(
                 "it cannot be told whether the batch was submitted "
                 f"(LETTA_LLM_ON_AMBIGUOUS={OnAmbiguous.FAIL})"
             )
         else:
-            raise Later(min(LOOK_AGAIN_S, config.suspect_wait_s / 4))
+            raise Later(min(LOOK_AGAIN_S, config.unconfirmed_wait_s / 4))
 
-    async def _look(self, not_ours: set[str]) -> Sighting:
+    async def _look(self, not_ours: set[str]) -> LookupResult:
         batch = self.batch
         return await self.provider.find(
             batch.id,
@@ -208,7 +218,7 @@ class BatchRun(Moves):
         except NotOurs:
             refused = " ".join([batch.fields.get("refused", ""), batch.provider_id]).strip()
             nothing = {"provider_id": "", "adopted": "", "guess": ""}
-            await self.move(BatchState.SUSPECT, refused=refused, **nothing)
+            await self.move(BatchState.UNCONFIRMED, refused=refused, **nothing)
             return
         self.reached("fetched")
         await self._settle_rest(remote)
@@ -237,8 +247,8 @@ class BatchRun(Moves):
         BatchState.SEALED: _prepare,
         BatchState.UPLOADING: _upload,
         BatchState.UPLOADED: _submit,
-        BatchState.SUBMITTING: _find_suspect,
-        BatchState.SUSPECT: _reconcile,
+        BatchState.SUBMITTING: _find_unconfirmed,
+        BatchState.UNCONFIRMED: _reconcile,
         BatchState.SUBMITTED: _poll,
         BatchState.CANCELING: _poll,
         BatchState.FETCHING: _fetch,

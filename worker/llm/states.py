@@ -9,14 +9,14 @@ from enum import StrEnum
 
 
 class BatchState(StrEnum):
-    """Where a batch is; `suspect` is the one in which nothing may be sent."""
+    """Where a batch is; `unconfirmed` is the one in which nothing may be sent."""
 
     OPEN = "open"
     SEALED = "sealed"
     UPLOADING = "uploading"
     UPLOADED = "uploaded"
     SUBMITTING = "submitting"
-    SUSPECT = "suspect"
+    UNCONFIRMED = "unconfirmed"
     SUBMITTED = "submitted"
     CANCELING = "canceling"
     FETCHING = "fetching"
@@ -37,7 +37,7 @@ class OnAmbiguous(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class Sighting:
+class LookupResult:
     """
     What a look for a submission gave: its id, or whether the look was complete.
 
@@ -50,7 +50,7 @@ class Sighting:
     certain: bool = True
 
 
-class Verdict(StrEnum):
+class UnconfirmedDecision(StrEnum):
     """What becomes of a suspect batch."""
 
     ADOPT = "adopt"
@@ -59,21 +59,21 @@ class Verdict(StrEnum):
     FAIL = "fail"
 
 
-def judge_suspect(
-    sighting: Sighting, *, on_ambiguous: OnAmbiguous, age_s: float, wait_s: float
-) -> Verdict:
+def decide_unconfirmed(
+    lookup: LookupResult, *, on_ambiguous: OnAmbiguous, age_s: float, wait_s: float
+) -> UnconfirmedDecision:
     """
     `age_s` since the submission began, `wait_s` after which what is not listed was not taken.
 
     Nothing is sent again unless a complete look after that time found nothing,
     or the operator prefers paying twice to waiting.
     """
-    if sighting.provider_id:
-        return Verdict.ADOPT
+    if lookup.provider_id:
+        return UnconfirmedDecision.ADOPT
     if age_s < wait_s:
-        return Verdict.WAIT
+        return UnconfirmedDecision.WAIT
     if on_ambiguous is OnAmbiguous.FAIL:
-        return Verdict.FAIL
-    if sighting.complete or on_ambiguous is OnAmbiguous.RESUBMIT:
-        return Verdict.SUBMIT
-    return Verdict.WAIT
+        return UnconfirmedDecision.FAIL
+    if lookup.complete or on_ambiguous is OnAmbiguous.RESUBMIT:
+        return UnconfirmedDecision.SUBMIT
+    return UnconfirmedDecision.WAIT

@@ -35,7 +35,7 @@ log = structlog.get_logger(__name__)
 HEARTBEAT_FD = "LETTA_SUPERVISOR_HEARTBEAT_FD"
 PARENT_FD = "LETTA_SUPERVISOR_PARENT_FD"
 # What a child writes into its heartbeat pipe: one message a line.
-BEAT = b"beat"
+HEARTBEAT = b"beat"
 COMPLAINT = b"bad_configuration "
 # Below PIPE_BUF even in UTF-8, so that a message is written whole or not at all.
 _MAX_COMPLAINT_CHARS = 1000
@@ -79,7 +79,7 @@ class ChildOptions:
     configuration_errors: exceptions of `run` that no restart mends; their text is one line.
     """
 
-    beat_interval_s: float = 1.0
+    heartbeat_interval_s: float = 1.0
     shutdown_grace_s: float = 30.0
     kill_margin_s: float = 5.0
     max_rss_bytes: int = 0
@@ -168,7 +168,7 @@ class _Child:
             loop.add_signal_handler(number, self._on_stop, number)
         loop.add_signal_handler(signal.SIGTSTP, self._on_quiet)
         working = asyncio.ensure_future(self._worker.run())
-        beating = asyncio.create_task(self._beat())
+        beating = asyncio.create_task(self._heartbeat())
         self._watch_parent(loop)
         try:
             await working
@@ -209,14 +209,14 @@ class _Child:
         log.warning("process.forced", reason=reason)
         self._worker.force()
 
-    async def _beat(self) -> None:
+    async def _heartbeat(self) -> None:
         if self._heartbeat_fd is not None:
             os.set_blocking(self._heartbeat_fd, False)
         while True:
             if self._heartbeat_fd is not None:
-                _say(self._heartbeat_fd, BEAT)
+                _say(self._heartbeat_fd, HEARTBEAT)
             self._recycle_when_due()
-            await asyncio.sleep(self._options.beat_interval_s)
+            await asyncio.sleep(self._options.heartbeat_interval_s)
 
     def _recycle_when_due(self) -> None:
         jobs_done = self._worker.jobs_done

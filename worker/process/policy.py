@@ -56,7 +56,7 @@ class RestartPolicy:
     crash_window_s: float = 60.0
 
 
-def judge(exit_code: int, uptime_s: float, policy: RestartPolicy) -> Ending:
+def decide_restart(exit_code: int, uptime_s: float, policy: RestartPolicy) -> Ending:
     """The meaning of an exit code; negative ones are the signal that killed the process."""
     if exit_code in (ExitCode.DRAINED, ExitCode.RECYCLE):
         return Ending.CLEAN

@@ -10,7 +10,7 @@ import os
 import signal
 from collections.abc import Sequence
 
-from worker.process.child import BEAT, COMPLAINT, HEARTBEAT_FD, PARENT_FD
+from worker.process.child import COMPLAINT, HEARTBEAT, HEARTBEAT_FD, PARENT_FD
 
 _PIPE_BYTES = 65_536
 
@@ -25,7 +25,7 @@ class ChildProcess:
         self.complaint = ""  # why its configuration is bad, one line
         self.ready = False  # it sent a heartbeat, so it listens to signals
         self.killed = False
-        self.started_at = self.last_beat = asyncio.get_running_loop().time()
+        self.started_at = self.last_heartbeat = asyncio.get_running_loop().time()
         self._pipe = pipe
         self._rest = b""
 
@@ -37,8 +37,8 @@ class ChildProcess:
             return True
         *lines, self._rest = (self._rest + data).split(b"\n")
         for line in lines:
-            if line == BEAT:
-                self.last_beat = asyncio.get_running_loop().time()
+            if line == HEARTBEAT:
+                self.last_heartbeat = asyncio.get_running_loop().time()
                 self.ready = True
             elif line.startswith(COMPLAINT):
                 self.complaint = line.removeprefix(COMPLAINT).decode(errors="replace")

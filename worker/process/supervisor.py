@@ -25,7 +25,14 @@ from dataclasses import dataclass, field
 
 import structlog
 
-from worker.process.policy import CrashWindow, Ending, ExitCode, RestartPolicy, SlotHistory, judge
+from worker.process.policy import (
+    CrashWindow,
+    Ending,
+    ExitCode,
+    RestartPolicy,
+    SlotHistory,
+    decide_restart,
+)
 from worker.process.process import ChildProcess, signal_name, spawn
 
 log = structlog.get_logger(__name__)
@@ -111,7 +118,7 @@ class _Supervisor:
             code = await self._run_once(slot, starts)
             starts += 1
             uptime_s = self._loop.time() - started_at
-            ending = judge(code, uptime_s, self._options.restart)
+            ending = decide_restart(code, uptime_s, self._options.restart)
             if self._ending.is_set():
                 return
             if ending is Ending.BAD_CONFIGURATION:
@@ -236,8 +243,8 @@ class _Supervisor:
             for child in list(self._running.values()):
                 if own_pause_s > tick_s:
                     # This process was stopped itself (a frozen container): so were they.
-                    child.last_beat += own_pause_s
-                silence_s = now - child.last_beat
+                    child.last_heartbeat += own_pause_s
+                silence_s = now - child.last_heartbeat
                 if silence_s > timeout_s and not child.killed:
                     log.error(
                         "supervisor.heartbeat_lost",

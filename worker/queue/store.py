@@ -59,7 +59,7 @@ class QueueCounts:
 
 
 @dataclass(frozen=True, slots=True)
-class Stored:
+class EnqueueResult:
     """Whether the job is new; `holder` is the job that holds its unique key."""
 
     is_new: bool
@@ -122,7 +122,7 @@ class QueueStore:
         most: int = 0,
         unique: str | None = None,
         window_ms: int | None = None,
-    ) -> Stored:
+    ) -> EnqueueResult:
         """
         Store a job unless one of this id waits or runs, or another holds `unique` (a whole key).
 
@@ -137,7 +137,7 @@ class QueueStore:
         code, *holder = await _ENQUEUE.run(self.client, keys, args)
         if code == -1:
             raise QueueFull(most)
-        return Stored(code == 1, holder[0].decode() if holder else None)
+        return EnqueueResult(code == 1, holder[0].decode() if holder else None)
 
     async def put_many(
         self,

@@ -27,13 +27,13 @@ from cache.encoding import codec
 from worker.keys import MAX_WEBHOOK_ATTEMPTS, QueueKeys
 from worker.queue.arguments import now_ms
 from worker.queue.store import job_body
-from worker.webhooks.limits import LaneLimits
+from worker.webhooks.limits import TargetLimits
 from worker.webhooks.policy import DeliveryState, Verdict
 from worker.webhooks.records import (
     Attempt,
     ClaimedDelivery,
     EndedUnsent,
-    HeldBack,
+    Throttled,
     claimed,
     encode_attempt,
 )
@@ -44,8 +44,8 @@ __all__ = [
     "AttemptStore",
     "ClaimedDelivery",
     "EndedUnsent",
-    "HeldBack",
     "ScriptFailed",
+    "Throttled",
 ]
 
 _ATTEMPT = load(__package__, "attempt_deliveries", "..queue")
@@ -71,7 +71,7 @@ class ScriptFailed(Exception):
 
 @dataclass(frozen=True, slots=True)
 class _Terms:
-    limits: LaneLimits
+    limits: TargetLimits
     max_attempts: int
     retention_s: float
 
@@ -97,8 +97,8 @@ class AttemptStore:
         self._runs = count()
 
     async def begin(
-        self, delivery_id: str, now: datetime, limits: LaneLimits, *, max_attempts: int = 10
-    ) -> ClaimedDelivery | HeldBack | EndedUnsent | None:
+        self, delivery_id: str, now: datetime, limits: TargetLimits, *, max_attempts: int = 10
+    ) -> ClaimedDelivery | Throttled | EndedUnsent | None:
         """Begin an attempt, or say why not; None when the delivery has ended or is unknown."""
         row = [
             delivery_id,
@@ -109,7 +109,7 @@ class AttemptStore:
         if what == b"go":
             return claimed(delivery_id, rest)
         if what == b"wait":
-            return HeldBack(rest[0] / 1000, rest[1].decode())
+            return Throttled(rest[0] / 1000, rest[1].decode())
         if what == b"end":
             return EndedUnsent(DeliveryState(rest[0].decode()), rest[1].decode())
         return None
@@ -120,7 +120,7 @@ class AttemptStore:
         number: int,
         attempt: Attempt,
         verdict: Verdict,
-        limits: LaneLimits,
+        limits: TargetLimits,
         *,
         draw: float,
         max_attempts: int = 10,

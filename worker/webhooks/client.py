@@ -24,9 +24,9 @@ from worker.queue.job import reach
 from worker.queue.priority import Priority
 from worker.queue.store import QueueStore
 from worker.webhooks.deliveries import Delivery, DeliveryStore, Selection
-from worker.webhooks.endpoints import Endpoint, EndpointStore, Lane, WebhookEvent
+from worker.webhooks.endpoints import Endpoint, EndpointStore, TargetState, WebhookEvent
 from worker.webhooks.headers import check_headers, is_secret, is_value
-from worker.webhooks.limits import endpoint_of, lane_of, order_of
+from worker.webhooks.limits import endpoint_of, order_of, target_of
 from worker.webhooks.policy import DeliveryState
 from worker.webhooks.secrets import SecretBox
 from worker.webhooks.signing import MAX_SECRETS, check_secret
@@ -126,15 +126,15 @@ class Webhooks:
         if told:
             arguments.require_job_name(told, "on_end")
             fields["on_end"] = told
-        lane = lane_of(url, endpoint_id)
+        target = target_of(url, endpoint_id)
         job_id = f"webhook:{id_}"
         await reach(self._memory.admit())
         await reach(
             self._deliveries.create(
                 id_,
                 fields,
-                lane=lane,
-                order="" if ordering_key is None else order_of(lane, ordering_key),
+                target=target,
+                order="" if ordering_key is None else order_of(target, ordering_key),
                 job_keys=self._jobs.job_keys(job_id, priority),
                 job_id=job_id,
                 job_body=self._job_body(DELIVER_WEBHOOK, id_),
@@ -170,10 +170,10 @@ class Webhooks:
         """Disabled endpoints, longest first; at most 1,000."""
         return await reach(self._endpoints.disabled())
 
-    async def lane(self, url: str = "", *, endpoint_id: str | None = None) -> Lane:
+    async def target(self, url: str = "", *, endpoint_id: str | None = None) -> TargetState:
         """What holds back the webhooks to a URL's host, or to an endpoint id."""
-        _, lane, _ = _names(url, endpoint_id)
-        return await reach(self._endpoints.lane(lane))
+        _, target, _ = _names(url, endpoint_id)
+        return await reach(self._endpoints.target(target))
 
     async def events(self, *, after: str = "0", limit: int = 100) -> list[WebhookEvent]:
         """
@@ -189,13 +189,13 @@ class Webhooks:
 
     async def enable(self, url: str = "", *, endpoint_id: str | None = None) -> bool:
         """Send to an endpoint again; False when it was not disabled. Its deliveries: `replay_many`."""
-        endpoint, lane, name = _names(url, endpoint_id)
-        return await reach(self._endpoints.switch(endpoint, on=True, lane=lane, name=name))
+        endpoint, target, name = _names(url, endpoint_id)
+        return await reach(self._endpoints.switch(endpoint, on=True, target=target, name=name))
 
     async def disable(self, url: str = "", *, endpoint_id: str | None = None) -> bool:
         """Send no more to an endpoint: its deliveries end as `disabled`, to be replayed later."""
-        endpoint, lane, name = _names(url, endpoint_id)
-        return await reach(self._endpoints.switch(endpoint, on=False, lane=lane, name=name))
+        endpoint, target, name = _names(url, endpoint_id)
+        return await reach(self._endpoints.switch(endpoint, on=False, target=target, name=name))
 
     # -- replaying -----------------------------------------------------------------
 
@@ -325,7 +325,7 @@ def _names(url: str, endpoint_id: str | None) -> tuple[str, str, str]:
         arguments.require_webhook_url(url)
     else:
         arguments.require_id("endpoint_id", endpoint_id)
-    return endpoint_of(url, endpoint_id), lane_of(url, endpoint_id), endpoint_id or url
+    return endpoint_of(url, endpoint_id), target_of(url, endpoint_id), endpoint_id or url
 
 
 def _checked(wanted: Selection | None) -> Selection:

@@ -50,7 +50,7 @@ class DeliveryStore:
         delivery_id: str,
         fields: Mapping[str, str | bytes | int],
         *,
-        lane: str,
+        target: str,
         order: str,
         job_keys: list[str],
         job_id: str,
@@ -60,7 +60,7 @@ class DeliveryStore:
         """Store the delivery and its job; False when one of this id exists already."""
         flat = [part for pair in fields.items() for part in pair]
         keys = [self.keys.webhook(delivery_id), *job_keys]
-        args = [self.keys.prefix, delivery_id, job_id, job_body, delay_ms, lane, order, *flat]
+        args = [self.keys.prefix, delivery_id, job_id, job_body, delay_ms, target, order, *flat]
         return bool(await _CREATE.run(self.client, keys, args))
 
     async def read(self, delivery_id: str) -> Delivery | None:

@@ -38,10 +38,10 @@ class Endpoint:
 
 
 @dataclass(frozen=True, slots=True)
-class Lane:
+class TargetState:
     """What holds a lane back: attempts under way, deliveries in line, breaker, pause."""
 
-    lane: str
+    target: str
     sending: int
     parked: int
     failures: int
@@ -53,7 +53,7 @@ class Lane:
     def to_dict(self) -> dict[str, Any]:
         moments = {"open_until": self.open_until, "paused_until": self.paused_until}
         shown = {name: None if at is None else at.isoformat() for name, at in moments.items()}
-        names = ("lane", "sending", "parked", "failures", "breaker", "concurrency")
+        names = ("target", "sending", "parked", "failures", "breaker", "concurrency")
         return {**{name: getattr(self, name) for name in names}, **shown}
 
 
@@ -77,9 +77,9 @@ class EndpointStore:
         self.client = client
         self.keys = keys
 
-    async def switch(self, endpoint: str, *, on: bool, lane: str, name: str) -> bool:
+    async def switch(self, endpoint: str, *, on: bool, target: str, name: str) -> bool:
         """Enable or disable; False when it was so already."""
-        args = [self.keys.prefix, endpoint, "on" if on else "off", lane, name]
+        args = [self.keys.prefix, endpoint, "on" if on else "off", target, name]
         return bool(await _SWITCH.run(self.client, [self.keys.webhook_endpoint(endpoint)], args))
 
     async def endpoint(self, key: str) -> Endpoint:
@@ -100,20 +100,20 @@ class EndpointStore:
         found = await self.client.zrange(self.keys.webhook_disabled, 0, _MOST - 1)
         return [await self.endpoint(member.decode()) for member in found]
 
-    async def lane(self, lane: str) -> Lane:
+    async def target(self, target: str) -> TargetState:
         keys = self.keys
         names = ("failures", "opens", "open_until", "pause", "share")
         async with self.client.pipeline(transaction=True) as pipe:
-            pipe.hmget(keys.webhook_lane(lane), *names)
-            pipe.zcard(keys.webhook_slots(lane))
-            pipe.zcard(keys.webhook_parked(lane))
+            pipe.hmget(keys.webhook_target(target), *names)
+            pipe.zcard(keys.webhook_slots(target))
+            pipe.zcard(keys.webhook_parked(target))
             pipe.time()
             row, sending, parked, (seconds, micros) = await pipe.execute()
         failures, opens, open_until, pause, share = row
         now = seconds * 1000 + micros // 1000
         is_open = open_until is not None and int(open_until) > now
-        return Lane(
-            lane=lane,
+        return TargetState(
+            target=target,
             sending=sending,
             parked=parked,
             failures=int(failures or 0),
@@ -132,7 +132,7 @@ class EndpointStore:
 
 
 def _event(id_: str, fields: dict[bytes, bytes]) -> WebhookEvent:
-    subject = fields.get(b"lane") or fields.get(b"endpoint") or b""
+    subject = fields.get(b"target") or fields.get(b"endpoint") or b""
     moment = to_datetime(int(id_.partition("-")[0]))
     return WebhookEvent(id_, fields[b"kind"].decode(), subject.decode(), moment)
 

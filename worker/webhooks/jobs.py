@@ -12,10 +12,10 @@ from arq.worker import Retry
 
 from worker.deps import Deps, JobContext
 from worker.errors import InvalidArgument, NotFound
-from worker.http.client import Reply, post_webhook
+from worker.http.client import HTTPReply, post_webhook
 from worker.http.scrub import scrub, spellings
 from worker.webhooks import ed25519
-from worker.webhooks.attempts import Attempt, ClaimedDelivery, EndedUnsent, HeldBack
+from worker.webhooks.attempts import Attempt, ClaimedDelivery, EndedUnsent, Throttled
 from worker.webhooks.headers import is_secret
 from worker.webhooks.limits import digest
 from worker.webhooks.policy import DeliveryState, Outcome, Verdict, decide, parse_retry_after
@@ -55,10 +55,10 @@ async def deliver_webhook(ctx: JobContext, delivery_id: str) -> str:
     )
     if delivery is None:
         return "skipped"
-    if isinstance(delivery, HeldBack):
+    if isinstance(delivery, Throttled):
         if _levels.isEnabledFor(logging.DEBUG):
             reason, wait_s = delivery.reason, delivery.wait_s
-            log.debug("webhook.held_back", delivery_id=delivery_id, reason=reason, wait_s=wait_s)
+            log.debug("webhook.throttled", delivery_id=delivery_id, reason=reason, wait_s=wait_s)
         raise Retry(defer=delivery.wait_s)
     if isinstance(delivery, EndedUnsent):
         log.info(_EVENTS[delivery.state], delivery_id=delivery_id, reason=delivery.reason)
@@ -70,7 +70,7 @@ async def deliver_webhook(ctx: JobContext, delivery_id: str) -> str:
         schedule=deps.webhooks.schedule,
         rng=deps.rng,
         left_s=delivery.left_s,
-        own_failures=delivery.own_failures,
+        internal_failures=delivery.internal_failures,
     )
     await _record(deps, delivery, now, reply, verdict)
     if verdict.state is DeliveryState.WAITING:
@@ -95,12 +95,12 @@ async def report_webhook(ctx: JobContext, delivery_id: str) -> str:
     return name
 
 
-async def _attempt(deps: Deps, delivery: ClaimedDelivery, now: datetime) -> Reply:
+async def _attempt(deps: Deps, delivery: ClaimedDelivery, now: datetime) -> HTTPReply:
     try:
         headers = _headers(deps, delivery, now)
     except InvalidArgument:
         # The key it was sealed with is not this worker's: for an operator to mend.
-        return Reply(None, b"", None, 0.0, error="secret_unusable", own=True)
+        return HTTPReply(None, b"", None, 0.0, error="secret_unusable", internal=True)
     reply = await post_webhook(
         deps.http,
         delivery.url,
@@ -139,18 +139,18 @@ def _headers(deps: Deps, delivery: ClaimedDelivery, now: datetime) -> dict[str, 
     }
 
 
-def _outcome(reply: Reply, now: datetime) -> Outcome:
+def _outcome(reply: HTTPReply, now: datetime) -> Outcome:
     return Outcome(
         status=reply.status,
         error=reply.error,
         permanent=reply.permanent,
-        own=reply.own,
+        internal=reply.internal,
         retry_after_s=parse_retry_after(reply.retry_after, now),
     )
 
 
 async def _record(
-    deps: Deps, delivery: ClaimedDelivery, now: datetime, reply: Reply, verdict: Verdict
+    deps: Deps, delivery: ClaimedDelivery, now: datetime, reply: HTTPReply, verdict: Verdict
 ) -> None:
     attempt = Attempt(now, reply.status, reply.error, reply.ms, reply.body)
     events = await deps.queue.attempts.record(
@@ -167,7 +167,7 @@ async def _record(
         log.warning(_OPERATIONAL[event], delivery_id=delivery.id)
 
 
-def _tell(delivery: ClaimedDelivery, reply: Reply, verdict: Verdict) -> None:
+def _tell(delivery: ClaimedDelivery, reply: HTTPReply, verdict: Verdict) -> None:
     if not _levels.isEnabledFor(logging.INFO):
         # Making a line that is dropped would take a tenth of an attempt's time.
         return

@@ -17,7 +17,7 @@ _MOST_CHARS = 200
 
 
 @dataclass(frozen=True, slots=True)
-class LaneLimits:
+class TargetLimits:
     """
     How an endpoint is held back. Times are seconds; 0 switches rate, breaker or disabling off.
 
@@ -33,7 +33,7 @@ class LaneLimits:
     slot_s: float = 20.0
 
 
-def lane_of(url: str, endpoint_id: str | None) -> str:
+def target_of(url: str, endpoint_id: str | None) -> str:
     """`https://host:443`, or `id:<endpoint id>`."""
     if endpoint_id is not None:
         return f"id:{endpoint_id}"
@@ -51,8 +51,8 @@ def endpoint_of(url: str, endpoint_id: str | None) -> str:
     return digest(url.partition("#")[0])
 
 
-def order_of(lane: str, ordering_key: str) -> str:
-    return digest(f"{lane}\n{ordering_key}")
+def order_of(target: str, ordering_key: str) -> str:
+    return digest(f"{target}\n{ordering_key}")
 
 
 def digest(text: str) -> str:

@@ -24,7 +24,7 @@ STANDARD_DELAYS_S = (5.0, 300.0, 1800.0, 7200.0, 18_000.0, 36_000.0, 50_400.0, 7
 _RETRIED_4XX = frozenset({408, 425, 429})
 _SLOW_DOWN = frozenset({429, 503})
 # While our own side fails nothing is used up, so it may be tried often, but not in a loop.
-_OWN_BASE_S, _OWN_CAP_S = 1.0, 300.0
+_INTERNAL_BASE_S, _INTERNAL_CAP_S = 1.0, 300.0
 # A Retry-After names one moment to many: what it adds at random, as a share.
 _RETRY_AFTER_SPREAD = 0.1
 
@@ -64,13 +64,13 @@ class EndpointSign(StrEnum):
 class Outcome:
     """
     How one attempt ended: an HTTP status, an error of the way there, or both (an
-    answer that broke off). `own`: our side failed. `retry_after_s`: as asked for.
+    answer that broke off). `internal`: our side failed. `retry_after_s`: as asked for.
     """
 
     status: int | None = None
     error: str = ""
     permanent: bool = False
-    own: bool = False
+    internal: bool = False
     retry_after_s: float | None = None
 
     @property
@@ -127,13 +127,13 @@ def decide(
     schedule: RetrySchedule,
     rng: Callable[[], float],
     left_s: float = math.inf,
-    own_failures: int = 0,
+    internal_failures: int = 0,
 ) -> Verdict:
     """
     Judge attempt number `attempt` (from 1, uncharged ones left out).
 
     `rng` returns a float in [0, 1); `left_s` is the time to the delivery's
-    deadline; `own_failures` is how often in a row our own side failed before.
+    deadline; `internal_failures` is how often in a row our own side failed before.
 
     2xx is success. 410 and a permanent error end it; other 3xx and 4xx get few
     attempts; our own failures use none up; everything else is tried again until
@@ -141,8 +141,8 @@ def decide(
     """
     if outcome.is_success:
         return Verdict(DeliveryState.DELIVERED, host=HostSign.ALIVE, endpoint=EndpointSign.TAKES)
-    if outcome.own:
-        ceiling = min(_OWN_CAP_S, _OWN_BASE_S * 2.0 ** min(own_failures, 60))
+    if outcome.internal:
+        ceiling = min(_INTERNAL_CAP_S, _INTERNAL_BASE_S * 2.0 ** min(internal_failures, 60))
         return _wait(Verdict(DeliveryState.WAITING, ceiling * rng(), charged=False), left_s)
     signs = _signs(outcome, schedule)
     if outcome.permanent or outcome.status == 410:

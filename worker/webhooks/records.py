@@ -14,7 +14,7 @@ from worker.webhooks.policy import DeliveryState
 # Beside these a record holds body, headers and sealed secrets, which stay where they are.
 SHOWN = (
     "url", "event_type", "state", "created", "attempts", "next", "ended", "deadline", "replays",
-    "status", "error", "lane", "endpoint_id", "ordering_key", "on_end", "free",
+    "status", "error", "target", "endpoint_id", "ordering_key", "on_end", "uncharged",
 )  # fmt: skip
 
 
@@ -59,7 +59,7 @@ class Delivery:
     deadline: datetime | None = None
     status: int | None = None
     error: str = ""
-    lane: str = ""
+    target: str = ""
     endpoint_id: str | None = None
     ordering_key: str | None = None
     replays: int = 0
@@ -80,7 +80,7 @@ class Delivery:
             "deadline": _iso(self.deadline),
             "status": self.status,
             "error": self.error,
-            "lane": self.lane,
+            "target": self.target,
             "endpoint_id": self.endpoint_id,
             "ordering_key": self.ordering_key,
             "replays": self.replays,
@@ -97,7 +97,7 @@ class ClaimedDelivery:
     id: str
     attempt: int
     charged: int
-    own_failures: int
+    internal_failures: int
     url: str
     event_type: str
     body: bytes = field(repr=False)
@@ -107,7 +107,7 @@ class ClaimedDelivery:
 
 
 @dataclass(frozen=True, slots=True)
-class HeldBack:
+class Throttled:
     """No attempt now: `reason` is ordered, closed, probing, busy, rate or early."""
 
     wait_s: float
@@ -124,12 +124,23 @@ class EndedUnsent:
 
 def claimed(delivery_id: str, go: Sequence[Any]) -> ClaimedDelivery:
     """From what follows `go` in the reply of attempt_deliveries.lua."""
-    attempt, now_ms, url, event_type, body, headers, secret, deadline, free, own = go
+    (
+        attempt,
+        now_ms,
+        url,
+        event_type,
+        body,
+        headers,
+        secret,
+        deadline,
+        uncharged,
+        internal_failures,
+    ) = go
     return ClaimedDelivery(
         id=delivery_id,
         attempt=attempt,
-        charged=attempt - int(free or 0),
-        own_failures=int(own or 0),
+        charged=attempt - int(uncharged or 0),
+        internal_failures=int(internal_failures or 0),
         url=url.decode(),
         event_type=event_type.decode(),
         body=body,
@@ -158,11 +169,11 @@ def delivery(
         deadline=_moment(row["deadline"]),
         status=int(row["status"]) if row["status"] else None,
         error=_text(row["error"]) or "",
-        lane=_text(row["lane"]) or "",
+        target=_text(row["target"]) or "",
         endpoint_id=_text(row["endpoint_id"]),
         ordering_key=_text(row["ordering_key"]),
         replays=int(row["replays"] or 0),
-        uncharged_count=int(row["free"] or 0),
+        uncharged_count=int(row["uncharged"] or 0),
     )
 
 

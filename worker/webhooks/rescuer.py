@@ -22,9 +22,9 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger(__name__)
 
-REVIVE_WEBHOOKS = "revive_webhooks"
+RESCUE_WEBHOOKS = "rescue_webhooks"
 # Every quarter of a minute: a delivery waits no longer for its job's revival.
-REVIVE_CRON = "*/15 * * * * *"
+RESCUE_CRON = "*/15 * * * * *"
 _PAGE = 500
 # An open delivery's job is looked for no more often than this, and by one run for so many.
 _SEEN_S = 15.0
@@ -32,20 +32,20 @@ _MOST_PAGES = 10
 _PREFIXES = ("webhook:", "webhook-replay:", "webhook-end:")
 
 
-async def revive_webhooks(ctx: JobContext) -> int:
+async def rescue_webhooks(ctx: JobContext) -> int:
     """Enqueue the dead letters of open deliveries again; returns how many. Ends those without a job."""
     queue = Deps.of(ctx).queue
-    revived = 0
+    rescued = 0
     for offset in range(0, await queue.dead.count(), _PAGE):
         for letter in await queue.dead.list(limit=_PAGE, offset=offset):
             # The body may be unreadable, so that its name alone decides nothing.
             ours = letter.name in {DELIVER_WEBHOOK, REPORT_WEBHOOK} or letter.reason == "poison"
             if ours and letter.id.startswith(_PREFIXES):
-                revived += await queue.dead.retry(letter.id)
-    if revived:
-        log.warning("webhook.jobs_revived", jobs=revived)
+                rescued += await queue.dead.retry(letter.id)
+    if rescued:
+        log.warning("webhook.jobs_rescued", jobs=rescued)
     await _end_jobless(queue)
-    return revived
+    return rescued
 
 
 async def _end_jobless(queue: JobQueue) -> None:

@@ -7,17 +7,17 @@
 --   queue names and unique keys that the ends name
 -- ARGV[1] prefix  ARGV[2] token of this turn, never used before: "<run of a worker>:<number>"  ARGV[3] lease_ms
 -- ARGV[4] most to claim (<= 256)  ARGV[5] jobs claimed before  ARGV[6] ends, msgpack (worker/engine/records.py)
--- ARGV[7] losses of a lease that make a job poison  ARGV[8] dead letters kept
+-- ARGV[7] stalled of a lease that make a job poison  ARGV[8] dead letters kept
 -- ARGV[9] their age, ms  ARGV[10] share of the claims that goes to the longest due of all queues
 -- ARGV[11] how many more to claim ahead, of at most a quarter of what is left (with ARGV[4] <= 512)
 -- ARGV[12] 1: with the abort marks | 0
--- ARGV[13] most suspects to claim: jobs whose next lost lease makes them poison
+-- ARGV[13] most stalled_jobs to claim: jobs whose next lost lease makes them poison
 -- ARGV[14] 1: this turn may still arrive by another way, and must do nothing then | 0
 -- returns {now, next due | -1, 1 when more is due, jobs in the queues, a schedule is due: 1 | 0,
 --          {index of an end that came too late, ...}, {index of an end that was buried, ...},
 --          {id of poison, ...}, {id, since, ...} abort marks, rows of 5: id, body (_body.lua), tries, claim, mark,
 --          dead letters dropped to make room}
--- Claim: "token|queue's number|due|losses" in in-progress:<id>. Who holds it may end the job: it is
+-- Claim: "token|queue's number|due|stalled" in in-progress:<id>. Who holds it may end the job: it is
 -- the fencing token. A turn that is sent again (its reply was lost) changes nothing and gives the
 -- same rows; one that comes after a later turn of its run changes nothing and gives none.
 -- allow-oom: a full server must be able to finish jobs, which frees memory.
@@ -29,7 +29,7 @@
 --@include ends
 local prefix, token, lease = ARGV[1], ARGV[2], tonumber(ARGV[3])
 local want, poison, ahead = tonumber(ARGV[4]), tonumber(ARGV[7]), tonumber(ARGV[11])
-local last_chance, suspects = math.max(1, poison - 1), tonumber(ARGV[13])
+local last_chance, stalled_jobs = math.max(1, poison - 1), tonumber(ARGV[13])
 local SUSPECT_WAITS_MS = math.min(1000, lease / 5)
 local RUNNING_KEY_MS = tostring(lease + 86400000)
 local now = server_ms()
@@ -80,7 +80,7 @@ local function claim(candidates)
   -- Numbers are slow to become text: once is enough.
   local lease_ends, queued_till = tostring(now + lease), tostring(now + 2 * lease)
   for i, c in ipairs(candidates) do
-    local id, number, due, held, losses = c[1], c[2], number_of(c[3]) and c[3] or '0', c[4], 0
+    local id, number, due, held, stalled = c[1], c[2], number_of(c[3]) and c[3] or '0', c[4], 0
     local key, free = prefix .. 'in-progress:' .. id, true
     local value = token .. '|' .. number .. '|' .. due .. '|'
     if not held then
@@ -93,30 +93,30 @@ local function claim(candidates)
     end
     if held then
       local was = string.match(held, '|(%d+)$')
-      losses = math.min(tonumber(was) or 0, 1000) + 1
+      stalled = math.min(tonumber(was) or 0, 1000) + 1
     end
-    if free and losses >= poison then
+    if free and stalled >= poison then
       poisoned[#poisoned + 1] = id
-      bury(dead, id, {reason = 'poison', queue = number, tries = losses, error = 'its workers died while it ran'})
+      bury(dead, id, {reason = 'poison', queue = number, tries = stalled, error = 'its workers died while it ran'})
       forget(prefix, KEYS, {id}, {{id}, {id}, {id}, {id}})
-    elseif free and losses >= last_chance and suspects == 0 then
-      -- Two suspects in one worker would be charged for each other's deeds.
+    elseif free and stalled >= last_chance and stalled_jobs == 0 then
+      -- Two stalled_jobs in one worker would be charged for each other's deeds.
       redis.call('ZADD', KEYS[5], 'XX', now + SUSPECT_WAITS_MS, id)
       redis.call('ZADD', KEYS[number], 'XX', now + SUSPECT_WAITS_MS, id)
     elseif free then
-      if losses >= last_chance then
-        suspects = suspects - 1
+      if stalled >= last_chance then
+        stalled_jobs = stalled_jobs - 1
       end
-      local holds = lease_of(lease, losses)
+      local holds = lease_of(lease, stalled)
       local n = #taken + 1
-      taken[n], claims[n] = id, value .. losses
+      taken[n], claims[n] = id, value .. stalled
       if held then
         redis.call('SET', key, claims[n], 'PX', RUNNING_KEY_MS)
       end
-      running[2 * n - 1], running[2 * n] = losses == 0 and lease_ends or now + holds, id
+      running[2 * n - 1], running[2 * n] = stalled == 0 and lease_ends or now + holds, id
       -- Out of the head of the queue, yet in it: stock clients look for it there.
       local m = moved[number]
-      m[#m + 1], m[#m + 2] = losses == 0 and queued_till or now + holds + lease, id
+      m[#m + 1], m[#m + 2] = stalled == 0 and queued_till or now + holds + lease, id
       claimed[#claimed + 1] = id
     end
   end
@@ -205,7 +205,7 @@ local function is_before(other)
 end
 
 -- {token, claimed, late, poisoned}; nil where nothing that can be read was kept
-local function last_turn(key)
+local function last_poll(key)
   local ok, turn = pcall(cmsgpack.unpack, text_of(key) or '')
   local is_turn = ok and type(turn) == 'table' and type(turn[1]) == 'string'
   return is_turn and type(turn[2]) == 'table' and type(turn[3]) == 'table' and type(turn[4]) == 'table' and turn or nil
@@ -220,7 +220,7 @@ if busy then
   expect('zset', KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5], KEYS[6], KEYS[7], KEYS[9], KEYS[11])
   expect('hash', KEYS[8])
 end
-local again = last_turn(KEYS[10])
+local again = last_poll(KEYS[10])
 if again and again[1] == token then
   local ids, claims = {}, {}
   for _, id in ipairs(again[2]) do

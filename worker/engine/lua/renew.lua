@@ -14,8 +14,8 @@ for i = 3, #ARGV, 2 do
   local id, claim = ARGV[i], ARGV[i + 1]
   local key = ARGV[1] .. 'in-progress:' .. id
   if text_of(key) == claim then
-    local number, losses = string.match(claim, '|(%d)|[^|]*|(%d+)$')
-    local holds = lease_of(lease, tonumber(losses))
+    local number, stalled = string.match(claim, '|(%d)|[^|]*|(%d+)$')
+    local holds = lease_of(lease, tonumber(stalled))
     redis.call('PEXPIRE', key, lease + 86400000)
     redis.call('ZADD', KEYS[5], now + holds, id)
     redis.call('ZADD', KEYS[tonumber(number)], 'XX', now + holds + lease, id)

@@ -1,11 +1,11 @@
 -- Shared step: a request's answer is stored, once; the first one stays. Then the waiters are told.
 -- p: what the LLM keys begin with; keys: request:<id>, result:<id>, failed:<id>, batch:<bid>,
--- open:<bid>, usage:<gid>, single, the equal request's mark, those of _llm_tell.lua, and with
+-- open:<bid>, usage:<gid>, single, the equal request's mark, those of _llm_callback.lua, and with
 -- `waiting` pending, sizes, groups
 -- data: the answer; ok: '1' | '0'; ttl, cache_ttl, usage_ttl: ms; usage: {input, output, cached, reasoning}
 -- line_of: the batch whose line it is, which must have carried the request; '' when it is no batch's
 -- An answer that several share is stored behind an `s`: no reader shortens its life for the others.
--- returns 1 stored | 0 answered already, no such request, or not of that batch; stands after _put_job.lua, _llm_tell.lua, _llm_waiting.lua
+-- returns 1 stored | 0 answered already, no such request, or not of that batch; stands after _put_job.lua, _llm_callback.lua, _llm_waiting.lua
 local function finish_llm(p, id, data, ok, ttl, cache_ttl, usage_ttl, usage, line_of)
   local key = p .. 'request:' .. id
   local row = redis.call('HMGET', key, 'gid', 'batch', 'dedupe', 'bytes', 'tokens', 'single', 'callers', 'left:' .. line_of)
@@ -48,7 +48,7 @@ local function finish_llm(p, id, data, ok, ttl, cache_ttl, usage_ttl, usage, lin
     redis.call('RENAME', key, p .. 'failed:' .. id)
     redis.call('PEXPIRE', p .. 'failed:' .. id, ttl)
   end
-  tell(p, id, ok, ttl)
+  callback(p, id, ok, ttl)
   redis.call('PUBLISH', p .. 'answered', id)
   return 1
 end

@@ -6,7 +6,7 @@
 -- ARGV[12] the batch whose line it is, or ''
 -- returns 1 stored | 0 answered already, no such request, or that batch never carried it
 --@include put_job
---@include llm_tell
+--@include llm_callback
 --@include llm_waiting
 --@include llm_finish
 return finish_llm(ARGV[1], ARGV[2], ARGV[3], ARGV[4], ARGV[5], ARGV[6], ARGV[7],

@@ -4,7 +4,7 @@
 -- ARGV[4] ttl_ms  ARGV[5] usage's ttl_ms  ARGV[6] the caller's mark (see submit_llm.lua)  ARGV[7] all callers: 1 | 0
 -- returns {0 unknown, answered, or no caller of it | 1 others still wait | 2 ended, batch id or ''}
 --@include put_job
---@include llm_tell
+--@include llm_callback
 --@include llm_waiting
 --@include llm_finish
 local mark = 'by:' .. ARGV[6]

@@ -3,7 +3,7 @@
 -- KEYS[1] queue  KEYS[2] wake token  KEYS[3] now-job body  KEYS[4] now-job result
 -- KEYS[5] age-job body  KEYS[6] age-job result
 -- ARGV[1] prefix p of the LLM keys; written: request:<id>, dedupe:<digest>, batch:<id> (deadline),
--- groups, pending:<gid>, sizes:<gid>, those of _llm_tell.lua
+-- groups, pending:<gid>, sizes:<gid>, those of _llm_callback.lua
 -- ARGV[2] group id  ARGV[3] group descriptor  ARGV[4] dedupe: 1 | 0  ARGV[5] deadline, Unix ms, or ''
 -- ARGV[6] most requests of a batch  ARGV[7] most bytes  ARGV[8] most tokens, 0 none  ARGV[9] max age ms
 -- ARGV[10] now-job id  ARGV[11] now-job body  ARGV[12] age-job id  ARGV[13] age-job body
@@ -13,7 +13,7 @@
 -- Who shares a request has a mark of its own in it, `by:<those 16>` ('by:' is the first caller's): 1, or
 -- 0 once that caller has given it up.
 --@include put_job
---@include llm_tell
+--@include llm_callback
 --@include llm_waiting
 local p, gid, deadline = ARGV[1], ARGV[2], ARGV[5]
 local now = server_ms()
@@ -87,7 +87,7 @@ for i = 16, #ARGV, 4 do
     if redis.call('EXISTS', p .. 'request:' .. id) == 1 then
       redis.call('HSET', p .. 'tell:' .. id, ARGV[14] .. suffix, ARGV[15])
     else
-      put_tell(p, id, ARGV[14] .. suffix, ARGV[15])
+      put_callback(p, id, ARGV[14] .. suffix, ARGV[15])
     end
   end
 end

@@ -3,7 +3,7 @@
 -- KEYS[7] those with a job of their own  KEYS[8] whom its end is told
 -- ARGV[1] request id  ARGV[2] request body  ARGV[3] group id  ARGV[4] group descriptor
 -- ARGV[5] deadline, Unix ms, or ''  ARGV[6] tokens  ARGV[7] job id  ARGV[8] job body
--- ARGV[9] whom to tell, or ''  ARGV[10] the job that does it
+-- ARGV[9] whom to callback, or ''  ARGV[10] the job that does it
 -- returns the request id
 --@include put_job
 if redis.call('EXISTS', KEYS[1], KEYS[2]) == 0 then

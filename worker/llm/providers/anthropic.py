@@ -18,7 +18,7 @@ from worker.errors import Permanent
 from worker.llm.answers import Answer, clipped, read_message_item
 from worker.llm.grouping import Group
 from worker.llm.providers.bounded import ResponseTooLarge
-from worker.llm.providers.calls import DEFAULT_MAX_BYTES, Wire, checked
+from worker.llm.providers.calls import DEFAULT_MAX_BYTES, ProviderCalls, checked
 from worker.llm.providers.openai import read_single, too_large
 from worker.llm.providers.protocol import BatchesUnsupported, Lines, RemoteBatch
 from worker.llm.providers.rows import (
@@ -30,7 +30,7 @@ from worker.llm.providers.rows import (
     rows_of,
     usable_id,
 )
-from worker.llm.states import Sighting
+from worker.llm.states import LookupResult
 from worker.numbers import whole
 
 _VERSION = "2023-06-01"
@@ -55,7 +55,7 @@ class AnthropicProvider:
         max_bytes: int = DEFAULT_MAX_BYTES,
     ) -> None:
         headers = {"anthropic-version": _VERSION, **({"x-api-key": api_key} if api_key else {})}
-        self._wire = Wire(
+        self._calls = ProviderCalls(
             client,
             base_url=base_url.removesuffix("/v1"),
             headers=headers,
@@ -66,7 +66,7 @@ class AnthropicProvider:
     async def complete(self, group: Group, body: bytes) -> Answer:
         headers = {"content-type": "application/json"}
         try:
-            reply = await self._wire.call("POST", group.endpoint, content=body, headers=headers)
+            reply = await self._calls.call("POST", group.endpoint, content=body, headers=headers)
         except ResponseTooLarge as exc:
             return too_large(exc)
         return read_single(reply)
@@ -92,7 +92,7 @@ class AnthropicProvider:
             yield tail
 
         headers = {"content-type": "application/json", "content-length": str(size)}
-        reply = await self._wire.call(
+        reply = await self._calls.call(
             "POST", _BATCHES, size=size, content=content(), headers=headers
         )
         row = checked(reply, absent=BatchesUnsupported)
@@ -100,7 +100,7 @@ class AnthropicProvider:
 
     async def find(
         self, batch_id: str, *, since_ms: int, count: int, taken: Collection[str]
-    ) -> Sighting:
+    ) -> LookupResult:
         del batch_id  # the list does not show it
         after: str | None = None
         found: list[str] = []
@@ -108,30 +108,30 @@ class AnthropicProvider:
             query = {"limit": str(_LIST_PAGE), **({"after_id": after} if after else {})}
             try:
                 page = checked(
-                    await self._wire.call("GET", _BATCHES, params=query), absent=Permanent
+                    await self._calls.call("GET", _BATCHES, params=query), absent=Permanent
                 )
             except Permanent:
-                return Sighting(complete=False)
+                return LookupResult(complete=False)
             rows = rows_of(page)
             recent = [row for row in rows if _created_ms(row) >= since_ms - _SKEW_MS]
             fitting = [usable_id(row.get("id")) for row in recent if _total(row) == count]
             found += [id_ for id_ in fitting if id_ is not None and id_ not in taken]
             if not page.get("has_more") or len(recent) < len(rows) or not rows:
                 # The oldest that fits: a later one may be another submission's.
-                return Sighting(found[-1], certain=False) if found else Sighting()
+                return LookupResult(found[-1], certain=False) if found else LookupResult()
             after = page_after(rows, after)
             if after is None:
                 break
-        return Sighting(found[-1], certain=False) if found else Sighting(complete=False)
+        return LookupResult(found[-1], certain=False) if found else LookupResult(complete=False)
 
     async def read(self, provider_id: str) -> RemoteBatch:
         path = f"{_BATCHES}/{in_path(provider_id)}"
-        return _remote(checked(await self._wire.call("GET", path)), provider_id)
+        return _remote(checked(await self._calls.call("GET", path)), provider_id)
 
     async def cancel(self, provider_id: str) -> RemoteBatch:
         path = f"{_BATCHES}/{in_path(provider_id)}/cancel"
         try:
-            return _remote(checked(await self._wire.call("POST", path)), provider_id)
+            return _remote(checked(await self._calls.call("POST", path)), provider_id)
         except Permanent:
             return await self.read(provider_id)
 
@@ -145,7 +145,7 @@ class AnthropicProvider:
         return 0
 
     async def results(self, remote: RemoteBatch) -> AsyncIterator[tuple[str, Answer]]:
-        async for row in self._wire.lines(f"{_BATCHES}/{in_path(remote.id)}/results"):
+        async for row in self._calls.lines(f"{_BATCHES}/{in_path(remote.id)}/results"):
             yield str(row.get("custom_id")), read_message_item(row)
 
 

@@ -33,7 +33,7 @@ _REFUSED = frozenset({400, 413, 422})
 _UNSENT = frozenset({"dns", "connect", "tls"})
 
 
-class Wire:
+class ProviderCalls:
     """
     One base URL and its headers, over one guarded client.
 

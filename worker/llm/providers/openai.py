@@ -22,7 +22,7 @@ from worker.llm.grouping import Group
 from worker.llm.providers.bounded import ResponseTooLarge
 from worker.llm.providers.calls import (
     DEFAULT_MAX_BYTES,
-    Wire,
+    ProviderCalls,
     checked,
     json_of,
     retry_after_s,
@@ -37,7 +37,7 @@ from worker.llm.providers.rows import (
     rows_of,
     usable_id,
 )
-from worker.llm.states import Sighting
+from worker.llm.states import LookupResult
 from worker.numbers import whole
 
 _BATCH_TAG = "letta_redis_batch"
@@ -64,7 +64,7 @@ class OpenAIProvider:
         max_bytes: int = DEFAULT_MAX_BYTES,
     ) -> None:
         headers = {"authorization": f"Bearer {api_key}"} if api_key else {}
-        self._wire = Wire(
+        self._calls = ProviderCalls(
             client,
             base_url=base_url,
             headers=headers,
@@ -75,7 +75,7 @@ class OpenAIProvider:
     async def complete(self, group: Group, body: bytes) -> Answer:
         headers = {"content-type": "application/json"}
         try:
-            reply = await self._wire.call("POST", group.path, content=body, headers=headers)
+            reply = await self._calls.call("POST", group.path, content=body, headers=headers)
         except ResponseTooLarge as exc:
             return too_large(exc)
         return read_single(reply)
@@ -103,13 +103,13 @@ class OpenAIProvider:
             "content-type": f"multipart/form-data; boundary={boundary}",
             "content-length": str(size),
         }
-        reply = await self._wire.call(
+        reply = await self._calls.call(
             "POST", "/files", size=size, content=content(), headers=headers
         )
         return id_of(checked(reply, absent=BatchesUnsupported), "file")
 
     async def submit(self, group: Group, lines: Lines, *, file_id: str) -> RemoteBatch:
-        reply = await self._wire.call(
+        reply = await self._calls.call(
             "POST",
             "/batches",
             json={
@@ -129,33 +129,33 @@ class OpenAIProvider:
         since_ms: int,
         count: int,  # noqa: ARG002  (the tag says it all)
         taken: Collection[str],  # noqa: ARG002
-    ) -> Sighting:
+    ) -> LookupResult:
         after: str | None = None
         for _ in range(MOST_PAGES):
             query = {"limit": str(_LIST_PAGE), **({"after": after} if after else {})}
             try:
-                reply = await self._wire.call("GET", "/batches", params=query)
+                reply = await self._calls.call("GET", "/batches", params=query)
                 page = checked(reply, absent=Permanent)
             except Permanent:
-                return Sighting(complete=False)  # there is no list to look at
+                return LookupResult(complete=False)  # there is no list to look at
             rows = rows_of(page)
             for row in rows:
                 if mapping(row.get("metadata")).get(_BATCH_TAG) == batch_id:
-                    return Sighting(id_of(row, "batch"))
+                    return LookupResult(id_of(row, "batch"))
             if not page.get("has_more") or not rows or _is_older(rows[-1], since_ms - _SKEW_MS):
-                return Sighting()
+                return LookupResult()
             after = page_after(rows, after)
             if after is None:
                 break
-        return Sighting(complete=False)
+        return LookupResult(complete=False)
 
     async def read(self, provider_id: str) -> RemoteBatch:
         path = f"/batches/{in_path(provider_id)}"
-        return _remote(checked(await self._wire.call("GET", path)), provider_id)
+        return _remote(checked(await self._calls.call("GET", path)), provider_id)
 
     async def cancel(self, provider_id: str) -> RemoteBatch:
         try:
-            reply = await self._wire.call("POST", f"/batches/{in_path(provider_id)}/cancel")
+            reply = await self._calls.call("POST", f"/batches/{in_path(provider_id)}/cancel")
             return _remote(checked(reply), provider_id)
         except Permanent:
             # It has ended, which is as good.
@@ -169,7 +169,7 @@ class OpenAIProvider:
             ids |= await self._inputs(batch_id, since_ms)
         for id_ in ids:
             with contextlib.suppress(Absent):
-                checked(await self._wire.call("DELETE", f"/files/{in_path(id_)}"))
+                checked(await self._calls.call("DELETE", f"/files/{in_path(id_)}"))
         return len(ids)
 
     async def _inputs(self, batch_id: str, since_ms: int) -> set[str]:
@@ -178,7 +178,7 @@ class OpenAIProvider:
         query = {"purpose": "batch", "order": "desc", "limit": str(_FILES_PAGE)}
         after: str | None = None
         for _ in range(MOST_PAGES):
-            page = checked(await self._wire.call("GET", "/files", params=query))
+            page = checked(await self._calls.call("GET", "/files", params=query))
             rows = rows_of(page)
             named = [row for row in rows if row.get("filename") == _file_name(batch_id)]
             found |= {id_ for row in named if (id_ := usable_id(row.get("id"))) is not None}
@@ -192,7 +192,7 @@ class OpenAIProvider:
 
     async def results(self, remote: RemoteBatch) -> AsyncIterator[tuple[str, Answer]]:
         for file_id in remote.files:
-            async for row in self._wire.lines(f"/files/{in_path(file_id)}/content"):
+            async for row in self._calls.lines(f"/files/{in_path(file_id)}/content"):
                 yield str(row.get("custom_id")), read_item(row)
 
 

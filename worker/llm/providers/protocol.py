@@ -19,7 +19,7 @@ from worker.errors import Permanent, Transient
 from worker.llm.answers import Answer
 from worker.llm.grouping import Group
 from worker.llm.requests import StoredRequest
-from worker.llm.states import Sighting
+from worker.llm.states import LookupResult
 
 _CUSTOM_ID = re.compile(r"[A-Za-z0-9_-]{3,64}")
 
@@ -157,7 +157,7 @@ class Provider(Protocol):
 
     async def find(
         self, batch_id: str, *, since_ms: int, count: int, taken: Collection[str]
-    ) -> Sighting:
+    ) -> LookupResult:
         """
         Look for a submission of ours: begun at `since_ms`, of `count` requests, none of `taken`.
         """

@@ -1,4 +1,4 @@
--- Shared step: begin one attempt of a delivery and count it, if its lane has room for it.
+-- Shared step: begin one attempt of a delivery and count it, if its target has room for it.
 -- Needs put_job, delivery, finish_delivery and shared_states before it.
 -- A begin: {id, the new attempt's record, token of the run that asks}
 
@@ -17,75 +17,75 @@ local function is_first(order, id)
   return true
 end
 
--- Why a lane takes no more now, and ms to wait for it; nil when it does.
-local function refusal(lane, id, state, reserved)
-  if lane.closed > now then
-    return 'closed', lane.closed - now
+-- Why a target takes no more now, and ms to wait for it; nil when it does.
+local function refusal(target, id, state, reserved)
+  if target.closed > now then
+    return 'closed', target.closed - now
   end
-  if lane.opens > 0 and lane.probe and lane.probe ~= id and lane.probe_until > now then
+  if target.opens > 0 and target.probe and target.probe ~= id and target.probe_until > now then
     return 'probing', 0
   end
-  local room = math.min(terms.concurrency, math.max(1, math.floor(lane.share or math.huge)))
+  local room = math.min(terms.concurrency, math.max(1, math.floor(target.share or math.huge)))
   -- A run after a crash has its place still.
-  if lane.used >= room and not (state == 'sending' and redis.call('ZSCORE', lane.slots, id)) then
+  if target.used >= room and not (state == 'sending' and redis.call('ZSCORE', target.slots, id)) then
     return 'busy', 0
   end
   if terms.rate > 0 and not (reserved and reserved <= now and now - reserved < 10000) then
-    local at = math.max(now, lane.next_at)
-    lane.next_at = at + 1000 / terms.rate
-    redis.call('HSET', lane.key, 'next_at', lane.next_at)
-    redis.call('PEXPIRE', lane.key, LANE_TTL_MS)
+    local at = math.max(now, target.next_at)
+    target.next_at = at + 1000 / terms.rate
+    redis.call('HSET', target.key, 'next_at', target.next_at)
+    redis.call('PEXPIRE', target.key, TARGET_TTL_MS)
     if at > now then
       return 'rate', at - now
     end
   end
 end
 
-local function take_place(lane, id)
-  if lane.opens > 0 then
-    lane.probe, lane.probe_until = id, now + terms.slot
-    redis.call('HSET', lane.key, 'probe', id, 'probe_until', lane.probe_until)
+local function take_place(target, id)
+  if target.opens > 0 then
+    target.probe, target.probe_until = id, now + terms.slot
+    redis.call('HSET', target.key, 'probe', id, 'probe_until', target.probe_until)
   end
-  lane.used = lane.used + redis.call('ZADD', lane.slots, now + terms.slot, id)
-  if not lane.kept then
+  target.used = target.used + redis.call('ZADD', target.slots, now + terms.slot, id)
+  if not target.kept then
     -- Never sooner than another worker's places end, whatever its limits are.
-    lane.kept = true
-    redis.call('PEXPIRE', lane.slots, terms.slot, 'NX')
-    redis.call('PEXPIRE', lane.slots, terms.slot, 'GT')
+    target.kept = true
+    redis.call('PEXPIRE', target.slots, terms.slot, 'NX')
+    redis.call('PEXPIRE', target.slots, terms.slot, 'GT')
   end
 end
 
 -- returns {'skip'} no such delivery, or it has ended
 --       | {'end', state, reason} it ends without this attempt
 --       | {'wait', ms, reason} held back; nothing was counted
---       | {'go', attempt >= 1, now, url, event type, body, headers, secret, deadline, free, own}
+--       | {'go', attempt >= 1, now, url, event type, body, headers, secret, deadline, uncharged, internal_failures}
 local function begin(b)
   local id, run = b[1], b[3]
   local key = p .. 'webhook:' .. id
-  local f = redis.call('HMGET', key, 'state', 'lane', 'endpoint', 'order', 'deadline', 'reserved', 'parked', 'on_end',
-    'replays', 'attempts', 'free', 'after', 'run')
+  local f = redis.call('HMGET', key, 'state', 'target', 'endpoint', 'order', 'deadline', 'reserved', 'parked', 'on_end',
+    'replays', 'attempts', 'uncharged', 'after', 'run')
   local state, name, attempt = f[1], f[2], tonumber(f[10])
   if not state or ENDED[state] then
     return {'skip'}
   end
   local function go()
     return {'go', attempt, now,
-      unpack(redis.call('HMGET', key, 'url', 'event_type', 'body', 'headers', 'secret', 'deadline', 'free', 'own'))}
+      unpack(redis.call('HMGET', key, 'url', 'event_type', 'body', 'headers', 'secret', 'deadline', 'uncharged', 'internal_failures'))}
   end
   if state == 'sending' and f[13] == run then
     -- This very call, sent again after its reply was lost.
     return go()
   end
-  local deadline, lane = tonumber(f[5]), lane_of(name)
+  local deadline, target = tonumber(f[5]), target_of(name)
 
   local function give_place_back()
     if state == 'sending' then
-      lane.used = lane.used - redis.call('ZREM', lane.slots, id)
+      target.used = target.used - redis.call('ZREM', target.slots, id)
     end
   end
   local function over(how, reason)
     give_place_back()
-    local d = {lane = name, order = f[4], on_end = f[8], replays = f[9], parked = f[7]}
+    local d = {target = name, order = f[4], on_end = f[8], replays = f[9], parked = f[7]}
     finish(p, id, how, '', reason, now, terms.retention, d, terms.report)
     return {'end', how, reason}
   end
@@ -119,7 +119,7 @@ local function begin(b)
       return hold(look_ms(25 * rank), 'ordered')
     end
   end
-  local reason, wait = refusal(lane, id, state, tonumber(f[6]))
+  local reason, wait = refusal(target, id, state, tonumber(f[6]))
   if reason == 'rate' then
     redis.call('HSET', key, 'reserved', math.floor(now + wait))
     return hold(wait, reason)
@@ -129,7 +129,7 @@ local function begin(b)
     return hold(park(p, name, id, since, wait), reason)
   end
 
-  take_place(lane, id)
+  take_place(target, id)
   if f[7] then
     redis.call('ZREM', p .. 'webhook-parked:' .. name, id)
   end

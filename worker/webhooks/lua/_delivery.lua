@@ -1,10 +1,10 @@
 -- Shared steps of the delivery scripts. Needs put_job before it.
--- Every key is derived from the prefix p: webhook:<id> webhook-attempts:<id> webhook-lane:<lane>
--- webhook-slots:<lane> webhook-parked:<lane> webhook-endpoint:<endpoint> webhook-disabled
+-- Every key is derived from the prefix p: webhook:<id> webhook-attempts:<id> webhook-target:<target>
+-- webhook-slots:<target> webhook-parked:<target> webhook-endpoint:<endpoint> webhook-disabled
 -- webhook-order:<order> webhook-ended:<state> webhook-events webhook-open; of jobs: the four queues,
 -- queue:wake, job:<id> in-progress:<id> result:<id>
 local QUEUES = {'queue:critical', 'queue:high', 'queue', 'queue:low'}
-local LANE_TTL_MS, ENDPOINT_TTL_MS = 86400000, 7776000000
+local TARGET_TTL_MS, ENDPOINT_TTL_MS = 86400000, 7776000000
 local MOST_EVENTS = 1000
 local ENDED = {delivered = true, dead = true, disabled = true}
 
@@ -40,9 +40,9 @@ local function wake(p, id, due)
   return 'moved'
 end
 
--- Let the longest parked deliveries of a lane try: as many as have just found room.
-local function promote(p, lane, most)
-  local key = p .. 'webhook-parked:' .. lane
+-- Let the longest parked deliveries of a target try: as many as have just found room.
+local function promote(p, target, most)
+  local key = p .. 'webhook-parked:' .. target
   local rows = redis.call('ZRANGE', key, 0, most + 9, 'WITHSCORES')
   local moved = 0
   for i = 1, #rows, 2 do
@@ -59,9 +59,9 @@ local function promote(p, lane, most)
   end
 end
 
--- Put a delivery into its lane's line. returns ms until it looks by itself
-local function park(p, lane, id, since, wait)
-  local key = p .. 'webhook-parked:' .. lane
+-- Put a delivery into its target's line. returns ms until it looks by itself
+local function park(p, target, id, since, wait)
+  local key = p .. 'webhook-parked:' .. target
   redis.call('ZADD', key, since, id)
   local rank = redis.call('ZRANK', key, id)
   return math.max(wait, 0) + look_ms(rank)
@@ -80,8 +80,8 @@ local function disable(p, endpoint, reason, now)
   tell(p, 'endpoint_disabled', 'endpoint', endpoint)
 end
 
--- Until when a lane is closed, Unix ms (0: open), and whether its breaker has opened.
-local function closed_until(p, lane)
-  local row = redis.call('HMGET', p .. 'webhook-lane:' .. lane, 'pause', 'open_until', 'opens')
+-- Until when a target is closed, Unix ms (0: open), and whether its breaker has opened.
+local function closed_until(p, target)
+  local row = redis.call('HMGET', p .. 'webhook-target:' .. target, 'pause', 'open_until', 'opens')
   return math.max(tonumber(row[1]) or 0, tonumber(row[2]) or 0), tonumber(row[3]) or 0
 end

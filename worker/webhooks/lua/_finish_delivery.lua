@@ -20,7 +20,7 @@ local function trim(index, now, retention)
   end
 end
 
--- d: {order, lane, on_end, replays, parked}, each as in the delivery
+-- d: {order, target, on_end, replays, parked}, each as in the delivery
 local function finish(p, id, state, status, err, now, retention, d, report)
   local key = p .. 'webhook:' .. id
   redis.call('HSET', key, 'state', state, 'status', status, 'error', err, 'ended', now)
@@ -37,7 +37,7 @@ local function finish(p, id, state, status, err, now, retention, d, report)
   redis.call('ZADD', index, now, id)
   trim(index, now, retention)
   if d.parked then
-    redis.call('ZREM', p .. 'webhook-parked:' .. d.lane, id)
+    redis.call('ZREM', p .. 'webhook-parked:' .. d.target, id)
   end
   if d.order then
     leave_order(p, d.order, id, now)

@@ -4,51 +4,51 @@
 --   error or '', charged, host: alive | failing | none, slow down, pause_ms or -1,
 --   endpoint: takes | refuses | gone | none, random in [0, 1)}
 
-local function host_answers(name, lane, slow_down, said)
-  if lane.failures > 0 or lane.opens > 0 then
-    redis.call('HDEL', lane.key, 'failures', 'opens', 'open_until', 'probe', 'probe_until')
-    forget_lane(name)
-    if lane.opens > 0 then
-      tell(p, 'circuit_closed', 'lane', name)
+local function host_answers(name, target, slow_down, said)
+  if target.failures > 0 or target.opens > 0 then
+    redis.call('HDEL', target.key, 'failures', 'opens', 'open_until', 'probe', 'probe_until')
+    forget_target(name)
+    if target.opens > 0 then
+      tell(p, 'circuit_closed', 'target', name)
       said[#said + 1] = 'circuit_closed'
       promote(p, name, terms.concurrency)
     end
   end
-  if lane.share and not slow_down then
+  if target.share and not slow_down then
     -- What was halved grows back by one for each round of answers.
-    local share = lane.share + 1 / lane.share
-    redis.call('HDEL', lane.key, 'slow')
+    local share = target.share + 1 / target.share
+    redis.call('HDEL', target.key, 'slow')
     if share >= terms.concurrency then
-      redis.call('HDEL', lane.key, 'share')
+      redis.call('HDEL', target.key, 'share')
     else
-      redis.call('HSET', lane.key, 'share', share)
+      redis.call('HSET', target.key, 'share', share)
     end
-    forget_lane(name)
+    forget_target(name)
   end
 end
 
-local function host_fails(name, lane, draw, said)
-  local failures = redis.call('HINCRBY', lane.key, 'failures', 1)
-  redis.call('PEXPIRE', lane.key, LANE_TTL_MS)
-  forget_lane(name)
-  local is_open, limit = lane.open_until > now, terms.breaker_failures
-  if limit > 0 and not is_open and (lane.opens > 0 or failures >= limit) then
-    local opens = redis.call('HINCRBY', lane.key, 'opens', 1)
+local function host_fails(name, target, draw, said)
+  local failures = redis.call('HINCRBY', target.key, 'failures', 1)
+  redis.call('PEXPIRE', target.key, TARGET_TTL_MS)
+  forget_target(name)
+  local is_open, limit = target.open_until > now, terms.breaker_failures
+  if limit > 0 and not is_open and (target.opens > 0 or failures >= limit) then
+    local opens = redis.call('HINCRBY', target.key, 'opens', 1)
     local length = math.min(terms.open_max, terms.open * 2 ^ math.min(opens - 1, 30))
     -- Breakers that opened together do not probe together.
-    redis.call('HSET', lane.key, 'open_until', now + math.ceil(length * (0.8 + 0.4 * draw)))
-    redis.call('HDEL', lane.key, 'probe', 'probe_until')
-    tell(p, 'circuit_opened', 'lane', name)
+    redis.call('HSET', target.key, 'open_until', now + math.ceil(length * (0.8 + 0.4 * draw)))
+    redis.call('HDEL', target.key, 'probe', 'probe_until')
+    tell(p, 'circuit_opened', 'target', name)
     said[#said + 1] = 'circuit_opened'
   end
 end
 
-local function host_is_slow(name, lane, pause, draw)
-  local slow, share = 0, math.min(lane.share or terms.concurrency, terms.concurrency)
-  if now - lane.cut >= 1000 then
+local function host_is_slow(name, target, pause, draw)
+  local slow, share = 0, math.min(target.share or terms.concurrency, terms.concurrency)
+  if now - target.cut >= 1000 then
     -- One cut for all that was under way when it first said so.
-    redis.call('HSET', lane.key, 'share', math.max(1, share / 2), 'cut', now)
-    slow = redis.call('HINCRBY', lane.key, 'slow', 1)
+    redis.call('HSET', target.key, 'share', math.max(1, share / 2), 'cut', now)
+    slow = redis.call('HINCRBY', target.key, 'slow', 1)
   end
   -- Three cuts with no answer between them ask for a rest.
   if pause < 0 and slow >= 3 then
@@ -57,10 +57,10 @@ local function host_is_slow(name, lane, pause, draw)
   if pause >= 0 then
     -- A long one concerns this delivery; the host may have said it of one of many tenants.
     local till = now + math.ceil(math.min(pause, terms.open_max))
-    redis.call('HSET', lane.key, 'pause', math.max(till, lane.pause))
+    redis.call('HSET', target.key, 'pause', math.max(till, target.pause))
   end
-  redis.call('PEXPIRE', lane.key, LANE_TTL_MS)
-  forget_lane(name)
+  redis.call('PEXPIRE', target.key, TARGET_TTL_MS)
+  forget_target(name)
 end
 
 -- Since when it has taken nothing, and whether that is long enough.
@@ -89,44 +89,44 @@ local function endpoint_says(name, sign, delivery_key, said)
   end
 end
 
--- freed: lane -> places that ends have freed. returns {0} another run has begun a later attempt, or
+-- freed: target -> places that ends have freed. returns {0} another run has begun a later attempt, or
 -- ended it: nothing written | {1, event, ...}: circuit_opened | circuit_closed | endpoint_disabled
 local function record(e, freed)
   local id, state, host = e[1], e[3], e[9]
   local key = p .. 'webhook:' .. id
-  local f = redis.call('HMGET', key, 'state', 'attempts', 'lane', 'endpoint', 'order', 'on_end', 'replays', 'parked', 'own')
+  local f = redis.call('HMGET', key, 'state', 'attempts', 'target', 'endpoint', 'order', 'on_end', 'replays', 'parked', 'internal_failures')
   if f[1] ~= 'sending' or tonumber(f[2]) ~= e[2] then
     return {0}
   end
   local name, said = f[3], {1}
-  local lane = lane_of(name)
+  local target = target_of(name)
   redis.call('LSET', p .. 'webhook-attempts:' .. id, -1, e[4])
-  lane.used = lane.used - redis.call('ZREM', lane.slots, id)
+  target.used = target.used - redis.call('ZREM', target.slots, id)
   freed[name] = (freed[name] or 0) + 1
   if not e[8] then
-    redis.call('HINCRBY', key, 'free', 1)
-    redis.call('HINCRBY', key, 'own', 1)
+    redis.call('HINCRBY', key, 'uncharged', 1)
+    redis.call('HINCRBY', key, 'internal_failures', 1)
   elseif f[9] then
-    redis.call('HDEL', key, 'own')
+    redis.call('HDEL', key, 'internal_failures')
   end
   if state == 'waiting' then
     local due = now + e[5]
     -- `after` holds it back, whoever would have it tried sooner.
     redis.call('HSET', key, 'state', state, 'status', e[6], 'error', e[7], 'next', due, 'after', due)
   else
-    local d = {lane = name, order = f[5], on_end = f[6], replays = f[7], parked = f[8]}
+    local d = {target = name, order = f[5], on_end = f[6], replays = f[7], parked = f[8]}
     finish(p, id, state, e[6], e[7], now, terms.retention, d, terms.report)
   end
   if host == 'alive' then
-    host_answers(name, lane, e[10], said)
+    host_answers(name, target, e[10], said)
   elseif host == 'failing' then
-    host_fails(name, lane, e[13], said)
-  elseif lane.probe == id then
-    redis.call('HDEL', lane.key, 'probe', 'probe_until')
-    forget_lane(name)
+    host_fails(name, target, e[13], said)
+  elseif target.probe == id then
+    redis.call('HDEL', target.key, 'probe', 'probe_until')
+    forget_target(name)
   end
   if e[10] then
-    host_is_slow(name, lane_of(name), e[11], e[13])
+    host_is_slow(name, target_of(name), e[11], e[13])
   end
   endpoint_says(f[4], e[12], key, said)
   return said

@@ -1,29 +1,29 @@
 -- Shared step: what many deliveries of one call have in common is read once.
--- Needs p, now and terms before it. Whoever changes a lane's or an endpoint's hash forgets it here.
-local lanes, endpoints = {}, {}
+-- Needs p, now and terms before it. Whoever changes a target's or an endpoint's hash forgets it here.
+local targets, endpoints = {}, {}
 
 -- {key, slots, used: places taken, closed: until when, ...}; times are Unix ms
-local function lane_of(name)
-  local lane = lanes[name]
-  if not lane then
-    local key, slots = p .. 'webhook-lane:' .. name, p .. 'webhook-slots:' .. name
+local function target_of(name)
+  local target = targets[name]
+  if not target then
+    local key, slots = p .. 'webhook-target:' .. name, p .. 'webhook-slots:' .. name
     local f = redis.call('HMGET', key, 'pause', 'open_until', 'opens', 'failures', 'probe', 'probe_until', 'share',
       'cut', 'slow', 'next_at')
     redis.call('ZREMRANGEBYSCORE', slots, '-inf', now)
     local pause, open_until = tonumber(f[1]) or 0, tonumber(f[2]) or 0
-    lane = {
+    target = {
       key = key, slots = slots, used = redis.call('ZCARD', slots), closed = math.max(pause, open_until),
       pause = pause, open_until = open_until, opens = tonumber(f[3]) or 0, failures = tonumber(f[4]) or 0,
       probe = f[5], probe_until = tonumber(f[6]) or 0, share = tonumber(f[7]), cut = tonumber(f[8]) or 0,
       slow = tonumber(f[9]) or 0, next_at = tonumber(f[10]) or 0,
     }
-    lanes[name] = lane
+    targets[name] = target
   end
-  return lane
+  return target
 end
 
-local function forget_lane(name)
-  lanes[name] = nil
+local function forget_target(name)
+  targets[name] = nil
 end
 
 -- {key, disabled: true | false, since: when it began to fail | false, failures}

@@ -35,8 +35,8 @@ for i, e in ipairs(cmsgpack.unpack(ARGV[3])) do
   recorded[i] = apart(record, e, freed)
 end
 for name, places in pairs(freed) do
-  -- For one place two may come, so that a lane fills up again after a pause.
-  if lane_of(name).closed <= now then
+  -- For one place two may come, so that a target fills up again after a pause.
+  if target_of(name).closed <= now then
     promote(p, name, 2 * places)
   end
 end

@@ -2,18 +2,18 @@
 -- KEYS[1] delivery  KEYS[2] queue  KEYS[3] job body  KEYS[4] result  KEYS[5] wake token
 --   and those of _delivery.lua, derived from the prefix
 -- ARGV[1] prefix  ARGV[2] delivery id  ARGV[3] job id  ARGV[4] job body  ARGV[5] delay_ms >= 0
--- ARGV[6] lane  ARGV[7] order, or ''  ARGV[8..] field, value, ... of the delivery
+-- ARGV[6] target  ARGV[7] order, or ''  ARGV[8..] field, value, ... of the delivery
 -- returns 1 stored | 0 a delivery of this id exists already, nothing written
--- A lane that is closed, or has a line, is joined at its end: no worker is troubled before its turn.
+-- A target that is closed, or has a line, is joined at its end: no worker is troubled before its turn.
 --@include put_job
 --@include delivery
-local p, id, lane, order = ARGV[1], ARGV[2], ARGV[6], ARGV[7]
+local p, id, target, order = ARGV[1], ARGV[2], ARGV[6], ARGV[7]
 if redis.call('EXISTS', KEYS[1]) == 1 then
   return 0
 end
 local now = server_ms()
 local due = now + tonumber(ARGV[5])
-redis.call('HSET', KEYS[1], 'state', 'pending', 'attempts', 0, 'created', now, 'job', ARGV[3], 'lane', lane, unpack(ARGV, 8))
+redis.call('HSET', KEYS[1], 'state', 'pending', 'attempts', 0, 'created', now, 'job', ARGV[3], 'target', target, unpack(ARGV, 8))
 if tonumber(ARGV[5]) > 0 then
   redis.call('HSET', KEYS[1], 'after', due)
 end
@@ -28,9 +28,9 @@ if order ~= '' then
     due = math.max(due, now + look_ms(25 * rank))
   end
 elseif due == now then
-  local closed = closed_until(p, lane)
-  if closed > now or redis.call('EXISTS', p .. 'webhook-parked:' .. lane) == 1 then
-    due = now + park(p, lane, id, now, closed - now)
+  local closed = closed_until(p, target)
+  if closed > now or redis.call('EXISTS', p .. 'webhook-parked:' .. target) == 1 then
+    due = now + park(p, target, id, now, closed - now)
     redis.call('HSET', KEYS[1], 'parked', now)
   end
 end

@@ -23,17 +23,17 @@ local function has_job(job)
 end
 
 for _, id in ipairs(ids) do
-  local f = redis.call('HMGET', p .. 'webhook:' .. id, 'state', 'job', 'lane', 'order', 'on_end', 'replays', 'parked')
+  local f = redis.call('HMGET', p .. 'webhook:' .. id, 'state', 'job', 'target', 'order', 'on_end', 'replays', 'parked')
   if not f[1] or ENDED[f[1]] then
     redis.call('ZREM', open, id)
   elseif has_job(f[2]) then
     redis.call('ZADD', open, 'XX', now, id)
   else
-    local d = {lane = f[3], order = f[4], on_end = f[5], replays = f[6], parked = f[7]}
-    local freed = redis.call('ZREM', p .. 'webhook-slots:' .. d.lane, id)
+    local d = {target = f[3], order = f[4], on_end = f[5], replays = f[6], parked = f[7]}
+    local freed = redis.call('ZREM', p .. 'webhook-slots:' .. d.target, id)
     finish(p, id, 'dead', '', 'job_removed', now, ARGV[4], d, report)
     if freed == 1 then
-      promote(p, d.lane, 2)
+      promote(p, d.target, 2)
     end
     told[#told + 1] = id
   end

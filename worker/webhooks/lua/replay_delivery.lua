@@ -29,13 +29,13 @@ end
 local now = server_ms()
 local due = now + tonumber(ARGV[6])
 redis.call('HSET', KEYS[1], 'state', 'pending', 'next', due, 'after', due, 'job', ARGV[4], 'replay', ARGV[3],
-  'free', f[4], 'deadline', due + tonumber(ARGV[7]))
+  'uncharged', f[4], 'deadline', due + tonumber(ARGV[7]))
 if ARGV[8] ~= '' then
   redis.call('HSET', KEYS[1], 'secret', ARGV[8], 'sealed', 1)
 end
 redis.call('HINCRBY', KEYS[1], 'replays', 1)
 -- Its turn in an ordering has passed.
-redis.call('HDEL', KEYS[1], 'ended', 'own', 'order')
+redis.call('HDEL', KEYS[1], 'ended', 'internal_failures', 'order')
 redis.call('PERSIST', KEYS[1])
 redis.call('PERSIST', KEYS[2])
 redis.call('ZREM', p .. 'webhook-ended:' .. state, id)

@@ -1,4 +1,4 @@
--- revive_llm.lua: give a request or a batch that has not ended another job, when it has none.
+-- rescue_llm.lua: give a request or a batch that has not ended another job, when it has none.
 -- KEYS[1] request or batch  KEYS[2] index of those under way, by the last look at them
 -- KEYS[3] queue  KEYS[4] job body  KEYS[5] job result  KEYS[6] wake token
 -- KEYS[7] dead letters  KEYS[8] dead letter  KEYS[9] job's tries
