@@ -43,7 +43,7 @@ async def test_a_forged_endpoint_gets_no_key(
 
     def answer(request: httpx.Request) -> httpx.Response:
         asked.append(request)
-        return httpx.Response(200, json={})
+        return httpx.Response(200, stream=httpx.ByteStream(b"{}"))
 
     client = httpx.AsyncClient(transport=httpx.MockTransport(answer))
     provider = provider_class(client, base_url=base_url, api_key="secret", timeout_s=5)

@@ -160,7 +160,9 @@ ODD_IDS: list[Any] = [None, [], {}, "", "a b", "../../v1/models", "\ud800", "x" 
 def provider_answering(answers: dict[str, Any], kind: str = "openai") -> Any:
     def answer(request: httpx.Request) -> httpx.Response:
         path = request.url.path.removeprefix("/v1")
-        return httpx.Response(200, content=json.dumps(answers[f"{request.method} {path}"]))
+        body = json.dumps(answers[f"{request.method} {path}"]).encode()
+        # As from a socket: content that is given as bytes counts as read already.
+        return httpx.Response(200, stream=httpx.ByteStream(body))
 
     client = httpx.AsyncClient(transport=httpx.MockTransport(answer))
     cls = OpenAIProvider if kind == "openai" else AnthropicProvider
