@@ -113,7 +113,7 @@ class Settings(BaseSettings):
     redis_username: str | None = Field(
         None,
         max_length=256,
-        description="User on the server of LETTA_REDIS_URL, where the URL names none.",
+        description="User of LETTA_REDIS_PASSWORD; unset: the server's default user.",
     )
     redis_password: SecretStr | None = Field(
         None,
@@ -877,7 +877,7 @@ def _with_login(url: str, username: str, password: str) -> str:
     """The URL with these credentials, unless it has some or its server has no need of them."""
     scheme, _, rest = url.partition("://")
     place = re.split(r"[/?]", rest, maxsplit=1)[0]
-    if not (username or password) or "@" in place or scheme == "embedded":
+    if not password or "@" in place or scheme == "embedded":
         return url
     return f"{scheme}://{quote(username, safe='')}:{quote(password, safe='')}@{rest}"
 

@@ -477,6 +477,7 @@ CACHE_NAMES = {
     "CacheOptions",
     "CodecError",
     "EmbeddedServerError",
+    "InvalidName",
     "Keyring",
     "Lease",
     "LoaderTimeout",

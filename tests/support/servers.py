@@ -36,7 +36,7 @@ def valkey(home: Path, *arguments: str, port: int | None = None) -> Iterator[int
     home.mkdir(parents=True, exist_ok=True)
     command = [str(server_binary()), *arguments, "--port", str(chosen), "--dir", str(home)]
     if "--sentinel" not in arguments:
-        command += ["--save", "", "--bind", "127.0.0.1"]
+        command += ["--save", "", *([] if "--bind" in arguments else ["--bind", "127.0.0.1"])]
     with (home / "server.log").open("wb") as log:
         process = subprocess.Popen(command, stdout=log, stderr=log, stdin=subprocess.DEVNULL)
     try:
