@@ -111,6 +111,7 @@ def __getattr__(name: str) -> Any:
     from cache.errors import CacheError
     from settings import SettingsError, get_settings
     from worker.app.main import await_server, build_worker_settings
+    from worker.terminal import printable_lines
 
     try:
         if _is_arq_command():
@@ -118,7 +119,7 @@ def __getattr__(name: str) -> Any:
         found = build_worker_settings()
     except (SettingsError, CacheError) as exc:
         # arq's command line would print a traceback; its operator needs the line.
-        print(exc, file=sys.stderr)  # noqa: T201
+        print(printable_lines(str(exc)), file=sys.stderr)  # noqa: T201
         raise SystemExit(2 if isinstance(exc, SettingsError) else 1) from None
     globals()[name] = found
     return found

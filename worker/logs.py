@@ -13,6 +13,8 @@ from typing import Any
 
 import structlog
 
+from worker.terminal import printable_event
+
 
 def configure_logging(level: str, form: str) -> None:
     """`level` is a name such as INFO; `form` is json, console or auto (console on a terminal)."""
@@ -39,7 +41,9 @@ def configure_logging(level: str, form: str) -> None:
     renderer: list[Any] = (
         [
             # Nothing that prints locals: they hold bodies and secrets.
-            structlog.dev.ConsoleRenderer(exception_formatter=structlog.dev.plain_traceback)
+            structlog.processors.format_exc_info,
+            printable_event,
+            structlog.dev.ConsoleRenderer(exception_formatter=structlog.dev.plain_traceback),
         ]
         if pretty
         else [structlog.processors.format_exc_info, structlog.processors.JSONRenderer()]

@@ -25,6 +25,7 @@ from worker.llm.batch_client import (
 from worker.llm.client import FLUSH_LLM_BATCHES
 from worker.llm.jobs import flush_llm_batches, flush_llm_group, run_llm_batch, run_llm_request
 from worker.llm.rescuer import RESCUE_LLM, RESCUE_LLM_CRON, rescue_llm
+from worker.terminal import printable
 from worker.webhooks.attempts import REPORT_WEBHOOK
 from worker.webhooks.client import DELIVER_WEBHOOK
 from worker.webhooks.jobs import deliver_webhook, report_webhook
@@ -114,7 +115,7 @@ def _load(module: str, name: str, path: str, named_by: str) -> Any:
         text = f"{named_by}: cannot load {path}: {type(exc).__name__}: {exc}"
         if reason is not None:
             text += f"; the working directory is not searched: {reason}"
-        raise SettingsError(text) from None
+        raise SettingsError(printable(text)) from None
 
 
 def load_settings_class(path: str) -> type:

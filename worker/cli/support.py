@@ -14,6 +14,7 @@ from settings import SettingsError, load_settings
 from worker import open_queue
 from worker.client import JobQueue
 from worker.errors import WorkerError
+from worker.terminal import printable, printable_lines
 
 EXIT_FAILED, EXIT_USAGE, EXIT_INTERRUPTED = 1, 2, 130
 
@@ -27,18 +28,25 @@ class Commands(click.Group):
         try:
             return super().invoke(ctx)
         except SettingsError as exc:
-            click.echo(str(exc), err=True)
+            click.echo(printable_lines(str(exc)), err=True)
             raise SystemExit(EXIT_USAGE) from None
         except (WorkerError, CacheError) as exc:
-            click.echo(f"error: {exc}", err=True)
+            click.echo(printable(f"error: {exc}"), err=True)
             raise SystemExit(EXIT_FAILED) from None
+        except click.ClickException as exc:
+            vars(exc)["message"] = printable_lines(exc.message)
+            raise
         except (KeyboardInterrupt, asyncio.CancelledError):
             raise SystemExit(EXIT_INTERRUPTED) from None
 
 
 def show(data: Any, as_json: bool, lines: Callable[[], list[str]]) -> None:
     """Print data as JSON, or the lines a person reads."""
-    text = json.dumps(data, default=str, indent=2) if as_json else "\n".join(lines())
+    if as_json:
+        # Its escapes are JSON's own; DEL is the one control character that JSON leaves.
+        text = json.dumps(data, default=str, indent=2).replace("\x7f", "\\u007f")
+    else:
+        text = "\n".join(printable(line) for line in lines())
     click.echo(text)
 
 

@@ -35,6 +35,7 @@ from worker import RequestFailed, WorkerError, open_queue
 from worker.client import JobQueue
 from worker.demo.report import Report, table
 from worker.demo.serving import running
+from worker.terminal import printable_lines
 
 _DEADLINE_S = 50.0
 _STOP_DEADLINE_S = 15.0
@@ -69,7 +70,8 @@ def run_demo(*, webhooks: int, requests: int, as_json: bool) -> int:
         if not report.ok:
             log.seek(0)
             console.print("[red]the workers' last lines:[/red]", markup=True)
-            console.print("\n".join(log.read().decode().splitlines()[-20:]), markup=False)
+            last = log.read().decode(errors="replace").splitlines()[-20:]
+            console.print(printable_lines("\n".join(last)), markup=False)
     if as_json:
         print(json.dumps(report.to_dict(), indent=2))  # noqa: T201
     else:

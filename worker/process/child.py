@@ -28,6 +28,7 @@ from typing import Protocol
 import structlog
 
 from worker.process.policy import ExitCode
+from worker.terminal import printable_lines
 
 log = structlog.get_logger(__name__)
 
@@ -134,7 +135,7 @@ def _say(fd: int, message: bytes) -> bool:
 def _complain(line: str, fd: int | None) -> int:
     line = " ".join(line.split())
     if fd is None or not _say(fd, COMPLAINT + line[:_MAX_COMPLAINT_CHARS].encode()):
-        sys.stderr.write(line + "\n")
+        sys.stderr.write(printable_lines(line) + "\n")
     return ExitCode.BAD_CONFIGURATION
 
 

@@ -34,6 +34,7 @@ from worker.process.policy import (
     decide_restart,
 )
 from worker.process.process import ChildProcess, signal_name, spawn
+from worker.terminal import printable_lines
 
 log = structlog.get_logger(__name__)
 
@@ -182,7 +183,7 @@ class _Supervisor:
         event = log.info if clean else log.warning
         event("supervisor.child_ended", slot=child.slot, pid=child.pid, uptime_s=uptime_s, **cause)
         if child.complaint and not self._ending.is_set():
-            sys.stderr.write(child.complaint + "\n")
+            sys.stderr.write(printable_lines(child.complaint) + "\n")
         # A child that our TERM ended before it could listen had nothing to drain.
         if self._ending.is_set() and not clean and code != -signal.SIGTERM:
             forced = child.killed or code == ExitCode.FORCED

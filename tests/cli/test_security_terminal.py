@@ -1,0 +1,156 @@
+"""What others chose cannot command the operator's terminal: commands, errors and logs."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import re
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import structlog
+from click.testing import CliRunner
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cache.encoding import codec
+from tests.support.workers import quick_settings
+from worker import open_queue
+from worker.cli import support
+from worker.cli.commands import main
+from worker.errors import NotFound
+from worker.logs import configure_logging
+from worker.terminal import printable, printable_lines
+
+pytestmark = pytest.mark.integration
+
+# Clears the screen, renames the window, writes on the clipboard, hides, turns around, forges lines.
+EVIL = "a\x1b[2J\x1b]0;owned\x07\x1b]52;c;cm0=\x07\x9b31m\rb\u202ec\u200bd\x08\x7f\x00e\nforged: line\u2028f"
+
+
+def is_harmless(output: str) -> bool:
+    return all(line.isprintable() for line in output.split("\n"))
+
+
+@given(st.text(st.characters(codec=None)))
+def test_nothing_but_printable_characters_is_left(text: str) -> None:
+    assert printable(text).isprintable()
+    assert is_harmless(printable_lines(text))
+    assert printable_lines(text).count("\n") == text.count("\n")
+
+
+@given(st.text(st.characters(codec="utf-8", exclude_categories=["C", "Z"], include_characters=" ")))
+def test_what_is_printable_stays_as_it_is(text: str) -> None:
+    assert printable(text) == text
+
+
+@pytest.fixture
+def shell(private_valkey_url: str, monkeypatch: pytest.MonkeyPatch) -> Callable[..., str]:
+    """Runs a command; its output, both streams."""
+    settings = quick_settings(private_valkey_url)
+    for module in (support, __import__("worker.cli.commands", fromlist=["x"])):
+        monkeypatch.setattr(module, "load_settings", lambda: settings)
+    monkeypatch.setattr("worker.cli.cache.load_settings", lambda: settings)
+    asyncio.run(_fill(settings))
+
+    def run(*arguments: str) -> str:
+        result = CliRunner().invoke(main, list(arguments))
+        assert result.exception is None or isinstance(result.exception, SystemExit), result.output
+        return result.output
+
+    return run
+
+
+async def _fill(settings: Any) -> None:
+    """Odd text wherever a writer of the server can leave it: other people's ids and errors."""
+    async with open_queue(settings) as queue:
+        client, keys = queue.client, queue.keys
+        id_ = await queue.send_webhook("https://example.com/", {}, event_type="x", webhook_id="m1")
+        odd = {"url": EVIL, "event_type": EVIL, "error": EVIL, "endpoint_id": EVIL}
+        await client.hset(keys.webhook(id_), mapping={**odd, "state": "dead", "ended_at": 1})
+        attempt = codec.encode([1, 500, EVIL, 3, EVIL.encode()])
+        await client.rpush(keys.webhook_attempts(id_), attempt)
+        await client.zadd(keys.webhook_ended("dead"), {id_: 1})
+        await client.hset(
+            keys.dead_job(EVIL),
+            mapping={
+                "name": EVIL, "reason": EVIL, "error": EVIL, "tries": 1, "queue": 1, "died": 1,
+                "body": b"x",
+            },
+        )  # fmt: skip
+        await client.zadd(keys.dead, {EVIL: 1})
+        await client.hset(
+            keys.webhook_endpoint(EVIL), mapping={"name": EVIL, "disabled": 1, "reason": EVIL}
+        )
+        await client.zadd(keys.webhook_disabled, {EVIL: 1})
+        await client.xadd(keys.webhook_events, {"kind": EVIL, "lane": EVIL})
+        await client.zadd(keys.workers, {"w": 1})
+        await client.set(keys.worker("w"), json.dumps({"worker_id": EVIL}))
+        body = {"model": "m", "messages": [{"role": "user", "content": "hi"}]}
+        await queue.submit_llm_request(body, provider="openai", endpoint="chat/completions")
+        groups = await client.hgetall(keys.llm_groups)
+        for group, row in groups.items():
+            names = codec.decode(row)
+            await client.hset(keys.llm_groups, group, codec.encode([*names[:2], EVIL]))
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("webhooks", "show", "m1"), ("webhooks", "list"), ("webhooks", "endpoints"),
+        ("webhooks", "replay", "m1"), ("webhooks", "show", EVIL), ("webhooks", "ping", EVIL),
+        ("webhooks", "lane", "--endpoint-id", EVIL), ("webhooks", "list", "--since", EVIL),
+        ("dead", "list"), ("dead", "retry", EVIL), ("dead", "retry", "--since", EVIL),
+        ("batches", "list"), ("batches", "show", EVIL), ("batches", "cancel", EVIL),
+        ("cache", "stats"), ("cache", "invalidate", EVIL),
+        ("cache", "warm", "--loader", EVIL, "a"), ("run", "--settings", EVIL),
+        ("health",), ("status",), (EVIL,), ("status", f"--{EVIL}"),
+    ],
+    ids=lambda command: "-".join(command).replace(EVIL, "odd"),
+)  # fmt: skip
+@pytest.mark.parametrize("form", ["lines", "json"])
+def test_a_command_shows_nothing_but_printable_text(
+    shell: Callable[..., str], command: tuple[str, ...], form: str
+) -> None:
+    output = shell(*command, *(["--json"] if form == "json" and command[0] != "run" else []))
+    assert output
+    assert is_harmless(output), output
+    assert "\nforged: line" not in output
+
+
+def test_the_odd_text_was_there_to_be_shown(shell: Callable[..., str]) -> None:
+    for command in (
+        ("webhooks", "show", "m1"), ("webhooks", "list"), ("webhooks", "endpoints"),
+        ("dead", "list"), ("batches", "list"), ("health",),
+    ):  # fmt: skip
+        assert r"a\x1b[2J" in shell(*command), command
+
+
+def test_an_error_of_the_server_is_shown_escaped(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(_work: object) -> None:
+        raise NotFound(EVIL)
+
+    monkeypatch.setattr("worker.cli.dead.with_queue", fail)
+    output = CliRunner().invoke(main, ["dead", "list"]).output
+    assert output.startswith(r"error: a\x1b[2J")
+    assert is_harmless(output)
+
+
+@pytest.mark.parametrize("form", ["console", "json"])
+def test_a_log_line_shows_nothing_but_printable_text(
+    capsys: pytest.CaptureFixture[str], form: str
+) -> None:
+    configure_logging("INFO", form)
+    log = structlog.get_logger("t")
+    log.info("plain", url=EVIL, many=[EVIL], nested={EVIL: EVIL}, error=ValueError(EVIL))
+    logging.getLogger("other").warning("odd %s", EVIL)
+    try:
+        raise ValueError(EVIL)
+    except ValueError:
+        log.exception("failed")
+    shown = re.sub(r"\x1b\[[0-9;]*m", "", capsys.readouterr().err)  # the renderer's own colors
+    assert "Traceback" in shown
+    assert is_harmless(shown), shown
+    assert "\nforged" not in shown
