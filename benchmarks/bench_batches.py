@@ -28,6 +28,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from tests.support.queues import open_queue, stores_of
+
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import structlog
@@ -35,8 +37,7 @@ import structlog
 from cache.connection import embedded
 from settings import load_settings
 from tests.support.providers import FakeProvider, fake_provider
-from worker import open_queue
-from worker.app.main import build_worker
+from worker.app.service import build_worker
 from worker.client import JobQueue
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -106,13 +107,13 @@ async def intake(url: str, fake: FakeProvider, *, many: int, single: int) -> dic
             jobs = await timed_jobs(queue, single)
             ratios.append(jobs / ours)
             rates.append((single / ours, single / jobs))
-        await queue.client.flushdb()
+        await stores_of(queue).client.flushdb()
         bodies = [body(number) for number in range(many)]
         start = time.perf_counter()
         ids = await queue.submit_many(bodies, provider="openai", endpoint=CHAT)
         took_s = time.perf_counter() - start
         assert len(set(ids)) == many
-        await queue.client.flushdb()
+        await stores_of(queue).client.flushdb()
     return {
         "submit_many_per_s": round(many / took_s),
         "submit_one_by_one_per_s": round(statistics.median(rate[0] for rate in rates)),
@@ -150,7 +151,7 @@ async def whole_way(url: str, fake: FakeProvider, *, lines: int) -> dict[str, An
             start = time.perf_counter()
             await queue.flush_llm_batches()
             while True:
-                shown = await queue.llm_batches()
+                shown = await queue.llm.batches.list()
                 if shown and all(row["state"] == "done" for row in shown):
                     break
                 await asyncio.sleep(0.1)
@@ -159,7 +160,7 @@ async def whole_way(url: str, fake: FakeProvider, *, lines: int) -> dict[str, An
         answer = await queue.llm_result(ids[-1], timeout_s=5)
         assert answer["choices"][0]["message"]["content"].startswith("echo: question")
         succeeded = sum(row["succeeded"] for row in shown)
-        await queue.client.flushdb()
+        await stores_of(queue).client.flushdb()
     return {
         "lines": lines,
         "batches": len(shown),
@@ -189,7 +190,7 @@ async def added(url: str, fake: FakeProvider, *, rounds: int) -> dict[str, Any]:
             with worker_process(values):
                 await one_batch(queue, size, 0)  # while the process starts
                 times = [await one_batch(queue, size, 1 + round_) for round_ in range(rounds)]
-            await queue.client.flushdb()
+            await stores_of(queue).client.flushdb()
         found[f"added_s_{size}_median"] = round(statistics.median(times), 3)
         found[f"added_s_{size}_worst"] = round(max(times), 3)
     fake.reset()
@@ -227,7 +228,7 @@ async def lane(url: str, fake: FakeProvider, *, seconds: float) -> dict[str, Any
             worker_process(values),
         ):
             times = await lane_times(fake, seconds)
-        await queue.client.flushdb()
+        await stores_of(queue).client.flushdb()
     window_s = min(60.0, seconds)
     allowed = LIMIT_PER_MINUTE * window_s / 60
     counts = [

@@ -33,12 +33,13 @@ from typing import Any, ClassVar
 import aiohttp
 import httpx
 
+from tests.support.queues import open_queue, stores_of
+
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from cache.connection import embedded
 from settings import Settings, load_settings
-from worker import open_queue
-from worker.app.main import build_worker
+from worker.app.service import build_worker
 from worker.client import JobQueue
 from worker.http.client import build_http_client, post_webhook
 from worker.http.policy import EgressPolicy, parse_networks
@@ -164,11 +165,11 @@ async def stored(queue: JobQueue, url: str, count: int) -> float:
 
 async def drained(queue: JobQueue, due: float, _url: str, count: int) -> float:
     """Deliveries a second from the moment all fall due to the last one's record."""
-    index = queue.keys.webhook_ended("delivered")
-    before = await queue.client.zcard(index)
+    index = stores_of(queue).keys.webhook_ended("delivered")
+    before = await stores_of(queue).client.zcard(index)
     await asyncio.sleep(max(0.0, due - time.time()))
     start = time.perf_counter()
-    while await queue.client.zcard(index) < before + count:  # noqa: ASYNC110  (another process may end it)
+    while await stores_of(queue).client.zcard(index) < before + count:  # noqa: ASYNC110  (another process may end it)
         await asyncio.sleep(0.02)
     return count / (time.perf_counter() - start)
 
@@ -249,7 +250,7 @@ def rss_mb() -> float:
 
 async def bytes_each(queue: JobQueue, count: int) -> float:
     """Memory of the server for each waiting delivery and its job, bytes, body included."""
-    before = (await queue.client.info("memory"))["used_memory"]
+    before = (await stores_of(queue).client.info("memory"))["used_memory"]
     sends = iter(range(count))
 
     async def send() -> None:
@@ -259,7 +260,7 @@ async def bytes_each(queue: JobQueue, count: int) -> float:
             )
 
     await asyncio.gather(*(send() for _ in range(16)))
-    after = (await queue.client.info("memory"))["used_memory"]
+    after = (await stores_of(queue).client.info("memory"))["used_memory"]
     return float(after - before) / count
 
 
@@ -284,7 +285,7 @@ async def at_work(settings: Settings) -> AsyncIterator[JobQueue]:
     worker = build_worker(settings)
     task = asyncio.create_task(worker.run())
     async with open_queue(settings) as queue:
-        while not await queue.client.exists(queue.keys.health):  # noqa: ASYNC110  (it is a key)
+        while not await stores_of(queue).client.exists(stores_of(queue).keys.health):  # noqa: ASYNC110  (it is a key)
             await asyncio.sleep(0.01)
         try:
             yield queue

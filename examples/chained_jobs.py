@@ -38,12 +38,12 @@ async def main() -> None:
         )
         # The job that follows exists from the moment the first has its result.
         await read.result(timeout_s=60)
-        print("chained:", await queue.job("count:a.txt").result(timeout_s=60))
+        print("chained:", await queue.jobs.get("count:a.txt").result(timeout_s=60))
 
         parts = [call("read_document", name, job_id=f"read:{name}") for name in DOCUMENTS]
-        merged = await queue.gather(parts, then=call("merge"))
+        merged = await queue.jobs.gather(parts, then=call("merge"))
         for part in parts:
-            await queue.job(part.job_id or "").result(timeout_s=60)
+            await queue.jobs.get(part.job_id or "").result(timeout_s=60)
         print("gathered:", await merged.result(timeout_s=60))
 
 

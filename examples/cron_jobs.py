@@ -61,8 +61,8 @@ async def main() -> None:
         await queue.schedule("session-report", call("count_sessions", "hourly"), every_s=0.5)
         label, sessions = await wait_for("SELECT * FROM reports")
         print(f"the schedule has written the {label} report: {sessions} session")
-        print("schedules:", [schedule.id for schedule in await queue.schedules()])
-        await queue.unschedule("session-report")
+        print("schedules:", [schedule.id for schedule in await queue.jobs.schedules()])
+        await queue.jobs.unschedule("session-report")
 
 
 if __name__ == "__main__":

@@ -67,7 +67,7 @@ async def sign_up(signup: Signup, queue: Jobs) -> Accepted:
 async def read_job(
     job_id: str, queue: Jobs, wait_s: Annotated[float, Query(gt=0, le=60)] = 1.0
 ) -> dict[str, Any]:
-    job = queue.job(job_id)
+    job = queue.jobs.get(job_id)
     status = await job.status()
     if status == "not_found":
         raise HTTPException(404, "no such job, or its result is no longer kept")

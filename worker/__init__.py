@@ -88,9 +88,11 @@ async def open_queue(settings: Settings | None = None) -> AsyncIterator[JobQueue
         cache.errors.UnsupportedRedisURL: the URL names a cluster.
     """
     from settings import get_settings
-    from worker.app.wiring import pool_options, queue_options
+    from worker.app.composition import build_queue, build_stores
+    from worker.app.options import pool_options, queue_options
 
     chosen = settings or get_settings()
+    options = queue_options(chosen)
     refuse_cluster(chosen.redis_url)
     async with open_pool(
         chosen.redis_url,
@@ -98,7 +100,7 @@ async def open_queue(settings: Settings | None = None) -> AsyncIterator[JobQueue
         name="letta-redis-queue",
         client_class=ScriptRedis,
     ) as client:
-        queue = JobQueue(client, queue_options(chosen))
+        queue = build_queue(build_stores(client, options), options)
         try:
             yield queue
         finally:
@@ -110,7 +112,7 @@ def __getattr__(name: str) -> Any:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from cache.errors import CacheError
     from settings import SettingsError, get_settings
-    from worker.app.main import await_server, build_worker_settings
+    from worker.app.service import await_server, build_worker_settings
     from worker.terminal import printable_lines
 
     try:

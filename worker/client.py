@@ -1,58 +1,93 @@
 """
 JobQueue: what services and the Letta server call. Needs no arq.
 
+A facade: each call is documented at the method of the feature that it names.
 Every method that stores something checks its arguments first, raises a named
 error (worker/errors.py) when it refuses, and stores all or nothing.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
-from worker.keys import QueueKeys
-from worker.llm.client import LLMClient
-from worker.options import QueueOptions
+from worker.llm.client import LLMRequests
+from worker.queue.calls import Call, Unique
+from worker.queue.client import Jobs
+from worker.queue.dead import DeadLetters
+from worker.queue.job import Job
 from worker.queue.priority import Priority
-from worker.webhooks.attempts import AttemptStore
 from worker.webhooks.client import Webhooks
-from worker.webhooks.deliveries import Delivery, DeliveryStore
-from worker.webhooks.secrets import SecretBox
+from worker.webhooks.records import Delivery
 
-__all__ = ["JobQueue", "QueueOptions"]
+__all__ = ["JobQueue"]
 
 
-class JobQueue(LLMClient):
+class JobQueue:
     """
-    The queue's client, over one Redis client; see `worker.open_queue`.
+    The queue's client; see `worker.open_queue`.
+
+    `jobs`, `webhooks`, `llm` and `dead` are the features, with all that they can do.
 
     Raises, from every method:
         QueueUnavailable: the server cannot be reached; nothing is known to be stored.
     """
 
-    def __init__(
-        self, client: Any, options: QueueOptions | None = None, *, keys: QueueKeys | None = None
-    ) -> None:
-        super().__init__(client, keys or QueueKeys(), options or QueueOptions())
-        self.deliveries = DeliveryStore(client, self.keys)
-        self.attempts = AttemptStore(
-            client, self.keys, retention_s=self.options.webhook_retention_s
-        )
-        self.webhooks = Webhooks(
-            self.jobs,
-            self.deliveries,
-            SecretBox(self.options.webhook_encryption_key),
-            self.options.webhooks,
-            memory=self._memory,
-            job_body=self._body,
-        )
+    def __init__(self, jobs: Jobs, webhooks: Webhooks, llm: LLMRequests, dead: DeadLetters) -> None:
+        self.jobs = jobs
+        self.webhooks = webhooks
+        self.llm = llm
+        self.dead = dead
 
     async def aclose(self) -> None:
         """Stop what waits in the background; the Redis client stays its owner's."""
-        await self._answers.aclose()
+        await self.llm.aclose()
 
-    # -- webhooks --------------------------------------------------------------
+    # -- jobs --------------------------------------------------------------------
+
+    async def enqueue(
+        self,
+        name: str,
+        *args: Any,
+        priority: Priority = Priority.DEFAULT,
+        job_id: str | None = None,
+        delay_s: float = 0,
+        at: datetime | None = None,
+        unique: Unique | str | None = None,
+        expires_s: float | None = None,
+        then: Call | None = None,
+        **kwargs: Any,
+    ) -> Job:
+        """Store a job: `queue.jobs.enqueue`."""
+        return await self.jobs.enqueue(
+            name,
+            *args,
+            priority=priority,
+            job_id=job_id,
+            delay_s=delay_s,
+            at=at,
+            unique=unique,
+            expires_s=expires_s,
+            then=then,
+            **kwargs,
+        )
+
+    async def enqueue_many(self, calls: Iterable[Call]) -> list[Job]:
+        """Store many jobs: `queue.jobs.enqueue_many`."""
+        return await self.jobs.enqueue_many(calls)
+
+    async def schedule(
+        self, schedule_id: str, job: Call, *, every_s: float | None = None, cron: str | None = None
+    ) -> None:
+        """Run a job again and again: `queue.jobs.schedule`."""
+        await self.jobs.schedule(schedule_id, job, every_s=every_s, cron=cron)
+
+    async def stats(self) -> dict[str, dict[str, float]]:
+        """Count jobs per priority: `queue.jobs.stats`."""
+        return await self.jobs.stats()
+
+    # -- webhooks ----------------------------------------------------------------
 
     async def send_webhook(
         self,
@@ -72,27 +107,7 @@ class JobQueue(LLMClient):
         priority: Priority = Priority.DEFAULT,
         delay_s: float = 0,
     ) -> str:
-        """
-        Store a webhook for delivery; returns its id, the receiver's `webhook-id`.
-
-        `payload` is bytes, sent as they are, or anything that JSON can hold. A
-        `webhook_id` that was used before stores nothing and returns the same
-        id: sending again is safe. `secret`, `secrets` (`whsec_...` or `whsk_...`,
-        several while one replaces another) sign this one instead of
-        LETTA_WEBHOOK_SECRET; `bearer` is sent as `Authorization: Bearer`.
-        `headers` are stored encrypted, but for well-known harmless ones
-        (worker/webhooks/headers.py): any may carry a key, whatever its name.
-
-        Attempts at one `endpoint_id`, or at one host without it, share limits and
-        a circuit breaker. Of deliveries with one `ordering_key` at the same
-        endpoint, the next is tried when the one before has ended. At the
-        `deadline` (aware) it is dead, whatever is left of its attempts. `on_end`
-        names a worker's function that is called with the delivery, as a dict,
-        when it has ended: `async def f(ctx, delivery)`, once or more.
-
-        Raises:
-            InvalidWebhookURL, InvalidArgument, NotSerializable, PayloadTooLarge.
-        """
+        """Store a webhook for delivery, return its id: `queue.webhooks.send`."""
         return await self.webhooks.send(
             url,
             payload,
@@ -111,10 +126,57 @@ class JobQueue(LLMClient):
         )
 
     async def delivery(self, delivery_id: str) -> Delivery:
-        """
-        A webhook's state and attempts.
-
-        Raises:
-            NotFound: never sent, or ended longer ago than LETTA_WEBHOOK_RETENTION_S.
-        """
+        """Read a webhook's state and attempts: `queue.webhooks.get`."""
         return await self.webhooks.get(delivery_id)
+
+    # -- LLM requests ------------------------------------------------------------
+
+    async def submit_llm_request(
+        self,
+        body: Mapping[str, Any],
+        *,
+        provider: str,
+        endpoint: str,
+        urgent: bool = False,
+        deadline: datetime | None = None,
+        dedupe: bool = True,
+        webhook_url: str | None = None,
+    ) -> str:
+        """Hand in one LLM request, return its id: `queue.llm.submit`."""
+        return await self.llm.submit(
+            body,
+            provider=provider,
+            endpoint=endpoint,
+            urgent=urgent,
+            deadline=deadline,
+            dedupe=dedupe,
+            webhook_url=webhook_url,
+        )
+
+    async def submit_many(
+        self,
+        bodies: Iterable[Mapping[str, Any]],
+        *,
+        provider: str,
+        endpoint: str,
+        deadline: datetime | None = None,
+        dedupe: bool = True,
+        webhook_url: str | None = None,
+    ) -> list[str]:
+        """Hand in many LLM requests, return their ids in order: `queue.llm.submit_many`."""
+        return await self.llm.submit_many(
+            bodies,
+            provider=provider,
+            endpoint=endpoint,
+            deadline=deadline,
+            dedupe=dedupe,
+            webhook_url=webhook_url,
+        )
+
+    async def llm_result(self, request_id: str, *, timeout_s: float | None = None) -> Any:
+        """Wait for one request's answer: `queue.llm.result`."""
+        return await self.llm.result(request_id, timeout_s=timeout_s)
+
+    async def flush_llm_batches(self) -> Job:
+        """Send every waiting LLM request now: `queue.llm.flush`."""
+        return await self.llm.flush()

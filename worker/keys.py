@@ -54,6 +54,10 @@ class QueueKeys:
     def result(self, job_id: str) -> str:
         return f"{self.prefix}result:{job_id}"
 
+    def job_keys(self, job_id: str, priority: str = "default") -> list[str]:
+        """What `_put_job.lua` writes: queue, body, result, wake token."""
+        return [self.queue(priority), self.job(job_id), self.result(job_id), self.wake]
+
     def in_progress(self, job_id: str) -> str:
         return f"{self.prefix}in-progress:{job_id}"
 

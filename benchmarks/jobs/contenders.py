@@ -70,12 +70,16 @@ class Ours(Contender):
         import structlog
 
         from cache.connection.pool import PoolOptions, build_client
-        from worker.app.main import WorkerRedis
-        from worker.client import JobQueue
+        from settings import Settings
+        from worker.app.composition import build_queue, build_stores
+        from worker.app.options import queue_options
+        from worker.app.service import WorkerRedis
 
         structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.ERROR))
         self.client = build_client(url, PoolOptions(), name="bench", client_class=WorkerRedis)
-        self.queue = JobQueue(self.client)
+        # As the contenders: no limit on the queue's length or the server's memory.
+        options = queue_options(Settings(queue_max_length=0, queue_max_memory_share=0.0))
+        self.queue = build_queue(build_stores(self.client, options), options)
 
     async def enqueue(self, kind: str, number: int = 0, sent: float = 0.0) -> None:
         await self.queue.enqueue("job", kind, number, sent)

@@ -12,7 +12,7 @@ from __future__ import annotations
 import asyncio
 import re
 from collections import deque
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import hiredis
 from redis.exceptions import (
@@ -24,9 +24,6 @@ from redis.exceptions import (
 
 from cache.connection.pool import explain
 from cache.connection.protocol import Take
-
-if TYPE_CHECKING:
-    from cache.connection.multiplexed import MultiplexedConnection
 
 _BUFFER_BYTES = 512 * 1024
 # A hit as it nearly always is: two strings of 16 bytes, and the length of the value.
@@ -40,6 +37,19 @@ def as_error(text: str) -> ResponseError:
     return _ERRORS.get(text.partition(" ")[0], ResponseError)(text)
 
 
+class Receiver(Protocol):
+    """Whose replies are read: told of what happens to its connection."""
+
+    def progress(self) -> None:
+        """Bytes have arrived."""
+
+    def lose(self, reason: str, replies: Replies) -> None:
+        """The connection has ended, or is of no use any more."""
+
+    def desynchronize(self, reason: str, replies: Replies) -> None:
+        """Replies may not be those of the calls that wait."""
+
+
 class Replies(asyncio.BufferedProtocol):
     """
     Hands each reply to the call that waits longest.
@@ -47,7 +57,7 @@ class Replies(asyncio.BufferedProtocol):
     `calls` are their futures, each with what it makes of the value in its reply.
     """
 
-    def __init__(self, connection: MultiplexedConnection, before: asyncio.BaseProtocol) -> None:
+    def __init__(self, connection: Receiver, before: asyncio.BaseProtocol) -> None:
         self._connection = connection
         self._before = before  # redis-py's own, told when the connection ends
         self._buffer = bytearray(_BUFFER_BYTES)

@@ -19,8 +19,8 @@ from cache.connection.pool import PoolOptions, open_pool
 from settings import load_settings
 from tests.support.compose import COMPOSE, load, run, services
 from tests.support.engine import burst
+from tests.support.queues import open_queue, stores_of
 from tests.support.servers import valkey
-from worker import open_queue
 
 pytestmark = pytest.mark.acceptance
 
@@ -109,7 +109,7 @@ async def test_the_queue_works_with_the_password_of_the_secrets_file(
         url, user = f"redis://127.0.0.1:{port}/0", "letta-redis"
         async with open_queue(load_settings(redis_url=url, redis_username=user)) as queue:
             job = await queue.enqueue("add", 1)
-            await burst(queue.client, "arq:", [func(add, name="add")])
+            await burst(stores_of(queue).client, "arq:", [func(add, name="add")])
             assert await job.result(timeout_s=5) == 2
         (secrets / "letta_redis_password").write_text("another")
         wrong = load_settings(redis_url=url, redis_username=user).redis_url

@@ -13,7 +13,8 @@ from arq.worker import func
 from cache import InvalidName
 from cache.names import MAX_NAME
 from tests.support.caches import cache_on
-from tests.support.engine import queue_of, running
+from tests.support.engine import running
+from tests.support.queues import queue_of, stores_of
 from tests.support.wait import eventually
 from worker import Unique, call
 from worker.errors import InvalidArgument
@@ -462,7 +463,7 @@ async def test_a_callers_job_takes_no_place_of_ours(client: Any, prefix: str, jo
         queue.enqueue("f", job_id=job_id),
         queue.enqueue("f", then=call("f", job_id=job_id)),
         queue.enqueue_many([call("f", job_id=job_id)]),
-        queue.gather([call("f")], then=call("f", job_id=job_id)),
+        queue.jobs.gather([call("f")], then=call("f", job_id=job_id)),
     ):
         with pytest.raises(InvalidArgument, match="our own jobs"):
             await attempt
@@ -480,8 +481,8 @@ async def test_every_job_of_ours_has_an_id_that_callers_cannot_give(
     ids: set[str] = set()
 
     async def scheduled() -> bool:
-        keys = await client.keys(queue.keys.job("*"))
-        ids.update(key.decode().removeprefix(queue.keys.job("")) for key in keys)
+        keys = await client.keys(stores_of(queue).keys.job("*"))
+        ids.update(key.decode().removeprefix(stores_of(queue).keys.job("")) for key in keys)
         return any(id_.startswith("s:") for id_ in ids)
 
     async with running(client, prefix, [func(other, name="other")]):
@@ -493,7 +494,7 @@ async def test_every_job_of_ours_has_an_id_that_callers_cannot_give(
 
 
 async def test_a_job_inside_a_worker_takes_no_place_of_ours(client: Any, prefix: str) -> None:
-    from worker.app.main import WorkerRedis
+    from worker.app.service import WorkerRedis
 
     redis: Any = WorkerRedis(connection_pool=client.connection_pool)
     for odd in ("webhook:m1", "cron:rescue_webhooks:0", "\ud800", "a\nb", ""):
@@ -547,7 +548,7 @@ async def test_surrogates_in_arguments_and_payloads_are_refused(client: Any, pre
         queue.enqueue("f", **keywords),
         queue.enqueue("f", then=call("f", odd)),
         queue.enqueue_many([call("f", odd)]),
-        queue.gather([call("f")], then=call("f", odd)),
+        queue.jobs.gather([call("f")], then=call("f", odd)),
         queue.schedule("s", call("f", odd), every_s=9),
         queue.send_webhook(URL, {"x": odd}, event_type="x"),
     ):

@@ -18,10 +18,11 @@ from redis.asyncio import Redis
 
 from settings import load_settings
 from tests.support.guides import ROOT
+from tests.support.queues import open_queue, stores_of
 from tests.support.servers import valkey
 from tests.support.wait import eventually
 from tests.support.workers import quick_settings, running_worker
-from worker import JobFailed, open_queue
+from worker import JobFailed
 from worker.demo.serving import running
 
 pytestmark = pytest.mark.acceptance
@@ -142,9 +143,9 @@ async def test_a_sealed_secret_opens_for_no_other_delivery(private_valkey_url: s
             await queue.send_webhook("http://127.0.0.1:1/", {}, event_type="x", bearer=bearer)
             for bearer in ("first", "second")
         ]
-        sealed = [await queue.client.hget(f"arq:webhook:{id_}", "secret") for id_ in ids]
+        sealed = [await stores_of(queue).client.hget(f"arq:webhook:{id_}", "secret") for id_ in ids]
         for id_, other in zip(ids, reversed(sealed), strict=True):
-            await queue.client.hset(f"arq:webhook:{id_}", "secret", other)
+            await stores_of(queue).client.hset(f"arq:webhook:{id_}", "secret", other)
         async with running_worker(settings):
             for id_ in ids:
 

@@ -20,12 +20,14 @@ from cache.errors import CacheError, RedisUnavailable, UnsupportedRedisURL
 from settings import Settings, SettingsError, load_settings
 from tests.support import jobs
 from tests.support.llm import ENDPOINT, body
+from tests.support.queues import open_queue, stores_of
 from tests.support.servers import free_port, raw_server, valkey
 from tests.support.wait import eventually
 from tests.support.workers import quick_settings, running_worker
-from worker import JobFailed, RequestFailed, WorkerError, WorkerSettings, open_queue
-from worker.app.building import arq_redis_settings, build_deps
-from worker.app.wiring import queue_options
+from worker import JobFailed, RequestFailed, WorkerError, WorkerSettings
+from worker.app.composition import build_llm_context, build_webhook_context
+from worker.app.options import queue_options
+from worker.app.service import arq_redis_settings
 from worker.http.scrub import scrub, spellings
 from worker.webhooks.headers import is_secret
 
@@ -268,7 +270,7 @@ async def test_a_run_with_secrets_leaves_none_of_them_in_clear(
                 )
                 for name in ENDPOINT
             ]
-            printed.append(await everything_stored(queue.client))
+            printed.append(await everything_stored(stores_of(queue).client))
             async with running_worker(settings) as worker:
                 for id_ in [*urgent, *batched]:
                     with pytest.raises(RequestFailed, match="bad key in") as failed:
@@ -287,20 +289,24 @@ async def test_a_run_with_secrets_leaves_none_of_them_in_clear(
                 printed += everything_printed([found, found.to_dict(), job, queue, worker])
             letters = await queue.dead.list()
             printed += everything_printed([letters, await queue.stats(), cache, cache.stats()])
-            printed += everything_printed(await queue.llm_batches())
+            printed += everything_printed(await queue.llm.batches.list())
             printed += everything_printed(await queue.webhooks.events())
-            printed.append(await everything_stored(queue.client))
+            printed.append(await everything_stored(stores_of(queue).client))
             target = parse_url(settings.redis_url)
             redis_settings = arq_redis_settings(target, settings)
             printed += everything_printed([settings, queue_options(settings), target])
             printed += [
                 repr(redis_settings),
                 str(redis_settings),
-                repr(queue.client),
+                repr(stores_of(queue).client),
                 repr(WorkerSettings),
             ]
-            deps = build_deps(settings, queue.client)
-            printed += everything_printed([deps, *vars_of(deps)])
+            stores = stores_of(queue)
+            contexts = [
+                build(settings, stores) for build in (build_webhook_context, build_llm_context)
+            ]
+            parts = [part for whole in (stores, *contexts) for part in vars_of(whole)]
+            printed += everything_printed([stores, *contexts, *parts])
             wrongs: tuple[dict[str, Any], ...] = (
                 {"secret": f"whsec_{MARK}!"},
                 {"headers": {"x": f"{MARK}\n"}},

@@ -98,7 +98,7 @@ def small_buffer(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def begin(waiting: list[Reply]) -> tuple[Replies, MultiplexedConnection, list[asyncio.Future[Any]]]:
     connection, loop = MultiplexedConnection(), asyncio.new_event_loop()
-    incoming = Replies(connection, asyncio.Protocol())  # type: ignore[arg-type]
+    incoming = Replies(connection, asyncio.Protocol())
     calls = [loop.create_future() for _ in waiting]
     loop.close()
     for call, (has_take, _, _) in zip(calls, waiting, strict=True):

@@ -52,7 +52,7 @@ def test_batches_are_listed_shown_cancelled_and_retried(
             return found
 
     async def all_ended(queue: JobQueue) -> bool:
-        return all(row["state"] in {"done", "failed"} for row in await queue.llm_batches())
+        return all(row["state"] in {"done", "failed"} for row in await queue.llm.batches.list())
 
     assert letta("list") == {"groups": [], "batches": []}
     ids = run(hand_in("a", "please fail"))

@@ -16,8 +16,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cache.encoding import codec
+from tests.support.queues import open_queue, stores_of
 from tests.support.workers import quick_settings
-from worker import open_queue
 from worker.cli import support
 from worker.cli.commands import main
 from worker.errors import NotFound
@@ -66,7 +66,7 @@ def shell(private_valkey_url: str, monkeypatch: pytest.MonkeyPatch) -> Callable[
 async def _fill(settings: Any) -> None:
     """Odd text wherever a writer of the server can leave it: other people's ids and errors."""
     async with open_queue(settings) as queue:
-        client, keys = queue.client, queue.keys
+        client, keys = stores_of(queue).client, stores_of(queue).keys
         id_ = await queue.send_webhook("https://example.com/", {}, event_type="x", webhook_id="m1")
         odd = {"url": EVIL, "event_type": EVIL, "error": EVIL, "endpoint_id": EVIL}
         await client.hset(keys.webhook(id_), mapping={**odd, "state": "dead", "ended_at": 1})

@@ -11,17 +11,17 @@ from typing import Any
 import pytest
 from click.testing import CliRunner, Result
 
+from tests.support.options import lane_limits, retry_schedule
+from tests.support.queues import open_queue, stores_of
 from tests.support.workers import quick_settings
-from worker import open_queue
 from worker.cli.commands import main
 from worker.webhooks.attempts import Attempt, ClaimedDelivery
-from worker.webhooks.limits import TargetLimits
-from worker.webhooks.policy import Outcome, RetrySchedule, decide
+from worker.webhooks.policy import Outcome, decide
 
 pytestmark = pytest.mark.integration
 
 URL = "https://hooks.example.com/a"
-LIMITS = TargetLimits()
+LIMITS = lane_limits()
 
 
 class Shell:
@@ -43,13 +43,15 @@ class Shell:
             async with open_queue(self.settings) as queue:
                 id_ = await queue.send_webhook(URL, {}, event_type="x")
                 now = datetime.now(UTC)
-                claimed = await queue.attempts.begin(id_, now, LIMITS)
+                claimed = await stores_of(queue).attempts.begin(id_, now, LIMITS, max_attempts=10)
                 assert isinstance(claimed, ClaimedDelivery)
                 verdict = decide(
-                    Outcome(**outcome), attempt=1, schedule=RetrySchedule(), rng=lambda: 0.5
+                    Outcome(**outcome), attempt=1, schedule=retry_schedule(), rng=lambda: 0.5
                 )
                 attempt = Attempt(now, outcome.get("status"), outcome.get("error", ""), 1.0)
-                await queue.attempts.record(id_, 1, attempt, verdict, LIMITS, draw=0.5)
+                await stores_of(queue).attempts.record(
+                    id_, 1, attempt, verdict, LIMITS, draw=0.5, max_attempts=10
+                )
                 return id_
 
         return run(work())

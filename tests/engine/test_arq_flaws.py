@@ -18,8 +18,9 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from cache.connection.pool import PoolOptions, open_pool
 from cache.connection.scripts import load
 from cache.encoding import codec
-from tests.support.engine import QUICK, burst, new_worker, queue_of, running
+from tests.support.engine import QUICK, burst, new_worker, running
 from tests.support.fault_proxy import fault_proxy
+from tests.support.queues import queue_of
 from tests.support.wait import eventually
 from worker.engine import EngineOptions, RetryPolicy, Worker, job
 from worker.engine.cron import CronRunner

@@ -27,10 +27,12 @@ from cache.encoding import codec
 from tests.support.engine_process import TRIES, Ledger, process
 from tests.support.fault_proxy import FaultProxy, fault_proxy
 from tests.support.outages import FragileServer, fragile_server
+from tests.support.queues import queue_of
 from tests.support.wait import eventually
 from worker import call
 from worker.client import JobQueue
 from worker.errors import QueueUnavailable
+from worker.keys import QUEUE_PREFIX
 from worker.queue.calls import Call
 from worker.queue.priority import Priority
 
@@ -177,7 +179,7 @@ async def test_every_acknowledged_job_ends_once_through_all_that_can_happen(
         client = await stack.enter_async_context(
             open_pool(proxy.url, PoolOptions(retries=1, socket_timeout_s=2), name="chaos")
         )
-        queue = JobQueue(client)
+        queue = queue_of(client, QUEUE_PREFIX)
         sent: Counter[str] = Counter()
         producer = asyncio.create_task(produce(queue, wanted, sent))
         for number, fault in enumerate(plan):

@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 from arq.worker import func
 
-from tests.support.engine import burst, new_worker, queue_of
+from tests.support.engine import burst, new_worker
+from tests.support.queues import queue_of
 from tests.support.wait import eventually
 from worker.engine import EngineOptions, Worker
 from worker.engine.poll import MOST_AHEAD, Poll
@@ -144,7 +145,9 @@ async def test_one_that_is_aborted_never_runs(
     gate = Gate()
     async with stocked(client, prefix, gate) as worker:
         job_id = ahead_of(worker)[-1]
-        aborting = asyncio.create_task(queue_of(client, prefix).job(job_id).abort(timeout_s=20))
+        aborting = asyncio.create_task(
+            queue_of(client, prefix).jobs.get(job_id).abort(timeout_s=20)
+        )
 
         async def has_heard() -> bool:
             return worker.claims[job_id.encode()].mark_ms is not None

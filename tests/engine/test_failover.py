@@ -18,8 +18,9 @@ from arq.connections import ArqRedis
 from arq.worker import func
 
 from cache.connection.pool import OUTAGE, PoolOptions, open_pool
-from tests.support.engine import queue_of, running
+from tests.support.engine import running
 from tests.support.fault_proxy import fault_proxy
+from tests.support.queues import queue_of
 from tests.support.sentinels import SERVICE, Watched, watched_servers
 from tests.support.servers import valkey
 from tests.support.wait import eventually

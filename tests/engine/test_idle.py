@@ -11,8 +11,9 @@ from typing import Any
 import pytest
 
 from cache.connection.pool import PoolOptions, open_pool
-from tests.support.engine import queue_of, running
+from tests.support.engine import running
 from tests.support.fault_proxy import fault_proxy
+from tests.support.queues import queue_of
 from tests.support.wait import eventually
 from worker.engine import EngineOptions
 from worker.engine.listen import Listener, _Changes
@@ -56,7 +57,7 @@ async def test_a_job_without_token_or_listener_is_found(client: Any, prefix: str
         # As a client leaves it whose token was popped by a worker that died.
         await client.set(f"{prefix}job:a", job_body("double", [4], {}, now_ms=1))
         await client.zadd(f"{prefix}queue", {"a": 5})
-        assert await queue.job("a").result(timeout_s=10) == 8
+        assert await queue.jobs.get("a").result(timeout_s=10) == 8
 
 
 class Hearing:

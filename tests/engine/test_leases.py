@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 
 from cache.encoding.codec import decode
-from tests.support.engine import queue_of
 from tests.support.engine_process import LEASE_S, Ledger, process
+from tests.support.queues import queue_of
 from tests.support.wait import eventually
 
 pytestmark = pytest.mark.faults

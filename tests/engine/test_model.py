@@ -19,7 +19,7 @@ from hypothesis.stateful import Bundle, RuleBasedStateMachine, invariant, rule
 from hypothesis.stateful import run_state_machine_as_test as run_machine
 
 from cache.connection.pool import PoolOptions, close_client, open_pool
-from tests.support.engine import queue_of
+from tests.support.queues import queue_of
 from worker.engine import EngineOptions
 from worker.engine.leases import _RENEW
 from worker.engine.poll import _POLL, Poll, WakePoll

@@ -10,7 +10,8 @@ import pytest
 from arq.worker import func
 from redis.exceptions import ConnectionError as RedisConnectionError
 
-from tests.support.engine import new_worker, queue_of, running
+from tests.support.engine import new_worker, running
+from tests.support.queues import queue_of
 from tests.support.wait import eventually
 from worker.engine import EngineOptions, Worker
 from worker.engine.poll import _NEXT_JOB, Poll, WakePoll

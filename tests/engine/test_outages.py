@@ -16,8 +16,9 @@ from arq.connections import ArqRedis
 from arq.worker import func
 
 from cache.connection.pool import PoolOptions, open_pool
-from tests.support.engine import QUICK, burst, new_worker, queue_of, running
+from tests.support.engine import QUICK, burst, new_worker, running
 from tests.support.fault_proxy import FaultProxy, fault_proxy
+from tests.support.queues import queue_of
 from tests.support.servers import free_port, valkey
 from tests.support.wait import eventually
 from worker import call

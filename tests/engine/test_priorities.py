@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from tests.support.engine import queue_of
+from tests.support.queues import queue_of
 from worker import call
 from worker.engine import EngineOptions
 from worker.engine.poll import Poll

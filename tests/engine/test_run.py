@@ -13,7 +13,8 @@ from arq.jobs import JobStatus as ArqJobStatus
 from arq.worker import Retry, async_check_health, func
 
 from cache.encoding import codec
-from tests.support.engine import QUICK, burst, new_worker, queue_of, running
+from tests.support.engine import QUICK, burst, new_worker, running
+from tests.support.queues import queue_of
 from tests.support.wait import eventually
 from worker.engine import EngineOptions, RetryPolicy, job
 from worker.errors import JobFailed, Permanent

@@ -10,7 +10,8 @@ import pytest
 from arq.worker import Retry, func
 
 from cache.encoding import codec
-from tests.support.engine import queue_of, running
+from tests.support.engine import running
+from tests.support.queues import queue_of
 from tests.support.wait import eventually
 from worker.engine import EngineOptions, RetryPolicy, job
 from worker.queue.dead import DeadLetter

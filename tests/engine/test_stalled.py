@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from tests.support.engine import queue_of
+from tests.support.queues import queue_of
 from worker.engine import EngineOptions
 from worker.engine.leases import _RENEW
 from worker.engine.poll import Poll

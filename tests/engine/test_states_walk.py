@@ -19,7 +19,8 @@ import pytest
 from arq.cron import cron
 
 from cache.encoding import codec
-from tests.support.engine import burst, queue_of
+from tests.support.engine import burst
+from tests.support.queues import queue_of, stores_of
 from tests.support.wait import eventually
 from worker import call
 from worker.client import JobQueue
@@ -249,7 +250,7 @@ async def _(walk: Walk) -> None:
 
 @walks("deferred", "abort asked", "queued")
 async def _(walk: Walk) -> None:
-    assert await walk.queue.jobs.abort(JOB)
+    assert await stores_of(walk.queue).jobs.abort(JOB)
     (mark,) = (await walk.poll().run([], 0)).marks
     assert mark == JOB.encode()
 
@@ -365,7 +366,7 @@ async def _(walk: Walk) -> None:
 
 @walks("running", "aborted", "done")
 async def _(walk: Walk) -> None:
-    assert await walk.queue.jobs.abort(JOB)
+    assert await stores_of(walk.queue).jobs.abort(JOB)
     assert await walk.client.zscore(walk.keys.base.abort, JOB) is not None
     await walk.end("done", await _claim_held(walk), result=lua_text(b"r"), ttl=HOUR_MS)
     # A mark that stayed would end a later job of this id.
@@ -466,7 +467,7 @@ async def test_a_job_that_is_aborted_before_its_start_takes_the_drawn_way(
     queue = queue_of(client, prefix)
     walk = Walk(client, prefix, queue, keys)
     job = await queue.enqueue("f", job_id=JOB, delay_s=0 if when == "waiting" else 3600)
-    assert await queue.jobs.abort(job.id)
+    assert await stores_of(queue).jobs.abort(job.id)
     assert await walk.state(JOB) == "queued"
     await burst(client, prefix, [f])
     assert await walk.state(JOB) == "done"

@@ -14,7 +14,8 @@ import pytest
 from arq.worker import func
 
 from cache.encoding import codec
-from tests.support.engine import queue_of, running
+from tests.support.engine import running
+from tests.support.queues import queue_of
 from tests.support.wait import eventually
 from worker import call
 from worker.engine import EngineOptions

@@ -10,9 +10,10 @@ import pytest
 
 from tests.support.llm import body, outcome, outcomes, settings_for, submit
 from tests.support.providers import FakeProvider, fake_provider
+from tests.support.queues import open_queue, stores_of
 from tests.support.wait import eventually
 from tests.support.workers import running_worker
-from worker import InvalidWebhookURL, JobQueue, open_queue
+from worker import InvalidWebhookURL, JobQueue
 
 pytestmark = pytest.mark.integration
 
@@ -34,9 +35,9 @@ def fake(one_fake: FakeProvider) -> FakeProvider:
 async def told(queue: JobQueue) -> list[tuple[str, dict[str, Any]]]:
     """URL and payload of every webhook so far."""
     found = []
-    async for key in queue.client.scan_iter(queue.keys.webhook("*")):
-        if await queue.client.type(key) == b"hash":
-            url, data = await queue.client.hmget(key, "url", "body")
+    async for key in stores_of(queue).client.scan_iter(stores_of(queue).keys.webhook("*")):
+        if await stores_of(queue).client.type(key) == b"hash":
+            url, data = await stores_of(queue).client.hmget(key, "url", "body")
             found.append((url.decode(), json.loads(data)))
     return found
 
@@ -58,7 +59,7 @@ async def test_each_caller_is_told_once_of_the_end_that_they_share(
         async with running_worker(settings):
             assert await outcome(queue, id_) == "echo: same"
             found = await eventually(lambda: told_of(queue, 3))
-        assert not await queue.client.exists(queue.keys.llm_callback(id_))
+        assert not await stores_of(queue).client.exists(stores_of(queue).keys.llm_callback(id_))
     whom = sorted((url, payload["id"]) for url, payload in found)
     assert whom == sorted([(HOOK, id_), (HOOK, again), (OTHER, other)])
     for _, payload in found:
@@ -77,10 +78,10 @@ async def test_an_error_is_told_and_what_a_retry_gives_is_told_again(
         ((_, payload),) = await eventually(lambda: told_of(queue, 1))
         assert payload["error"] == {"kind": "invalid_request", "message": "line 1 is not JSON"}
         assert (payload["status"], payload["response"]) == ("failed", None)
-        assert await queue.client.pttl(queue.keys.llm_callback(id_)) > 0
+        assert await stores_of(queue).client.pttl(stores_of(queue).keys.llm_callback(id_)) > 0
         fake.set(outcome="completed")
-        (shown,) = await queue.llm_batches()
-        assert await queue.retry_llm_batch(shown["id"]) == 1
+        (shown,) = await queue.llm.batches.list()
+        assert await queue.llm.batches.retry(shown["id"]) == 1
         assert await outcome(queue, id_) == "echo: a"
         found = await eventually(lambda: told_of(queue, 2))
     assert sorted(payload["status"] for _, payload in found) == ["failed", "succeeded"]
@@ -121,14 +122,14 @@ async def test_a_url_that_cannot_be_told_is_refused_before_anything_is_stored(
     valkey_url: str, private_valkey_url: str, fake: FakeProvider
 ) -> None:
     async with open_queue(settings_for(private_valkey_url, fake)) as queue:
-        before = await queue.client.dbsize()
+        before = await stores_of(queue).client.dbsize()
         with pytest.raises(InvalidWebhookURL):
             await submit(queue, "openai", "a", webhook_url="ftp://example.org")
-        assert await queue.client.dbsize() == before
+        assert await stores_of(queue).client.dbsize() == before
 
 
 async def ended(queue: JobQueue) -> bool:
-    shown = await queue.llm_batches()
+    shown = await queue.llm.batches.list()
     return bool(shown) and all(row["state"] in {"done", "failed"} for row in shown)
 
 
@@ -164,7 +165,7 @@ async def test_a_file_whose_upload_came_to_nothing_is_found_by_its_name_and_dele
         async with running_worker(settings):
             if fault == "cancelled":
                 await eventually(lambda: files_are(fake, 1))
-                assert await queue.cancel_llm_request(ids[0])
+                assert await queue.llm.cancel(ids[0])
             assert await outcome(queue, ids[0]) in {"echo: a", "error canceled"}
             await eventually(lambda: ended(queue))
             # Its results stay, where there are any.

@@ -21,12 +21,14 @@ from tests.support.llm import (
     settings_for,
     submit,
 )
+from tests.support.options import options_of
 from tests.support.providers import FakeProvider, fake_provider
+from tests.support.queues import open_queue, stores_of
 from tests.support.wait import eventually
 from tests.support.workers import running_worker
-from worker import InvalidArgument, NotFound, Priority, open_queue
+from worker import InvalidArgument, NotFound, Priority
 from worker.llm.answers import CANCELED
-from worker.llm.client import flush_rules
+from worker.llm.options import flush_rules
 from worker.llm.states import BatchState
 
 pytestmark = pytest.mark.integration
@@ -72,7 +74,7 @@ async def test_items_that_expire_vanish_or_meet_an_overload_are_put_back(
 
 async def ended(queue: Any, least: int) -> Any:
     """All batches, once at least so many have ended and none is under way."""
-    shown = await queue.llm_batches()
+    shown = await queue.llm.batches.list()
     over = [row for row in shown if row["state"] in {"done", "failed"}]
     return shown if len(over) == len(shown) >= least else None
 
@@ -136,7 +138,7 @@ async def test_the_operator_may_have_ambiguous_batches_fail(
         (shown,) = await eventually(lambda: ended(queue, 1))
         assert "LETTA_LLM_ON_AMBIGUOUS" in shown["error"]
         # The operator has looked, and lets its requests go again.
-        assert await queue.retry_llm_batch(shown["id"]) == 1
+        assert await queue.llm.batches.retry(shown["id"]) == 1
         assert await outcomes(queue, ids) == ["echo: a"]
 
 
@@ -231,17 +233,17 @@ async def test_cancelling_a_batch_keeps_what_the_provider_has_done(
     async with open_queue(settings) as queue, running_worker(settings):
         ids = await submit(queue, provider, "a", "b")
         await eventually(lambda: under_way(queue))
-        (shown,) = await queue.llm_batches()
-        assert await queue.cancel_llm_batch(shown["id"]) is True
+        (shown,) = await queue.llm.batches.list()
+        assert await queue.llm.batches.cancel(shown["id"]) is True
         assert sorted(await outcomes(queue, ids)) == ["echo: a", "error canceled"]
         await eventually(lambda: ended(queue, 1))
-        assert await queue.cancel_llm_batch(shown["id"]) is False
+        assert await queue.llm.batches.cancel(shown["id"]) is False
         with pytest.raises(NotFound):
-            await queue.cancel_llm_batch("unknown")
+            await queue.llm.batches.cancel("unknown")
 
 
 async def under_way(queue: Any) -> bool:
-    return any(row["state"] == "submitted" for row in await queue.llm_batches())
+    return any(row["state"] == "submitted" for row in await queue.llm.batches.list())
 
 
 async def test_a_request_is_cancelled_only_when_no_other_caller_waits_for_it(
@@ -251,12 +253,12 @@ async def test_a_request_is_cancelled_only_when_no_other_caller_waits_for_it(
     async with open_queue(settings) as queue:
         (first,) = await submit(queue, "openai", "same")
         (second,) = await submit(queue, "openai", "same")
-        assert await queue.cancel_llm_request(first) is True
-        assert await queue.requests.is_open(first)
-        assert await queue.cancel_llm_request(second) is True
+        assert await queue.llm.cancel(first) is True
+        assert await stores_of(queue).requests.is_open(first)
+        assert await queue.llm.cancel(second) is True
         assert await outcome(queue, first) == "error canceled"
-        assert await queue.cancel_llm_request(first) is False
-        assert await queue.llm_groups() == []
+        assert await queue.llm.cancel(first) is False
+        assert await queue.llm.batches.groups() == []
 
 
 async def test_cancelling_a_group_ends_what_waits_and_what_is_under_way(
@@ -270,9 +272,9 @@ async def test_cancelling_a_group_ends_what_waits_and_what_is_under_way(
             await eventually(lambda: under_way(queue))
         ids += await submit(queue, "openai", "c")
         group = ("openai", "chat/completions", "m")
-        assert await queue.cancel_llm_group(*group) == 2
+        assert await queue.llm.batches.cancel_group(*group) == 2
         with pytest.raises(InvalidArgument):
-            await queue.cancel_llm_group("openai", "images", "m")
+            await queue.llm.batches.cancel_group("openai", "images", "m")
         async with running_worker(settings):
             got = await outcomes(queue, ids)
     assert got.count("error canceled") == 2
@@ -302,15 +304,15 @@ async def test_large_answers_are_compressed_and_kept_for_less_long_once_read(
     text = "long " * 20_000
     async with open_queue(settings) as queue, running_worker(settings):
         (id_,) = await submit(queue, "openai", text)
-        key = queue.keys.llm_result(id_)
+        key = stores_of(queue).keys.llm_result(id_)
 
         async def stored() -> Any:
-            return await queue.client.get(key)
+            return await stores_of(queue).client.get(key)
 
         assert len(await eventually(stored)) < 5_000
-        assert await queue.client.pttl(key) > 60_000
+        assert await stores_of(queue).client.pttl(key) > 60_000
         assert await outcome(queue, id_) == f"echo: {text}"
-        assert await queue.client.pttl(key) <= 50_000
+        assert await stores_of(queue).client.pttl(key) <= 50_000
 
 
 async def test_the_end_of_a_batch_is_told_by_a_webhook(
@@ -357,7 +359,9 @@ async def test_a_caller_is_woken_by_an_answer_that_another_process_stores(
         waiting = asyncio.gather(*(outcome(queue, id_, 60) for id_ in ids))
 
         async def listens() -> bool:
-            ((_, listeners),) = await queue.client.pubsub_numsub(queue.keys.llm_answered)
+            ((_, listeners),) = await stores_of(queue).client.pubsub_numsub(
+                stores_of(queue).keys.llm_answered
+            )
             return bool(listeners)
 
         await eventually(listens)
@@ -386,14 +390,16 @@ async def test_many_requests_keep_their_order_and_groups(
         assert len(set(ids)) == 700
         again = await queue.submit_many(bodies, provider="openai", endpoint="chat/completions")
         assert [id_.partition(".")[0] for id_ in again] == ids
-        waiting = {row["model"]: row["waiting"]["requests"] for row in await queue.llm_groups()}
+        waiting = {
+            row["model"]: row["waiting"]["requests"] for row in await queue.llm.batches.groups()
+        }
         assert waiting == {"m0": 234, "m1": 233, "m2": 233}
         with pytest.raises(InvalidArgument):
             await queue.submit_many(
                 [*bodies, {"model": "m"}], provider="openai", endpoint="chat/completions"
             )
         for model in waiting:
-            await queue.cancel_llm_group("openai", "chat/completions", model)
+            await queue.llm.batches.cancel_group("openai", "chat/completions", model)
 
 
 async def test_urgent_requests_go_to_either_provider_by_themselves(
@@ -417,20 +423,23 @@ async def test_an_overtaken_run_moves_nothing_and_no_batch_is_done_with_open_req
     settings = settings_for(private_valkey_url, fake)
     async with open_queue(settings) as queue:
         (id_,) = await submit(queue, "openai", "a")
-        (group,) = await queue.batches.groups()
-        job = queue.batch_job("b1")
-        rules = flush_rules(queue.options, "openai")
-        keys = queue.jobs.job_keys(job.id, Priority.DEFAULT)
+        (group,) = await stores_of(queue).batches.groups()
+        job = stores_of(queue).prepared.batch("b1")
+        rules = flush_rules(options_of().llm, "openai")
+        keys = stores_of(queue).keys.job_keys(job.id, Priority.DEFAULT)
         sealed: Any = {"rules": rules, "full_only": False, "job": job, "job_keys": keys}
-        assert await queue.batches.seal(group, "b1", **sealed) == 1
-        stale, fresh = await queue.batches.take("b1"), await queue.batches.take("b1")
+        assert await stores_of(queue).batches.seal(group, "b1", **sealed) == 1
+        stale, fresh = (
+            await stores_of(queue).batches.take("b1"),
+            await stores_of(queue).batches.take("b1"),
+        )
         assert stale is not None
         assert fresh is not None
-        assert await queue.batches.move(stale, BatchState.UPLOADING) == 0
-        assert await queue.batches.move(fresh, BatchState.UPLOADING) == 1
+        assert await stores_of(queue).batches.move(stale, BatchState.UPLOADING) == 0
+        assert await stores_of(queue).batches.move(fresh, BatchState.UPLOADING) == 1
         # Sent again after its reply was lost, it is the same move.
-        assert await queue.batches.move(fresh, BatchState.UPLOADING) == 1
+        assert await stores_of(queue).batches.move(fresh, BatchState.UPLOADING) == 1
         moved = fresh.moved(BatchState.UPLOADING, {})
-        assert await queue.batches.move(moved, BatchState.DONE) == -1
-        await queue.requests.answer(id_, CANCELED)
-        assert await queue.batches.move(moved, BatchState.DONE) == 1
+        assert await stores_of(queue).batches.move(moved, BatchState.DONE) == -1
+        await stores_of(queue).requests.answer(id_, CANCELED)
+        assert await stores_of(queue).batches.move(moved, BatchState.DONE) == 1

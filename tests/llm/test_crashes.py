@@ -13,9 +13,10 @@ import pytest
 
 from tests.support.llm import CREATE, outcomes, settings_for, submit
 from tests.support.providers import FakeProvider, fake_provider
+from tests.support.queues import open_queue, stores_of
 from tests.support.wait import eventually
 from tests.support.workers import running_worker
-from worker import JobQueue, open_queue
+from worker import JobQueue
 from worker.llm.grouping import Group, most_parts
 
 pytestmark = pytest.mark.faults
@@ -87,8 +88,8 @@ async def test_a_worker_killed_at_every_point_of_one_batch_loses_and_doubles_not
             await die_at(point, raw)
         async with running_worker(settings):
             assert await outcomes(queue, ids) == [f"echo: q{n}" for n in range(REQUESTS)]
-        (shown,) = await queue.llm_batches()
-        usage = await queue.batches.usage(Group(provider, shown["endpoint"], "m"))
+        (shown,) = await queue.llm.batches.list()
+        usage = await stores_of(queue).batches.usage(Group(provider, shown["endpoint"], "m"))
     # Each answer was counted once, and the provider saw each request once.
     assert shown["state"] == "done"
     assert (shown["succeeded"], shown["failed"], shown["moved"]) == (REQUESTS, 0, 0)
@@ -139,5 +140,5 @@ def is_done(report: dict[str, Any], batch: str) -> bool:
 
 
 async def all_ended(queue: JobQueue) -> list[dict[str, Any]] | None:
-    shown = await queue.llm_batches(limit=500)
+    shown = await queue.llm.batches.list(limit=500)
     return shown if all(row["state"] in {"done", "failed"} for row in shown) else None

@@ -10,6 +10,7 @@ from typing import Any
 import httpx
 import pytest
 
+from tests.support.queues import open_queue, stores_of
 from tests.support.servers import raw_server
 from tests.support.wait import eventually
 from tests.support.workers import quick_settings, running_worker
@@ -21,7 +22,6 @@ from worker import (
     RequestFailed,
     ResultTimeout,
     UnknownProvider,
-    open_queue,
 )
 from worker.demo.serving import running
 
@@ -184,10 +184,12 @@ async def test_a_submission_cut_off_before_it_was_written_down_is_not_made_twice
             for id_ in ids:
                 await text_of(queue, id_)
         # As a crash between POST /batches and its record would leave it.
-        (key,) = [k async for k in queue.client.scan_iter(queue.keys.llm_batch("*"))]
+        (key,) = [
+            k async for k in stores_of(queue).client.scan_iter(stores_of(queue).keys.llm_batch("*"))
+        ]
         batch_id = key.decode().rpartition(":")[2]
-        await queue.client.hset(key, mapping={"state": "submitting", "provider_id": ""})
-        await queue.client.persist(queue.keys.llm_items(batch_id))
+        await stores_of(queue).client.hset(key, mapping={"state": "submitting", "provider_id": ""})
+        await stores_of(queue).client.persist(stores_of(queue).keys.llm_items(batch_id))
         job = await queue.enqueue("run_llm_batch", batch_id)
         async with running_worker(settings):
             assert await job.result(timeout_s=10) == "done"
@@ -205,7 +207,7 @@ async def test_an_unanswered_request_says_so_and_can_be_asked_again(valkey_url: 
 
 async def test_bad_requests_are_refused_at_the_call(private_valkey_url: str) -> None:
     async with open_queue(quick_settings(private_valkey_url, llm_max_body_bytes=1024)) as queue:
-        before = await queue.client.dbsize()
+        before = await stores_of(queue).client.dbsize()
 
         async def call(
             data: Any, provider: str = "openai", endpoint: str = CHAT, **more: Any
@@ -228,7 +230,7 @@ async def test_bad_requests_are_refused_at_the_call(private_valkey_url: str) -> 
             await call(body("x" * 1024))
         with pytest.raises(InvalidArgument, match="time zone"):
             await call(body("x"), deadline=datetime(2030, 1, 1))  # noqa: DTZ001
-        assert await queue.client.dbsize() == before
+        assert await stores_of(queue).client.dbsize() == before
 
 
 async def test_nothing_is_left_behind_but_answers_with_a_ttl(
@@ -247,7 +249,12 @@ async def test_nothing_is_left_behind_but_answers_with_a_ttl(
             await text_of(queue, id_)
 
         async def all_bounded() -> bool:
-            keys = [key async for key in queue.client.scan_iter(queue.keys.prefix + "llm:*")]
-            return all([await queue.client.pttl(key) != -1 for key in keys])
+            keys = [
+                key
+                async for key in stores_of(queue).client.scan_iter(
+                    stores_of(queue).keys.prefix + "llm:*"
+                )
+            ]
+            return all([await stores_of(queue).client.pttl(key) != -1 for key in keys])
 
         await eventually(all_bounded)

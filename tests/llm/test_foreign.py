@@ -12,11 +12,13 @@ import pytest
 from settings import Settings
 from tests.support.foreign import foreign_provider
 from tests.support.llm import ENDPOINT, PROVIDERS, body, outcome, outcomes, submit
+from tests.support.queues import open_queue, stores_of
 from tests.support.wait import eventually
 from tests.support.workers import quick_settings, running_worker
-from worker import JobQueue, open_queue
-from worker.app import building
-from worker.deps import Deps
+from worker import JobQueue
+from worker.app import composition
+from worker.app.composition import Stores
+from worker.llm.context import LLMContext
 
 pytestmark = pytest.mark.integration
 
@@ -71,14 +73,14 @@ async def test_a_429_with_its_retry_after_holds_the_request_back_until_it_is_ans
 ) -> None:
     async with at_work(settings_for(private_valkey_url, foreign)) as queue:
         id_ = await urgent(queue, provider, f"busy {provider}")
-        rate = queue.keys.llm_rate(provider)
+        rate = stores_of(queue).keys.llm_rate(provider)
 
         async def paused() -> bool:
-            return bool(await queue.client.hexists(rate, "pause"))
+            return bool(await stores_of(queue).client.hexists(rate, "pause"))
 
         await eventually(paused)
         assert await outcome(queue, id_) == ANSWER
-        assert float(await queue.client.hget(rate, "limit")) < 64
+        assert float(await stores_of(queue).client.hget(rate, "limit")) < 64
 
 
 @pytest.mark.parametrize(
@@ -132,8 +134,8 @@ async def test_a_submission_of_ours_is_found_in_a_foreign_list_by_its_tag(
             shown = await eventually(lambda: in_state(queue, "submitted"))
         # As a crash between the submission and its record would leave it.
         row = {"state": "submitting", "provider_id": ""}
-        await queue.batches.note(shown["id"], **row)
-        await queue.retry_llm_batch(shown["id"])
+        await stores_of(queue).batches.note(shown["id"], **row)
+        await queue.llm.batches.retry(shown["id"])
         settings = settings_for(private_valkey_url, foreign)
         async with running_worker(settings):
             assert await outcomes(queue, ids) == [IN_BATCH]
@@ -151,14 +153,14 @@ async def test_batches_that_end_badly_tell_every_request_so(
     how: str,
     kind: str,
 ) -> None:
-    build = building.build_deps
+    build = composition.build_llm_context
 
-    def steered(settings: Settings, client: Any) -> Deps:
-        deps = build(settings, client)
-        deps.llm_http.headers["X-AIMock-Batch-Outcome"] = how
-        return deps
+    def steered(settings: Settings, stores: Stores) -> LLMContext:
+        context = build(settings, stores)
+        context.http.headers["X-AIMock-Batch-Outcome"] = how
+        return context
 
-    monkeypatch.setattr(building, "build_deps", steered)
+    monkeypatch.setattr(composition, "build_llm_context", steered)
     settings = settings_for(private_valkey_url, foreign, llm_item_max_tries=1)
     async with at_work(settings) as queue:
         ids = await submit(queue, "openai", "a", "b")
@@ -172,9 +174,9 @@ async def test_cancelling_reaches_a_foreign_provider(private_valkey_url: str, fo
     async with at_work(settings) as queue:
         ids = await submit(queue, "openai", "a", "b")
         shown = await eventually(lambda: in_state(queue, "submitted"))
-        assert await queue.cancel_llm_batch(shown["id"])
+        assert await queue.llm.batches.cancel(shown["id"])
         await eventually(lambda: in_state(queue, "canceling"))
-        await queue.retry_llm_batch(shown["id"])
+        await queue.llm.batches.retry(shown["id"])
         assert await outcomes(queue, ids) == ["error canceled"] * 2
     async with httpx.AsyncClient(trust_env=False) as client:
         found = await client.get(f"{foreign}/v1/batches/{shown['provider_id']}")
@@ -201,10 +203,10 @@ async def files_are(foreign: str, count: int) -> bool:
 
 
 async def in_state(queue: JobQueue, state: str) -> dict[str, Any] | None:
-    return next((row for row in await queue.llm_batches() if row["state"] == state), None)
+    return next((row for row in await queue.llm.batches.list() if row["state"] == state), None)
 
 
 async def ended(queue: JobQueue) -> list[dict[str, Any]] | None:
-    shown = await queue.llm_batches()
+    shown = await queue.llm.batches.list()
     over = bool(shown) and all(row["state"] in {"done", "failed"} for row in shown)
     return shown if over else None

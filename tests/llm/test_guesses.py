@@ -15,9 +15,10 @@ import pytest
 from settings import Settings
 from tests.support.llm import CREATE, ENDPOINT, body, outcome, settings_for
 from tests.support.providers import FakeProvider, fake_provider
+from tests.support.queues import open_queue, stores_of
 from tests.support.wait import eventually
 from tests.support.workers import running_worker
-from worker import JobQueue, open_queue
+from worker import JobQueue
 
 pytestmark = pytest.mark.integration
 
@@ -52,23 +53,29 @@ async def two_submitted(settings: Settings) -> AsyncIterator[tuple[JobQueue, lis
             ]
             await eventually(lambda: at_the_provider(queue))
         batches = [
-            (await queue.client.hget(queue.keys.llm_request(i), "batch")).decode() for i in ids
+            (
+                await stores_of(queue).client.hget(stores_of(queue).keys.llm_request(i), "batch")
+            ).decode()
+            for i in ids
         ]
         yield queue, ids, batches
 
 
 async def at_the_provider(queue: JobQueue) -> bool:
-    shown = await queue.llm_batches()
+    shown = await queue.llm.batches.list()
     return len(shown) == 2 and all(row["state"] == "submitted" for row in shown)
 
 
 async def guess(queue: JobQueue, batch: str, remote: bytes) -> None:
     row = {"provider_id": remote, "adopted": 1, "guess": 1}
-    await queue.client.hset(queue.keys.llm_batch(batch), mapping=row)
+    await stores_of(queue).client.hset(stores_of(queue).keys.llm_batch(batch), mapping=row)
 
 
 async def remotes(queue: JobQueue, batches: list[str]) -> list[bytes]:
-    rows = [await queue.client.hget(queue.keys.llm_batch(id_), "provider_id") for id_ in batches]
+    rows = [
+        await stores_of(queue).client.hget(stores_of(queue).keys.llm_batch(id_), "provider_id")
+        for id_ in batches
+    ]
     return list(rows)
 
 
@@ -94,7 +101,7 @@ async def test_what_another_holds_on_a_guess_is_waited_for(
         await guess(queue, batches[1], first)
         # As if its run had died after the POST. Nothing that is free fits: its own is held.
         row = {"state": "submitting", "provider_id": "", "refused": second}
-        await queue.client.hset(queue.keys.llm_batch(batches[0]), mapping=row)
+        await stores_of(queue).client.hset(stores_of(queue).keys.llm_batch(batches[0]), mapping=row)
         async with running_worker(settings):
             before = fake.calls(LIST)
             # With two lists a look, these are looks of well over the time to wait.
@@ -111,7 +118,7 @@ async def test_one_that_may_be_anothers_is_not_cancelled_when_nobody_waits(
     async with two_submitted(settings) as (queue, ids, batches):
         first, _ = await remotes(queue, batches)
         await guess(queue, batches[1], first)
-        assert await queue.cancel_llm_request(ids[1])
+        assert await queue.llm.cancel(ids[1])
         before = looks(fake)
         async with running_worker(settings):
             # Three looks by each of the two: time enough to cancel it.

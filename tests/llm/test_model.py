@@ -11,8 +11,9 @@ from __future__ import annotations
 import asyncio
 import uuid
 from collections import Counter, defaultdict
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from arq.worker import Retry
@@ -22,24 +23,28 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 from hypothesis.stateful import run_state_machine_as_test as run_machine
 
 from cache.connection.pool import PoolOptions, open_pool
+from tests.support.options import call_limits, options_of
+from tests.support.queues import queue_of, stores_of
 from tests.support.scripted_provider import POISON, USAGE, ScriptedProvider
-from worker.client import JobQueue
-from worker.deps import Deps, LLMConfig
 from worker.keys import QueueKeys
 from worker.llm.answers import Answer
-from worker.llm.client import flush_rules
+from worker.llm.context import LLMContext
 from worker.llm.grouping import Group, check_request
 from worker.llm.jobs import flush_llm_batches, run_llm_batch, run_llm_request
+from worker.llm.options import BatchOptions, flush_rules
 from worker.llm.rate_limits import RateLimiter
-from worker.llm.rate_policy import RateLimits
 from worker.llm.states import OnAmbiguous
-from worker.options import QueueOptions
 
 pytestmark = pytest.mark.property
 
 CHAT = "/v1/chat/completions"
 GROUP = Group("openai", CHAT, "m")
-OPTIONS = QueueOptions(llm_batch_max_requests=5, llm_batch_max_bytes=400, llm_batch_max_age_s=1)
+PLAIN = options_of()
+# Smaller than the settings allow, so that a few short requests fill a batch.
+OPTIONS = replace(
+    PLAIN,
+    llm=replace(PLAIN.llm, batch_max_requests=5, batch_max_bytes=400, batch_max_age_s=1),
+)
 TEXTS = ("a", "b", "c", "long " * 12, POISON)
 POINTS = [
     "sealed",
@@ -77,7 +82,8 @@ class Model(RuleBasedStateMachine):
         self.stack = open_pool(self.url, PoolOptions(), name="model")
         self.client = self.run(self.stack.__aenter__())
         self.keys = QueueKeys(f"m{uuid.uuid4().hex[:10]}:")
-        self.queue = JobQueue(self.client, OPTIONS, keys=self.keys)
+        self.queue = queue_of(self.client, self.keys.prefix, OPTIONS)
+        self.stores = stores_of(self.queue)
         self.provider = ScriptedProvider()
         self.late_s = 0
         self.crash_at = ""
@@ -97,30 +103,37 @@ class Model(RuleBasedStateMachine):
 
     @initialize(tries=st.integers(1, 3), texts=st.lists(st.sampled_from(TEXTS), min_size=4))
     def begin(self, tries: int, texts: list[str]) -> None:
-        llm = LLMConfig(
-            rules={"openai": flush_rules(OPTIONS, "openai")},
-            poll_interval_s=1,
-            item_max_tries=tries,
-            deadline_margin_s=60,
-            on_ambiguous=OnAmbiguous.ADOPT,
-            unconfirmed_wait_s=0,
-        )
-        limits = RateLimits()
-        unused: Any = None
-        deps = Deps(
-            queue=self.queue,
+        stores, unused = self.stores, cast("Any", None)
+        context = LLMContext(
+            keys=self.keys,
+            requests=stores.requests,
+            batches=stores.batches,
+            orphans=stores.orphans,
+            prepared=stores.prepared,
+            batch_client=self.queue.llm.batches,
+            jobs=self.queue.jobs,
+            dead=self.queue.dead,
+            webhooks=self.queue.webhooks,
             http=unused,
-            llm_http=unused,
-            secrets=unused,
-            webhooks=unused,
-            llm=llm,
             providers={"openai": self.provider},
-            limiters={"openai": RateLimiter(self.client, self.keys, "openai", limits, lease_s=9)},
+            limiters={
+                "openai": RateLimiter(self.client, self.keys, "openai", call_limits(), lease_s=9)
+            },
+            options=BatchOptions(
+                rules={"openai": flush_rules(OPTIONS.llm, "openai")},
+                poll_interval_s=1,
+                item_max_tries=tries,
+                deadline_margin_s=60,
+                on_ambiguous=OnAmbiguous.ADOPT,
+                unconfirmed_wait_s=0,
+                webhook_url=None,
+                delete_files="input",
+            ),
             now=lambda: datetime.now(UTC) + timedelta(seconds=self.late_s),
             reached=self.reached,
         )
         self.ctx: dict[Any, Any] = {"job_try": 1}
-        deps.put_into(self.ctx)
+        context.put_into(self.ctx)
         self.submit(texts, dedupe=False, dated=False)
 
     def reached(self, point: str) -> None:
@@ -180,28 +193,28 @@ class Model(RuleBasedStateMachine):
         if id_ is None:
             return
         caller = self.callers[id_].pop(number % len(self.callers[id_]))
-        assert self.run(self.queue.cancel_llm_request(caller))
+        assert self.run(self.queue.llm.cancel(caller))
         if self.callers[id_]:
             # It has left: that it says so again is nobody else's loss.
-            assert self.run(self.queue.cancel_llm_request(caller))
-            assert self.run(self.queue.requests.is_open(id_))
+            assert self.run(self.queue.llm.cancel(caller))
+            assert self.run(self.stores.requests.is_open(id_))
         else:
             self.may_be_canceled.add(id_)
-            assert not self.run(self.queue.requests.is_open(id_)), "its last caller has left"
+            assert not self.run(self.stores.requests.is_open(id_)), "its last caller has left"
 
     def cancel_batch(self, number: int) -> None:
         batch_id = pick(self.under_way(), number)
         if batch_id is not None:
             self.give_up(batch_id)
-            assert self.run(self.queue.cancel_llm_batch(batch_id))
+            assert self.run(self.queue.llm.batches.cancel(batch_id))
 
     def cancel_group(self) -> None:
         for batch_id in self.under_way():
             self.give_up(batch_id)
         pending = self.run(self.client.lrange(self.keys.llm_pending(GROUP.id), 0, -1))
         self.may_be_canceled |= {id_.decode() for id_ in pending}
-        self.run(self.queue.cancel_llm_group("openai", CHAT, "m"))
-        assert self.run(self.queue.batches.waiting(GROUP))["requests"] == 0
+        self.run(self.queue.llm.batches.cancel_group("openai", CHAT, "m"))
+        assert self.run(self.stores.batches.waiting(GROUP))["requests"] == 0
 
     def give_up(self, batch_id: str) -> None:
         self.given_up.add(batch_id)
@@ -214,8 +227,8 @@ class Model(RuleBasedStateMachine):
         batch_id = pick(ended, number)
         if batch_id is None:
             return
-        retried = self.run(self.queue.retry_llm_batch(batch_id))
-        again = [id_ for id_ in self.ended if self.run(self.queue.requests.is_open(id_))]
+        retried = self.run(self.queue.llm.batches.retry(batch_id))
+        again = [id_ for id_ in self.ended if self.run(self.stores.requests.is_open(id_))]
         assert len(again) == retried
         for id_ in again:
             assert not self.ended[id_].ok, "an answered request was let go again"
@@ -231,7 +244,7 @@ class Model(RuleBasedStateMachine):
     def seal(self, workers: int) -> None:
         flushes = [flush_llm_batches(self.ctx) for _ in range(workers)]
         self.run(gather(flushes))
-        assert self.run(self.queue.batches.waiting(GROUP))["requests"] == 0
+        assert self.run(self.stores.batches.waiting(GROUP))["requests"] == 0
 
     @rule(number=st.integers(0, 50), at_once=st.integers(1, 2), point=st.sampled_from(POINTS))
     def run_batch(self, number: int, at_once: int, point: str) -> None:
@@ -294,13 +307,13 @@ class Model(RuleBasedStateMachine):
             places.update(id_.decode() for id_ in members)
         self.texts |= self.open
         for id_ in list(self.open):
-            answer = self.run(self.queue.requests.peek_answer(id_))
+            answer = self.run(self.stores.requests.peek_answer(id_))
             assert places[id_] == (0 if answer else 1), (id_, places[id_], answer)
             if answer is not None:
                 self._end(id_, answer)
         assert sum(places.values()) == len(self.open)
         for id_, seen in self.ended.items():
-            assert self.run(self.queue.requests.peek_answer(id_)) == seen, "an answer has changed"
+            assert self.run(self.stores.requests.peek_answer(id_)) == seen, "an answer has changed"
 
     def _end(self, id_: str, answer: Answer) -> None:
         text = self.open.pop(id_)
@@ -321,7 +334,7 @@ class Model(RuleBasedStateMachine):
 
     @invariant()
     def limits_and_sums_are_right(self) -> None:
-        waiting = self.run(self.queue.batches.waiting(GROUP))
+        waiting = self.run(self.stores.batches.waiting(GROUP))
         pending = self.run(self.client.lrange(self.keys.llm_pending(GROUP.id), 0, -1))
         sizes = [SIZES[self.texts[id_.decode()]] for id_ in pending]
         assert waiting == {
@@ -330,11 +343,11 @@ class Model(RuleBasedStateMachine):
             "tokens": sum(tokens for _, tokens in sizes),
         }
         for row in self.shown():
-            assert row["requests"] <= OPTIONS.llm_batch_max_requests
-            assert row["bytes"] <= OPTIONS.llm_batch_max_bytes
+            assert row["requests"] <= OPTIONS.llm.batch_max_requests
+            assert row["bytes"] <= OPTIONS.llm.batch_max_bytes
             counted = row["succeeded"] + row["failed"] + row["moved"] + row["outstanding"]
             assert row["requests"] == counted, row
-        usage = self.run(self.queue.batches.usage(GROUP))
+        usage = self.run(self.stores.batches.usage(GROUP))
         done = self.ends["succeeded"]
         details = USAGE["prompt_tokens_details"], USAGE["completion_tokens_details"]
         expected = {
@@ -365,7 +378,7 @@ class Model(RuleBasedStateMachine):
         return [id_ for id_ in self.seen if id_ in found]
 
     def shown(self) -> list[dict[str, Any]]:
-        found: list[dict[str, Any]] = self.run(self.queue.llm_batches(limit=10_000))
+        found: list[dict[str, Any]] = self.run(self.queue.llm.batches.list(limit=10_000))
         return found
 
     def teardown(self) -> None:

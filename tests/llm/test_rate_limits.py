@@ -7,16 +7,17 @@ from typing import Any
 
 import pytest
 
+from tests.support.options import call_limits
 from tests.support.wait import eventually
 from worker.keys import QueueKeys
 from worker.llm.rate_limits import RateLimiter
-from worker.llm.rate_policy import RateLimits, call_pace
+from worker.llm.rate_policy import call_pace
 
 pytestmark = pytest.mark.integration
 
 
 def lane(client: Any, prefix: str, *, lease_s: float = 30, **limits: Any) -> RateLimiter:
-    return RateLimiter(client, QueueKeys(prefix), "openai", RateLimits(**limits), lease_s=lease_s)
+    return RateLimiter(client, QueueKeys(prefix), "openai", call_limits(**limits), lease_s=lease_s)
 
 
 async def admitted(limiter: RateLimiter, calls: int, **more: Any) -> int:

@@ -13,7 +13,8 @@ from tests.support.providers import FakeProvider, fake_provider
 from tests.support.wait import eventually
 from tests.support.workers import running_worker
 from worker import JobQueue, open_queue
-from worker.app import building
+from worker.app import composition
+from worker.llm.context import LLMContext
 from worker.llm.grouping import most_parts
 
 pytestmark = pytest.mark.integration
@@ -34,7 +35,7 @@ def fake(one_fake: FakeProvider) -> FakeProvider:
 
 
 async def all_ended(queue: JobQueue) -> list[dict[str, Any]] | None:
-    shown = await queue.llm_batches(limit=500)
+    shown = await queue.llm.batches.list(limit=500)
     return shown if all(row["state"] in {"done", "failed"} for row in shown) else None
 
 
@@ -131,13 +132,13 @@ async def test_one_that_is_left_of_a_refused_file_is_not_blamed_for_the_others(
     async with open_queue(settings) as queue, running_worker(settings):
         ids = await submit(queue, "openai", "please poison", "innocent")
         await eventually(lambda: submitted(queue))
-        assert await queue.cancel_llm_request(ids[0])
+        assert await queue.llm.cancel(ids[0])
         fake.set(polls=0)
         assert await outcomes(queue, ids) == ["error canceled", "echo: innocent"]
 
 
 async def submitted(queue: JobQueue) -> bool:
-    return any(row["state"] == "submitted" for row in await queue.llm_batches())
+    return any(row["state"] == "submitted" for row in await queue.llm.batches.list())
 
 
 async def test_a_part_that_its_run_left_unfinished_is_carried_on(
@@ -153,8 +154,12 @@ async def test_a_part_that_its_run_left_unfinished_is_carried_on(
             deaths += 1
             raise RuntimeError("as if the process had ended here")
 
-    build = building.build_deps
-    monkeypatch.setattr(building, "build_deps", lambda *given: replace(build(*given), reached=die))
+    build = composition.build_llm_context
+
+    def mortal(*given: Any) -> LLMContext:
+        return replace(build(*given), reached=die)
+
+    monkeypatch.setattr(composition, "build_llm_context", mortal)
     fake.set(polls=0)
     settings = settings_for(private_valkey_url, fake, worker_retry_base_s=0.05)
     texts = [f"q{n}" for n in range(GOOD)]

@@ -8,10 +8,11 @@ import pytest
 
 from tests.support.llm import body, outcome, outcomes, settings_for, submit
 from tests.support.providers import FakeProvider, fake_provider
+from tests.support.queues import open_queue, stores_of
 from tests.support.wait import eventually
 from tests.support.workers import running_worker
-from worker import JobQueue, RequestFailed, open_queue
-from worker.app.building import build_deps
+from worker import JobQueue, RequestFailed
+from worker.app.composition import build_llm_context
 from worker.llm.rescuer import look_after
 
 pytestmark = pytest.mark.integration
@@ -37,16 +38,16 @@ async def urgent(queue: JobQueue, text: str) -> str:
 
 async def lose(queue: JobQueue, job_id: str, *, reason: str | None = None) -> None:
     """As the engine leaves a dead job, or as a purge leaves none."""
-    raw = await queue.client.get(queue.keys.job(job_id))
+    raw = await stores_of(queue).client.get(stores_of(queue).keys.job(job_id))
     assert raw is not None
-    await queue.client.delete(queue.keys.job(job_id))
-    for queued in queue.jobs.queues:
-        await queue.client.zrem(queued, job_id)
+    await stores_of(queue).client.delete(stores_of(queue).keys.job(job_id))
+    for queued in stores_of(queue).jobs.queues:
+        await stores_of(queue).client.zrem(queued, job_id)
     if reason is not None:
         letter = {"body": raw, "reason": reason, "error": "", "queue": 2, "tries": 1, "died": 1}
-        letter |= {"name": "run_llm_request", "queue_name": queue.jobs.queues[1]}
-        await queue.client.hset(queue.keys.dead_job(job_id), mapping=letter)
-        await queue.client.zadd(queue.keys.dead, {job_id: 1})
+        letter |= {"name": "run_llm_request", "queue_name": stores_of(queue).jobs.queues[1]}
+        await stores_of(queue).client.hset(stores_of(queue).keys.dead_job(job_id), mapping=letter)
+        await stores_of(queue).client.zadd(stores_of(queue).keys.dead, {job_id: 1})
 
 
 @pytest.mark.parametrize("reason", [None, "poison", "undecodable"])
@@ -57,15 +58,15 @@ async def test_a_request_that_lost_its_job_gets_another_and_is_answered(
     async with open_queue(settings) as queue:
         id_ = await urgent(queue, "hello")
         await lose(queue, f"llm:single:{id_}", reason=reason)
-        deps = build_deps(settings, queue.client)
+        context = build_llm_context(settings, stores_of(queue))
         # A look at once finds nothing idle; a later one does.
-        assert await look_after(deps, idle_s=60) == 0
-        assert await look_after(deps) == 1
-        assert await look_after(deps) == 0
+        assert await look_after(context, idle_s=60) == 0
+        assert await look_after(context) == 1
+        assert await look_after(context) == 0
         assert await queue.dead.count() == 0
         async with running_worker(settings):
             assert await outcome(queue, id_) == "echo: hello"
-        assert await queue.client.zcard(queue.keys.llm_single) == 0
+        assert await stores_of(queue).client.zcard(stores_of(queue).keys.llm_single) == 0
 
 
 async def test_a_request_whose_job_is_lost_again_and_again_ends_with_an_error(
@@ -74,18 +75,18 @@ async def test_a_request_whose_job_is_lost_again_and_again_ends_with_an_error(
     settings = settings_for(private_valkey_url, fake)
     async with open_queue(settings) as queue:
         id_ = await urgent(queue, "deadly")
-        deps = build_deps(settings, queue.client)
+        context = build_llm_context(settings, stores_of(queue))
         for _ in range(3):
             await lose(queue, f"llm:single:{id_}", reason="poison")
-            assert await look_after(deps) == 1
+            assert await look_after(context) == 1
         await lose(queue, f"llm:single:{id_}", reason="poison")
-        assert await look_after(deps) == 0
+        assert await look_after(context) == 0
         with pytest.raises(RequestFailed, match="poison") as caught:
             await queue.llm_result(id_, timeout_s=5)
         assert caught.value.kind == "job_lost"
         # The dead letter stays, for the operator to look at.
         assert await queue.dead.count() == 1
-        assert await queue.client.zcard(queue.keys.llm_single) == 0
+        assert await stores_of(queue).client.zcard(stores_of(queue).keys.llm_single) == 0
 
 
 async def test_a_batch_that_lost_its_job_gets_another_however_often(
@@ -97,11 +98,11 @@ async def test_a_batch_that_lost_its_job_gets_another_however_often(
         ids = await submit(queue, "openai", "a", "b")
         async with running_worker(settings):
             await eventually(lambda: submitted(queue))
-        (shown,) = await queue.llm_batches()
-        deps = build_deps(settings, queue.client)
+        (shown,) = await queue.llm.batches.list()
+        context = build_llm_context(settings, stores_of(queue))
         for _ in range(5):
             await lose(queue, f"llm:batch:{shown['id']}", reason="poison")
-            assert await look_after(deps) == 1
+            assert await look_after(context) == 1
         fake.set(polls=0)
         async with running_worker(settings):
             assert await outcomes(queue, ids) == ["echo: a", "echo: b"]
@@ -109,11 +110,13 @@ async def test_a_batch_that_lost_its_job_gets_another_however_often(
 
 
 async def submitted(queue: JobQueue) -> bool:
-    return any(row["state"] == "submitted" for row in await queue.llm_batches())
+    return any(row["state"] == "submitted" for row in await queue.llm.batches.list())
 
 
 async def nothing_under_way(queue: JobQueue) -> bool:
-    return not await queue.client.exists(queue.keys.llm_underway, queue.keys.llm_single)
+    return not await stores_of(queue).client.exists(
+        stores_of(queue).keys.llm_underway, stores_of(queue).keys.llm_single
+    )
 
 
 async def test_the_workers_look_by_themselves(

@@ -10,15 +10,16 @@ from typing import Any
 import pytest
 
 from cache.connection.pool import PoolOptions, open_pool
+from tests.support.options import options_of
+from tests.support.queues import queue_of, stores_of
 from tests.support.servers import valkey
 from worker import Priority, QueueMemoryFull
 from worker.client import JobQueue
-from worker.keys import QueueKeys
+from worker.keys import QUEUE_PREFIX
 from worker.llm.answers import Answer
 from worker.llm.grouping import Group
-from worker.llm.requests import FlushRules
+from worker.llm.options import FlushRules
 from worker.llm.states import BatchState
-from worker.options import QueueOptions
 
 pytestmark = pytest.mark.integration
 
@@ -33,7 +34,7 @@ def body(text: str) -> dict[str, Any]:
 
 @pytest.fixture
 def queue(client: Any, prefix: str) -> JobQueue:
-    return JobQueue(client, QueueOptions(llm_batch_max_age_s=3600), keys=QueueKeys(prefix))
+    return queue_of(client, prefix, options_of(llm_batch_max_age_s=3600))
 
 
 async def hand_in(queue: JobQueue, count: int) -> list[str]:
@@ -44,19 +45,19 @@ async def hand_in(queue: JobQueue, count: int) -> list[str]:
 async def seal(
     queue: JobQueue, batch_id: str, *, most: int = LARGE, most_bytes: int = LARGE
 ) -> int:
-    job = queue.batch_job(batch_id)
-    return await queue.batches.seal(
+    job = stores_of(queue).prepared.batch(batch_id)
+    return await stores_of(queue).batches.seal(
         GROUP,
         batch_id,
         rules=FlushRules(most, most_bytes, 0, 0),
         full_only=False,
         job=job,
-        job_keys=queue.jobs.job_keys(job.id, Priority.DEFAULT),
+        job_keys=stores_of(queue).keys.job_keys(job.id, Priority.DEFAULT),
     )
 
 
 async def members(queue: JobQueue, batch_id: str) -> list[str]:
-    return [id_ async for page in queue.batches.ids(batch_id) for id_ in page]
+    return [id_ async for page in stores_of(queue).batches.ids(batch_id) for id_ in page]
 
 
 async def test_many_that_seal_at_once_neither_lose_nor_double_a_request(
@@ -76,7 +77,7 @@ async def test_many_that_seal_at_once_neither_lose_nor_double_a_request(
     found = [await members(queue, batch_id) for batch_id in batches]
     assert sorted(id_ for page in found for id_ in page) == sorted(ids)
     assert max(map(len, found)) <= 90
-    waiting = await queue.batches.waiting(GROUP)
+    waiting = await stores_of(queue).batches.waiting(GROUP)
     assert waiting == {"requests": 0, "bytes": 0, "tokens": 0}
 
 
@@ -86,12 +87,12 @@ async def test_a_sealed_batch_takes_in_no_more(queue: JobQueue) -> None:
     # Sent again after its reply was lost, it is the same sealing.
     assert await seal(queue, "b", most=100) == 3
     assert len(await members(queue, "b")) == 3
-    assert (await queue.batches.waiting(GROUP))["requests"] == 2
+    assert (await stores_of(queue).batches.waiting(GROUP))["requests"] == 2
 
 
 async def test_a_batch_stays_below_its_bytes(queue: JobQueue) -> None:
     await hand_in(queue, 10)
-    size = (await queue.batches.waiting(GROUP))["bytes"] // 10
+    size = (await stores_of(queue).batches.waiting(GROUP))["bytes"] // 10
     assert await seal(queue, "b", most_bytes=4 * size + 1) == 4
     # One request alone may be larger than a batch: it goes by itself, and blocks nobody.
     assert await seal(queue, "c", most_bytes=1) == 1
@@ -100,12 +101,12 @@ async def test_a_batch_stays_below_its_bytes(queue: JobQueue) -> None:
 async def test_a_move_counts_only_from_the_state_in_which_the_batch_is(queue: JobQueue) -> None:
     await hand_in(queue, 1)
     await seal(queue, "b")
-    batch = await queue.batches.take("b")
+    batch = await stores_of(queue).batches.take("b")
     assert batch is not None
-    assert await queue.batches.move(batch, BatchState.UPLOADING) == 1
+    assert await stores_of(queue).batches.move(batch, BatchState.UPLOADING) == 1
     # The same run, but as if it did not know how far it has come.
-    assert await queue.batches.move(batch, BatchState.SUBMITTING) == 0
-    found = await queue.batches.read("b")
+    assert await stores_of(queue).batches.move(batch, BatchState.SUBMITTING) == 0
+    found = await stores_of(queue).batches.read("b")
     assert found is not None
     assert found.state is BatchState.UPLOADING
 
@@ -115,13 +116,13 @@ async def test_the_first_answer_stays_and_counts_once(queue: JobQueue) -> None:
     await seal(queue, "b")
     usage = {"prompt_tokens": 3, "completion_tokens": 2}
     first, second = Answer(body={"n": 1, "usage": usage}), Answer(body={"n": 2, "usage": usage})
-    assert await queue.requests.answer(id_, first)
-    assert not await queue.requests.answer(id_, second)
-    assert not await queue.requests.answer(id_, Answer(kind="late"))
+    assert await stores_of(queue).requests.answer(id_, first)
+    assert not await stores_of(queue).requests.answer(id_, second)
+    assert not await stores_of(queue).requests.answer(id_, Answer(kind="late"))
     assert await queue.llm_result(id_, timeout_s=1) == first.body
-    shown = await queue.llm_batch("b")
+    shown = await queue.llm.batches.get("b")
     assert (shown["succeeded"], shown["failed"], shown["usage"]["input"]) == (1, 0, 3)
-    assert await queue.batches.usage(GROUP) == {"succeeded": 1, "input": 3, "output": 2}
+    assert await stores_of(queue).batches.usage(GROUP) == {"succeeded": 1, "input": 3, "output": 2}
 
 
 async def test_the_sum_of_a_batch_is_the_sum_of_its_items(queue: JobQueue) -> None:
@@ -135,8 +136,8 @@ async def test_the_sum_of_a_batch_is_the_sum_of_its_items(queue: JobQueue) -> No
     }
     claude = {"input_tokens": 6, "output_tokens": 7, "cache_read_input_tokens": 2}
     answers = [Answer(body={"usage": openai}), Answer(body={"usage": claude}), Answer(kind="x")]
-    assert await queue.requests.answer_many(list(zip(ids, answers, strict=True))) == 3
-    shown = await queue.llm_batch("b")
+    assert await stores_of(queue).requests.answer_many(list(zip(ids, answers, strict=True))) == 3
+    shown = await queue.llm.batches.get("b")
     assert shown["usage"] == {"input": 18, "output": 12, "cached": 6, "reasoning": 3}
     # Half the price, by LETTA_LLM_BATCH_PRICE_FACTOR.
     assert shown["billed_tokens"] == 15
@@ -149,7 +150,7 @@ async def test_over_the_memory_watermark_every_way_in_is_refused_and_stores_noth
     options = PoolOptions()
     with valkey(tmp_path / "small") as port:
         async with open_pool(f"redis://127.0.0.1:{port}", options, name="t") as client:
-            queue = JobQueue(client, QueueOptions(max_memory_share=0.8))
+            queue = queue_of(client, QUEUE_PREFIX, options_of(queue_max_memory_share=0.8))
             used = (await client.info("memory"))["used_memory"]
             await client.config_set("maxmemory", int(used / 0.85))
             to: dict[str, Any] = {"provider": "openai", "endpoint": CHAT}
@@ -166,15 +167,15 @@ async def test_over_the_memory_watermark_every_way_in_is_refused_and_stores_noth
 async def test_a_split_moves_what_is_open_there_and_no_more(queue: JobQueue) -> None:
     ids = await hand_in(queue, 4)
     await seal(queue, "old")
-    old = await queue.batches.take("old")
+    old = await stores_of(queue).batches.take("old")
     assert old is not None
-    await queue.requests.answer(ids[0], Answer(body={}))
-    job = queue.batch_job("new")
+    await stores_of(queue).requests.answer(ids[0], Answer(body={}))
+    job = stores_of(queue).prepared.batch("new")
     # Sent again after its reply was lost, it is the same move.
     for _ in range(2):
-        assert await queue.batches.split(old, "new", ids, seal=True, job=job)
+        assert await stores_of(queue).batches.split(old, "new", ids, seal=True, job=job)
         assert await members(queue, "new") == ids[1:]
-    shown, part = await queue.llm_batch("old"), await queue.llm_batch("new")
+    shown, part = await queue.llm.batches.get("old"), await queue.llm.batches.get("new")
     assert (shown["moved"], shown["outstanding"]) == (3, 0)
     assert (part["state"], part["outstanding"], part["split_from"]) == ("sealed", 3, "old")
     assert (part["bytes"], part["estimated_tokens"]) > (0, 0)
@@ -183,27 +184,27 @@ async def test_a_split_moves_what_is_open_there_and_no_more(queue: JobQueue) -> 
 async def test_a_part_that_was_sealed_takes_in_no_more(queue: JobQueue) -> None:
     ids = await hand_in(queue, 2)
     await seal(queue, "old")
-    old = await queue.batches.take("old")
+    old = await stores_of(queue).batches.take("old")
     assert old is not None
-    job = queue.batch_job("new")
-    assert await queue.batches.split(old, "new", ids[:1], seal=True, job=job)
-    assert not await queue.batches.split(old, "new", ids[1:], seal=True, job=job)
+    job = stores_of(queue).prepared.batch("new")
+    assert await stores_of(queue).batches.split(old, "new", ids[:1], seal=True, job=job)
+    assert not await stores_of(queue).batches.split(old, "new", ids[1:], seal=True, job=job)
     assert await members(queue, "new") == ids[:1]
-    assert (await queue.llm_batch("old"))["outstanding"] == 1
+    assert (await queue.llm.batches.get("old"))["outstanding"] == 1
 
 
 async def test_whom_to_tell_is_kept_as_long_as_the_request(queue: JobQueue) -> None:
     url = "https://example.com/told"
     (id_,) = await queue.submit_many([body("a")], provider="openai", endpoint=CHAT, webhook_url=url)
-    key = queue.keys.llm_callback(id_)
-    assert await queue.client.pttl(key) == -1
+    key = stores_of(queue).keys.llm_callback(id_)
+    assert await stores_of(queue).client.pttl(key) == -1
     await seal(queue, "b")
-    await queue.requests.answer(id_, Answer(kind="invalid"))
-    assert await queue.client.pttl(key) > 0
-    job = queue.prepared("again", "flush_llm_group")
-    keys = queue.jobs.job_keys(job.id, Priority.DEFAULT)
-    assert await queue.requests.retry([id_], job=job, job_keys=keys) == 1
-    assert await queue.client.pttl(key) == -1
+    await stores_of(queue).requests.answer(id_, Answer(kind="invalid"))
+    assert await stores_of(queue).client.pttl(key) > 0
+    job = stores_of(queue).prepared.flush("again", GROUP)
+    keys = stores_of(queue).keys.job_keys(job.id, Priority.DEFAULT)
+    assert await stores_of(queue).requests.retry([id_], job=job, job_keys=keys) == 1
+    assert await stores_of(queue).client.pttl(key) == -1
 
 
 async def test_one_odd_request_gives_nobody_anothers_id(queue: JobQueue) -> None:
@@ -219,6 +220,6 @@ async def test_one_odd_request_gives_nobody_anothers_id(queue: JobQueue) -> None
             assert isinstance(id_, ValueError)
         else:
             assert isinstance(id_, str)
-            stored = await queue.requests.read(id_)
+            stored = await stores_of(queue).requests.read(id_)
             assert stored is not None
             assert f'"q{number}"'.encode() in stored.body

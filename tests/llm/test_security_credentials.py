@@ -9,10 +9,11 @@ import httpx
 import pytest
 
 from cache.encoding import codec
+from tests.support.queues import open_queue, stores_of
 from tests.support.wait import eventually
 from tests.support.workers import quick_settings, running_worker
 from tests.webhooks.test_end_to_end import OK, Headers, receiver
-from worker import RequestFailed, open_queue
+from worker import RequestFailed
 from worker.errors import InvalidArgument, TargetForbidden, Undecodable
 from worker.llm.grouping import Group
 from worker.llm.providers import AnthropicProvider, OpenAIProvider
@@ -95,12 +96,16 @@ async def test_a_request_whose_endpoint_was_forged_ends_as_undecodable(
                 body, provider="anthropic", endpoint="/v1/messages", urgent=True
             )
             forged = codec.encode(["anthropic", "0@127.0.0.1/v1/messages", "m"])
-            await queue.client.hset(queue.keys.llm_request(id_), "group", forged)
+            await stores_of(queue).client.hset(
+                stores_of(queue).keys.llm_request(id_), "group", forged
+            )
             async with running_worker(settings):
                 with pytest.raises(RequestFailed) as failed:
                     await queue.llm_result(id_, timeout_s=20)
                 assert failed.value.kind == "undecodable"
-                letter = await eventually(lambda: queue.dead.get(queue.single_job(id_).id))
+                letter = await eventually(
+                    lambda: queue.dead.get(stores_of(queue).prepared.single(id_).id)
+                )
     assert letter.reason == "undecodable"
     assert not asked
 
@@ -119,12 +124,14 @@ async def test_a_sealed_secret_goes_to_no_other_url(private_valkey_url: str, fie
     async with receiver(take) as evil, open_queue(settings) as queue:
         mine = await queue.send_webhook("http://127.0.0.1:9/", {}, event_type="x", bearer="b")
         other = await queue.send_webhook(f"{evil}/a", {}, event_type="x", bearer="c")
-        hash_ = queue.keys.webhook(mine)
+        hash_ = stores_of(queue).keys.webhook(mine)
         if field == "url":
-            await queue.client.hset(hash_, "url", f"{evil}/stolen")
+            await stores_of(queue).client.hset(hash_, "url", f"{evil}/stolen")
         else:
-            taken = await queue.client.hget(hash_, "secret")
-            await queue.client.hset(queue.keys.webhook(other), "secret", taken)
+            taken = await stores_of(queue).client.hget(hash_, "secret")
+            await stores_of(queue).client.hset(
+                stores_of(queue).keys.webhook(other), "secret", taken
+            )
 
         async def tried() -> Delivery | None:
             found = await queue.delivery(mine if field == "url" else other)

@@ -9,16 +9,16 @@ from typing import Any
 import pytest
 
 from tests.support.llm import ENDPOINT, PROVIDERS, body, outcome, settings_for, submit
+from tests.support.options import lane_limits, options_of, retry_schedule
 from tests.support.providers import FakeProvider, fake_provider
+from tests.support.queues import open_queue, queue_of, stores_of
 from tests.support.wait import eventually
 from tests.support.workers import running_worker
-from worker import JobQueue, Priority, open_queue
-from worker.keys import QueueKeys
+from worker import JobQueue, Priority
 from worker.llm.answers import Answer
-from worker.options import QueueOptions
+from worker.llm.grouping import Group
 from worker.webhooks.attempts import Attempt, ClaimedDelivery, EndedUnsent
-from worker.webhooks.limits import TargetLimits
-from worker.webhooks.policy import DeliveryState, Outcome, RetrySchedule, decide
+from worker.webhooks.policy import DeliveryState, Outcome, decide
 
 pytestmark = pytest.mark.integration
 
@@ -37,7 +37,7 @@ def fake(one_fake: FakeProvider) -> FakeProvider:
 
 @pytest.fixture
 def queue(client: Any, prefix: str) -> JobQueue:
-    return JobQueue(client, QueueOptions(llm_batch_max_age_s=3600), keys=QueueKeys(prefix))
+    return queue_of(client, prefix, options_of(llm_batch_max_age_s=3600))
 
 
 # -- equal requests that callers share ---------------------------------------------
@@ -47,11 +47,11 @@ async def test_who_cancels_twice_gives_up_only_its_own_share(queue: JobQueue) ->
     (first,) = await submit(queue, "openai", "same")
     (second,) = await submit(queue, "openai", "same")
     assert first != second
-    assert (await queue.llm_groups())[0]["waiting"]["requests"] == 1
+    assert (await queue.llm.batches.groups())[0]["waiting"]["requests"] == 1
     for _ in range(3):
-        assert await queue.cancel_llm_request(second) is True
-    assert await queue.requests.is_open(first)
-    assert await queue.cancel_llm_request(first) is True
+        assert await queue.llm.cancel(second) is True
+    assert await stores_of(queue).requests.is_open(first)
+    assert await queue.llm.cancel(first) is True
     assert await outcome(queue, first) == "error canceled"
     assert await outcome(queue, second) == "error canceled"
 
@@ -60,46 +60,46 @@ async def test_the_first_caller_cannot_cancel_for_those_who_joined(queue: JobQue
     ids = await submit(queue, "openai", "same", "same", "same")
     assert len(set(ids)) == 3
     for _ in range(3):
-        assert await queue.cancel_llm_request(ids[0]) is True
-    assert await queue.requests.is_open(ids[2])
+        assert await queue.llm.cancel(ids[0]) is True
+    assert await stores_of(queue).requests.is_open(ids[2])
 
 
 async def test_an_id_that_never_joined_cancels_nothing(queue: JobQueue) -> None:
     (id_,) = await submit(queue, "openai", "same")
     for made_up in (f"{id_}.{'0' * 16}", f"{id_}.x.y", f"{id_}.*", "req_unknown"):
-        assert await queue.cancel_llm_request(made_up) is False
-    assert await queue.requests.is_open(id_)
+        assert await queue.llm.cancel(made_up) is False
+    assert await stores_of(queue).requests.is_open(id_)
 
 
 async def test_an_operator_ends_a_request_for_all_who_share_it(queue: JobQueue) -> None:
     ids = await submit(queue, "openai", "same", "same")
-    assert await queue.cancel_llm_request(ids[0], everybody=True) is True
+    assert await queue.llm.cancel(ids[0], everybody=True) is True
     assert [await outcome(queue, id_) for id_ in ids] == ["error canceled"] * 2
 
 
 async def test_a_retried_request_can_be_given_up_by_its_first_caller(queue: JobQueue) -> None:
     ids = await submit(queue, "openai", "same", "same")
     for id_ in ids:
-        assert await queue.cancel_llm_request(id_)
-    job = queue.prepared("again", "flush_llm_group")
-    keys = queue.jobs.job_keys(job.id, Priority.DEFAULT)
-    assert await queue.requests.retry([ids[0]], job=job, job_keys=keys) == 1
-    assert await queue.cancel_llm_request(ids[1]) is True
-    assert await queue.requests.is_open(ids[0])
-    assert await queue.cancel_llm_request(ids[0]) is True
-    assert not await queue.requests.is_open(ids[0])
+        assert await queue.llm.cancel(id_)
+    job = stores_of(queue).prepared.flush("again", Group("openai", ENDPOINT["openai"], "m"))
+    keys = stores_of(queue).keys.job_keys(job.id, Priority.DEFAULT)
+    assert await stores_of(queue).requests.retry([ids[0]], job=job, job_keys=keys) == 1
+    assert await queue.llm.cancel(ids[1]) is True
+    assert await stores_of(queue).requests.is_open(ids[0])
+    assert await queue.llm.cancel(ids[0]) is True
+    assert not await stores_of(queue).requests.is_open(ids[0])
 
 
 async def test_one_reader_does_not_shorten_the_answer_of_another(queue: JobQueue) -> None:
     shared = await submit(queue, "openai", "same", "same")
     (alone,) = await submit(queue, "openai", "alone")
     for id_ in (shared[0], alone):
-        await queue.requests.answer(id_, Answer(body={"choices": []}))
+        await stores_of(queue).requests.answer(id_, Answer(body={"choices": []}))
         await queue.llm_result(id_, timeout_s=1)
-    read_ms = int(queue.options.llm_read_result_ttl_s * 1000)
-    keys = queue.keys
-    assert await queue.client.pttl(keys.llm_result(shared[0])) > read_ms
-    assert 0 < await queue.client.pttl(keys.llm_result(alone)) <= read_ms
+    read_ms = int(options_of().llm.read_result_ttl_s * 1000)
+    keys = stores_of(queue).keys
+    assert await stores_of(queue).client.pttl(keys.llm_result(shared[0])) > read_ms
+    assert 0 < await stores_of(queue).client.pttl(keys.llm_result(alone)) <= read_ms
     assert await queue.llm_result(shared[1], timeout_s=1) == {"choices": []}
 
 
@@ -114,7 +114,7 @@ async def test_one_callers_deadline_does_not_end_the_request_of_another(
             *await submit(queue, "openai", "same"),
             *await submit(queue, "openai", "same", deadline=soon),
         ]
-        read = await queue.requests.read(patient)
+        read = await stores_of(queue).requests.read(patient)
         assert read is not None
         assert (read.deadline_ms, read.expires_ms) == (int(soon.timestamp() * 1000), None)
         # The hasty one's time runs out while nobody works; the answer comes all the same.
@@ -164,20 +164,20 @@ async def test_a_line_for_a_request_of_another_batch_answers_nobody(
         await queue.enqueue("flush_llm_group", *group)
         assert await outcome(queue, id_) == "echo: attacker"
         await eventually(lambda: all_ended(queue))
-        assert await queue.requests.is_open(victim)
+        assert await stores_of(queue).requests.is_open(victim)
         await queue.flush_llm_batches()
         assert await outcome(queue, victim) == "echo: victim"
 
 
 async def test_a_line_answers_what_its_batch_has_carried_before(queue: JobQueue) -> None:
     (id_,) = await submit(queue, "openai", "moved")
-    store = queue.requests
+    store = stores_of(queue).requests
     assert await store.answer_many([(id_, Answer(body={}))], line_of="never") == 0
     # As near its deadline: by itself now, while the batch goes on at the provider.
-    await queue.client.hset(queue.keys.llm_request(id_), "batch", "b")
-    job = queue.single_job(id_)
-    rows = [(id_, job, queue.jobs.job_keys(job.id, Priority.HIGH))]
-    assert await queue.batches.detach("b", rows, mode="urgent") == 1
+    await stores_of(queue).client.hset(stores_of(queue).keys.llm_request(id_), "batch", "b")
+    job = stores_of(queue).prepared.single(id_)
+    rows = [(id_, job, stores_of(queue).keys.job_keys(job.id, Priority.HIGH))]
+    assert await stores_of(queue).batches.detach("b", rows, mode="urgent") == 1
     assert await store.answer_many([(id_, Answer(body={}))], line_of="c") == 0
     assert await store.answer_many([(id_, Answer(body={"n": 1}))], line_of="b") == 1
     assert await queue.llm_result(id_, timeout_s=1) == {"n": 1}
@@ -185,19 +185,21 @@ async def test_a_line_answers_what_its_batch_has_carried_before(queue: JobQueue)
 
 # -- endpoints ---------------------------------------------------------------------
 
-LIMITS = TargetLimits()
+LIMITS = lane_limits()
 
 
 async def attempt(queue: JobQueue, url: str, status: int, **more: Any) -> Any:
     """One delivery to `url` whose receiver answers so; what its claim was when it was not sent."""
     id_ = await queue.send_webhook(url, {}, event_type="x", **more)
-    found = await queue.attempts.begin(id_, datetime.now(UTC), LIMITS)
+    found = await stores_of(queue).attempts.begin(id_, datetime.now(UTC), LIMITS, max_attempts=10)
     if not isinstance(found, ClaimedDelivery):
         return found
     told = Outcome(status=status)
-    decision = decide(told, attempt=1, schedule=RetrySchedule(), rng=lambda: 0.5)
+    decision = decide(told, attempt=1, schedule=retry_schedule(), rng=lambda: 0.5)
     tried = Attempt(datetime.now(UTC), status, "", 1.0)
-    return await queue.attempts.record(id_, found.attempt, tried, decision, LIMITS, draw=0.5)
+    return await stores_of(queue).attempts.record(
+        id_, found.attempt, tried, decision, LIMITS, draw=0.5, max_attempts=10
+    )
 
 
 @pytest.mark.parametrize(
@@ -229,5 +231,5 @@ async def test_an_endpoint_id_names_one_endpoint_whatever_the_query(queue: JobQu
 
 
 async def all_ended(queue: JobQueue) -> bool:
-    shown = await queue.llm_batches()
+    shown = await queue.llm.batches.list()
     return bool(shown) and all(row["state"] in {"done", "failed"} for row in shown)

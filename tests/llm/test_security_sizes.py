@@ -18,17 +18,17 @@ from cache.encoding.envelope import Envelopes, Stamp, Unreadable
 from cache.options import CacheOptions
 from cache.records import Records
 from tests.support.llm import ENDPOINT, PROVIDERS, submit
+from tests.support.options import options_of
+from tests.support.queues import queue_of, stores_of
 from tests.support.servers import raw_server
-from worker import JobQueue, RequestFailed
+from worker import RequestFailed
 from worker.errors import Transient
 from worker.http.client import build_http_client
 from worker.http.policy import EgressPolicy, parse_networks
-from worker.keys import QueueKeys
 from worker.llm.answers import Answer
 from worker.llm.grouping import Group
 from worker.llm.providers import AnthropicProvider, OpenAIProvider, RemoteBatch, Unclear
 from worker.llm.requests import decode_answer, encode_answer
-from worker.options import QueueOptions
 
 pytestmark = pytest.mark.integration
 
@@ -219,10 +219,10 @@ def bombs() -> list[bytes]:
 
 
 async def test_a_stored_bomb_is_an_unreadable_answer(client: Any, prefix: str) -> None:
-    queue = JobQueue(client, QueueOptions(llm_batch_max_age_s=3600), keys=QueueKeys(prefix))
+    queue = queue_of(client, prefix, options_of(llm_batch_max_age_s=3600))
     (id_,) = await submit(queue, "openai", "a")
     for bomb in bombs():
-        await client.set(queue.keys.llm_result(id_), bomb)
+        await client.set(stores_of(queue).keys.llm_result(id_), bomb)
         with bounded_memory(), pytest.raises(RequestFailed, match="unreadable"):
             await queue.llm_result(id_, timeout_s=1)
 

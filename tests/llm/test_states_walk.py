@@ -14,10 +14,11 @@ from settings import Settings
 from tests.support.diagrams import arrows
 from tests.support.llm import ENDPOINT, body, outcome, outcomes, settings_for, submit
 from tests.support.providers import FakeProvider, fake_provider
+from tests.support.queues import open_queue, stores_of
 from tests.support.wait import eventually
 from tests.support.workers import running_worker
-from worker import JobQueue, open_queue
-from worker.app.building import build_deps
+from worker import JobQueue
+from worker.app.composition import build_llm_context
 from worker.llm.batches import Batch, BatchStore
 from worker.llm.jobs import flush_llm_batches
 from worker.llm.states import BatchState
@@ -83,12 +84,14 @@ def walked(monkeypatch: pytest.MonkeyPatch) -> set[Arrow]:
 
 
 async def ended(queue: JobQueue) -> bool:
-    shown = await queue.llm_batches()
+    shown = await queue.llm.batches.list()
     return bool(shown) and all(row["state"] in {"done", "failed"} for row in shown)
 
 
 async def in_state(queue: JobQueue, state: str) -> str | None:
-    return next((row["id"] for row in await queue.llm_batches() if row["state"] == state), None)
+    return next(
+        (row["id"] for row in await queue.llm.batches.list() if row["state"] == state), None
+    )
 
 
 class Way:
@@ -164,11 +167,11 @@ async def walk(way: Way, fake: FakeProvider, settings: Settings) -> None:
         if way.cancel_in:
             batch_id = await eventually(lambda: in_state(queue, way.cancel_in))
             for id_ in ids:
-                await queue.cancel_llm_request(id_)
-            await queue.cancel_llm_batch(batch_id)
+                await queue.llm.cancel(id_)
+            await queue.llm.batches.cancel(batch_id)
         await outcomes(queue, ids)
         await eventually(lambda: ended(queue))
-        await queue.client.flushdb()
+        await stores_of(queue).client.flushdb()
 
 
 @pytest.mark.timeout(100)
@@ -213,10 +216,10 @@ async def forgotten_while_cancelled(url: str, fake: FakeProvider) -> None:
         batch_id = await eventually(lambda: in_state(queue, "submitted"))
         fake.fault("GET", "/v1/batches/batch", "status", status=404, times=1000)
         fake.fault("POST", "/v1/batches/batch", "status", status=404, times=1000)
-        await queue.batches.note(batch_id, state="canceling")
+        await stores_of(queue).batches.note(batch_id, state="canceling")
         assert await outcome(queue, id_) == "error batch_refused"
         await eventually(lambda: ended(queue))
-        await queue.client.flushdb()
+        await stores_of(queue).client.flushdb()
 
 
 async def unwanted_when_sealed(url: str, fake: FakeProvider) -> None:
@@ -224,11 +227,11 @@ async def unwanted_when_sealed(url: str, fake: FakeProvider) -> None:
     async with open_queue(settings) as queue:
         (id_,) = await submit(queue, "openai", "a")
         batch_id = await split_off(queue, id_, seal=True)
-        assert await queue.cancel_llm_request(id_)
-        await queue.client.hset(queue.keys.llm_batch(batch_id), "cancel", 1)
+        assert await queue.llm.cancel(id_)
+        await stores_of(queue).client.hset(stores_of(queue).keys.llm_batch(batch_id), "cancel", 1)
         async with running_worker(settings):
             await eventually(lambda: ended(queue))
-        await queue.client.flushdb()
+        await stores_of(queue).client.flushdb()
 
 
 async def left_open(url: str, fake: FakeProvider) -> None:
@@ -241,19 +244,31 @@ async def left_open(url: str, fake: FakeProvider) -> None:
         async with running_worker(settings):
             assert await outcome(queue, id_) == "echo: a"
             await eventually(lambda: ended(queue))
-        await queue.client.flushdb()
+        await stores_of(queue).client.flushdb()
 
 
 async def split_off(queue: JobQueue, request_id: str, *, seal: bool) -> str:
     """A batch of one request, made by hand."""
-    old = Batch("old", BatchState.FETCHING, 1, (await queue.batches.groups())[0], 1, None)
-    await queue.client.hset(queue.keys.llm_request(request_id), "batch", "old")
-    row = {"group": await queue.client.hget(queue.keys.llm_request(request_id), "group")}
-    row["gid"] = await queue.client.hget(queue.keys.llm_request(request_id), "gid")
-    await queue.client.hset(queue.keys.llm_batch("old"), mapping=row)
-    await queue.client.delete(queue.keys.llm_pending(old.group.id), queue.keys.llm_groups)
-    job = queue.batch_job("new")
-    assert await queue.batches.split(old, "new", [request_id], seal=seal, job=job)
+    old = Batch(
+        "old", BatchState.FETCHING, 1, (await stores_of(queue).batches.groups())[0], 1, None
+    )
+    await stores_of(queue).client.hset(
+        stores_of(queue).keys.llm_request(request_id), "batch", "old"
+    )
+    row = {
+        "group": await stores_of(queue).client.hget(
+            stores_of(queue).keys.llm_request(request_id), "group"
+        )
+    }
+    row["gid"] = await stores_of(queue).client.hget(
+        stores_of(queue).keys.llm_request(request_id), "gid"
+    )
+    await stores_of(queue).client.hset(stores_of(queue).keys.llm_batch("old"), mapping=row)
+    await stores_of(queue).client.delete(
+        stores_of(queue).keys.llm_pending(old.group.id), stores_of(queue).keys.llm_groups
+    )
+    job = stores_of(queue).prepared.batch("new")
+    assert await stores_of(queue).batches.split(old, "new", [request_id], seal=seal, job=job)
     return "new"
 
 
@@ -262,26 +277,30 @@ async def split_off(queue: JobQueue, request_id: str, *, seal: bool) -> str:
 
 async def place(queue: JobQueue, request_id: str) -> str:
     """Where a request is, by what is stored of it: its own fields and where they say it is listed."""
-    keys = queue.keys
+    keys = stores_of(queue).keys
     fields: list[bytes | None] = []
     while True:
         before, fields = (
             fields,
-            await queue.client.hmget(keys.llm_request(request_id), "gid", "batch", "single"),
+            await stores_of(queue).client.hmget(
+                keys.llm_request(request_id), "gid", "batch", "single"
+            ),
         )
         group, batch, single = fields
         if group is None:
-            failed = await queue.client.exists(keys.llm_failed(request_id))
+            failed = await stores_of(queue).client.exists(keys.llm_failed(request_id))
             return "failed" if failed else "answered"
         if batch is not None:
             where = "in a batch"
-            listed = await queue.client.sismember(keys.llm_open(batch.decode()), request_id)
+            listed = await stores_of(queue).client.sismember(
+                keys.llm_open(batch.decode()), request_id
+            )
         elif single is not None:
             where = "by itself"
-            listed = await queue.client.zscore(keys.llm_single, request_id) is not None
+            listed = await stores_of(queue).client.zscore(keys.llm_single, request_id) is not None
         else:
             where = "waiting"
-            lpos = await queue.client.lpos(keys.llm_pending(group.decode()), request_id)
+            lpos = await stores_of(queue).client.lpos(keys.llm_pending(group.decode()), request_id)
             listed = lpos is not None
         if listed:
             return where
@@ -318,9 +337,9 @@ async def test_requests_go_every_drawn_way(private_valkey_url: str, fake: FakePr
                 body("openai", text), provider="openai", endpoint=ENDPOINT["openai"], urgent=True
             )
             await go_to(urgent, end)
-        shown = (await queue.llm_batches())[0]
-        await step(id_, lambda: queue.retry_llm_batch(shown["id"]), "waiting")
-        await step(id_, lambda: queue.cancel_llm_request(id_), "failed")
+        shown = (await queue.llm.batches.list())[0]
+        await step(id_, lambda: queue.llm.batches.retry(shown["id"]), "waiting")
+        await step(id_, lambda: queue.llm.cancel(id_), "failed")
         (back,) = await submit(queue, "openai", "please expire")
         fake.set(polls=1_000_000)
         await step(back, lambda: work(lambda: in_state(queue, "submitted")), "in a batch")
@@ -342,5 +361,5 @@ async def is_in(queue: JobQueue, request_id: str, where: str) -> bool:
 async def seal(queue: JobQueue, settings: Settings) -> None:
     """A flush without a worker."""
     ctx: dict[Any, Any] = {}
-    build_deps(settings, queue.client).put_into(ctx)
+    build_llm_context(settings, stores_of(queue)).put_into(ctx)
     assert await flush_llm_batches(ctx) == 1

@@ -14,15 +14,15 @@ from arq.worker import func
 
 from cache.connection.pool import PoolOptions, open_pool
 from cache.encoding import codec
-from tests.support.engine import burst, queue_of, running
+from tests.support.engine import burst, running
+from tests.support.options import options_of
+from tests.support.queues import queue_of
 from tests.support.servers import valkey
 from tests.support.wait import eventually
 from worker import Priority, QueueFull, QueueMemoryFull, Unique, call
-from worker.client import JobQueue
 from worker.engine import RetryPolicy, job
 from worker.errors import InvalidArgument, JobFailed
-from worker.keys import QueueKeys
-from worker.options import QueueOptions
+from worker.keys import QUEUE_PREFIX
 
 pytestmark = pytest.mark.integration
 
@@ -139,15 +139,15 @@ async def test_then_runs_with_the_result_and_only_after_success(client: Any, pre
     await queue.enqueue("add", 1, 2, then=chain)
     await queue.enqueue("fail", then=call("add", job_id="never"))
     await burst(client, prefix, [add, fail])
-    assert await queue.job("next").result(timeout_s=1) == 13
-    assert await queue.job("last").result(timeout_s=1) == 113
-    assert await queue.job("never").status() == "not_found"
+    assert await queue.jobs.get("next").result(timeout_s=1) == 13
+    assert await queue.jobs.get("last").result(timeout_s=1) == 113
+    assert await queue.jobs.get("never").status() == "not_found"
 
 
 async def test_gather_hands_on_all_results_in_order(client: Any, prefix: str) -> None:
     queue = queue_of(client, prefix)
     parts = [call("add", n, priority=p) for n, p in enumerate(Priority)]
-    after = await queue.gather(parts, then=call("total", plus=100, priority=Priority.LOW))
+    after = await queue.jobs.gather(parts, then=call("total", plus=100, priority=Priority.LOW))
     await burst(client, prefix, [add, total])
     assert await after.result(timeout_s=1) == 106
     assert not await client.keys(f"{prefix}gather:*")
@@ -163,7 +163,7 @@ async def test_gather_waits_for_a_part_that_was_dead(client: Any, prefix: str) -
         return 5
 
     functions = [add, total, func(moody, name="moody")]
-    after = await queue.gather([call("add", 1), call("moody", job_id="m")], then=call("total"))
+    after = await queue.jobs.gather([call("add", 1), call("moody", job_id="m")], then=call("total"))
     await burst(client, prefix, functions)
     assert await after.status() == "not_found"
     broken = False
@@ -176,7 +176,7 @@ async def test_gather_waits_for_a_part_that_was_dead(client: Any, prefix: str) -
 
 
 async def test_a_full_queue_refuses_with_a_named_error(client: Any, prefix: str) -> None:
-    queue = JobQueue(client, QueueOptions(max_length=2), keys=QueueKeys(prefix))
+    queue = queue_of(client, prefix, options_of(queue_max_length=2))
     await queue.enqueue("add", priority=Priority.LOW)
     with pytest.raises(QueueFull):
         await queue.enqueue_many([call("add"), call("add")])
@@ -200,7 +200,7 @@ async def client_of(port: int) -> Any:
 
 async def test_over_the_memory_watermark_an_enqueue_is_refused(small_server: int) -> None:
     async with client_of(small_server) as client:
-        queue = JobQueue(client, QueueOptions(max_memory_share=0.8))
+        queue = queue_of(client, QUEUE_PREFIX, options_of(queue_max_memory_share=0.8))
         used = (await client.info("memory"))["used_memory"]
         await client.config_set("maxmemory", int(used / 0.85))
         with pytest.raises(QueueMemoryFull, match="LETTA_QUEUE_MAX_MEMORY_SHARE"):
@@ -213,7 +213,7 @@ async def test_a_server_out_of_memory_refuses_jobs_but_ends_those_it_has(
     small_server: int,
 ) -> None:
     async with client_of(small_server) as client:
-        queue = JobQueue(client)
+        queue = queue_of(client, QUEUE_PREFIX)
         jobs = await queue.enqueue_many([call("add", n) for n in range(50)])
         used = (await client.info("memory"))["used_memory"]
         await client.config_set("maxmemory", used // 2)
@@ -242,7 +242,7 @@ async def test_bad_arguments_store_nothing(client: Any, prefix: str) -> None:
     with pytest.raises(InvalidArgument):
         await queue.enqueue("add", then=call("not a name"))
     with pytest.raises(InvalidArgument):
-        await queue.gather([], then=call("add"))
+        await queue.jobs.gather([], then=call("add"))
     with pytest.raises(InvalidArgument):
         await queue.schedule("s", call("add"))
     assert not await client.keys(f"{prefix}*")
@@ -337,9 +337,9 @@ async def test_a_repeating_job_runs_until_it_is_removed(client: Any, prefix: str
     async with running(client, prefix, functions), running(client, prefix, functions):
         await queue.schedule("s", call("tick", "a"), every_s=0.05)
         await eventually(lambda: _at_least(runs, 3))
-        assert [s.id for s in await queue.schedules()] == ["s"]
-        assert await queue.unschedule("s")
-        assert not await queue.unschedule("s")
+        assert [s.id for s in await queue.jobs.schedules()] == ["s"]
+        assert await queue.jobs.unschedule("s")
+        assert not await queue.jobs.unschedule("s")
     assert len(await client.keys(f"{prefix}result:s:*")) == len(runs)
 
 

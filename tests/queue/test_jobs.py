@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from tests.support.jobs import FUNCTIONS
+from tests.support.queues import open_queue, stores_of
 from tests.support.servers import free_port
 from tests.support.wait import eventually
 from tests.support.workers import quick_settings, running_worker
@@ -24,7 +25,6 @@ from worker import (
     Priority,
     QueueUnavailable,
     ResultTimeout,
-    open_queue,
 )
 
 pytestmark = pytest.mark.integration
@@ -93,11 +93,11 @@ async def test_a_waiting_and_a_running_job_can_be_aborted(queue: JobQueue) -> No
 
     await eventually(runs)
     assert await running.abort()
-    assert not await queue.job("unknown").abort()
+    assert not await queue.jobs.get("unknown").abort()
 
 
 async def test_a_body_that_is_no_msgpack_fails_that_job_alone(queue: JobQueue) -> None:
-    keys = queue.keys
+    keys = stores_of(queue).keys
     bodies: dict[str, bytes] = {
         "garbage": b"\xc1\xff\x00",
         "empty-map": b"\x80",
@@ -106,13 +106,13 @@ async def test_a_body_that_is_no_msgpack_fails_that_job_alone(queue: JobQueue) -
         "no-function": b"\x81\xa1a\x01",
     }
     for id_, body in bodies.items():
-        await queue.client.set(keys.job(id_), body)
-        await queue.client.zadd(keys.queue(), {id_: 1})
+        await stores_of(queue).client.set(keys.job(id_), body)
+        await stores_of(queue).client.zadd(keys.queue(), {id_: 1})
     after = await queue.enqueue("add", 2, 2)
     assert await after.result(timeout_s=10) == 4
 
     async def none_waits() -> bool:
-        return not await queue.client.zcard(keys.queue())
+        return not await stores_of(queue).client.zcard(keys.queue())
 
     await eventually(none_waits)
 
@@ -124,8 +124,10 @@ async def test_a_pickle_runs_no_code(queue: JobQueue, tmp_path: Any) -> None:
         def __reduce__(self) -> Any:
             return (target.touch, ())
 
-    await queue.client.set(queue.keys.job("evil"), pickle.dumps({"f": Evil(), "et": 0}))
-    await queue.client.zadd(queue.keys.queue(), {"evil": 1})
+    await stores_of(queue).client.set(
+        stores_of(queue).keys.job("evil"), pickle.dumps({"f": Evil(), "et": 0})
+    )
+    await stores_of(queue).client.zadd(stores_of(queue).keys.queue(), {"evil": 1})
     after = await queue.enqueue("add", 1)
     assert await after.result(timeout_s=10) == 1
     assert not target.exists()
@@ -139,7 +141,7 @@ async def test_a_result_without_safe_encoding_fails_that_job_alone(queue: JobQue
 
 async def test_bad_arguments_are_refused_and_nothing_is_stored(private_valkey_url: str) -> None:
     async with open_queue(quick_settings(private_valkey_url, queue_max_job_bytes=1024)) as queue:
-        before = await queue.client.dbsize()
+        before = await stores_of(queue).client.dbsize()
         wrong: list[tuple[type[Exception], dict[str, Any]]] = [
             (InvalidArgument, {"delay_s": -1}),
             (InvalidArgument, {"delay_s": float("nan")}),
@@ -160,13 +162,13 @@ async def test_bad_arguments_are_refused_and_nothing_is_stored(private_valkey_ur
             await queue.enqueue("echo", object())
         with pytest.raises(PayloadTooLarge, match="LETTA_QUEUE_MAX_JOB_BYTES"):
             await queue.enqueue("echo", b"x" * 1024)
-        assert await queue.client.dbsize() == before
+        assert await stores_of(queue).client.dbsize() == before
 
 
 async def test_waiting_for_what_is_not_there_ends_with_a_named_error(valkey_url: str) -> None:
     async with open_queue(quick_settings(valkey_url)) as queue:
         with pytest.raises(NotFound):
-            await queue.job("unknown").result(timeout_s=1)
+            await queue.jobs.get("unknown").result(timeout_s=1)
         job = await queue.enqueue("echo", 1, delay_s=3600)
         with pytest.raises(ResultTimeout):
             await job.result(timeout_s=0.05)

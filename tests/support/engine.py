@@ -7,15 +7,9 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
-from worker.client import JobQueue
 from worker.engine import EngineOptions, Worker
-from worker.keys import QueueKeys
 
 QUICK = EngineOptions(lease_s=1.0, poll_s=0.5, abort_poll_s=0.05, heartbeat_s=0.3)
-
-
-def queue_of(client: Any, prefix: str) -> JobQueue:
-    return JobQueue(client, keys=QueueKeys(prefix))
 
 
 def new_worker(client: Any, prefix: str, functions: Sequence[Any], **kwargs: Any) -> Worker:

@@ -59,7 +59,7 @@ def forks(log: Path, **environment: str) -> Iterator[Forks]:
 
 def _serve() -> None:
     from settings import load_settings
-    from worker.app.main import build_worker
+    from worker.app.service import build_worker
 
     # The children are nobody's concern when they are dead.
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)

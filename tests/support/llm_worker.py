@@ -15,11 +15,11 @@ from dataclasses import replace
 from typing import Any
 
 from settings import Settings, load_settings
-from worker.app import building
-from worker.app.main import build_worker
-from worker.deps import Deps
+from worker.app import composition
+from worker.app.service import build_worker
+from worker.llm.context import LLMContext
 
-_build_deps = building.build_deps
+_build = composition.build_llm_context
 
 
 def deadly(point: str) -> Any:
@@ -27,12 +27,12 @@ def deadly(point: str) -> Any:
         if name == point:
             os.kill(os.getpid(), signal.SIGKILL)
 
-    def build_deps(settings: Settings, client: Any) -> Deps:
-        return replace(_build_deps(settings, client), reached=reached)
+    def build(settings: Settings, stores: composition.Stores) -> LLMContext:
+        return replace(_build(settings, stores), reached=reached)
 
-    return build_deps
+    return build
 
 
 if __name__ == "__main__":
-    building.build_deps = deadly(sys.argv[1])
+    composition.build_llm_context = deadly(sys.argv[1])
     asyncio.run(build_worker(load_settings(**json.loads(sys.argv[2]))).run())

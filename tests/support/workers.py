@@ -8,7 +8,7 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 from settings import Settings, load_settings
-from worker.app.main import build_worker
+from worker.app.service import build_worker
 
 
 def quick_settings(url: str, **overrides: Any) -> Settings:

@@ -184,7 +184,7 @@ async def test_a_job_does_not_end_before_its_deliverys_record_is_stored(
             await asked.wait()
         # A later job has come and gone: an end of the first would have been told by now.
         await (await queue.enqueue("marker")).result(timeout_s=30)
-        assert await queue.job(f"webhook:{id_}").status() == "in_progress"
+        assert await queue.jobs.get(f"webhook:{id_}").status() == "in_progress"
         assert (await queue.delivery(id_)).state == "sending"
         gate.set()
         await all_delivered(queue, [id_], 30)

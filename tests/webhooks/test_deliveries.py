@@ -12,6 +12,7 @@ import httpx
 import pytest
 from standardwebhooks import Webhook
 
+from tests.support.queues import open_queue, stores_of
 from tests.support.servers import raw_server
 from tests.support.wait import eventually
 from tests.support.workers import quick_settings, running_worker
@@ -22,7 +23,6 @@ from worker import (
     NotFound,
     NotSerializable,
     PayloadTooLarge,
-    open_queue,
 )
 from worker.demo.serving import running
 from worker.webhooks.deliveries import Delivery
@@ -96,7 +96,7 @@ async def test_a_refusing_receiver_ends_as_dead_after_its_attempts(
         wrong = await queue.send_webhook(f"{receiver}/status/404", {}, event_type="x")
         counts = [(await ended(queue, id_)).attempt_count for id_ in (gone, broken, wrong)]
         assert (await queue.delivery(broken)).state == "dead"
-        assert await queue.client.pttl(queue.keys.webhook(broken)) > 0
+        assert await stores_of(queue).client.pttl(stores_of(queue).keys.webhook(broken)) > 0
     assert counts == [1, 4, 3]
 
 
@@ -180,13 +180,15 @@ async def test_a_secret_of_its_own_signs_and_is_stored_only_sealed(
     settings = quick_settings(private_valkey_url, webhook_secret=SECRET, webhook_encryption_key=KEY)
     async with open_queue(settings) as queue:
         id_ = await queue.send_webhook(f"{receiver}/ok", {"a": 1}, event_type="x", secret=OWN)
-        stored = await queue.client.hgetall(queue.keys.webhook(id_))
+        stored = await stores_of(queue).client.hgetall(stores_of(queue).keys.webhook(id_))
         dumped = b"".join(stored.values())
         assert OWN.encode() not in dumped
         assert base64.b64decode(OWN.removeprefix("whsec_")) not in dumped
         async with running_worker(settings):
             await ended(queue, id_)
-        assert not await queue.client.hexists(queue.keys.webhook(id_), "secret")
+        assert not await stores_of(queue).client.hexists(
+            stores_of(queue).keys.webhook(id_), "secret"
+        )
     (seen,) = await attempts_at(receiver, id_)
     assert Webhook(OWN).verify(base64.b64decode(seen["body"]), seen["headers"]) == {"a": 1}
 
@@ -218,7 +220,7 @@ async def test_what_is_no_webhook_url_is_refused_at_the_call(valkey_url: str, ur
 
 async def test_every_other_bad_argument_is_refused_at_the_call(private_valkey_url: str) -> None:
     async with open_queue(quick_settings(private_valkey_url, webhook_max_body_bytes=64)) as queue:
-        before = await queue.client.dbsize()
+        before = await stores_of(queue).client.dbsize()
 
         async def send(payload: Any = None, **more: Any) -> None:
             arguments: dict[str, Any] = {"event_type": "x", **more}
@@ -243,4 +245,4 @@ async def test_every_other_bad_argument_is_refused_at_the_call(private_valkey_ur
         assert "hunter2" not in str(caught.value)
         with pytest.raises(NotFound):
             await queue.delivery("msg_unknown")
-        assert await queue.client.dbsize() == before
+        assert await stores_of(queue).client.dbsize() == before

@@ -11,9 +11,10 @@ from typing import Any
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+from tests.support.queues import open_queue, queue_of, stores_of
 from tests.support.wait import eventually
 from tests.support.workers import quick_settings, running_worker
-from worker import InvalidArgument, JobQueue, open_queue
+from worker import InvalidArgument, JobQueue
 from worker.webhooks.deliveries import Delivery
 
 pytestmark = pytest.mark.integration
@@ -90,7 +91,9 @@ async def test_headers_bearer_and_signatures_arrive_and_no_secret_is_stored_in_c
             url, {"step_id": "s1"}, event_type="x", secrets=[private], bearer="step-key-123",
             headers={"X-Tenant": "Zo\xeb", "X-Api-Key": "hidden-456"},
         )  # fmt: skip
-        stored = b"".join((await queue.client.hgetall(queue.keys.webhook(id_))).values())
+        stored = b"".join(
+            (await stores_of(queue).client.hgetall(stores_of(queue).keys.webhook(id_))).values()
+        )
         for secret in (b"step-key-123", b"hidden-456", private.encode(), SEED):
             assert secret not in stored
         async with running_worker(settings):
@@ -130,10 +133,12 @@ async def test_the_named_function_is_called_with_how_it_ended(private_valkey_url
         id_ = await queue.send_webhook(url, {}, event_type="x")
 
         async def told() -> Any:
-            keys = await queue.client.keys(queue.keys.result("webhook-ended:*"))
-            return keys and keys[0].decode().removeprefix(queue.keys.result(""))
+            keys = await stores_of(queue).client.keys(
+                stores_of(queue).keys.result("webhook-ended:*")
+            )
+            return keys and keys[0].decode().removeprefix(stores_of(queue).keys.result(""))
 
-        result = await queue.job(await eventually(told)).result(timeout_s=10)
+        result = await queue.jobs.get(await eventually(told)).result(timeout_s=10)
     assert (result["id"], result["state"], result["status"]) == (id_, "dead", 410)
     assert result["attempts"][0]["response"] == "gone"
 
@@ -268,9 +273,8 @@ async def test_a_key_that_does_not_open_a_secret_charges_nothing(private_valkey_
 async def test_what_cannot_be_sent_is_refused_at_the_call_and_not_repeated(
     client: Any, prefix: str, arguments: dict[str, Any], message: str
 ) -> None:
-    from worker.keys import QueueKeys
 
-    queue = JobQueue(client, keys=QueueKeys(prefix))
+    queue = queue_of(client, prefix)
     with pytest.raises(InvalidArgument, match=message):
         await queue.send_webhook("https://example.com/", {}, event_type="x", **arguments)
     assert await client.keys(prefix + "*") == []

@@ -12,12 +12,13 @@ import pytest
 
 from cache import NotEncodable
 from cache.connection.scripts import load
+from tests.support.options import lane_limits, options_of, retry_schedule
+from tests.support.queues import open_queue, queue_of, stores_of
 from tests.support.wait import eventually
 from tests.support.workers import quick_settings
-from worker import InvalidArgument, NotFound, QueueMemoryFull, open_queue
+from worker import InvalidArgument, NotFound, QueueMemoryFull
+from worker.app.composition import Stores
 from worker.client import JobQueue
-from worker.keys import QueueKeys
-from worker.options import QueueOptions
 from worker.webhooks.attempts import Attempt, ClaimedDelivery, EndedUnsent, ScriptFailed, Throttled
 from worker.webhooks.deliveries import Selection
 from worker.webhooks.limits import TargetLimits
@@ -26,7 +27,6 @@ from worker.webhooks.policy import (
     EndpointSign,
     HostSign,
     Outcome,
-    RetrySchedule,
     Verdict,
     decide,
 )
@@ -35,8 +35,8 @@ pytestmark = pytest.mark.integration
 
 ATTEMPT = load("worker.webhooks", "attempt_deliveries", "worker.queue")
 URL = "https://hooks.example.com/a"
-LIMITS = TargetLimits(concurrency=2, breaker_failures=3, open_s=60, open_max_s=120, slot_s=60)
-SCHEDULE = RetrySchedule(max_attempts=10, base_s=0.001)
+LIMITS = lane_limits(concurrency=2, breaker_failures=3, open_s=60, open_max_s=120, slot_s=60)
+SCHEDULE = retry_schedule(max_attempts=10, base_s=0.001)
 
 
 @dataclass
@@ -46,11 +46,17 @@ class Lab:
     queue: JobQueue
     limits: TargetLimits = LIMITS
 
+    @property
+    def stores(self) -> Stores:
+        return stores_of(self.queue)
+
     async def send(self, url: str = URL, **more: Any) -> str:
         return await self.queue.send_webhook(url, {}, event_type="x", **more)
 
     async def claim(self, id_: str) -> Any:
-        return await self.queue.attempts.begin(id_, datetime.now(UTC), self.limits)
+        return await self.stores.attempts.begin(
+            id_, datetime.now(UTC), self.limits, max_attempts=10
+        )
 
     async def go(self, id_: str) -> ClaimedDelivery:
         found = await self.claim(id_)
@@ -76,11 +82,11 @@ class Lab:
             internal_failures=claimed.internal_failures,
         )
         attempt = Attempt(datetime.now(UTC), told.status, told.error, 1.0)
-        events = await self.queue.attempts.record(
-            claimed.id, claimed.attempt, attempt, verdict, self.limits, draw=0.5
+        events = await self.stores.attempts.record(
+            claimed.id, claimed.attempt, attempt, verdict, self.limits, draw=0.5, max_attempts=10
         )
         if not wait:
-            await self.queue.client.hdel(self.queue.keys.webhook(claimed.id), "after")
+            await self.stores.client.hdel(self.stores.keys.webhook(claimed.id), "after")
         return verdict, events
 
     async def attempt(self, id_: str, **outcome: Any) -> list[str]:
@@ -91,10 +97,10 @@ class Lab:
         return (await self.queue.delivery(id_)).state.value
 
     async def due_in_s(self, id_: str) -> float:
-        keys = self.queue.keys
-        job = await self.queue.client.hget(keys.webhook(id_), "job")
-        due = await self.queue.client.zscore(keys.queue(), job)
-        seconds, micros = await self.queue.client.time()
+        keys = self.stores.keys
+        job = await self.stores.client.hget(keys.webhook(id_), "job")
+        due = await self.stores.client.zscore(keys.queue(), job)
+        seconds, micros = await self.stores.client.time()
         return float(due / 1000 - seconds - micros / 1e6)
 
     async def tick(self) -> None:
@@ -107,7 +113,7 @@ class Lab:
         await eventually(later)
 
     async def _ms(self) -> int:
-        seconds, micros = await self.queue.client.time()
+        seconds, micros = await self.stores.client.time()
         return int(seconds * 1000 + micros // 1000)
 
     async def trip(self) -> None:
@@ -117,7 +123,7 @@ class Lab:
 
 @pytest.fixture
 async def lab(client: Any, prefix: str) -> Lab:
-    return Lab(JobQueue(client, QueueOptions(), keys=QueueKeys(prefix)))
+    return Lab(queue_of(client, prefix))
 
 
 # -- room ----------------------------------------------------------------------
@@ -142,8 +148,8 @@ async def test_an_end_wakes_those_that_have_waited_longest(lab: Lab) -> None:
         await lab.tick()
         await lab.held(id_)
         # As the engine does it: back into its queue, for later.
-        job = await lab.queue.client.hget(lab.queue.keys.webhook(id_), "job")
-        await lab.queue.client.zadd(lab.queue.keys.queue(), {job: later.timestamp() * 1000})
+        job = await lab.stores.client.hget(lab.stores.keys.webhook(id_), "job")
+        await lab.stores.client.zadd(lab.stores.keys.queue(), {job: later.timestamp() * 1000})
     await lab.end(running[0], status=200)
     assert [await lab.due_in_s(id_) <= 0 for id_ in ids[2:]] == [True, True, False, False]
 
@@ -260,9 +266,9 @@ async def test_a_half_open_breaker_lets_one_probe_through_and_closes_on_its_succ
     claimed = await eventually(probe)
     for id_ in ids[1:]:
         assert (await lab.held(id_)).reason == "probing"
-        job = await lab.queue.client.hget(lab.queue.keys.webhook(id_), "job")
+        job = await lab.stores.client.hget(lab.stores.keys.webhook(id_), "job")
         later = datetime.now(UTC) + timedelta(hours=1)
-        await lab.queue.client.zadd(lab.queue.keys.queue(), {job: later.timestamp() * 1000})
+        await lab.stores.client.zadd(lab.stores.keys.queue(), {job: later.timestamp() * 1000})
     lab.limits = replace(lab.limits, concurrency=5)
     _, events = await lab.end(claimed, status=200)
     assert events == ["circuit_closed"]
@@ -411,11 +417,11 @@ async def test_overload_again_and_again_with_no_answer_between_asks_for_a_rest(
     lab: Lab, between: int | None, rests: bool
 ) -> None:
     lab.limits = replace(LIMITS, concurrency=8, breaker_failures=0)
-    key = lab.queue.keys.webhook_target("https://hooks.example.com:443")
+    key = lab.stores.keys.webhook_target("https://hooks.example.com:443")
     for status in (503, 429, between, 503):
         if status is not None:
             # As if the last cut were longer ago than a second.
-            await lab.queue.client.hset(key, "cut", 1)
+            await lab.stores.client.hset(key, "cut", 1)
             await lab.attempt(await lab.send(), status=status)
     target = await lab.queue.webhooks.target(URL)
     assert (target.paused_until is not None) == rests
@@ -445,7 +451,7 @@ async def test_deliveries_of_one_ordering_key_go_one_after_another(lab: Lab) -> 
 
 async def test_a_delivery_that_is_gone_blocks_no_order(lab: Lab) -> None:
     ids = [await lab.send(ordering_key="k") for _ in range(2)]
-    await lab.queue.client.delete(lab.queue.keys.webhook(ids[0]))
+    await lab.stores.client.delete(lab.stores.keys.webhook(ids[0]))
     await lab.go(ids[1])
 
 
@@ -511,7 +517,7 @@ async def test_a_replay_keeps_the_id_and_the_attempts_and_counts_anew(lab: Lab) 
     await lab.attempt(id_, status=410)
     await lab.queue.webhooks.enable(URL)
     await lab.queue.webhooks.replay(id_)
-    assert await lab.queue.client.pttl(lab.queue.keys.webhook(id_)) == -1
+    assert await lab.stores.client.pttl(lab.stores.keys.webhook(id_)) == -1
     claimed = await lab.go(id_)
     assert (claimed.attempt, claimed.charged) == (2, 1)
     with pytest.raises(InvalidArgument, match="has not ended"):
@@ -548,7 +554,7 @@ async def test_replays_are_chosen_by_state_time_type_and_url_and_come_at_a_rate(
     nexts = sorted(d.next_attempt_at for d in shown if d.next_attempt_at)
     gaps = [(b - a).total_seconds() for a, b in pairwise(nexts)]
     assert gaps == pytest.approx([0.5, 0.5], abs=0.2)
-    assert await lab.queue.client.zcard(lab.queue.keys.queue("low")) == 3
+    assert await lab.stores.client.zcard(lab.stores.keys.queue("low")) == 3
 
 
 async def test_a_selection_of_more_than_a_page_is_replayed_whole(lab: Lab) -> None:
@@ -557,8 +563,8 @@ async def test_a_selection_of_more_than_a_page_is_replayed_whole(lab: Lab) -> No
     for id_ in ids:
         claimed = await lab.go(id_)
         attempt = Attempt(datetime.now(UTC), None, "x", 1.0)
-        await lab.queue.attempts.record(
-            id_, claimed.attempt, attempt, verdict, lab.limits, draw=0.5
+        await lab.stores.attempts.record(
+            id_, claimed.attempt, attempt, verdict, lab.limits, draw=0.5, max_attempts=10
         )
     assert (await lab.queue.webhooks.replay_many())["replayed"] == 230
 
@@ -618,7 +624,7 @@ async def test_a_retry_is_not_made_sooner_by_a_run_that_a_crash_brought_back(lab
     id_ = await lab.send()
     await lab.end(await lab.go(id_), wait=True, status=503, retry_after_s=90)
     lab.limits = replace(LIMITS, breaker_failures=0)
-    await lab.queue.client.delete(lab.queue.keys.webhook_target("https://hooks.example.com:443"))
+    await lab.stores.client.delete(lab.stores.keys.webhook_target("https://hooks.example.com:443"))
     held = await lab.held(id_)
     assert held.reason == "early"
     assert 80 < held.wait_s < 100
@@ -632,9 +638,9 @@ async def test_a_retry_at_the_head_of_an_order_keeps_its_time_when_one_behind_it
     soon = datetime.now(UTC) + timedelta(seconds=0.2)
     behind = await lab.send(ordering_key="k", deadline=soon)
     await lab.end(await lab.go(first), wait=True, status=429, retry_after_s=90)
-    job = await lab.queue.client.hget(lab.queue.keys.webhook(first), "job")
+    job = await lab.stores.client.hget(lab.stores.keys.webhook(first), "job")
     due = (datetime.now(UTC) + timedelta(seconds=95)).timestamp() * 1000
-    await lab.queue.client.zadd(lab.queue.keys.queue(), {job: due})
+    await lab.stores.client.zadd(lab.stores.keys.queue(), {job: due})
 
     async def over() -> Any:
         found = await lab.claim(behind)
@@ -646,7 +652,7 @@ async def test_a_retry_at_the_head_of_an_order_keeps_its_time_when_one_behind_it
 
 async def test_a_begin_that_is_sent_again_counts_one_attempt(lab: Lab) -> None:
     id_ = await lab.send()
-    store = lab.queue.attempts
+    store = lab.stores.attempts
 
     class Twice:
         """As the pool does when a reply is lost: the same command, once more."""
@@ -658,7 +664,7 @@ async def test_a_begin_that_is_sent_again_counts_one_attempt(lab: Lab) -> None:
         eval = evalsha
 
     store_client, store.client = store.client, Twice()
-    await lab.queue.client.script_load(ATTEMPT.source)
+    await lab.stores.client.script_load(ATTEMPT.source)
     claimed = await lab.go(id_)
     _, events = await lab.end(claimed, status=200)
     assert (claimed.attempt, events) == (1, [])
@@ -669,7 +675,7 @@ async def test_a_begin_that_is_sent_again_counts_one_attempt(lab: Lab) -> None:
 async def test_how_an_attempt_ended_is_told_to_a_server_that_comes_back(lab: Lab) -> None:
     ids = [await lab.send() for _ in range(2)]
     claimed = [await lab.go(id_) for id_ in ids]
-    failures, evalsha = 0, lab.queue.client.evalsha
+    failures, evalsha = 0, lab.stores.client.evalsha
     is_back, given_up = asyncio.Event(), asyncio.Event()
 
     class Away:
@@ -682,7 +688,7 @@ async def test_how_an_attempt_ended_is_told_to_a_server_that_comes_back(lab: Lab
                 raise ConnectionError("away")
             return await evalsha(*args)
 
-    lab.queue.attempts.client = Away()
+    lab.stores.attempts.client = Away()
     recording = [
         asyncio.create_task(lab.end(attempt, wait=True, status=200)) for attempt in claimed
     ]
@@ -700,9 +706,9 @@ async def test_how_an_attempt_ended_is_told_to_a_server_that_comes_back(lab: Lab
 
 async def test_one_delivery_that_cannot_be_read_spoils_no_others_attempt(lab: Lab) -> None:
     ids = [await lab.send() for _ in range(2)]
-    broken = lab.queue.keys.webhook(ids[0])
-    await lab.queue.client.delete(broken)
-    await lab.queue.client.set(broken, "no hash")
+    broken = lab.stores.keys.webhook(ids[0])
+    await lab.stores.client.delete(broken)
+    await lab.stores.client.set(broken, "no hash")
     found = await asyncio.gather(*(lab.claim(id_) for id_ in ids), return_exceptions=True)
     assert isinstance(found[0], ScriptFailed)
     assert isinstance(found[1], ClaimedDelivery)
@@ -711,15 +717,15 @@ async def test_one_delivery_that_cannot_be_read_spoils_no_others_attempt(lab: La
 async def test_what_is_asked_for_together_goes_in_one_call(lab: Lab) -> None:
     lab.limits = replace(LIMITS, concurrency=100)
     ids = [await lab.send() for _ in range(30)]
-    calls, evalsha = [], lab.queue.client.evalsha
+    calls, evalsha = [], lab.stores.client.evalsha
 
     class Counted:
         async def evalsha(self, *args: Any) -> Any:
             calls.append(args)
             return await evalsha(*args)
 
-    await lab.queue.client.script_load(ATTEMPT.source)
-    lab.queue.attempts.client = Counted()
+    await lab.stores.client.script_load(ATTEMPT.source)
+    lab.stores.attempts.client = Counted()
     claims = await asyncio.gather(*(lab.go(id_) for id_ in ids))
     await asyncio.gather(*(lab.end(claimed, wait=True, status=200) for claimed in claims))
     assert len(calls) == 2
@@ -739,8 +745,8 @@ async def test_every_end_is_reported_once_to_the_function_that_was_named(lab: La
     silent = await lab.send()
     await lab.attempt(id_, status=200)
     await lab.attempt(silent, status=200)
-    keys = lab.queue.keys
-    jobs = await lab.queue.client.zrange(keys.queue(), 0, -1)
+    keys = lab.stores.keys
+    jobs = await lab.stores.client.zrange(keys.queue(), 0, -1)
     reports = [job.decode() for job in jobs if job.startswith(b"webhook-end:")]
     assert reports == [f"webhook-end:0:{id_}"]
 
@@ -749,8 +755,8 @@ async def test_secrets_of_its_own_are_needed_again_once_delivered(client: Any, p
     import base64
 
     own = "whsec_" + base64.b64encode(b"o" * 32).decode()
-    options = QueueOptions(webhook_encryption_key=b"k" * 32)
-    lab = Lab(JobQueue(client, options, keys=QueueKeys(prefix)))
+    options = options_of(webhook_encryption_key=base64.b64encode(b"k" * 32).decode())
+    lab = Lab(queue_of(client, prefix, options))
     delivered = await lab.send(secret=own)
     dead = await lab.send(secret=own)
     await lab.attempt(delivered, status=200)
@@ -768,9 +774,9 @@ async def test_every_key_of_a_finished_delivery_expires_or_is_gone(lab: Lab) -> 
     id_ = await lab.send(ordering_key="k")
     await lab.attempt(id_, status=200)
     lasting = set()
-    async for key in lab.queue.client.scan_iter(match=lab.queue.keys.prefix + "*"):
-        if await lab.queue.client.pttl(key) == -1:
-            lasting.add(key.decode().removeprefix(lab.queue.keys.prefix))
+    async for key in lab.stores.client.scan_iter(match=lab.stores.keys.prefix + "*"):
+        if await lab.stores.client.pttl(key) == -1:
+            lasting.add(key.decode().removeprefix(lab.stores.keys.prefix))
     # The job is the engine's to end.
     assert lasting <= {f"job:webhook:{id_}", "queue", "queue:wake"}
 
@@ -782,23 +788,23 @@ async def test_a_full_server_lets_what_is_there_be_sent_and_recorded(
         lab = Lab(queue)
         id_ = await lab.send()
         try:
-            await queue.client.config_set("maxmemory", 1)
+            await stores_of(queue).client.config_set("maxmemory", 1)
             with pytest.raises(QueueMemoryFull):
                 await lab.send()
             claimed = await lab.go(id_)
             await lab.end(claimed, status=200)
             assert await lab.state(id_) == "delivered"
         finally:
-            await queue.client.config_set("maxmemory", 0)
+            await stores_of(queue).client.config_set("maxmemory", 0)
 
 
 async def test_the_list_of_what_ended_forgets_what_is_past_its_retention(lab: Lab) -> None:
-    index = lab.queue.keys.webhook_ended("delivered")
-    await lab.queue.client.zadd(index, {"long_ago": 1})
+    index = lab.stores.keys.webhook_ended("delivered")
+    await lab.stores.client.zadd(index, {"long_ago": 1})
     id_ = await lab.send()
     await lab.attempt(id_, status=200)
-    assert await lab.queue.client.zrange(index, 0, -1) == [id_.encode()]
-    assert await lab.queue.client.pttl(index) > 0
+    assert await lab.stores.client.zrange(index, 0, -1) == [id_.encode()]
+    assert await lab.stores.client.pttl(index) > 0
 
 
 async def test_an_attempt_that_cannot_be_encoded_fails_alone(lab: Lab) -> None:

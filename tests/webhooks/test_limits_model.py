@@ -21,18 +21,18 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from hypothesis.stateful import run_state_machine_as_test as run_machine
 
 from cache.connection.pool import PoolOptions, close_client, open_pool
-from worker.client import JobQueue
+from tests.support.options import lane_limits, retry_schedule
+from tests.support.queues import queue_of, stores_of
 from worker.keys import QueueKeys
 from worker.webhooks.attempts import Attempt, AttemptStore, ClaimedDelivery, EndedUnsent, Throttled
-from worker.webhooks.limits import TargetLimits
-from worker.webhooks.policy import Outcome, RetrySchedule, decide
+from worker.webhooks.policy import Outcome, decide
 
 pytestmark = pytest.mark.property
 
 TARGETS = 2
 MOST_AT_ONCE, MOST_ATTEMPTS = 2, 3
-LIMITS = TargetLimits(concurrency=MOST_AT_ONCE, breaker_failures=0, disable_after_s=0, slot_s=600)
-SCHEDULE = RetrySchedule(max_attempts=MOST_ATTEMPTS, base_s=60.0)
+LIMITS = lane_limits(concurrency=MOST_AT_ONCE, breaker_failures=0, disable_after_s=0, slot_s=600)
+SCHEDULE = retry_schedule(max_attempts=MOST_ATTEMPTS, base_s=60.0)
 OUTCOMES = (
     Outcome(status=200),
     Outcome(status=500),
@@ -65,8 +65,9 @@ class Model(RuleBasedStateMachine):
         self.stack = open_pool(self.url, PoolOptions(), name="model")
         self.client = self.run(self.stack.__aenter__())
         self.keys = QueueKeys(f"m{uuid.uuid4().hex[:10]}:")
-        self.queue = JobQueue(self.client, keys=self.keys)
-        self.store: AttemptStore = self.queue.attempts
+        self.queue = queue_of(self.client, self.keys.prefix)
+        self.stores = stores_of(self.queue)
+        self.store: AttemptStore = self.stores.attempts
         self.all: list[Expected] = []
         # Attempts under way, those of dead or overtaken runs too.
         self.claims: list[ClaimedDelivery] = []

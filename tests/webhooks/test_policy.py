@@ -10,21 +10,20 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.support.options import retry_schedule
 from worker.webhooks.policy import (
     FEW_ATTEMPTS,
-    STANDARD_DELAYS_S,
     DeliveryState,
     EndpointSign,
     HostSign,
     Outcome,
-    RetrySchedule,
     decide,
     parse_retry_after,
 )
 
 pytestmark = pytest.mark.unit
 
-SCHEDULE = RetrySchedule(max_attempts=5, base_s=2.0, cap_s=10.0)
+SCHEDULE = retry_schedule(max_attempts=5, base_s=2.0, cap_s=10.0)
 
 
 def state(outcome: Outcome, attempt: int = 1) -> DeliveryState:
@@ -63,7 +62,7 @@ def test_410_and_a_permanent_error_end_it_at_once() -> None:
 def test_it_ends_and_every_wait_is_within_its_ceiling(
     status: int | None, permanent: bool, attempt: int, limit: int, rng: float
 ) -> None:
-    schedule = RetrySchedule(limit, 5.0, 36_000.0)
+    schedule = retry_schedule(max_attempts=limit, base_s=5.0, cap_s=36_000.0)
     outcome = Outcome(status=status, permanent=permanent)
     verdict = decide(outcome, attempt=attempt, schedule=schedule, rng=lambda: rng)
     assert (verdict.state is DeliveryState.DELIVERED) == (
@@ -75,7 +74,7 @@ def test_it_ends_and_every_wait_is_within_its_ceiling(
 
 
 NOW = datetime(2026, 3, 1, 12, 0, tzinfo=UTC)
-STANDARD = RetrySchedule(max_attempts=10, cap_s=86_400, delays_s=STANDARD_DELAYS_S)
+STANDARD = retry_schedule()
 
 
 def test_the_standard_schedule_spans_75_hours() -> None:
@@ -138,7 +137,7 @@ def test_retry_after_is_read_as_seconds_or_a_date(value: str | None, seconds: fl
 
 
 def test_a_retry_after_is_waited_for_but_no_longer_than_the_clamp() -> None:
-    schedule = RetrySchedule(max_attempts=10, base_s=1.0, retry_after_max_s=600.0)
+    schedule = retry_schedule(max_attempts=10, base_s=1.0, retry_after_max_s=600.0)
     for asked, least, most in ((60.0, 60.0, 66.0), (90_000.0, 600.0, 660.0), (0.0, 0.0, 1.0)):
         outcome = Outcome(status=503, retry_after_s=asked)
         verdict = decide(outcome, attempt=1, schedule=schedule, rng=lambda: 0.5)
@@ -186,10 +185,7 @@ def test_every_verdict_keeps_the_policys_promises(
     internal: bool,
 ) -> None:
     now = NOW + timedelta(seconds=clock_s)
-    schedule = RetrySchedule(
-        max_attempts=10, cap_s=86_400, delays_s=STANDARD_DELAYS_S, jitter=jitter,
-        retry_after_max_s=7200,
-    )  # fmt: skip
+    schedule = retry_schedule(jitter=jitter, retry_after_max_s=7200)
     asked = parse_retry_after(retry_after, now)
     outcome = Outcome(
         status=status, error=error, internal=internal and bool(error), retry_after_s=asked

@@ -3,32 +3,43 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
+from tests.support.options import lane_limits
+from tests.support.queues import open_queue, queue_of, stores_of
 from tests.support.wait import eventually
 from tests.support.workers import quick_settings, running_worker
-from worker import open_queue
 from worker.client import JobQueue
-from worker.keys import QueueKeys
 from worker.webhooks.attempts import ClaimedDelivery, Throttled
-from worker.webhooks.limits import TargetLimits
+from worker.webhooks.context import WebhookContext
 from worker.webhooks.rescuer import rescue_webhooks
 
 pytestmark = pytest.mark.integration
 
 
-class Bare:
-    """As much of `Deps` as upkeep asks for."""
-
-    def __init__(self, queue: JobQueue) -> None:
-        self.queue = queue
+def context_of(queue: JobQueue) -> dict[str, Any]:
+    """What the rescuer is handed; it sends nothing."""
+    stores, unused = stores_of(queue), cast("Any", None)
+    context = WebhookContext(
+        attempts=stores.attempts,
+        deliveries=stores.deliveries,
+        jobs=queue.jobs,
+        dead=queue.dead,
+        http=unused,
+        secrets=stores.secrets,
+        options=unused,
+    )
+    ctx: dict[str, Any] = {}
+    context.put_into(ctx)
+    return ctx
 
 
 async def bury(queue: JobQueue, job_id: str, name: str, reason: str) -> None:
     """As `poll.lua` leaves a job that is over."""
-    keys, client = queue.keys, queue.client
+    stores = stores_of(queue)
+    keys, client = stores.keys, stores.client
     body = await client.getdel(keys.job(job_id))
     await client.zrem(keys.queue(), job_id)
     await client.zadd(keys.dead, {job_id: 1})
@@ -40,15 +51,15 @@ async def bury(queue: JobQueue, job_id: str, name: str, reason: str) -> None:
 async def test_a_poisoned_job_of_an_open_delivery_is_enqueued_again(
     client: Any, prefix: str
 ) -> None:
-    queue = JobQueue(client, keys=QueueKeys(prefix))
+    queue = queue_of(client, prefix)
     id_ = await queue.send_webhook("https://example.com/", {}, event_type="x")
     other = await queue.enqueue("theirs")
     await bury(queue, f"webhook:{id_}", "<unknown>", "poison")
     await bury(queue, other.id, "theirs", "poison")
-    assert await rescue_webhooks({"letta_redis": Bare(queue)}) == 1
-    assert await client.zscore(queue.keys.queue(), f"webhook:{id_}")
+    assert await rescue_webhooks(context_of(queue)) == 1
+    assert await client.zscore(stores_of(queue).keys.queue(), f"webhook:{id_}")
     assert [letter.id for letter in await queue.dead.list()] == [other.id]
-    assert await rescue_webhooks({"letta_redis": Bare(queue)}) == 0
+    assert await rescue_webhooks(context_of(queue)) == 0
 
 
 async def test_workers_revive_by_themselves(private_valkey_url: str) -> None:
@@ -69,7 +80,7 @@ async def test_workers_revive_by_themselves(private_valkey_url: str) -> None:
 async def test_a_delivery_whose_job_somebody_took_away_ends_and_says_so(
     client: Any, prefix: str, how: str
 ) -> None:
-    queue = JobQueue(client, keys=QueueKeys(prefix))
+    queue = queue_of(client, prefix)
     id_ = await queue.send_webhook(
         "https://example.com/", {}, event_type="x", ordering_key="k", on_end="note"
     )
@@ -80,59 +91,68 @@ async def test_a_delivery_whose_job_somebody_took_away_ends_and_says_so(
         assert await queue.dead.purge(job_id) == 1
     else:
         # An abort leaves as little of a job behind as a deletion, and a mark of its own.
-        await client.zrem(queue.keys.queue(), job_id)
-        await client.delete(queue.keys.job(job_id))
-    assert await queue.attempts.end_jobless(seen_s=0, most=10) == (2, [id_])
+        await client.zrem(stores_of(queue).keys.queue(), job_id)
+        await client.delete(stores_of(queue).keys.job(job_id))
+    assert await stores_of(queue).attempts.end_jobless(seen_s=0, most=10) == (2, [id_])
     shown = await queue.delivery(id_)
     assert (shown.state, shown.error, shown.attempt_count) == ("dead", "job_removed", 0)
-    assert await client.pttl(queue.keys.webhook(id_)) > 0
+    assert await client.pttl(stores_of(queue).keys.webhook(id_)) > 0
     # It is reported, stands in nobody's way, and can be brought back.
-    assert await client.zscore(queue.keys.queue(), f"webhook-end:0:{id_}")
+    assert await client.zscore(stores_of(queue).keys.queue(), f"webhook-end:0:{id_}")
     assert isinstance(
-        await queue.attempts.begin(behind, datetime.now(UTC), TargetLimits()), ClaimedDelivery
+        await stores_of(queue).attempts.begin(
+            behind, datetime.now(UTC), lane_limits(), max_attempts=10
+        ),
+        ClaimedDelivery,
     )
     await queue.webhooks.replay(id_)
     assert (await queue.delivery(id_)).state == "pending"
-    assert await queue.attempts.end_jobless(seen_s=0, most=10) == (2, [])
+    assert await stores_of(queue).attempts.end_jobless(seen_s=0, most=10) == (2, [])
 
 
 async def test_a_delivery_whose_job_is_a_dead_letter_is_left_to_its_revival(
     client: Any, prefix: str
 ) -> None:
-    queue = JobQueue(client, keys=QueueKeys(prefix))
+    queue = queue_of(client, prefix)
     id_ = await queue.send_webhook("https://example.com/", {}, event_type="x")
     await bury(queue, f"webhook:{id_}", "deliver_webhook", "poison")
-    assert await queue.attempts.end_jobless(seen_s=0, most=10) == (1, [])
+    assert await stores_of(queue).attempts.end_jobless(seen_s=0, most=10) == (1, [])
     # What was looked at is not looked at again at once, and what has ended never.
-    assert await queue.attempts.end_jobless(seen_s=60, most=10) == (0, [])
+    assert await stores_of(queue).attempts.end_jobless(seen_s=60, most=10) == (0, [])
     assert (await queue.delivery(id_)).state == "pending"
 
 
 async def test_a_place_that_a_jobless_delivery_held_is_the_next_ones(
     client: Any, prefix: str
 ) -> None:
-    queue = JobQueue(client, keys=QueueKeys(prefix))
-    limits = TargetLimits(concurrency=1)
+    queue = queue_of(client, prefix)
+    limits = lane_limits(concurrency=1)
     ids = [
         await queue.send_webhook("https://example.com/", {}, event_type="x", webhook_id=f"m{n}")
         for n in range(2)
     ]
     now = datetime.now(UTC)
-    assert isinstance(await queue.attempts.begin(ids[0], now, limits), ClaimedDelivery)
-    assert isinstance(await queue.attempts.begin(ids[1], now, limits), Throttled)
-    await client.delete(queue.keys.job(f"webhook:{ids[0]}"))
-    assert await queue.attempts.end_jobless(seen_s=0, most=10) == (2, [ids[0]])
-    assert isinstance(await queue.attempts.begin(ids[1], now, limits), ClaimedDelivery)
+    assert isinstance(
+        await stores_of(queue).attempts.begin(ids[0], now, limits, max_attempts=10), ClaimedDelivery
+    )
+    assert isinstance(
+        await stores_of(queue).attempts.begin(ids[1], now, limits, max_attempts=10), Throttled
+    )
+    await client.delete(stores_of(queue).keys.job(f"webhook:{ids[0]}"))
+    assert await stores_of(queue).attempts.end_jobless(seen_s=0, most=10) == (2, [ids[0]])
+    assert isinstance(
+        await stores_of(queue).attempts.begin(ids[1], now, limits, max_attempts=10), ClaimedDelivery
+    )
 
 
 async def test_an_aborted_webhook_is_never_sent_and_ends(private_valkey_url: str) -> None:
     settings = quick_settings(private_valkey_url)
     async with open_queue(settings) as queue, running_worker(settings):
         id_ = await queue.send_webhook("http://127.0.0.1:1/", {}, event_type="x", delay_s=3600)
-        assert await queue.job(f"webhook:{id_}").abort()
+        assert await queue.jobs.get(f"webhook:{id_}").abort()
 
         async def ended() -> bool:
-            await queue.attempts.end_jobless(seen_s=0, most=10)
+            await stores_of(queue).attempts.end_jobless(seen_s=0, most=10)
             return (await queue.delivery(id_)).ended_at is not None
 
         assert await eventually(ended)

@@ -11,9 +11,11 @@ from typing import Any
 
 import pytest
 
+from tests.support.options import lane_limits
+from tests.support.queues import queue_of, stores_of
 from worker import InvalidArgument, NotFound
+from worker.app.composition import Stores
 from worker.client import JobQueue
-from worker.keys import QueueKeys
 from worker.webhooks.attempts import Attempt, ClaimedDelivery, Throttled
 from worker.webhooks.limits import TargetLimits
 from worker.webhooks.policy import DeliveryState, Verdict
@@ -22,7 +24,7 @@ pytestmark = pytest.mark.integration
 
 URL = "https://hooks.example.com/a"
 PAGE = Path(__file__).parents[2] / "docs" / "states.md"
-LIMITS = TargetLimits(concurrency=2, breaker_failures=0)
+LIMITS = lane_limits(concurrency=2, breaker_failures=0)
 STATES = ("pending", "sending", "waiting", "delivered", "dead", "disabled")
 # The diagram's sign for what is not there.
 NOTHING = "[*]"
@@ -46,6 +48,10 @@ class Walk:
     queue: JobQueue
     number: int = 0
 
+    @property
+    def stores(self) -> Stores:
+        return stores_of(self.queue)
+
     async def into(self, state: str) -> str:
         """A delivery that is in this state."""
         self.number += 1
@@ -61,7 +67,7 @@ class Walk:
             await self.begin(id_)
             if state != "sending":
                 await self.record(id_, state)
-                await self.queue.client.hdel(self.queue.keys.webhook(id_), "after")
+                await self.stores.client.hdel(self.stores.keys.webhook(id_), "after")
         assert await self.state(id_) == state
         return id_
 
@@ -76,27 +82,28 @@ class Walk:
 
     async def begin(self, id_: str, limits: TargetLimits = LIMITS, most: int = 10) -> bool:
         """Whether there was an answer other than that it has ended."""
-        found = await self.queue.attempts.begin(id_, datetime.now(UTC), limits, max_attempts=most)
+        found = await self.stores.attempts.begin(id_, datetime.now(UTC), limits, max_attempts=most)
         return isinstance(found, ClaimedDelivery | Throttled)
 
     async def record(self, id_: str, state: str, behind: int = 0) -> bool:
-        attempts = int(await self.queue.client.hget(self.queue.keys.webhook(id_), "attempts"))
+        attempts = int(await self.stores.client.hget(self.stores.keys.webhook(id_), "attempts"))
         wait_s = 60.0 if state == "waiting" else 0.0
-        await self.queue.attempts.record(
+        await self.stores.attempts.record(
             id_,
             attempts - behind,
             Attempt(datetime.now(UTC), 200, "", 1.0),
             Verdict(DeliveryState(state), wait_s),
             LIMITS,
             draw=0.5,
+            max_attempts=10,
         )
         return False
 
     async def field(self, id_: str, **values: Any) -> None:
-        await self.queue.client.hset(self.queue.keys.webhook(id_), mapping=values)
+        await self.stores.client.hset(self.stores.keys.webhook(id_), mapping=values)
 
     async def past_ms(self, **delta: float) -> int:
-        seconds, _ = await self.queue.client.time()
+        seconds, _ = await self.stores.client.time()
         return int((seconds + timedelta(**delta).total_seconds()) * 1000)
 
 
@@ -108,22 +115,22 @@ async def begun(walk: Walk, id_: str) -> bool:
 
 
 async def begun_on_a_full_target(walk: Walk, id_: str) -> bool:
-    slots = walk.queue.keys.webhook_slots("id:" + walk.endpoint(id_))
+    slots = walk.stores.keys.webhook_slots("id:" + walk.endpoint(id_))
     later = await walk.past_ms(minutes=1)
-    await walk.queue.client.delete(slots)
-    await walk.queue.client.zadd(slots, {"other": later, "another": later})
+    await walk.stores.client.delete(slots)
+    await walk.stores.client.zadd(slots, {"other": later, "another": later})
     return await walk.begin(id_)
 
 
 async def begun_on_a_closed_target(walk: Walk, id_: str) -> bool:
-    target = walk.queue.keys.webhook_target("id:" + walk.endpoint(id_))
-    await walk.queue.client.hset(target, "pause", await walk.past_ms(minutes=1))
+    target = walk.stores.keys.webhook_target("id:" + walk.endpoint(id_))
+    await walk.stores.client.hset(target, "pause", await walk.past_ms(minutes=1))
     return await walk.begin(id_)
 
 
 async def begun_on_a_slow_target(walk: Walk, id_: str) -> bool:
-    target = walk.queue.keys.webhook_target("id:" + walk.endpoint(id_))
-    await walk.queue.client.hset(target, "next_at", await walk.past_ms(minutes=1))
+    target = walk.stores.keys.webhook_target("id:" + walk.endpoint(id_))
+    await walk.stores.client.hset(target, "next_at", await walk.past_ms(minutes=1))
     return await walk.begin(id_, replace(LIMITS, rate_per_s=1.0))
 
 
@@ -134,8 +141,8 @@ async def begun_too_early(walk: Walk, id_: str) -> bool:
 
 async def begun_behind_another(walk: Walk, id_: str) -> bool:
     first = await walk.into("pending")
-    line = walk.queue.keys.prefix + "webhook-order:o" + id_
-    await walk.queue.client.zadd(line, {first: 1, id_: 2})
+    line = walk.stores.keys.prefix + "webhook-order:o" + id_
+    await walk.stores.client.zadd(line, {first: 1, id_: 2})
     await walk.field(id_, order="o" + id_)
     return await walk.begin(id_)
 
@@ -184,13 +191,13 @@ async def sent_again_by_the_caller(walk: Walk, id_: str) -> bool:
 
 
 async def looked_after(walk: Walk, _id: str) -> bool:
-    await walk.queue.attempts.end_jobless(seen_s=0, most=1000)
+    await walk.stores.attempts.end_jobless(seen_s=0, most=1000)
     return False
 
 
 async def robbed_of_its_job(walk: Walk, id_: str) -> bool:
-    job = await walk.queue.client.hget(walk.queue.keys.webhook(id_), "job")
-    await walk.queue.client.delete(walk.queue.keys.job(job.decode()))
+    job = await walk.stores.client.hget(walk.stores.keys.webhook(id_), "job")
+    await walk.stores.client.delete(walk.stores.keys.job(job.decode()))
     return await looked_after(walk, id_)
 
 
@@ -217,7 +224,7 @@ STEPS: tuple[Step, ...] = (
 
 @pytest.fixture
 async def walk(client: Any, prefix: str) -> Walk:
-    return Walk(JobQueue(client, keys=QueueKeys(prefix)))
+    return Walk(queue_of(client, prefix))
 
 
 async def test_every_arrow_of_the_drawing_is_walked_and_there_is_no_other(walk: Walk) -> None:
@@ -238,8 +245,8 @@ async def test_only_what_has_ended_is_forgotten_with_time(walk: Walk) -> None:
     found = {(NOTHING, "pending")}
     for state in STATES:
         id_ = await walk.into(state)
-        if await walk.queue.client.pttl(walk.queue.keys.webhook(id_)) != -1:
+        if await walk.stores.client.pttl(walk.stores.keys.webhook(id_)) != -1:
             # As the server would end it, only sooner.
-            await walk.queue.client.pexpire(walk.queue.keys.webhook(id_), 0)
+            await walk.stores.client.pexpire(walk.stores.keys.webhook(id_), 0)
             found.add((state, await walk.state(id_)))
     assert found == {arrow for arrow in drawn() if NOTHING in arrow}

@@ -16,6 +16,7 @@ from arq.cron import cron
 
 from cache import EmbeddedServerError, MissingExtra, open_cache
 from tests.support.jobs import add, explode, wait_for_ever
+from tests.support.queues import open_queue, stores_of
 from tests.support.servers import run
 from worker import (
     InvalidArgument,
@@ -26,7 +27,6 @@ from worker import (
     ResultTimeout,
     Transient,
     call,
-    open_queue,
 )
 from worker.demo.serving import running
 from worker.engine import RetryPolicy, job
@@ -162,10 +162,12 @@ async def test_drained_waits_for_chained_and_gathered_jobs() -> None:
 
     async with testing_queue(functions=[add, total]) as queue:
         chained = await queue.enqueue("add", 1, 2, then=call("add", 10, job_id="second"))
-        gathered = await queue.gather([call("add", n, n) for n in range(5)], then=call("total"))
+        gathered = await queue.jobs.gather(
+            [call("add", n, n) for n in range(5)], then=call("total")
+        )
         assert await queue.drained() == DrainCounts(completed=8)
         assert await chained.result(timeout_s=0.1) == 3
-        assert await queue.job("second").result(timeout_s=0.1) == 13
+        assert await queue.jobs.get("second").result(timeout_s=0.1) == 13
         assert await gathered.result(timeout_s=0.1) == 20
 
 
@@ -188,7 +190,7 @@ async def test_drained_makes_scheduled_jobs_due_on_request() -> None:
         after = call("add", 1, delay_s=HOUR_S, job_id="after")
         await queue.enqueue("add", 1, delay_s=HOUR_S, priority=Priority.LOW, then=after)
         assert await queue.drained(scheduled=True) == DrainCounts(completed=2)
-        assert await queue.job("after").result(timeout_s=0.1) == 2
+        assert await queue.jobs.get("after").result(timeout_s=0.1) == 2
 
 
 async def test_drained_names_what_is_left_at_the_timeout() -> None:
@@ -341,7 +343,7 @@ async def test_nothing_is_left_on_the_server() -> None:
         await (await queue.enqueue("add", 1)).result(timeout_s=5)
         settings = queue.settings
     async with open_queue(settings) as client:
-        assert await client.client.dbsize() == 0
+        assert await stores_of(client).client.dbsize() == 0
 
 
 async def test_environment_variables_are_not_read(monkeypatch: pytest.MonkeyPatch) -> None:

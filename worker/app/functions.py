@@ -12,18 +12,18 @@ from typing import TYPE_CHECKING, Any
 from arq.worker import Function, func
 
 from settings import SettingsError, variable_name, why_untrusted
-from worker.app.wiring import JOB_MARGIN_S
+from worker.app.options import JOB_MARGIN_S
 from worker.engine.cron_expression import CronExpression, cron_job
 from worker.llm.after import delete_llm_files, send_llm_callback
-from worker.llm.batch_client import (
+from worker.llm.jobs import flush_llm_batches, flush_llm_group, run_llm_batch, run_llm_request
+from worker.llm.prepared import (
     DELETE_LLM_FILES,
+    FLUSH_LLM_BATCHES,
     FLUSH_LLM_GROUP,
     RUN_LLM_BATCH,
     RUN_LLM_REQUEST,
     SEND_LLM_CALLBACK,
 )
-from worker.llm.client import FLUSH_LLM_BATCHES
-from worker.llm.jobs import flush_llm_batches, flush_llm_group, run_llm_batch, run_llm_request
 from worker.llm.rescuer import RESCUE_LLM, RESCUE_LLM_CRON, rescue_llm
 from worker.terminal import printable
 from worker.webhooks.attempts import REPORT_WEBHOOK

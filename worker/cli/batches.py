@@ -30,8 +30,8 @@ def batches_list(limit: int, as_json: bool) -> None:
     """
 
     async def look(queue: JobQueue) -> dict[str, Any]:
-        found = await queue.llm_batches(limit=limit)
-        return {"groups": await queue.llm_groups(), "batches": found}
+        found = await queue.llm.batches.list(limit=limit)
+        return {"groups": await queue.llm.batches.groups(), "batches": found}
 
     found = with_queue(look)
     show(found, as_json, lambda: _table(found))
@@ -68,7 +68,7 @@ def batches_show(batch_id: str, as_json: bool) -> None:
       letta-workers batches show 3f0c6d2a9b1e4c7d8a5f6e0b
       letta-workers batches show 3f0c6d2a9b1e4c7d8a5f6e0b --json | jq .usage
     """
-    found = with_queue(lambda queue: queue.llm_batch(batch_id))
+    found = with_queue(lambda queue: queue.llm.batches.get(batch_id))
     show(found, as_json, lambda: [f"{name:<18}{_text(value)}" for name, value in found.items()])
 
 
@@ -118,10 +118,10 @@ def batches_cancel(
 
     async def cancel(queue: JobQueue) -> int:
         if group is not None:
-            return await queue.cancel_llm_group(*group)
+            return await queue.llm.batches.cancel_group(*group)
         if request_id is not None:
-            return int(await queue.cancel_llm_request(request_id, everybody=True))
-        return int(await queue.cancel_llm_batch(str(batch_id)))
+            return int(await queue.llm.cancel(request_id, everybody=True))
+        return int(await queue.llm.batches.cancel(str(batch_id)))
 
     ended = with_queue(cancel)
     show({"cancelled": ended}, as_json, lambda: [f"{ended} cancelled"])
@@ -137,5 +137,5 @@ def batches_retry(batch_id: str, as_json: bool) -> None:
     Examples:
       letta-workers batches retry 3f0c6d2a9b1e4c7d8a5f6e0b
     """
-    retried = with_queue(lambda queue: queue.retry_llm_batch(batch_id))
+    retried = with_queue(lambda queue: queue.llm.batches.retry(batch_id))
     show({"requests": retried}, as_json, lambda: [f"{retried} requests wait again"])

@@ -14,7 +14,7 @@ import click
 from cache.connection import embedded
 from cache.connection.pool import open_pool, parse_url, wait_until_ready
 from settings import Settings, SettingsError, load_settings
-from worker.app.wiring import pool_options
+from worker.app.options import pool_options
 from worker.cli.batches import batches
 from worker.cli.cache import cache
 from worker.cli.dead import dead
@@ -60,8 +60,8 @@ def run(count: int | None, foreign: str | None) -> None:
       letta-workers run --count 1          # one process a pod
       letta-workers run --settings myapp.jobs.WorkerSettings   # anybody's arq settings
     """
-    from worker.app.building import supervisor_options
     from worker.app.functions import build_crons, build_functions, load_settings_class
+    from worker.app.service import supervisor_options
     from worker.logs import configure_logging
     from worker.process.supervisor import run_supervisor
 
@@ -102,7 +102,7 @@ class _server_for_children:  # noqa: N801  (a context manager, read like a funct
 def child(foreign: str | None) -> None:
     """One worker process, as the supervisor starts it."""
     from worker.app.functions import load_settings_class
-    from worker.app.main import run_child
+    from worker.app.service import run_child
     from worker.process.child import report_bad_configuration
 
     try:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from worker.engine.options import EngineOptions, JobFunction, job
-from worker.engine.worker import Worker, new_worker_id
+from worker.engine.state import new_worker_id
+from worker.engine.worker import Worker
 from worker.queue.policy import RetryPolicy
 
 __all__ = ["EngineOptions", "JobFunction", "RetryPolicy", "Worker", "job", "new_worker_id"]

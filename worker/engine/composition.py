@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 from arq.connections import ArqRedis, create_pool
 
@@ -19,10 +20,8 @@ from worker.engine.poll import Poll
 from worker.engine.poller import Poller
 from worker.engine.settings import Settings
 from worker.engine.slots import Slots
+from worker.engine.state import WorkerState
 from worker.engine.wake import Waker
-
-if TYPE_CHECKING:
-    from worker.engine.worker import Worker
 
 _SOCKET_TIMEOUT_S = 5.0
 
@@ -44,7 +43,7 @@ class Run:
     leave_by: float = float("inf")
 
 
-async def connect(worker: Worker) -> ArqRedis:
+async def connect(worker: WorkerState) -> ArqRedis:
     """A pool by the worker's `redis_settings`."""
     pool = await create_pool(
         worker.redis_settings,
@@ -63,7 +62,7 @@ async def connect(worker: Worker) -> ArqRedis:
     return pool
 
 
-def assemble(worker: Worker) -> Run:
+def assemble(worker: WorkerState, *, report: Callable[[], dict[str, Any]]) -> Run:
     """The parts of a `main()` that begins."""
     client, keys, options = worker.pool, worker.keys, worker.options
     # arq's own client takes a connection from its pool for each call.
@@ -113,7 +112,7 @@ def assemble(worker: Worker) -> Run:
             options,
             worker_id=worker.worker_id,
             health_key=worker.health_check_key,
-            report=worker._report,
+            report=report,
             hint=waker.hint,
         ),
         crons=crons,
@@ -123,7 +122,7 @@ def assemble(worker: Worker) -> Run:
     )
 
 
-def _settings(worker: Worker) -> Settings:
+def _settings(worker: WorkerState) -> Settings:
     return Settings(
         functions=worker.functions,
         ctx=worker.ctx,

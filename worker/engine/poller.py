@@ -12,7 +12,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Coroutine
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import structlog
 
@@ -23,10 +23,8 @@ from worker.engine.cron import CronRunner
 from worker.engine.poll import MOST_ENDS, Poll
 from worker.engine.records import Claim, PollReply, PollResult, read_poll
 from worker.engine.slots import Outcome, Slots
+from worker.engine.state import WorkerState
 from worker.engine.wake import Waker
-
-if TYPE_CHECKING:
-    from worker.engine.worker import Worker
 
 log = structlog.get_logger(__name__)
 
@@ -45,7 +43,7 @@ class Poller:
     """Keeps the slots of a worker full and the server informed, until the worker is over."""
 
     def __init__(
-        self, worker: Worker, poll: Poll, slots: Slots, waker: Waker, crons: CronRunner
+        self, worker: WorkerState, poll: Poll, slots: Slots, waker: Waker, crons: CronRunner
     ) -> None:
         self._worker = worker
         self._poll = poll

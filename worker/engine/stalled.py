@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from arq.worker import JobExecutionFailed
 
 from cache.connection.pool import OUTAGE
-
-if TYPE_CHECKING:
-    from worker.engine.worker import Worker
+from worker.engine.state import WorkerState
 
 
-async def tell(worker: Worker, ids: list[bytes]) -> None:
+async def tell(worker: WorkerState, ids: list[bytes]) -> None:
     """Store a failed result for each, as far as results are kept and none is there."""
     keep_s = worker.keep_result_s or 0
     if keep_s <= 0 or worker.job_serializer is None:

@@ -11,28 +11,18 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
 import signal
-import socket
-import uuid
 from datetime import UTC, datetime
 from typing import Any
 
 import structlog
-from arq.constants import default_queue_name
-from arq.utils import timestamp_ms
-from arq.worker import Worker as ArqWorker
 
 from cache.connection.pool import OUTAGE, close_client, wait_until_ready
 from cache.connection.tasks import end
-from cache.encoding import codec
 from worker.engine import preflight
 from worker.engine.composition import Run, assemble, connect
-from worker.engine.options import EngineOptions
 from worker.engine.poll import PollStopped
-from worker.engine.records import Claim, EngineKeys, PollResult
-from worker.engine.settings import Observer
-from worker.keys import QUEUE_PREFIX, QueueKeys
+from worker.engine.state import WorkerState
 
 log = structlog.get_logger(__name__)
 
@@ -41,12 +31,7 @@ _CLEANUP_S = 2.0
 _LAST_WORD_S = 5.0
 
 
-def new_worker_id() -> str:
-    """Unique among workers, and readable: host, process, and digits for a reused pid."""
-    return f"{socket.gethostname()}:{os.getpid()}:{uuid.uuid4().hex[:6]}"
-
-
-class Worker(ArqWorker):
+class Worker(WorkerState):
     """
     Runs jobs. Takes every argument of `arq.worker.Worker`, and:
 
@@ -62,42 +47,11 @@ class Worker(ArqWorker):
         worker.errors.UnsafeServer: from `main`, when the server may evict jobs.
     """
 
-    def __init__(
-        self,
-        *args: Any,
-        options: EngineOptions | None = None,
-        prefix: str = QUEUE_PREFIX,
-        worker_id: str | None = None,
-        observer: Observer | None = None,
-        **kwargs: Any,
-    ) -> None:
-        if prefix != QUEUE_PREFIX and kwargs.get("queue_name") in (None, default_queue_name):
-            kwargs["queue_name"] = QueueKeys(prefix).queue()
-        kwargs["job_serializer"] = kwargs.get("job_serializer") or codec.encode
-        kwargs["job_deserializer"] = kwargs.get("job_deserializer") or codec.decode
-        super().__init__(*args, **kwargs)
-        self.options = options or EngineOptions()
-        self.worker_id = worker_id or new_worker_id()
-        self.keys = EngineKeys(QueueKeys(prefix), self.queue_name)
-        self.observer = observer
-        self.jobs_given_back = 0
-        self.jobs_dead = 0
-        self.jobs_rescued = 0
-        self.claims: dict[bytes, Claim] = {}
-        self._run: Run | None = None
-        self._draining = False
-        self._forced = False
-        self._started_up = False
-        self._asked_to_end = asyncio.Event()
-        self._clock_offset_s = 0.0
-        self._queued = 0
+    _run: Run | None = None
+    _forced = False
+    _started_up = False
 
     # -- what others read and call ----------------------------------------------
-
-    @property
-    def jobs_done(self) -> int:
-        """Runs of jobs that ended since the start, however they ended."""
-        return self.jobs_complete + self.jobs_failed + self.jobs_retried
 
     @property
     def jobs_running(self) -> int:
@@ -113,10 +67,6 @@ class Worker(ArqWorker):
         """Whether jobs have ended that the server has not been told of."""
         return self._run is not None and self._run.poller.has_unsent_ends
 
-    @property
-    def is_draining(self) -> bool:
-        return self._draining
-
     def quiet(self) -> None:
         """Stop claiming; go on with what runs."""
         self.allow_pick_jobs = False
@@ -129,7 +79,7 @@ class Worker(ArqWorker):
         if self._draining:
             return
         self._draining = True
-        self._asked_to_end.set()
+        self.asked_to_end.set()
         self.quiet()
         log.info("worker.draining", running=self.jobs_running, grace_s=self._job_completion_wait)
         if self._run is not None:
@@ -138,7 +88,7 @@ class Worker(ArqWorker):
     def force(self) -> None:
         """Cancel what runs and give it back uncharged, now; `main` returns within seconds."""
         self._draining = True
-        self._asked_to_end.set()
+        self.asked_to_end.set()
         self.allow_pick_jobs = False
         run = self._run
         if self._forced or run is None:
@@ -181,7 +131,7 @@ class Worker(ArqWorker):
         if self.on_startup:
             await self.on_startup(self.ctx)
         self._started_up = True
-        run = self._run = assemble(self)
+        run = self._run = assemble(self, report=self._report)
         if self._draining:
             self.allow_pick_jobs = False
         run.poll.may_give_up = lambda: self._forced and self.loop.time() > run.leave_by
@@ -249,7 +199,7 @@ class Worker(ArqWorker):
         ready = asyncio.create_task(
             wait_until_ready(self.pool, "the queue's server", deadline_s=None)
         )
-        asked = asyncio.create_task(self._asked_to_end.wait())
+        asked = asyncio.create_task(self.asked_to_end.wait())
         try:
             await asyncio.wait({ready, asked}, return_when=asyncio.FIRST_COMPLETED)
             return ready.done() and ready.exception() is None
@@ -258,23 +208,12 @@ class Worker(ArqWorker):
 
     # -- small things ----------------------------------------------------------------
 
-    def hear(self, polled: PollResult) -> None:
-        """What a turn tells of the server: its clock, and how many jobs are there."""
-        self._clock_offset_s = polled.now / 1000 - self.loop.time()
-        self._queued = polled.size
-
-    def server_ms(self) -> int:
-        """The server's clock, Unix ms, as of the last turn."""
-        if not self._clock_offset_s:
-            return timestamp_ms()
-        return int((self.loop.time() + self._clock_offset_s) * 1000)
-
     async def write_health(self, interval_s: float) -> None:
         """arq's health key, written again in `interval_s`; its life outlasts three of them."""
         info = (
             f"{datetime.now(UTC):%b-%d %H:%M:%S} j_complete={self.jobs_complete} "
             f"j_failed={self.jobs_failed} j_retried={self.jobs_retried} "
-            f"j_ongoing={self.jobs_running} queued={self._queued}"
+            f"j_ongoing={self.jobs_running} queued={self.jobs_queued}"
         )
         life_s = max(self.health_check_interval + 1, 3 * interval_s)
         await self.pool.set(self.health_check_key, info, px=round(life_s * 1000))

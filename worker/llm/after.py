@@ -9,9 +9,10 @@ from typing import Any
 
 import structlog
 
-from worker.deps import Deps, JobContext
 from worker.errors import InvalidArgument, PayloadTooLarge, Permanent
 from worker.llm.answers import Answer
+from worker.llm.context import LLMContext
+from worker.queue.context import JobContext
 
 log = structlog.get_logger(__name__)
 
@@ -25,14 +26,14 @@ async def send_llm_callback(ctx: JobContext, url: str) -> str:
 
     An answer too large for a webhook is left out; its receiver asks for it by the id.
     """
-    deps, job_id = Deps.of(ctx), str(ctx["job_id"])
+    context, job_id = LLMContext.of(ctx), str(ctx["job_id"])
     _, _, request_id, _, who = job_id.split(":", 4)
     mark = who.partition(".")[2]
-    answer = await deps.queue.requests.peek_answer(request_id)
+    answer = await context.requests.peek_answer(request_id)
     if answer is None:
         return "expired"
     payload = _payload(f"{request_id}.{mark}" if mark else request_id, answer)
-    send = partial(deps.queue.send_webhook, url, event_type="llm.request.ended", webhook_id=job_id)
+    send = partial(context.webhooks.send, url, event_type="llm.request.ended", webhook_id=job_id)
     try:
         try:
             await send(payload)
@@ -52,16 +53,16 @@ def _payload(request_id: str, answer: Answer) -> dict[str, Any]:
 
 async def delete_llm_files(ctx: JobContext, batch_id: str) -> int:
     """Delete an ended batch's files at the provider (LETTA_LLM_DELETE_FILES); returns how many."""
-    deps = Deps.of(ctx)
-    batch = await deps.queue.batches.read(batch_id)
+    context = LLMContext.of(ctx)
+    batch = await context.batches.read(batch_id)
     if batch is None or not batch.state.is_end:
         return 0
-    names = ["file_id", *(["result_files"] if deps.llm.delete_files == "all" else [])]
+    names = ["file_id", *(["result_files"] if context.options.delete_files == "all" else [])]
     ids = " ".join(batch.fields.get(name, "") for name in names).split()
     # A file of whose upload only a crash or a lost answer is left is found by its name.
     unknown = batch.number("uploads") > (1 if batch.fields.get("file_id") else 0)
     since_ms = batch.number("created") if unknown else None
-    provider = deps.providers[batch.group.provider]
+    provider = context.providers[batch.group.provider]
     try:
         deleted = await provider.delete_files(batch_id, ids, since_ms=since_ms)
     except Permanent as exc:

@@ -8,11 +8,13 @@ from collections.abc import Sequence
 from typing import Literal
 
 from cache.connection.scripts import load
-from worker.keys import LLM_BATCH_TTL_S, LLM_MAX_BATCHES, QueueKeys
+from worker.keys import LLM_BATCH_TTL_S, LLM_MAX_BATCHES
 from worker.llm.batch_reads import PAGE, Batch, BatchReads, batch_of, created_at
 from worker.llm.grouping import Group
-from worker.llm.requests import FlushRules, PreparedJob, encode_group, run_many
+from worker.llm.options import FlushRules
+from worker.llm.requests import encode_group, run_many
 from worker.llm.states import BatchState
+from worker.queue.encoder import PreparedJob
 
 __all__ = ["PAGE", "Batch", "BatchStore", "created_at"]
 
@@ -86,7 +88,7 @@ class BatchStore(BatchReads):
         ttl = LLM_BATCH_TTL_S * 1000 if to.is_end else ""
         job = then or _NO_JOB
         names = [*self._keys(batch.id), self.keys.llm_underway]
-        names += job_names(self.keys, job.id)
+        names += self.keys.job_keys(job.id)
         args = [batch.state.value, batch.epoch, to.value, ttl, batch.id, job.id, job.body, *flat]
         return int(await _MOVE.run(self.client, names, args))
 
@@ -97,7 +99,7 @@ class BatchStore(BatchReads):
         keys = self.keys
         family = old.fields.get("family") or old.id
         names = [*self._keys(new_id), keys.llm_batches, keys.llm_underway]
-        names += job_names(keys, job.id)
+        names += keys.job_keys(job.id)
         names += [keys.llm_batch(old.id), keys.llm_open(old.id), keys.llm_batch(family)]
         args = [
             keys.llm,
@@ -148,11 +150,6 @@ class BatchStore(BatchReads):
     def _keys(self, batch_id: str) -> list[str]:
         keys = self.keys
         return [keys.llm_batch(batch_id), keys.llm_items(batch_id), keys.llm_open(batch_id)]
-
-
-def job_names(keys: QueueKeys, job_id: str) -> list[str]:
-    """The keys of a job of ordinary priority, as put_job wants them."""
-    return [keys.queue(), keys.job(job_id), keys.result(job_id), keys.wake]
 
 
 _NO_JOB = PreparedJob("", b"")

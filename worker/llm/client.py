@@ -1,5 +1,5 @@
 """
-The LLM half of the client: hand in requests, wait for their answers.
+LLM requests for a service: hand them in, wait for their answers, give them up.
 """
 
 from __future__ import annotations
@@ -15,15 +15,17 @@ from typing import Any
 from worker.errors import NotFound, RequestFailed, ResultTimeout
 from worker.keys import QueueKeys
 from worker.llm.answer_subscriber import AnswerSubscriber
-from worker.llm.batch_client import FLUSH_LLM_GROUP, SEND_LLM_CALLBACK, BatchClient, require_names
+from worker.llm.batch_client import Batches, require_names
 from worker.llm.grouping import LIMITS, Group, LLMRequest, check_request
-from worker.llm.requests import NOBODY, Callback, FlushRules, PreparedJob, split_request_id
-from worker.options import QueueOptions
+from worker.llm.options import LLMOptions, flush_rules
+from worker.llm.prepared import FLUSH_LLM_BATCHES, PreparedJobs
+from worker.llm.requests import NOBODY, Callback, RequestStore, split_request_id
 from worker.queue import arguments
+from worker.queue.admission import MemoryGuard
+from worker.queue.client import Jobs
+from worker.queue.encoder import PreparedJob
 from worker.queue.job import Job, reach
 from worker.queue.priority import Priority
-
-FLUSH_LLM_BATCHES = "flush_llm_batches"
 
 # Answers are told on a channel; this look is for a message that was lost.
 _ANSWER_POLL_S = 1.0
@@ -31,16 +33,38 @@ _ANSWER_POLL_S = 1.0
 _CHUNK = 250
 
 
-class LLMClient(BatchClient):
-    """Hands in LLM requests through one Redis client. `JobQueue` is one."""
+class LLMRequests:
+    """
+    `queue.llm`; the batches that requests go in are `queue.llm.batches`.
 
-    def __init__(self, client: Any, keys: QueueKeys, options: QueueOptions) -> None:
-        super().__init__(client, keys, options)
-        self._answers = AnswerSubscriber(client, self.keys.llm_answered)
+    Raises, from every method:
+        QueueUnavailable: the server cannot be reached; nothing is known to be stored.
+    """
+
+    def __init__(
+        self,
+        keys: QueueKeys,
+        requests: RequestStore,
+        batches: Batches,
+        answers: AnswerSubscriber,
+        *,
+        jobs: Jobs,
+        prepared: PreparedJobs,
+        memory: MemoryGuard,
+        options: LLMOptions,
+    ) -> None:
+        self.batches = batches
+        self._keys = keys
+        self._requests = requests
+        self._answers = answers
+        self._jobs = jobs
+        self._prepared = prepared
+        self._memory = memory
+        self._options = options
         self._rules = {provider: flush_rules(options, provider) for provider in LIMITS}
         self._flushes: tuple[Group | None, float, bytes, bytes] = (None, 0.0, b"", b"")
 
-    async def submit_llm_request(
+    async def submit(
         self,
         body: Mapping[str, Any],
         *,
@@ -52,7 +76,7 @@ class LLMClient(BatchClient):
         webhook_url: str | None = None,
     ) -> str:
         """
-        Hand in one LLM request; returns the id to give to `llm_result`.
+        Hand in one LLM request; returns the id to give to `result`.
 
         It waits for others of its provider, endpoint and model, and goes with
         them in a batch. `urgent`, or a `deadline` (aware) that a batch would
@@ -72,7 +96,7 @@ class LLMClient(BatchClient):
         request = self._checked(body, provider, endpoint)
         deadline_ms = None if deadline is None else arguments.unix_ms("deadline", deadline)
         callback = self._tell(webhook_url)
-        await reach(self._memory.admit())
+        await self._memory.admit()
         if urgent or self._is_near(deadline):
             return await self._submit_urgent(request, deadline_ms, callback)
         (id_,) = await self._submit([request], deadline_ms, dedupe=dedupe, callback=callback)
@@ -93,13 +117,13 @@ class LLMClient(BatchClient):
 
         All are checked before the first is stored, then stored some hundreds at
         a time: when that fails half way, what was stored is answered all the
-        same. Otherwise as `submit_llm_request`.
+        same. Otherwise as `submit`.
         """
         requests = [self._checked(body, provider, endpoint) for body in bodies]
         deadline_ms = None if deadline is None else arguments.unix_ms("deadline", deadline)
         callback = self._tell(webhook_url)
         if self._is_near(deadline):
-            await reach(self._memory.admit())
+            await self._memory.admit()
             return [await self._submit_urgent(each, deadline_ms, callback) for each in requests]
         by_group: dict[Group, list[int]] = {}
         for number, request in enumerate(requests):
@@ -108,7 +132,7 @@ class LLMClient(BatchClient):
         for numbers in by_group.values():
             for start in range(0, len(numbers), _CHUNK):
                 chunk = numbers[start : start + _CHUNK]
-                await reach(self._memory.admit())
+                await self._memory.admit()
                 stored = await self._submit(
                     [requests[number] for number in chunk],
                     deadline_ms,
@@ -119,7 +143,7 @@ class LLMClient(BatchClient):
                     ids[number] = id_
         return ids
 
-    async def llm_result(self, request_id: str, *, timeout_s: float | None = None) -> Any:
+    async def result(self, request_id: str, *, timeout_s: float | None = None) -> Any:
         """
         Wait for one request's answer: the provider's response body.
 
@@ -130,7 +154,7 @@ class LLMClient(BatchClient):
                 LETTA_LLM_READ_RESULT_TTL_S).
         """
         arguments.require_name("request_id", request_id)
-        requests = self.requests
+        requests = self._requests
         try:
             # Those who share a request are told of it by its one id.
             shared_id, _ = split_request_id(request_id)
@@ -152,9 +176,28 @@ class LLMClient(BatchClient):
             raise RequestFailed(answer.kind, answer.message)
         return answer.body
 
-    async def flush_llm_batches(self) -> Job:
+    async def flush(self) -> Job:
         """Send every waiting request now; the job's result is how many batches were made."""
-        return await self.enqueue(FLUSH_LLM_BATCHES, priority=Priority.HIGH)
+        return await self._jobs.enqueue(FLUSH_LLM_BATCHES, priority=Priority.HIGH)
+
+    async def cancel(self, request_id: str, *, everybody: bool = False) -> bool:
+        """
+        Give up a request: it ends with the error `canceled` unless others wait for it too.
+
+        Every caller has an id of its own and gives up its own share, once.
+        `everybody`, for operators, ends it for all who share it. Its batch is
+        cancelled at the provider when nobody waits for any of it. False when it is
+        answered already, or unknown.
+        """
+        arguments.require_name("request_id", request_id)
+        code, batch_id = await reach(self._requests.cancel(request_id, everybody=everybody))
+        if batch_id:
+            await self.batches.cancel_unwanted(batch_id)
+        return code > 0
+
+    async def aclose(self) -> None:
+        """Stop listening for answers."""
+        await self._answers.aclose()
 
     # -- inside ----------------------------------------------------------------
 
@@ -162,7 +205,7 @@ class LLMClient(BatchClient):
         require_names(provider, endpoint)
         if isinstance(body, Mapping) and "model" in body:
             arguments.require_name("body['model']", body["model"], longest=256)
-        limit = self.options.max_llm_bytes
+        limit = self._options.max_bytes
         return check_request(body, provider=provider, endpoint=endpoint, max_bytes=limit)
 
     async def _submit(
@@ -177,7 +220,7 @@ class LLMClient(BatchClient):
         first, group = pairs[0][0], requests[0].group
         now, later = self._flush_bodies(group)
         return await reach(
-            self.requests.submit(
+            self._requests.submit(
                 pairs,
                 # Named after the request that would complete the batch: a call
                 # that is sent again starts no second flush.
@@ -198,9 +241,8 @@ class LLMClient(BatchClient):
         """
         known, made, now, later = self._flushes
         if known != group or time.monotonic() - made > 1:
-            row = [group.provider, group.endpoint, group.model]
-            now = self._body(FLUSH_LLM_GROUP, *row, full_only=True)
-            later = self._body(FLUSH_LLM_GROUP, *row)
+            now = self._prepared.flush("", group, full_only=True).body
+            later = self._prepared.flush("", group).body
             self._flushes = (group, time.monotonic(), now, later)
         return now, later
 
@@ -208,13 +250,13 @@ class LLMClient(BatchClient):
         self, request: LLMRequest, deadline_ms: int | None, callback: Callback
     ) -> str:
         request_id = f"req_{uuid.uuid4().hex}"
-        job = self.single_job(request_id)
+        job = self._prepared.single(request_id)
         return await reach(
-            self.requests.submit_urgent(
+            self._requests.submit_urgent(
                 request_id,
                 request,
                 job=job,
-                job_keys=self.jobs.job_keys(job.id, Priority.HIGH),
+                job_keys=self._keys.job_keys(job.id, Priority.HIGH),
                 deadline_ms=deadline_ms,
                 callback=callback,
             )
@@ -226,7 +268,7 @@ class LLMClient(BatchClient):
         arguments.require_webhook_url(url, "webhook_url")
         # The job's own id names the request: an equal one's may be answered in its place.
         who = hashlib.sha256(url.encode()).hexdigest()[:16]
-        return Callback(who, self._body(SEND_LLM_CALLBACK, url))
+        return Callback(who, self._prepared.callback_body(url))
 
     def _is_near(self, deadline: datetime | None) -> bool:
         if deadline is None:
@@ -234,19 +276,8 @@ class LLMClient(BatchClient):
         # A batch takes its gathering time and then the provider's, which is
         # never shorter than that.
         left_s = deadline.timestamp() - datetime.now(UTC).timestamp()
-        gathering_s = 2 * self.options.llm_batch_max_age_s
-        return left_s < max(gathering_s, self.options.llm_deadline_margin_s)
-
-
-def flush_rules(options: QueueOptions, provider: str) -> FlushRules:
-    """When a group is full: what the operator set, within what the provider takes."""
-    limits = LIMITS[provider]
-    return FlushRules(
-        max_requests=min(options.llm_batch_max_requests, limits.requests),
-        max_bytes=min(options.llm_batch_max_bytes, limits.bytes * 9 // 10),
-        max_tokens=options.llm_batch_max_tokens,
-        max_age_ms=int(options.llm_batch_max_age_s * 1000),
-    )
+        gathering_s = 2 * self._options.batch_max_age_s
+        return left_s < max(gathering_s, self._options.deadline_margin_s)
 
 
 async def _wait_for(event: asyncio.Event, timeout_s: float) -> None:

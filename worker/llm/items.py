@@ -9,13 +9,13 @@ from collections.abc import Sequence
 
 import structlog
 
-from worker.deps import Deps
 from worker.llm.answers import LATE, MISSING, Answer, Fate, decide_fate
-from worker.llm.batch_client import FLUSH_LLM_GROUP
 from worker.llm.batches import Batch
+from worker.llm.context import LLMContext
+from worker.llm.prepared import FLUSH_LLM_GROUP
 from worker.llm.providers import Provider, RemoteBatch
 from worker.llm.providers.protocol import split_custom_id
-from worker.llm.requests import PreparedJob
+from worker.queue.encoder import PreparedJob
 from worker.queue.priority import Priority
 
 log = structlog.get_logger(__name__)
@@ -31,11 +31,11 @@ class NotOurs(Exception):
 class Items:
     """The requests of one batch, for one run."""
 
-    def __init__(self, deps: Deps, batch: Batch) -> None:
-        self.deps = deps
+    def __init__(self, context: LLMContext, batch: Batch) -> None:
+        self.context = context
         self.batch = batch
-        self.store = deps.queue.batches
-        self.requests = deps.queue.requests
+        self.store = context.batches
+        self.requests = context.requests
 
     async def take_results(self, provider: Provider, remote: RemoteBatch) -> int:
         """
@@ -56,7 +56,7 @@ class Items:
             if len(chunk) >= _CHUNK:
                 await self._settle(chunk)
                 chunk = []
-                self.deps.reached("batch.fetching")
+                self.context.reached("batch.fetching")
         await self._settle(chunk)
         return lines
 
@@ -74,9 +74,9 @@ class Items:
             fate = decide_fate(
                 doubtful[id_],
                 tries=tries,
-                max_tries=self.deps.llm.item_max_tries,
+                max_tries=self.context.options.item_max_tries,
                 left_s=None if deadline_ms is None else (deadline_ms - self._now_ms()) / 1000,
-                margin_s=self.deps.llm.deadline_margin_s,
+                margin_s=self.context.options.deadline_margin_s,
             )
             if fate is Fate.ANSWER:
                 final.append((id_, doubtful[id_]))
@@ -103,7 +103,7 @@ class Items:
 
     async def rescue(self) -> None:
         """What is late gets its error; what would be late goes to the synchronous endpoint."""
-        now_ms, margin_ms = self._now_ms(), self.deps.llm.deadline_margin_s * 1000
+        now_ms, margin_ms = self._now_ms(), self.context.options.deadline_margin_s * 1000
         if self.batch.deadline_ms is None or self.batch.deadline_ms - margin_ms > now_ms:
             return
         next_ms: int | None = None
@@ -131,15 +131,15 @@ class Items:
         if not ids:
             return
         group = self.batch.group
-        flush = (FLUSH_LLM_GROUP, group.provider, group.endpoint, group.model)
         # A name of its own each time: an earlier flush of that name may be ending just now.
-        job = self.deps.queue.prepared(f"llm:again:{uuid.uuid4().hex}", *flush)
+        job = self.context.prepared.flush(f"llm:again:{uuid.uuid4().hex}", group)
         keys = self._job_keys(job, Priority.DEFAULT)
-        delay_ms = self.deps.llm.rules[group.provider].max_age_ms
+        delay_ms = self.context.options.rules[group.provider].max_age_ms
         rows = [(id_, job, keys) for id_ in ids]
         moved = await self.store.detach(self.batch.id, rows, mode="wait", delay_ms=delay_ms)
         # And one behind them all, should the first have run before the last was back.
-        await self.deps.queue.enqueue(*flush, delay_s=delay_ms / 1000)
+        row = (group.provider, group.endpoint, group.model)
+        await self.context.jobs.enqueue(FLUSH_LLM_GROUP, *row, delay_s=delay_ms / 1000)
         log.info("batch.items_put_back", batch_id=self.batch.id, requests=moved)
 
     async def _send_singly(self, ids: Sequence[str], *, urgent: bool) -> int:
@@ -148,12 +148,12 @@ class Items:
         priority = Priority.HIGH if urgent else Priority.DEFAULT
         rows = []
         for id_ in ids:
-            job = self.deps.queue.single_job(id_)
+            job = self.context.prepared.single(id_)
             rows.append((id_, job, self._job_keys(job, priority)))
         return await self.store.detach(self.batch.id, rows, mode="urgent" if urgent else "single")
 
     def _job_keys(self, job: PreparedJob, priority: Priority) -> list[str]:
-        return self.deps.queue.jobs.job_keys(job.id, priority)
+        return self.context.keys.job_keys(job.id, priority)
 
     def _now_ms(self) -> int:
-        return int(self.deps.now().timestamp() * 1000)
+        return int(self.context.now().timestamp() * 1000)

@@ -13,14 +13,15 @@ import uuid
 import structlog
 from arq.worker import Retry
 
-from worker.deps import Deps, JobContext
 from worker.errors import InvalidArgument, Permanent, Transient, Undecodable
 from worker.llm.answers import LATE, Answer
+from worker.llm.context import LLMContext
 from worker.llm.grouping import Group, checked_group
 from worker.llm.moves import Later, Overtaken
 from worker.llm.providers import BatchesUnsupported, Busy
 from worker.llm.rescuer import look_after
 from worker.llm.run import BatchRun
+from worker.queue.context import JobContext
 from worker.queue.priority import Priority
 
 log = structlog.get_logger(__name__)
@@ -31,9 +32,9 @@ _OUTAGE_BASE_S, _OUTAGE_CAP_S = 1.0, 60.0
 
 async def flush_llm_batches(ctx: JobContext) -> int:
     """Seal every group's waiting requests; returns how many batches were made."""
-    deps = Deps.of(ctx)
-    made = sum([await _flush(deps, group) for group in await deps.queue.batches.groups()])
-    await look_after(deps)
+    context = LLMContext.of(ctx)
+    made = sum([await _flush(context, group) for group in await context.batches.groups()])
+    await look_after(context)
     return made
 
 
@@ -49,21 +50,21 @@ async def flush_llm_group(
         group = checked_group(provider, endpoint, model)
     except InvalidArgument as exc:
         raise Undecodable(str(exc)) from None
-    return await _flush(Deps.of(ctx), group, full_only=full_only)
+    return await _flush(LLMContext.of(ctx), group, full_only=full_only)
 
 
-async def _flush(deps: Deps, group: Group, *, full_only: bool = False) -> int:
+async def _flush(context: LLMContext, group: Group, *, full_only: bool = False) -> int:
     made = 0
     while True:
         batch_id = uuid.uuid4().hex[:24]  # with the request's id, a custom id of 61 characters
-        job = deps.queue.batch_job(batch_id)
-        items = await deps.queue.batches.seal(
+        job = context.prepared.batch(batch_id)
+        items = await context.batches.seal(
             group,
             batch_id,
-            rules=deps.llm.rules[group.provider],
+            rules=context.options.rules[group.provider],
             full_only=full_only,
             job=job,
-            job_keys=deps.queue.jobs.job_keys(job.id, Priority.DEFAULT),
+            job_keys=context.keys.job_keys(job.id, Priority.DEFAULT),
         )
         if not items:
             return made
@@ -78,11 +79,11 @@ async def run_llm_batch(ctx: JobContext, batch_id: str) -> str:
     Raises:
         Retry: the provider works on it, or is away; the job runs again later.
     """
-    deps = Deps.of(ctx)
-    batch = await deps.queue.batches.take(batch_id)
+    context = LLMContext.of(ctx)
+    batch = await context.batches.take(batch_id)
     if batch is None or batch.state.is_end:
         return "skipped"
-    run = BatchRun(deps, batch)
+    run = BatchRun(context, batch)
     try:
         try:
             return await run.advance()
@@ -95,7 +96,7 @@ async def run_llm_batch(ctx: JobContext, batch_id: str) -> str:
     except Later as exc:
         raise Retry(defer=exc.wait_s) from None
     except Transient as exc:
-        wait_s = _backoff_s(deps, ctx, exc)
+        wait_s = _backoff_s(context, ctx, exc)
         log.warning("batch.postponed", batch_id=batch_id, error=str(exc), wait_s=round(wait_s, 2))
         raise Retry(defer=wait_s) from None
 
@@ -108,26 +109,26 @@ async def run_llm_request(ctx: JobContext, request_id: str) -> str:
         Retry: it is not its turn, or the provider is away or overloaded.
         Undecodable: it is not what was handed in; its waiters are told so.
     """
-    deps = Deps.of(ctx)
+    context = LLMContext.of(ctx)
     try:
-        request = await deps.queue.requests.read(request_id)
+        request = await context.requests.read(request_id)
     except Undecodable as exc:
-        await deps.queue.requests.answer(request_id, Answer(kind="undecodable", message=str(exc)))
+        await context.requests.answer(request_id, Answer(kind="undecodable", message=str(exc)))
         raise
     if request is None:
         return "skipped"
-    if request.expires_ms is not None and deps.now().timestamp() * 1000 >= request.expires_ms:
-        await deps.queue.requests.answer(request_id, LATE)
+    if request.expires_ms is not None and context.now().timestamp() * 1000 >= request.expires_ms:
+        await context.requests.answer(request_id, LATE)
         return "late"
     provider = request.group.provider
-    limiter = deps.limiters[provider]
+    limiter = context.limiters[provider]
     wait_s = await limiter.admit(request_id, urgent=request.urgent, tokens=request.tokens)
     if wait_s:
         raise Retry(defer=wait_s)
     try:
-        answer = await deps.providers[provider].complete(request.group, request.body)
+        answer = await context.providers[provider].complete(request.group, request.body)
     except Transient as exc:
-        wait_s = _backoff_s(deps, ctx, exc)
+        wait_s = _backoff_s(context, ctx, exc)
         asked_s = exc.wait_s if isinstance(exc, Busy) else None
         await limiter.release(
             request_id, "busy" if isinstance(exc, Busy) else "other", wait_s=asked_s
@@ -136,12 +137,12 @@ async def run_llm_request(ctx: JobContext, request_id: str) -> str:
         raise Retry(defer=wait_s) from None
     except Permanent as exc:
         answer = Answer(kind=type(exc).__name__, message=str(exc))
-    await deps.queue.requests.answer(request_id, answer)
+    await context.requests.answer(request_id, answer)
     await limiter.release(request_id, "ok")
     return "answered"
 
 
-def _backoff_s(deps: Deps, ctx: JobContext, exc: Transient) -> float:
+def _backoff_s(context: LLMContext, ctx: JobContext, exc: Transient) -> float:
     ceiling_s = min(_OUTAGE_CAP_S, _OUTAGE_BASE_S * 2.0 ** min(int(ctx["job_try"]), 10))
     asked_s = exc.wait_s if isinstance(exc, Busy) else None
-    return max(ceiling_s * deps.rng(), asked_s or 0.0)
+    return max(ceiling_s * context.rng(), asked_s or 0.0)

@@ -6,9 +6,9 @@ from __future__ import annotations
 
 import structlog
 
-from worker.deps import Deps
 from worker.errors import InvalidArgument
 from worker.llm.batches import Batch
+from worker.llm.context import LLMContext
 from worker.llm.items import Items
 from worker.llm.providers import Lines
 from worker.llm.states import BatchState
@@ -36,12 +36,12 @@ class Later(Exception):
 class Moves:
     """One run's hold on a batch; `batch` is as this run has moved it."""
 
-    def __init__(self, deps: Deps, batch: Batch) -> None:
-        self.deps = deps
+    def __init__(self, context: LLMContext, batch: Batch) -> None:
+        self.context = context
         self.batch = batch
-        self.provider = deps.providers[batch.group.provider]
-        self.store = deps.queue.batches
-        self.items = Items(deps, batch)
+        self.provider = context.providers[batch.group.provider]
+        self.store = context.batches
+        self.items = Items(context, batch)
 
     async def move(self, to: BatchState, **fields: str | int) -> None:
         """
@@ -49,7 +49,7 @@ class Moves:
             Overtaken: another run has the batch. Later: it cannot end, for requests of it are open.
         """
         # Files are deleted only when all that was in them is stored.
-        then = self.deps.queue.files_job(self.batch.id) if to.is_end and self._has_files else None
+        then = self.context.prepared.files(self.batch.id) if to.is_end and self._has_files else None
         moved = await self.store.move(self.batch, to, then=then, **fields)
         if moved == 0:
             raise Overtaken
@@ -95,30 +95,30 @@ class Moves:
 
     def until_next_look(self) -> float:
         """Seconds until the provider is asked again: less when a deadline comes near before."""
-        config, deadline_ms = self.deps.llm, self.batch.deadline_ms
+        config, deadline_ms = self.context.options, self.batch.deadline_ms
         if deadline_ms is None:
             return config.poll_interval_s
         left_s = (deadline_ms - self.now_ms()) / 1000 - config.deadline_margin_s
         return min(config.poll_interval_s, max(0.05, left_s))
 
     def now_ms(self) -> int:
-        return int(self.deps.now().timestamp() * 1000)
+        return int(self.context.now().timestamp() * 1000)
 
     def reached(self, point: str) -> None:
-        self.deps.reached(f"batch.{point}")
+        self.context.reached(f"batch.{point}")
 
     @property
     def _has_files(self) -> bool:
-        return self.deps.llm.delete_files != "none" and bool(self.batch.number("uploads"))
+        return self.context.options.delete_files != "none" and bool(self.batch.number("uploads"))
 
     async def _tell(self, state: BatchState) -> None:
-        url = self.deps.llm.webhook_url
+        url = self.context.options.webhook_url
         if url is None:
             return
-        shown = await self.deps.queue.llm_batch(self.batch.id)
+        shown = await self.context.batch_client.get(self.batch.id)
         try:
             # Before the state: a crash between the two sends it once, by its id.
-            await self.deps.queue.send_webhook(
+            await self.context.webhooks.send(
                 url,
                 {**shown, "state": state.value, "outstanding": 0},
                 event_type="llm.batch.ended",

@@ -9,7 +9,8 @@ from typing import Any
 
 from cache.connection.scripts import load
 from worker.keys import QueueKeys
-from worker.llm.requests import PreparedJob, run_many
+from worker.llm.requests import run_many
+from worker.queue.encoder import PreparedJob
 from worker.queue.priority import Priority
 
 _RESCUE = load(__package__, "rescue_llm", "..queue")

@@ -10,10 +10,10 @@ from dataclasses import dataclass
 class RateLimits:
     """Limits of the synchronous lane over all workers; 0 is no limit. `urgent_share` is 0 to 0.9."""
 
-    requests_per_minute: int = 0
-    tokens_per_minute: int = 0
-    max_concurrency: int = 64
-    urgent_share: float = 0.2
+    requests_per_minute: int
+    tokens_per_minute: int
+    max_concurrency: int
+    urgent_share: float
 
 
 @dataclass(frozen=True, slots=True)

@@ -66,7 +66,7 @@ async def _blame(run: Moves, named: Mapping[int, str]) -> int:
             line += 1
             if line in named:
                 answers.append((request.id, Answer(kind="invalid_request", message=named[line])))
-        rejected += await run.deps.queue.requests.answer_many(answers)
+        rejected += await run.context.requests.answer_many(answers)
     return rejected
 
 
@@ -102,8 +102,8 @@ def _pieces(ids: Sequence[str], first: int, size: int) -> list[Sequence[str]]:
 
 async def _move(run: Moves, new_id: str, ids: Sequence[str], *, seal: bool) -> str:
     """Returns the batch that took them: another, where that one was sealed in between."""
-    queue = run.deps.queue
-    while not await run.store.split(run.batch, new_id, ids, seal=seal, job=queue.batch_job(new_id)):
+    prepared = run.context.prepared
+    while not await run.store.split(run.batch, new_id, ids, seal=seal, job=prepared.batch(new_id)):
         new_id = _new_id()
     return new_id
 

@@ -24,7 +24,9 @@ from worker.errors import InvalidArgument, Undecodable
 from worker.keys import LLM_USAGE_TTL_S, QueueKeys
 from worker.llm.answers import CANCELED, Answer, read_usage
 from worker.llm.grouping import Group, LLMRequest, checked_group
+from worker.llm.options import FlushRules, Retention
 from worker.numbers import whole
+from worker.queue.encoder import PreparedJob
 from worker.queue.priority import Priority
 
 _SUBMIT = load(__package__, "submit_llm", "..queue")
@@ -47,14 +49,6 @@ _UNREADABLE = Answer(kind="unreadable", message="what is stored as its answer ca
 
 
 @dataclass(frozen=True, slots=True)
-class PreparedJob:
-    """A job that a script may store: its id and encoded body."""
-
-    id: str
-    body: bytes
-
-
-@dataclass(frozen=True, slots=True)
 class Callback:
     """Who is told of a request's end, and the body of the job that does it."""
 
@@ -63,25 +57,6 @@ class Callback:
 
 
 NOBODY = Callback("", b"")
-
-
-@dataclass(frozen=True, slots=True)
-class FlushRules:
-    """When a group's waiting requests become a batch. Tokens are estimates; 0 is no limit."""
-
-    max_requests: int
-    max_bytes: int
-    max_tokens: int
-    max_age_ms: int
-
-
-@dataclass(frozen=True, slots=True)
-class Retention:
-    """How long answers are kept, seconds: unread, after the first read, for equal requests."""
-
-    unread_s: float = 259_200.0
-    read_s: float = 3600.0
-    equal_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)

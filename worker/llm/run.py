@@ -65,7 +65,7 @@ class BatchRun(Moves):
         if isinstance(exc, Denied) and self.batch.provider_id:
             # What is paid for is not given up for a key that can be mended.
             log.error("batch.denied", batch_id=self.batch.id, error=str(exc))
-            raise Later(max(LOOK_AGAIN_S, self.deps.llm.poll_interval_s))
+            raise Later(max(LOOK_AGAIN_S, self.context.options.poll_interval_s))
         if isinstance(exc, Refused) and self.batch.state in _SENDING:
             await settle_refusal(self, str(exc), code=exc.code)
         else:
@@ -143,7 +143,7 @@ class BatchRun(Moves):
         await self.move(BatchState.UNCONFIRMED, ambiguous=times, error="")
 
     async def _reconcile(self) -> None:
-        batch, config = self.batch, self.deps.llm
+        batch, config = self.batch, self.context.options
         self.reached("unconfirmed")
         known, guessed = await self.taken()
         lookup = await self._look(known | guessed)
@@ -238,7 +238,7 @@ class BatchRun(Moves):
             await self.items.answer_rest(CANCELED)
         elif not batch.fields.get("looked_twice"):
             await self.store.note(batch.id, looked_twice=1)
-            raise Later(min(LOOK_AGAIN_S, self.deps.llm.poll_interval_s))
+            raise Later(min(LOOK_AGAIN_S, self.context.options.poll_interval_s))
         else:
             await self.items.miss_rest()
 

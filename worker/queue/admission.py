@@ -6,6 +6,7 @@ import time
 from typing import Any
 
 from worker.errors import QueueMemoryFull
+from worker.queue.job import reach
 
 _LOOK_S = 1.0
 
@@ -27,12 +28,13 @@ class MemoryGuard:
         """
         Raises:
             QueueMemoryFull: the watermark is passed; nothing was stored.
+            QueueUnavailable: the server cannot be reached.
         """
         if not self._share:
             return
         now = time.monotonic()
         if now - self._looked > _LOOK_S:
-            memory = await self._client.info("memory")
+            memory = await reach(self._client.info("memory"))
             self._used, self._limit = memory["used_memory"], memory["maxmemory"]
             self._looked = now
         if self._limit and self._used > self._share * self._limit:

@@ -12,6 +12,7 @@ from urllib.parse import urlsplit
 
 from cache.names import MAX_NAME, name_problem
 from worker.errors import InvalidArgument, InvalidWebhookURL, NotSerializable, PayloadTooLarge
+from worker.queue.calls import Call
 from worker.queue.priority import Priority
 
 MAX_DELAY_S = 366 * 86_400.0
@@ -125,6 +126,34 @@ def unix_ms(what: str, moment: datetime) -> int:
     if not isinstance(moment, datetime) or moment.tzinfo is None:
         raise InvalidArgument(f"{what} must be a datetime with a time zone")
     return int(moment.timestamp() * 1000)
+
+
+def require_call(what: str, call: Any) -> Priority:
+    """Check a call's name, id, arguments and priority; returns its priority."""
+    if not isinstance(call, Call):
+        raise InvalidArgument(f"{what} must be a Call, not {type(call).__name__}")
+    require_job_name(call.name, f"{what}'s name")
+    if call.job_id is not None:
+        require_job_id(f"{what}'s job_id", call.job_id)
+    if not isinstance(call.args, tuple | list):
+        raise InvalidArgument(f"{what}'s args must be a tuple, not {type(call.args).__name__}")
+    require_keywords(f"{what}'s kwargs", call.kwargs)
+    return require_priority(call.priority)
+
+
+def require_rhythm(every_s: Any, cron: Any) -> None:
+    """
+    Raises:
+        InvalidArgument: neither or both are given, or the one that is given is out of range.
+    """
+    if (every_s is None) == (cron is None):
+        raise InvalidArgument("give every_s or cron, not both and not neither")
+    if every_s is not None and not 0.01 <= every_s <= MAX_DELAY_S:
+        raise InvalidArgument(f"every_s must be from 0.01 to {MAX_DELAY_S:.0f} seconds")
+    if cron is not None:
+        require_name("cron", cron, longest=256)
+        if len(cron.split()) not in (5, 6):
+            raise InvalidArgument(f"{cron!r} is not a cron expression of five or six fields")
 
 
 def require_webhook_url(url: Any, what: str = "url") -> None:

@@ -1,31 +1,23 @@
 """
-The job half of the client: enqueue, many at once, chained, gathered, repeating; statistics.
-
-A job's own options travel in its body under `o` (stock arq reads past it):
-u: unique key (a whole Redis key), us: its scope, x: expiry (Unix ms),
-then: the job that follows {f, a, k, q, id, delay, xs, o}, g: part of a gathering {id, i}.
+Stores jobs for a service: one, many at once, gathered, repeating; handles and statistics.
 """
 
 from __future__ import annotations
 
 import uuid
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from cache.encoding import codec
-from cache.errors import NotEncodable
-from worker.errors import InvalidArgument, NotSerializable, PayloadTooLarge
-from worker.keys import QueueKeys
+from worker.errors import InvalidArgument
 from worker.queue import arguments
 from worker.queue.admission import MemoryGuard
 from worker.queue.calls import Call, Unique
-from worker.queue.dead import DeadLetters
+from worker.queue.encoder import JobEncoder
 from worker.queue.job import Job, reach
 from worker.queue.priority import Priority
 from worker.queue.schedules import Schedule, ScheduleStore
-from worker.queue.store import QueueStore, job_body
+from worker.queue.store import QueueStore
 
 # Jobs of one script call: a longer one would keep the server from its other clients.
 _CHUNK = 500
@@ -33,26 +25,29 @@ _CHUNK = 500
 _MOST_PARTS = 1000
 
 
-@dataclass(frozen=True, slots=True)
-class Limits:
-    """What the producer refuses. Sizes are bytes; 0 switches a limit off."""
+class Jobs:
+    """
+    `queue.jobs`.
 
-    max_job_bytes: int = 1_048_576
-    max_length: int = 0
-    max_memory_share: float = 0.0
+    Raises, from every method:
+        QueueUnavailable: the server cannot be reached; nothing is known to be stored.
+    """
 
-
-class Producer:
-    """Stores jobs through one client. `JobQueue` is one, with webhooks and LLM requests."""
-
-    def __init__(self, client: Any, keys: QueueKeys, limits: Limits) -> None:
-        self.keys = keys
-        self.client = client
-        self.jobs = QueueStore(client, keys)
-        self.dead = DeadLetters(client, keys)
-        self._limits = limits
-        self._memory = MemoryGuard(client, share=limits.max_memory_share)
-        self._schedules = ScheduleStore(client, keys)
+    def __init__(
+        self,
+        store: QueueStore,
+        schedules: ScheduleStore,
+        encoder: JobEncoder,
+        memory: MemoryGuard,
+        *,
+        max_length: int,
+    ) -> None:
+        self._store = store
+        self._schedules = schedules
+        self._encoder = encoder
+        self._memory = memory
+        self._keys = store.keys
+        self._max_length = max_length
 
     async def enqueue(
         self,
@@ -89,31 +84,31 @@ class Producer:
         priority = arguments.require_priority(priority)
         if at is not None and delay_s:
             raise InvalidArgument("give delay_s or at, not both")
-        options = self._options(expires_s, then)
+        options = self._encoder.options(expires_s, then)
         lock = _as_unique(unique)
         # A window frees itself; the others are freed with the job.
         if lock is not None and lock.scope != "window":
-            options |= {"u": self.keys.unique(lock.key), "us": lock.scope}
+            options |= {"u": self._keys.unique(lock.key), "us": lock.scope}
         chosen = job_id or uuid.uuid4().hex
-        body = self._body(name, *args, _options=options, **kwargs)
-        await reach(self._memory.admit())
+        body = self._encoder.encode(name, args, kwargs, options=options)
+        await self._memory.admit()
         stored = await reach(
-            self.jobs.put(
+            self._store.put(
                 chosen,
                 body,
                 priority=priority,
                 delay_ms=arguments.delay_ms(delay_s),
                 due_ms=None if at is None else arguments.unix_ms("at", at),
-                most=self._limits.max_length,
-                unique=None if lock is None else self.keys.unique(lock.key),
+                most=self._max_length,
+                unique=None if lock is None else self._keys.unique(lock.key),
                 window_ms=_window_ms(lock),
             )
         )
         if stored.holder is not None:
-            return Job(stored.holder, self.jobs, is_new=False)
+            return Job(stored.holder, self._store, is_new=False)
         # Without an id of the caller's, "there already" can only be this very
         # call, sent again after its reply was lost.
-        return Job(chosen, self.jobs, is_new=stored.is_new or job_id is None)
+        return Job(chosen, self._store, is_new=stored.is_new or job_id is None)
 
     async def enqueue_many(self, calls: Iterable[Call]) -> list[Job]:
         """
@@ -127,9 +122,9 @@ class Producer:
         """
         rows = [self._row(call) for call in calls]
         for at in range(0, len(rows), _CHUNK):
-            await reach(self._memory.admit())
-            await reach(self.jobs.put_many(rows[at : at + _CHUNK], most=self._limits.max_length))
-        return [Job(row[0], self.jobs) for row in rows]
+            await self._memory.admit()
+            await reach(self._store.put_many(rows[at : at + _CHUNK], most=self._max_length))
+        return [Job(row[0], self._store) for row in rows]
 
     async def gather(self, calls: Sequence[Call], *, then: Call) -> Job:
         """
@@ -149,18 +144,18 @@ class Producer:
             self._row(call, {"g": {"id": gather_id, "i": index}})
             for index, call in enumerate(calls)
         ]
-        priority = _require_call("then", then)
+        priority = arguments.require_call("then", then)
         job_id = then.job_id or uuid.uuid4().hex
-        head, tail = self._around(then)
+        head, tail = self._encoder.encode_around(then)
         fields = {"size": len(rows), "head": head, "tail": tail}
-        fields |= {"queue": self.keys.queue(priority), "job": job_id}
-        await reach(self._memory.admit())
+        fields |= {"queue": self._keys.queue(priority), "job": job_id}
+        await self._memory.admit()
         await reach(
-            self.jobs.put_many(
-                rows, most=self._limits.max_length, gather=(self.keys.gather(gather_id), fields)
+            self._store.put_many(
+                rows, most=self._max_length, gather=(self._keys.gather(gather_id), fields)
             )
         )
-        return Job(job_id, self.jobs)
+        return Job(job_id, self._store)
 
     # -- repeating jobs ----------------------------------------------------------
 
@@ -177,19 +172,10 @@ class Producer:
             InvalidArgument: neither or both were given, or the rhythm is no such.
         """
         arguments.require_id("schedule_id", schedule_id)
-        priority = _require_call("job", job)
-        if (every_s is None) == (cron is None):
-            raise InvalidArgument("give every_s or cron, not both and not neither")
-        if every_s is not None and not 0.01 <= every_s <= arguments.MAX_DELAY_S:
-            raise InvalidArgument(
-                f"every_s must be from 0.01 to {arguments.MAX_DELAY_S:.0f} seconds"
-            )
-        if cron is not None:
-            arguments.require_name("cron", cron, longest=256)
-        if cron is not None and len(cron.split()) not in (5, 6):
-            raise InvalidArgument(f"{cron!r} is not a cron expression of five or six fields")
-        self._body(job.name, *job.args, **(job.kwargs or {}))
-        queue = self.keys.queue(priority)
+        priority = arguments.require_call("job", job)
+        arguments.require_rhythm(every_s, cron)
+        self._encoder.encode(job.name, job.args, job.kwargs)
+        queue = self._keys.queue(priority)
         await reach(self._schedules.put(Schedule(schedule_id, job, every_s, cron), queue))
 
     async def unschedule(self, schedule_id: str) -> bool:
@@ -203,14 +189,14 @@ class Producer:
 
     # -- looking -----------------------------------------------------------------
 
-    def job(self, job_id: str) -> Job:
-        """A handle on a job enqueued before, by anybody."""
+    def get(self, job_id: str) -> Job:
+        """A handle on a job enqueued before, by anybody; asks the server nothing."""
         arguments.require_name("job_id", job_id)
-        return Job(job_id, self.jobs)
+        return Job(job_id, self._store)
 
     async def stats(self) -> dict[str, dict[str, float]]:
         """Per priority: queued, deferred, running, dead (jobs) and oldest_age_s."""
-        counts = await reach(self.jobs.counts())
+        counts = await reach(self._store.counts())
         return {
             priority.value: {
                 "queued": row.queued,
@@ -227,64 +213,11 @@ class Producer:
     def _row(
         self, call: Call, more: Mapping[str, Any] | None = None
     ) -> tuple[str, Priority, int, bytes]:
-        priority = _require_call("call", call)
-        options = {**self._options(call.expires_s, call.then), **(more or {})}
-        body = self._body(call.name, *call.args, _options=options, **(call.kwargs or {}))
+        priority = arguments.require_call("call", call)
+        options = {**self._encoder.options(call.expires_s, call.then), **(more or {})}
+        body = self._encoder.encode(call.name, call.args, call.kwargs, options=options)
         job_id = call.job_id or uuid.uuid4().hex
         return job_id, priority, arguments.delay_ms(call.delay_s), body
-
-    def _options(self, expires_s: float | None, then: Call | None) -> dict[str, Any]:
-        options: dict[str, Any] = {}
-        if expires_s is not None:
-            options["x"] = arguments.now_ms() + arguments.delay_ms(expires_s)
-        if then is not None:
-            priority = _require_call("then", then)
-            options["then"] = {
-                "f": then.name,
-                "a": list(then.args),
-                "k": dict(then.kwargs or {}),
-                "q": self.keys.queue(priority),
-                "id": then.job_id,
-                "delay": arguments.delay_ms(then.delay_s),
-                # Its time to expire counts from when it is stored.
-                "xs": None if then.expires_s is None else arguments.delay_ms(then.expires_s),
-                "o": self._options(None, then.then),
-            }
-        return options
-
-    def _around(self, then: Call) -> tuple[bytes, bytes]:
-        """The job that follows, encoded, cut where the list of results belongs."""
-        mark = uuid.uuid4().bytes
-        options = self._options(then.expires_s, then.then)
-        body = self._body(then.name, mark, *then.args, _options=options, **(then.kwargs or {}))
-        head, _, tail = body.partition(codec.encode(mark))
-        return head, tail
-
-    def _body(
-        self, name: str, *args: Any, _options: Mapping[str, Any] | None = None, **kwargs: Any
-    ) -> bytes:
-        arguments.require_job_name(name)
-        try:
-            body = job_body(name, args, kwargs, now_ms=arguments.now_ms(), options=_options)
-        except NotEncodable as exc:
-            raise NotSerializable(f"arguments of {name!r}: {exc}") from None
-        limit = self._limits.max_job_bytes
-        if len(body) > limit:
-            raise PayloadTooLarge(f"job {name!r}", len(body), limit, "LETTA_QUEUE_MAX_JOB_BYTES")
-        return body
-
-
-def _require_call(what: str, call: Any) -> Priority:
-    """A call's name, id, arguments and priority are in order; the priority."""
-    if not isinstance(call, Call):
-        raise InvalidArgument(f"{what} must be a Call, not {type(call).__name__}")
-    arguments.require_job_name(call.name, f"{what}'s name")
-    if call.job_id is not None:
-        arguments.require_job_id(f"{what}'s job_id", call.job_id)
-    if not isinstance(call.args, tuple | list):
-        raise InvalidArgument(f"{what}'s args must be a tuple, not {type(call.args).__name__}")
-    arguments.require_keywords(f"{what}'s kwargs", call.kwargs)
-    return arguments.require_priority(call.priority)
 
 
 def _as_unique(unique: Unique | str | None) -> Unique | None:

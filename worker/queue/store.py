@@ -89,7 +89,7 @@ def job_body(
         "et": now_ms,
     }
     if options:
-        # Ours alone; stock arq reads past it. See worker/queue/client.py.
+        # Ours alone; stock arq reads past it. See worker/queue/encoder.py.
         fields["o"] = options
     return codec.encode(fields)
 
@@ -100,11 +100,6 @@ class QueueStore:
     def __init__(self, client: Any, keys: QueueKeys) -> None:
         self.client = client
         self.keys = keys
-
-    def job_keys(self, job_id: str, priority: Priority) -> list[str]:
-        """What `_put_job.lua` writes: queue, body, result, wake token."""
-        keys = self.keys
-        return [keys.queue(priority), keys.job(job_id), keys.result(job_id), keys.wake]
 
     @property
     def queues(self) -> list[str]:
@@ -129,7 +124,7 @@ class QueueStore:
         Raises:
             QueueFull: `most` jobs wait (0: no limit).
         """
-        keys = [*self.job_keys(job_id, priority), *self.queues]
+        keys = [*self.keys.job_keys(job_id, priority), *self.queues]
         args: list[Any] = [job_id, body, delay_ms, "" if due_ms is None else due_ms, most]
         args += ["" if unique is None else (window_ms or 0), self.keys.job("")]
         if unique is not None:

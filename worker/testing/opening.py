@@ -52,10 +52,10 @@ async def testing_queue(
         InvalidArgument: `settings` names no field of `Settings`.
     """
     _require_packages()
-    from worker.app.building import build_deps, engine_options
+    from worker.app import composition
     from worker.app.functions import build_crons, build_functions
-    from worker.app.main import WorkerRedis
-    from worker.app.wiring import pool_options, queue_options
+    from worker.app.options import pool_options, queue_options
+    from worker.app.service import WorkerRedis, engine_options
     from worker.engine import Worker
 
     with own_database() as url:
@@ -75,9 +75,13 @@ async def testing_queue(
             job_deserializer=codec.decode,
         ) as client:
             await client.flushdb()
-            deps = build_deps(chosen, client)
+            client_options = queue_options(chosen)
+            stores = composition.build_stores(client, client_options)
             jobs_ctx = dict(ctx or {})
-            deps.put_into(jobs_ctx)
+            webhooks = composition.build_webhook_context(chosen, stores)
+            webhooks.put_into(jobs_ctx)
+            llm = composition.build_llm_context(chosen, stores)
+            llm.put_into(jobs_ctx)
 
             def new_worker() -> Worker:
                 return Worker(
@@ -93,8 +97,9 @@ async def testing_queue(
                 )
 
             queue = TestingQueue(
+                composition.build_queue(stores, client_options),
                 client,
-                queue_options(chosen),
+                stores.keys,
                 settings=chosen,
                 crons=[cron.name for cron in crons],
                 new_worker=new_worker,
@@ -107,9 +112,8 @@ async def testing_queue(
                     yield queue
             finally:
                 await queue.aclose()
-                await deps.queue.aclose()
-                await deps.http.aclose()
-                await deps.llm_http.aclose()
+                await webhooks.aclose()
+                await llm.aclose()
                 await client.flushdb()
 
 

@@ -10,8 +10,9 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from cache.encoding import codec
-from worker.client import JobQueue, QueueOptions
+from worker.client import JobQueue
 from worker.errors import NotFound, ResultTimeout
+from worker.keys import QueueKeys
 from worker.queue.job import Job
 from worker.queue.priority import Priority
 
@@ -66,14 +67,17 @@ class TestingQueue(JobQueue):
 
     def __init__(
         self,
+        queue: JobQueue,
         client: Any,
-        options: QueueOptions,
+        keys: QueueKeys,
         *,
         settings: Settings,
         crons: Sequence[str],
         new_worker: Callable[[], Worker],
     ) -> None:
-        super().__init__(client, options)
+        super().__init__(queue.jobs, queue.webhooks, queue.llm, queue.dead)
+        self._client = client
+        self._keys = keys
         self.settings = settings
         self._crons = crons
         self._new_worker = new_worker
@@ -147,7 +151,7 @@ class TestingQueue(JobQueue):
         for cron in (name, f"cron:{name}"):
             if cron in self._crons:
                 return await self.enqueue(cron)
-        schedules = {schedule.id: schedule.job for schedule in await self.schedules()}
+        schedules = {schedule.id: schedule.job for schedule in await self.jobs.schedules()}
         if name not in schedules:
             known = ", ".join([*self._crons, *schedules])
             raise NotFound(f"no cron job or schedule {name!r}; there are: {known}")
@@ -182,9 +186,9 @@ class TestingQueue(JobQueue):
             is_later = not place.is_running and place.due_ms > now_ms
             if is_later and scheduled:
                 # XX: the job may have been claimed and even have ended since the look.
-                queue = self.keys.queue(place.priority)
-                await self.client.zadd(queue, {place.id: now_ms}, xx=True)
-                await self.client.zadd(self.keys.wake, {"w": 0})
+                queue = self._keys.queue(place.priority)
+                await self._client.zadd(queue, {place.id: now_ms}, xx=True)
+                await self._client.zadd(self._keys.wake, {"w": 0})
             elif is_later and place.due_ms > now_ms + left_ms:
                 continue
             found.append(place)
@@ -192,11 +196,11 @@ class TestingQueue(JobQueue):
 
     async def _snapshot(self) -> tuple[list[_Place], int]:
         """Where all jobs are, and the server's time in Unix ms."""
-        async with self.client.pipeline(transaction=True) as pipe:
+        async with self._client.pipeline(transaction=True) as pipe:
             pipe.time()
-            pipe.zrange(f"{self.keys.queue()}:running", 0, -1)
+            pipe.zrange(f"{self._keys.queue()}:running", 0, -1)
             for priority in Priority:
-                pipe.zrange(self.keys.queue(priority), 0, -1, withscores=True)
+                pipe.zrange(self._keys.queue(priority), 0, -1, withscores=True)
             (seconds, micros), running, *queues = await pipe.execute()
         places = [
             _Place(id_.decode(), priority, due_ms, id_ in running)
@@ -206,7 +210,7 @@ class TestingQueue(JobQueue):
         return places, seconds * 1000 + micros // 1000
 
     async def _read(self, place: _Place) -> EnqueuedJob | None:
-        data = await self.client.get(self.keys.job(place.id))
+        data = await self._client.get(self._keys.job(place.id))
         if data is None:
             return None
         body = codec.decode(data)

@@ -97,7 +97,7 @@ class AttemptStore:
         self._runs = count()
 
     async def begin(
-        self, delivery_id: str, now: datetime, limits: TargetLimits, *, max_attempts: int = 10
+        self, delivery_id: str, now: datetime, limits: TargetLimits, *, max_attempts: int
     ) -> ClaimedDelivery | Throttled | EndedUnsent | None:
         """Begin an attempt, or say why not; None when the delivery has ended or is unknown."""
         row = [
@@ -123,7 +123,7 @@ class AttemptStore:
         limits: TargetLimits,
         *,
         draw: float,
-        max_attempts: int = 10,
+        max_attempts: int,
     ) -> list[str]:
         """
         Write down how attempt `number` ended; nothing when a later one has begun.

@@ -1,8 +1,5 @@
 """
-The webhook half of the client: send, look, replay, ping, enable and disable. Needs no arq.
-
-`JobQueue.webhooks` is one of these; `send_webhook` and `delivery` are its `send`
-and `get`.
+Webhooks for a service: send, look, replay, ping, enable and disable. Needs no arq.
 """
 
 from __future__ import annotations
@@ -10,8 +7,7 @@ from __future__ import annotations
 import json
 import re
 import uuid
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
@@ -20,13 +16,14 @@ from worker.errors import InvalidArgument, NotFound
 from worker.keys import QueueKeys
 from worker.queue import arguments
 from worker.queue.admission import MemoryGuard
+from worker.queue.encoder import JobEncoder
 from worker.queue.job import reach
 from worker.queue.priority import Priority
-from worker.queue.store import QueueStore
 from worker.webhooks.deliveries import Delivery, DeliveryStore, Selection
 from worker.webhooks.endpoints import Endpoint, EndpointStore, TargetState, WebhookEvent
 from worker.webhooks.headers import check_headers, is_secret, is_value
 from worker.webhooks.limits import endpoint_of, order_of, target_of
+from worker.webhooks.options import WebhookOptions
 from worker.webhooks.policy import DeliveryState
 from worker.webhooks.secrets import SecretBox
 from worker.webhooks.signing import MAX_SECRETS, check_secret
@@ -38,19 +35,9 @@ _MOST_REPLAYED = 10_000
 _EVENT_ID = re.compile(r"[0-9]{1,20}(-[0-9]{1,20})?")
 
 
-@dataclass(frozen=True, slots=True)
-class WebhookOptions:
-    """Limits of what is sent. Sizes are bytes, times seconds."""
-
-    max_bytes: int = 262_144
-    deadline_s: float = 432_000.0
-    replay_rate: float = 20.0
-    on_end: str = ""
-
-
 class Webhooks:
     """
-    Stores webhooks and looks after them through one client.
+    `queue.webhooks`.
 
     Raises, from every method:
         QueueUnavailable: the server cannot be reached; nothing is known to be stored.
@@ -58,22 +45,22 @@ class Webhooks:
 
     def __init__(
         self,
-        jobs: QueueStore,
+        keys: QueueKeys,
         deliveries: DeliveryStore,
-        secrets: SecretBox,
-        options: WebhookOptions,
+        endpoints: EndpointStore,
         *,
+        secrets: SecretBox,
+        encoder: JobEncoder,
         memory: MemoryGuard,
-        job_body: Callable[..., bytes],
+        options: WebhookOptions,
     ) -> None:
-        self.options = options
-        self._keys: QueueKeys = jobs.keys
-        self._jobs = jobs
+        self._keys = keys
         self._deliveries = deliveries
-        self._endpoints = EndpointStore(jobs.client, jobs.keys)
+        self._endpoints = endpoints
         self._secrets = secrets
+        self._encoder = encoder
         self._memory = memory
-        self._job_body = job_body
+        self._options = options
 
     # -- sending -----------------------------------------------------------------
 
@@ -95,7 +82,27 @@ class Webhooks:
         priority: Priority = Priority.DEFAULT,
         delay_s: float = 0,
     ) -> str:
-        """`JobQueue.send_webhook`."""
+        """
+        Store a webhook for delivery; returns its id, the receiver's `webhook-id`.
+
+        `payload` is bytes, sent as they are, or anything that JSON can hold. A
+        `webhook_id` that was used before stores nothing and returns the same
+        id: sending again is safe. `secret`, `secrets` (`whsec_...` or `whsk_...`,
+        several while one replaces another) sign this one instead of
+        LETTA_WEBHOOK_SECRET; `bearer` is sent as `Authorization: Bearer`.
+        `headers` are stored encrypted, but for well-known harmless ones
+        (worker/webhooks/headers.py): any may carry a key, whatever its name.
+
+        Attempts at one `endpoint_id`, or at one host without it, share limits and
+        a circuit breaker. Of deliveries with one `ordering_key` at the same
+        endpoint, the next is tried when the one before has ended. At the
+        `deadline` (aware) it is dead, whatever is left of its attempts. `on_end`
+        names a worker's function that is called with the delivery, as a dict,
+        when it has ended: `async def f(ctx, delivery)`, once or more.
+
+        Raises:
+            InvalidWebhookURL, InvalidArgument, NotSerializable, PayloadTooLarge.
+        """
         arguments.require_webhook_url(url)
         arguments.require_event_type(event_type)
         if webhook_id is not None:
@@ -107,7 +114,7 @@ class Webhooks:
         fields: dict[str, str | bytes | int] = {
             "url": url,
             "event_type": event_type,
-            "body": arguments.webhook_body(payload, max_bytes=self.options.max_bytes),
+            "body": arguments.webhook_body(payload, max_bytes=self._options.max_bytes),
             "endpoint": endpoint_of(url, endpoint_id),
             "deadline": self._deadline_ms(deadline, delay_ms),
             "priority": arguments.require_priority(priority).value,
@@ -122,22 +129,22 @@ class Webhooks:
         if ordering_key is not None:
             arguments.require_name("ordering_key", ordering_key, longest=256)
             fields["ordering_key"] = ordering_key
-        told = self.options.on_end if on_end is None else on_end
+        told = self._options.on_end if on_end is None else on_end
         if told:
             arguments.require_job_name(told, "on_end")
             fields["on_end"] = told
         target = target_of(url, endpoint_id)
         job_id = f"webhook:{id_}"
-        await reach(self._memory.admit())
+        await self._memory.admit()
         await reach(
             self._deliveries.create(
                 id_,
                 fields,
                 target=target,
                 order="" if ordering_key is None else order_of(target, ordering_key),
-                job_keys=self._jobs.job_keys(job_id, priority),
+                job_keys=self._keys.job_keys(job_id, priority),
                 job_id=job_id,
-                job_body=self._job_body(DELIVER_WEBHOOK, id_),
+                job_body=self._encoder.encode(DELIVER_WEBHOOK, [id_]),
                 delay_ms=delay_ms,
             )
         )
@@ -150,7 +157,12 @@ class Webhooks:
     # -- looking -----------------------------------------------------------------
 
     async def get(self, delivery_id: str) -> Delivery:
-        """`JobQueue.delivery`."""
+        """
+        A webhook's state and attempts.
+
+        Raises:
+            NotFound: never sent, or ended longer ago than LETTA_WEBHOOK_RETENTION_S.
+        """
         arguments.require_name("delivery_id", delivery_id)
         found = await reach(self._deliveries.read(delivery_id))
         if found is None:
@@ -233,7 +245,7 @@ class Webhooks:
         many were passed over as `endpoint_disabled`, `secret_needed`, `open` or
         `unknown`.
         """
-        pace = self.options.replay_rate if rate is None else rate
+        pace = self._options.replay_rate if rate is None else rate
         if not 0 < pace <= 10_000:
             raise InvalidArgument("rate must be more than 0 and at most 10000 a second")
         counts = dict.fromkeys(("replayed", *_REFUSALS, "unknown"), 0)
@@ -252,11 +264,11 @@ class Webhooks:
             self._deliveries.replay(
                 delivery_id,
                 token=token,
-                job_keys=self._jobs.job_keys(job_id, Priority.LOW),
+                job_keys=self._keys.job_keys(job_id, Priority.LOW),
                 job_id=job_id,
-                job_body=self._job_body(DELIVER_WEBHOOK, delivery_id),
+                job_body=self._encoder.encode(DELIVER_WEBHOOK, [delivery_id]),
                 delay_ms=delay_ms,
-                deadline_ms=round(self.options.deadline_s * 1000),
+                deadline_ms=round(self._options.deadline_s * 1000),
                 secret=bytes(sealed.get("secret", b"")),
             )
         )
@@ -267,7 +279,7 @@ class Webhooks:
         now = arguments.now_ms()
         if deadline is None:
             # What is put off has its whole time from then.
-            return now + delay_ms + round(self.options.deadline_s * 1000)
+            return now + delay_ms + round(self._options.deadline_s * 1000)
         found = arguments.unix_ms("deadline", deadline)
         if found <= now + delay_ms:
             raise InvalidArgument("the deadline is before the first attempt")

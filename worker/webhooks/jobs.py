@@ -10,12 +10,13 @@ from datetime import datetime
 import structlog
 from arq.worker import Retry
 
-from worker.deps import Deps, JobContext
-from worker.errors import InvalidArgument, NotFound
+from worker.errors import InvalidArgument
 from worker.http.client import HTTPReply, post_webhook
 from worker.http.scrub import scrub, spellings
+from worker.queue.context import JobContext
 from worker.webhooks import ed25519
 from worker.webhooks.attempts import Attempt, ClaimedDelivery, EndedUnsent, Throttled
+from worker.webhooks.context import WebhookContext
 from worker.webhooks.headers import is_secret
 from worker.webhooks.limits import digest
 from worker.webhooks.policy import DeliveryState, Outcome, Verdict, decide, parse_retry_after
@@ -45,13 +46,13 @@ async def deliver_webhook(ctx: JobContext, delivery_id: str) -> str:
     Raises:
         Retry: the receiver did not take it, or is held back; the job runs again later.
     """
-    deps = Deps.of(ctx)
-    now = deps.now()
-    delivery = await deps.queue.attempts.begin(
+    context = WebhookContext.of(ctx)
+    now = context.now()
+    delivery = await context.attempts.begin(
         delivery_id,
         now,
-        deps.webhooks.limits,
-        max_attempts=deps.webhooks.schedule.max_attempts,
+        context.options.limits,
+        max_attempts=context.options.schedule.max_attempts,
     )
     if delivery is None:
         return "skipped"
@@ -63,16 +64,16 @@ async def deliver_webhook(ctx: JobContext, delivery_id: str) -> str:
     if isinstance(delivery, EndedUnsent):
         log.info(_EVENTS[delivery.state], delivery_id=delivery_id, reason=delivery.reason)
         return delivery.state.value
-    reply = await _attempt(deps, delivery, now)
+    reply = await _attempt(context, delivery, now)
     verdict = decide(
-        _outcome(reply, deps.now()),
+        _outcome(reply, context.now()),
         attempt=delivery.charged,
-        schedule=deps.webhooks.schedule,
-        rng=deps.rng,
+        schedule=context.options.schedule,
+        rng=context.rng,
         left_s=delivery.left_s,
         internal_failures=delivery.internal_failures,
     )
-    await _record(deps, delivery, now, reply, verdict)
+    await _record(context, delivery, now, reply, verdict)
     if verdict.state is DeliveryState.WAITING:
         raise Retry(defer=verdict.wait_s)
     return verdict.state.value
@@ -80,35 +81,34 @@ async def deliver_webhook(ctx: JobContext, delivery_id: str) -> str:
 
 async def report_webhook(ctx: JobContext, delivery_id: str) -> str:
     """Enqueue the function that was named for a delivery's end, once a delivery and replay."""
-    deps = Deps.of(ctx)
-    found = await deps.queue.deliveries.on_end(delivery_id)
+    context = WebhookContext.of(ctx)
+    found = await context.deliveries.on_end(delivery_id)
     if found is None:
         return "skipped"
     name, replays = found
-    try:
-        delivery = await deps.queue.delivery(delivery_id)
-    except NotFound:
+    delivery = await context.deliveries.read(delivery_id)
+    if delivery is None:
         return "skipped"
     # A digest, since a delivery's own id may be as long as a job's.
     job_id = f"webhook-ended:{replays}:{digest(delivery_id)}"
-    await deps.queue.enqueue(name, delivery.to_dict(), job_id=job_id)
+    await context.jobs.enqueue(name, delivery.to_dict(), job_id=job_id)
     return name
 
 
-async def _attempt(deps: Deps, delivery: ClaimedDelivery, now: datetime) -> HTTPReply:
+async def _attempt(context: WebhookContext, delivery: ClaimedDelivery, now: datetime) -> HTTPReply:
     try:
-        headers = _headers(deps, delivery, now)
+        headers = _headers(context, delivery, now)
     except InvalidArgument:
         # The key it was sealed with is not this worker's: for an operator to mend.
         return HTTPReply(None, b"", None, 0.0, error="secret_unusable", internal=True)
     reply = await post_webhook(
-        deps.http,
+        context.http,
         delivery.url,
         headers=headers,
         body=delivery.body,
-        timeout_s=deps.webhooks.timeout_s,
-        keep_bytes=deps.webhooks.keep_response_bytes,
-        max_bytes=deps.webhooks.max_response_bytes,
+        timeout_s=context.options.timeout_s,
+        keep_bytes=context.options.keep_response_bytes,
+        max_bytes=context.options.max_response_bytes,
     )
     if delivery.secret is None:
         return reply
@@ -116,10 +116,12 @@ async def _attempt(deps: Deps, delivery: ClaimedDelivery, now: datetime) -> HTTP
     return replace(reply, body=scrub(reply.body, spellings(sent), is_cut=True))
 
 
-def _headers(deps: Deps, delivery: ClaimedDelivery, now: datetime) -> dict[str, str]:
-    secrets, hidden = deps.webhooks.secrets, {}
+def _headers(context: WebhookContext, delivery: ClaimedDelivery, now: datetime) -> dict[str, str]:
+    secrets, hidden = context.options.secrets, {}
     if delivery.secret is not None:
-        opened = json.loads(deps.secrets.open(delivery.secret, owner=delivery.id, url=delivery.url))
+        opened = json.loads(
+            context.secrets.open(delivery.secret, owner=delivery.id, url=delivery.url)
+        )
         hidden = opened["headers"]
         # A bearer key alone replaces no signature.
         secrets = tuple(opened["signing"]) or secrets
@@ -150,17 +152,21 @@ def _outcome(reply: HTTPReply, now: datetime) -> Outcome:
 
 
 async def _record(
-    deps: Deps, delivery: ClaimedDelivery, now: datetime, reply: HTTPReply, verdict: Verdict
+    context: WebhookContext,
+    delivery: ClaimedDelivery,
+    now: datetime,
+    reply: HTTPReply,
+    verdict: Verdict,
 ) -> None:
     attempt = Attempt(now, reply.status, reply.error, reply.ms, reply.body)
-    events = await deps.queue.attempts.record(
+    events = await context.attempts.record(
         delivery.id,
         delivery.attempt,
         attempt,
         verdict,
-        deps.webhooks.limits,
-        draw=deps.rng(),
-        max_attempts=deps.webhooks.schedule.max_attempts,
+        context.options.limits,
+        draw=context.rng(),
+        max_attempts=context.options.schedule.max_attempts,
     )
     _tell(delivery, reply, verdict)
     for event in events:

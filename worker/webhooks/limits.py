@@ -24,13 +24,13 @@ class TargetLimits:
     `slot_s`: an attempt's place is free again after this, should its worker die.
     """
 
-    concurrency: int = 16
-    rate_per_s: float = 0.0
-    breaker_failures: int = 5
-    open_s: float = 30.0
-    open_max_s: float = 600.0
-    disable_after_s: float = 432_000.0
-    slot_s: float = 20.0
+    concurrency: int
+    rate_per_s: float
+    breaker_failures: int
+    open_s: float
+    open_max_s: float
+    disable_after_s: float
+    slot_s: float
 
 
 def target_of(url: str, endpoint_id: str | None) -> str:

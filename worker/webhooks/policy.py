@@ -19,8 +19,6 @@ from enum import StrEnum
 # A receiver that calls the request itself wrong rarely changes its mind; these
 # few tries cover a deploy that answers 404 while it starts.
 FEW_ATTEMPTS = 3
-# Ceilings of the delays after an attempt: 5 s, 5 m, 30 m, 2 h, 5 h, 10 h, 14 h, 20 h, 24 h.
-STANDARD_DELAYS_S = (5.0, 300.0, 1800.0, 7200.0, 18_000.0, 36_000.0, 50_400.0, 72_000.0, 86_400.0)
 _RETRIED_4XX = frozenset({408, 425, 429})
 _SLOW_DOWN = frozenset({429, 503})
 # While our own side fails nothing is used up, so it may be tried often, but not in a loop.
@@ -105,12 +103,12 @@ class RetrySchedule:
     `base_s`. `jitter` is the share of a delay that is drawn at random.
     """
 
-    max_attempts: int = 10
-    base_s: float = 5.0
-    cap_s: float = 36_000.0
-    delays_s: tuple[float, ...] = ()
-    jitter: float = 1.0
-    retry_after_max_s: float = 86_400.0
+    max_attempts: int
+    base_s: float
+    cap_s: float
+    delays_s: tuple[float, ...]
+    jitter: float
+    retry_after_max_s: float
 
     def ceiling_s(self, attempt: int) -> float:
         """The longest delay after attempt number `attempt` (from 1)."""

@@ -9,16 +9,12 @@ purged or deleted does not come back: its delivery ends as dead, to be replayed.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import structlog
 
-from worker.deps import Deps, JobContext
-from worker.webhooks.attempts import REPORT_WEBHOOK
+from worker.queue.context import JobContext
+from worker.webhooks.attempts import REPORT_WEBHOOK, AttemptStore
 from worker.webhooks.client import DELIVER_WEBHOOK
-
-if TYPE_CHECKING:
-    from worker.client import JobQueue
+from worker.webhooks.context import WebhookContext
 
 log = structlog.get_logger(__name__)
 
@@ -34,23 +30,23 @@ _PREFIXES = ("webhook:", "webhook-replay:", "webhook-end:")
 
 async def rescue_webhooks(ctx: JobContext) -> int:
     """Enqueue the dead letters of open deliveries again; returns how many. Ends those without a job."""
-    queue = Deps.of(ctx).queue
+    context = WebhookContext.of(ctx)
     rescued = 0
-    for offset in range(0, await queue.dead.count(), _PAGE):
-        for letter in await queue.dead.list(limit=_PAGE, offset=offset):
+    for offset in range(0, await context.dead.count(), _PAGE):
+        for letter in await context.dead.list(limit=_PAGE, offset=offset):
             # The body may be unreadable, so that its name alone decides nothing.
             ours = letter.name in {DELIVER_WEBHOOK, REPORT_WEBHOOK} or letter.reason == "poison"
             if ours and letter.id.startswith(_PREFIXES):
-                rescued += await queue.dead.retry(letter.id)
+                rescued += await context.dead.retry(letter.id)
     if rescued:
         log.warning("webhook.jobs_rescued", jobs=rescued)
-    await _end_jobless(queue)
+    await _end_jobless(context.attempts)
     return rescued
 
 
-async def _end_jobless(queue: JobQueue) -> None:
+async def _end_jobless(attempts: AttemptStore) -> None:
     for _ in range(_MOST_PAGES):
-        seen, ended = await queue.attempts.end_jobless(seen_s=_SEEN_S, most=_PAGE)
+        seen, ended = await attempts.end_jobless(seen_s=_SEEN_S, most=_PAGE)
         for id_ in ended:
             log.warning("webhook.job_removed", delivery_id=id_)
         if seen < _PAGE:

@@ -1,9 +1,8 @@
 """
-Composition root: builds everything from the settings, once, and hands it out.
+Starts a worker: the class for `arq worker.WorkerSettings`, and a process of `letta-workers run`.
 
-`build_worker_settings` is what `arq worker.WorkerSettings` loads; `letta-workers
-run` starts the same class in each of its processes. What a worker runs stands in
-functions.py, what it is built of in building.py.
+Both run the same worker. Its functions are in functions.py, the features that
+they work with are built in composition.py.
 """
 
 from __future__ import annotations
@@ -13,24 +12,29 @@ from collections.abc import Callable
 from typing import Any
 
 import structlog
-from arq.connections import ArqRedis
+from arq.connections import ArqRedis, RedisSettings
 from arq.jobs import Job
 
 from cache.connection import embedded
-from cache.connection.pool import build_client, open_pool, parse_url, wait_until_ready
+from cache.connection.pool import Target, build_client, open_pool, parse_url, wait_until_ready
 from cache.connection.shared_scripts import SharedScripts
 from cache.encoding import codec
-from settings import Settings, get_settings
-from worker.app import building
+from cache.errors import CacheError
+from settings import Settings, SettingsError, get_settings
+from worker.app import composition
 from worker.app.functions import build_crons, build_functions
-from worker.app.wiring import pool_options
-from worker.deps import Deps
-from worker.engine import new_worker_id
+from worker.app.options import pool_options, queue_options
+from worker.engine import EngineOptions, RetryPolicy, new_worker_id
 from worker.engine.bridge import ManagedEngine, settings_class, worker_from
+from worker.errors import UnsafeServer
 from worker.keys import QueueKeys
+from worker.llm.context import LLMContext
 from worker.logs import configure_logging
-from worker.process.child import ManagedWorker, serve
+from worker.process.child import ChildOptions, ManagedWorker, serve
+from worker.process.policy import RestartPolicy
+from worker.process.supervisor import SupervisorOptions
 from worker.queue import arguments
+from worker.webhooks.context import WebhookContext
 
 log = structlog.get_logger(__name__)
 
@@ -85,7 +89,7 @@ def build_worker_settings(settings: Settings | None = None) -> type:
         "queue_name": keys.queue(),
         "redis_pool": client,
         # `arq --check` builds a client of its own, from this.
-        "redis_settings": building.arq_redis_settings(parse_url(url), chosen),
+        "redis_settings": arq_redis_settings(parse_url(url), chosen),
         "health_check_interval": _HEALTH_INTERVAL_S,
         "health_check_key": keys.health,
         "job_serializer": codec.encode,
@@ -100,27 +104,27 @@ def build_worker_settings(settings: Settings | None = None) -> type:
         "on_shutdown": _shutdown,
     }
     return settings_class(
-        attributes, engine={"options": building.engine_options(chosen), "worker_id": worker_id}
+        attributes, engine={"options": engine_options(chosen), "worker_id": worker_id}
     )
 
 
 def _startup(settings: Settings) -> Callable[[dict[Any, Any]], Any]:
     async def startup(ctx: dict[Any, Any]) -> None:
         configure_logging(settings.worker_log_level, settings.worker_log_format)
-        deps = building.build_deps(settings, ctx["redis"])
-        deps.put_into(ctx)
+        stores = composition.build_stores(ctx["redis"], queue_options(settings))
+        composition.build_webhook_context(settings, stores).put_into(ctx)
+        composition.build_llm_context(settings, stores).put_into(ctx)
         log.info("worker.started", worker_id=ctx["worker_id"], max_jobs=settings.worker_max_jobs)
 
     return startup
 
 
 async def _shutdown(ctx: dict[Any, Any]) -> None:
-    deps = Deps.find(ctx)
-    if deps is None:  # ended before the server was ever reached
+    webhooks, llm = WebhookContext.find(ctx), LLMContext.find(ctx)
+    if webhooks is None or llm is None:  # ended before the server was ever reached
         return
-    await deps.http.aclose()
-    await deps.llm_http.aclose()
-    await deps.queue.aclose()
+    await webhooks.aclose()
+    await llm.aclose()
     log.info("worker.stopped", worker_id=ctx["worker_id"])
 
 
@@ -140,7 +144,7 @@ def run_child(settings: Settings, foreign: type | None = None) -> int:
 
     async def run() -> int:
         worker = build_worker(settings, foreign)
-        return await serve(worker, building.child_options(settings))
+        return await serve(worker, child_options(settings))
 
     return asyncio.run(run())
 
@@ -167,3 +171,70 @@ def await_server(settings: Settings, *, once: bool) -> None:
         loop.run_until_complete(look())
     finally:
         loop.close()
+
+
+class HiddenRedisSettings(RedisSettings):
+    """arq's own, whose repr shows the password."""
+
+    def __repr__(self) -> str:
+        return f"RedisSettings(host={self.host!r}, port={self.port!r}, database={self.database!r})"
+
+
+def arq_redis_settings(target: Target, settings: Settings) -> RedisSettings:
+    """What stock arq's own client, as used by `arq --check`, needs to reach the same server."""
+    files = (settings.redis_ca_file, settings.redis_cert_file, settings.redis_key_file)
+    ca, cert, key = (str(path) if path else None for path in files)
+    return HiddenRedisSettings(
+        host=list(target.nodes)
+        if target.kind == "sentinel"
+        else (target.nodes or (("", 0),))[0][0],
+        port=6379 if target.kind == "sentinel" else (target.nodes or (("", 6379),))[0][1],
+        unix_socket_path=target.path or None,
+        database=target.db,
+        username=target.username,
+        password=target.password,
+        ssl=target.tls,
+        ssl_ca_certs=ca,
+        ssl_certfile=cert,
+        ssl_keyfile=key,
+        ssl_check_hostname=target.tls,
+        conn_timeout=max(1, int(settings.redis_connect_timeout_s)),
+        conn_retries=1,
+        sentinel=target.kind == "sentinel",
+        sentinel_master=target.service or "mymaster",
+    )
+
+
+def engine_options(settings: Settings) -> EngineOptions:
+    return EngineOptions(
+        lease_s=settings.worker_lease_s,
+        retry=RetryPolicy(
+            max_tries=settings.worker_max_tries,
+            base_s=settings.worker_retry_base_s,
+            cap_s=settings.worker_retry_cap_s,
+        ),
+        park_s=settings.worker_park_s,
+        dead_max=settings.queue_dead_max,
+        dead_max_age_s=settings.queue_dead_max_age_s,
+        allow_eviction=settings.queue_allow_eviction,
+    )
+
+
+def child_options(settings: Settings) -> ChildOptions:
+    return ChildOptions(
+        shutdown_grace_s=settings.worker_shutdown_grace_s,
+        max_rss_bytes=settings.worker_max_rss_bytes,
+        max_jobs_done=settings.worker_recycle_jobs,
+        configuration_errors=(SettingsError, CacheError, UnsafeServer),
+    )
+
+
+def supervisor_options(settings: Settings) -> SupervisorOptions:
+    return SupervisorOptions(
+        shutdown_grace_s=settings.worker_shutdown_grace_s,
+        heartbeat_timeout_s=settings.worker_heartbeat_timeout_s,
+        restart=RestartPolicy(
+            max_crashes=settings.worker_max_crashes,
+            crash_window_s=settings.worker_crash_window_s,
+        ),
+    )

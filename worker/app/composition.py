@@ -1,0 +1,237 @@
+"""
+Builds the features over one Redis client: their stores, what services call, what jobs are handed.
+
+The only place that builds them. A service needs no arq and no aiohttp for it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from settings import SettingsError, variable_name
+from worker.app.options import (
+    JOB_MARGIN_S,
+    QueueOptions,
+    batch_options,
+    delivery_options,
+    queue_options,
+    rate_limits,
+    reveal,
+)
+from worker.client import JobQueue
+from worker.http.policy import EgressPolicy, parse_hosts, parse_networks, parse_ports
+from worker.keys import QueueKeys
+from worker.llm.answer_subscriber import AnswerSubscriber
+from worker.llm.batch_client import Batches
+from worker.llm.batches import BatchStore
+from worker.llm.client import LLMRequests
+from worker.llm.context import LLMContext
+from worker.llm.grouping import LIMITS
+from worker.llm.options import retention
+from worker.llm.orphans import Orphans
+from worker.llm.prepared import PreparedJobs
+from worker.llm.providers import AnthropicProvider, OpenAIProvider
+from worker.llm.rate_limits import RateLimiter
+from worker.llm.requests import RequestStore
+from worker.queue.admission import MemoryGuard
+from worker.queue.client import Jobs
+from worker.queue.dead import DeadLetters
+from worker.queue.encoder import JobEncoder
+from worker.queue.schedules import ScheduleStore
+from worker.queue.store import QueueStore
+from worker.webhooks.attempts import AttemptStore
+from worker.webhooks.client import Webhooks
+from worker.webhooks.context import WebhookContext
+from worker.webhooks.deliveries import DeliveryStore
+from worker.webhooks.endpoints import EndpointStore
+from worker.webhooks.secrets import SecretBox
+
+if TYPE_CHECKING:
+    from settings import Settings
+    from worker.http.client import GuardedClient
+
+# Of one process; the limit on calls in flight is LETTA_LLM_MAX_CONCURRENCY, over all.
+_LLM_CONNECTIONS = 100
+
+
+@dataclass(frozen=True, slots=True)
+class Stores:
+    """What the features share over one Redis client: stores, and what encodes and seals."""
+
+    client: Any
+    keys: QueueKeys
+    jobs: QueueStore
+    schedules: ScheduleStore
+    dead: DeadLetters
+    encoder: JobEncoder
+    memory: MemoryGuard
+    secrets: SecretBox
+    deliveries: DeliveryStore
+    endpoints: EndpointStore
+    attempts: AttemptStore
+    requests: RequestStore
+    batches: BatchStore
+    orphans: Orphans
+    prepared: PreparedJobs
+
+
+def build_stores(client: Any, options: QueueOptions, keys: QueueKeys | None = None) -> Stores:
+    """Connects to nothing; `keys` other than the default are for tests."""
+    keys = keys or QueueKeys()
+    encoder = JobEncoder(keys, max_bytes=options.jobs.max_job_bytes)
+    return Stores(
+        client=client,
+        keys=keys,
+        jobs=QueueStore(client, keys),
+        schedules=ScheduleStore(client, keys),
+        dead=DeadLetters(client, keys),
+        encoder=encoder,
+        memory=MemoryGuard(client, share=options.jobs.max_memory_share),
+        secrets=SecretBox(options.webhooks.encryption_key),
+        deliveries=DeliveryStore(client, keys),
+        endpoints=EndpointStore(client, keys),
+        attempts=AttemptStore(client, keys, retention_s=options.webhooks.retention_s),
+        requests=RequestStore(client, keys, retention(options.llm)),
+        batches=BatchStore(client, keys),
+        orphans=Orphans(client, keys),
+        prepared=PreparedJobs(encoder),
+    )
+
+
+def build_queue(stores: Stores, options: QueueOptions) -> JobQueue:
+    """What services call."""
+    jobs = build_jobs(stores, options)
+    llm = LLMRequests(
+        stores.keys,
+        stores.requests,
+        build_batches(stores, options),
+        AnswerSubscriber(stores.client, stores.keys.llm_answered),
+        jobs=jobs,
+        prepared=stores.prepared,
+        memory=stores.memory,
+        options=options.llm,
+    )
+    return JobQueue(jobs, build_webhooks(stores, options), llm, stores.dead)
+
+
+def build_jobs(stores: Stores, options: QueueOptions) -> Jobs:
+    return Jobs(
+        stores.jobs,
+        stores.schedules,
+        stores.encoder,
+        stores.memory,
+        max_length=options.jobs.max_length,
+    )
+
+
+def build_webhooks(stores: Stores, options: QueueOptions) -> Webhooks:
+    return Webhooks(
+        stores.keys,
+        stores.deliveries,
+        stores.endpoints,
+        secrets=stores.secrets,
+        encoder=stores.encoder,
+        memory=stores.memory,
+        options=options.webhooks,
+    )
+
+
+def build_batches(stores: Stores, options: QueueOptions) -> Batches:
+    return Batches(
+        stores.keys,
+        stores.batches,
+        stores.requests,
+        stores.prepared,
+        price_factor=options.llm.batch_price_factor,
+    )
+
+
+def build_webhook_context(settings: Settings, stores: Stores) -> WebhookContext:
+    """
+    What the webhook jobs are handed, with an HTTP client of its own.
+
+    Raises:
+        settings.SettingsError: a certificate file cannot be used.
+    """
+    return WebhookContext(
+        attempts=stores.attempts,
+        deliveries=stores.deliveries,
+        jobs=build_jobs(stores, queue_options(settings)),
+        dead=stores.dead,
+        http=build_webhook_client(settings),
+        secrets=stores.secrets,
+        options=delivery_options(settings),
+    )
+
+
+def build_webhook_client(settings: Settings) -> GuardedClient:
+    """
+    The guarded client of the webhooks.
+
+    Raises:
+        settings.SettingsError: a certificate file cannot be used.
+    """
+    from worker.http.client import build_http_client
+    from worker.http.transport import tls_context
+
+    policy = EgressPolicy(
+        allowed=parse_networks(settings.webhook_allow_cidrs),
+        hosts=parse_hosts(settings.webhook_allow_hosts),
+        ports=parse_ports(settings.webhook_ports),
+    )
+    names = ("webhook_ca_file", "webhook_cert_file", "webhook_key_file")
+    ca, cert, key = (str(path) if (path := getattr(settings, name)) else None for name in names)
+    try:
+        tls = tls_context(ca_file=ca, cert_file=cert, key_file=key)
+    except (OSError, ValueError) as exc:
+        given = ", ".join(variable_name(name) for name in names if getattr(settings, name))
+        raise SettingsError(f"{given}: not usable as PEM files: {exc}") from None
+    return build_http_client(
+        policy,
+        max_connections=settings.worker_max_jobs,
+        tls=tls,
+        proxy=settings.webhook_proxy_url,
+    )
+
+
+def build_llm_context(settings: Settings, stores: Stores) -> LLMContext:
+    """What the LLM jobs are handed, with an HTTP client of its own."""
+    from worker.http.client import build_http_client
+
+    options = queue_options(settings)
+    egress = EgressPolicy(parse_networks(settings.llm_allow_cidrs))
+    http = build_http_client(egress, max_connections=_LLM_CONNECTIONS)
+    openai = OpenAIProvider(
+        http,
+        base_url=settings.openai_base_url,
+        api_key=reveal(settings.openai_api_key),
+        timeout_s=settings.llm_timeout_s,
+        max_bytes=settings.llm_max_response_bytes,
+    )
+    anthropic = AnthropicProvider(
+        http,
+        base_url=settings.anthropic_base_url,
+        api_key=reveal(settings.anthropic_api_key),
+        timeout_s=settings.llm_timeout_s,
+        max_bytes=settings.llm_max_response_bytes,
+    )
+    limits, lease_s = rate_limits(settings), settings.llm_timeout_s + JOB_MARGIN_S
+    return LLMContext(
+        keys=stores.keys,
+        requests=stores.requests,
+        batches=stores.batches,
+        orphans=stores.orphans,
+        prepared=stores.prepared,
+        batch_client=build_batches(stores, options),
+        jobs=build_jobs(stores, options),
+        dead=stores.dead,
+        webhooks=build_webhooks(stores, options),
+        http=http,
+        providers={"openai": openai, "anthropic": anthropic},
+        limiters={
+            name: RateLimiter(stores.client, stores.keys, name, limits, lease_s=lease_s)
+            for name in LIMITS
+        },
+        options=batch_options(settings),
+    )

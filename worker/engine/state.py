@@ -1,0 +1,77 @@
+"""A worker as its parts see it: its arguments, its counters, and the server's clock."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+import uuid
+from typing import Any
+
+from arq.constants import default_queue_name
+from arq.utils import timestamp_ms
+from arq.worker import Worker as ArqWorker
+
+from cache.encoding import codec
+from worker.engine.options import EngineOptions
+from worker.engine.records import Claim, EngineKeys, PollResult
+from worker.engine.settings import Observer
+from worker.keys import QUEUE_PREFIX, QueueKeys
+
+
+def new_worker_id() -> str:
+    """Unique among workers, and readable: host, process, and digits for a reused pid."""
+    return f"{socket.gethostname()}:{os.getpid()}:{uuid.uuid4().hex[:6]}"
+
+
+class WorkerState(ArqWorker):
+    """arq's Worker with our arguments and counters; `worker.engine.Worker` adds its life."""
+
+    loop: asyncio.AbstractEventLoop
+
+    def __init__(
+        self,
+        *args: Any,
+        options: EngineOptions | None = None,
+        prefix: str = QUEUE_PREFIX,
+        worker_id: str | None = None,
+        observer: Observer | None = None,
+        **kwargs: Any,
+    ) -> None:
+        if prefix != QUEUE_PREFIX and kwargs.get("queue_name") in (None, default_queue_name):
+            kwargs["queue_name"] = QueueKeys(prefix).queue()
+        kwargs["job_serializer"] = kwargs.get("job_serializer") or codec.encode
+        kwargs["job_deserializer"] = kwargs.get("job_deserializer") or codec.decode
+        super().__init__(*args, **kwargs)
+        self.options = options or EngineOptions()
+        self.worker_id = worker_id or new_worker_id()
+        self.keys = EngineKeys(QueueKeys(prefix), self.queue_name)
+        self.observer = observer
+        self.jobs_given_back = 0
+        self.jobs_dead = 0
+        self.jobs_rescued = 0
+        self.jobs_queued = 0
+        self.claims: dict[bytes, Claim] = {}
+        self.asked_to_end = asyncio.Event()
+        self._draining = False
+        self._clock_offset_s = 0.0
+
+    @property
+    def jobs_done(self) -> int:
+        """Runs of jobs that ended since the start, however they ended."""
+        return self.jobs_complete + self.jobs_failed + self.jobs_retried
+
+    @property
+    def is_draining(self) -> bool:
+        return self._draining
+
+    def hear(self, polled: PollResult) -> None:
+        """What a turn tells of the server: its clock, and how many jobs are there."""
+        self._clock_offset_s = polled.now / 1000 - self.loop.time()
+        self.jobs_queued = polled.size
+
+    def server_ms(self) -> int:
+        """The server's clock, Unix ms, as of the last turn."""
+        if not self._clock_offset_s:
+            return timestamp_ms()
+        return int((self.loop.time() + self._clock_offset_s) * 1000)

@@ -1,0 +1,48 @@
+"""The jobs of the LLM feature, encoded for the scripts that store them."""
+
+from __future__ import annotations
+
+from worker.llm.grouping import Group
+from worker.queue.encoder import JobEncoder, PreparedJob
+
+FLUSH_LLM_BATCHES = "flush_llm_batches"
+FLUSH_LLM_GROUP = "flush_llm_group"
+RUN_LLM_BATCH = "run_llm_batch"
+RUN_LLM_REQUEST = "run_llm_request"
+DELETE_LLM_FILES = "delete_llm_files"
+SEND_LLM_CALLBACK = "send_llm_callback"
+
+
+class PreparedJobs:
+    """
+    Prepares jobs by their purpose. A job's id derives from what it works on, so that
+    it is stored once.
+    """
+
+    def __init__(self, encoder: JobEncoder) -> None:
+        self._encoder = encoder
+
+    def batch(self, batch_id: str) -> PreparedJob:
+        """Carries a batch on."""
+        body = self._encoder.encode(RUN_LLM_BATCH, [batch_id])
+        return PreparedJob(f"llm:batch:{batch_id}", body)
+
+    def single(self, request_id: str) -> PreparedJob:
+        """Answers one request by itself."""
+        body = self._encoder.encode(RUN_LLM_REQUEST, [request_id])
+        return PreparedJob(f"llm:single:{request_id}", body)
+
+    def files(self, batch_id: str) -> PreparedJob:
+        """Deletes an ended batch's files at the provider."""
+        body = self._encoder.encode(DELETE_LLM_FILES, [batch_id])
+        return PreparedJob(f"llm:files:{batch_id}", body)
+
+    def flush(self, job_id: str, group: Group, *, full_only: bool = False) -> PreparedJob:
+        """Seals a group's waiting requests; `full_only`: only those that fill a batch."""
+        row = [group.provider, group.endpoint, group.model]
+        kwargs = {"full_only": True} if full_only else {}
+        return PreparedJob(job_id, self._encoder.encode(FLUSH_LLM_GROUP, row, kwargs))
+
+    def callback_body(self, url: str) -> bytes:
+        """The body of the job that sends the webhook of a request's end; its id names the request."""
+        return self._encoder.encode(SEND_LLM_CALLBACK, [url])

@@ -1,0 +1,93 @@
+"""
+Encodes jobs: the body that the queue stores, and the options that a job carries in it.
+
+A job's own options travel in its body under `o` (stock arq reads past it):
+u: unique key (a whole Redis key), us: its scope, x: expiry (Unix ms),
+then: the job that follows {f, a, k, q, id, delay, xs, o}, g: part of a gathering {id, i}.
+"""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from cache.encoding import codec
+from cache.errors import NotEncodable
+from worker.errors import NotSerializable, PayloadTooLarge
+from worker.keys import QueueKeys
+from worker.queue import arguments
+from worker.queue.calls import Call
+from worker.queue.store import job_body
+
+
+@dataclass(frozen=True, slots=True)
+class PreparedJob:
+    """A job that another feature's script stores: its id and encoded body."""
+
+    id: str
+    body: bytes
+
+
+class JobEncoder:
+    """Checks and encodes jobs; a body has at most `max_bytes`."""
+
+    def __init__(self, keys: QueueKeys, *, max_bytes: int) -> None:
+        self._keys = keys
+        self._max_bytes = max_bytes
+
+    def encode(
+        self,
+        name: str,
+        args: Sequence[Any] = (),
+        kwargs: Mapping[str, Any] | None = None,
+        *,
+        options: Mapping[str, Any] | None = None,
+    ) -> bytes:
+        """
+        The body of a job that is enqueued now.
+
+        Raises:
+            InvalidArgument: `name` is no job name.
+            NotSerializable: an argument has no safe encoding.
+            PayloadTooLarge: over LETTA_QUEUE_MAX_JOB_BYTES.
+        """
+        arguments.require_job_name(name)
+        try:
+            body = job_body(name, args, kwargs or {}, now_ms=arguments.now_ms(), options=options)
+        except NotEncodable as exc:
+            raise NotSerializable(f"arguments of {name!r}: {exc}") from None
+        if len(body) > self._max_bytes:
+            raise PayloadTooLarge(
+                f"job {name!r}", len(body), self._max_bytes, "LETTA_QUEUE_MAX_JOB_BYTES"
+            )
+        return body
+
+    def encode_around(self, then: Call) -> tuple[bytes, bytes]:
+        """The job that follows a gathering, cut where the list of results belongs."""
+        mark = uuid.uuid4().bytes
+        options = self.options(then.expires_s, then.then)
+        body = self.encode(then.name, [mark, *then.args], then.kwargs, options=options)
+        head, _, tail = body.partition(codec.encode(mark))
+        return head, tail
+
+    def options(self, expires_s: float | None, then: Call | None) -> dict[str, Any]:
+        """A job's own options: its expiry, and the job that follows it."""
+        options: dict[str, Any] = {}
+        if expires_s is not None:
+            options["x"] = arguments.now_ms() + arguments.delay_ms(expires_s)
+        if then is not None:
+            priority = arguments.require_call("then", then)
+            options["then"] = {
+                "f": then.name,
+                "a": list(then.args),
+                "k": dict(then.kwargs or {}),
+                "q": self._keys.queue(priority),
+                "id": then.job_id,
+                "delay": arguments.delay_ms(then.delay_s),
+                # Its time to expire counts from when it is stored.
+                "xs": None if then.expires_s is None else arguments.delay_ms(then.expires_s),
+                "o": self.options(None, then.then),
+            }
+        return options

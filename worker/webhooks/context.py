@@ -1,0 +1,53 @@
+"""What the webhook jobs are handed: stores, the HTTP client, options, clock and randomness."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import datetime
+from typing import TYPE_CHECKING, Any
+
+from worker.queue.client import Jobs
+from worker.queue.context import JobContext, utc_now
+from worker.queue.dead import DeadLetters
+from worker.webhooks.attempts import AttemptStore
+from worker.webhooks.deliveries import DeliveryStore
+from worker.webhooks.options import DeliveryOptions
+from worker.webhooks.secrets import SecretBox
+
+if TYPE_CHECKING:
+    from worker.http.client import GuardedClient
+
+_KEY = "letta_redis.webhooks"
+
+
+@dataclass(frozen=True, slots=True)
+class WebhookContext:
+    """Built once a worker by worker/app/composition.py."""
+
+    attempts: AttemptStore
+    deliveries: DeliveryStore
+    jobs: Jobs
+    dead: DeadLetters
+    http: GuardedClient
+    secrets: SecretBox
+    options: DeliveryOptions
+    now: Callable[[], datetime] = utc_now
+    rng: Callable[[], float] = random.random
+
+    @staticmethod
+    def of(ctx: JobContext) -> WebhookContext:
+        context: WebhookContext = ctx[_KEY]
+        return context
+
+    @staticmethod
+    def find(ctx: JobContext) -> WebhookContext | None:
+        """None in a worker that ended before its startup."""
+        return ctx.get(_KEY)
+
+    def put_into(self, ctx: dict[Any, Any]) -> None:
+        ctx[_KEY] = self
+
+    async def aclose(self) -> None:
+        await self.http.aclose()
