@@ -19,7 +19,7 @@ from worker.queue.encoder import PreparedJob
 __all__ = ["PAGE", "Batch", "BatchStore", "created_at"]
 
 _SEAL = load(__package__, "seal_batch", "..queue")
-_TAKE = load(__package__, "take_batch")
+_TAKE = load(__package__, "take_batch", "..queue")
 _MOVE = load(__package__, "move_batch", "..queue")
 _SPLIT = load(__package__, "split_batch", "..queue")
 _DETACH = load(__package__, "detach_llm", "..queue")

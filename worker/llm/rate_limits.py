@@ -14,8 +14,8 @@ from cache.connection.scripts import load
 from worker.keys import LLM_RATE_TTL_S, QueueKeys
 from worker.llm.rate_policy import RateLimits, call_pace
 
-_ADMIT = load(__package__, "admit_llm")
-_RELEASE = load(__package__, "release_llm")
+_ADMIT = load(__package__, "admit_llm", "..queue")
+_RELEASE = load(__package__, "release_llm", "..queue")
 
 # How far ahead a turn is reserved. Short for the patient: an urgent call comes before all
 # that have none yet.

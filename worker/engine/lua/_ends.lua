@@ -51,8 +51,7 @@ end
 
 -- Where another key has taken a queue's place, the ordinary one will do.
 local function queue_of(name, keys)
-  local found = redis.call('TYPE', name).ok
-  return (found == 'zset' or found == 'none') and name or keys[3]
+  return fits('zset', name) and name or keys[3]
 end
 
 local function enqueue(prefix, keys, job)
@@ -63,7 +62,7 @@ end
 -- One part of a gathering is done; the last one makes the job that was waiting for all.
 local function gathered(prefix, keys, id, g)
   local key = prefix .. 'gather:' .. g.id
-  if redis.call('TYPE', key).ok ~= 'hash' then
+  if not fits('hash', key) then
     redis.call('DEL', key)
     return
   end

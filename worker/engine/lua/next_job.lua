@@ -39,8 +39,9 @@ end
 if not found then
   return {}
 end
-expect('zset', KEYS[5], KEYS[7])
+expect('zset', KEYS[5])
 local id = found[1]
+local mark = redis.call('ZSCORE', KEYS[7], id)
 local claim = token .. '|' .. queue .. '|' .. (number_of(found[2]) and found[2] or '0') .. '|0'
 if not redis.call('SET', prefix .. 'in-progress:' .. id, claim, 'NX', 'PX', lease + 86400000) then
   return {}
@@ -49,4 +50,4 @@ redis.call('ZADD', KEYS[5], now + lease, id)
 -- Out of the head of the queue, yet in it: stock clients look for it there.
 redis.call('ZADD', KEYS[queue], 'XX', now + 2 * lease, id)
 redis.call('SET', KEYS[10], cmsgpack.pack({token, {id}, {}, {}}), 'PX', 4 * lease + 60000)
-return {id, body_of(prefix .. 'job:' .. id), text_of(prefix .. 'retry:' .. id), claim, redis.call('ZSCORE', KEYS[7], id)}
+return {id, body_of(prefix .. 'job:' .. id), text_of(prefix .. 'retry:' .. id), claim, mark}

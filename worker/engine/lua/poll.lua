@@ -37,6 +37,7 @@ local marked = false
 local dead = {set = KEYS[9], prefix = prefix, cap = tonumber(ARGV[8]), age = tonumber(ARGV[9]), now = now,
   queues = KEYS, dropped = 0}
 local late, buried, poisoned, rows, claimed = {}, {}, {}, {}, {}
+local ends = cmsgpack.unpack(ARGV[6])
 
 local function names(kind, ids)
   local keys = {}
@@ -132,8 +133,11 @@ local function claim(candidates)
 end
 
 local function lapsed(most)
-  local found = {}
-  for _, id in ipairs(redis.call('ZRANGEBYSCORE', KEYS[5], '-inf', now, 'LIMIT', 0, most)) do
+  local found, ids = {}, redis.call('ZRANGEBYSCORE', KEYS[5], '-inf', now, 'LIMIT', 0, most)
+  if #ids > 0 and #ends == 0 then
+    expect('zset', KEYS[1], KEYS[2], KEYS[3], KEYS[4])
+  end
+  for _, id in ipairs(ids) do
     local value = text_of(prefix .. 'in-progress:' .. id)
     local number, due = string.match(value or '', '|([1-4])|([^|]*)|%d+$')
     if number then
@@ -211,14 +215,20 @@ local function last_poll(key)
   return is_turn and type(turn[2]) == 'table' and type(turn[3]) == 'table' and type(turn[4]) == 'table' and turn or nil
 end
 
-local ends = cmsgpack.unpack(ARGV[6])
 -- Most looks of an idle worker find nothing at all.
 local busy = #ends > 0
   or redis.call('EXISTS', KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5], KEYS[11]) > 0
 if busy then
   marked = redis.call('EXISTS', KEYS[7]) == 1
-  expect('zset', KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5], KEYS[6], KEYS[7], KEYS[9], KEYS[11])
+  expect('zset', KEYS[6], KEYS[9], KEYS[11])
   expect('hash', KEYS[8])
+  if marked then
+    expect('zset', KEYS[7])
+  end
+  if #ends > 0 then
+    -- What comes behind the ends must not fail either.
+    expect('zset', KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5])
+  end
 end
 local again = last_poll(KEYS[10])
 if again and again[1] == token then

@@ -5,19 +5,42 @@
 -- data: the answer; ok: '1' | '0'; ttl, cache_ttl, usage_ttl: ms; usage: {input, output, cached, reasoning}
 -- line_of: the batch whose line it is, which must have carried the request; '' when it is no batch's
 -- An answer that several share is stored behind an `s`: no reader shortens its life for the others.
--- returns 1 stored | 0 answered already, no such request, or not of that batch; stands after _put_job.lua, _llm_callback.lua, _llm_waiting.lua
+-- returns 1 stored | 0 answered already, no such request, or not of that batch; stands after _types.lua,
+-- _put_job.lua, _llm_callback.lua, _llm_waiting.lua. An answer is stored whatever became of the keys around
+-- it: those of another type are passed over.
+local function count_end(counted, ok, usage)
+  local names, more = {ok == '1' and 'succeeded' or 'failed'}, {1}
+  for name, number in pairs(usage) do
+    if number_of(number, 0) > 0 then
+      names[#names + 1], more[#more + 1] = name, number_of(number)
+    end
+  end
+  local row, flat = redis.pcall('HMGET', counted, unpack(names)), {}
+  if row.err then
+    return
+  end
+  for i, name in ipairs(names) do
+    flat[2 * i - 1], flat[2 * i] = name, string.format('%.0f', number_of(row[i], 0) + more[i])
+  end
+  redis.call('HSET', counted, unpack(flat))
+end
+
 local function finish_llm(p, id, data, ok, ttl, cache_ttl, usage_ttl, usage, line_of)
   local key = p .. 'request:' .. id
-  local row = redis.call('HMGET', key, 'gid', 'batch', 'dedupe', 'bytes', 'tokens', 'single', 'callers', 'left:' .. line_of)
+  local row = fields_of(key, 'gid', 'batch', 'dedupe', 'bytes', 'tokens', 'single', 'callers', 'left:' .. line_of)
   if not row[1] or (line_of ~= '' and row[2] ~= line_of and not row[8]) then
     return 0
   end
-  if tonumber(row[7] or 1) > 1 then
+  local told = redis.pcall('HLEN', p .. 'tell:' .. id)
+  if told ~= 0 then
+    expect_callbacks(p)
+  end
+  if number_of(row[7], 1) > 1 then
     data = 's' .. data
   end
   redis.call('SET', p .. 'result:' .. id, data, 'PX', ttl)
   -- The next equal request is a new one, unless answers are kept for it.
-  if row[3] and redis.call('GET', row[3]) == id then
+  if row[3] and text_of(row[3]) == id then
     if ok == '1' and tonumber(cache_ttl) > 0 then
       redis.call('PEXPIRE', row[3], cache_ttl)
     else
@@ -27,19 +50,15 @@ local function finish_llm(p, id, data, ok, ttl, cache_ttl, usage_ttl, usage, lin
   local counts = {p .. 'usage:' .. row[1]}
   if row[2] then
     counts[2] = p .. 'batch:' .. row[2]
-    redis.call('SREM', p .. 'open:' .. row[2], id)
+    redis.pcall('SREM', p .. 'open:' .. row[2], id)
   elseif row[6] then
-    redis.call('ZREM', p .. 'single', id)
-  elseif redis.call('LREM', p .. 'pending:' .. row[1], 1, id) == 1 then
+    redis.pcall('ZREM', p .. 'single', id)
+  elseif fits('hash', p .. 'sizes:' .. row[1]) and fits('hash', p .. 'groups')
+      and redis.pcall('LREM', p .. 'pending:' .. row[1], 1, id) == 1 then
     stopped_waiting(p, row[1], row[4], row[5])
   end
   for _, counted in ipairs(counts) do
-    redis.call('HINCRBY', counted, ok == '1' and 'succeeded' or 'failed', 1)
-    for name, number in pairs(usage) do
-      if tonumber(number) > 0 then
-        redis.call('HINCRBY', counted, name, number)
-      end
-    end
+    count_end(counted, ok, usage)
   end
   redis.call('PEXPIRE', counts[1], usage_ttl)
   if ok == '1' then
@@ -48,7 +67,9 @@ local function finish_llm(p, id, data, ok, ttl, cache_ttl, usage_ttl, usage, lin
     redis.call('RENAME', key, p .. 'failed:' .. id)
     redis.call('PEXPIRE', p .. 'failed:' .. id, ttl)
   end
-  callback(p, id, ok, ttl)
+  if told ~= 0 then
+    callback(p, id, callback_rows(p, id), ok, ttl)
+  end
   redis.call('PUBLISH', p .. 'answered', id)
   return 1
 end

@@ -1,13 +1,26 @@
 -- Shared step: a request's place among those of its group that wait for a batch.
 -- p: what the LLM keys begin with (`arq:llm:`); keys written: groups, pending:<gid>, sizes:<gid>
--- Returns how many wait now, their bytes and tokens.
+-- Returns how many wait now, their bytes and tokens. The caller has checked the types of all three.
+local function add_sizes(sizes, bytes, tokens)
+  local row = redis.call('HMGET', sizes, 'bytes', 'tokens')
+  -- Computed here, since HINCRBY fails on what is no number.
+  bytes = math.max(0, number_of(row[1], 0) + bytes)
+  tokens = math.max(0, number_of(row[2], 0) + tokens)
+  redis.call('HSET', sizes, 'bytes', bytes, 'tokens', tokens)
+  return bytes, tokens
+end
+
+local function expect_waiting(p, gid)
+  expect('list', p .. 'pending:' .. gid)
+  expect('hash', p .. 'groups', p .. 'sizes:' .. gid)
+end
+
 local function start_waiting(p, gid, descriptor, id, bytes, tokens, command)
-  local sizes = p .. 'sizes:' .. gid
   local count = redis.call(command, p .. 'pending:' .. gid, id)
   if count == 1 then
     redis.call('HSET', p .. 'groups', gid, descriptor)
   end
-  return count, redis.call('HINCRBY', sizes, 'bytes', bytes), redis.call('HINCRBY', sizes, 'tokens', tokens)
+  return count, add_sizes(p .. 'sizes:' .. gid, number_of(bytes, 0), number_of(tokens, 0))
 end
 
 -- Takes `bytes` and `tokens` of requests that left the list off the group's sums.
@@ -16,7 +29,6 @@ local function stopped_waiting(p, gid, bytes, tokens)
     redis.call('HDEL', p .. 'groups', gid)
     redis.call('DEL', p .. 'sizes:' .. gid)
   else
-    redis.call('HINCRBY', p .. 'sizes:' .. gid, 'bytes', -bytes)
-    redis.call('HINCRBY', p .. 'sizes:' .. gid, 'tokens', -tokens)
+    add_sizes(p .. 'sizes:' .. gid, -number_of(bytes, 0), -number_of(tokens, 0))
   end
 end

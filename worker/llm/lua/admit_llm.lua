@@ -7,6 +7,8 @@
 -- ARGV[8] most in flight  ARGV[9] share of it kept for urgent calls  ARGV[10] lease ms
 -- ARGV[11] ms ahead that a turn may be reserved  ARGV[12] ms that a turn may be late  ARGV[13] ttl_ms
 -- returns 0 go (in flight until released) | ms to wait before asking again
+--@include types
+expect('zset', KEYS[3])
 local t = redis.call('TIME')
 local now = t[1] * 1000 + t[2] / 1000
 local row = redis.call('HMGET', KEYS[1], 'requests', 'tokens', 'limit', 'pause', 'crowd', 'window')
@@ -19,7 +21,7 @@ if redis.call('ZSCORE', KEYS[2], ARGV[1]) then
   -- This very call was sent again after its reply was lost.
   return 0
 end
-local pause = tonumber(row[4] or 0)
+local pause = number_of(row[4], 0)
 if pause > now then
   return math.ceil(pause - now)
 end
@@ -27,14 +29,14 @@ end
 -- Who is refused is told to come in turn, not all at once.
 local function refuse(base, step)
   local window = math.floor(now / 1000)
-  local crowd = tonumber(row[6] or 0) == window and tonumber(row[5] or 0) or 0
+  local crowd = number_of(row[6], 0) == window and number_of(row[5], 0) or 0
   redis.call('HSET', KEYS[1], 'crowd', crowd + 1, 'window', window)
   keep()
   return math.ceil(math.min(base + crowd * step, 30000))
 end
 
 redis.call('ZREMRANGEBYSCORE', KEYS[2], '-inf', now)
-local limit = math.min(tonumber(row[3] or ARGV[8]), tonumber(ARGV[8]))
+local limit = math.min(number_of(row[3], tonumber(ARGV[8])), tonumber(ARGV[8]))
 if ARGV[2] == '0' then
   limit = math.max(1, math.floor(limit * (1 - tonumber(ARGV[9]))))
 end
@@ -59,8 +61,8 @@ end
 -- A turn that was missed is lost: using it late would crowd the ones after it.
 local step, token_step = tonumber(ARGV[4]), tonumber(ARGV[6])
 local cost = tonumber(ARGV[3]) * token_step
-local requests = math.max(tonumber(row[1] or 0), now)
-local tokens = math.max(tonumber(row[2] or 0), now)
+local requests = math.max(number_of(row[1], 0), now)
+local tokens = math.max(number_of(row[2], 0), now)
 -- A call larger than all that may come at once goes when the bucket is full.
 local room = math.max(tonumber(ARGV[7]) * token_step, cost)
 local due = math.max(requests + step - step * tonumber(ARGV[5]), tokens + cost - room, now)

@@ -5,6 +5,7 @@
 -- ARGV[8] input  ARGV[9] output  ARGV[10] cached  ARGV[11] reasoning tokens
 -- ARGV[12] the batch whose line it is, or ''
 -- returns 1 stored | 0 answered already, no such request, or that batch never carried it
+--@include types
 --@include put_job
 --@include llm_callback
 --@include llm_waiting

@@ -3,12 +3,13 @@
 -- ARGV[1] prefix p of the LLM keys (see _llm_finish.lua)  ARGV[2] request id  ARGV[3] answer
 -- ARGV[4] ttl_ms  ARGV[5] usage's ttl_ms  ARGV[6] the caller's mark (see submit_llm.lua)  ARGV[7] all callers: 1 | 0
 -- returns {0 unknown, answered, or no caller of it | 1 others still wait | 2 ended, batch id or ''}
+--@include types
 --@include put_job
 --@include llm_callback
 --@include llm_waiting
 --@include llm_finish
 local mark = 'by:' .. ARGV[6]
-local row = redis.call('HMGET', KEYS[1], 'gid', 'batch', mark)
+local row = redis.call('HMGET', KEYS[1], 'gid', 'batch', mark, 'callers')
 if not row[1] or (ARGV[7] == '0' and not row[3]) then
   return {0, ''}
 end
@@ -16,8 +17,12 @@ if ARGV[7] == '0' then
   if row[3] == '0' then
     return {1, ''}
   end
-  redis.call('HSET', KEYS[1], mark, 0)
-  if redis.call('HINCRBY', KEYS[1], 'callers', -1) > 0 then
+  local callers = number_of(row[4], 1) - 1
+  if callers <= 0 then
+    expect_callbacks(ARGV[1])
+  end
+  redis.call('HSET', KEYS[1], mark, 0, 'callers', callers)
+  if callers > 0 then
     return {1, ''}
   end
 end

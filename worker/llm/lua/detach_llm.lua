@@ -4,18 +4,25 @@
 -- ARGV[2] request id  ARGV[3] batch id  ARGV[4] wait | single | urgent  ARGV[5] job id  ARGV[6] job body
 -- ARGV[7] delay_ms of the job
 -- returns 1 | 0 the request is not in this batch any more
+--@include types
 --@include put_job
 --@include llm_waiting
 local p = ARGV[1]
 local row = redis.call('HMGET', KEYS[1], 'batch', 'gid', 'group', 'bytes', 'tokens')
-if row[1] ~= ARGV[3] then
+if row[1] ~= ARGV[3] or not row[2] or not row[3] then
   return 0
 end
+expect('zset', KEYS[2], KEYS[5], p .. 'single')
+expect('set', p .. 'open:' .. ARGV[3])
+if ARGV[4] == 'wait' then
+  expect_waiting(p, row[2])
+end
+local moved = redis.call('HGET', p .. 'batch:' .. ARGV[3], 'moved')
 redis.call('HDEL', KEYS[1], 'batch')
 -- What that batch answers all the same is its answer still.
 redis.call('HSET', KEYS[1], 'left:' .. ARGV[3], 1)
 redis.call('SREM', p .. 'open:' .. ARGV[3], ARGV[2])
-redis.call('HINCRBY', p .. 'batch:' .. ARGV[3], 'moved', 1)
+redis.call('HSET', p .. 'batch:' .. ARGV[3], 'moved', number_of(moved, 0) + 1)
 if ARGV[4] == 'wait' then
   start_waiting(p, row[2], row[3], ARGV[2], row[4], row[5], 'LPUSH')
 else

@@ -2,7 +2,9 @@
 -- KEYS[1] queue  KEYS[2] job body  KEYS[3] job result  KEYS[4] wake token  KEYS[5] job's in-progress mark
 -- ARGV[1] job id  ARGV[2] job body
 -- returns 1 | 0 it runs already
+--@include types
 --@include put_job
+expect('zset', KEYS[1], KEYS[4])
 if redis.call('EXISTS', KEYS[5]) == 1 then
   return 0
 end

@@ -6,7 +6,14 @@
 -- ARGV[6] job to start when it has ended, or ''  ARGV[7] its body  ARGV[8..] field, value, ...
 -- returns 1 moved (also when this very call moved it before) | 0 another run has it
 -- -1 requests are open, and it was to end
+--@include types
 --@include put_job
+if ARGV[4] ~= '' then
+  expect('zset', KEYS[4])
+end
+if ARGV[6] ~= '' then
+  expect('zset', KEYS[5], KEYS[8])
+end
 local row = redis.call('HMGET', KEYS[1], 'state', 'epoch')
 if row[2] ~= ARGV[2] then
   return 0

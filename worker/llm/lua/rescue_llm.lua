@@ -4,8 +4,10 @@
 -- KEYS[7] dead letters  KEYS[8] dead letter  KEYS[9] job's tries
 -- ARGV[1] its id  ARGV[2] job id  ARGV[3] job body  ARGV[4] most jobs that may be lost, 0 any number
 -- returns 0 it has its job, or has ended | 1 it has another | -1 it lost too many
+--@include types
 --@include put_job
-if redis.call('EXISTS', KEYS[1]) == 0 then
+expect('zset', KEYS[2], KEYS[3], KEYS[6], KEYS[7])
+if redis.call('EXISTS', KEYS[1]) == 0 or not fits('hash', KEYS[1]) then
   redis.call('ZREM', KEYS[2], ARGV[1])
   return 0
 end
@@ -13,8 +15,14 @@ redis.call('ZADD', KEYS[2], 'XX', server_ms(), ARGV[1])
 if redis.call('EXISTS', KEYS[4]) == 1 then
   return 0
 end
-local most = tonumber(ARGV[4])
-if redis.call('HINCRBY', KEYS[1], 'lost', 1) > most and most > 0 then
+-- What could not be read would not be read the next time.
+if fields_of(KEYS[8], 'reason')[1] == 'undecodable' then
+  redis.call('ZREM', KEYS[2], ARGV[1])
+  return 0
+end
+local most, lost = tonumber(ARGV[4]), number_of(redis.call('HGET', KEYS[1], 'lost'), 0) + 1
+redis.call('HSET', KEYS[1], 'lost', lost)
+if lost > most and most > 0 then
   return -1
 end
 redis.call('DEL', KEYS[8], KEYS[9])

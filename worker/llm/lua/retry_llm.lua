@@ -4,22 +4,28 @@
 -- ARGV[1] prefix p of the LLM keys (see _llm_waiting.lua; tell:<id>)  ARGV[2] request id
 -- ARGV[3] job id  ARGV[4] job body: a flush of its group
 -- returns 1 | 0 it is no failed one, or waits already
+--@include types
 --@include put_job
 --@include llm_waiting
 if redis.call('EXISTS', KEYS[1]) == 0 or redis.call('EXISTS', KEYS[2]) == 1 then
   return 0
 end
+local row = redis.call('HMGET', KEYS[1], 'gid', 'group', 'bytes', 'tokens', 'callers')
+if not row[1] or not row[2] then
+  return 0
+end
+expect('zset', KEYS[4], KEYS[7])
+expect_waiting(ARGV[1], row[1])
 redis.call('RENAME', KEYS[1], KEYS[2])
 redis.call('PERSIST', KEYS[2])
 redis.call('DEL', KEYS[3])
 redis.call('PERSIST', ARGV[1] .. 'tell:' .. ARGV[2])
 redis.call('HDEL', KEYS[2], 'batch', 'tries', 'single', 'lost', 'dedupe')
 redis.call('HSET', KEYS[2], 'deadline', '', 'expires', '')
-if tonumber(redis.call('HGET', KEYS[2], 'callers') or 0) < 1 then
+if number_of(row[5], 0) < 1 then
   -- All had given it up; now it is the first one's again.
   redis.call('HSET', KEYS[2], 'callers', 1, 'by:', 1)
 end
-local row = redis.call('HMGET', KEYS[2], 'gid', 'group', 'bytes', 'tokens')
 start_waiting(ARGV[1], row[1], row[2], ARGV[2], row[3], row[4], 'RPUSH')
 put_job(KEYS[4], KEYS[5], KEYS[6], KEYS[7], ARGV[3], ARGV[4], server_ms())
 return 1

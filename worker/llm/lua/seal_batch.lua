@@ -8,22 +8,27 @@
 -- ARGV[9] job id  ARGV[10] job body  ARGV[11] chunk, <= 1000  ARGV[12] due ms of an unsealed batch's job
 -- ARGV[13] most batches in the index  ARGV[14] the index's ttl ms
 -- returns {requests of the batch, 1 sealed | 0 call again}
+--@include types
 --@include put_job
 --@include llm_waiting
 local p, gid = ARGV[1], ARGV[2]
 local pending = p .. 'pending:' .. gid
 local most, most_bytes, most_tokens = tonumber(ARGV[5]), tonumber(ARGV[6]), tonumber(ARGV[7])
 local row = redis.call('HMGET', KEYS[1], 'state', 'items', 'bytes', 'tokens', 'deadline')
-local state, items = row[1], tonumber(row[2] or 0)
-local bytes, tokens, deadline = tonumber(row[3] or 0), tonumber(row[4] or 0), tonumber(row[5] or '')
+local state, items = row[1], number_of(row[2], 0)
+local bytes, tokens, deadline = number_of(row[3], 0), number_of(row[4], 0), number_of(row[5])
 if state and state ~= 'open' then
   return {items, 1}
 end
+expect('list', KEYS[2])
+expect('set', KEYS[3])
+expect('zset', KEYS[4], KEYS[5], KEYS[6], KEYS[9])
+expect_waiting(p, gid)
 local waiting = redis.call('LLEN', pending)
 if not state and ARGV[8] == '1' then
   local sizes = redis.call('HMGET', p .. 'sizes:' .. gid, 'bytes', 'tokens')
-  if waiting < most and tonumber(sizes[1] or 0) < most_bytes
-      and (most_tokens == 0 or tonumber(sizes[2] or 0) < most_tokens) then
+  if waiting < most and number_of(sizes[1], 0) < most_bytes
+      and (most_tokens == 0 or number_of(sizes[2], 0) < most_tokens) then
     return {0, 1}
   end
 end
@@ -35,8 +40,8 @@ while not full and #moved < tonumber(ARGV[11]) do
     break
   end
   local key = p .. 'request:' .. id
-  local size = redis.call('HMGET', key, 'bytes', 'tokens', 'deadline')
-  local more_bytes, more_tokens = tonumber(size[1] or 0), tonumber(size[2] or 0)
+  local size = fields_of(key, 'bytes', 'tokens', 'deadline', 'tries')
+  local more_bytes, more_tokens = number_of(size[1], 0), number_of(size[2], 0)
   -- One request alone may be larger than the limits of a batch.
   full = items > 0 and (bytes + more_bytes > most_bytes
     or (most_tokens > 0 and tokens + more_tokens > most_tokens))
@@ -44,11 +49,10 @@ while not full and #moved < tonumber(ARGV[11]) do
     redis.call('LPOP', pending)
     if size[1] then
       moved[#moved + 1] = id
-      redis.call('HSET', key, 'batch', ARGV[4])
-      redis.call('HINCRBY', key, 'tries', 1)
+      redis.call('HSET', key, 'batch', ARGV[4], 'tries', number_of(size[4], 0) + 1)
       items, bytes, tokens = items + 1, bytes + more_bytes, tokens + more_tokens
       left_bytes, left_tokens = left_bytes + more_bytes, left_tokens + more_tokens
-      local due = tonumber(size[3] or '')
+      local due = number_of(size[3])
       if due and (not deadline or due < deadline) then
         deadline = due
       end

@@ -8,23 +8,32 @@
 -- ARGV[8] most batches in the index  ARGV[9] the index's ttl ms  ARGV[10] seal it: 1 | 0
 -- ARGV[11..] request ids, <= 500
 -- returns {requests of the new batch, 1 | 0 it was sealed before: take another}
+--@include types
 --@include put_job
 local p, old, new = ARGV[1], ARGV[2], ARGV[3]
 local row = redis.call('HMGET', KEYS[1], 'state', 'items', 'bytes', 'tokens', 'deadline')
-local state, items = row[1], tonumber(row[2] or 0)
-local bytes, tokens, deadline = tonumber(row[3] or 0), tonumber(row[4] or 0), tonumber(row[5] or '')
+local state, items = row[1], number_of(row[2], 0)
+local bytes, tokens, deadline = number_of(row[3], 0), number_of(row[4], 0), number_of(row[5])
+local of_old = redis.call('HMGET', KEYS[10], 'group', 'gid', 'moved')
+local parts = redis.call('HGET', KEYS[12], 'parts')
+expect('list', KEYS[2])
+expect('set', KEYS[3], KEYS[11])
+expect('zset', KEYS[4], KEYS[5], KEYS[6], KEYS[9])
+if not of_old[1] or not of_old[2] then
+  error({err = 'ERR ' .. KEYS[10] .. ' is no batch'})
+end
 local moved = {}
 for i = 11, #ARGV do
   local key = p .. 'request:' .. ARGV[i]
-  local request = redis.call('HMGET', key, 'batch', 'bytes', 'tokens', 'deadline')
+  local request = fields_of(key, 'batch', 'bytes', 'tokens', 'deadline')
   if request[1] == old then
     if state and state ~= 'open' then
       return {items, 0}
     end
     moved[#moved + 1] = ARGV[i]
     redis.call('HSET', key, 'batch', new)
-    items, bytes, tokens = items + 1, bytes + tonumber(request[2]), tokens + tonumber(request[3] or 0)
-    local due = tonumber(request[4] or '')
+    items, bytes, tokens = items + 1, bytes + number_of(request[2], 0), tokens + number_of(request[3], 0)
+    local due = number_of(request[4])
     if due and (not deadline or due < deadline) then
       deadline = due
     end
@@ -37,15 +46,14 @@ if #moved > 0 then
   redis.call('RPUSH', KEYS[2], unpack(moved))
   redis.call('SADD', KEYS[3], unpack(moved))
   redis.call('SREM', KEYS[11], unpack(moved))
-  redis.call('HINCRBY', KEYS[10], 'moved', #moved)
+  redis.call('HSET', KEYS[10], 'moved', number_of(of_old[3], 0) + #moved)
 end
 local now = server_ms()
 if not state then
-  local group = redis.call('HMGET', KEYS[10], 'group', 'gid')
-  redis.call('HSET', KEYS[1], 'epoch', 0, 'group', group[1], 'gid', group[2], 'created', now,
+  redis.call('HSET', KEYS[1], 'epoch', 0, 'group', of_old[1], 'gid', of_old[2], 'created', now,
     'parent', old, 'family', ARGV[4])
   if redis.call('EXISTS', KEYS[12]) == 1 then
-    redis.call('HINCRBY', KEYS[12], 'parts', 1)
+    redis.call('HSET', KEYS[12], 'parts', number_of(parts, 0) + 1)
   end
   redis.call('ZADD', KEYS[4], now, new)
   redis.call('ZREMRANGEBYRANK', KEYS[4], 0, -1 - tonumber(ARGV[8]))

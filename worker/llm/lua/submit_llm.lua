@@ -12,42 +12,45 @@
 -- returns the ids that will be answered, one a caller: the new one, or "<an equal one's>.<16 of the new one's>"
 -- Who shares a request has a mark of its own in it, `by:<those 16>` ('by:' is the first caller's): 1, or
 -- 0 once that caller has given it up.
+--@include types
 --@include put_job
 --@include llm_callback
 --@include llm_waiting
 local p, gid, deadline = ARGV[1], ARGV[2], ARGV[5]
 local now = server_ms()
+expect_callbacks(p)
+expect_waiting(p, gid)
 
 local function bring_forward(key, field)
-  local known = redis.call('HGET', key, field)
-  if deadline ~= '' and (not known or known == '' or tonumber(deadline) < tonumber(known)) then
+  local known = number_of(redis.call('HGET', key, field))
+  if deadline ~= '' and (not known or tonumber(deadline) < known) then
     redis.call('HSET', key, field, deadline)
   end
 end
 
 -- It ends for want of time when the last of its callers has none left.
 local function put_off(key)
-  local known = redis.call('HGET', key, 'expires')
-  if known and known ~= '' and (deadline == '' or tonumber(deadline) > tonumber(known)) then
+  local known = number_of(redis.call('HGET', key, 'expires'))
+  if known and (deadline == '' or tonumber(deadline) > known) then
     redis.call('HSET', key, 'expires', deadline)
   end
 end
 
 -- An equal request that is unanswered, or whose answer may serve again.
 local function twin_of(mark, id)
-  local twin = redis.call('GET', mark)
+  local twin = text_of(mark)
   if not twin then
     return nil
   end
   local key = p .. 'request:' .. twin
-  if redis.call('EXISTS', key) == 1 then
+  if redis.call('EXISTS', key) == 1 and fits('hash', key) then
     if redis.call('HSETNX', key, 'by:' .. string.sub(id, -16), 1) == 1 then
-      redis.call('HINCRBY', key, 'callers', 1)
+      redis.call('HSET', key, 'callers', number_of(redis.call('HGET', key, 'callers'), 1) + 1)
     end
     bring_forward(key, 'deadline')
     put_off(key)
     local batch = redis.call('HGET', key, 'batch')
-    if batch then
+    if batch and fits('hash', p .. 'batch:' .. batch) then
       bring_forward(p .. 'batch:' .. batch, 'deadline')
     end
     return twin
@@ -84,6 +87,9 @@ for i = 16, #ARGV, 4 do
   local suffix = caller and '.' .. caller or ''
   ids[#ids + 1] = id .. suffix
   if ARGV[14] ~= '' then
+    if not fits('hash', p .. 'tell:' .. id) then
+      redis.call('DEL', p .. 'tell:' .. id)
+    end
     if redis.call('EXISTS', p .. 'request:' .. id) == 1 then
       redis.call('HSET', p .. 'tell:' .. id, ARGV[14] .. suffix, ARGV[15])
     else

@@ -5,7 +5,10 @@
 -- ARGV[5] deadline, Unix ms, or ''  ARGV[6] tokens  ARGV[7] job id  ARGV[8] job body
 -- ARGV[9] whom to callback, or ''  ARGV[10] the job that does it
 -- returns the request id
+--@include types
 --@include put_job
+expect('zset', KEYS[3], KEYS[6], KEYS[7])
+expect('hash', KEYS[8])
 if redis.call('EXISTS', KEYS[1], KEYS[2]) == 0 then
   local now = server_ms()
   redis.call('HSET', KEYS[1], 'body', ARGV[2], 'gid', ARGV[3], 'group', ARGV[4], 'created', now,

@@ -2,6 +2,8 @@
 -- KEYS[1] abort set  KEYS[2] job body  KEYS[3] in-progress  KEYS[4] wake token  KEYS[5..] queues
 -- ARGV[1] id
 -- returns 1 asked | 0 no such job waits or runs
+--@include types
+expect('zset', KEYS[1], unpack(KEYS, 4))
 if redis.call('EXISTS', KEYS[2]) == 0 then
   return 0
 end

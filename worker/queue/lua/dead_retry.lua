@@ -4,8 +4,10 @@
 --   and the queue that the dead letter names
 -- ARGV[1] id  ARGV[2] body to use instead of the kept one, or ''
 -- returns 1 | 0 no such dead letter | -1 a job of this id waits or runs | -2 its body was not kept
+--@include types
 --@include put_job
-local found = redis.call('HMGET', KEYS[2], 'body', 'queue_name')
+expect('zset', KEYS[1], KEYS[5])
+local found = fields_of(KEYS[2], 'body', 'queue_name')
 if not found[2] then
   redis.call('ZREM', KEYS[1], ARGV[1])
   return 0
@@ -14,9 +16,10 @@ if redis.call('EXISTS', KEYS[3]) == 1 then
   return -1
 end
 local body = ARGV[2] ~= '' and ARGV[2] or found[1]
-if body == '' then
+if not body or body == '' then
   return -2
 end
+expect('zset', found[2])
 redis.call('DEL', KEYS[6])
 put_job(found[2], KEYS[3], KEYS[4], KEYS[5], ARGV[1], body, server_ms())
 redis.call('DEL', KEYS[2])

@@ -8,12 +8,14 @@
 -- returns {1} stored | {0} a job of this id waits or runs already | {-1} full
 --       | {2, id} that job holds the unique key: nothing stored
 -- No allow-oom: a full server refuses it before anything is written.
+--@include types
 --@include put_job
+expect('zset', KEYS[4])
 if redis.call('EXISTS', KEYS[2]) == 1 then
   return {0}
 end
 if ARGV[6] ~= '' then
-  local holder = redis.call('GET', KEYS[9])
+  local holder = text_of(KEYS[9])
   -- A holder without a body has ended without freeing it.
   if holder and holder ~= ARGV[1]
       and (ARGV[6] ~= '0' or redis.call('EXISTS', ARGV[7] .. holder) == 1) then
@@ -21,7 +23,9 @@ if ARGV[6] ~= '' then
   end
 end
 local most = tonumber(ARGV[5])
-if most > 0 then
+if most == 0 then
+  expect('zset', KEYS[1])
+else
   local size = 0
   for i = 5, 8 do
     size = size + redis.call('ZCARD', KEYS[i])

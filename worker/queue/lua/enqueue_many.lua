@@ -6,7 +6,9 @@
 -- ARGV[3] ttl_ms of the gathering  ARGV[4] how many field, value pairs of it follow (0: none)
 -- ARGV[5..] those, then per job: id, queue's number, delay_ms, body
 -- returns how many are new | -1 full, nothing stored
+--@include types
 --@include put_job
+expect('zset', KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5])
 local prefix, most, pairs_ = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[4])
 local first = 5 + 2 * pairs_
 if most > 0 then

@@ -4,6 +4,8 @@
 -- ARGV[1] id  ARGV[2] job and rhythm, msgpack  ARGV[3] every, ms; 0 for a cron expression
 -- returns 1
 -- A cron's first tick is reckoned by a worker: due now with a mark that nothing runs yet.
+--@include types
+expect('zset', KEYS[1], KEYS[3])
 local t = redis.call('TIME')
 local now = t[1] * 1000 + math.floor(t[2] / 1000)
 local same = redis.call('HGET', KEYS[2], ARGV[1]) == ARGV[2]

@@ -1,5 +1,5 @@
 -- Shared step: begin one attempt of a delivery and count it, if its target has room for it.
--- Needs put_job, delivery, finish_delivery and shared_states before it.
+-- Needs types, put_job, delivery, finish_delivery and shared_states before it.
 -- A begin: {id, the new attempt's record, token of the run that asks}
 
 -- At the head of its order, or behind one that is open.
@@ -7,7 +7,7 @@ local function is_first(order, id)
   local line = p .. 'webhook-order:' .. order
   local head = redis.call('ZRANGE', line, 0, 0)[1]
   while head and head ~= id do
-    local state = redis.call('HGET', p .. 'webhook:' .. head, 'state')
+    local state = fields_of(p .. 'webhook:' .. head, 'state')[1]
     if state and not ENDED[state] then
       return false, redis.call('ZRANK', line, id) or 0
     end
@@ -64,7 +64,7 @@ local function begin(b)
   local key = p .. 'webhook:' .. id
   local f = redis.call('HMGET', key, 'state', 'target', 'endpoint', 'order', 'deadline', 'reserved', 'parked', 'on_end',
     'replays', 'attempts', 'uncharged', 'after', 'run')
-  local state, name, attempt = f[1], f[2], tonumber(f[10])
+  local state, name, attempt = f[1], f[2], number_of(f[10], 0)
   if not state or ENDED[state] then
     return {'skip'}
   end
@@ -76,7 +76,8 @@ local function begin(b)
     -- This very call, sent again after its reply was lost.
     return go()
   end
-  local deadline, target = tonumber(f[5]), target_of(name)
+  local deadline, target = number_of(f[5]), target_of(name)
+  expect('list', p .. 'webhook-attempts:' .. id)
 
   local function give_place_back()
     if state == 'sending' then
@@ -84,8 +85,9 @@ local function begin(b)
     end
   end
   local function over(how, reason)
-    give_place_back()
     local d = {target = name, order = f[4], on_end = f[8], replays = f[9], parked = f[7]}
+    expect_end(p, how, d)
+    give_place_back()
     finish(p, id, how, '', reason, now, terms.retention, d, terms.report)
     return {'end', how, reason}
   end
@@ -103,15 +105,15 @@ local function begin(b)
   if deadline and now >= deadline then
     return over('dead', 'deadline')
   end
-  if attempt - (tonumber(f[11]) or 0) >= terms.max_attempts then
+  if attempt - number_of(f[11], 0) >= terms.max_attempts then
     return over('dead', 'attempts_used_up')
   end
   if endpoint_of(f[3]).disabled then
     return over('disabled', 'endpoint_disabled')
   end
-  if f[12] and tonumber(f[12]) > now then
+  if number_of(f[12], 0) > now then
     -- Its last run died between the record and its own end.
-    return hold(f[12] - now, 'early')
+    return hold(number_of(f[12]) - now, 'early')
   end
   if f[4] then
     local first, rank = is_first(f[4], id)
@@ -119,12 +121,16 @@ local function begin(b)
       return hold(look_ms(25 * rank), 'ordered')
     end
   end
-  local reason, wait = refusal(target, id, state, tonumber(f[6]))
+  if f[7] then
+    expect('zset', p .. 'webhook-parked:' .. name)
+  end
+  local reason, wait = refusal(target, id, state, number_of(f[6]))
   if reason == 'rate' then
     redis.call('HSET', key, 'reserved', math.floor(now + wait))
     return hold(wait, reason)
   elseif reason then
-    local since = f[7] or now
+    expect('zset', p .. 'webhook-parked:' .. name)
+    local since = number_of(f[7], now)
     redis.call('HSET', key, 'parked', since)
     return hold(park(p, name, id, since, wait), reason)
   end

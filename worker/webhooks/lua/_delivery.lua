@@ -1,4 +1,4 @@
--- Shared steps of the delivery scripts. Needs put_job before it.
+-- Shared steps of the delivery scripts. Needs types and put_job before it.
 -- Every key is derived from the prefix p: webhook:<id> webhook-attempts:<id> webhook-target:<target>
 -- webhook-slots:<target> webhook-parked:<target> webhook-endpoint:<endpoint> webhook-disabled
 -- webhook-order:<order> webhook-ended:<state> webhook-events webhook-open; of jobs: the four queues,
@@ -14,21 +14,22 @@ local function look_ms(rank)
   return math.min(60000, 1000 + 20 * rank)
 end
 
+-- Never fails: it may come behind other writes.
 -- Make a waiting delivery's job due, unless its `after` is yet to come. returns moved | running | gone
 local function wake(p, id, due)
-  local row = redis.call('HMGET', p .. 'webhook:' .. id, 'job', 'after')
+  local row = fields_of(p .. 'webhook:' .. id, 'job', 'after')
   local job = row[1]
   if not job then
     return 'gone'
   end
   -- A delay that the caller or the policy asked for stands.
-  due = math.max(tonumber(due), tonumber(row[2]) or 0)
+  due = math.max(number_of(due, 0), number_of(row[2], 0))
   if redis.call('EXISTS', p .. 'in-progress:' .. job) == 1 then
     return 'running'
   end
   local found = false
   for _, queue in ipairs(QUEUES) do
-    if redis.call('ZSCORE', p .. queue, job) then
+    if type(redis.pcall('ZSCORE', p .. queue, job)) == 'string' then
       redis.call('ZADD', p .. queue, 'XX', 'LT', due, job)
       found = true
     end
@@ -36,15 +37,14 @@ local function wake(p, id, due)
   if not found then
     return 'gone'
   end
-  redis.call('ZADD', p .. 'queue:wake', 0, 'w')
+  redis.pcall('ZADD', p .. 'queue:wake', 0, 'w')
   return 'moved'
 end
 
 -- Let the longest parked deliveries of a target try: as many as have just found room.
 local function promote(p, target, most)
   local key = p .. 'webhook-parked:' .. target
-  local rows = redis.call('ZRANGE', key, 0, most + 9, 'WITHSCORES')
-  local moved = 0
+  local rows, moved = redis.pcall('ZRANGE', key, 0, most + 9, 'WITHSCORES'), 0
   for i = 1, #rows, 2 do
     if moved >= most then
       return
@@ -68,7 +68,8 @@ local function park(p, target, id, since, wait)
 end
 
 local function tell(p, kind, name, value)
-  redis.call('XADD', p .. 'webhook-events', 'MAXLEN', '~', MOST_EVENTS, '*', 'kind', kind, name, value)
+  -- For whoever looks: nothing else depends on it.
+  redis.pcall('XADD', p .. 'webhook-events', 'MAXLEN', '~', MOST_EVENTS, '*', 'kind', kind, name, value)
 end
 
 -- Take no more webhooks to an endpoint, until it is enabled.
@@ -83,5 +84,5 @@ end
 -- Until when a target is closed, Unix ms (0: open), and whether its breaker has opened.
 local function closed_until(p, target)
   local row = redis.call('HMGET', p .. 'webhook-target:' .. target, 'pause', 'open_until', 'opens')
-  return math.max(tonumber(row[1]) or 0, tonumber(row[2]) or 0), tonumber(row[3]) or 0
+  return math.max(number_of(row[1], 0), number_of(row[2], 0)), number_of(row[3], 0)
 end

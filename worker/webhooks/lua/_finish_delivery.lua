@@ -1,4 +1,4 @@
--- Shared step: end deliveries. Needs put_job and delivery before it.
+-- Shared step: end deliveries. Needs types, put_job and delivery before it.
 -- report: {head, tail} of the body of the job that reports an end; its id belongs between them
 
 local function leave_order(p, order, id, now)
@@ -17,6 +17,20 @@ local function trim(index, now, retention)
     trimmed[index] = true
     redis.call('ZREMRANGEBYSCORE', index, '-inf', now - retention)
     redis.call('PEXPIRE', index, retention)
+  end
+end
+
+-- Before anything of an end is written. state and d as for `finish`
+local function expect_end(p, state, d)
+  expect('zset', p .. 'webhook-open', p .. 'webhook-ended:' .. state)
+  if d.parked then
+    expect('zset', p .. 'webhook-parked:' .. d.target)
+  end
+  if d.order then
+    expect('zset', p .. 'webhook-order:' .. d.order)
+  end
+  if d.on_end then
+    expect('zset', p .. 'queue', p .. 'queue:wake')
   end
 end
 

@@ -1,5 +1,5 @@
 -- Shared step: write down how an attempt ended, and what it says of host and endpoint.
--- Needs put_job, delivery, finish_delivery and shared_states before it.
+-- Needs types, put_job, delivery, finish_delivery and shared_states before it.
 -- An end: {id, attempt, state: delivered | waiting | dead, the attempt's record, wait_ms, status or '',
 --   error or '', charged, host: alive | failing | none, slow down, pause_ms or -1,
 --   endpoint: takes | refuses | gone | none, random in [0, 1)}
@@ -28,12 +28,14 @@ local function host_answers(name, target, slow_down, said)
 end
 
 local function host_fails(name, target, draw, said)
-  local failures = redis.call('HINCRBY', target.key, 'failures', 1)
+  local failures = target.failures + 1
+  redis.call('HSET', target.key, 'failures', failures)
   redis.call('PEXPIRE', target.key, TARGET_TTL_MS)
   forget_target(name)
   local is_open, limit = target.open_until > now, terms.breaker_failures
   if limit > 0 and not is_open and (target.opens > 0 or failures >= limit) then
-    local opens = redis.call('HINCRBY', target.key, 'opens', 1)
+    local opens = target.opens + 1
+    redis.call('HSET', target.key, 'opens', opens)
     local length = math.min(terms.open_max, terms.open * 2 ^ math.min(opens - 1, 30))
     -- Breakers that opened together do not probe together.
     redis.call('HSET', target.key, 'open_until', now + math.ceil(length * (0.8 + 0.4 * draw)))
@@ -48,7 +50,8 @@ local function host_is_slow(name, target, pause, draw)
   if now - target.cut >= 1000 then
     -- One cut for all that was under way when it first said so.
     redis.call('HSET', target.key, 'share', math.max(1, share / 2), 'cut', now)
-    slow = redis.call('HINCRBY', target.key, 'slow', 1)
+    slow = target.slow + 1
+    redis.call('HSET', target.key, 'slow', slow)
   end
   -- Three cuts with no answer between them ask for a rest.
   if pause < 0 and slow >= 3 then
@@ -78,8 +81,9 @@ local function endpoint_says(name, sign, delivery_key, said)
   end
   forget_endpoint(name)
   redis.call('HSETNX', endpoint.key, 'failing_since', now)
-  local failures = redis.call('HINCRBY', endpoint.key, 'failures', 1)
-  redis.call('HSET', endpoint.key, 'name', redis.call('HGET', delivery_key, 'url'))
+  local failures = endpoint.failures + 1
+  redis.call('HSET', endpoint.key, 'failures', failures)
+  redis.call('HSET', endpoint.key, 'name', redis.call('HGET', delivery_key, 'url') or '')
   redis.call('PEXPIRE', endpoint.key, ENDPOINT_TTL_MS)
   local after = terms.disable_after
   local failed_long = after > 0 and failures >= 5 and now - (endpoint.since or now) >= after
@@ -94,18 +98,25 @@ end
 local function record(e, freed)
   local id, state, host = e[1], e[3], e[9]
   local key = p .. 'webhook:' .. id
-  local f = redis.call('HMGET', key, 'state', 'attempts', 'target', 'endpoint', 'order', 'on_end', 'replays', 'parked', 'internal_failures')
-  if f[1] ~= 'sending' or tonumber(f[2]) ~= e[2] then
+  local f = redis.call('HMGET', key, 'state', 'attempts', 'target', 'endpoint', 'order', 'on_end', 'replays', 'parked', 'internal_failures', 'uncharged')
+  if f[1] ~= 'sending' or number_of(f[2]) ~= e[2] then
     return {0}
   end
   local name, said = f[3], {1}
   local target = target_of(name)
+  local d = {target = name, order = f[5], on_end = f[6], replays = f[7], parked = f[8]}
+  if state ~= 'waiting' then
+    expect_end(p, state, d)
+  end
+  if e[12] ~= 'takes' and e[12] ~= 'none' then
+    expect('zset', p .. 'webhook-disabled')
+  end
+  endpoint_of(f[4])
   redis.call('LSET', p .. 'webhook-attempts:' .. id, -1, e[4])
   target.used = target.used - redis.call('ZREM', target.slots, id)
   freed[name] = (freed[name] or 0) + 1
   if not e[8] then
-    redis.call('HINCRBY', key, 'uncharged', 1)
-    redis.call('HINCRBY', key, 'internal_failures', 1)
+    redis.call('HSET', key, 'uncharged', number_of(f[10], 0) + 1, 'internal_failures', number_of(f[9], 0) + 1)
   elseif f[9] then
     redis.call('HDEL', key, 'internal_failures')
   end
@@ -114,7 +125,6 @@ local function record(e, freed)
     -- `after` holds it back, whoever would have it tried sooner.
     redis.call('HSET', key, 'state', state, 'status', e[6], 'error', e[7], 'next', due, 'after', due)
   else
-    local d = {target = name, order = f[5], on_end = f[6], replays = f[7], parked = f[8]}
     finish(p, id, state, e[6], e[7], now, terms.retention, d, terms.report)
   end
   if host == 'alive' then

@@ -1,5 +1,5 @@
 -- Shared step: what many deliveries of one call have in common is read once.
--- Needs p, now and terms before it. Whoever changes a target's or an endpoint's hash forgets it here.
+-- Needs types, and p, now and terms, before it. Whoever changes a target's or an endpoint's hash forgets it here.
 local targets, endpoints = {}, {}
 
 -- {key, slots, used: places taken, closed: until when, ...}; times are Unix ms
@@ -10,12 +10,12 @@ local function target_of(name)
     local f = redis.call('HMGET', key, 'pause', 'open_until', 'opens', 'failures', 'probe', 'probe_until', 'share',
       'cut', 'slow', 'next_at')
     redis.call('ZREMRANGEBYSCORE', slots, '-inf', now)
-    local pause, open_until = tonumber(f[1]) or 0, tonumber(f[2]) or 0
+    local pause, open_until = number_of(f[1], 0), number_of(f[2], 0)
     target = {
       key = key, slots = slots, used = redis.call('ZCARD', slots), closed = math.max(pause, open_until),
-      pause = pause, open_until = open_until, opens = tonumber(f[3]) or 0, failures = tonumber(f[4]) or 0,
-      probe = f[5], probe_until = tonumber(f[6]) or 0, share = tonumber(f[7]), cut = tonumber(f[8]) or 0,
-      slow = tonumber(f[9]) or 0, next_at = tonumber(f[10]) or 0,
+      pause = pause, open_until = open_until, opens = number_of(f[3], 0), failures = number_of(f[4], 0),
+      probe = f[5], probe_until = number_of(f[6], 0), share = number_of(f[7]), cut = number_of(f[8], 0),
+      slow = number_of(f[9], 0), next_at = number_of(f[10], 0),
     }
     targets[name] = target
   end
@@ -32,8 +32,8 @@ local function endpoint_of(name)
   if not endpoint then
     local key = p .. 'webhook-endpoint:' .. name
     local f = redis.call('HMGET', key, 'disabled', 'failing_since', 'failures')
-    endpoint = {key = key, disabled = f[1] and true or false, since = tonumber(f[2]) or false,
-      failures = tonumber(f[3]) or 0}
+    endpoint = {key = key, disabled = f[1] and true or false, since = number_of(f[2]) or false,
+      failures = number_of(f[3], 0)}
     endpoints[name] = endpoint
   end
   return endpoint

@@ -11,6 +11,7 @@
 -- An attempt that a crash cut off stays in the list as it was begun, and is counted. A record counts
 -- only for the newest attempt, a begin once for its run: both can be sent again.
 -- allow-oom: a full server must be able to end what is there.
+--@include types
 --@include put_job
 --@include delivery
 local p, now = ARGV[1], server_ms()

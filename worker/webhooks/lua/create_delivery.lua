@@ -5,13 +5,18 @@
 -- ARGV[6] target  ARGV[7] order, or ''  ARGV[8..] field, value, ... of the delivery
 -- returns 1 stored | 0 a delivery of this id exists already, nothing written
 -- A target that is closed, or has a line, is joined at its end: no worker is troubled before its turn.
+--@include types
 --@include put_job
 --@include delivery
 local p, id, target, order = ARGV[1], ARGV[2], ARGV[6], ARGV[7]
 if redis.call('EXISTS', KEYS[1]) == 1 then
   return 0
 end
-local now = server_ms()
+expect('zset', p .. 'webhook-open', KEYS[2], KEYS[5], p .. 'webhook-parked:' .. target)
+if order ~= '' then
+  expect('zset', p .. 'webhook-order:' .. order)
+end
+local now, closed = server_ms(), closed_until(p, target)
 local due = now + tonumber(ARGV[5])
 redis.call('HSET', KEYS[1], 'state', 'pending', 'attempts', 0, 'created', now, 'job', ARGV[3], 'target', target, unpack(ARGV, 8))
 if tonumber(ARGV[5]) > 0 then
@@ -20,7 +25,7 @@ end
 if order ~= '' then
   local line = p .. 'webhook-order:' .. order
   local last = redis.call('ZRANGE', line, -1, -1, 'WITHSCORES')[2]
-  redis.call('ZADD', line, math.max((tonumber(last) or 0) + 1, now), id)
+  redis.call('ZADD', line, math.max(number_of(last, 0) + 1, now), id)
   redis.call('HSET', KEYS[1], 'order', order)
   local rank = redis.call('ZRANK', line, id)
   if rank > 0 then
@@ -28,7 +33,6 @@ if order ~= '' then
     due = math.max(due, now + look_ms(25 * rank))
   end
 elseif due == now then
-  local closed = closed_until(p, target)
   if closed > now or redis.call('EXISTS', p .. 'webhook-parked:' .. target) == 1 then
     due = now + park(p, target, id, now, closed - now)
     redis.call('HSET', KEYS[1], 'parked', now)

@@ -6,6 +6,7 @@
 -- returns {how many were looked at, id of one that was ended, ...}
 -- A job that is a dead letter is not gone: upkeep makes it live again. Those that are well are looked
 -- at again in their turn, longest ago first.
+--@include types
 --@include put_job
 --@include delivery
 --@include finish_delivery
@@ -18,24 +19,33 @@ local function has_job(job)
   if redis.call('EXISTS', p .. 'job:' .. job) == 1 then
     return true
   end
-  local body = redis.call('HGET', p .. 'dead:' .. job, 'body')
+  local body = fields_of(p .. 'dead:' .. job, 'body')[1]
   return body and body ~= ''
 end
 
-for _, id in ipairs(ids) do
-  local f = redis.call('HMGET', p .. 'webhook:' .. id, 'state', 'job', 'target', 'order', 'on_end', 'replays', 'parked')
+local function look_at(id)
+  local f = fields_of(p .. 'webhook:' .. id, 'state', 'job', 'target', 'order', 'on_end', 'replays', 'parked')
   if not f[1] or ENDED[f[1]] then
     redis.call('ZREM', open, id)
-  elseif has_job(f[2]) then
+  elseif f[2] and has_job(f[2]) then
     redis.call('ZADD', open, 'XX', now, id)
   else
     local d = {target = f[3], order = f[4], on_end = f[5], replays = f[6], parked = f[7]}
+    expect('zset', p .. 'webhook-slots:' .. d.target)
+    expect_end(p, 'dead', d)
     local freed = redis.call('ZREM', p .. 'webhook-slots:' .. d.target, id)
     finish(p, id, 'dead', '', 'job_removed', now, ARGV[4], d, report)
     if freed == 1 then
       promote(p, d.target, 2)
     end
     told[#told + 1] = id
+  end
+end
+
+for _, id in ipairs(ids) do
+  -- One that cannot be ended is looked at again in its turn, like those that are well.
+  if not pcall(look_at, id) then
+    redis.call('ZADD', open, 'XX', now, id)
   end
 end
 return told

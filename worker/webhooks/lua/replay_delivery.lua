@@ -6,10 +6,11 @@
 -- ARGV[8] sealed secrets, or '' for those that it has
 -- returns replayed | unknown | open | endpoint_disabled | secret_needed
 -- Its attempts stay in the list; the policy counts from one again.
+--@include types
 --@include put_job
 --@include delivery
 local p, id = ARGV[1], ARGV[2]
-local f = redis.call('HMGET', KEYS[1], 'state', 'replay', 'endpoint', 'attempts', 'sealed', 'secret')
+local f = redis.call('HMGET', KEYS[1], 'state', 'replay', 'endpoint', 'attempts', 'sealed', 'secret', 'replays')
 local state = f[1]
 if not state then
   return 'unknown'
@@ -26,14 +27,15 @@ end
 if f[5] and not f[6] and ARGV[8] == '' then
   return 'secret_needed'
 end
+expect('zset', p .. 'webhook-ended:' .. state, p .. 'webhook-open', KEYS[3], KEYS[6])
 local now = server_ms()
 local due = now + tonumber(ARGV[6])
 redis.call('HSET', KEYS[1], 'state', 'pending', 'next', due, 'after', due, 'job', ARGV[4], 'replay', ARGV[3],
-  'uncharged', f[4], 'deadline', due + tonumber(ARGV[7]))
+  'uncharged', number_of(f[4], 0), 'deadline', due + tonumber(ARGV[7]))
 if ARGV[8] ~= '' then
   redis.call('HSET', KEYS[1], 'secret', ARGV[8], 'sealed', 1)
 end
-redis.call('HINCRBY', KEYS[1], 'replays', 1)
+redis.call('HSET', KEYS[1], 'replays', number_of(f[7], 0) + 1)
 -- Its turn in an ordering has passed.
 redis.call('HDEL', KEYS[1], 'ended', 'internal_failures', 'order')
 redis.call('PERSIST', KEYS[1])

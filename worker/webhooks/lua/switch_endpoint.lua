@@ -2,9 +2,12 @@
 -- KEYS[1] endpoint; and those of _delivery.lua
 -- ARGV[1] prefix  ARGV[2] endpoint  ARGV[3] on | off  ARGV[4] target, or ''  ARGV[5] name, to show
 -- returns 1 switched | 0 it was so already
+--@include types
 --@include put_job
 --@include delivery
 local p, endpoint = ARGV[1], ARGV[2]
+expect('zset', p .. 'webhook-disabled')
+expect('hash', p .. 'webhook-target:' .. ARGV[4])
 local is_off = redis.call('HEXISTS', KEYS[1], 'disabled') == 1
 if ARGV[3] == 'off' then
   if is_off then

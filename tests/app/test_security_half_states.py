@@ -1,0 +1,885 @@
+"""No script leaves a half state: with any key or number spoiled it writes everything or nothing."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Awaitable, Callable
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import cache
+import worker
+from cache.connection.pool import PoolOptions, open_pool
+from cache.connection.scripts import load
+from cache.encoding import codec
+from tests.support.half_states import RefusedStep, prove
+from worker import Priority, QueueUnavailable
+from worker.engine.options import EngineOptions
+from worker.engine.poll import Poll, PollStopped
+from worker.engine.records import EngineKeys
+from worker.keys import QueueKeys
+from worker.llm.answers import Answer
+from worker.llm.batches import BatchStore
+from worker.llm.grouping import Group, LLMRequest
+from worker.llm.orphans import Orphans
+from worker.llm.rate_limits import RateLimiter
+from worker.llm.rate_policy import RateLimits
+from worker.llm.requests import Callback, FlushRules, PreparedJob, RequestStore, Retention
+from worker.llm.states import BatchState
+from worker.queue.dead import DeadLetters
+from worker.queue.schedules import Schedule, ScheduleStore
+from worker.queue.store import QueueStore, job_body
+from worker.webhooks.attempts import AttemptStore, ScriptFailed
+from worker.webhooks.deliveries import DeliveryStore
+from worker.webhooks.endpoints import EndpointStore
+from worker.webhooks.limits import TargetLimits
+from worker.webhooks.policy import DeliveryState, EndpointSign, HostSign, Verdict
+from worker.webhooks.records import Attempt, UnreadableDelivery
+
+pytestmark = pytest.mark.integration
+
+KEYS = QueueKeys()
+BODY = job_body("f", [1], {}, now_ms=1)
+GROUP = Group("openai", "/v1/chat/completions", "m")
+RULES = FlushRules(max_requests=3, max_bytes=10**9, max_tokens=10**9, max_age_ms=1000)
+NOW, TOLD = PreparedJob("now", BODY), Callback("who", BODY)
+ANSWER = Answer(body={"usage": {"prompt_tokens": 3, "completion_tokens": 2}})
+FAILED = Answer(kind="bad", message="no")
+LIMITS = TargetLimits(concurrency=2, breaker_failures=1, disable_after_s=1)
+MOMENT = datetime(2024, 1, 1, tzinfo=UTC)
+Steps = tuple[Callable[[], Awaitable[Any]], Callable[[], Awaitable[Any]]]
+CASES: dict[str, Callable[[Any], Steps]] = {}
+
+
+def case(build: Callable[[Any], Steps]) -> Callable[[Any], Steps]:
+    CASES[build.__name__] = build
+    return build
+
+
+@pytest.fixture
+async def server(private_valkey_url: str) -> AsyncIterator[Any]:
+    async with open_pool(private_valkey_url, PoolOptions(), name="half") as client:
+        yield client
+
+
+async def nothing() -> None:
+    return None
+
+
+# -- the queue --------------------------------------------------------------------
+
+
+def put(client: Any, id_: str = "a", **more: Any) -> Callable[[], Awaitable[Any]]:
+    values = {"priority": Priority.DEFAULT, "delay_ms": 0, "due_ms": None, "most": 0, **more}
+    return lambda: QueueStore(client, KEYS).put(id_, BODY, **values)
+
+
+@case
+def enqueue(client: Any) -> Steps:
+    return nothing, put(client, most=10)
+
+
+@case
+def enqueue_without_a_limit(client: Any) -> Steps:
+    return nothing, put(client)
+
+
+@case
+def enqueue_unique(client: Any) -> Steps:
+    return nothing, put(client, unique=KEYS.unique("u"))
+
+
+@case
+def enqueue_where_the_key_is_held(client: Any) -> Steps:
+    return put(client, "b", unique=KEYS.unique("u")), put(client, unique=KEYS.unique("u"))
+
+
+@case
+def enqueue_in_a_window(client: Any) -> Steps:
+    return nothing, put(client, unique=KEYS.unique("u"), window_ms=1000)
+
+
+@case
+def enqueue_many(client: Any) -> Steps:
+    rows = [(f"m{n}", priority, 0, BODY) for n, priority in enumerate(Priority)]
+    gather = (KEYS.gather("g"), {"size": 1, "head": "a", "tail": "b", "queue": "q", "job": "j"})
+    return nothing, lambda: QueueStore(client, KEYS).put_many(rows, most=9, gather=gather)
+
+
+@case
+def abort(client: Any) -> Steps:
+    return put(client), lambda: QueueStore(client, KEYS).abort("a")
+
+
+@case
+def stats(client: Any) -> Steps:
+    async def prepare() -> None:
+        await claimed(client)()
+        await dead_letter(client)
+
+    return prepare, lambda: QueueStore(client, KEYS).counts()
+
+
+async def dead_letter(client: Any) -> None:
+    fields = {"body": BODY, "queue": 3, "queue_name": KEYS.queue(), "reason": "failed"}
+    fields |= {"error": "", "tries": 1, "died": 1, "name": "f"}
+    await client.hset(KEYS.dead_job("d"), mapping=fields)
+    await client.zadd(KEYS.dead, {"d": 1})
+    await client.set(KEYS.retry("d"), 3)
+
+
+@case
+def dead_retry(client: Any) -> Steps:
+    async def step() -> None:
+        names = [KEYS.dead, KEYS.dead_job("d"), KEYS.job("d"), KEYS.result("d")]
+        names += [KEYS.wake, KEYS.retry("d")]
+        await load("worker.queue", "dead_retry").run(client, names, ["d", b""])
+
+    return lambda: dead_letter(client), step
+
+
+@case
+def dead_retry_of_what_is_listed(client: Any) -> Steps:
+    async def step() -> None:
+        try:
+            await DeadLetters(client, KEYS).retry("d")
+        except QueueUnavailable as exc:
+            raise RefusedStep(str(exc)) from None
+
+    return lambda: dead_letter(client), step
+
+
+@case
+def schedule(client: Any) -> Steps:
+    wanted = Schedule("s", worker.Call("f"), 1.0, None)
+    return nothing, lambda: ScheduleStore(client, KEYS).put(wanted, KEYS.queue())
+
+
+# -- the engine -------------------------------------------------------------------
+
+
+def poller(client: Any, name: str = "w") -> Poll:
+    made = Poll(client, EngineKeys(KEYS), EngineOptions(lease_s=1), worker_id=name)
+    made.may_give_up = lambda: True
+    return made
+
+
+def claimed(client: Any, *ids: str) -> Callable[[], Awaitable[Any]]:
+    async def prepare() -> None:
+        for id_ in ids or ("a",):
+            await put(client, id_)()
+        turn = await poller(client).run([], 9)
+        assert len(turn.claims) == len(ids or ("a",))
+
+    return prepare
+
+
+def ending(
+    client: Any, kind: str, details: dict[str, Any], before: Callable[[], Awaitable[Any]] = nothing
+) -> Steps:
+    """A poll that ends the job `a`, whose claim is read back, and claims another."""
+
+    async def prepare() -> None:
+        await claimed(client)()
+        await put(client, "b")()
+        await before()
+
+    async def step() -> None:
+        token = await client.getrange(KEYS.in_progress("a"), 0, -1)
+        end = [kind, codec.lua_text(b"a"), codec.lua_text(token), 3, details]
+        await polled(poller(client), [end])
+
+    return prepare, step
+
+
+async def polled(made: Poll, ends: list[Any]) -> None:
+    try:
+        await made.run(ends, 9)
+    except PollStopped:
+        raise RefusedStep("the poll was refused") from None
+
+
+@case
+def poll_claims(client: Any) -> Steps:
+    async def prepare() -> None:
+        await put(client)()
+        await put(client, "b", priority=Priority.LOW)()
+        await client.zadd(KEYS.abort, {"a": 1})
+
+    return prepare, lambda: polled(poller(client), [])
+
+
+@case
+def poll_rescues(client: Any) -> Steps:
+    async def prepare() -> None:
+        await claimed(client, "a", "b")()
+        await client.zadd(f"{KEYS.queue()}:running", {"a": 1, "b": 1})
+
+    return prepare, lambda: polled(poller(client, "other"), [])
+
+
+@case
+def poll_buries_the_stalled(client: Any) -> Steps:
+    async def prepare() -> None:
+        await claimed(client)()
+        await client.set(KEYS.in_progress("a"), "w|3|1|90")
+        await client.zadd(f"{KEYS.queue()}:running", {"a": 1})
+
+    return prepare, lambda: polled(poller(client, "other"), [])
+
+
+@case
+def poll_ends_done(client: Any) -> Steps:
+    async def before() -> None:
+        await client.set(KEYS.unique("u"), "a")
+        fields = {"size": 1, "head": "a", "tail": "b", "queue": KEYS.queue("high"), "job": "j"}
+        await client.hset(KEYS.gather("g"), mapping=fields)
+
+    next_job = {"id": "n", "queue": KEYS.queue("low"), "delay": 5, "body": codec.lua_text(BODY)}
+    details = {
+        "result": codec.lua_text(b"r"),
+        "ttl": 1000,
+        "unique": KEYS.unique("u"),
+        "gather": {"id": "g", "index": 0, "value": codec.lua_text(b"\x01")},
+        "jobs": [next_job],
+    }
+    return ending(client, "done", details, before)
+
+
+@case
+def poll_ends_retry(client: Any) -> Steps:
+    return ending(client, "retry", {"delay": 10, "tries": 2})
+
+
+@case
+def poll_ends_back(client: Any) -> Steps:
+    return ending(client, "back", {"due": "5"})
+
+
+@case
+def poll_ends_started(client: Any) -> Steps:
+    return ending(
+        client,
+        "started",
+        {"unique": KEYS.unique("u")},
+        lambda: client.set(KEYS.unique("u"), "a"),
+    )
+
+
+@case
+def poll_ends_park(client: Any) -> Steps:
+    return ending(client, "park", {"most": 10**9, "reason": "unknown", "error": "", "tries": 0})
+
+
+@case
+def poll_ends_dead(client: Any) -> Steps:
+    details = {"reason": "failed", "error": "e", "tries": 1, "name": "f", "ttl": 1000}
+    details |= {"result": codec.lua_text(b"r"), "unique": KEYS.unique("u")}
+
+    async def before() -> None:
+        await client.set(KEYS.unique("u"), "a")
+        await dead_letter(client)
+
+    return ending(client, "dead", details, before)
+
+
+@case
+def next_job(client: Any) -> Steps:
+    async def step() -> None:
+        turn = poller(client).wake_poll()
+        await client.script_load(load("worker.engine", "next_job", "..queue").source)
+        await client.execute_command(*turn.command)
+
+    return put(client), step
+
+
+@case
+def renew(client: Any) -> Steps:
+    async def step() -> None:
+        token = await client.getrange(KEYS.in_progress("a"), 0, -1)
+        keys = [*EngineKeys(KEYS).queues, EngineKeys(KEYS).running]
+        args = [KEYS.prefix, 1000, "a", token]
+        await load("worker.engine", "renew", "..queue").run(client, keys, args)
+
+    return claimed(client), step
+
+
+@case
+def cron(client: Any) -> Steps:
+    keys = [EngineKeys(KEYS).cron, KEYS.queue(), KEYS.job("c"), KEYS.result("c"), KEYS.wake]
+    args = ["f", 5, "c", BODY, 1, "", 5]
+    return (
+        lambda: client.hset(EngineKeys(KEYS).cron, "f", 1),
+        lambda: load("worker.engine", "cron", "..queue").run(client, keys, args),
+    )
+
+
+@case
+def schedule_run(client: Any) -> Steps:
+    names = [EngineKeys(KEYS).schedules, KEYS.queue(), KEYS.job("c"), KEYS.result("c"), KEYS.wake]
+    args = ["s", 5, 9, "c", BODY]
+    return (
+        lambda: client.zadd(EngineKeys(KEYS).schedules, {"s": 5}),
+        lambda: load("worker.engine", "schedule_run", "..queue").run(client, names, args),
+    )
+
+
+@case
+def housekeeping(client: Any) -> Steps:
+    keys = [KEYS.workers, KEYS.abort, EngineKeys(KEYS).listener]
+    script = load("worker.engine", "housekeeping", "..queue")
+    return (
+        lambda: client.zadd(KEYS.abort, {"x": 1}),
+        lambda: script.run(client, keys, [KEYS.prefix, "w", 1000]),
+    )
+
+
+@case
+def leave(client: Any) -> Steps:
+    async def prepare() -> None:
+        await client.zadd(KEYS.workers, {"w": 1})
+        await client.set(EngineKeys(KEYS).listener, "w")
+        await client.set(KEYS.health, "x")
+
+    keys = [KEYS.worker("w"), KEYS.workers, EngineKeys(KEYS).listener, KEYS.health]
+    keys += [KEYS.last_poll("w")]
+    script = load("worker.engine", "leave", "..queue")
+    return prepare, lambda: script.run(client, keys, ["w"])
+
+
+# -- webhooks ---------------------------------------------------------------------
+
+
+def create(client: Any, id_: str = "d", **more: Any) -> Callable[[], Awaitable[Any]]:
+    fields: dict[str, Any] = {
+        "url": "http://h.test/",
+        "event_type": "x",
+        "body": "{}",
+        "endpoint": "e",
+    }
+    fields |= {"deadline": 4 * 10**12, "on_end": "told", "priority": "default"}
+    job_id = f"webhook:{id_}"
+    values: dict[str, Any] = {
+        "target": "l",
+        "order": "",
+        "job_keys": QueueStore(client, KEYS).job_keys(job_id, Priority.DEFAULT),
+        "job_id": job_id,
+        "job_body": BODY,
+        "delay_ms": 0,
+        **more,
+    }
+    return lambda: DeliveryStore(client, KEYS).create(id_, fields, **values)
+
+
+def begin(client: Any, id_: str = "d", **limits: Any) -> Callable[[], Awaitable[Any]]:
+    chosen = TargetLimits(**{"concurrency": 2, "breaker_failures": 1, **limits})
+
+    async def step() -> Any:
+        store = AttemptStore(client, KEYS, retention_s=1000)
+        try:
+            return await store.begin(id_, MOMENT, chosen)
+        except UnreadableDelivery:
+            return None  # begun; its job ends it
+        except ScriptFailed as exc:
+            raise RefusedStep(str(exc)) from None
+
+    return step
+
+
+def record(client: Any, verdict: Verdict, id_: str = "d") -> Callable[[], Awaitable[Any]]:
+    async def step() -> Any:
+        store = AttemptStore(client, KEYS, retention_s=1000)
+        attempt = Attempt(MOMENT, 500, "", 1.0, b"")
+        try:
+            return await store.record(id_, 1, attempt, verdict, LIMITS, draw=0.5)
+        except ScriptFailed as exc:
+            raise RefusedStep(str(exc)) from None
+
+    return step
+
+
+def after(*steps: Callable[[], Awaitable[Any]]) -> Callable[[], Awaitable[Any]]:
+    async def prepare() -> None:
+        for step in steps:
+            await step()
+
+    return prepare
+
+
+@case
+def create_delivery(client: Any) -> Steps:
+    return nothing, create(client)
+
+
+@case
+def create_delivery_in_order(client: Any) -> Steps:
+    return create(client, "first", order="o"), create(client, order="o")
+
+
+@case
+def create_delivery_parked(client: Any) -> Steps:
+    closed = lambda: client.hset(KEYS.webhook_target("l"), "pause", 4 * 10**12)  # noqa: E731
+    return closed, create(client)
+
+
+@case
+def begin_attempt(client: Any) -> Steps:
+    return create(client), begin(client)
+
+
+@case
+def begin_attempt_that_probes(client: Any) -> Steps:
+    fields = {"opens": 1, "open_until": 1, "failures": 3}
+    lane = lambda: client.hset(KEYS.webhook_target("l"), mapping=fields)  # noqa: E731
+    return after(create(client), lane), begin(client)
+
+
+@case
+def begin_attempt_at_a_rate(client: Any) -> Steps:
+    return create(client), begin(client, rate_per_s=1.0)
+
+
+@case
+def begin_attempt_held_back(client: Any) -> Steps:
+    taken = create(client, "other"), begin(client, "other", concurrency=1)
+    return after(*taken, create(client)), begin(client, concurrency=1)
+
+
+@case
+def begin_attempt_out_of_turn(client: Any) -> Steps:
+    both = create(client, "first", order="o"), create(client, order="o")
+    return after(*both), begin(client)
+
+
+@case
+def begin_attempt_behind_one_that_ended(client: Any) -> Steps:
+    ended = lambda: client.hset(KEYS.webhook("first"), "state", "dead")  # noqa: E731
+    both = create(client, "first", order="o"), create(client, order="o")
+    return after(*both, ended), begin(client)
+
+
+@case
+def begin_attempt_too_late(client: Any) -> Steps:
+    late = lambda: client.hset(KEYS.webhook("d"), "deadline", 1)  # noqa: E731
+    return after(create(client, order="o"), create(client, "next", order="o"), late), begin(client)
+
+
+@case
+def record_delivered(client: Any) -> Steps:
+    verdict = Verdict(DeliveryState.DELIVERED, host=HostSign.ALIVE, endpoint=EndpointSign.TAKES)
+    fields = {"failing_since": 1, "failures": 2}
+    failing = lambda: client.hset(KEYS.webhook_endpoint("e"), mapping=fields)  # noqa: E731
+    waiting = create(client, "parked")
+    held = begin(client, "parked", concurrency=1)
+    prepare = after(create(client), begin(client), failing, waiting, held)
+    return prepare, record(client, verdict)
+
+
+@case
+def record_a_recovery(client: Any) -> Steps:
+    verdict = Verdict(DeliveryState.DELIVERED, host=HostSign.ALIVE, endpoint=EndpointSign.TAKES)
+    fields = {"opens": 1, "open_until": 1, "failures": 3, "share": 1}
+    lane = lambda: client.hset(KEYS.webhook_target("l"), mapping=fields)  # noqa: E731
+    return after(create(client), begin(client), lane), record(client, verdict)
+
+
+@case
+def record_waiting(client: Any) -> Steps:
+    verdict = Verdict(
+        DeliveryState.WAITING,
+        10.0,
+        charged=False,
+        host=HostSign.FAILING,
+        endpoint=EndpointSign.REFUSES,
+        slow_down=True,
+        pause_s=3.0,
+    )
+    return after(create(client), begin(client)), record(client, verdict)
+
+
+@case
+def record_dead(client: Any) -> Steps:
+    verdict = Verdict(
+        DeliveryState.DEAD, host=HostSign.ALIVE, endpoint=EndpointSign.GONE, reason="gone"
+    )
+    both = create(client, order="o"), create(client, "next", order="o")
+    return after(*both, begin(client)), record(client, verdict)
+
+
+@case
+def replay_delivery(client: Any) -> Steps:
+    verdict = Verdict(DeliveryState.DEAD, host=HostSign.ALIVE, endpoint=EndpointSign.REFUSES)
+
+    async def step() -> None:
+        await DeliveryStore(client, KEYS).replay(
+            "d",
+            token="t",
+            job_keys=QueueStore(client, KEYS).job_keys("r", Priority.LOW),
+            job_id="r",
+            job_body=BODY,
+            delay_ms=0,
+            deadline_ms=1000,
+            secret=b"s",
+        )
+
+    return after(create(client), begin(client), record(client, verdict)), step
+
+
+@case
+def end_jobless(client: Any) -> Steps:
+    gone = lambda: client.delete(KEYS.job("webhook:d"))  # noqa: E731
+    store = AttemptStore(client, KEYS, retention_s=1000)
+    prepare = after(create(client, order="o"), create(client, "next", order="o"), gone)
+    return prepare, lambda: store.end_jobless(seen_s=0, most=10)
+
+
+@case
+def disable_endpoint(client: Any) -> Steps:
+    store = EndpointStore(client, KEYS)
+    return nothing, lambda: store.switch("e", on=False, target="l", name="n")
+
+
+@case
+def enable_endpoint(client: Any) -> Steps:
+    store = EndpointStore(client, KEYS)
+    off = lambda: store.switch("e", on=False, target="l", name="n")  # noqa: E731
+    held = create(client, "other"), begin(client, "other", concurrency=1), create(client)
+    parked = begin(client, concurrency=1)
+    return after(*held, parked, off), lambda: store.switch("e", on=True, target="l", name="n")
+
+
+# -- LLM requests -----------------------------------------------------------------
+
+
+def requests(client: Any) -> RequestStore:
+    return RequestStore(client, KEYS, Retention(equal_s=600))
+
+
+def submit(client: Any, *ids: str, tokens: int = 5, **more: Any) -> Callable[[], Awaitable[Any]]:
+    rows = [(id_, LLMRequest(GROUP, f'{{"q":"{id_[:1]}"}}'.encode(), tokens)) for id_ in ids]
+    values: dict[str, Any] = {
+        "flush_now": NOW,
+        "flush_later": PreparedJob("later", BODY),
+        "rules": RULES,
+        "dedupe": True,
+        "deadline_ms": 10**13,
+        "callback": TOLD,
+        **more,
+    }
+    return lambda: requests(client).submit(rows, **values)
+
+
+def sealed(client: Any, id_: str = "batch", **more: Any) -> Callable[[], Awaitable[Any]]:
+    store = BatchStore(client, KEYS)
+    keys = QueueStore(client, KEYS).job_keys("job", Priority.DEFAULT)
+    values: dict[str, Any] = {"rules": RULES, "full_only": False, **more}
+    job = PreparedJob("job", BODY)
+    return lambda: store.seal(GROUP, id_, job=job, job_keys=keys, **values)
+
+
+@case
+def submit_llm(client: Any) -> Steps:
+    return nothing, submit(client, "a", "b", "c")
+
+
+@case
+def submit_llm_to_others(client: Any) -> Steps:
+    return submit(client, "a", "b"), submit(client, "c", "d")
+
+
+@case
+def submit_llm_equal_to_one_that_waits(client: Any) -> Steps:
+    return submit(client, "a1", deadline_ms=10**14), submit(client, "a2")
+
+
+@case
+def submit_llm_equal_to_one_in_a_batch(client: Any) -> Steps:
+    first = submit(client, "a1", deadline_ms=10**14)
+    return after(first, sealed(client)), submit(client, "a2")
+
+
+@case
+def submit_llm_equal_to_one_that_is_answered(client: Any) -> Steps:
+    answered = lambda: requests(client).answer("a1", ANSWER)  # noqa: E731
+    return after(submit(client, "a1"), answered), submit(client, "a2")
+
+
+@case
+def submit_llm_urgent(client: Any) -> Steps:
+    keys = QueueStore(client, KEYS).job_keys("single", Priority.HIGH)
+    request = LLMRequest(GROUP, b"{}", 5)
+    job = PreparedJob("single", BODY)
+    return nothing, lambda: requests(client).submit_urgent(
+        "u", request, job=job, job_keys=keys, deadline_ms=None, callback=TOLD
+    )
+
+
+def answering(client: Any, answer: Answer) -> Callable[[], Awaitable[Any]]:
+    return lambda: requests(client).answer("a", answer)
+
+
+@case
+def answer_llm_that_waits(client: Any) -> Steps:
+    return submit(client, "a", "b"), answering(client, ANSWER)
+
+
+@case
+def answer_llm_in_a_batch(client: Any) -> Steps:
+    return after(submit(client, "a", "b"), sealed(client)), answering(client, ANSWER)
+
+
+@case
+def answer_llm_with_an_error(client: Any) -> Steps:
+    return after(submit(client, "a", "b"), sealed(client)), answering(client, FAILED)
+
+
+@case
+def answer_llm_the_last_that_waits(client: Any) -> Steps:
+    return submit(client, "a"), answering(client, FAILED)
+
+
+@case
+def cancel_llm(client: Any) -> Steps:
+    return submit(client, "a", "b"), lambda: requests(client).cancel("a")
+
+
+@case
+def cancel_llm_of_several(client: Any) -> Steps:
+    both = submit(client, "a1"), submit(client, "a2")
+    return after(*both), lambda: requests(client).cancel("a1")
+
+
+@case
+def retry_llm(client: Any) -> Steps:
+    keys = QueueStore(client, KEYS).job_keys("again", Priority.DEFAULT)
+    job = PreparedJob("again", BODY)
+    prepare = after(submit(client, "a", "b"), answering(client, FAILED))
+    return prepare, lambda: requests(client).retry(["a"], job=job, job_keys=keys)
+
+
+@case
+def seal_batch(client: Any) -> Steps:
+    return submit(client, "a", "b"), sealed(client)
+
+
+@case
+def seal_batch_in_part(client: Any) -> Steps:
+    rules = FlushRules(2, 10**9, 10**9, 1000)
+    return submit(client, "a", "b", "c"), sealed(client, rules=rules, full_only=True)
+
+
+@case
+def take_batch(client: Any) -> Steps:
+    prepare = after(submit(client, "a"), sealed(client))
+    script = load("worker.llm", "take_batch", "..queue")
+    return prepare, lambda: script.run(client, [KEYS.llm_batch("batch")])
+
+
+def moving(client: Any, to: BatchState, **more: Any) -> Callable[[], Awaitable[Any]]:
+    store = BatchStore(client, KEYS)
+
+    async def step() -> None:
+        names = [KEYS.llm_batch("batch"), KEYS.llm_items("batch"), KEYS.llm_open("batch")]
+        names += [KEYS.llm_underway, KEYS.queue(), KEYS.job("files"), KEYS.result("files")]
+        ttl = 1000 if to.is_end else ""
+        then = ["files", BODY] if to.is_end else ["", b""]
+        args = ["sealed", 0, to.value, ttl, "batch", *then, "field", "value"]
+        await load("worker.llm", "move_batch", "..queue").run(
+            store.client, [*names, KEYS.wake], args
+        )
+
+    return step
+
+
+@case
+def move_batch(client: Any) -> Steps:
+    return after(submit(client, "a"), sealed(client)), moving(client, BatchState.UPLOADING)
+
+
+@case
+def move_batch_to_its_end(client: Any) -> Steps:
+    prepare = after(submit(client, "a"), sealed(client), answering(client, ANSWER))
+    return prepare, moving(client, BatchState.DONE)
+
+
+@case
+def split_batch(client: Any) -> Steps:
+    names = [KEYS.llm_batch("new"), KEYS.llm_items("new"), KEYS.llm_open("new")]
+    names += [KEYS.llm_batches, KEYS.llm_underway, KEYS.queue(), KEYS.job("n"), KEYS.result("n")]
+    names += [KEYS.wake, KEYS.llm_batch("batch"), KEYS.llm_open("batch"), KEYS.llm_batch("batch")]
+    args = [KEYS.llm, "batch", "new", "batch", "n", BODY, 60_000, 100, 1000, 1, "a", "b"]
+    script = load("worker.llm", "split_batch", "..queue")
+    prepare = after(submit(client, "a", "b", "c"), sealed(client))
+    return prepare, lambda: script.run(client, names, args)
+
+
+@pytest.mark.parametrize("mode", ["wait", "single"])
+async def test_detaching_leaves_no_half_state(server: Any, mode: Any) -> None:
+    keys = QueueStore(server, KEYS).job_keys("again", Priority.DEFAULT)
+    store = BatchStore(server, KEYS)
+    row = ("a", PreparedJob("again", BODY), keys)
+    prepare = after(submit(server, "a", "b"), sealed(server))
+    await prove(server, prepare, lambda: store.detach("batch", [row], mode=mode))
+
+
+@case
+def hasten_batch(client: Any) -> Steps:
+    keys = QueueStore(client, KEYS).job_keys("job", Priority.DEFAULT)
+    store = BatchStore(client, KEYS)
+    prepare = after(submit(client, "a"), sealed(client))
+    return prepare, lambda: store.hasten(PreparedJob("job", BODY), keys)
+
+
+@case
+def rescue_llm(client: Any) -> Steps:
+    gone = lambda: client.delete(KEYS.job("job"))  # noqa: E731
+    prepare = after(submit(client, "a"), sealed(client), gone)
+    upkeep = Orphans(client, KEYS)
+    return prepare, lambda: upkeep.rescue_batches([("batch", PreparedJob("job", BODY))])
+
+
+def limiter(client: Any) -> RateLimiter:
+    limits = RateLimits(requests_per_minute=60, tokens_per_minute=600, max_concurrency=4)
+    return RateLimiter(client, KEYS, "openai", limits, lease_s=10)
+
+
+@case
+def admit_llm(client: Any) -> Steps:
+    admitted = lambda: limiter(client).admit("b", urgent=True, tokens=5)  # noqa: E731
+    return admitted, lambda: limiter(client).admit("a", urgent=True, tokens=5)
+
+
+@case
+def release_llm(client: Any) -> Steps:
+    admitted = lambda: limiter(client).admit("a", urgent=True, tokens=5)  # noqa: E731
+    return admitted, lambda: limiter(client).release("a", "busy", wait_s=3)
+
+
+# -- the cache --------------------------------------------------------------------
+
+
+def run(
+    client: Any, home: str, name: str, keys: list[str], args: list[Any], *more: str
+) -> Callable[[], Awaitable[Any]]:
+    return lambda: load(home, name, *more).run(client, keys, args)
+
+
+def leased(client: Any) -> Callable[[], Awaitable[Any]]:
+    return run(
+        client, "cache.coherence", "lease", ["e", "v", "l"], [b"t" * 8, 600_000, "", "grant"]
+    )
+
+
+async def floor_of(client: Any) -> bytes:
+    """Through GETRANGE, which fails where the key is no string: as the step would."""
+    found: bytes = await client.getrange("e", 0, -1)
+    return found
+
+
+@case
+def lease(client: Any) -> Steps:
+    return nothing, leased(client)
+
+
+@case
+def lease_of_another(client: Any) -> Steps:
+    other = [b"o" * 8, 1000, "", "grant"]
+    return leased(client), run(client, "cache.coherence", "lease", ["e", "v", "l"], other)
+
+
+@case
+def fill(client: Any) -> Steps:
+    async def step() -> None:
+        args = [b"t" * 8, await floor_of(client), b"envelope", 5000]
+        await load("cache.coherence", "fill").run(client, ["e", "v", "l"], args)
+
+    return leased(client), step
+
+
+@case
+def release(client: Any) -> Steps:
+    return leased(client), run(client, "cache.coherence", "release", ["l"], [b"t" * 8])
+
+
+@case
+def depend(client: Any) -> Steps:
+    args = ["who", 10**16, 600_000, 5]
+    first = run(client, "cache.coherence", "depend", ["dep"], ["other", *args[1:]])
+    return first, run(client, "cache.coherence", "depend", ["dep"], args)
+
+
+@case
+def undepend(client: Any) -> Steps:
+    first = run(client, "cache.coherence", "depend", ["dep"], ["other", 10**16, 600_000, 5])
+    return first, run(client, "cache.coherence", "undepend", ["dep"], ["begin", 5000])
+
+
+@case
+def era(client: Any) -> Steps:
+    args = ["join", "m", 1000, 10**13, b"r" * 16, 5000]
+    other = ["join", "n", 1000, 10**13, b"r" * 16, 5000]
+    keys = ["members", "era"]
+    first = run(client, "cache.coherence", "era", keys, other)
+    return first, run(client, "cache.coherence", "era", keys, args)
+
+
+@case
+def publish(client: Any) -> Steps:
+    return nothing, run(client, "cache.coherence", "publish", ["stream"], [10, 60, "kind", "names"])
+
+
+WINDOW = ["e", "s", "l", "set"]
+
+
+def window_filled(client: Any) -> Callable[[], Awaitable[Any]]:
+    async def step() -> None:
+        floor = await floor_of(client)
+        state = b"m" * 8 + b"t" * 8 + floor + b":1:1:1:set"
+        args = [b"t" * 8, floor, state, 5000, 1, b"one"]
+        await load("cache", "messages_fill", ".coherence").run(client, WINDOW, args)
+
+    return step
+
+
+def window_leased(client: Any) -> Callable[[], Awaitable[Any]]:
+    keys = ["e", "s", "l"]
+    return run(client, "cache.coherence", "lease", keys, [b"t" * 8, 600_000, "", "grant"])
+
+
+@case
+def messages_fill(client: Any) -> Steps:
+    return window_leased(client), window_filled(client)
+
+
+@case
+def messages_append(client: Any) -> Steps:
+    prepare = after(window_leased(client), window_filled(client))
+    args = [b"m" * 8, "1", 5000, 10, 2, b"two"]
+    return prepare, run(client, "cache", "messages_append", WINDOW, args, ".coherence")
+
+
+@case
+def messages_list(client: Any) -> Steps:
+    prepare = after(window_leased(client), window_filled(client))
+    keys = ["e", "s", "set", "era"]
+    return prepare, run(client, "cache", "messages_list", keys, [b"m" * 8, "", 1])
+
+
+# -- the proof --------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", CASES)
+async def test_a_script_writes_everything_or_nothing(server: Any, name: str) -> None:
+    prepare, step = CASES[name](server)
+    trials = await prove(server, prepare, step)
+    assert trials.made
+
+
+def test_every_script_is_among_them() -> None:
+    folders = [Path(package.__file__ or "").parent for package in (cache, worker)]
+    scripts = {path.stem for folder in folders for path in folder.rglob("lua/[!_]*.lua")}
+    names = set(CASES) | {"detach_llm", "poll", "attempt_deliveries", "answer_llm"}
+    shown = {"switch_endpoint": "enable_endpoint"}
+    assert {shown.get(name, name) for name in scripts} <= names
