@@ -15,6 +15,7 @@ from cache.connection.pool import PoolOptions, open_pool
 from cache.connection.scripts import load
 from cache.encoding import codec
 from tests.support.half_states import RefusedStep, prove
+from tests.support.options import call_limits, target_limits
 from worker import Priority, QueueUnavailable
 from worker.engine.options import EngineOptions
 from worker.engine.poll import Poll, PollStopped
@@ -23,18 +24,18 @@ from worker.keys import QueueKeys
 from worker.llm.answers import Answer
 from worker.llm.batches import BatchStore
 from worker.llm.grouping import Group, LLMRequest
+from worker.llm.options import FlushRules, Retention
 from worker.llm.orphans import Orphans
 from worker.llm.rate_limits import RateLimiter
-from worker.llm.rate_policy import RateLimits
-from worker.llm.requests import Callback, FlushRules, PreparedJob, RequestStore, Retention
+from worker.llm.requests import Callback, RequestStore
 from worker.llm.states import BatchState
 from worker.queue.dead import DeadLetters
+from worker.queue.encoder import PreparedJob
 from worker.queue.schedules import Schedule, ScheduleStore
 from worker.queue.store import QueueStore, job_body
 from worker.webhooks.attempts import AttemptStore, ScriptFailed
 from worker.webhooks.deliveries import DeliveryStore
 from worker.webhooks.endpoints import EndpointStore
-from worker.webhooks.limits import TargetLimits
 from worker.webhooks.policy import DeliveryState, EndpointSign, HostSign, Verdict
 from worker.webhooks.records import Attempt, UnreadableDelivery
 
@@ -47,7 +48,7 @@ RULES = FlushRules(max_requests=3, max_bytes=10**9, max_tokens=10**9, max_age_ms
 NOW, TOLD = PreparedJob("now", BODY), Callback("who", BODY)
 ANSWER = Answer(body={"usage": {"prompt_tokens": 3, "completion_tokens": 2}})
 FAILED = Answer(kind="bad", message="no")
-LIMITS = TargetLimits(concurrency=2, breaker_failures=1, disable_after_s=1)
+LIMITS = target_limits(concurrency=2, breaker_failures=1, disable_after_s=1)
 MOMENT = datetime(2024, 1, 1, tzinfo=UTC)
 Steps = tuple[Callable[[], Awaitable[Any]], Callable[[], Awaitable[Any]]]
 CASES: dict[str, Callable[[Any], Steps]] = {}
@@ -364,7 +365,7 @@ def create(client: Any, id_: str = "d", **more: Any) -> Callable[[], Awaitable[A
     values: dict[str, Any] = {
         "target": "l",
         "order": "",
-        "job_keys": QueueStore(client, KEYS).job_keys(job_id, Priority.DEFAULT),
+        "job_keys": KEYS.job_keys(job_id, Priority.DEFAULT),
         "job_id": job_id,
         "job_body": BODY,
         "delay_ms": 0,
@@ -374,12 +375,12 @@ def create(client: Any, id_: str = "d", **more: Any) -> Callable[[], Awaitable[A
 
 
 def begin(client: Any, id_: str = "d", **limits: Any) -> Callable[[], Awaitable[Any]]:
-    chosen = TargetLimits(**{"concurrency": 2, "breaker_failures": 1, **limits})
+    chosen = target_limits(**{"concurrency": 2, "breaker_failures": 1, **limits})
 
     async def step() -> Any:
         store = AttemptStore(client, KEYS, retention_s=1000)
         try:
-            return await store.begin(id_, MOMENT, chosen)
+            return await store.begin(id_, MOMENT, chosen, max_attempts=10)
         except UnreadableDelivery:
             return None  # begun; its job ends it
         except ScriptFailed as exc:
@@ -393,7 +394,7 @@ def record(client: Any, verdict: Verdict, id_: str = "d") -> Callable[[], Awaita
         store = AttemptStore(client, KEYS, retention_s=1000)
         attempt = Attempt(MOMENT, 500, "", 1.0, b"")
         try:
-            return await store.record(id_, 1, attempt, verdict, LIMITS, draw=0.5)
+            return await store.record(id_, 1, attempt, verdict, LIMITS, draw=0.5, max_attempts=10)
         except ScriptFailed as exc:
             raise RefusedStep(str(exc)) from None
 
@@ -516,7 +517,7 @@ def replay_delivery(client: Any) -> Steps:
         await DeliveryStore(client, KEYS).replay(
             "d",
             token="t",
-            job_keys=QueueStore(client, KEYS).job_keys("r", Priority.LOW),
+            job_keys=KEYS.job_keys("r", Priority.LOW),
             job_id="r",
             job_body=BODY,
             delay_ms=0,
@@ -554,7 +555,7 @@ def enable_endpoint(client: Any) -> Steps:
 
 
 def requests(client: Any) -> RequestStore:
-    return RequestStore(client, KEYS, Retention(equal_s=600))
+    return RequestStore(client, KEYS, Retention(unread_s=259_200, read_s=3600, equal_s=600))
 
 
 def submit(client: Any, *ids: str, tokens: int = 5, **more: Any) -> Callable[[], Awaitable[Any]]:
@@ -573,7 +574,7 @@ def submit(client: Any, *ids: str, tokens: int = 5, **more: Any) -> Callable[[],
 
 def sealed(client: Any, id_: str = "batch", **more: Any) -> Callable[[], Awaitable[Any]]:
     store = BatchStore(client, KEYS)
-    keys = QueueStore(client, KEYS).job_keys("job", Priority.DEFAULT)
+    keys = KEYS.job_keys("job", Priority.DEFAULT)
     values: dict[str, Any] = {"rules": RULES, "full_only": False, **more}
     job = PreparedJob("job", BODY)
     return lambda: store.seal(GROUP, id_, job=job, job_keys=keys, **values)
@@ -608,7 +609,7 @@ def submit_llm_equal_to_one_that_is_answered(client: Any) -> Steps:
 
 @case
 def submit_llm_urgent(client: Any) -> Steps:
-    keys = QueueStore(client, KEYS).job_keys("single", Priority.HIGH)
+    keys = KEYS.job_keys("single", Priority.HIGH)
     request = LLMRequest(GROUP, b"{}", 5)
     job = PreparedJob("single", BODY)
     return nothing, lambda: requests(client).submit_urgent(
@@ -653,7 +654,7 @@ def cancel_llm_of_several(client: Any) -> Steps:
 
 @case
 def retry_llm(client: Any) -> Steps:
-    keys = QueueStore(client, KEYS).job_keys("again", Priority.DEFAULT)
+    keys = KEYS.job_keys("again", Priority.DEFAULT)
     job = PreparedJob("again", BODY)
     prepare = after(submit(client, "a", "b"), answering(client, FAILED))
     return prepare, lambda: requests(client).retry(["a"], job=job, job_keys=keys)
@@ -717,7 +718,7 @@ def split_batch(client: Any) -> Steps:
 
 @pytest.mark.parametrize("mode", ["wait", "single"])
 async def test_detaching_leaves_no_half_state(server: Any, mode: Any) -> None:
-    keys = QueueStore(server, KEYS).job_keys("again", Priority.DEFAULT)
+    keys = KEYS.job_keys("again", Priority.DEFAULT)
     store = BatchStore(server, KEYS)
     row = ("a", PreparedJob("again", BODY), keys)
     prepare = after(submit(server, "a", "b"), sealed(server))
@@ -726,7 +727,7 @@ async def test_detaching_leaves_no_half_state(server: Any, mode: Any) -> None:
 
 @case
 def hasten_batch(client: Any) -> Steps:
-    keys = QueueStore(client, KEYS).job_keys("job", Priority.DEFAULT)
+    keys = KEYS.job_keys("job", Priority.DEFAULT)
     store = BatchStore(client, KEYS)
     prepare = after(submit(client, "a"), sealed(client))
     return prepare, lambda: store.hasten(PreparedJob("job", BODY), keys)
@@ -741,7 +742,7 @@ def rescue_llm(client: Any) -> Steps:
 
 
 def limiter(client: Any) -> RateLimiter:
-    limits = RateLimits(requests_per_minute=60, tokens_per_minute=600, max_concurrency=4)
+    limits = call_limits(requests_per_minute=60, tokens_per_minute=600, max_concurrency=4)
     return RateLimiter(client, KEYS, "openai", limits, lease_s=10)
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from click.testing import CliRunner, Result
 
-from tests.support.options import lane_limits, retry_schedule
+from tests.support.options import retry_schedule, target_limits
 from tests.support.queues import open_queue, stores_of
 from tests.support.workers import quick_settings
 from worker.cli.commands import main
@@ -21,7 +21,7 @@ from worker.webhooks.policy import Outcome, decide
 pytestmark = pytest.mark.integration
 
 URL = "https://hooks.example.com/a"
-LIMITS = lane_limits()
+LIMITS = target_limits()
 
 
 class Shell:

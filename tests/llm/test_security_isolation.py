@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from tests.support.llm import ENDPOINT, PROVIDERS, body, outcome, settings_for, submit
-from tests.support.options import lane_limits, options_of, retry_schedule
+from tests.support.options import options_of, retry_schedule, target_limits
 from tests.support.providers import FakeProvider, fake_provider
 from tests.support.queues import open_queue, queue_of, stores_of
 from tests.support.wait import eventually
@@ -185,7 +185,7 @@ async def test_a_line_answers_what_its_batch_has_carried_before(queue: JobQueue)
 
 # -- endpoints ---------------------------------------------------------------------
 
-LIMITS = lane_limits()
+LIMITS = target_limits()
 
 
 async def attempt(queue: JobQueue, url: str, status: int, **more: Any) -> Any:

@@ -18,7 +18,7 @@ def options_of(**settings: Any) -> QueueOptions:
     return queue_options(Settings(**{**unlimited, **settings}))
 
 
-def lane_limits(**changes: Any) -> TargetLimits:
+def target_limits(**changes: Any) -> TargetLimits:
     return replace(delivery_options(Settings()).limits, **changes)
 
 

@@ -12,7 +12,7 @@ import pytest
 
 from cache import NotEncodable
 from cache.connection.scripts import load
-from tests.support.options import lane_limits, options_of, retry_schedule
+from tests.support.options import options_of, retry_schedule, target_limits
 from tests.support.queues import open_queue, queue_of, stores_of
 from tests.support.wait import eventually
 from tests.support.workers import quick_settings
@@ -35,7 +35,7 @@ pytestmark = pytest.mark.integration
 
 ATTEMPT = load("worker.webhooks", "attempt_deliveries", "worker.queue")
 URL = "https://hooks.example.com/a"
-LIMITS = lane_limits(concurrency=2, breaker_failures=3, open_s=60, open_max_s=120, slot_s=60)
+LIMITS = target_limits(concurrency=2, breaker_failures=3, open_s=60, open_max_s=120, slot_s=60)
 SCHEDULE = retry_schedule(max_attempts=10, base_s=0.001)
 
 

@@ -21,7 +21,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from hypothesis.stateful import run_state_machine_as_test as run_machine
 
 from cache.connection.pool import PoolOptions, close_client, open_pool
-from tests.support.options import lane_limits, retry_schedule
+from tests.support.options import retry_schedule, target_limits
 from tests.support.queues import queue_of, stores_of
 from worker.keys import QueueKeys
 from worker.webhooks.attempts import Attempt, AttemptStore, ClaimedDelivery, EndedUnsent, Throttled
@@ -31,7 +31,7 @@ pytestmark = pytest.mark.property
 
 TARGETS = 2
 MOST_AT_ONCE, MOST_ATTEMPTS = 2, 3
-LIMITS = lane_limits(concurrency=MOST_AT_ONCE, breaker_failures=0, disable_after_s=0, slot_s=600)
+LIMITS = target_limits(concurrency=MOST_AT_ONCE, breaker_failures=0, disable_after_s=0, slot_s=600)
 SCHEDULE = retry_schedule(max_attempts=MOST_ATTEMPTS, base_s=60.0)
 OUTCOMES = (
     Outcome(status=200),

@@ -7,7 +7,7 @@ from typing import Any, cast
 
 import pytest
 
-from tests.support.options import lane_limits
+from tests.support.options import target_limits
 from tests.support.queues import open_queue, queue_of, stores_of
 from tests.support.wait import eventually
 from tests.support.workers import quick_settings, running_worker
@@ -101,7 +101,7 @@ async def test_a_delivery_whose_job_somebody_took_away_ends_and_says_so(
     assert await client.zscore(stores_of(queue).keys.queue(), f"webhook-end:0:{id_}")
     assert isinstance(
         await stores_of(queue).attempts.begin(
-            behind, datetime.now(UTC), lane_limits(), max_attempts=10
+            behind, datetime.now(UTC), target_limits(), max_attempts=10
         ),
         ClaimedDelivery,
     )
@@ -126,7 +126,7 @@ async def test_a_place_that_a_jobless_delivery_held_is_the_next_ones(
     client: Any, prefix: str
 ) -> None:
     queue = queue_of(client, prefix)
-    limits = lane_limits(concurrency=1)
+    limits = target_limits(concurrency=1)
     ids = [
         await queue.send_webhook("https://example.com/", {}, event_type="x", webhook_id=f"m{n}")
         for n in range(2)

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from tests.support.options import lane_limits
+from tests.support.options import target_limits
 from tests.support.queues import queue_of, stores_of
 from worker import InvalidArgument, NotFound
 from worker.app.composition import Stores
@@ -24,7 +24,7 @@ pytestmark = pytest.mark.integration
 
 URL = "https://hooks.example.com/a"
 PAGE = Path(__file__).parents[2] / "docs" / "states.md"
-LIMITS = lane_limits(concurrency=2, breaker_failures=0)
+LIMITS = target_limits(concurrency=2, breaker_failures=0)
 STATES = ("pending", "sending", "waiting", "delivered", "dead", "disabled")
 # The diagram's sign for what is not there.
 NOTHING = "[*]"

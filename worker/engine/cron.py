@@ -17,11 +17,13 @@ from typing import Any
 import structlog
 from arq.cron import CronJob
 from cronsim import CronSim
+from redis.exceptions import ResponseError
 
 from cache.connection.pool import OUTAGE
 from cache.connection.scripts import load
 from cache.encoding import codec
 from worker.engine.records import EngineKeys
+from worker.numbers import whole
 
 log = structlog.get_logger(__name__)
 
@@ -93,7 +95,7 @@ class CronRunner:
             await self._fire(job, now - now % _STARTUP_MS, name=f"startup:{job.name}")
         await self._client.hsetnx(self._keys.cron, job.name, now)
         seen = await self._client.hget(self._keys.cron, job.name)
-        last = int(seen or now)
+        last = whole(seen, fallback=now)
         missed = self.after(job, last)
         # Further behind than now, or the clock was set back.
         if missed <= now and job.unique:
@@ -143,42 +145,56 @@ class CronRunner:
                 withscores=True,
             )
             for id_, score in due:
-                await self._run_schedule(id_, int(score))
+                await self._run_schedule(id_, score)
         except OUTAGE:
             return  # due again at the next turn
         finally:
             self._busy = False
 
-    async def _run_schedule(self, id_: bytes, due: int) -> None:
+    async def _run_schedule(self, id_: bytes, score: float) -> None:
         data = await self._client.hget(self._keys.schedule_jobs, id_)
         if data is None:
             await self._client.zrem(self._keys.schedules, id_)
             return
         try:
+            due = int(score)
+            if not 0 <= due == score:
+                raise ValueError(f"{score} is no time in ms")
             row = codec.decode(data)
             next_due = next_run_ms(row, due, self._now_ms())
-        except Exception as exc:  # noqa: BLE001  (one bad schedule must not stop the others)
-            log.error("schedule.bad", schedule=id_.decode(errors="replace"), error=str(exc))  # noqa: TRY400
-            await self._client.zadd(
-                self._keys.schedules, {id_: self._now_ms() + _BAD_SCHEDULE_MS}, xx=True
+            if next_due <= self._now_ms():
+                raise ValueError("its next run is not ahead")
+            # No id that a caller gives has a tilde, so that none takes the place of a run.
+            queue, job_id = _queue_of(row), f"{id_.decode()}:{due}:~"
+            body = self._encode(
+                {"t": None, "f": row["f"], "a": row["a"], "k": row["k"], "et": self._now_ms()}
             )
+        except Exception as exc:  # noqa: BLE001  (one bad schedule must not stop the others)
+            await self._put_off(id_, exc)
             return
         if due == 0:
             # A new cron: its first tick is still to come.
             await self._client.zadd(self._keys.schedules, {id_: next_due}, xx=True)
             return
-        # No id that a caller gives has a tilde, so that none takes the place of a run.
-        job_id = f"{id_.decode()}:{due}:~"
-        body: dict[str, Any] = {
-            "t": None,
-            "f": row["f"],
-            "a": row["a"],
-            "k": row["k"],
-            "et": self._now_ms(),
-        }
-        keys = [self._keys.schedules, *self._job_keys(job_id, row["q"])]
-        args = [id_, due, next_due, job_id, self._encode(body)]
-        await _SCHEDULE.run(self._client, keys, args)
+        keys = [self._keys.schedules, *self._job_keys(job_id, queue)]
+        try:
+            await _SCHEDULE.run(self._client, keys, [id_, due, next_due, job_id, body])
+        except ResponseError as exc:
+            if "WRONGTYPE" not in str(exc):
+                raise
+            await self._put_off(id_, exc)
+
+    async def _put_off(self, id_: bytes, exc: Exception) -> None:
+        log.error("schedule.bad", schedule=id_.decode(errors="replace"), error=str(exc))
+        bad_until = self._now_ms() + _BAD_SCHEDULE_MS
+        await self._client.zadd(self._keys.schedules, {id_: bad_until}, xx=True)
+
+
+def _queue_of(row: dict[str, Any]) -> str:
+    queue = row["q"]
+    if not isinstance(queue, str) or not queue:
+        raise ValueError("it names no queue")
+    return queue
 
 
 def next_run_ms(row: dict[str, Any], due: int, now: int) -> int:

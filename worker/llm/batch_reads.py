@@ -9,9 +9,10 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any
 
+from worker.errors import Undecodable
 from worker.keys import QueueKeys
 from worker.llm.grouping import Group
-from worker.llm.requests import StoredRequest, decode_group
+from worker.llm.requests import StoredRequest, decode_group, is_wrong_type
 from worker.llm.states import BatchState
 from worker.numbers import whole
 
@@ -67,7 +68,7 @@ class BatchReads:
     async def groups(self) -> list[Group]:
         """The groups in which requests wait."""
         rows = await self.client.hgetall(self.keys.llm_groups)
-        return [decode_group(data) for data in rows.values()]
+        return [group for data in rows.values() if (group := readable_group(data)) is not None]
 
     async def waiting(self, group: Group) -> dict[str, int]:
         """How many requests of a group wait, their bytes and estimated tokens."""
@@ -107,11 +108,13 @@ class BatchReads:
         async for ids in self.ids(batch_id):
             async with self.client.pipeline(transaction=False) as pipe:
                 for id_ in ids:
-                    pipe.hmget(self.keys.llm_request(id_), "bytes", "batch")
-                rows = await pipe.execute()
-            for id_, (length, owner) in zip(ids, rows, strict=True):
-                if owner is not None and owner.decode() == batch_id:
-                    count, size = count + 1, size + whole(length) + len(id_)
+                    pipe.hget(self.keys.llm_request(id_), "batch")
+                    # The stored size may not be the body's; the call would break off for it.
+                    pipe.hstrlen(self.keys.llm_request(id_), "body")
+                rows = await run_apart(pipe)
+            for id_, owner, length in zip(ids, rows[::2], rows[1::2], strict=True):
+                if owner == batch_id.encode():
+                    count, size = count + 1, size + length + len(id_)
         return count, size
 
     async def unanswered(self, batch_id: str) -> AsyncIterator[list[StoredRequest]]:
@@ -121,21 +124,20 @@ class BatchReads:
             async with self.client.pipeline(transaction=False) as pipe:
                 for id_ in ids:
                     pipe.hmget(self.keys.llm_request(id_), *names)
-                rows = await pipe.execute()
+                rows = await run_apart(pipe)
+            # A key of another type is no request; one without its group travels in the batch's.
             yield [
                 StoredRequest(
                     id=id_,
-                    group=decode_group(group),
-                    body=body,
-                    deadline_ms=whole(deadline) or None,
-                    tokens=whole(tokens),
+                    group=readable_group(row[4]) or _NO_GROUP,
+                    body=row[0] or b"",
+                    deadline_ms=whole(row[1]) or None,
+                    tokens=whole(row[2]),
                     urgent=False,
-                    expires_ms=int(expires) if expires else None,
+                    expires_ms=whole(row[5]) or None,
                 )
-                for id_, (body, deadline, tokens, owner, group, expires) in zip(
-                    ids, rows, strict=True
-                )
-                if owner is not None and owner.decode() == batch_id
+                for id_, row in zip(ids, rows, strict=True)
+                if not isinstance(row, Exception) and row[3] == batch_id.encode()
             ]
 
     async def open_items(
@@ -145,12 +147,22 @@ class BatchReads:
         async with self.client.pipeline(transaction=False) as pipe:
             for id_ in request_ids:
                 pipe.hmget(self.keys.llm_request(id_), "batch", "tries", "deadline")
-            rows = await pipe.execute()
+            rows = await run_apart(pipe)
         return {
-            id_: (whole(tries, fallback=1), whole(deadline) or None)
-            for id_, (owner, tries, deadline) in zip(request_ids, rows, strict=True)
-            if owner is not None and owner.decode() == batch_id
+            id_: (whole(row[1], fallback=1), whole(row[2]) or None)
+            for id_, row in zip(request_ids, rows, strict=True)
+            if not isinstance(row, Exception) and row[0] == batch_id.encode()
         }
+
+    async def lost(self, batch_id: str) -> list[str]:
+        """Ids that the batch counts as open although no request of it is behind them."""
+        open_ids = sorted(await self.client.smembers(self.keys.llm_open(batch_id)))
+        found: list[str] = []
+        for at in range(0, len(open_ids), PAGE):
+            page = [id_.decode(errors="replace") for id_ in open_ids[at : at + PAGE]]
+            known = await self.open_items(batch_id, page)
+            found += [id_ for id_ in page if id_ not in known]
+        return found
 
     async def listed(self, limit: int) -> list[Batch]:
         """The newest batches, newest first."""
@@ -158,16 +170,63 @@ class BatchReads:
         async with self.client.pipeline(transaction=False) as pipe:
             for id_ in ids:
                 pipe.hgetall(self.keys.llm_batch(id_.decode()))
-            rows = await pipe.execute() if ids else []
-        return [batch_of(id_.decode(), row) for id_, row in zip(ids, rows, strict=True) if row]
+            rows = await run_apart(pipe) if ids else []
+        found = [_readable_batch(id_.decode(), row) for id_, row in zip(ids, rows, strict=True)]
+        return [batch for batch in found if batch is not None]
+
+
+async def run_apart(pipe: Any) -> list[Any]:
+    """
+    A pipeline's replies; the error of a key of another type stands in its reply's place.
+
+    Raises:
+        ResponseError: any other refusal.
+    """
+    replies: list[Any] = await pipe.execute(raise_on_error=False)
+    for reply in replies:
+        if isinstance(reply, Exception) and not is_wrong_type(reply):
+            raise reply
+    return replies
+
+
+# Of a request that lost its group: the batch that carries it has one of its own.
+_NO_GROUP = Group("", "", "")
+
+
+def readable_group(data: bytes | None) -> Group | None:
+    """A stored group; None where it is none of ours, so that one bad one stops no other."""
+    try:
+        return None if data is None else decode_group(data)
+    except Undecodable:
+        return None
+
+
+def _readable_batch(batch_id: str, row: dict[bytes, bytes] | Exception) -> Batch | None:
+    try:
+        return None if isinstance(row, Exception) or not row else batch_of(batch_id, row)
+    except Undecodable:
+        return None
 
 
 def batch_of(batch_id: str, row: dict[bytes, bytes]) -> Batch:
-    group = row.pop(b"group")
-    fields = {name.decode(): value.decode() for name, value in row.items()}
+    """
+    A batch from its hash.
+
+    Raises:
+        Undecodable: it has no state or group of ours.
+    """
+    group = row.get(b"group", b"")
+    others = [(name, value) for name, value in row.items() if name != b"group"]
+    fields = {
+        name.decode(errors="replace"): value.decode(errors="replace") for name, value in others
+    }
+    try:
+        state = BatchState(fields.get("state", ""))
+    except ValueError:
+        raise Undecodable(f"batch {batch_id!r} has no state that is known") from None
     return Batch(
         id=batch_id,
-        state=BatchState(fields["state"]),
+        state=state,
         epoch=whole(fields.get("epoch")),
         group=decode_group(group),
         size=whole(fields.get("items")),

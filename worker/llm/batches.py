@@ -140,6 +140,13 @@ class BatchStore(BatchReads):
         names = [*job_keys, self.keys.in_progress(job.id)]
         return bool(await _HASTEN.run(self.client, names, [job.id, job.body]))
 
+    async def drop_lost(self, batch_id: str) -> int:
+        """Count as open only what is there: a request that somebody deleted is waited for in vain."""
+        lost = await self.lost(batch_id)
+        for at in range(0, len(lost), PAGE):
+            await self.client.srem(self.keys.llm_open(batch_id), *lost[at : at + PAGE])
+        return len(lost)
+
     async def ask_to_cancel(self, batch_id: str) -> None:
         await self.client.hset(self.keys.llm_batch(batch_id), "cancel", 1)
 

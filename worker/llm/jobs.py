@@ -8,10 +8,12 @@ on, and a request's first answer is the one that stays.
 
 from __future__ import annotations
 
+import contextlib
 import uuid
 
 import structlog
 from arq.worker import Retry
+from redis.exceptions import ResponseError
 
 from worker.errors import InvalidArgument, Permanent, Transient, Undecodable
 from worker.llm.answers import LATE, Answer
@@ -19,6 +21,7 @@ from worker.llm.context import LLMContext
 from worker.llm.grouping import Group, checked_group
 from worker.llm.moves import Later, Overtaken
 from worker.llm.providers import BatchesUnsupported, Busy
+from worker.llm.requests import is_wrong_type
 from worker.llm.rescuer import look_after
 from worker.llm.run import BatchRun
 from worker.queue.context import JobContext
@@ -78,8 +81,28 @@ async def run_llm_batch(ctx: JobContext, batch_id: str) -> str:
 
     Raises:
         Retry: the provider works on it, or is away; the job runs again later.
+        Undecodable: it is not what was sealed; its requests are told so.
     """
     context = LLMContext.of(ctx)
+    try:
+        return await _run_batch(context, ctx, batch_id)
+    except (Undecodable, ResponseError) as exc:
+        if not isinstance(exc, Undecodable) and not is_wrong_type(exc):
+            raise
+        await _end_unreadable(context, batch_id, exc)
+        raise Undecodable(str(exc)) from None
+
+
+async def _end_unreadable(context: LLMContext, batch_id: str, exc: Exception) -> None:
+    store, answer = context.batches, Answer(kind="undecodable", message=str(exc))
+    with contextlib.suppress(ResponseError):  # its list of requests may be what is wrong
+        async for ids in store.ids(batch_id):
+            known = await store.open_items(batch_id, ids)
+            await context.requests.answer_many([(id_, answer) for id_ in known])
+    log.error("batch.undecodable", batch_id=batch_id, error=str(exc))
+
+
+async def _run_batch(context: LLMContext, ctx: JobContext, batch_id: str) -> str:
     batch = await context.batches.take(batch_id)
     if batch is None or batch.state.is_end:
         return "skipped"

@@ -54,6 +54,7 @@ class Moves:
         if moved == 0:
             raise Overtaken
         if moved < 0:
+            await self.store.drop_lost(self.batch.id)
             raise Later(LOOK_AGAIN_S)
         texts = {name: str(value) for name, value in fields.items()}
         self.batch = self.batch.moved(to, texts)

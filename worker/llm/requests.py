@@ -15,7 +15,8 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
-from redis.exceptions import NoScriptError, RedisError
+import structlog
+from redis.exceptions import NoScriptError, RedisError, ResponseError
 
 from cache.connection.scripts import Script, load
 from cache.encoding import codec
@@ -28,6 +29,8 @@ from worker.llm.options import FlushRules, Retention
 from worker.numbers import whole
 from worker.queue.encoder import PreparedJob
 from worker.queue.priority import Priority
+
+log = structlog.get_logger(__name__)
 
 _SUBMIT = load(__package__, "submit_llm", "..queue")
 _SUBMIT_URGENT = load(__package__, "submit_llm_urgent", "..queue")
@@ -174,7 +177,7 @@ class RequestStore:
             deadline_ms=whole(row[1]) or None,
             tokens=whole(row[3]),
             urgent=row[4] == b"urgent",
-            expires_ms=int(row[5]) if row[5] else None,
+            expires_ms=whole(row[5]) or None,
         )
 
     async def answer(self, request_id: str, answer: Answer) -> bool:
@@ -267,10 +270,19 @@ class RequestStore:
         return sum(await run_many(self.client, _RETRY, calls))
 
 
+def is_wrong_type(error: BaseException) -> bool:
+    """Whether a key is not what this service stores under its name."""
+    return isinstance(error, ResponseError) and "WRONGTYPE" in str(error)
+
+
 async def run_many(
     client: Any, script: Script, calls: Sequence[tuple[Sequence[Any], Sequence[Any]]]
 ) -> list[int]:
-    """Run a script once for each (keys, args) in one round trip; the numbers it returned."""
+    """
+    Run a script once for each (keys, args) in one round trip; the numbers it returned.
+
+    A call that a key of another type refused counts as 0, and stops no other.
+    """
     if not calls:
         return []
     async with client.pipeline(transaction=False) as pipe:
@@ -281,7 +293,10 @@ async def run_many(
         if isinstance(reply, NoScriptError):
             replies[number] = await script.run(client, *calls[number])
         elif isinstance(reply, RedisError):
-            raise reply
+            if not is_wrong_type(reply):
+                raise reply
+            log.error("llm.keys_unreadable", error=str(reply)[:200])
+            replies[number] = 0
     return [int(reply) for reply in replies]
 
 

@@ -89,6 +89,7 @@ class BatchRun(Moves):
     async def _upload(self) -> None:
         lines = await self.lines()
         if not lines.count:
+            await self.store.drop_lost(self.batch.id)
             await self._is_over()
             return
         # Whoever uploads twice leaves a file whose id nobody has written down.
@@ -108,6 +109,10 @@ class BatchRun(Moves):
         if await self._is_over():
             return
         lines = await self.lines()
+        if not lines.count:
+            await self.store.drop_lost(self.batch.id)
+            await self._is_over()
+            return
         # From here on nothing is sent again before it was looked for.
         await self.move(BatchState.SUBMITTING, submitting_at=self.now_ms(), sent=lines.count)
         self.reached("submitting")

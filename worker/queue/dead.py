@@ -13,12 +13,14 @@ from datetime import UTC, datetime
 from typing import Any
 
 import structlog
+from redis.exceptions import ResponseError
 
 from cache.connection.scripts import load
 from cache.encoding import codec
 from cache.errors import CodecError
 from worker.errors import InvalidArgument
 from worker.keys import QueueKeys
+from worker.numbers import whole
 from worker.queue.arguments import require_name, unix_ms
 from worker.queue.job import reach
 
@@ -26,6 +28,8 @@ log = structlog.get_logger(__name__)
 
 _RETRY = load(__package__, "dead_retry")
 _PAGE = 500
+# The last millisecond that a datetime can name.
+_MOST_MS = 253_402_300_799_999
 _QUEUES = ("critical", "high", "default", "low")
 
 
@@ -136,21 +140,32 @@ class DeadLetters:
         async with self._client.pipeline(transaction=False) as pipe:
             for id_ in ids:
                 pipe.hgetall(self._keys.dead_job(id_))
-            rows = await reach(pipe.execute())
+            rows = await reach(pipe.execute(raise_on_error=False))
         return [_letter(id_, row) for id_, row in zip(ids, rows, strict=True) if row]
 
 
-def _letter(id_: str, row: dict[bytes, bytes]) -> DeadLetter:
+def _letter(id_: str, row: dict[bytes, bytes] | ResponseError) -> DeadLetter:
+    """From what is stored; where somebody changed that, whatever of it can be shown."""
+    if isinstance(row, ResponseError):
+        if not str(row).startswith("WRONGTYPE"):
+            raise row
+        row = {b"reason": b"undecodable", b"error": b"the dead letter's key is not a hash"}
+    body = row.get(b"body", b"")
+    died_ms = whole(row.get(b"died"), most=_MOST_MS)
     return DeadLetter(
         id=id_,
-        name=row[b"name"].decode() or _name_in(row[b"body"]),
-        reason=row[b"reason"].decode(),
-        error=row[b"error"].decode(errors="replace"),
-        tries=int(row[b"tries"]),
-        priority=_QUEUES[int(row[b"queue"]) - 1],
-        died_at=datetime.fromtimestamp(int(row[b"died"]) / 1000, UTC),
-        body=row[b"body"],
+        name=_text(row, b"name") or _name_in(body),
+        reason=_text(row, b"reason") or "undecodable",
+        error=_text(row, b"error"),
+        tries=whole(row.get(b"tries")),
+        priority=_QUEUES[(whole(row.get(b"queue"), most=len(_QUEUES)) or 3) - 1],
+        died_at=datetime.fromtimestamp(died_ms / 1000, UTC),
+        body=body,
     )
+
+
+def _text(row: dict[bytes, bytes], name: bytes) -> str:
+    return row.get(name, b"").decode(errors="replace")
 
 
 def _fields(body: bytes) -> dict[str, Any]:

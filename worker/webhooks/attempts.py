@@ -24,6 +24,7 @@ from redis.backoff import ExponentialWithJitterBackoff
 
 from cache.connection.scripts import load
 from cache.encoding import codec
+from worker.errors import Undecodable
 from worker.keys import MAX_WEBHOOK_ATTEMPTS, QueueKeys
 from worker.queue.arguments import now_ms
 from worker.queue.store import job_body
@@ -65,7 +66,7 @@ _BACKOFF_BASE_S, _BACKOFF_CAP_S = 0.05, 1.0
 _MOST = 64
 
 
-class ScriptFailed(Exception):
+class ScriptFailed(Undecodable):
     """One delivery's step failed in the server, and only this one's: its keys are not what they were."""
 
 
@@ -225,7 +226,7 @@ class AttemptStore:
         ]
         replies = await _ATTEMPT.run(self.client, [], args)
         if [len(answers) for answers in replies] != [len(ends), len(begins)]:
-            raise ScriptFailed("the script answered for other attempts than were asked for")
+            raise RuntimeError("the script answered for other attempts than were asked for")
         for group, answers in zip((ends, begins), replies, strict=True):
             for asked, answer in zip(group, answers, strict=True):
                 if not asked.answer.done():

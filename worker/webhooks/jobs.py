@@ -20,6 +20,7 @@ from worker.webhooks.context import WebhookContext
 from worker.webhooks.headers import is_secret
 from worker.webhooks.limits import digest
 from worker.webhooks.policy import DeliveryState, Outcome, Verdict, decide, parse_retry_after
+from worker.webhooks.records import UnreadableDelivery
 from worker.webhooks.signing import sign_headers
 
 log = structlog.get_logger(__name__)
@@ -45,15 +46,20 @@ async def deliver_webhook(ctx: JobContext, delivery_id: str) -> str:
 
     Raises:
         Retry: the receiver did not take it, or is held back; the job runs again later.
+        Undecodable: what is stored of it is not what was sent; it ends so.
     """
     context = WebhookContext.of(ctx)
     now = context.now()
-    delivery = await context.attempts.begin(
-        delivery_id,
-        now,
-        context.options.limits,
-        max_attempts=context.options.schedule.max_attempts,
-    )
+    try:
+        delivery = await context.attempts.begin(
+            delivery_id,
+            now,
+            context.options.limits,
+            max_attempts=context.options.schedule.max_attempts,
+        )
+    except UnreadableDelivery as exc:
+        await _end_unreadable(context, delivery_id, exc.attempt, now)
+        raise
     if delivery is None:
         return "skipped"
     if isinstance(delivery, Throttled):
@@ -77,6 +83,18 @@ async def deliver_webhook(ctx: JobContext, delivery_id: str) -> str:
     if verdict.state is DeliveryState.WAITING:
         raise Retry(defer=verdict.wait_s)
     return verdict.state.value
+
+
+async def _end_unreadable(
+    context: WebhookContext, delivery_id: str, attempt: int, now: datetime
+) -> None:
+    ended = Attempt(now, None, "undecodable", 0.0)
+    verdict = Verdict(DeliveryState.DEAD, reason="undecodable")
+    limits, most = context.options.limits, context.options.schedule.max_attempts
+    await context.attempts.record(
+        delivery_id, attempt, ended, verdict, limits, draw=0.0, max_attempts=most
+    )
+    log.error("webhook.undecodable", delivery_id=delivery_id)
 
 
 async def report_webhook(ctx: JobContext, delivery_id: str) -> str:

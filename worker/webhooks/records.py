@@ -9,6 +9,10 @@ from datetime import UTC, datetime
 from typing import Any
 
 from cache.encoding import codec
+from cache.errors import CodecError
+from worker.errors import Undecodable
+from worker.numbers import whole
+from worker.webhooks.headers import check_headers
 from worker.webhooks.policy import DeliveryState
 
 # Beside these a record holds body, headers and sealed secrets, which stay where they are.
@@ -122,32 +126,40 @@ class EndedUnsent:
     reason: str
 
 
+class UnreadableDelivery(Undecodable):
+    """Its fields are not what `send_webhook` stores; `attempt` was begun all the same."""
+
+    def __init__(self, delivery_id: str, attempt: int) -> None:
+        super().__init__(f"delivery {delivery_id!r} cannot be read back")
+        self.attempt = attempt
+
+
 def claimed(delivery_id: str, go: Sequence[Any]) -> ClaimedDelivery:
-    """From what follows `go` in the reply of attempt_deliveries.lua."""
-    (
-        attempt,
-        now_ms,
-        url,
-        event_type,
-        body,
-        headers,
-        secret,
-        deadline,
-        uncharged,
-        internal_failures,
-    ) = go
-    return ClaimedDelivery(
-        id=delivery_id,
-        attempt=attempt,
-        charged=attempt - int(uncharged or 0),
-        internal_failures=int(internal_failures or 0),
-        url=url.decode(),
-        event_type=event_type.decode(),
-        body=body,
-        headers=codec.decode(headers) if headers else {},
-        secret=secret,
-        left_s=math.inf if deadline is None else (float(deadline) - now_ms) / 1000,
-    )
+    """
+    From what follows `go` in the reply of attempt_deliveries.lua.
+
+    Raises:
+        UnreadableDelivery: somebody has changed its fields.
+    """
+    attempt, now_ms, url, event_type, body, headers, secret, deadline, *counts = go
+    uncharged, internal_failures = counts
+    try:
+        if body is None:
+            raise ValueError("it has no body")
+        return ClaimedDelivery(
+            id=delivery_id,
+            attempt=attempt,
+            charged=attempt - whole(uncharged, most=attempt),
+            internal_failures=whole(internal_failures),
+            url=url.decode(),
+            event_type=event_type.decode(),
+            body=body,
+            headers=check_headers(codec.decode(headers)) if headers else {},
+            secret=secret,
+            left_s=math.inf if deadline is None else (float(deadline) - now_ms) / 1000,
+        )
+    except (AttributeError, TypeError, ValueError, CodecError):
+        raise UnreadableDelivery(delivery_id, attempt) from None
 
 
 def delivery(

@@ -36,6 +36,8 @@ async def rescue_webhooks(ctx: JobContext) -> int:
         for letter in await context.dead.list(limit=_PAGE, offset=offset):
             # The body may be unreadable, so that its name alone decides nothing.
             ours = letter.name in {DELIVER_WEBHOOK, REPORT_WEBHOOK} or letter.reason == "poison"
+            # What cannot be read would only come back as a dead letter once more.
+            ours = ours and letter.reason != "undecodable"
             if ours and letter.id.startswith(_PREFIXES):
                 rescued += await context.dead.retry(letter.id)
     if rescued:
