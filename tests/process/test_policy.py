@@ -25,8 +25,8 @@ POLICY = RestartPolicy()
 class TopRandom(Random):
     """Draws the upper bound, so that a delay is its own ceiling."""
 
-    def uniform(self, _a: float, b: float) -> float:
-        return b
+    def random(self) -> float:
+        return 1.0
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,7 @@ import structlog
 from arq.worker import Retry
 from redis.exceptions import ResponseError
 
+from worker.backoff import full_jitter_s
 from worker.errors import InvalidArgument, Permanent, Transient, Undecodable
 from worker.llm.answers import LATE, Answer
 from worker.llm.context import LLMContext
@@ -30,7 +31,7 @@ from worker.queue.priority import Priority
 log = structlog.get_logger(__name__)
 
 # After an outage of the provider: wait a little longer each time, up to a minute.
-_OUTAGE_BASE_S, _OUTAGE_CAP_S = 1.0, 60.0
+_OUTAGE_BASE_S, _OUTAGE_CAP_S = 2.0, 60.0
 
 
 async def flush_llm_batches(ctx: JobContext) -> int:
@@ -166,6 +167,8 @@ async def run_llm_request(ctx: JobContext, request_id: str) -> str:
 
 
 def _backoff_s(context: LLMContext, ctx: JobContext, exc: Transient) -> float:
-    ceiling_s = min(_OUTAGE_CAP_S, _OUTAGE_BASE_S * 2.0 ** min(int(ctx["job_try"]), 10))
+    delay_s = full_jitter_s(
+        int(ctx["job_try"]), base_s=_OUTAGE_BASE_S, cap_s=_OUTAGE_CAP_S, rng=context.rng
+    )
     asked_s = exc.wait_s if isinstance(exc, Busy) else None
-    return max(ceiling_s * context.rng(), asked_s or 0.0)
+    return max(delay_s, asked_s or 0.0)

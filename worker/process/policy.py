@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from enum import Enum, IntEnum
 from random import Random
 
-_MAX_DOUBLINGS = 30  # far over any cap; keeps 2 ** n a sane number
+from worker.backoff import full_jitter_s
 
 
 class ExitCode(IntEnum):
@@ -80,8 +80,12 @@ class SlotHistory:
         if ending is Ending.CLEAN:
             return max(0.0, policy.min_interval_s - uptime_s)
         self.crashes_in_a_row += 1
-        doublings = min(self.crashes_in_a_row - 1, _MAX_DOUBLINGS)
-        return rng.uniform(0.0, min(policy.backoff_cap_s, policy.backoff_base_s * 2**doublings))
+        return full_jitter_s(
+            self.crashes_in_a_row,
+            base_s=policy.backoff_base_s,
+            cap_s=policy.backoff_cap_s,
+            rng=rng.random,
+        )
 
 
 class CrashWindow:

@@ -5,10 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from worker import backoff
 from worker.errors import Permanent, Undecodable
-
-# 2 ** 64 seconds is beyond any cap; a larger exponent would overflow.
-_MOST_DOUBLINGS = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,4 +67,4 @@ class RetryPolicy:
 
     def ceiling_s(self, tries: int) -> float:
         """The longest wait after the `tries`-th failed run."""
-        return float(min(self.cap_s, self.base_s * 2.0 ** min(tries - 1, _MOST_DOUBLINGS)))
+        return backoff.ceiling_s(tries, base_s=self.base_s, cap_s=self.cap_s)

@@ -16,6 +16,8 @@ from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from enum import StrEnum
 
+from worker import backoff
+
 # A receiver that calls the request itself wrong rarely changes its mind; these
 # few tries cover a deploy that answers 404 while it starts.
 FEW_ATTEMPTS = 3
@@ -114,8 +116,7 @@ class RetrySchedule:
         """The longest delay after attempt number `attempt` (from 1)."""
         if self.delays_s:
             return min(self.cap_s, self.delays_s[min(attempt, len(self.delays_s)) - 1])
-        # 2^60 seconds is beyond any cap, and floats hold it.
-        return min(self.cap_s, self.base_s * 2.0 ** min(attempt - 1, 60))
+        return backoff.ceiling_s(attempt, base_s=self.base_s, cap_s=self.cap_s)
 
 
 def decide(
@@ -140,8 +141,10 @@ def decide(
     if outcome.is_success:
         return Verdict(DeliveryState.DELIVERED, host=HostSign.ALIVE, endpoint=EndpointSign.TAKES)
     if outcome.internal:
-        ceiling = min(_INTERNAL_CAP_S, _INTERNAL_BASE_S * 2.0 ** min(internal_failures, 60))
-        return _wait(Verdict(DeliveryState.WAITING, ceiling * rng(), charged=False), left_s)
+        wait_s = backoff.full_jitter_s(
+            internal_failures + 1, base_s=_INTERNAL_BASE_S, cap_s=_INTERNAL_CAP_S, rng=rng
+        )
+        return _wait(Verdict(DeliveryState.WAITING, wait_s, charged=False), left_s)
     signs = _signs(outcome, schedule)
     if outcome.permanent or outcome.status == 410:
         return _dead(signs, outcome.error or "gone")
