@@ -19,11 +19,12 @@ from hypothesis.stateful import Bundle, RuleBasedStateMachine, invariant, rule
 from hypothesis.stateful import run_state_machine_as_test as run_machine
 
 from cache.connection.pool import PoolOptions, close_client, open_pool
+from cache.encoding.codec import lua_text
 from tests.support.queues import queue_of
 from worker.engine import EngineOptions
 from worker.engine.leases import _RENEW
 from worker.engine.poll import _POLL, Poll, WakePoll
-from worker.engine.records import Claim, End, EngineKeys, lua_text, read_claims
+from worker.engine.records import Claim, End, EngineKeys, read_claims
 from worker.keys import QueueKeys
 from worker.queue.priority import Priority
 

@@ -19,6 +19,7 @@ import pytest
 from arq.cron import cron
 
 from cache.encoding import codec
+from cache.encoding.codec import lua_text
 from tests.support.engine import burst
 from tests.support.queues import queue_of, stores_of
 from tests.support.wait import eventually
@@ -28,7 +29,7 @@ from worker.engine import EngineOptions
 from worker.engine.cron import CronRunner
 from worker.engine.leases import _RENEW
 from worker.engine.poll import Poll
-from worker.engine.records import Claim, EngineKeys, PollResult, lua_text, read_claims
+from worker.engine.records import Claim, EngineKeys, PollResult, read_claims
 from worker.keys import QueueKeys
 from worker.queue.job import Job
 

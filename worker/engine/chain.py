@@ -11,7 +11,6 @@ from collections.abc import Mapping
 from typing import Any
 
 from cache.encoding import codec
-from worker.engine.records import lua_text
 
 
 def following(
@@ -43,7 +42,7 @@ def following(
                 "id": next_id,
                 "queue": then["q"],
                 "delay": then["delay"],
-                "body": lua_text(codec.encode(body)),
+                "body": codec.lua_text(codec.encode(body)),
             }
         ]
     part = options.get("g")
@@ -51,6 +50,6 @@ def following(
         details["gather"] = {
             "id": part["id"],
             "index": part["i"],
-            "value": lua_text(codec.encode(result)),
+            "value": codec.lua_text(codec.encode(result)),
         }
     return details

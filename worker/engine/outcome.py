@@ -15,8 +15,9 @@ from typing import Any
 import structlog
 from arq.worker import Function, JobExecutionFailed, Retry, RetryJob
 
+from cache.encoding.codec import lua_text
 from worker.engine import chain
-from worker.engine.records import Claim, End, lua_text
+from worker.engine.records import Claim, End
 from worker.engine.settings import Settings
 from worker.errors import JobError
 from worker.queue.arguments import MAX_DELAY_S

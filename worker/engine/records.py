@@ -17,13 +17,13 @@ dead     {reason, error, tries, name, result, ttl, unique}
 from __future__ import annotations
 
 import asyncio
-import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import msgspec
 
+from cache.encoding.codec import lua_text
 from worker.keys import QueueKeys
 from worker.numbers import whole
 from worker.queue.priority import Priority
@@ -79,11 +79,6 @@ class EngineKeys:
     @property
     def listener(self) -> str:
         return f"{self.default_queue}:listener"
-
-
-def lua_text(data: bytes) -> msgspec.Raw:
-    """Bytes for an end: as msgpack's str, because the server's Lua knows no bin."""
-    return msgspec.Raw(b"\xdb" + struct.pack(">I", len(data)) + data)
 
 
 @dataclass(slots=True, eq=False)
