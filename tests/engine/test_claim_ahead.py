@@ -41,5 +41,5 @@ def test_a_pause_brings_it_down() -> None:
 
 def test_what_did_not_start_ends_it() -> None:
     pace = paced(32, 200, 1 / 640)
-    pace.broke()
+    pace.reset()
     assert pace.ahead(0) == 0

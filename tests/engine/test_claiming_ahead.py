@@ -98,12 +98,12 @@ async def test_what_does_not_start_goes_back_and_is_not_taken_again(
         assert await client.zcard(f"{prefix}queue") == HELD_JOBS
         assert not [key async for key in client.scan_iter(match=f"{prefix}retry:*")]
         # It goes on to look (for aborts), and leaves them where they are.
-        assert worker._run is not None
-        poller = worker._run.poll._polls
+        assert worker.components is not None
+        poll = worker.components.poll
+        before = poll.number
 
         async def looked_again() -> bool:
-            assert worker._run is not None
-            return worker._run.poll._polls > poller + 5
+            return poll.number > before + 5
 
         await eventually(looked_again)
         assert not ahead_of(worker)
@@ -141,7 +141,7 @@ async def test_one_that_is_aborted_never_runs(
     client: Any, prefix: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # It must hear of it while it is held, not when it is claimed anew.
-    monkeypatch.setattr("worker.engine.slots._STALE_S", 60.0)
+    monkeypatch.setattr("worker.engine.slots.STALE_S", 60.0)
     gate = Gate()
     async with stocked(client, prefix, gate) as worker:
         job_id = ahead_of(worker)[-1]
@@ -231,7 +231,7 @@ async def test_jobs_of_dead_workers_are_for_free_hands(client: Any, prefix: str)
 async def test_what_comes_when_a_job_is_over_does_not_undo_it(
     client: Any, prefix: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("worker.engine.execute._CROWD_S", 0.0)  # as if each had waited
+    monkeypatch.setattr("worker.engine.execute.CROWD_S", 0.0)  # as if each had waited
     # A job that waited lets the next one start before its own end is written: in between
     # it can be interrupted, but not unmade.
     runs = 0

@@ -17,7 +17,7 @@ def claim(name: str) -> Claim:
     return Claim(name.encode(), None, 0, name.encode(), 3, "0", 0, None)
 
 
-async def test_each_is_told_once_and_the_forgotten_never() -> None:
+async def test_each_deadline_is_reported_once_unless_forgotten() -> None:
     late: list[bytes] = []
     deadlines = Deadlines(lambda claim: late.append(claim.id))
     now = asyncio.get_running_loop().time()
@@ -27,17 +27,16 @@ async def test_each_is_told_once_and_the_forgotten_never() -> None:
     deadlines.watch(other, 0.02, now)
     deadlines.forget(ended)
 
-    async def all_told() -> bool:
+    async def all_reported() -> bool:
         return len(late) == 3
 
-    await eventually(all_told)
+    await eventually(all_reported)
     assert late == [b"other", b"first", b"second"]
     assert first.deadline == now + 0.05
-    assert not deadlines._watched
-    assert not deadlines._timers
+    assert deadlines.is_idle
 
 
-async def test_a_later_one_is_told_at_its_own_time() -> None:
+async def test_a_later_deadline_is_not_reported_early() -> None:
     late: list[float] = []
     loop = asyncio.get_running_loop()
     deadlines = Deadlines(lambda _: late.append(loop.time()))
@@ -47,16 +46,21 @@ async def test_a_later_one_is_told_at_its_own_time() -> None:
     deadlines.watch(later, 0.1, now)
     deadlines.forget(early)
 
-    async def told() -> bool:
+    async def reported() -> bool:
         return bool(late)
 
-    await eventually(told)
+    await eventually(reported)
     assert late[0] >= now + 0.1
 
 
-async def test_closing_leaves_no_timer_behind() -> None:
-    deadlines = Deadlines(lambda _: None)
-    deadlines.watch(claim("a"), 3600, asyncio.get_running_loop().time())
-    [timer] = deadlines._timers.values()
+async def test_nothing_is_reported_after_closing() -> None:
+    late: list[Claim] = []
+    loop, passed = asyncio.get_running_loop(), asyncio.Event()
+    deadlines = Deadlines(late.append)
+    deadlines.watch(claim("a"), 0.02, loop.time())
+    loop.call_later(0.03, passed.set)
+
     deadlines.close()
-    assert timer.cancelled()
+
+    await passed.wait()
+    assert late == []

@@ -22,8 +22,8 @@ from cache.connection.pool import PoolOptions, close_client, open_pool
 from cache.encoding.codec import lua_text
 from tests.support.queues import queue_of
 from worker.engine import EngineOptions
-from worker.engine.leases import _RENEW
-from worker.engine.poll import _POLL, Poll, WakePoll
+from worker.engine.leases import renew
+from worker.engine.poll import POLL, Poll, WakePoll
 from worker.engine.records import Claim, End, EngineKeys, read_claims
 from worker.keys import QueueKeys
 from worker.queue.priority import Priority
@@ -164,7 +164,7 @@ class Model(RuleBasedStateMachine):
 
     async def _again(self, poll: Poll, stalled_jobs: int) -> Any:
         """The turn just made, as a client sends it whose reply was lost."""
-        poll._polls -= 1
+        poll.number -= 1
         return await poll.run([], 2, stalled_jobs=stalled_jobs)
 
     def _put_off(self, now: int) -> set[str]:
@@ -188,11 +188,9 @@ class Model(RuleBasedStateMachine):
     @rule(claims=claims)
     def renew(self, claims: list[Claim]) -> None:
         for claim in claims:
-            keys = [*self.keys.queues, self.keys.running]
-            args = [self.prefix, HOUR_MS, claim.id, claim.token]
-            lost = self.run(_RENEW.run(self.client, keys, args))
+            lost = self.run(renew(self.client, self.keys, [claim], lease_ms=HOUR_MS))
             stands = self._stands(claim)
-            assert lost == ([] if stands else [claim.id])
+            assert lost == ([] if stands else [claim])
             if stands:
                 self.lapsed.discard(claim.job_id)
 
@@ -270,7 +268,7 @@ class Model(RuleBasedStateMachine):
 
 @pytest.mark.timeout(120)
 def test_the_scripts_agree_with_the_model(valkey_url: str) -> None:
-    assert _POLL.source.startswith("#!lua")
+    assert POLL.source.startswith("#!lua")
     Model.url = valkey_url
     run_machine(
         Model,

@@ -1,4 +1,4 @@
-"""The job that comes with the token: which one, for whom, and what becomes of it when nobody can take it."""
+"""The job that comes with the wake token: which one it is, and who gets it when a worker is full."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tests.support.engine import new_worker, running
 from tests.support.queues import queue_of
 from tests.support.wait import eventually
 from worker.engine import EngineOptions, Worker
-from worker.engine.poll import _NEXT_JOB, Poll, WakePoll
+from worker.engine.poll import NEXT_JOB, Poll, WakePoll
 from worker.engine.records import EngineKeys, read_claims
 from worker.keys import QueueKeys
 from worker.queue.priority import Priority
@@ -22,7 +22,7 @@ from worker.queue.store import job_body
 
 pytestmark = pytest.mark.integration
 
-# Neither a look nor a heartbeat comes to help.
+# No periodic poll and no heartbeat finds the job.
 SELDOM = EngineOptions(poll_s=60.0, heartbeat_s=60.0)
 
 
@@ -65,7 +65,7 @@ async def test_it_is_the_job_that_is_due_in_the_only_queue_with_one(
     assert await lab.next_job(poll) == []
 
 
-async def test_which_of_two_queues_comes_first_is_left_to_the_pump(lab: Lab) -> None:
+async def test_the_choice_between_two_queues_is_left_to_the_poll(lab: Lab) -> None:
     await lab.queue.enqueue("f", job_id="high", priority=Priority.HIGH)
     await lab.queue.enqueue("f", job_id="low", priority=Priority.LOW)
     assert await lab.next_job() == []
@@ -73,7 +73,7 @@ async def test_which_of_two_queues_comes_first_is_left_to_the_pump(lab: Lab) -> 
     assert claim.job_id == "high"
 
 
-async def test_a_job_that_somebody_holds_is_left_to_the_pump(lab: Lab) -> None:
+async def test_a_job_that_somebody_holds_is_left_to_the_poll(lab: Lab) -> None:
     await lab.queue.enqueue("f", job_id="a")
     # As stock arq's workers say it.
     await lab.client.set(lab.keys.base.in_progress("a"), b"1", px=60_000)
@@ -81,7 +81,7 @@ async def test_a_job_that_somebody_holds_is_left_to_the_pump(lab: Lab) -> None:
     assert await lab.client.get(lab.keys.base.in_progress("a")) == b"1"
 
 
-async def test_a_body_of_another_type_is_none_and_costs_the_others_nothing(lab: Lab) -> None:
+async def test_a_body_of_another_type_costs_the_other_jobs_nothing(lab: Lab) -> None:
     keys = lab.keys.base
     for n in range(4):
         await lab.queue.enqueue("f", job_id=f"a{n}")
@@ -103,14 +103,14 @@ async def test_its_body_does_not_end_while_it_runs(lab: Lab) -> None:
     assert await lab.client.ttl(lab.keys.base.job("a")) == -1
 
 
-async def test_a_turn_of_the_pump_that_comes_late_claims_nothing(lab: Lab) -> None:
+async def test_a_poll_that_comes_late_claims_nothing(lab: Lab) -> None:
     poll = lab.poll()
     for n in range(3):
         await lab.queue.enqueue("f", job_id=f"a{n}")
     assert len((await poll.run([], 1)).claims) == 1
-    early = poll._polls
+    early = poll.number
     assert len((await poll.run([], 1)).claims) == 1
-    poll._polls = early - 1
+    poll.number = early - 1
     assert (await poll.run([], 1)).claims == []
     # Another run of the same worker counts from one again.
     assert len((await lab.poll().run([], 1)).claims) == 1
@@ -133,7 +133,7 @@ class Unlucky:
         return await self.client.eval(*args)
 
 
-async def test_a_turn_that_was_sent_again_claims_nothing_when_its_first_copy_arrives(
+async def test_the_first_copy_of_a_resent_poll_claims_nothing(
     lab: Lab,
 ) -> None:
     await lab.poll().run([], 1)  # the server knows the script
@@ -146,7 +146,7 @@ async def test_a_turn_that_was_sent_again_claims_nothing_when_its_first_copy_arr
     assert claim.job_id == "a"
 
 
-async def test_a_wait_that_was_given_up_claims_nothing_however_late_it_comes(lab: Lab) -> None:
+async def test_a_wait_that_was_given_up_claims_nothing_later(lab: Lab) -> None:
     poll = lab.poll()
     given_up = poll.wake_poll()
     assert await poll.settle(given_up) == []
@@ -178,11 +178,11 @@ class Runs:
 
 
 async def _waits(worker: Worker) -> bool:
-    run = worker._run
-    return run is not None and run.waker.is_waiting and run.waker._connection.is_connected
+    run = worker.components
+    return run is not None and run.waker.is_waiting and run.waker.is_connected
 
 
-async def test_a_waiting_worker_runs_it_without_a_turn_of_its_own(
+async def test_a_waiting_worker_runs_it_without_another_poll(
     client: Any, prefix: str, lab: Lab, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     runs = Runs()
@@ -192,16 +192,16 @@ async def test_a_waiting_worker_runs_it_without_a_turn_of_its_own(
         first = await lab.queue.enqueue("quick")
         await first.result(timeout_s=10)
         await eventually(lambda: _waits(worker))
-        # From here on the pump is held up.
-        assert worker._run is not None
-        poll, sent = worker._run.poll, asyncio.Event()
-        send = poll._send
+        # From here on every other poll is held up.
+        assert worker.components is not None
+        poll, sent = worker.components.poll, asyncio.Event()
+        send = poll.call_script
 
         async def held_up(args: list[Any]) -> list[Any]:
             await sent.wait()
             return await send(args)
 
-        monkeypatch.setattr(poll, "_send", held_up)
+        monkeypatch.setattr(poll, "call_script", held_up)
         job = await lab.queue.enqueue("quick")
 
         await eventually(lambda: _has_started(runs, job.id))
@@ -213,16 +213,16 @@ async def test_a_waiting_worker_runs_it_without_a_turn_of_its_own(
 async def full_and_free(client: Any, prefix: str, lab: Lab) -> AsyncIterator[tuple[Runs, Worker]]:
     """A worker without a free slot, whose wait goes on, and one behind it that could take a job."""
     runs = Runs()
-    # Looking for aborts it would see what is due, and tell.
+    # Reading abort marks, it would see the due job and push a token.
     options: dict[str, Any] = {"options": SELDOM, "max_jobs": 1, "allow_abort_jobs": False}
     functions = runs.functions
     async with running(client, prefix, functions, **options, worker_id="full") as full:
         await eventually(lambda: _waits(full))
-        assert full._run is not None
+        assert full.components is not None
         # It finds this one by itself.
         await client.set(lab.keys.base.job("by-itself"), job_body("hold", [], {}, now_ms=1))
         await client.zadd(lab.keys.default_queue, {"by-itself": 5})
-        full._run.slots.kick.set()
+        full.components.slots.kick.set()
         await eventually(lambda: _has_started(runs, "by-itself"))
         async with running(client, prefix, functions, **options, worker_id="free") as free:
             await eventually(lambda: _waits(free))
@@ -237,43 +237,43 @@ async def _has_started(runs: Runs, job_id: str) -> bool:
 
 
 @pytest.mark.parametrize("jobs_were", ["slow", "quick"])
-async def test_a_worker_that_is_full_by_then_gives_it_to_another_at_once(
+async def test_a_worker_that_is_full_by_then_gives_the_job_away(
     lab: Lab,
     full_and_free: tuple[Runs, Worker],
     jobs_were: str,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     # Jobs claimed ahead of a slot may wait for it while jobs are quick. This one may not.
-    monkeypatch.setattr("worker.engine.slots._STALE_S", 60.0)
+    monkeypatch.setattr("worker.engine.slots.STALE_S", 60.0)
     runs, full = full_and_free
-    assert full._run is not None
+    assert full.components is not None
     if jobs_were == "quick":
         now = asyncio.get_running_loop().time()
         for n in range(64):
-            full._run.slots._pace.ended(now - (64 - n) / 1000)
+            full.components.slots.claim_ahead.ended(now - (64 - n) / 1000)
     job = await lab.queue.enqueue("quick")
     await job.result(timeout_s=10)
     assert runs.by[job.id] == "free"
 
 
 @pytest.mark.parametrize("max_jobs", [1, 2])
-async def test_a_turn_under_way_leaves_the_waker_a_slot_or_has_the_only_one(
+async def test_a_poll_under_way_leaves_the_waker_a_slot_if_there_are_two(
     client: Any, prefix: str, lab: Lab, max_jobs: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     runs = Runs()
     async with running(client, prefix, runs.functions, options=SELDOM, max_jobs=max_jobs) as worker:
         await eventually(lambda: _waits(worker))
-        assert worker._run is not None
-        slots, poll = worker._run.slots, worker._run.poll
+        assert worker.components is not None
+        slots, poll = worker.components.slots, worker.components.poll
         asked, go = asyncio.Event(), asyncio.Event()
-        send = poll._send
+        send = poll.call_script
 
         async def held_up(args: list[Any]) -> list[Any]:
             asked.set()
             await go.wait()
             return await send(args)
 
-        monkeypatch.setattr(poll, "_send", held_up)
+        monkeypatch.setattr(poll, "call_script", held_up)
         slots.kick.set()
         await asyncio.wait_for(asked.wait(), 10)
         job = await lab.queue.enqueue("quick")
@@ -296,13 +296,13 @@ async def test_a_worker_whose_last_slot_is_taken_waits_no_more(
         await eventually(lambda: _waits(worker))
         job = await lab.queue.enqueue("hold")
         await eventually(lambda: _has_started(runs, job.id))
-        assert worker._run is not None
-        assert not worker._run.waker.is_waiting
+        assert worker.components is not None
+        assert not worker.components.waker.is_waiting
         runs.go.set()
         await eventually(lambda: _waits(worker))
 
 
-async def test_a_server_that_forgot_the_script_is_told_it_again(
+async def test_a_server_that_forgot_the_script_gets_it_again(
     client: Any, prefix: str, lab: Lab, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     settled: list[WakePoll] = []
@@ -326,10 +326,10 @@ async def test_a_server_that_forgot_the_script_is_told_it_again(
 
 
 async def _knows_the_script(client: Any) -> bool:
-    return bool((await client.script_exists(_NEXT_JOB.sha))[0])
+    return bool((await client.script_exists(NEXT_JOB.sha))[0])
 
 
-async def test_a_token_without_a_job_is_passed_on_by_a_worker_that_is_full(
+async def test_a_full_worker_passes_a_token_on(
     lab: Lab, full_and_free: tuple[Runs, Worker]
 ) -> None:
     job = await lab.queue.enqueue("quick", delay_s=0.2)
@@ -378,14 +378,14 @@ async def test_a_burst_counts_its_jobs(client: Any, prefix: str, lab: Lab) -> No
     assert len(runs.by) == 1
 
 
-async def test_a_wait_that_the_server_refuses_is_told_once(
+async def test_a_wait_that_the_server_refuses_is_logged_once(
     client: Any,
     prefix: str,
     lab: Lab,
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("worker.engine.wake._RETRY_S", 0.01)
+    monkeypatch.setattr("worker.engine.wake.RETRY_S", 0.01)
     waits: list[WakePoll] = []
     settle = Poll.settle
 

@@ -23,7 +23,7 @@ from tests.support.servers import free_port, valkey
 from tests.support.wait import eventually
 from worker import call
 from worker.engine import EngineOptions
-from worker.engine.poll import _NEXT_JOB
+from worker.engine.poll import NEXT_JOB
 from worker.errors import QueueMemoryFull, QueueUnavailable, UnsafeServer
 
 pytestmark = pytest.mark.faults
@@ -72,7 +72,7 @@ async def test_a_reply_lost_after_execution_neither_loses_nor_doubles_a_job(
             await job.result(timeout_s=30)
         await eventually(lambda: _is_counted(worker, 200))
     assert proxy.cuts_made == 12
-    # Not one lease had to lapse: the turn that was sent again gave the same jobs.
+    # No lease had to lapse: the poll that was sent again returned the same jobs.
     assert sorted(runs) == sorted(job.id for job in jobs)
     assert worker.jobs_rescued == 0
 
@@ -82,7 +82,7 @@ async def test_a_job_whose_token_was_lost_with_the_reply_runs_once_and_at_once(
 ) -> None:
     runs, count = counting()
     queue = queue_of(client, prefix)
-    await client.script_load(_NEXT_JOB.source)
+    await client.script_load(NEXT_JOB.source)
     proxy.cut_replies(3, marker=b"BZPOPMIN")
     # Neither a look nor the end of a lease comes to help.
     seldom = EngineOptions(lease_s=60, poll_s=60, heartbeat_s=60)

@@ -15,7 +15,7 @@ pytestmark = pytest.mark.unit
 
 
 class Running:
-    """In the executor's place: runs that end when they are told."""
+    """In the executor's place: runs that end when `over` is set."""
 
     def __init__(self) -> None:
         self.slots = Slots(1, {}, (), most_stalled=3)
@@ -31,7 +31,7 @@ class Running:
     def at_a_quick_pace(self) -> None:
         now = asyncio.get_running_loop().time()
         for n in range(64):
-            self.slots._pace.ended(now - (64 - n) / 1000)
+            self.slots.claim_ahead.ended(now - (64 - n) / 1000)
 
 
 def claim(name: str, stalled_count: int = 0) -> Claim:

@@ -1,4 +1,4 @@
-"""What a lost lease costs a job: a growing wait, and at last a worker without another suspect."""
+"""A lost lease costs a job a growing wait and, at last, a worker without another stalled job."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 
 from tests.support.queues import queue_of
 from worker.engine import EngineOptions
-from worker.engine.leases import _RENEW
+from worker.engine.leases import renew
 from worker.engine.poll import Poll
 from worker.engine.records import Claim, EngineKeys
 from worker.keys import QueueKeys
@@ -39,7 +39,7 @@ async def holds_s(client: Any, prefix: str, id_: str) -> float:
     return float(score) / 1000 - time.time()
 
 
-async def test_each_lost_lease_makes_the_next_one_longer_and_a_renewal_keeps_that(
+async def test_each_lost_lease_lengthens_the_next_and_renewal_keeps_that(
     client: Any, prefix: str
 ) -> None:
     await queue_of(client, prefix).enqueue("f", job_id="a")
@@ -49,8 +49,7 @@ async def test_each_lost_lease_makes_the_next_one_longer_and_a_renewal_keeps_tha
         (claim,) = (await poll.run([], 1)).claims
         assert claim.stalled_count == stalled_count
         claimed = await holds_s(client, prefix, "a")
-        args = [prefix, int(LEASE_S * 1000), claim.id, claim.token]
-        assert await _RENEW.run(client, [*keys.queues, keys.running], args) == []
+        assert await renew(client, keys, [claim], lease_ms=int(LEASE_S * 1000)) == []
         waits.append(await holds_s(client, prefix, "a"))
         assert abs(waits[-1] - claimed) < MARGIN_S / 2
         await lapse(client, prefix)
@@ -79,12 +78,12 @@ async def test_after_one_lost_lease_jobs_are_claimed_together(client: Any, prefi
     assert len((await new_poll(client, prefix).run([], 10, stalled_jobs=0)).claims) == 5
 
 
-async def test_of_jobs_before_their_last_chance_a_worker_takes_one_and_fresh_ones_beside_it(
+async def test_a_worker_claims_one_almost_poisoned_job_beside_fresh_ones(
     client: Any, prefix: str
 ) -> None:
     queue = queue_of(client, prefix)
     for n in range(4):
-        await queue.enqueue("f", job_id=f"suspect{n}")
+        await queue.enqueue("f", job_id=f"stalled{n}")
     await _lose(client, prefix, 2)
     for n in range(3):
         await queue.enqueue("f", job_id=f"fresh{n}")

@@ -27,7 +27,7 @@ from worker import call
 from worker.client import JobQueue
 from worker.engine import EngineOptions
 from worker.engine.cron import CronRunner
-from worker.engine.leases import _RENEW
+from worker.engine.leases import renew
 from worker.engine.poll import Poll
 from worker.engine.records import Claim, EngineKeys, PollResult, read_claims
 from worker.keys import QueueKeys
@@ -224,7 +224,7 @@ async def _(walk: Walk) -> None:
     now = due
     for runner in runners:
         await runner.run_schedules()
-    assert await walk.state(f"s:{due}") == "queued"
+    assert await walk.state(f"s:{due}:~") == "queued"
     assert await walk.client.zcard(walk.keys.default_queue) == 2
 
 
@@ -287,10 +287,9 @@ async def _held(walk: Walk) -> bytes:
 @walks("running", "renewed", "running")
 async def _(walk: Walk) -> None:
     await walk.lapse(JOB)
-    claim = await _held(walk)
-    keys = [*walk.keys.queues, walk.keys.running]
-    assert await _RENEW.run(walk.client, keys, [walk.prefix, 15_000, JOB, claim]) == []
-    assert await _held(walk) == claim
+    claim = await _claim_held(walk)
+    assert await renew(walk.client, walk.keys, [claim], lease_ms=15_000) == []
+    assert await _held(walk) == claim.token
     assert (await walk.poll().run([], 1)).claims == []
 
 

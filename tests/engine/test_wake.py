@@ -108,18 +108,18 @@ async def test_a_job_without_a_token_wakes_the_worker_that_listens(
         await eventually(lambda: client.exists(keys.base.result("stock")), deadline_s=20)
 
 
-async def test_who_has_parked_a_job_lets_others_go_first_when_it_is_due_again(
+async def test_a_worker_that_parked_a_job_lets_others_try_it_first(
     client: Any, prefix: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     waits: list[float] = []
-    wait = Poller._kicked
+    wait = Poller.wait_for_kick
 
     async def noted(poller: Poller, wait_s: float) -> bool:
         waits.append(wait_s)
         return await wait(poller, wait_s)
 
-    monkeypatch.setattr(Poller, "_kicked", noted)
-    monkeypatch.setattr("worker.engine.poller._YIELDS_S", 30.0)
+    monkeypatch.setattr(Poller, "wait_for_kick", noted)
+    monkeypatch.setattr("worker.engine.poller.YIELD_S", 30.0)
     await queue_of(client, prefix).enqueue("of_another_release")
     async with running(client, prefix, [func(Runs().hold, name="hold")], options=SELDOM):
 

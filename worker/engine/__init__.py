@@ -1,4 +1,4 @@
-"""The engine: arq's Worker, rebuilt so that it loses nothing. See worker/engine/worker.py."""
+"""The engine: arq's Worker API on leases, so that no acknowledged job is lost."""
 
 from __future__ import annotations
 

@@ -1,11 +1,11 @@
 """
-The engine under plain `arq package.module.Class`, and anybody's arq settings on the engine.
+Runs the engine under the plain `arq` command, and any arq settings class on the engine.
 
-arq's command builds its own Worker from the class's `__dict__` and knows no
-other. `settings_class` gives it one whose `on_startup` builds ours on the same
-connections and runs it to its end; arq's worker itself never takes a job. Its
-signals cancel that startup, which drains the engine; a second one gives
-everything back at once.
+`arq package.module.Class` always builds arq's own Worker from the class's
+`__dict__`. `settings_class` makes a class whose `on_startup` builds our Worker on
+the same connections and runs it to its end; arq's worker never takes a job.
+arq's first signal cancels that startup, which drains the engine; a second one
+gives all running jobs back at once.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from arq.worker import Worker as ArqWorker
 from worker.engine.worker import Worker
 
 _ACCEPTED = frozenset(inspect.signature(ArqWorker).parameters)
-# What arq's own worker must not see: it would act on it beside the engine.
+# Hidden from arq's own worker, which would act on them beside the engine.
 _OURS_ALONE = frozenset(
     {"cron_jobs", "burst", "on_job_start", "on_job_end", "after_job_end", "ctx", "on_startup"}
 )
@@ -29,14 +29,14 @@ _OURS_ALONE = frozenset(
 
 def worker_from(settings_class_: type | Mapping[str, Any], **overrides: Any) -> Worker:
     """
-    A worker of ours for anybody's arq settings class; only its own attributes count, as in arq.
+    Build our worker from any arq settings class. As in arq, inherited attributes are ignored.
 
     `overrides` are arguments of `worker.engine.Worker`.
     """
     source = settings_class_ if isinstance(settings_class_, Mapping) else vars(settings_class_)
     build = source.get("build_engine")
     if build is not None:
-        # In a class's own attributes a static method is still wrapped.
+        # `vars(class)` holds a static method still wrapped.
         function: Callable[..., Worker] = cast(
             "Callable[..., Worker]", getattr(build, "__func__", build)
         )
@@ -49,9 +49,10 @@ def settings_class(
     arguments: Mapping[str, Any], *, engine: Mapping[str, Any] | None = None
 ) -> type:
     """
-    The class for `arq` to load: `arguments` are arq's, `engine` those that only ours takes.
+    Make the class that `arq` loads.
 
-    Its `build_engine(**overrides)` gives the worker without arq's in front.
+    `arguments` are arq's; `engine` holds the arguments that only our worker takes.
+    The class's `build_engine(**overrides)` builds our worker without arq's around it.
     """
     extra = dict(engine or {})
 
@@ -64,7 +65,7 @@ def settings_class(
             redis_pool=ctx["redis"],
             handle_signals=False,
             burst=_is_burst(default=bool(arguments.get("burst"))),
-            # Shared with arq's worker, which calls it when it closes.
+            # arq's worker calls it when it closes.
             on_shutdown=None,
         )
 
@@ -79,7 +80,7 @@ def settings_class(
 
 
 class ManagedEngine:
-    """A worker as `worker.process.child` runs one."""
+    """Adapts a worker to `worker.process.child.ManagedWorker`."""
 
     def __init__(self, worker: Worker) -> None:
         self.worker = worker
@@ -106,20 +107,20 @@ class ManagedEngine:
 
 
 async def _never(_ctx: dict[Any, Any]) -> None:
-    """arq asks for a function; its worker never takes a job."""
+    """Placeholder: arq requires a function, though its worker never takes a job."""
 
 
 def _run_inside(build: Callable[[dict[Any, Any]], Worker]) -> Callable[[dict[Any, Any]], Any]:
     async def on_startup(ctx: dict[Any, Any]) -> None:
         await build(ctx).main()
-        # The end of the engine is the end of arq's worker: it takes this for a shutdown.
+        # arq's worker takes this for a shutdown and ends too.
         raise asyncio.CancelledError
 
     return on_startup
 
 
 def _is_burst(*, default: bool) -> bool:
-    """Whether `arq --burst` runs us: arq tells only its own worker."""
+    """Whether `arq --burst` runs us; arq passes the flag to its own worker only."""
     context = click.get_current_context(silent=True)
     given = None if context is None else context.params.get("burst")
     return default if given is None else bool(given)

@@ -1,8 +1,8 @@
 """
-What follows a job that succeeded: the job named by `then`, or its part of a gathering.
+Builds what follows a successful job: its chained job, or its item of a gathered result.
 
 A job's options (`o` in its body) hold `then`: {f, a, k, id, q, delay, xs, o} and `g`: {id, i}.
-Both are written with the end of the job, in the same script.
+The script that ends the job writes both, so neither can be lost or doubled.
 """
 
 from __future__ import annotations
@@ -17,10 +17,12 @@ def following(
     job_id: str, options: Mapping[str, Any], result: Any, *, now_ms: int
 ) -> dict[str, Any]:
     """
-    The details that an end needs for what follows; the next job's id derives from this one's.
+    Return the extra details of the job's end: {jobs} and {gather}.
+
+    The next job's id derives from this one's, so a repeated end creates no second job.
 
     Raises:
-        cache.errors.NotEncodable: the result cannot be handed on.
+        cache.errors.NotEncodable: the result cannot be passed to the next job.
     """
     details: dict[str, Any] = {}
     then = options.get("then")

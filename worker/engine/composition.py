@@ -1,4 +1,4 @@
-"""The parts that one `main()` of a worker has, put together from its arguments."""
+"""Composes the components of one `main()` from a worker's arguments."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _SOCKET_TIMEOUT_S = 5.0
 
 @dataclass(slots=True)
 class Run:
-    """What one `main()` has; a worker may run several times, one after the other."""
+    """The components of one `main()`. A worker may run several times, one after the other."""
 
     scripts: Any
     poll: Poll
@@ -44,7 +44,7 @@ class Run:
 
 
 async def connect(worker: WorkerState) -> ArqRedis:
-    """A pool by the worker's `redis_settings`."""
+    """Open the pool that the worker's `redis_settings` describe."""
     pool = await create_pool(
         worker.redis_settings,
         job_deserializer=worker.job_deserializer,
@@ -52,20 +52,20 @@ async def connect(worker: WorkerState) -> ArqRedis:
         default_queue_name=worker.queue_name,
         expires_extra_ms=worker.expires_extra_ms,
     )
-    # arq's settings have no limit for a reply: a hung server would hang us for ever.
+    # arq's settings have no reply timeout, so a hung server would block the worker forever.
     options = pool.connection_pool.connection_kwargs
     options["socket_timeout"] = options.get("socket_timeout") or _SOCKET_TIMEOUT_S
     options["retry_on_error"] = [*(options.get("retry_on_error") or ()), *CONNECT_ANEW]
-    if "path" not in options:  # a unix socket's connection takes no such option
+    if "path" not in options:  # a Unix socket has no keepalive option
         options["socket_keepalive"] = True
     await pool.connection_pool.disconnect()
     return pool
 
 
 def assemble(worker: WorkerState, *, report: Callable[[], dict[str, Any]]) -> Run:
-    """The parts of a `main()` that begins."""
+    """Build the components for a `main()` that starts now."""
     client, keys, options = worker.pool, worker.keys, worker.options
-    # arq's own client takes a connection from its pool for each call.
+    # arq's client takes a pooled connection for each call; scripts share one.
     is_shared = isinstance(client, SharedScripts)
     scripts = client if is_shared else ScriptRedis(connection_pool=client.connection_pool)
     slots = Slots(
@@ -87,7 +87,7 @@ def assemble(worker: WorkerState, *, report: Callable[[], dict[str, Any]]) -> Ru
         client,
         keys,
         poll,
-        claims=not worker.burst,  # a burst counts its jobs
+        claims=not worker.burst,  # a burst must count the jobs it claims
         kick=slots.kick.set,
     )
     crons = CronRunner(
@@ -138,7 +138,7 @@ def _settings(worker: WorkerState) -> Settings:
         max_tries=worker.max_tries,
         retry_jobs=worker.retry_jobs,
         allow_abort_jobs=worker.allow_abort_jobs,
-        # Nobody waits for a deploy in a burst.
+        # A burst does not wait for a deploy that knows the function.
         park_s=0 if worker.burst else worker.options.park_s,
         on_job_start=worker.on_job_start,
         on_job_end=worker.on_job_end,

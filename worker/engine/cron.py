@@ -1,9 +1,9 @@
 """
-Cron jobs and repeating jobs: each tick once, whatever the number of workers.
+Enqueues cron jobs and repeating jobs: each tick once, whatever the number of workers.
 
-Every worker computes the ticks by the server's clock; the script lets one of
-them enqueue (lua/cron.lua). The last tick is kept on the server, so that ticks
-which passed while no worker was up are known: they run once, or are skipped.
+Every worker computes the ticks by the server's clock, and a script lets one of
+them enqueue (lua/cron.lua). The server stores the last tick, so that a worker can
+detect ticks missed while no worker was up: they run once, or are skipped.
 """
 
 from __future__ import annotations
@@ -29,17 +29,17 @@ log = structlog.get_logger(__name__)
 
 _CRON = load(__package__, "cron", "..queue")
 _SCHEDULE = load(__package__, "schedule_run", "..queue")
-# Looks at the clock at least this often: the server's may be set.
-_LOOK_S = 10.0
+# The clock is read at least this often, because the server's clock may be set.
+_MAX_WAIT_S = 10.0
 _RETRY_S = 1.0
 _MOST_SCHEDULES = 100
-# Starts of several workers together are one start.
+# Workers that start within this time count as one start.
 _STARTUP_MS = 10_000
 _BAD_SCHEDULE_MS = 3_600_000
 
 
 class CronRunner:
-    """Enqueues what the clock asks for. Times are Unix ms by the server's clock."""
+    """Enqueues jobs whose tick is due. Times are Unix ms by the server's clock."""
 
     def __init__(
         self,
@@ -63,16 +63,16 @@ class CronRunner:
         self._busy = False
 
     async def run(self) -> None:
-        """Enqueue each tick as it comes, until cancelled."""
+        """Enqueue each tick when it is due, until canceled."""
         while self._jobs:
             try:
                 wait_s = await self.tick()
             except OUTAGE:
-                wait_s = _RETRY_S  # the pump tells
+                wait_s = _RETRY_S  # the poll logs the outage
             await asyncio.sleep(wait_s)
 
     async def tick(self) -> float:
-        """Enqueue what is due; returns the seconds until the next tick, at most 10."""
+        """Enqueue what is due; return the seconds until the next tick, at most 10."""
         for job in self._jobs:
             if job.name not in self._next:
                 await self._begin(job)
@@ -81,10 +81,10 @@ class CronRunner:
                 await self._fire(job, due)
                 self._next[job.name] = max(self.after(job, due), self.after(job, self._now_ms()))
         waits = [(due - self._now_ms()) / 1000 for due in self._next.values()]
-        return max(0.001, min([_LOOK_S, *waits]))
+        return max(0.001, min([_MAX_WAIT_S, *waits]))
 
     def after(self, job: CronJob, moment_ms: int) -> int:
-        """The job's first tick after a moment."""
+        """Return the job's first tick after `moment_ms`."""
         job.calculate_next(datetime.fromtimestamp(moment_ms / 1000, tz=self._timezone or UTC))
         assert job.next_run is not None  # noqa: S101
         return round(job.next_run.timestamp() * 1000)
@@ -97,7 +97,7 @@ class CronRunner:
         seen = await self._client.hget(self._keys.cron, job.name)
         last = whole(seen, fallback=now)
         missed = self.after(job, last)
-        # Further behind than now, or the clock was set back.
+        # A missed tick lies in the future when the server's clock was set back: nothing to catch up.
         if missed <= now and job.unique:
             if self._missed == "once":
                 log.info("cron.catching_up", task=job.name, tick_ms=missed)
@@ -128,7 +128,7 @@ class CronRunner:
         queue = queue or self._keys.default_queue
         return [queue, base.job(job_id), base.result(job_id), self._keys.wake]
 
-    # -- repeating jobs, registered by clients -------------------------------------
+    # -- repeating jobs, registered by clients -----------------------------------
 
     async def run_schedules(self) -> None:
         """Enqueue every repeating job that is due and set its next run."""
@@ -147,7 +147,7 @@ class CronRunner:
             for id_, score in due:
                 await self._run_schedule(id_, score)
         except OUTAGE:
-            return  # due again at the next turn
+            return  # they stay due: the next poll starts this again
         finally:
             self._busy = False
 
@@ -173,7 +173,7 @@ class CronRunner:
             await self._put_off(id_, exc)
             return
         if due == 0:
-            # A new cron: its first tick is still to come.
+            # A new cron schedule: its first tick is still to come.
             await self._client.zadd(self._keys.schedules, {id_: next_due}, xx=True)
             return
         keys = [self._keys.schedules, *self._job_keys(job_id, queue)]
@@ -199,7 +199,7 @@ def _queue_of(row: dict[str, Any]) -> str:
 
 def next_run_ms(row: dict[str, Any], due: int, now: int) -> int:
     """
-    The run after `due` that is still to come: ticks that passed meanwhile ran as one.
+    Return the first run after both `due` and `now`; missed ticks between them run as one.
 
     Raises:
         cronsim.CronSimError: the row's expression is wrong.

@@ -1,8 +1,8 @@
 """
-Timeouts of running jobs, with one timer for all jobs of one timeout.
+Watches the timeouts of running jobs, with one timer for all jobs of one timeout.
 
-A timer a job would cost most short jobs more than their run. Jobs of one
-timeout fall due in the order in which they start, so only the first is watched.
+A timer per job would cost most short jobs more than their run. Jobs with equal
+timeouts fall due in the order in which they start, so the timer waits for the first.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from worker.engine.records import Claim
 
 
 class Deadlines:
-    """Calls `late` with each claim that is still watched when its time is over."""
+    """Calls `late` with each claim that is still watched at its deadline."""
 
     def __init__(self, late: Callable[[Claim], None]) -> None:
         self._late = late
@@ -23,7 +23,7 @@ class Deadlines:
         self._timers: dict[float, asyncio.TimerHandle] = {}
 
     def watch(self, claim: Claim, timeout_s: float, now: float) -> None:
-        """From `now` (the loop's time) on; sets the claim's deadline."""
+        """Watch a claim from `now` (the loop's time); sets its deadline."""
         claim.deadline = now + timeout_s
         claim.timeout_s = timeout_s
         watched = self._watched.get(timeout_s)
@@ -39,8 +39,14 @@ class Deadlines:
             watched.pop(claim.token, None)
 
     def close(self) -> None:
+        """Cancel every timer; `late` is not called again."""
         for timer in self._timers.values():
             timer.cancel()
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether no timer is set and no claim is watched."""
+        return not self._timers and not self._watched
 
     def _arm(self, timeout_s: float, at: float) -> None:
         self._timers[timeout_s] = self._loop.call_at(at, self._look, timeout_s)

@@ -1,8 +1,9 @@
 """
-One claimed job, from its bytes to its end. No Redis here: what happens is told in an `End`.
+Runs one claimed job, from its bytes to its end. No Redis here: the result is an `End`.
 
-A job is prepared (prepare.py), run with hooks and a timeout, and judged
-(outcome.py). Nothing that a job, a hook or a serializer raises leaves `run`.
+prepare.py decodes the job, this module runs it with hooks and a timeout, and
+outcome.py decides how it ended. Nothing that a job, a hook or a serializer
+raises leaves `run`.
 """
 
 from __future__ import annotations
@@ -21,14 +22,14 @@ from worker.engine.prepare import Preparer
 from worker.engine.records import Claim, End
 from worker.engine.settings import Hook, Settings
 
-# Jobs that waited for longer end in crowds: as many as the clock's last tick let go.
-_CROWD_S = 0.005
+# Jobs that waited longer than this tend to end together: one clock tick wakes many.
+CROWD_S = 0.005
 
 
 class Executor:
     """
-    Runs claims. `now_ms` is the server's clock; `collect` takes the ends, `note` starts,
-    and `vacate` hears of a job that is over before its end is written.
+    Runs claims. `now_ms` is the server's clock. Callbacks: `collect` takes ends, `note`
+    takes starts, `vacate` is called with a job that is over before its end is built.
     """
 
     def __init__(
@@ -55,11 +56,11 @@ class Executor:
         self._deadlines.close()
 
     async def run(self, claim: Claim) -> None:
-        """Run one claim to its end; hands exactly one end to `collect`."""
+        """Run one claim to its end; pass exactly one end to `collect`."""
         try:
             await self._run(claim)
         except Exception as exc:  # noqa: BLE001  (a job ends, whatever it breaks)
-            # Given back, it would break the next worker as well.
+            # Giving it back would break the next worker as well.
             self._log.exception("job.broken", job_id=claim.job_id, error=describe(exc))
             self._collect(claim, self._decider.broken(claim, exc), "dead")
 
@@ -98,7 +99,7 @@ class Executor:
         if settings.on_job_end is not None:
             await self._hook("on_job_end", settings.on_job_end, ctx)
         run_s = self._loop.time() - begun
-        self._tell(claim, body, outcome, run_s, start_ms)
+        self._report(claim, body, outcome, run_s, start_ms)
         if settings.after_job_end is None:
             self._collect(claim, end, outcome)
             return
@@ -127,24 +128,24 @@ class Executor:
                 self._deadlines.forget(claim)
 
     async def _make_way(self, claim: Claim, begun: float) -> None:
-        """Let the next job start before this one's end is written, and its neighbors' too."""
-        if self._loop.time() - begun < _CROWD_S or self.settings.on_job_end is not None:
+        """Let the jobs that wait for a slot start before this one's end is built."""
+        if self._loop.time() - begun < CROWD_S or self.settings.on_job_end is not None:
             return
         self._vacate(claim)
-        with contextlib.suppress(asyncio.CancelledError):  # it is over: too late to stop it
-            # The next one's first step comes with the first of these; the second is for
-            # the neighbors' next ones.
+        with contextlib.suppress(asyncio.CancelledError):  # the job is over: too late to cancel
+            # The first sleep lets the next job take its first step. The second does the
+            # same for the next jobs of those that ended together with this one.
             await asyncio.sleep(0)
             await asyncio.sleep(0)
 
     async def _hook(self, name: str, hook: Hook, ctx: dict[Any, Any]) -> None:
         try:
             await hook(ctx)
-        except (Exception, asyncio.CancelledError) as exc:  # noqa: BLE001  (so may a hook)
+        except (Exception, asyncio.CancelledError) as exc:  # noqa: BLE001  (a hook may raise anything)
             # The job is over; a hook cannot change how it ended.
             self._log.warning("hook.failed", hook=name, error=describe(exc))
 
-    def _tell(self, claim: Claim, body: Body, outcome: str, run_s: float, start_ms: int) -> None:
+    def _report(self, claim: Claim, body: Body, outcome: str, run_s: float, start_ms: int) -> None:
         if outcome == "completed":
             self._log.info("job.completed", run_s=round(run_s, 4))
         elif outcome in ("aborted", "given_back"):
@@ -160,7 +161,7 @@ class Executor:
 
 
 def interrupt(claim: Claim, why: str) -> None:
-    """Cancel a running claim; the first reason counts. A task that has not begun is left to the caller."""
+    """Cancel a running claim; the first reason counts. The caller ends a task that has not begun."""
     if not claim.stop and claim.task is not None and not claim.ended:
         claim.stop = why
         claim.task.cancel()

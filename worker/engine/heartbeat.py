@@ -1,4 +1,4 @@
-"""A worker's heartbeat key, arq's health key, and the housekeeping that rides along."""
+"""Writes a worker's heartbeat key and arq's health key, and runs periodic housekeeping."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from worker.engine.records import EngineKeys
 _HOUSEKEEPING = load(__package__, "housekeeping", "..queue")
 _LEAVE = load(__package__, "leave", "..queue")
 _MISSED = 3
-# Every so many beats the listener's place is renewed and what is stale removed.
+# Every this many heartbeats, the listener's lease is renewed and stale entries are removed.
 HOUSEKEEPING = 4
 
 
 class Heartbeat:
-    """Beats from the event loop: a blocked loop has no heartbeat."""
+    """Sends heartbeats from the event loop, so that a blocked loop has none."""
 
     def __init__(
         self,
@@ -56,10 +56,10 @@ class Heartbeat:
 
     async def run(self, also: Callable[[float], Any], *, every_s: float) -> None:
         """
-        Beat until cancelled.
+        Send heartbeats until canceled.
 
-        `also` is awaited every `every_s` in whole beats, at most every fourth;
-        it is told the seconds until its next time.
+        `also` is awaited about every `every_s`: a whole number of heartbeats, at most
+        four. Its argument is the seconds until its next call.
         """
         heartbeats_between = max(1, min(HOUSEKEEPING, int(every_s / self._interval_s)))
         heartbeats = 0
@@ -73,7 +73,7 @@ class Heartbeat:
                         await also(heartbeats_between * self._interval_s)
                     heartbeats += 1
                 except OUTAGE:
-                    heartbeats = 0  # the pump tells; all of it once more
+                    heartbeats = 0  # the poll logs the outage; afterwards all is due again
                 await asyncio.sleep(self._interval_s)
         finally:
             await end(self._listening, limit_s=float("inf"))

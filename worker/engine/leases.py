@@ -1,9 +1,9 @@
 """
-Leases: a thread of its own renews them, so that a blocked event loop keeps its jobs.
+Renews the leases of running jobs, in a thread, so that a blocked event loop keeps its jobs.
 
-Not for ever: a job past its timeout is no longer renewed, and falls to another
-worker; nor is one that does not begin, because a job before it blocks the loop. A lease that another worker took is reported to the loop, which cancels
-the job.
+Renewal stops after a job's timeout, and for a job that does not start because
+another one blocks the loop: both go to another worker. A lease that another
+worker has taken is reported to the loop, which cancels the job.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import structlog
@@ -28,8 +28,19 @@ _UNSTARTED_LEASES = 2
 _JOIN_S = 5.0
 
 
+async def renew(
+    client: Any, keys: EngineKeys, claims: Sequence[Claim], *, lease_ms: int
+) -> list[Claim]:
+    """Renew the leases of these claims (at most 2000); return those whose lease is lost."""
+    by_id = {claim.id: claim for claim in claims}
+    args: list[Any] = [keys.base.prefix, lease_ms]
+    for claim in by_id.values():
+        args += (claim.id, claim.token)
+    return [by_id[id_] for id_ in await _RENEW.run(client, [*keys.queues, keys.running], args)]
+
+
 class LeaseKeeper:
-    """Renews the leases of `claims`, which the loop's thread changes as it likes."""
+    """Renews the leases of `claims`, which the event loop's thread changes at any time."""
 
     def __init__(
         self,
@@ -41,8 +52,7 @@ class LeaseKeeper:
         on_lost: Callable[[list[Claim]], None],
     ) -> None:
         self._claims = claims
-        self._keys = [*keys.queues, keys.running]
-        self._prefix = keys.base.prefix
+        self._keys = keys
         self._lease_ms = int(lease_s * 1000)
         self._interval_s = lease_s / 3
         self._unstarted_s = _UNSTARTED_LEASES * lease_s
@@ -65,7 +75,7 @@ class LeaseKeeper:
 
     async def _renew_until_stopped(self) -> None:
         loop = asyncio.get_running_loop()
-        # A reply that takes longer than the interval is of no use.
+        # A reply that takes longer than the interval comes too late to be useful.
         client = sibling(
             self._client, name="letta-redis-leases", socket_timeout_s=max(0.5, self._interval_s)
         )
@@ -74,7 +84,7 @@ class LeaseKeeper:
                 try:
                     await self._renew(client)
                 except OUTAGE:
-                    # Told by the pump. Leases outlive three of these.
+                    # The poll logs the outage. A lease outlives three missed renewals.
                     continue
                 except Exception:
                     log.exception("lease.renewal_failed")
@@ -83,14 +93,12 @@ class LeaseKeeper:
 
     async def _renew(self, client: Any) -> None:
         now = time.monotonic()
-        # One C call: a consistent copy, whatever the loop's thread does.
+        # `list` copies in one C call, so the copy is consistent while the loop's thread writes.
         claims = [c for c in list(self._claims.values()) if self._is_kept(c, now)]
         for at in range(0, len(claims), _MOST_PAIRS):
-            batch = {claim.id: claim for claim in claims[at : at + _MOST_PAIRS]}
-            args: list[Any] = [self._prefix, self._lease_ms]
-            for claim in batch.values():
-                args += (claim.id, claim.token)
-            lost = [batch[id_] for id_ in await _RENEW.run(client, self._keys, args)]
+            lost = await renew(
+                client, self._keys, claims[at : at + _MOST_PAIRS], lease_ms=self._lease_ms
+            )
             if lost:
                 self._worker_loop.call_soon_threadsafe(self._on_lost, lost)
         self.renewed_at = now
@@ -98,5 +106,5 @@ class LeaseKeeper:
     def _is_kept(self, claim: Claim, now: float) -> bool:
         if claim.stop:
             return False
-        # One that has not begun by now stands behind a job that blocks the loop.
+        # A claim that has not started by then waits behind a job that blocks the loop.
         return claim.deadline > now if claim.started else claim.held_at + self._unstarted_s > now

@@ -1,10 +1,9 @@
 """
-Hearing of jobs that came without a token: stock arq's clients push none.
+Notices jobs that came without a wake token: stock arq's clients push none.
 
-One worker of each queue listens for changes of the queues (`CLIENT TRACKING`).
-Our own clients' changes are heard too, right when their token wakes somebody:
-so a message is left unread for a moment, and is no reason to look for a worker
-that has work by then.
+One worker of each queue subscribes to changes of its keys (`CLIENT TRACKING`).
+Jobs of our own clients cause messages too, just as their token wakes a worker.
+So a message is read a millisecond late: a worker that has work by then ignores it.
 """
 
 from __future__ import annotations
@@ -20,15 +19,15 @@ from cache.connection.pool import OUTAGE
 from worker.engine.records import EngineKeys
 
 _RETRY_S = 0.5
-# Changes that come together are one reason to look, and a token comes first.
+# Changes within this time cause one poll, and a token arrives before them.
 _SETTLE_S = 0.001
 
 
 class Listener:
     """
-    Wakes this worker on changes that came without a token. Run by one worker a queue.
+    Wakes this worker on changes that came without a token. One worker per queue runs it.
 
-    Both of its connections are asked for an answer every `probe_s` seconds.
+    It probes both of its connections every `probe_s` seconds.
     """
 
     def __init__(
@@ -37,12 +36,12 @@ class Listener:
         self._client = client
         self._probe_s = probe_s
         self._prefix = keys.default_queue
-        # Other keys begin like the queues': of running jobs, of health.
+        # The tracked prefix also matches other keys, such as running jobs and health.
         self._keys = {key.encode() for key in (*keys.queues, keys.schedules)}
         self._hint = hint
 
     async def run(self) -> None:
-        """Listen until cancelled; reconnects by itself."""
+        """Listen until canceled; reconnect after an outage."""
         while True:
             try:
                 await self._listen()
@@ -50,7 +49,7 @@ class Listener:
                 await asyncio.sleep(_RETRY_S)
 
     async def _listen(self) -> None:
-        # Subscribed to invalidations, so never given back to the pool.
+        # A subscribed connection cannot go back to the pool.
         connection = self._client.connection_pool.make_connection()
         try:
             await connection.connect()
@@ -58,7 +57,7 @@ class Listener:
             own = await connection.read_response()
             await connection.send_command("SUBSCRIBE", "__redis__:invalidate")
             await connection.read_response()
-            # RESP2: a second connection tracks, and redirects here.
+            # RESP2: a second connection does the tracking and redirects messages here.
             tracking = self._client.connection_pool.make_connection()
             try:
                 await tracking.connect()
@@ -76,15 +75,15 @@ class Listener:
     async def _receive(self, connection: Any, tracking: Any) -> None:
         transport = connection._writer.transport
         changes = _Changes(transport, self._changed)
-        # A change may have come before: redis-py would keep it to itself.
+        # redis-py's reader may have consumed a change that came before this line.
         self._hint()
         try:
             while True:
-                heard = changes.messages
+                seen = changes.messages
                 await asyncio.wait([changes.ended], timeout=self._probe_s)
-                if changes.ended.done() or changes.messages == heard == changes.probed:
+                if changes.ended.done() or changes.messages == seen == changes.probed:
                     raise RedisConnectionError("the listener's connection ended or is silent")
-                # Both must answer: without the one that tracks, the other is silent for ever.
+                # Without the tracking connection the subscribed one stays silent, so probe both.
                 await tracking.send_command("PING", check_health=False)
                 await tracking.read_response()
                 changes.probe()
@@ -97,22 +96,24 @@ class Listener:
 
 
 class _Changes(asyncio.Protocol):
-    """What a subscribed connection is told, read a moment after it came."""
+    """Reads the messages of a subscribed connection, a millisecond after they came."""
 
     def __init__(self, transport: Any, changed: Callable[[Any], None]) -> None:
         self._loop = asyncio.get_running_loop()
         self._transport = transport
-        self._before = transport.get_protocol()  # redis-py's own, told when the connection ends
+        self._before = (
+            transport.get_protocol()
+        )  # redis-py's own; it is notified when the connection ends
         self._changed = changed
         self._reader = hiredis.Reader()
         self._due: asyncio.TimerHandle | None = None
         self.ended: asyncio.Future[None] = self._loop.create_future()
         self.messages = 0
-        self.probed = -1  # how many there were when an answer was asked for
+        self.probed = -1  # number of messages at the last probe
         transport.set_protocol(self)
 
     def probe(self) -> None:
-        """Ask for an answer, which is a message too."""
+        """Send PING; its answer counts as a message."""
         self.probed = self.messages
         self._transport.write(hiredis.pack_command(("PING",)))
 

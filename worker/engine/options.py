@@ -1,4 +1,4 @@
-"""What the engine can be told beyond arq's own arguments."""
+"""Options of the engine beyond arq's own arguments."""
 
 from __future__ import annotations
 
@@ -15,15 +15,17 @@ class EngineOptions:
     """
     Times are seconds.
 
-    lease_s: a dead worker's jobs are claimed anew after this; renewed at a third of it.
-    retry: policy of jobs that name none; None keeps arq's rules (only `Retry` and cancellation).
-    max_lost_leases: a job whose worker died this often while it ran is poison.
-    park_s: how long a job of an unknown name waits for a worker that knows it.
-    dead_max, dead_max_age_s: dead letters kept; the oldest go first.
-    reserve: share of the claims that goes to the longest due job of any priority.
-    poll_s: an idle worker looks at least this often, whatever woke it before.
-    abort_poll_s: a worker with running jobs looks this often for marks of aborts.
-    beat_s: time between two heartbeats.
+    lease_s: time after which a dead worker's jobs are claimed again; renewed every third of it.
+    retry: policy of functions that have none; None keeps arq's rules (only `Retry` and
+        cancellation are retried).
+    max_lost_leases: a job whose workers died this often while it ran is poison.
+    park_s: how long a job with an unknown function waits for a worker that has the function.
+    dead_max, dead_max_age_s: limits of the dead letters; the oldest go first.
+    reserve: share of the claims that goes to the job that is due longest, of any priority.
+    poll_s: longest time between two polls of an idle worker.
+    abort_poll_s: longest time between two polls of a worker with running jobs, which
+        reads the abort marks.
+    heartbeat_s: time between two heartbeats.
     cron_missed: "once" runs a tick that passed while no worker was up, "skip" does not.
     allow_eviction: run on a server that may evict jobs.
     """

@@ -1,8 +1,8 @@
 """
-How a run ended, as the end that the server is told: done, again, dead, aborted, given back.
+Decides how a run ended: done, retried, dead, aborted or given back; builds that end.
 
-Retries are decided by the job's policy (worker/queue/policy.py), or by arq's
-rules where a settings class names none.
+The job's policy decides about retries (worker/queue/policy.py), or arq's rules
+when the settings class has no policy.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ from worker.errors import JobError
 from worker.queue.arguments import MAX_DELAY_S
 from worker.queue.policy import Again, Dead, RetryPolicy
 
-# A larger result would not pass through the server's protocol limits unharmed.
+# Leaves room below the server's protocol limits.
 _MOST_RESULT_BYTES = 64 * 1024 * 1024
 _MOST_ERROR_CHARS = 2000
 
 
 @dataclass(slots=True)
 class Body:
-    """A decoded job and the function that it names."""
+    """A decoded job and its function."""
 
     name: str
     args: Any
@@ -42,7 +42,7 @@ class Body:
 
 
 class Decider:
-    """Turns what a run gave or raised into `(end, outcome)`. `now_ms` is the server's clock."""
+    """Turns what a run returned or raised into `(end, outcome)`. `now_ms` is the server's clock."""
 
     def __init__(self, settings: Settings, now_ms: Callable[[], int]) -> None:
         self._settings = settings
@@ -56,7 +56,7 @@ class Decider:
         if body.options:
             try:
                 details |= chain.following(claim.job_id, body.options, value, now_ms=self._now_ms())
-            except Exception as exc:  # noqa: BLE001  (the result has no encoding)
+            except Exception as exc:  # noqa: BLE001  (the result cannot be encoded)
                 return self.dead(claim, body, exc, "permanent")
         return claim.end("done", details), "completed"
 
@@ -89,7 +89,7 @@ class Decider:
         if policy is None and self._settings.retry_jobs and is_cancelled:
             return Dead("exhausted") if is_over else Again(0)
         if policy is None:
-            # A settings class without a policy of ours keeps arq's rule.
+            # Without a retry policy arq's rule holds: an exception ends the job.
             return Dead("failed")
         age_s = (self._now_ms() - body.enqueued_ms) / 1000
         return policy.decide(
@@ -138,7 +138,7 @@ class Decider:
         return claim.end("dead", details), "dead"
 
     def broken(self, claim: Claim, exc: Exception) -> End:
-        """The end of a job that broke the engine's own steps, as bare as it can be."""
+        """Build a minimal end for a job that raised in the engine's own steps."""
         details = {"reason": "failed", "error": describe(exc), "tries": claim.tries + 1}
         return claim.end("dead", {**details, "name": "<unknown>", "unique": claim.unique})
 
@@ -151,7 +151,7 @@ class Decider:
     def result(
         self, body: Body, claim: Claim, success: bool, value: Any, start_ms: int
     ) -> dict[str, Any]:
-        """{result, ttl} as stock arq stores them, or {} when none is kept."""
+        """Return {result, ttl} as stock arq stores them, or {} when no result is kept."""
         function = body.function
         forever = getattr(function, "keep_result_forever", None)
         if forever is None:
@@ -183,29 +183,30 @@ class Decider:
             if len(data) <= _MOST_RESULT_BYTES:
                 return data
             problem = f"the result takes {len(data)} bytes, over the limit of {_MOST_RESULT_BYTES}"
-        except Exception as exc:  # noqa: BLE001  (whatever a foreign serializer raises)
+        except Exception as exc:  # noqa: BLE001  (a user's serializer may raise anything)
             problem = describe(exc)
         self._log.warning("job.result_not_kept", job_id=fields["id"], error=problem)
-        # What was raised is worth more than that it could not be encoded.
+        # The job's own exception tells more than the encoding error.
         what = describe(value) if isinstance(value, BaseException) else f"result: {problem}"
         replaced = JobExecutionFailed(f"unable to serialize {what}")
         return self._settings.serializer({**fields, "s": False, "r": replaced, "a": [], "k": {}})
 
 
 def given_back(claim: Claim) -> End:
+    """Build the end that returns a job to its queue, uncharged."""
     return claim.end("back", {"due": claim.due})
 
 
 def _delay_ms(delay_s: float) -> int:
-    # A job may raise Retry with any number; Redis takes 64 bits, and no delay is longer.
+    # A job may raise Retry with any delay, but a score must fit into Redis's numbers.
     return round(delay_s * 1000) if delay_s <= MAX_DELAY_S else round(MAX_DELAY_S * 1000)
 
 
 def describe(exc: BaseException) -> str:
-    """Class and message, as text that can be stored and logged."""
+    """Return class and message as text that can be stored and logged."""
     try:
         message = str(exc)
-    except Exception:  # noqa: BLE001  (an exception class of somebody's own)
+    except Exception:  # noqa: BLE001  (a user's exception class may raise here)
         message = ""
     text = f"{type(exc).__name__}: {message}" if message else type(exc).__name__
     return text[:_MOST_ERROR_CHARS].encode("utf-8", "backslashreplace").decode()

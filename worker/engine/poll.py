@@ -1,12 +1,13 @@
 """
-The pump: one script call ends the jobs that are over and claims what is due.
+Polls the server: one script call reports finished jobs and claims due ones.
 
-A call that fails on the way is sent again with the same token until it is
-answered, and the script recognizes it: nothing is claimed or ended twice.
-An outage is told once, and its end once.
+A poll that fails on the way is sent again with the same token until it is
+answered. The script recognizes the token, so nothing is claimed or ended twice.
+An outage is logged once every 30 s, and its end once.
 
-An idle worker's waker (wake.py) sends turns of its own behind a wait, on another
-connection, one at a time as well: `wake_poll` makes one, `settle` ends one that was lost.
+An idle worker's waker (wake.py) has polls of its own: each is sent behind a wait,
+on another connection, one at a time. `wake_poll` makes one; `settle` finds out
+what a lost one claimed.
 """
 
 from __future__ import annotations
@@ -35,42 +36,42 @@ from worker.engine.records import (
 
 log = structlog.get_logger(__name__)
 
-_POLL = load(__package__, "poll", "..queue")
-_NEXT_JOB = load(__package__, "next_job", "..queue")
-# Scripts are short: more than this goes into the next turn.
+POLL = load(__package__, "poll", "..queue")
+NEXT_JOB = load(__package__, "next_job", "..queue")
+# Limits of one poll, so that no script blocks the server for long.
 MOST_CLAIMS = 128
 MOST_AHEAD = 128
 MOST_ENDS = 256
 _BACKOFF_BASE_S, _BACKOFF_CAP_S = 0.05, 2.0
-_TELL_AGAIN_S = 30.0
-_LOOK_S = 1.0
-# Places among the keys and arguments; lua/next_job.lua takes the first arguments alone.
+_LOG_AGAIN_S = 30.0
+_EXISTS_TIMEOUT_S = 1.0
+# Indexes into the keys and arguments; lua/next_job.lua takes the first three arguments only.
 _LAST_POLL, _FENCE, _OF_NEXT_JOB = 9, 13, 3
 _NO_ENDS = encode_ends([])
 
 
 class PollStopped(Exception):
-    """The worker must end while the server cannot be reached; leases give its jobs to others."""
+    """The worker must end while the server is away; its jobs' leases lapse to other workers."""
 
 
 @dataclass(frozen=True, slots=True)
 class WakePoll:
-    """A turn that waits for a token: `command` claims a job, `args` let lua/poll.lua end it."""
+    """A poll behind a wait: `command` claims a job, `args` let lua/poll.lua settle it."""
 
     args: list[Any]
     command: tuple[Any, ...]
 
 
 class Poll:
-    """Sends the turns of one worker, one at a time, and makes those of its waker."""
+    """Sends the polls of one worker, one at a time, and makes the polls of its waker."""
 
     def __init__(
         self, client: Any, keys: EngineKeys, options: EngineOptions, *, worker_id: str
     ) -> None:
         self._client = client
-        # Turns of an earlier `main()` of the same worker are not taken for this one's.
+        # Separates this `main()` from earlier ones of the same worker.
         self._run_id = f"{worker_id}:{os.urandom(4).hex()}"
-        self._polls = 0
+        self.number = 0  # of the last poll that was made
         self._granted = 0
         base = keys.base
         self._keys = [
@@ -106,7 +107,7 @@ class Poll:
         marks: bool = True,
         stalled_jobs: int = 1,
     ) -> PollResult:
-        """`send`, and its reply read."""
+        """Send a poll and read its reply; arguments as in `send`."""
         reply = await self.send(ends, want, ahead=ahead, marks=marks, stalled_jobs=stalled_jobs)
         return read_poll(reply)
 
@@ -114,14 +115,14 @@ class Poll:
         self, ends: Sequence[End], want: int, *, ahead: int, marks: bool, stalled_jobs: int
     ) -> PollReply:
         """
-        Send these ends, claim up to `want` jobs (at most `MOST_CLAIMS`).
+        Report these ends and claim up to `want` jobs (at most `MOST_CLAIMS`).
 
-        `ahead`: so many more (at most `MOST_AHEAD`), but no more than a quarter
-        of what other workers find then. `marks`: whether to read abort marks.
-        `stalled_jobs`: how many may be jobs whose next lost lease makes them poison.
+        `ahead`: how many more to claim ahead (at most `MOST_AHEAD`, and a quarter of
+        the due jobs that are left). `marks`: whether to read abort marks.
+        `stalled_jobs`: how many claims may be jobs that one more lost lease makes poison.
 
         Raises:
-            PumpStopped: the server is away and `may_give_up()` says so.
+            PollStopped: the server is away and `may_give_up()` returned True.
         """
         args = self._args(
             self._next_token(),
@@ -131,13 +132,13 @@ class Poll:
             marks=marks,
             stalled_jobs=stalled_jobs,
         )
-        reply = PollReply(await self._send(args))
+        reply = PollReply(await self.call_script(args))
         self._granted += reply.claims
         return reply
 
     def _next_token(self) -> str:
-        self._polls += 1
-        return f"{self._run_id}:{self._polls}"
+        self.number += 1
+        return f"{self._run_id}:{self.number}"
 
     def _args(
         self,
@@ -150,7 +151,7 @@ class Poll:
         stalled_jobs: int = 0,
         fence: bool = False,
     ) -> list[Any]:
-        """The arguments of lua/poll.lua."""
+        """Return the arguments of lua/poll.lua."""
         return [
             self._prefix,
             token,
@@ -166,52 +167,53 @@ class Poll:
         ]
 
     def wake_poll(self) -> WakePoll:
-        """A turn of an idle worker, which claims one job: to be sent behind a wait for a token."""
+        """Make an idle worker's poll, which claims one job; send it behind a wait for a token."""
         args = self._args(self._next_token(), _NO_ENDS, 0, fence=True)
         few = args[:_OF_NEXT_JOB]
-        command = ("EVALSHA", _NEXT_JOB.sha, len(self._wake_keys), *self._wake_keys, *few)
+        command = ("EVALSHA", NEXT_JOB.sha, len(self._wake_keys), *self._wake_keys, *few)
         return WakePoll(args, command)
 
     async def prepare(self) -> None:
-        """Make the wake turns' script known to the server, so that the first one runs too."""
-        await self._client.script_load(_NEXT_JOB.source)
+        """Load the script of wake polls, so that the first one does not fail."""
+        await self._client.script_load(NEXT_JOB.source)
 
     async def settle(self, polled: WakePoll) -> list[Any]:
         """
-        The rows of a wake turn whose reply was lost. If it has not arrived yet it will do nothing.
+        Return the rows of a wake poll whose reply was lost. One that arrives later claims nothing.
 
         Raises:
-            OUTAGE: that cannot be known yet.
+            OUTAGE: the server is still away.
         """
-        return PollReply(await _POLL.run(self._client, self._wake_keys, polled.args)).rows
+        return PollReply(await POLL.run(self._client, self._wake_keys, polled.args)).rows
 
     def granted(self, claims: Sequence[Claim]) -> None:
-        """Count claims: of all of them some are reserved."""
+        """Count claims made outside `send`: the reserved share is a share of all claims."""
         self._granted += len(claims)
 
     async def finds_nothing(self) -> bool:
-        """Whether there is no job at all, running ones included: one cheap command."""
+        """Ask with one cheap command whether there is no job at all, running ones included."""
         try:
-            async with asyncio.timeout(_LOOK_S):
+            async with asyncio.timeout(_EXISTS_TIMEOUT_S):
                 return not await self._client.exists(*self._looked_at)
         except OUTAGE:
-            return False  # the next turn tells
+            return False  # the next poll logs the outage
 
-    async def _send(self, args: list[Any]) -> list[Any]:
+    async def call_script(self, args: list[Any]) -> list[Any]:
+        """Call lua/poll.lua until the server answers."""
         backoff = ExponentialWithJitterBackoff(_BACKOFF_CAP_S, _BACKOFF_BASE_S)
         loop = asyncio.get_running_loop()
-        since, told, failures = 0.0, 0.0, 0
+        since, logged_at, failures = 0.0, 0.0, 0
         while True:
             try:
-                reply: list[Any] = await _POLL.run(self._client, self._keys, args)
+                reply: list[Any] = await POLL.run(self._client, self._keys, args)
             except OUTAGE as exc:
                 failures += 1
-                args[_FENCE] = 1  # a copy of it may still be on its way
+                args[_FENCE] = 1  # the failed call may still arrive
                 now = loop.time()
                 since = since or now
                 self.is_connected = False
-                if now - told > _TELL_AGAIN_S:
-                    told = now
+                if now - logged_at > _LOG_AGAIN_S:
+                    logged_at = now
                     log.warning("queue.unreachable", error=explain(exc), retrying=True)
                 if self.may_give_up():
                     raise PollStopped from None

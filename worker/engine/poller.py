@@ -1,10 +1,10 @@
 """
-The turns of one `main()`: end what is over, claim what there is room for, wait.
+Runs the poll loop of one `main()`: report finished jobs, claim for free slots, wait.
 
-A turn is one call of the pump (poll.py). Jobs go on while it is under way, and
-what they leave gathers for the next one. While more is due than there is room
-for, the next call leaves before the reply of the last one is worked on, so that
-the server and the worker are busy at the same time.
+Jobs keep running during a poll (poll.py); those that end meanwhile go into the
+next one. While more jobs are due than there are slots, the next poll is sent
+before the last reply is processed, so that server and worker are busy at the
+same time.
 """
 
 from __future__ import annotations
@@ -28,19 +28,20 @@ from worker.engine.wake import Waker
 
 log = structlog.get_logger(__name__)
 
-# A whole turn at least this often: it also reads the server's clock.
-_LOOKS_S = 30.0
-# Who has parked a job lets others go first when it is due again: one may know its name.
-_YIELDS_S, _YIELDS_FOR_S = 0.05, 20.0
-# A worker that ends waits so long to hear what its waker claimed last.
+# An idle worker sends a full poll at least this often: it also reads the server's clock.
+_FULL_POLL_S = 30.0
+# A worker that parked a job waits this much longer, for so many seconds, when a job is
+# due again: another worker may have the function.
+YIELD_S, _YIELD_FOR_S = 0.05, 20.0
+# A worker that ends waits this long to learn what its waker claimed last.
 _GIVE_UP_S = 5.0
 
-# The next turn, sent before the last one's reply was read: the ends in it, and its reply.
+# The next poll, sent before the last reply was read: the ends in it, and its reply.
 _Early = tuple[list[Outcome], asyncio.Task[PollReply]]
 
 
 class Poller:
-    """Keeps the slots of a worker full and the server informed, until the worker is over."""
+    """Keeps a worker's slots full and reports its finished jobs, until the worker ends."""
 
     def __init__(
         self, worker: WorkerState, poll: Poll, slots: Slots, waker: Waker, crons: CronRunner
@@ -52,24 +53,26 @@ class Poller:
         waker.deliver_to(self._deliver)
         self._crons = crons
         self._is_sending = False
-        self._asked = 0  # slots that the claims of the turns under way will take
+        self._asked = 0  # slots promised to the polls under way
         self._yields_until = float("-inf")
         self._side_tasks: set[asyncio.Task[Any]] = set()
 
     @property
     def has_unsent_ends(self) -> bool:
-        """Whether jobs have ended that the server may not know of."""
+        """Whether jobs have ended that the server may not know about."""
         return bool(self._slots.outbox) or self._is_sending
 
     async def run(self) -> None:
         """
+        Poll until the worker is over.
+
         Raises:
-            PumpStopped: the server is away, and the worker may wait no longer.
+            PollStopped: the server is away, and the worker's time to end is used up.
         """
         worker, slots = self._worker, self._slots
         structlog.contextvars.bind_contextvars(worker_id=worker.worker_id)
         if worker.burst and worker.cron_jobs:
-            # The ticks that are due belong to the burst.
+            # A burst also runs the ticks that are due when it starts.
             with contextlib.suppress(*OUTAGE):
                 await self._crons.tick()
         early: _Early | None = None
@@ -85,7 +88,7 @@ class Poller:
                     await _let_it_leave()
                 self._is_sending = early is not None
                 polled = read_poll(reply)
-                worker.hear(polled)
+                worker.learn_from(polled)
                 self._account(batch, polled)
                 self._asked = 0 if early is None else self._asked - len(polled.claims)
                 self._accept(polled)
@@ -98,51 +101,51 @@ class Poller:
                 await end(early[1], limit_s=float("inf"))
 
     async def run_waker(self) -> None:
-        """Wait for tokens, until cancelled."""
+        """Wait for tokens until canceled."""
         structlog.contextvars.bind_contextvars(worker_id=self._worker.worker_id)
         await self._waker.run()
 
     def _deliver(self, claims: list[Claim]) -> None:
-        """What the waker brings: for a slot that is free and that no turn under way has asked for."""
+        """Take the waker's claims if slots are free that no poll under way has asked for."""
         slots = self._slots
         free, _ = self._room(self._asked)
         if len(claims) <= free:
             slots.take(claims)
         else:
-            slots.turn_away(claims)
+            slots.give_back(claims)
         if len(claims) >= free:
             self._waker.set_idle(False)
 
     async def finish(self) -> None:
-        """Wait for what was started on the side."""
+        """Wait for the side tasks."""
         await asyncio.gather(*self._side_tasks, return_exceptions=True)
 
-    # -- steps of a turn ---------------------------------------------------------------
+    # -- steps of a poll ---------------------------------------------------------------
 
     def _next(
         self, unread: PollReply | None = None
     ) -> tuple[list[Outcome], Coroutine[Any, Any, PollReply]]:
-        """The next turn, perhaps before the last one's reply is read: its ends, and how it is sent."""
+        """Prepare the next poll: its ends, and the call. `unread` is a reply not processed yet."""
         slots = self._slots
         slots.shed()
         batch = slots.post(MOST_ENDS)
         coming = 0 if unread is None else unread.claims
         want, ahead = self._room(coming)
         if want > 1 and self._waker.is_waiting:
-            want -= 1  # a slot for what the waker may bring
+            want -= 1  # keep a slot for the job that the waker may bring
         self._asked = coming + want
-        trial = not slots.has_stalled and not (unread is not None and unread.has_rescued)
+        may_stall = not slots.has_stalled and not (unread is not None and unread.has_rescued)
         sending = self._poll.send(
             [end for _, end, _ in batch],
             want,
             ahead=ahead,
             marks=self._worker.allow_abort_jobs and bool(slots.claims),
-            stalled_jobs=int(trial),
+            stalled_jobs=int(may_stall),
         )
         return batch, sending
 
     def _room(self, coming: int = 0) -> tuple[int, int]:
-        """How many jobs find a slot now, and how many more may be claimed ahead."""
+        """Return how many jobs find a slot now, and how many more may be claimed ahead."""
         worker, slots = self._worker, self._slots
         if not worker.allow_pick_jobs:
             return 0, 0
@@ -168,7 +171,7 @@ class Poller:
                 worker.jobs_given_back += outcome == "given_back"
             elif outcome == "parked" and index not in buried:
                 log.warning("job.parked", job_id=claim.job_id)
-                self._yields_until = asyncio.get_running_loop().time() + _YIELDS_FOR_S
+                self._yields_until = asyncio.get_running_loop().time() + _YIELD_FOR_S
             elif outcome not in ("started", "unstarted"):
                 worker.jobs_failed += 1
                 worker.jobs_dead += outcome != "aborted"
@@ -184,7 +187,7 @@ class Poller:
         if polled.poisoned:
             log.error("job.poisoned", job_ids=[i.decode(errors="replace") for i in polled.poisoned])
             worker.jobs_dead += len(polled.poisoned)
-            self._spawn(stalled.tell(worker, polled.poisoned))
+            self._spawn(stalled.report(worker, polled.poisoned))
         if polled.dropped:
             log.warning("dead.dropped", count=polled.dropped, most=worker.options.dead_max)
 
@@ -198,7 +201,7 @@ class Poller:
         return worker.burst and (spent or polled.size == 0)
 
     async def _nothing_comes(self) -> bool:
-        """Whether there is still nothing to do once the waker has ended its wait."""
+        """End the waker's wait; return whether it brought nothing to do."""
         if self._waker.is_waiting:
             with contextlib.suppress(TimeoutError):
                 await self._waker.give_up(_GIVE_UP_S)
@@ -208,7 +211,7 @@ class Poller:
         slots, options = self._slots, self._worker.options
         free, _ = self._room()
         if slots.pressing or (polled.more and free and (polled.claims or polled.poisoned)):
-            # The jobs just started get a step, so that the quick ones end in one turn.
+            # The jobs just started get one step, so that quick ones end before the next poll.
             await asyncio.sleep(0)
             return
         self._waker.set_idle(bool(free))
@@ -216,16 +219,17 @@ class Poller:
         if slots.claims and self._worker.allow_abort_jobs:
             poll_s = min(poll_s, options.abort_poll_s)
         if polled.next_due is not None and free:
-            yields_s = _YIELDS_S if asyncio.get_running_loop().time() < self._yields_until else 0
+            yields_s = YIELD_S if asyncio.get_running_loop().time() < self._yields_until else 0
             poll_s = min(poll_s, max(0.001, (polled.next_due - polled.now) / 1000 + yields_s))
-        # Where there was no job at all, one command tells whether that is still so.
+        # While there is no job at all, one cheap command replaces the full poll.
         is_empty = polled.is_empty and not slots.claims
-        looks = int(_LOOKS_S / options.poll_s) if is_empty else 0
-        while not await self._kicked(poll_s) and looks and await self._poll.finds_nothing():
+        looks = int(_FULL_POLL_S / options.poll_s) if is_empty else 0
+        while not await self.wait_for_kick(poll_s) and looks and await self._poll.finds_nothing():
             looks -= 1
         self._waker.set_idle(False)
 
-    async def _kicked(self, wait_s: float) -> bool:
+    async def wait_for_kick(self, wait_s: float) -> bool:
+        """Wait until the slots ask for a poll, at most `wait_s`; return whether they did."""
         try:
             async with asyncio.timeout(wait_s):
                 return await self._slots.kick.wait()
@@ -239,6 +243,6 @@ class Poller:
 
 
 async def _let_it_leave() -> None:
-    """Until what was sent is with the kernel: its task runs, then the connection writes."""
+    """Let the sending task run, and then the connection write, before going on."""
     await asyncio.sleep(0)
     await asyncio.sleep(0)

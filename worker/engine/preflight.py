@@ -1,4 +1,4 @@
-"""Whether a queue may run on this server at all."""
+"""Checks at the start that the server is safe for a queue."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ log = structlog.get_logger(__name__)
 
 async def check_server(client: Any, *, allow_eviction: bool) -> None:
     """
-    Refuse a server that may evict jobs; warn of one that keeps no append-only file.
+    Refuse a server that may evict jobs; warn about one without an append-only file.
 
     Raises:
         UnsafeServer: `maxmemory-policy` is not noeviction, and eviction is not allowed.
@@ -25,7 +25,7 @@ async def check_server(client: Any, *, allow_eviction: bool) -> None:
             f"the queue's server has maxmemory-policy {policy}: it may drop queued jobs without an "
             "error. Set it to noeviction (CONFIG SET maxmemory-policy noeviction, and in its "
             "configuration file), give the cache a server of its own (LETTA_CACHE_REDIS_URL), or "
-            "accept the loss with LETTA_QUEUE_ALLOW_EVICTION=true"
+            "accept lost jobs with LETTA_QUEUE_ALLOW_EVICTION=true"
         )
     if policy != "noeviction":
         log.warning("queue.server_may_evict", maxmemory_policy=policy)
@@ -33,5 +33,5 @@ async def check_server(client: Any, *, allow_eviction: bool) -> None:
     if not persistence.get("aof_enabled"):
         log.warning(
             "queue.server_without_aof",
-            remedy="appendonly yes: without it a restart of the server loses jobs",
+            remedy="set appendonly yes: without it a restart of the server loses jobs",
         )

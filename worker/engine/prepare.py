@@ -1,4 +1,4 @@
-"""A claim before its run: decoded, not aborted, not expired, its function found; or its end."""
+"""Prepares a claim for its run: decodes it, checks abort and expiry, finds its function."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from worker.engine.validate import check_fields, check_options
 
 
 class Preparer:
-    """`now_ms` is the server's clock."""
+    """Turns a claim into a `Body` to run, or into its end. `now_ms` is the server's clock."""
 
     def __init__(self, settings: Settings, decider: Decider, now_ms: Callable[[], int]) -> None:
         self._settings = settings
@@ -27,16 +27,16 @@ class Preparer:
             unread = Body("<unknown>", (), {}, 0, claim.tries + 1, {})
             return self._decider.dead(claim, unread, JobExecutionFailed(claim.fault), "undecodable")
         if claim.body is None:
-            # A stock client's lifetime of the body has passed, as it asked.
+            # The body's TTL, which a stock client set, has passed.
             lost = Body("<unknown>", (), {}, 0, claim.tries + 1, {})
             return self._decider.dead(claim, lost, JobExecutionFailed("job expired"), "expired")
         try:
             body = self._decode(claim, claim.body)
-        except Exception as exc:  # noqa: BLE001  (whatever a foreign deserializer raises)
+        except Exception as exc:  # noqa: BLE001  (a user's deserializer may raise anything)
             unread = Body("<unknown>", (), {}, 0, claim.tries + 1, {})
             error = JobExecutionFailed(
                 f"unable to deserialize job: {exc}; give the worker the job_deserializer of the "
-                "client that enqueued it (pickle is read only when named)"
+                "client that enqueued it (pickle is never read by default)"
             )
             return self._decider.dead(claim, unread, error, "undecodable")
         if self._settings.allow_abort_jobs and _is_aborted(claim, body):
@@ -50,7 +50,7 @@ class Preparer:
     def _decode(self, claim: Claim, data: bytes) -> Body:
         fields = self._settings.deserializer(data)
         check_fields(fields)
-        # As in arq: a try named at the enqueue counts when it is higher.
+        # As in arq: a try number given at the enqueue counts when it is higher.
         tries = max(claim.tries + 1, fields["t"] or 0)
         options = fields.get("o") or {}
         if options:
@@ -81,6 +81,6 @@ class Preparer:
 
 
 def _is_aborted(claim: Claim, body: Body) -> bool:
-    # A mark of before this job's time was meant for an earlier job of the same id.
-    # Stock arq moves a deferred job to due time 1 before it sets the mark.
+    # A mark older than this job was meant for an earlier job with the same id.
+    # Due time 1: stock arq moves a deferred job there before it sets the mark.
     return claim.due == "1" or (claim.mark_ms is not None and claim.mark_ms >= body.enqueued_ms)

@@ -1,17 +1,17 @@
 """
-What the pump and its scripts tell each other: claims, and the ends of jobs.
+The records that polls and scripts exchange: claims, poll replies and the ends of jobs.
 
-An end is a list `[kind, id, claim, queue's number, details]`, sent in msgpack
+An end is a list `[kind, id, claim, queue number, details]`, sent in msgpack
 (lua/_ends.lua reads it). Kinds and their details:
 
-done     {result, ttl, unique, gather, jobs}     also for an aborted job
-retry    {delay (ms), tries}                     a charged try
-back     {due}                                   given back; nothing charged
-started  {unique}                                runs: frees a key unique while queued
-park     {most (ms), reason, error, result, ttl} unknown here; dead after `most`
+done     {result, ttl, unique, gather, jobs}     completed or aborted
+retry    {delay (ms), tries}                     failed; the try is charged
+back     {due}                                   given back; nothing is charged
+started  {unique}                                still runs; frees a key unique while queued
+park     {most (ms), reason, error, result, ttl} unknown function; dead after `most`
 dead     {reason, error, tries, name, result, ttl, unique}
 
-`ttl` is ms, None for ever; an absent `result` is not stored.
+`ttl` is in ms, None for no expiry; without `result` none is stored.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ from worker.keys import QueueKeys
 from worker.numbers import whole
 from worker.queue.priority import Priority
 
-# The order in which queues are taken from; a queue's number is its place from 1.
+# Queues by urgency. A queue's number is its position here, from 1.
 ORDER = (Priority.CRITICAL, Priority.HIGH, Priority.DEFAULT, Priority.LOW)
 CLAIM_FIELDS = 5
-# No policy allows as many; a larger count was not written by a worker.
+# No policy allows this many tries, so no worker wrote a larger count.
 MOST_TRIES = 1_000_000
-# What lua/_body.lua says in a body's place.
+# What lua/_body.lua returns instead of a body that cannot be read.
 _FAULTS = {-1: "job:<id> is not a string", -2: "job:<id> is over 64 MiB"}
 _encode = msgspec.msgpack.Encoder().encode
 End = list[Any]
@@ -41,7 +41,7 @@ End = list[Any]
 
 @dataclass(frozen=True, slots=True)
 class EngineKeys:
-    """Names of one queue; `queue_name` None is the prefix's own, arq's name under `arq:`."""
+    """Keys of one queue; `queue_name` None is the prefix's default queue, as arq names it."""
 
     base: QueueKeys
     queue_name: str | None = None
@@ -52,7 +52,7 @@ class EngineKeys:
 
     @property
     def queues(self) -> list[str]:
-        """By number: critical, high, default, low."""
+        """Queue keys by number: critical, high, default, low."""
         name = self.default_queue
         return [name if p is Priority.DEFAULT else f"{name}:{p}" for p in ORDER]
 
@@ -83,24 +83,24 @@ class EngineKeys:
 
 @dataclass(slots=True, eq=False)
 class Claim:
-    """One job this worker holds, from its claim to its end."""
+    """A job that this worker holds, from its claim to its end."""
 
     id: bytes
     body: bytes | None
     tries: int  # charged so far
-    token: bytes  # the whole claim: what fences its end
+    token: bytes  # the value of in-progress:<id>: the fencing token of its end
     number: int
     due: str
     stalled_count: int
-    mark_ms: float | None  # an abort was asked for then
+    mark_ms: float | None  # when an abort was requested
     job_id: str = ""
-    fault: str = ""  # why it cannot be run: its keys are not what a client or a worker writes
+    fault: str = ""  # why it cannot run: neither a client nor a worker wrote these keys
     started: bool = False
-    vacated: bool = False  # over, its slot another's; its end is being written
+    vacated: bool = False  # its run is over and its slot is free; its end is being built
     ended: bool = False
-    stop: str = ""  # "timeout" | "abort" | "lost" | "shutdown": why it was cancelled
-    deadline: float = float("inf")  # loop time after which its lease is not renewed
-    timeout_s: float = 0.0  # of its run
+    stop: str = ""  # why it was canceled: "timeout" | "abort" | "lost" | "shutdown"
+    deadline: float = float("inf")  # loop time at which renewal of its lease stops
+    timeout_s: float = 0.0
     held_at: float = 0.0  # loop time of the claim
     task: asyncio.Task[None] | None = None
     unique: str | None = None
@@ -116,7 +116,7 @@ class Claim:
 
 @dataclass(frozen=True, slots=True)
 class PollResult:
-    """A turn's answer; times are Unix ms by the server's clock."""
+    """The result of a poll; times are Unix ms by the server's clock."""
 
     now: int
     next_due: int | None
@@ -128,17 +128,17 @@ class PollResult:
     poisoned: list[bytes] = field(default_factory=list)
     marks: dict[bytes, float] = field(default_factory=dict)
     claims: list[Claim] = field(default_factory=list)
-    dropped: int = 0  # dead letters, to make room for newer ones
+    dropped: int = 0  # dead letters deleted to make room for newer ones
 
     @property
     def is_empty(self) -> bool:
-        """Whether there was no job and no schedule, for nobody and at no time."""
+        """Whether the server had no job and no schedule at all."""
         return self.size == 0 and self.next_due is None and not self.scheduled
 
 
 @dataclass(frozen=True, slots=True)
 class PollReply:
-    """A reply of lua/poll.lua as it came, and what can be told without reading the claims."""
+    """A raw reply of lua/poll.lua; its properties are cheap and parse no claims."""
 
     data: list[Any]
 
@@ -148,7 +148,7 @@ class PollReply:
 
     @property
     def rows(self) -> list[Any]:
-        """What `read_claims` takes."""
+        """The argument of `read_claims`."""
         rows: list[Any] = self.data[9]
         return rows
 
@@ -158,7 +158,7 @@ class PollReply:
 
     @property
     def has_rescued(self) -> bool:
-        """Whether one of the claims lost a worker before."""
+        """Whether one of the claims is a stalled job: its lease lapsed before."""
         return not all(token.endswith(b"|0") for token in self.rows[3::CLAIM_FIELDS])
 
 
@@ -180,7 +180,7 @@ def read_poll(reply: PollReply) -> PollResult:
 
 
 def read_claims(rows: list[Any]) -> list[Claim]:
-    """Rows of `CLAIM_FIELDS`: id, body, tries, claim, mark of an abort."""
+    """Read rows of `CLAIM_FIELDS` values: id, body, tries, claim, abort mark."""
     return [_read_claim(rows, i) for i in range(0, len(rows), CLAIM_FIELDS)]
 
 
@@ -190,7 +190,7 @@ def _read_claim(rows: list[Any], at: int) -> Claim:
     charged = 0 if tries is None else whole(tries, most=MOST_TRIES, fallback=-1)
     fault = _FAULTS[body] if isinstance(body, int) else ""
     if charged < 0:
-        fault = fault or "retry:<id> is no number of tries"
+        fault = fault or "retry:<id> is not a number of tries"
     return Claim(
         id_,
         None if isinstance(body, int) else body,
@@ -206,10 +206,10 @@ def _read_claim(rows: list[Any], at: int) -> Claim:
 
 
 def encode_ends(ends: Sequence[End]) -> bytes:
-    """Ends for lua/poll.lua. One that cannot be encoded becomes a dead letter, its neighbors stay."""
+    """Encode ends for lua/poll.lua. One that cannot be encoded becomes a dead letter."""
     try:
         return _encode(ends)
-    except Exception:  # noqa: BLE001  (a value that msgpack cannot hold, of whatever kind)
+    except Exception:  # noqa: BLE001  (msgspec raises different errors for different values)
         return _encode([_encodable(end) for end in ends])
 
 
@@ -218,6 +218,6 @@ def _encodable(end: End) -> End:
         _encode(end)
     except Exception as exc:  # noqa: BLE001
         kind = type(exc).__name__
-        details = {"reason": "undecodable", "error": f"its end cannot be encoded: {kind}"}
+        details = {"reason": "undecodable", "error": f"the job's end cannot be encoded: {kind}"}
         return ["dead", *end[1:4], {**details, "tries": 0, "name": ""}]
     return end

@@ -1,4 +1,4 @@
-"""What the parts of a worker were told by its arguments."""
+"""Settings that a worker's components take from its arguments."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Hook = Callable[[dict[Any, Any]], Awaitable[Any]]
 
 
 class Observer(Protocol):
-    """Told once when a run of a job ends; for metrics. Times are seconds."""
+    """Called once at the end of each run, for metrics. Times are seconds."""
 
     def job_ended(
         self, *, task: str, queue: str, outcome: str, run_s: float, queue_s: float
@@ -25,7 +25,7 @@ class Observer(Protocol):
 
 @dataclass(slots=True)
 class Settings:
-    """What the worker was told; `max_tries` and times as in `arq.worker.Worker`."""
+    """The worker's arguments; `max_tries` and times mean what they mean in `arq.worker.Worker`."""
 
     functions: Mapping[str, Any]
     ctx: dict[Any, Any]

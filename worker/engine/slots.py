@@ -1,11 +1,11 @@
 """
-The jobs that a worker holds: as many as it has slots run, a few were claimed ahead.
+Holds a worker's jobs: one per slot runs, a few more are claimed ahead.
 
-While jobs are quick and many wait, the next ones are here before a slot is
-free, so that the worker and the server work at the same time. They are claims
-like any other (leased, counted, abortable) and start in the order in which
-they were claimed. What has not started after a second goes back uncharged, and
-so does all of it when the worker is to take no more jobs.
+While jobs are quick and many are due, the next ones are claimed before a slot is
+free, so that worker and server are busy at the same time. They are leased,
+counted and abortable like any other claim, and start in the order of their
+claims. A job that has not started after a second goes back uncharged; all of
+them go back when the worker stops claiming.
 """
 
 from __future__ import annotations
@@ -25,21 +25,23 @@ from worker.engine.records import Claim, End
 
 log = structlog.get_logger(__name__)
 
-# Not started for so long, a job claimed ahead goes back for others to take.
-_STALE_S = 1.0
-# While enough jobs are here to go on with, ends wait so long for company.
+# A job claimed ahead that has not started after this time goes back to its queue.
+STALE_S = 1.0
+# While enough jobs are claimed ahead, ends wait this long to share a poll, or until
+# `_BATCH` of them wait.
 _GATHER_S = 0.005
-_COMPANY = 64
+_BATCH = 64
 
-# A claim, what to tell the server of it, and how it ended in one word.
+# A claim, its end for the server, and how it ended in one word.
 Outcome = tuple[Claim, End, str]
 
 
 class Slots:
     """
-    `claims` are all that are held, by id; `outbox` what the server has not been told.
+    The claims of a worker, running or claimed ahead.
 
-    `kick` is set when there is something to tell or to take.
+    `claims` has all of them by id; `outbox` has the ends that no poll has reported yet.
+    `kick` is set when a poll should be sent: ends wait, or slots are free.
     """
 
     def __init__(
@@ -51,9 +53,10 @@ class Slots:
         self.kick = asyncio.Event()
         self.taken = 0
         self._most_stalled = most_stalled
-        self._suspect: Claim | None = None  # one at a time: it alone pays when this worker dies
+        # At most one: when this worker dies, no other job is charged for what it did.
+        self._stalled: Claim | None = None
         self._ahead: deque[Claim] = deque()
-        self._pace = ClaimAhead(max_jobs)
+        self.claim_ahead = ClaimAhead(max_jobs)
         self._low = 0
         self._vacated = 0
         self._gathering: asyncio.TimerHandle | None = None
@@ -71,20 +74,20 @@ class Slots:
         return len(self.claims) - len(self._ahead)
 
     def room(self, coming: int = 0) -> tuple[int, int]:
-        """How many more jobs find a slot, and how many may be claimed ahead; `coming` are claimed."""
+        """Return the free slots, and how many jobs to claim ahead; `coming` jobs are on their way."""
         free = self.max_jobs - len(self.claims) - coming
-        ahead = min(MOST_AHEAD, self._pace.ahead(self._loop.time()))
+        ahead = min(MOST_AHEAD, self.claim_ahead.ahead(self._loop.time()))
         self._low = ahead // 2
         return max(0, free), max(0, ahead + min(0, free))
 
     @property
     def pressing(self) -> bool:
-        """Whether what is in the outbox should leave now."""
+        """Whether the outbox should be sent now."""
         few = len(self._ahead) <= self._low
-        return bool(self.outbox) and (few or len(self.outbox) >= _COMPANY)
+        return bool(self.outbox) and (few or len(self.outbox) >= _BATCH)
 
     def post(self, most: int) -> list[Outcome]:
-        """Empty the outbox, up to `most`."""
+        """Take up to `most` outcomes out of the outbox."""
         self.kick.clear()
         if self._gathering is not None:
             self._gathering.cancel()
@@ -94,26 +97,26 @@ class Slots:
 
     @property
     def has_stalled(self) -> bool:
-        """Whether a job is here whose next lost lease makes it poison."""
-        return self._suspect is not None and not self._suspect.ended
+        """Whether a job is here that one more lost lease makes poison."""
+        return self._stalled is not None and not self._stalled.ended
 
     def stale_in(self) -> float:
-        """Seconds until the first job claimed ahead has waited too long."""
+        """Return the seconds until the first job claimed ahead must go back."""
         if not self._ahead:
             return float("inf")
-        return max(0.001, self._ahead[0].held_at + _STALE_S - self._loop.time())
+        return max(0.001, self._ahead[0].held_at + STALE_S - self._loop.time())
 
     # -- in and out ----------------------------------------------------------------
 
     def take(self, claims: list[Claim], *, start: bool = True) -> None:
-        """Hold these; those that find a slot start now. Without `start` all go back."""
+        """Add these claims and start those with a free slot. Without `start` all go back."""
         now = self._loop.time()
         rescued: list[Claim] = []
         self.taken += len(claims)
         for claim in claims:
             old = self.claims.get(claim.id)
             if old is not None:
-                # Its lease lapsed here, and it came back to us.
+                # Its lease lapsed, and this same worker claimed it again.
                 self.lost([old])
                 self._settle(old)
             self.claims[claim.id] = claim
@@ -123,23 +126,23 @@ class Slots:
                 continue
             log.warning("job.rescued", job_id=claim.job_id, stalled_count=claim.stalled_count)
             if claim.stalled_count + 1 >= self._most_stalled:
-                self._suspect = claim
+                self._stalled = claim
             rescued.append(claim)
-        # They start first: what they wait for here might cost them another worker.
+        # Stalled jobs start first: waiting here, one could lose yet another worker.
         self._ahead.extendleft(reversed(rescued))
         if start:
             self._fill()
         else:
             self.release()
 
-    def turn_away(self, claims: list[Claim]) -> None:
-        """Give these back at once, uncharged."""
+    def give_back(self, claims: list[Claim]) -> None:
+        """Return these to their queues at once, uncharged."""
         self.taken += len(claims)
         for claim in claims:
             self._unstarted(claim)
 
     def collect(self, claim: Claim, end: End, outcome: str) -> None:
-        """A claim is over: tell the server with the next turn, and use its slot."""
+        """Put a claim's end into the outbox and give its slot to the next job."""
         if claim.ended:
             return
         claim.ended = True
@@ -147,38 +150,38 @@ class Slots:
         if self.claims.get(claim.id) is claim:
             del self.claims[claim.id]
         if claim.stop == "lost":
-            # Another worker holds it: there is nothing to say.
+            # Another worker holds it, so there is no end to report.
             if claim.recorded is not None:
                 claim.recorded.set()
         else:
             self.outbox.append((claim, end, outcome))
         if claim.started:
-            self._pace.ended(self._loop.time())
+            self.claim_ahead.ended(self._loop.time())
         if self._ahead:
             self._fill()
-        self._tell()
+        self._request_poll()
 
     def vacate(self, claim: Claim) -> None:
-        """A job is over, though its end is not written yet: the next one starts."""
+        """Give a finished job's slot to the next one before the job's end is built."""
         if not claim.ended and self.claims.get(claim.id) is claim:
             claim.vacated = True
             self._vacated += 1
             self._fill()
 
     def note(self, claim: Claim, note: End) -> None:
-        """Tell the server of a running claim."""
+        """Report that a claim runs."""
         self.outbox.append((claim, note, "started"))
-        self._tell()
+        self._request_poll()
 
     def shed(self) -> None:
-        """Give back what has waited for a slot too long."""
-        if self._ahead and self._ahead[0].held_at + _STALE_S <= self._loop.time():
-            self._pace.broke()
+        """Give all waiting jobs back when the first has waited too long for a slot."""
+        if self._ahead and self._ahead[0].held_at + STALE_S <= self._loop.time():
+            self.claim_ahead.reset()
             self.release()
 
     def release(self) -> None:
-        """Give back all that has not started, uncharged."""
-        # All leave at once: none may take the slot that another one leaves.
+        """Give back all jobs that have not started, uncharged."""
+        # Empty the queue first: giving one back must not start the next.
         waiting, self._ahead = self._ahead, deque()
         for claim in waiting:
             self._unstarted(claim)
@@ -186,7 +189,7 @@ class Slots:
     # -- ends from outside ------------------------------------------------------------
 
     def aborted(self, marks: Mapping[bytes, float]) -> None:
-        """End the running claims that have a mark; the others see it when they start."""
+        """Cancel the running claims that have an abort mark; the others read it when they start."""
         for id_, mark_ms in marks.items():
             claim = self.claims.get(id_)
             if claim is None:
@@ -197,7 +200,7 @@ class Slots:
                 claim.mark_ms = mark_ms
 
     def lost(self, claims: list[Claim]) -> None:
-        """Others hold these now."""
+        """Cancel these: other workers hold them now."""
         for claim in claims:
             if not claim.ended:
                 log.warning("lease.lost", job_id=claim.job_id)
@@ -216,11 +219,11 @@ class Slots:
             return
         interrupt(claim, why)
         if not claim.started:
-            # Cancelled before its first step, its coroutine says nothing itself.
+            # A task canceled before its first step never runs its `finally`.
             self._task_over(claim)
 
     def abandon(self) -> None:
-        """Give back what ignores its cancellation."""
+        """Give back the jobs that ignore their cancellation."""
         for claim in list(self.claims.values()):
             log.warning("job.ignored_cancellation", job_id=claim.job_id)
             self.collect(claim, given_back(claim), "given_back")
@@ -246,7 +249,7 @@ class Slots:
         try:
             await self._run(claim)
         except Exception as exc:
-            # Not a job's error, which `run` takes care of.
+            # An error of the engine: `run` handles those of jobs.
             log.exception("job.task_broken", job_id=claim.job_id, error=repr(exc))
         finally:
             self._task_over(claim)
@@ -258,17 +261,17 @@ class Slots:
         if not claim.ended:
             self.collect(claim, given_back(claim), "given_back")
 
-    def _tell(self) -> None:
+    def _request_poll(self) -> None:
         if self.pressing:
             self.kick.set()
         elif self._gathering is None:
             self._gathering = self._loop.call_later(_GATHER_S, self.kick.set)
 
     def _unstarted(self, claim: Claim) -> None:
-        # The burst it was counted for may take another.
+        # A burst may claim another job for it.
         self.taken -= 1
         self.collect(claim, given_back(claim), "unstarted")
 
 
 def _not_set_up(_claim: Claim) -> Any:
-    raise RuntimeError("run_with comes first")
+    raise RuntimeError("call run_with before take")

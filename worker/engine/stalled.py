@@ -1,4 +1,4 @@
-"""A job that its workers did not survive: its waiters get an answer."""
+"""Stores a failed result for a poison job, so that its waiters get an answer."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from cache.connection.pool import OUTAGE
 from worker.engine.state import WorkerState
 
 
-async def tell(worker: WorkerState, ids: list[bytes]) -> None:
-    """Store a failed result for each, as far as results are kept and none is there."""
+async def report(worker: WorkerState, ids: list[bytes]) -> None:
+    """Store a failed result for each job that has none, when the worker keeps results."""
     keep_s = worker.keep_result_s or 0
     if keep_s <= 0 or worker.job_serializer is None:
         return

@@ -65,7 +65,7 @@ class WorkerState(ArqWorker):
     def is_draining(self) -> bool:
         return self._draining
 
-    def hear(self, polled: PollResult) -> None:
+    def learn_from(self, polled: PollResult) -> None:
         """What a turn tells of the server: its clock, and how many jobs are there."""
         self._clock_offset_s = polled.now / 1000 - self.loop.time()
         self.jobs_queued = polled.size

@@ -1,9 +1,9 @@
 """
-Checks a decoded job before anything in it is used.
+Validates a decoded job before any of its fields is used. Pure.
 
-Whoever can write to the server can store any value there. A job of another form
-ends as an undecodable dead letter; nothing of it reaches a script or the loop.
-Pure: the fields are as docs/arq.md and worker/queue/client.py describe them.
+Whoever can write to the server can store any value there. A malformed job ends
+as an undecodable dead letter before any of it reaches a script or the event
+loop. docs/arq.md and worker/queue/client.py describe the fields.
 """
 
 from __future__ import annotations
@@ -11,62 +11,67 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-# The last millisecond that a datetime can name.
+# The last millisecond of the year 9999, the largest time of a datetime.
 _MOST_MS = 253_402_300_799_999
 _MOST_TRIES = 1_000_000
 _MOST_NAME, _MOST_ID, _MOST_DELAY_MS = 1000, 1000, 366 * 86_400_000
 
 
 class Misformed(ValueError):
-    """The body decodes, but it is no job; the message names the field."""
+    """The body decodes, but is not a job; the message names the field."""
 
 
 def check_fields(fields: Any) -> None:
     """
-    The fields of a job, stock arq's or ours.
+    Validate the fields of a job, stock arq's or ours.
 
     Raises:
-        Misformed.
+        Misformed: a field is missing, or has a wrong type or size.
     """
     _need(isinstance(fields, Mapping), "the body is not a mapping")
     tries, name = fields.get("t"), fields.get("f")
-    _need(tries is None or _is_whole(tries, _MOST_TRIES), "t is no number of tries")
-    _need(_is_text(name, _MOST_NAME), "f is no name")
-    _need(isinstance(fields.get("a"), list | tuple), "a is no list of arguments")
+    _need(tries is None or _is_whole(tries, _MOST_TRIES), "t is not a number of tries")
+    _need(_is_text(name, _MOST_NAME), "f is not a function name")
+    _need(isinstance(fields.get("a"), list | tuple), "a is not a list of arguments")
     kwargs = fields.get("k")
-    _need(isinstance(kwargs, Mapping) and all(isinstance(key, str) for key in kwargs), "k")
-    _need(_is_whole(fields.get("et"), _MOST_MS), "et is no time")
+    _need(
+        isinstance(kwargs, Mapping) and all(isinstance(key, str) for key in kwargs),
+        "k has other keys",
+    )
+    _need(_is_whole(fields.get("et"), _MOST_MS), "et is not a time")
 
 
 def check_options(options: Any, *, unique_prefix: str) -> None:
     """
-    Our own options, a body's `o`. `unique_prefix` is what unique keys begin with.
+    Validate our own options, a body's `o`. Unique keys must begin with `unique_prefix`.
 
     Raises:
-        Misformed.
+        Misformed: an option has a wrong type or size.
     """
     _need(isinstance(options, Mapping), "o is not a mapping")
     expires, unique, then, part = (options.get(name) for name in ("x", "u", "then", "g"))
-    _need(expires is None or _is_whole(expires, _MOST_MS), "o.x is no time")
+    _need(expires is None or _is_whole(expires, _MOST_MS), "o.x is not a time")
     is_key = isinstance(unique, str) and unique.startswith(unique_prefix)
-    _need(unique is None or (is_key and len(unique) <= _MOST_ID), "o.u is no unique key")
+    _need(unique is None or (is_key and len(unique) <= _MOST_ID), "o.u is not a unique key")
     if then is not None:
         _check_then(then)
     if part is not None:
         _need(isinstance(part, Mapping), "o.g is not a mapping")
-        _need(_is_text(part.get("id"), _MOST_ID), "o.g.id is no id")
-        _need(_is_whole(part.get("i"), _MOST_TRIES), "o.g.i is no place")
+        _need(_is_text(part.get("id"), _MOST_ID), "o.g.id is not an id")
+        _need(_is_whole(part.get("i"), _MOST_TRIES), "o.g.i is not an index")
 
 
 def _check_then(then: Any) -> None:
     _need(isinstance(then, Mapping), "o.then is not a mapping")
-    _need(_is_text(then.get("f"), _MOST_NAME), "o.then.f is no name")
-    _need(isinstance(then.get("a"), list), "o.then.a is no list of arguments")
+    _need(_is_text(then.get("f"), _MOST_NAME), "o.then.f is not a function name")
+    _need(isinstance(then.get("a"), list), "o.then.a is not a list of arguments")
     _need(isinstance(then.get("k"), Mapping), "o.then.k is not a mapping")
-    _need(_is_text(then.get("q"), _MOST_ID), "o.then.q is no queue")
-    _need(then.get("id") is None or _is_text(then["id"], _MOST_ID), "o.then.id is no id")
-    _need(_is_whole(then.get("delay"), _MOST_DELAY_MS), "o.then.delay is no delay")
-    _need(then.get("xs") is None or _is_whole(then["xs"], _MOST_DELAY_MS), "o.then.xs")
+    _need(_is_text(then.get("q"), _MOST_ID), "o.then.q is not a queue name")
+    _need(then.get("id") is None or _is_text(then["id"], _MOST_ID), "o.then.id is not an id")
+    _need(_is_whole(then.get("delay"), _MOST_DELAY_MS), "o.then.delay is not a delay")
+    _need(
+        then.get("xs") is None or _is_whole(then["xs"], _MOST_DELAY_MS), "o.then.xs is not a delay"
+    )
     _need(isinstance(then.get("o"), Mapping), "o.then.o is not a mapping")
 
 

@@ -1,12 +1,12 @@
 """
-Waking an idle worker without polling.
+Wakes an idle worker as soon as a job is enqueued.
 
-Our clients push a token that one waiting worker pops (`BZPOPMIN`). Behind that
-wait, in the same write, the worker has sent a script that claims the next job
-(lua/next_job.lua): the server runs it as soon as the token is there, so the job
-comes with the token, and another turn of the pump finds what else there is.
-Stock arq's clients push none; listen.py hears of their jobs. A token that was
-lost with a dying worker costs at most `EngineOptions.poll_s`.
+Our clients push a token, which one waiting worker pops (`BZPOPMIN`). In the same
+write, behind that wait, the worker has sent a script that claims the next job
+(lua/next_job.lua). The server runs the script as soon as the token is there, so
+the job comes with the token; a poll then finds any further jobs. Stock arq's
+clients push no token; listen.py notices their jobs. A token that is lost with a
+dying worker delays a job by at most `EngineOptions.poll_s`.
 """
 
 from __future__ import annotations
@@ -26,16 +26,16 @@ from worker.engine.records import Claim, EngineKeys, read_claims
 
 log = structlog.get_logger(__name__)
 
-# A wait has a connection and a limit of its own: few commands when idle.
-_WAIT_S, _LATE_S = 20, 5.0
-_RETRY_S = 0.5
+# The server ends a wait after the first; a reply that is later than both is an outage.
+_WAIT_S, _REPLY_MARGIN_S = 20, 5.0
+RETRY_S = 0.5
 
 
 class Waker:
     """
-    Waits for tokens while the worker has nothing to do.
+    Waits for tokens while the worker is idle.
 
-    With `claims` a turn behind the wait claims a job. `kick` is called when there may be more.
+    With `claims`, a script behind the wait claims a job. `kick` is called when more may be due.
     """
 
     def __init__(
@@ -47,31 +47,31 @@ class Waker:
         claims: bool,
         kick: Callable[[], None],
     ) -> None:
-        self._connection = MultiplexedConnection(client, timeout_s=_WAIT_S + _LATE_S)
+        self._connection = MultiplexedConnection(client, timeout_s=_WAIT_S + _REPLY_MARGIN_S)
         self._key = keys.wake
         self._pop = ("BZPOPMIN", keys.wake, _WAIT_S)
         self._poll = poll
         self._claims = claims
         self._deliver: Callable[[list[Claim]], None] = _to_nobody
         self._kick = kick
-        self._told = {"READONLY", "UNBLOCKED"}
+        self._reported = {"READONLY", "UNBLOCKED"}  # errors of a failover are expected
         self._idle = asyncio.Event()
         self._is_settled = asyncio.Event()
         self._is_settled.set()
 
     def deliver_to(self, deliver: Callable[[list[Claim]], None]) -> None:
-        """Who takes the jobs that come with tokens."""
+        """Set the callback that takes the jobs that come with tokens."""
         self._deliver = deliver
 
     def set_idle(self, idle: bool) -> None:
-        """Whether this worker could take a job and knows of none that is due."""
+        """Set whether this worker has a free slot and knows of no due job."""
         if idle:
             self._idle.set()
         else:
             self._idle.clear()
 
     def hint(self) -> None:
-        """There may be something to take; of interest only to an idle worker."""
+        """Kick an idle worker: there may be a job to claim."""
         if self._idle.is_set():
             self._kick()
 
@@ -80,19 +80,23 @@ class Waker:
         """Whether a job may still come behind a token."""
         return not self._is_settled.is_set()
 
+    @property
+    def is_connected(self) -> bool:
+        return self._connection.is_connected
+
     async def give_up(self, within_s: float) -> None:
         """
-        End the wait: what it has claimed already is delivered, and it claims nothing more.
+        End the wait: a job already claimed is delivered, and no other is claimed.
 
         Raises:
-            TimeoutError: the server does not answer; a lease gives to others what was claimed.
+            TimeoutError: the server does not answer; the lease of a claimed job will lapse.
         """
         await self._connection.close()
         async with asyncio.timeout(within_s):
             await self._is_settled.wait()
 
     async def run(self) -> None:
-        """Wait until cancelled."""
+        """Wait for tokens until canceled."""
         try:
             if self._claims:
                 with suppress(*OUTAGE):
@@ -114,22 +118,22 @@ class Waker:
         try:
             token, reply = await self._connection.execute_many((self._pop, polled.command))
             if isinstance(reply, NoScriptError):
-                # A new server. It did nothing, and the pump looks at once.
+                # The server restarted, so the script did not run; a poll will claim the job.
                 await self._poll.prepare()
                 reply = []
             for answer in (token, reply):
                 if isinstance(answer, Exception):
                     raise answer
         except OUTAGE as exc:
-            self._tell(exc)
+            self._report(exc)
             self._hand_over(await self._settled(polled))
-            # The pump finds out by itself and tells; here only the pace matters.
-            await asyncio.sleep(_RETRY_S)
-            self._kick()  # a token may be gone with the connection
+            # The poll meets and logs the same outage; here only wait.
+            await asyncio.sleep(RETRY_S)
+            self._kick()  # a token may be lost with the connection
             return
         self._hand_over(reply)
         if token and not reply and not self._idle.is_set():
-            # Busy by now: the token is for another worker.
+            # This worker is busy by now: leave the token to another one.
             await self._put_back()
         elif token or reply:
             self._kick()
@@ -139,7 +143,7 @@ class Waker:
             if await self._connection.execute(*self._pop):
                 self._kick()
         except OUTAGE:
-            await asyncio.sleep(_RETRY_S)
+            await asyncio.sleep(RETRY_S)
 
     def _hand_over(self, rows: list[Any]) -> None:
         claims = read_claims(rows)
@@ -153,14 +157,14 @@ class Waker:
             try:
                 return await self._poll.settle(polled)
             except OUTAGE as exc:
-                self._tell(exc)
-                await asyncio.sleep(_RETRY_S)
+                self._report(exc)
+                await asyncio.sleep(RETRY_S)
 
-    def _tell(self, error: Exception) -> None:
-        """Of a refusal, once a kind. Of an outage the pump tells, a failover is none of ours."""
+    def _report(self, error: Exception) -> None:
+        """Log each kind of refusal once. The poll logs outages."""
         kind = str(error).partition(" ")[0]
-        if isinstance(error, ResponseError) and kind not in self._told:
-            self._told.add(kind)
+        if isinstance(error, ResponseError) and kind not in self._reported:
+            self._reported.add(kind)
             log.warning("wake.refused", error=str(error)[:200])
 
     async def _put_back(self) -> None:
@@ -169,4 +173,4 @@ class Waker:
 
 
 def _to_nobody(_claims: list[Claim]) -> None:
-    raise RuntimeError("deliver_to comes first")
+    raise RuntimeError("call deliver_to before run")

@@ -1,10 +1,10 @@
 """
-The engine: `arq.worker.Worker`'s arguments and meaning, on claims, leases and one pump.
+The worker: `arq.worker.Worker`'s arguments and meaning, on claims and leases.
 
-Each turn of the pump ends the jobs that are over and claims what is due
-(poll.py, lua/poll.lua); a thread renews the leases (leases.py); a token or a
-change of the queue wakes it (wake.py). docs/states.md draws a job's states,
-docs/arq.md says where this differs from arq and why.
+One poll reports finished jobs and claims due ones (poll.py, lua/poll.lua). A
+thread renews the leases (leases.py). A token wakes an idle worker (wake.py), as
+does a stock client's job (listen.py). docs/states.md draws a job's states;
+docs/arq.md lists the differences from arq and the reasons.
 """
 
 from __future__ import annotations
@@ -26,19 +26,20 @@ from worker.engine.state import WorkerState
 
 log = structlog.get_logger(__name__)
 
-# After the grace: cancelled jobs have this long to clean up, then the server to hear of it.
+# After the grace, canceled jobs have this long to clean up.
 _CLEANUP_S = 2.0
-_LAST_WORD_S = 5.0
+# After the cleanup, the last ends have this long to reach the server.
+_LAST_POLL_S = 5.0
 
 
 class Worker(WorkerState):
     """
     Runs jobs. Takes every argument of `arq.worker.Worker`, and:
 
-    options: `EngineOptions`; without a retry policy arq's rules for exceptions stand.
-    prefix: what all keys begin with; stock clients only know `arq:`.
+    options: `EngineOptions`; without a retry policy arq's rules for exceptions hold.
+    prefix: beginning of all keys; stock clients use `arq:` only.
     worker_id: this worker's name in claims, heartbeats and logs.
-    observer: told of each run's end.
+    observer: called at the end of each run.
 
     `job_completion_wait` is the grace of a drain, in seconds. Without
     serializers jobs and results are msgpack (`cache.encoding.codec`), never pickle.
@@ -51,12 +52,17 @@ class Worker(WorkerState):
     _forced = False
     _started_up = False
 
-    # -- what others read and call ----------------------------------------------
+    # -- state and control ------------------------------------------------------
 
     @property
     def jobs_running(self) -> int:
-        """Without those that were claimed ahead and have not started."""
+        """Number of running jobs, without those claimed ahead."""
         return 0 if self._run is None else self._run.slots.running
+
+    @property
+    def components(self) -> Run | None:
+        """The components of the running `main()`; None when none runs."""
+        return self._run
 
     @property
     def is_connected(self) -> bool:
@@ -64,18 +70,22 @@ class Worker(WorkerState):
 
     @property
     def has_unsent_ends(self) -> bool:
-        """Whether jobs have ended that the server has not been told of."""
+        """Whether jobs have ended that the server may not know about."""
         return self._run is not None and self._run.poller.has_unsent_ends
 
     def quiet(self) -> None:
-        """Stop claiming; go on with what runs."""
+        """Stop claiming; running jobs continue."""
         self.allow_pick_jobs = False
         if self._run is not None:
             self._run.slots.release()
             self._run.slots.kick.set()
 
     def drain(self) -> None:
-        """Stop claiming; running jobs get the grace, then are given back uncharged; `main` returns."""
+        """
+        Stop claiming and let `main` return.
+
+        Running jobs have the grace to end; then they are given back uncharged.
+        """
         if self._draining:
             return
         self._draining = True
@@ -86,7 +96,7 @@ class Worker(WorkerState):
             self.loop.call_later(self._job_completion_wait, self.force)
 
     def force(self) -> None:
-        """Cancel what runs and give it back uncharged, now; `main` returns within seconds."""
+        """Cancel the running jobs now, give them back uncharged; `main` returns within seconds."""
         self._draining = True
         self.asked_to_end.set()
         self.allow_pick_jobs = False
@@ -94,13 +104,13 @@ class Worker(WorkerState):
         if self._forced or run is None:
             return
         self._forced = True
-        run.leave_by = self.loop.time() + _CLEANUP_S + _LAST_WORD_S
+        run.leave_by = self.loop.time() + _CLEANUP_S + _LAST_POLL_S
         run.slots.interrupt_all()
         self.loop.call_later(_CLEANUP_S, run.slots.abandon)
         run.slots.kick.set()
 
     def handle_sig(self, signum: signal.Signals) -> None:
-        """First signal: drain. Second: give back at once."""
+        """Drain on the first signal; on the second, give all jobs back at once."""
         if self._draining or signum == signal.SIGUSR1:
             self.force()
         else:
@@ -116,7 +126,7 @@ class Worker(WorkerState):
         """
         Work until drained, or in burst mode until the queue is empty.
 
-        Cancelling it drains; cancelling it again gives everything back at once.
+        Canceling it drains; canceling it again gives all jobs back at once.
         """
         self.loop = asyncio.get_running_loop()
         if self._pool is None:
@@ -158,12 +168,12 @@ class Worker(WorkerState):
             await run.leases.stop()
             self._run = None
             with contextlib.suppress(*OUTAGE):
-                async with asyncio.timeout(_LAST_WORD_S):
+                async with asyncio.timeout(_LAST_POLL_S):
                     await run.heartbeat.leave()
             log.info("engine.stopped", worker_id=self.worker_id, jobs_done=self.jobs_done)
 
     async def close(self) -> None:
-        """As arq's: ends what still runs, calls on_shutdown, closes the connections."""
+        """As in arq: end what still runs, call on_shutdown, close the connections."""
         if self._run is not None:
             self.force()
             await self._run.over.wait()
@@ -187,7 +197,7 @@ class Worker(WorkerState):
                 cancelled = True
                 self.drain()
             except PollStopped:
-                log.warning("worker.left_unheard", running=len(self.claims))
+                log.warning("worker.ended_unreported", running=len(self.claims))
         if cancelled:
             raise asyncio.CancelledError
         if not poller.cancelled() and isinstance(poller.exception(), PollStopped):
@@ -195,7 +205,7 @@ class Worker(WorkerState):
         poller.result()
 
     async def _reach_server(self) -> bool:
-        """Wait for the server as long as it takes; False when asked to end meanwhile."""
+        """Wait for the server without a limit; return False when asked to end meanwhile."""
         ready = asyncio.create_task(
             wait_until_ready(self.pool, "the queue's server", deadline_s=None)
         )
@@ -206,10 +216,10 @@ class Worker(WorkerState):
         finally:
             await end(ready, asked, limit_s=float("inf"))
 
-    # -- small things ----------------------------------------------------------------
+    # -- clock and health ------------------------------------------------------------
 
     async def write_health(self, interval_s: float) -> None:
-        """arq's health key, written again in `interval_s`; its life outlasts three of them."""
+        """Write arq's health key; its TTL is at least three times `interval_s`."""
         info = (
             f"{datetime.now(UTC):%b-%d %H:%M:%S} j_complete={self.jobs_complete} "
             f"j_failed={self.jobs_failed} j_retried={self.jobs_retried} "
