@@ -1,8 +1,8 @@
 """
-Logging of the workers: structlog, JSON lines (or pretty on a terminal), everything on stderr.
+Configures the workers' logs: structlog, JSON lines or console output, on stderr.
 
-arq and the other libraries log through the standard library; their records take
-the same form. Job id, task, try and worker id come from context variables.
+arq and other libraries log through the standard library; their records get the
+same format. Job id, task, try and worker id come from context variables.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def configure_logging(level: str, form: str) -> None:
     )
     renderer: list[Any] = (
         [
-            # Nothing that prints locals: they hold bodies and secrets.
+            # A plain traceback: one with locals would print bodies and secrets.
             structlog.processors.format_exc_info,
             printable_event,
             structlog.dev.ConsoleRenderer(exception_formatter=structlog.dev.plain_traceback),
@@ -59,15 +59,15 @@ def configure_logging(level: str, form: str) -> None:
     root.handlers[:] = [handler]
     root.setLevel(level)
     _take_over_arq()
-    # One line a request at INFO is not ours to say; ours names the delivery.
+    # At INFO these log one line per request; the features' own events say more.
     for noisy in ("httpx", "httpcore", "asyncio"):
         logging.getLogger(noisy).setLevel(max(logging.WARNING, root.level))
 
 
 def _take_over_arq() -> None:
-    """arq's command line gives its logger a handler of its own; without this, lines come twice."""
+    """Remove the handler that arq's command adds to its logger, or each line appears twice."""
     arq = logging.getLogger("arq")
     arq.handlers.clear()
     arq.propagate = True
-    # arq logs each job's arguments at INFO. Arguments are the users' own business.
+    # At INFO arq logs each job's arguments, which may hold private data.
     logging.getLogger("arq.worker").setLevel(max(logging.WARNING, logging.getLogger().level))

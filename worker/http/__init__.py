@@ -1,1 +1,1 @@
-"""The guarded HTTP client: which addresses may be reached, and how."""
+"""The guarded HTTP client: an egress policy, and the transport that enforces it."""

@@ -1,9 +1,9 @@
 """
-HTTP out of the workers: httpx's API over aiohttp's transport, behind the egress guard.
+The workers' HTTP client: httpx's API over aiohttp's transport, behind the egress guard.
 
-Redirects are not followed, proxies and credentials of the environment are not
-read, bodies are not decompressed. An attempt has one deadline for all of it, and
-an answer is read up to a limit, so that no receiver costs more than both.
+It follows no redirects, reads no proxies or credentials from the environment, and
+does not decompress bodies. One deadline covers a whole attempt, and a response is
+read up to a size limit, so both bound what a receiver can cost.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ _HEADERS = {"accept-encoding": "identity", "user-agent": "letta-redis"}
 
 
 class GuardedClient(httpx.AsyncClient):
-    """httpx's client, whose transport can also be called by itself."""
+    """httpx's client, with direct access to its transport."""
 
     def __init__(self, guarded: GuardedTransport) -> None:
         super().__init__(
@@ -52,9 +52,9 @@ def build_http_client(
     policy: EgressPolicy, *, max_connections: int, **transport: Any
 ) -> GuardedClient:
     """
-    One client for a worker's life; give every request its own deadline with asyncio.timeout.
+    Build the one client of a worker. It has no timeout: wrap each request in asyncio.timeout.
 
-    `transport`: `tls`, `lookup` and `proxy` of `worker.http.transport.GuardedTransport`.
+    `transport`: the arguments `tls`, `lookup` and `proxy` of `GuardedTransport`.
     """
     return GuardedClient(GuardedTransport(policy, max_connections=max_connections, **transport))
 
@@ -62,9 +62,9 @@ def build_http_client(
 @dataclass(frozen=True, slots=True)
 class HTTPReply:
     """
-    How a POST ended. `error` is "" when a whole answer was read; `status` may be
-    known beside an error. `body` is its beginning. `internal`: our side failed, the
-    receiver has nothing to do with it.
+    How a POST ended. `error` is "" when the whole response was read; an error may come
+    with a `status`. `body` is the beginning of the response. `internal`: our own side
+    failed, not the receiver. `permanent`: the URL itself is forbidden or invalid.
     """
 
     status: int | None
@@ -87,17 +87,17 @@ async def post_webhook(
     max_bytes: int,
 ) -> HTTPReply:
     """
-    POST once. Never raises for what the network or the receiver does.
+    POST once. Errors of the network and the receiver are returned, not raised.
 
-    The deadline covers the whole attempt. Of the answer `keep_bytes` are kept and
-    `max_bytes` read; a longer one is the error `response_too_large`.
+    The deadline covers the whole attempt. At most `max_bytes` of the response are read
+    and `keep_bytes` kept; a longer response is the error `response_too_large`.
     """
     start = time.perf_counter()
     status, kept, retry_after, error, exc = None, bytearray(), None, "", None
     try:
         async with asyncio.timeout(timeout_s):
-            # Past httpx: its cookies, redirects and hooks are not wanted here, and its
-            # requests and answers take as long to make as aiohttp takes for all the rest.
+            # Bypass httpx: building its request and response objects takes as long as
+            # all of aiohttp's work, and its cookies, redirects and hooks are not needed.
             response = await client.guarded.post(url, {**_HEADERS, **headers}, body)
             try:
                 status = response.status
@@ -105,7 +105,7 @@ async def post_webhook(
                 if not await _read(response.content, kept, keep_bytes, max_bytes):
                     error = "response_too_large"
             finally:
-                # Of no effect once it is read to its end.
+                # Closes the connection unless the response was read to its end.
                 response.close()
     except (
         TargetForbidden,
@@ -129,7 +129,7 @@ async def post_webhook(
 
 
 async def _read(content: aiohttp.StreamReader, kept: bytearray, keep: int, most: int) -> bool:
-    """Read to the end, keeping the beginning; False when it is longer than `most`."""
+    """Read to the end and keep the first `keep` bytes; False when longer than `most`."""
     size = 0
     while not content.at_eof():
         chunk = await content.readany()
@@ -140,8 +140,8 @@ async def _read(content: aiohttp.StreamReader, kept: bytearray, keep: int, most:
     return True
 
 
-# Most particular first. aiohttp's own classes are looked for behind httpx's: the
-# transport for httpx reports every failed connection as a timeout.
+# Most specific class first. aiohttp's classes come before httpx's, because
+# httpx-aiohttp reports every failed connection as a timeout.
 _ERRORS: tuple[tuple[type[BaseException], str], ...] = (
     (TargetForbidden, "target_forbidden"),
     (ResolverUnavailable, "resolver_unavailable"),
@@ -162,8 +162,8 @@ _ERRORS: tuple[tuple[type[BaseException], str], ...] = (
     (httpx.TimeoutException, "timeout"),
     (OSError, "connection"),
 )
-# What this machine lacks. EHOSTUNREACH is not among them: a router says it of one
-# host, and that host is the receiver's.
+# Errors of this machine. EHOSTUNREACH is not among them: a router reports it for one
+# host, the receiver's.
 _INTERNAL_ERRNOS = {
     errno.ENETUNREACH: "no_route",
     errno.ENETDOWN: "no_route",
@@ -177,28 +177,28 @@ _INTERNAL = {"resolver_unavailable", "proxy", *_INTERNAL_ERRNOS.values()}
 
 
 def describe(exc: BaseException) -> str:
-    """An error class a receiver's operator understands, without addresses or secrets."""
-    chain = list(_chain(exc))
-    for link in chain:
-        if isinstance(link, ResolverUnavailable):
+    """Name the error for a receiver's operator, without addresses or secrets."""
+    causes = _causes(exc)
+    for cause in causes:
+        if isinstance(cause, ResolverUnavailable):
             return "resolver_unavailable"
-        if isinstance(link, OSError) and link.errno in _INTERNAL_ERRNOS:
-            return _INTERNAL_ERRNOS[link.errno]
+        if isinstance(cause, OSError) and cause.errno in _INTERNAL_ERRNOS:
+            return _INTERNAL_ERRNOS[cause.errno]
     for kind, name in _ERRORS:
-        if any(isinstance(link, kind) for link in chain):
+        if any(isinstance(cause, kind) for cause in causes):
             return name
     return type(exc).__name__
 
 
 def is_internal(exc: BaseException) -> bool:
-    """Whether our own side failed: no name server, no route, no free port or file."""
+    """Whether our own side failed: resolver, proxy, route, free port, free file or memory."""
     return describe(exc) in _INTERNAL
 
 
-def _chain(exc: BaseException) -> list[BaseException]:
-    links = [exc]
-    while (cause := links[-1].__cause__) is not None and cause not in links:
-        links.append(cause)
-    # aiohttp keeps what the system said beside its own errors.
-    inner = [getattr(link, "os_error", None) for link in links]
-    return links + [link for link in inner if isinstance(link, BaseException)]
+def _causes(exc: BaseException) -> list[BaseException]:
+    """Return the exception, its chain of `__cause__`, and the OSErrors that aiohttp attaches."""
+    causes = [exc]
+    while (cause := causes[-1].__cause__) is not None and cause not in causes:
+        causes.append(cause)
+    attached = [getattr(cause, "os_error", None) for cause in causes]
+    return causes + [error for error in attached if isinstance(error, BaseException)]

@@ -1,9 +1,10 @@
 """
-Which hosts, ports and addresses the workers may connect to: public ones, and what the operator allows.
+Decides which hosts, ports and addresses the workers may connect to. Pure.
 
-An IPv4 address mapped into IPv6 is judged as the IPv4 address; every other form
-that carries one inside (6to4, Teredo, NAT64, SIIT, IPv4-compatible) is refused
-whole, unless its network is allowed.
+Public addresses are allowed, and what the operator adds. An IPv4-mapped IPv6
+address is checked as the IPv4 address. Every other form that embeds an IPv4
+address (6to4, Teredo, NAT64, SIIT, IPv4-compatible) is refused, unless the
+operator allows its network.
 """
 
 from __future__ import annotations
@@ -20,10 +21,10 @@ def _networks(*texts: str) -> tuple[Network, ...]:
     return tuple(ip_network(text) for text in texts)
 
 
-# Beyond what `is_global` covers: addresses that look public and are not.
+# Refused although `is_global` may call them public.
 _DENIED = _networks(
     "168.63.129.16/32",  # Azure's host agent
-    "192.0.0.0/24",  # protocol assignments; a cloud's metadata is among them
+    "192.0.0.0/24",  # protocol assignments; one cloud's metadata service is among them
     "192.88.99.0/24",  # 6to4 relays, deprecated
     "64:ff9b::/96",  # NAT64
     "64:ff9b:1::/48",  # NAT64, local use
@@ -36,8 +37,8 @@ _DENIED = _networks(
     "5f00::/16",  # segment routing
     "fec0::/10",  # site-local, deprecated
 )
-# What hands out a machine's credentials. A name that is allowed does not reach these:
-# whoever may change the name's records is not the operator.
+# Services that give out a machine's credentials. An allowed name does not reach them,
+# because its DNS records may be under somebody else's control.
 _METADATA = _networks(
     "169.254.0.0/16",
     "fe80::/10",
@@ -46,8 +47,8 @@ _METADATA = _networks(
     "100.100.100.200/32",
     "fd00:ec2::/32",
 )
-# Services that would read a POST as commands of their own protocol, or must not be
-# probed from inside: mail, shells, names, directories, file shares, databases, caches.
+# Services that could read a POST as commands of their own protocol, or that nobody may
+# probe from inside: mail, shells, DNS, directories, file shares, databases, caches.
 _NOT_HTTP = frozenset(
     {
         21, 22, 23, 25, 53, 69, 110, 111, 135, 137, 138, 139, 143, 161, 179, 389, 445, 465, 514,
@@ -58,12 +59,12 @@ _NOT_HTTP = frozenset(
 
 
 def parse_networks(text: str) -> tuple[Network, ...]:
-    """`10.0.0.0/8, fd00::/8` -> networks. Raises ValueError on anything else."""
+    """Parse `10.0.0.0/8, fd00::/8`. Raises ValueError on anything else."""
     return tuple(ip_network(part.strip()) for part in text.split(",") if part.strip())
 
 
 def parse_ports(text: str) -> frozenset[int] | None:
-    """`443, 8000-8999` -> ports; empty text -> None. Raises ValueError on anything else."""
+    """Parse `443, 8000-8999`; None for empty text. Raises ValueError on anything else."""
     ports: set[int] = set()
     for part in filter(None, (p.strip() for p in text.split(","))):
         first, dash, last = part.partition("-")
@@ -75,19 +76,20 @@ def parse_ports(text: str) -> frozenset[int] | None:
 
 
 def parse_hosts(text: str) -> tuple[str, ...]:
-    """`hooks.internal, *.svc.local` -> names in lower case."""
+    """Parse `hooks.internal, *.svc.local` to names in lower case."""
     return tuple(part.strip().lower().rstrip(".") for part in text.split(",") if part.strip())
 
 
 @dataclass(frozen=True, slots=True)
 class EgressPolicy:
     """
-    What is allowed beyond public addresses.
+    What the operator allows beyond public addresses.
 
-    `allowed`: private networks. `hosts`: names (`a.b`, or `*.b` for all below b)
-    whose addresses may be private, though never link-local or a cloud's
-    metadata. `ports`: the only ports, or None for all but those that belong to
-    well-known services that are not HTTP.
+    allowed: private networks.
+    hosts: names (`a.b`, or `*.b` for all names below b) whose addresses may be private,
+        but never link-local or a cloud's metadata service.
+    ports: the only allowed ports; None allows all except those of well-known services
+        that do not speak HTTP.
     """
 
     allowed: tuple[Network, ...] = ()
@@ -95,7 +97,7 @@ class EgressPolicy:
     ports: frozenset[int] | None = None
 
     def refusal(self, address: str, host: str = "") -> str | None:
-        """Why an IP address, found under the name `host`, must not be connected to; or None."""
+        """Return why `address`, resolved from the name `host`, is forbidden; None when allowed."""
         try:
             ip = _unmapped(ip_address(address.partition("%")[0]))
         except ValueError:
@@ -111,7 +113,7 @@ class EgressPolicy:
         return None
 
     def port_refusal(self, port: int) -> str | None:
-        """Why a port must not be connected to, or None when it may be."""
+        """Return why a port is forbidden; None when it is allowed."""
         if self.ports is not None:
             return None if port in self.ports else f"port {port} is not allowed"
         return f"port {port} belongs to another protocol" if port in _NOT_HTTP else None

@@ -1,4 +1,4 @@
-"""Takes out of what a server answered the secrets that it was sent: some echo their requests."""
+"""Removes the secrets of a request from its response, because some servers echo requests."""
 
 from __future__ import annotations
 
@@ -6,15 +6,15 @@ import json
 from collections.abc import Iterable
 
 _HIDDEN = b"***"
-# Shorter ones are words of any text. Nor would less of one that was cut off tell much.
+# Shorter secrets match ordinary text, and shorter beginnings of a cut-off one reveal little.
 _LEAST_BYTES = 6
 
 
 def spellings(secrets: Iterable[str]) -> tuple[bytes, ...]:
     """
-    How header values may come back: longest first, in UTF-8, Latin-1 and JSON's escapes.
+    Return the forms in which header values may be echoed, longest first.
 
-    Of `Bearer abc` the key counts by itself, too.
+    The forms are UTF-8, Latin-1 and JSON with escapes. Of `Bearer abc`, `abc` is included too.
     """
     found: set[bytes] = set()
     for secret in secrets:
@@ -25,7 +25,7 @@ def spellings(secrets: Iterable[str]) -> tuple[bytes, ...]:
 
 
 def scrub(data: bytes, hidden: tuple[bytes, ...], *, is_cut: bool = False) -> bytes:
-    """The data without what is hidden; `is_cut`: it may end in the middle of one."""
+    """Replace each of `hidden` by `***`; `is_cut`: the data may end in the middle of one."""
     for secret in hidden:
         data = data.replace(secret, _HIDDEN)
     for secret in hidden if is_cut else ():

@@ -1,10 +1,11 @@
 """
-The guarded way out: names are resolved once, every answer is judged, and the
-connection goes to a judged address while Host and SNI keep the name.
+An HTTP transport that connects only to addresses which the egress policy allows.
 
-Two places judge, on purpose: the resolver, so that a refusal comes before
-anything is opened, and the making of the socket, which no spelling of a host can
-go around. A connection that is kept alive was judged when it was opened.
+It resolves a name once, checks every address, and connects to a checked address
+while Host and SNI keep the name. Two places check, on purpose: the resolver, so
+that a refusal comes before a connection is opened, and the socket factory, which
+no spelling of a host can bypass. A kept-alive connection was checked when it was
+opened.
 """
 
 from __future__ import annotations
@@ -34,27 +35,27 @@ from worker.http.policy import EgressPolicy
 AddressInfo = tuple[int, int, int, str, tuple[Any, ...]]
 Lookup = Callable[[str, int], Awaitable[list[AddressInfo]]]
 
-# A slow name server blocks a thread each; more of them than a worker's attempts are
-# never needed, fewer would let one receiver's names hold up all others.
+# Each lookup at a slow name server blocks a thread. With fewer threads, one receiver's
+# slow names would delay all others.
 _MOST_LOOKUPS = 64
 # A lookup that failed is the receiver's fault only while other names resolve.
 _RESOLVER_IS_WELL_S = 30.0
 
-# URLs whose spelling has been judged and is remembered: few endpoints get most webhooks.
-_MOST_VETTED = 1024
-# Answers of 1xx before the real one: a 100 and some early hints are usual.
+# Checked URLs to cache: few endpoints get most webhooks.
+_MOST_CHECKED_URLS = 1024
+# Limit of 1xx responses before the final one: a 100 and some early hints are usual.
 _MOST_INFORMATIONAL = 20
 
-# What a connection is being opened for, in the task that opens it.
+# The host for which the current task opens a connection.
 _host: ContextVar[str] = ContextVar("egress_host", default="")
 
 
 class ResolverUnavailable(OSError):
-    """No name resolves at present: our own name server is away, not the receiver's."""
+    """No name resolves at present: our own name server is unreachable, not the receiver's."""
 
 
 class SystemLookup:
-    """getaddrinfo in threads of its own, so that slow names delay nobody else's work."""
+    """Runs getaddrinfo in its own thread pool, so that slow names delay no other work."""
 
     def __init__(self) -> None:
         self._threads = ThreadPoolExecutor(_MOST_LOOKUPS, thread_name_prefix="egress-dns")
@@ -65,7 +66,7 @@ class SystemLookup:
         )
 
     def close(self) -> None:
-        # Threads that wait for a dead name server are left to end by themselves.
+        # Do not wait for threads that a dead name server blocks.
         self._threads.shutdown(wait=False, cancel_futures=True)
 
 
@@ -75,18 +76,18 @@ def _getaddrinfo(host: str, port: int) -> list[Any]:
 
 class GuardedResolver(AbstractResolver):
     """
-    Hands back judged addresses only; a name with one forbidden address is refused whole.
+    Returns allowed addresses only; a name with one forbidden address is refused as a whole.
 
     Raises:
-        TargetForbidden: an answer is forbidden.
-        ResolverUnavailable: no answer, nor for any other name of late.
-        OSError: no such name, or no answer for it alone.
+        TargetForbidden: one of the addresses is forbidden.
+        ResolverUnavailable: the lookup failed, and no other name has resolved lately.
+        OSError: the name does not exist, or only its own lookup failed.
     """
 
     def __init__(self, policy: EgressPolicy, lookup: Lookup) -> None:
         self._policy = policy
         self._lookup = lookup
-        # The last name that resolved, and the last other one, with their times.
+        # The last two names that resolved, with their times.
         self._resolved: dict[str, float] = {}
 
     async def resolve(
@@ -130,25 +131,25 @@ class GuardedResolver(AbstractResolver):
 
 
 def check_address(policy: EgressPolicy, host: str, address: str) -> None:
-    """Raise TargetForbidden unless the policy lets us connect to the address."""
+    """Raise TargetForbidden unless the policy allows the address."""
     reason = policy.refusal(address, host)
     if reason is not None:
-        # The address is not named: the message may reach whoever chose the host.
+        # Do not name the address: the message may reach whoever chose the host.
         raise TargetForbidden(host, reason)
 
 
 class BoundedResponse(aiohttp.ClientResponse):
-    """An answer that comes to the point: a flood of 1xx would keep the event loop busy."""
+    """Limits the 1xx responses before the final one: a flood would keep the event loop busy."""
 
     async def start(self, connection: Any) -> aiohttp.ClientResponse:
-        protocol, heard = connection.protocol, 0
+        protocol, responses = connection.protocol, 0
         read = protocol.read
 
         async def counted() -> Any:
-            nonlocal heard
-            heard += 1
-            if heard > _MOST_INFORMATIONAL:
-                raise HttpProcessingError(message="too many informational answers")
+            nonlocal responses
+            responses += 1
+            if responses > _MOST_INFORMATIONAL:
+                raise HttpProcessingError(message="too many informational responses")
             return await read()
 
         protocol.read = counted
@@ -179,22 +180,22 @@ class GuardedTransport(httpx.AsyncBaseTransport):
         self._inner = AiohttpTransport(
             client=self._session,
             proxy=httpx.Proxy(proxy) if proxy else None,
-            # Unused, as the session brings its own; this spares reading the system's store.
+            # The session has its own; without this, httpx would read the system's store.
             verify=self._tls,
         )
-        # What a URL's text says never changes; what its name resolves to is asked each time.
-        self._vetted = lru_cache(maxsize=_MOST_VETTED)(self._vet)
+        # The check of a URL's text can be cached; its name is resolved each time.
+        self._checked_url = lru_cache(maxsize=_MOST_CHECKED_URLS)(self._check_url)
 
     async def post(
         self, url: str, headers: Mapping[str, str], body: bytes
     ) -> aiohttp.ClientResponse:
         """
-        POST once, without the cost of httpx's requests; the caller closes the answer.
+        POST once, without the cost of httpx's objects; the caller closes the response.
 
         Raises:
             TargetForbidden, httpx.InvalidURL, aiohttp.ClientError, OSError.
         """
-        target = self._vetted(url)
+        target = self._checked_url(url)
         token = await self._enter(target)
         try:
             return await self._session().post(
@@ -204,7 +205,7 @@ class GuardedTransport(httpx.AsyncBaseTransport):
             _host.reset(token)
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
-        token = await self._enter(self._vet(request.url))
+        token = await self._enter(self._check_url(request.url))
         try:
             return await self._inner.handle_async_request(request)
         finally:
@@ -217,7 +218,7 @@ class GuardedTransport(httpx.AsyncBaseTransport):
 
     def _session(self) -> aiohttp.ClientSession:
         if self._client is None:
-            # Through a proxy only the proxy is connected to, and the operator chose that.
+            # With a proxy the only connections go to the proxy, which the operator chose.
             through_proxy = self._proxy is not None
             connector = aiohttp.TCPConnector(
                 resolver=None if through_proxy else self._resolver,
@@ -241,28 +242,28 @@ class GuardedTransport(httpx.AsyncBaseTransport):
         check_address(self._policy, _host.get(), str(address[0]))
         return socket.socket(family=family, type=kind, proto=proto)
 
-    def _vet(self, url: httpx.URL | str) -> URL:
-        """The URL as aiohttp reads it, which on some spellings is not as httpx does."""
+    def _check_url(self, url: httpx.URL | str) -> URL:
+        """Check port and literal address of a URL as aiohttp parses it; httpx may differ."""
         target = URL(str(httpx.URL(url)))
         host = target.raw_host or ""
         reason = self._policy.port_refusal(target.port or 0)
         if reason is not None:
             raise TargetForbidden(host, reason)
         if is_address(host):
-            # aiohttp does not ask its resolver about addresses.
+            # aiohttp does not call its resolver for literal addresses.
             check_address(self._policy, host, host)
         return target
 
     async def _enter(self, target: URL) -> Token[str]:
         host = target.raw_host or ""
         if self._proxy is not None and not is_address(host):
-            # The proxy resolves it again; it is told nothing of names that are not allowed.
+            # The proxy resolves the name itself; forbidden names must not reach it.
             await self._resolver.resolve(host, target.port or 0)
         return _host.set(host)
 
 
 def is_address(host: str) -> bool:
-    """An IP address in any spelling that the C library would connect to (`127.1`, `0x7f.1`)."""
+    """Whether `host` is an IP address in any spelling of the C library (`127.1`, `0x7f.1`)."""
     try:
         ip_address(host.strip("[]").partition("%")[0])
     except ValueError:
@@ -277,12 +278,12 @@ def tls_context(
     *, ca_file: str | None = None, cert_file: str | None = None, key_file: str | None = None
 ) -> ssl.SSLContext:
     """
-    Verifying TLS with the system's authorities, or with those of a PEM file instead.
+    Build a TLS context that verifies with the system's authorities, or those of a PEM file.
 
-    `cert_file` and `key_file` are the PEM client certificate for receivers that ask for one.
+    `cert_file` and `key_file` are the PEM client certificate for receivers that require one.
 
     Raises:
-        OSError, ssl.SSLError: a file is missing or is not what it should be.
+        OSError, ssl.SSLError: a file is missing or invalid.
     """
     context = ssl.create_default_context(cafile=ca_file)
     if cert_file is not None:

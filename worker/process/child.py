@@ -1,13 +1,13 @@
 """
-The worker process's own side of supervision: signals, heartbeats, recycling, its parent's death.
+Runs a worker in a child process: signals, heartbeats, recycling and the parent's death.
 
 `serve` runs any `ManagedWorker`. TERM or INT drains it, a second one forces it,
-a third ends it, TSTP quiets it. Under `worker.process.supervisor` two inherited pipes
-tie it to its parent: it writes a beat into one from its event loop, so that a
-blocked loop is noticed, and the other ends when the parent does, however it
-died. There TERM always means drain and INT always means force, because the
-parent counts. Without the pipes (one process a pod, or run by hand) the same
-code serves alone.
+a third ends it, TSTP quiets it. Under `worker.process.supervisor` the child
+inherits two pipes. It writes heartbeats into one from its event loop, so that the
+parent notices a blocked loop. The other one closes when the parent dies, however
+it died. Under a supervisor TERM always drains and INT always forces, because the
+parent counts the signals. Without the pipes (one process per pod, or started by
+hand) the process runs alone.
 """
 
 from __future__ import annotations
@@ -35,49 +35,49 @@ log = structlog.get_logger(__name__)
 # Names of the environment variables that carry the pipes' file descriptors.
 HEARTBEAT_FD = "LETTA_SUPERVISOR_HEARTBEAT_FD"
 PARENT_FD = "LETTA_SUPERVISOR_PARENT_FD"
-# What a child writes into its heartbeat pipe: one message a line.
+# Messages of a child in its heartbeat pipe, one per line.
 HEARTBEAT = b"beat"
 COMPLAINT = b"bad_configuration "
-# Below PIPE_BUF even in UTF-8, so that a message is written whole or not at all.
+# Below PIPE_BUF even in UTF-8, so that a message is written atomically.
 _MAX_COMPLAINT_CHARS = 1000
 
 
 class ManagedWorker(Protocol):
     """
-    What `serve` can run. Every method is called on the event loop; `drain`, `quiet` and
-    `force` may come at any time after `run` was called, in any order, and return at once.
+    What `serve` can run. All methods are called on the event loop. `drain`, `quiet` and
+    `force` may be called at any time after `run`, in any order, and return at once.
     """
 
     @property
     def jobs_done(self) -> int:
-        """Jobs ended since the start, failed ones too."""
+        """Number of jobs that ended since the start, failed ones included."""
 
     async def run(self) -> None:
-        """Work; return when drained."""
+        """Run jobs; return when drained."""
 
     def drain(self) -> None:
         """Stop claiming; running jobs get the grace, then are given back."""
 
     def quiet(self) -> None:
-        """Stop claiming, go on with what runs, stay up."""
+        """Stop claiming; running jobs continue, and so does the process."""
 
     def force(self) -> None:
-        """Give everything back at once, and end."""
+        """Give all jobs back at once, and end."""
 
 
 @dataclass(frozen=True, slots=True)
 class ChildOptions:
     """
-    Bounds of one worker process. Times are seconds, sizes bytes, 0 switches a bound off.
+    Limits of one worker process. Times are seconds, sizes bytes; 0 switches a limit off.
 
-    beat_interval_s: time between two heartbeats, and between two looks at the bounds below.
-    shutdown_grace_s: what `drain` may take; only enforced here when the parent is gone.
-    kill_margin_s: over the grace, what giving back and closing may take.
-    max_rss_bytes: resident memory over which the process drains and is replaced.
-    max_jobs_done: jobs after which it drains and is replaced.
-    recycle_jitter: share by which each process lowers `max_jobs_done`, at random, so that
-        processes started together do not all drain together.
-    configuration_errors: exceptions of `run` that no restart mends; their text is one line.
+    heartbeat_interval_s: time between two heartbeats, and between two checks of the limits.
+    shutdown_grace_s: longest drain; enforced here only when the parent is dead.
+    kill_margin_s: time beyond the grace to give jobs back and close.
+    max_rss_bytes: resident memory above which the process drains and is replaced.
+    max_jobs_done: jobs after which the process drains and is replaced.
+    recycle_jitter: largest share by which each process lowers `max_jobs_done`, at random, so
+        that processes started together do not all drain together.
+    configuration_errors: exceptions of `run` that no restart fixes; their text is one line.
     """
 
     heartbeat_interval_s: float = 1.0
@@ -95,28 +95,28 @@ async def serve(
     """
     Run a worker to its end and return the process's exit code (`ExitCode`).
 
-    DRAINED after a signal or the parent's death, and when `run` returned by
-    itself; FORCED after a second signal; RECYCLE when a bound was reached;
-    BAD_CONFIGURATION for `options.configuration_errors`, reported in one line.
+    DRAINED after a signal, the parent's death, or a normal return of `run`; FORCED after
+    a second signal; RECYCLE when a limit was reached; BAD_CONFIGURATION for
+    `options.configuration_errors`, reported in one line.
 
     Raises:
-        Exception: whatever else `worker.run` raised.
+        Exception: any other exception of `worker.run`.
     """
     return await _Child(worker, options, rng or random.Random()).run()  # noqa: S311  (no secret)
 
 
 def report_bad_configuration(line: str) -> int:
     """
-    Say what is wrong with the configuration, and return the exit code for it.
+    Report what is wrong with the configuration, and return the exit code for it.
 
-    A supervisor is told through its pipe and shows the line once, whatever the
-    number of its processes; without one it goes to standard error.
+    Under a supervisor the line goes through the pipe, and the supervisor prints it once,
+    whatever the number of its processes. Otherwise it goes to standard error.
     """
     return _complain(line, _inherited_pipe(HEARTBEAT_FD))
 
 
 def rss_bytes() -> int:
-    """Resident memory of this process; where /proc is absent, the most it ever was."""
+    """Return the resident memory of this process; its peak where /proc does not exist."""
     try:
         with open("/proc/self/statm", "rb") as statm:  # noqa: PTH123  (one read a second, kept cheap)
             return int(statm.read().split()[1]) * resource.getpagesize()
@@ -125,8 +125,8 @@ def rss_bytes() -> int:
         return peak if sys.platform == "darwin" else peak * 1024
 
 
-def _say(fd: int, message: bytes) -> bool:
-    # A full pipe is a parent that does not read; a broken one has its own watch.
+def _send(fd: int, message: bytes) -> bool:
+    # The pipe is full when the parent hangs, and broken when it died, which has its own watch.
     with contextlib.suppress(OSError):
         return os.write(fd, message + b"\n") > 0
     return False
@@ -134,13 +134,13 @@ def _say(fd: int, message: bytes) -> bool:
 
 def _complain(line: str, fd: int | None) -> int:
     line = " ".join(line.split())
-    if fd is None or not _say(fd, COMPLAINT + line[:_MAX_COMPLAINT_CHARS].encode()):
+    if fd is None or not _send(fd, COMPLAINT + line[:_MAX_COMPLAINT_CHARS].encode()):
         sys.stderr.write(printable_lines(line) + "\n")
     return ExitCode.BAD_CONFIGURATION
 
 
 def _inherited_pipe(name: str) -> int | None:
-    """The descriptor that the variable names, taken out of reach of this process's children."""
+    """Return the pipe that the variable names, or None. This process's children cannot use it."""
     fd = int(os.environ.pop(name, "-1"))
     try:
         if not stat.S_ISFIFO(os.fstat(fd).st_mode):
@@ -169,14 +169,14 @@ class _Child:
             loop.add_signal_handler(number, self._on_stop, number)
         loop.add_signal_handler(signal.SIGTSTP, self._on_quiet)
         working = asyncio.ensure_future(self._worker.run())
-        beating = asyncio.create_task(self._heartbeat())
+        heartbeats = asyncio.create_task(self._send_heartbeats())
         self._watch_parent(loop)
         try:
             await working
         except self._options.configuration_errors as exc:
             return _complain(str(exc) or type(exc).__name__, self._heartbeat_fd)
         finally:
-            beating.cancel()
+            heartbeats.cancel()
         log.info("process.ended", exit_code=int(self._exit_code), jobs_done=self._worker.jobs_done)
         return self._exit_code
 
@@ -192,7 +192,7 @@ class _Child:
         elif step == 2:
             self._force(number.name)
         else:
-            # Forcing did not end it either; the leases give its jobs to others.
+            # Forcing did not end the process; its leases will lapse to other workers.
             os._exit(ExitCode.FORCED)
 
     def _on_quiet(self) -> None:
@@ -210,18 +210,18 @@ class _Child:
         log.warning("process.forced", reason=reason)
         self._worker.force()
 
-    async def _heartbeat(self) -> None:
+    async def _send_heartbeats(self) -> None:
         if self._heartbeat_fd is not None:
             os.set_blocking(self._heartbeat_fd, False)
         while True:
             if self._heartbeat_fd is not None:
-                _say(self._heartbeat_fd, HEARTBEAT)
+                _send(self._heartbeat_fd, HEARTBEAT)
             self._recycle_when_due()
             await asyncio.sleep(self._options.heartbeat_interval_s)
 
     def _recycle_when_due(self) -> None:
         jobs_done = self._worker.jobs_done
-        # A bound below the size at the start would otherwise recycle for ever without one job.
+        # With a limit below the size at the start, the process must still run one job.
         if self._draining or not jobs_done:
             return
         rss = rss_bytes()
@@ -234,13 +234,13 @@ class _Child:
             self._drain("recycle")
 
     def _watch_parent(self, loop: asyncio.AbstractEventLoop) -> None:
-        # A thread, because an orphan with a blocked loop must end as well.
+        # A thread, because an orphan with a blocked event loop must end too.
         if self._parent_fd is not None:
             arguments = (self._parent_fd, loop)
             threading.Thread(target=self._outlive, args=arguments, daemon=True).start()
 
     def _outlive(self, parent_fd: int, loop: asyncio.AbstractEventLoop) -> None:
-        """Wait for the parent's end, then see to this process's: drain, force, exit."""
+        """Wait for the parent's death, then end this process: drain, force, exit."""
         with contextlib.suppress(OSError):
             while os.read(parent_fd, 1):
                 pass

@@ -1,12 +1,12 @@
 """
-When an ended worker process is started again, and when starting again is given up.
+Decides when an ended worker process is restarted, and when to give up. Pure.
 
 A process ends in one of three ways. *Clean*: it drained (0) or recycled itself;
-it is replaced, at most once in `min_interval_s`. *Bad configuration*: exit code
-2 before it ran stably; nothing is gained by trying again. *Crash*: anything
-else; it is replaced after an exponential backoff with full jitter, and more
-than `max_crashes` of all processes within `crash_window_s` end the service, so
-that what supervises it (systemd, a container engine) and its alerts see it.
+it is replaced, at most once per `min_interval_s`. *Bad configuration*: exit code
+2 before it ran stably; a restart would not help. *Crash*: anything else; it is
+replaced after an exponential backoff with full jitter. More than `max_crashes`
+of all processes within `crash_window_s` end the service, so that systemd or the
+container engine sees the failure and its alerts fire.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class ExitCode(IntEnum):
 
 
 class Ending(Enum):
-    """What a process's end means."""
+    """What the end of a process means."""
 
     CLEAN = "clean"
     CRASH = "crash"
@@ -40,12 +40,12 @@ class Ending(Enum):
 @dataclass(frozen=True, slots=True)
 class RestartPolicy:
     """
-    Bounds of restarting. Times are seconds.
+    Limits of restarts. Times are seconds.
 
-    backoff_base_s, backoff_cap_s: ceilings of the first and of any delay.
-    stable_after_s: a run of this length was a good start; it resets the backoff.
-    min_interval_s: least time between two starts of a slot that ends cleanly.
-    max_crashes, crash_window_s: more crashes than this within the window give up.
+    backoff_base_s, backoff_cap_s: ceilings of the first delay and of any delay.
+    stable_after_s: a process that ran this long started well; it resets the backoff.
+    min_interval_s: shortest time between two starts of a slot that ends cleanly.
+    max_crashes, crash_window_s: more crashes than this within the window end the service.
     """
 
     backoff_base_s: float = 0.5
@@ -57,7 +57,7 @@ class RestartPolicy:
 
 
 def decide_restart(exit_code: int, uptime_s: float, policy: RestartPolicy) -> Ending:
-    """The meaning of an exit code; negative ones are the signal that killed the process."""
+    """Return the meaning of an exit code; a negative one is the signal that killed the process."""
     if exit_code in (ExitCode.DRAINED, ExitCode.RECYCLE):
         return Ending.CLEAN
     if exit_code == ExitCode.BAD_CONFIGURATION and uptime_s < policy.stable_after_s:
@@ -66,14 +66,14 @@ def decide_restart(exit_code: int, uptime_s: float, policy: RestartPolicy) -> En
 
 
 class SlotHistory:
-    """One slot's crashes in a row, and with them the wait before its next start."""
+    """Counts one slot's consecutive crashes, which set the delay of its next start."""
 
     def __init__(self, policy: RestartPolicy) -> None:
         self._policy = policy
         self.crashes_in_a_row = 0
 
     def wait_s(self, ending: Ending, uptime_s: float, rng: Random) -> float:
-        """Seconds to wait after a process of this slot ended so, having run for `uptime_s`."""
+        """Return the delay after a process of this slot ended after `uptime_s`, seconds."""
         policy = self._policy
         if ending is Ending.CLEAN or uptime_s >= policy.stable_after_s:
             self.crashes_in_a_row = 0
@@ -89,14 +89,14 @@ class SlotHistory:
 
 
 class CrashWindow:
-    """The crashes of all slots within the window."""
+    """Counts the crashes of all slots within the window."""
 
     def __init__(self, policy: RestartPolicy) -> None:
         self._policy = policy
         self._times: deque[float] = deque(maxlen=policy.max_crashes + 1)
 
     def note(self, now: float) -> bool:
-        """Count a crash at `now` (monotonic seconds); True when there were too many."""
+        """Count a crash at `now` (monotonic seconds); return whether there were too many."""
         self._times.append(now)
         full = len(self._times) > self._policy.max_crashes
         return full and now - self._times[0] <= self._policy.crash_window_s

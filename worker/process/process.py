@@ -1,5 +1,5 @@
 """
-One worker process as its parent sees it: spawned, heard through its pipe, signalled, killed.
+The parent's view of one worker process: spawn it, read its pipe, signal it, kill it.
 """
 
 from __future__ import annotations
@@ -16,21 +16,21 @@ _PIPE_BYTES = 65_536
 
 
 class ChildProcess:
-    """A spawned process and what it said through its heartbeat pipe. Times are the loop's."""
+    """A spawned process and the messages of its heartbeat pipe. Times are the loop's."""
 
     def __init__(self, slot: int, process: asyncio.subprocess.Process, pipe: int) -> None:
         self.slot = slot
         self.process = process
         self.pid = process.pid
         self.complaint = ""  # why its configuration is bad, one line
-        self.ready = False  # it sent a heartbeat, so it listens to signals
+        self.ready = False  # it has sent a heartbeat, so its signal handlers are set
         self.killed = False
         self.started_at = self.last_heartbeat = asyncio.get_running_loop().time()
         self._pipe = pipe
         self._rest = b""
 
     def read(self) -> bool:
-        """Take in what the pipe holds; False at its end."""
+        """Read the pipe's messages; return False at its end."""
         try:
             data = os.read(self._pipe, _PIPE_BYTES)
         except BlockingIOError:
@@ -46,13 +46,13 @@ class ChildProcess:
 
     def signal(self, number: signal.Signals) -> None:
         if self.process.returncode is None:
-            # Not through the process object: it polls first, which takes the exit
-            # code away from the event loop's own watch.
+            # Not through the process object: it calls waitpid first, which takes the
+            # exit code away from the event loop's child watcher.
             with contextlib.suppress(ProcessLookupError):
                 os.kill(self.pid, number)
 
     def kill(self) -> None:
-        """End the process and everything it started in its session's group."""
+        """Kill the process and its process group."""
         if self.process.returncode is None:
             self.killed = True
             with contextlib.suppress(ProcessLookupError):

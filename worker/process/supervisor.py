@@ -1,16 +1,15 @@
 """
-N worker processes under one parent: start, watch, replace, end.
+Supervises worker processes: starts, watches, replaces and stops them.
 
-The parent spawns a command `count` times and keeps that many running, each in
-a session of its own so that a terminal's Ctrl-C reaches the parent alone. It
-replaces what ends (`worker.process.policy` decides when), kills a process
-whose event loop sends no heartbeat, and passes signals on: TERM or INT once
-drains, a second one forces, a third kills; TSTP quiets. Two pipes tie it to
-its children (`worker.process.child`); no child outlives it. Exit codes: `ExitCode`.
+The parent keeps `count` processes of a command running, each in its own session,
+so that a terminal's Ctrl-C reaches the parent only. It replaces a process that
+ends (`worker.process.policy` decides when), kills one whose event loop sends no
+heartbeat, and forwards signals: the first TERM or INT drains, the second forces,
+the third kills; TSTP quiets. Two pipes connect it to its children
+(`worker.process.child`); no child outlives it. Exit codes: `ExitCode`.
 
-A child is asked to drain with TERM, as often as may be, and to end at once
-with INT: a service manager that sends TERM to the parent and to every child
-(systemd does) must not force them by what the parent passes on.
+To a child, TERM always means drain and INT always means force. systemd sends TERM
+to the parent and to every child, so a second TERM must not force a child.
 """
 
 from __future__ import annotations
@@ -42,12 +41,12 @@ log = structlog.get_logger(__name__)
 @dataclass(frozen=True, slots=True)
 class SupervisorOptions:
     """
-    Bounds of the parent. Times are seconds.
+    Limits of the parent. Times are seconds.
 
-    shutdown_grace_s: what a child's drain may take.
-    kill_margin_s: over the grace, and after a second signal, before children are killed.
-    heartbeat_timeout_s: silence after which a child is killed; its start, with all imports,
-        must fit in. 0 switches the watch off, for a debugger that stops the child.
+    shutdown_grace_s: longest drain of a child.
+    kill_margin_s: time beyond the grace, or after a second signal, before children are killed.
+    heartbeat_timeout_s: time without a heartbeat after which a child is killed. It must be
+        longer than a start with all imports. 0 switches the watch off, for a debugger.
     restart: when ended children are replaced, and when the parent gives up.
     """
 
@@ -61,9 +60,9 @@ def run_supervisor(command: Sequence[str], count: int, options: SupervisorOption
     """
     Keep `count` processes of `command` running until a signal; return the exit code.
 
-    The command is executed as it is (no shell), with this process's environment,
-    standard output and standard error. It must `worker.process.child.serve`: a process
-    that sends no heartbeat is killed. Must be called from the main thread.
+    The command runs without a shell, with this process's environment, standard output and
+    standard error. It must call `worker.process.child.serve`: a process that sends no
+    heartbeat is killed. Call this from the main thread.
     """
     return asyncio.run(_Supervisor(command, count, options).run())
 
@@ -76,7 +75,7 @@ class _Supervisor:
         self._rng = random.Random()  # noqa: S311  (spreads restarts; no secret)
         self._crashes = CrashWindow(options.restart)
         self._running: dict[int, ChildProcess] = {}
-        self._proven = asyncio.Event()  # a child has started well: start the others
+        self._proven = asyncio.Event()  # one child has started well: start the others
         self._ending = asyncio.Event()
         self._quiet = False
         self._stop_signals = 0
@@ -87,7 +86,7 @@ class _Supervisor:
         for number in (signal.SIGTERM, signal.SIGINT):
             self._loop.add_signal_handler(number, self._on_stop, number)
         self._loop.add_signal_handler(signal.SIGTSTP, self._on_quiet)
-        # The write end stays in this process alone: its end is what children wait for.
+        # Only this process has the write end, so children see the pipe close when it dies.
         self._parent_pipe, write_end = os.pipe()
         log.info("supervisor.started", pid=os.getpid(), count=self._count)
         watching = asyncio.create_task(self._watch_heartbeats())
@@ -108,7 +107,7 @@ class _Supervisor:
         """Keep one process running until the end."""
         history, starts = SlotHistory(self._options.restart), 0
         if slot > 0:
-            # The first one shows whether the configuration is good; a bad one is told once.
+            # The first child proves the configuration, so that a bad one is reported once.
             await self._until(self._proven, self._options.restart.stable_after_s)
         while not self._ending.is_set():
             if self._quiet:  # a replacement would claim jobs
@@ -143,7 +142,7 @@ class _Supervisor:
             os.close(read_end)
             sys.stderr.write(f"{self._command[0]} cannot be run: {exc.strerror}\n")
             return ExitCode.BAD_CONFIGURATION
-        except OSError as exc:  # out of processes or memory: worth another try
+        except OSError as exc:  # out of processes or memory: try again later
             os.close(read_end)
             log.error("supervisor.spawn_failed", slot=slot, error=str(exc))  # noqa: TRY400
             return ExitCode.CRASHED
@@ -184,7 +183,7 @@ class _Supervisor:
         event("supervisor.child_ended", slot=child.slot, pid=child.pid, uptime_s=uptime_s, **cause)
         if child.complaint and not self._ending.is_set():
             sys.stderr.write(printable_lines(child.complaint) + "\n")
-        # A child that our TERM ended before it could listen had nothing to drain.
+        # A child that TERM ended before it set its signal handlers had no jobs to drain.
         if self._ending.is_set() and not clean and code != -signal.SIGTERM:
             forced = child.killed or code == ExitCode.FORCED
             self._raise_exit_code(ExitCode.FORCED if forced else ExitCode.CRASHED)
@@ -206,12 +205,12 @@ class _Supervisor:
         log.info("supervisor.quieted")
         self._quiet = True
         for child in self._running.values():
-            # One that does not listen yet would be stopped by the signal; it gets it when ready.
+            # Without its handler the signal would stop a child; it gets the signal when ready.
             if child.ready:
                 child.signal(signal.SIGTSTP)
 
     def _end(self, code: ExitCode) -> None:
-        """Drain every child; the first reason to end is the one that is told."""
+        """Drain every child; the first reason to end sets the exit code."""
         if not self._ending.is_set():
             self._exit_code = code
             self._ending.set()
@@ -240,11 +239,11 @@ class _Supervisor:
         while True:
             await asyncio.sleep(tick_s)
             now = self._loop.time()
-            own_pause_s, last = now - last - tick_s, now
+            pause_s, last = now - last - tick_s, now
             for child in list(self._running.values()):
-                if own_pause_s > tick_s:
-                    # This process was stopped itself (a frozen container): so were they.
-                    child.last_heartbeat += own_pause_s
+                if pause_s > tick_s:
+                    # This process was stopped (a frozen container), and so were its children.
+                    child.last_heartbeat += pause_s
                 silence_s = now - child.last_heartbeat
                 if silence_s > timeout_s and not child.killed:
                     log.error(
@@ -256,7 +255,7 @@ class _Supervisor:
                     child.kill()
 
     async def _until(self, event: asyncio.Event, limit_s: float) -> None:
-        """Wait for an event, but no longer than the limit or the end of everything."""
+        """Wait for an event, at most `limit_s` and until the supervisor ends."""
         waits = [asyncio.ensure_future(e.wait()) for e in {event, self._ending}]
         await asyncio.wait(waits, timeout=limit_s, return_when=asyncio.FIRST_COMPLETED)
         for wait in waits:

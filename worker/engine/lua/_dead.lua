@@ -1,6 +1,7 @@
--- Shared step: keep a job that ended badly, whole, and make room for it.
--- d: {set, prefix, cap, age (ms), now, queues, dropped}; why: {reason, error, queue (its number), tries}
--- The caller deletes the live job, and has checked d.set's type. Needs types and body before it. d.dropped counts those that went to make room.
+-- Shared step: store a failed job as a dead letter, and delete old dead letters beyond the limits.
+-- d: {set, prefix, cap, age (ms), now, queues, dropped}; why: {reason, error, queue number, tries, name}
+-- The caller has checked the type of d.set, and deletes the live job. d.dropped counts the deleted
+-- dead letters. Needs types and body before it.
 local function bury(d, id, why)
   local key = d.prefix .. 'dead:' .. id
   local body = body_of(d.prefix .. 'job:' .. id)

@@ -1,8 +1,8 @@
--- Shared step: write down how jobs ended. An end counts only when its claim still stands.
--- Needs types and put_job before it; the caller has checked the types of all KEYS.
--- An end: {kind, id, claim, queue's number, details}; kinds and details: worker/engine/records.py
+-- Shared step: apply the ends of jobs. An end counts only while its claim stands.
+-- Needs types, put_job and dead before it; the caller has checked the types of all KEYS.
+-- An end: {kind, id, claim, queue number, details}; kinds and details: worker/engine/records.py
 
--- Delete everything a live job has. zrem: ids by queue's number.
+-- Delete all keys of live jobs. zrem: ids by queue number.
 local function forget(prefix, keys, ids, zrem)
   local gone = {}
   for i, id in ipairs(ids) do
@@ -32,7 +32,7 @@ local function release_unique(key, id)
   end
 end
 
--- Put a job off: out of the running ones, back into its queue.
+-- Move a job from the running ones back into its queue, due at the given time.
 local function put_back(prefix, keys, number, id, due)
   redis.call('DEL', prefix .. 'in-progress:' .. id)
   redis.call('ZREM', keys[5], id)
@@ -49,7 +49,7 @@ local function keep_result(prefix, id, d)
   end
 end
 
--- Where another key has taken a queue's place, the ordinary one will do.
+-- Fall back to the default queue when the named key is not a queue.
 local function queue_of(name, keys)
   return fits('zset', name) and name or keys[3]
 end
@@ -59,7 +59,7 @@ local function enqueue(prefix, keys, job)
   put_job(queue_of(job.queue, keys), prefix .. 'job:' .. id, prefix .. 'result:' .. id, keys[6], id, job.body, server_ms() + (job.delay or 0))
 end
 
--- One part of a gathering is done; the last one makes the job that was waiting for all.
+-- Store one result of a gathering; the last one enqueues the job that waits for all of them.
 local function gathered(prefix, keys, id, g)
   local key = prefix .. 'gather:' .. g.id
   if not fits('hash', key) then
@@ -81,7 +81,7 @@ local function gathered(prefix, keys, id, g)
     end
     values[i + 1] = value
   end
-  -- msgpack array 32: its length, then the values as they are.
+  -- A msgpack array 32: its length, then the encoded values.
   local array = '\221' .. string.char(math.floor(size / 16777216) % 256, math.floor(size / 65536) % 256,
     math.floor(size / 256) % 256, size % 256) .. table.concat(values)
   enqueue(prefix, keys, {id = parts[5], queue = parts[4], body = parts[2] .. array .. parts[3]})

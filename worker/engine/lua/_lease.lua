@@ -1,6 +1,6 @@
--- Shared step: how long a claim stands after its last renewal, ms.
--- The more workers a job has lost, the longer it waits for the next: a job that takes its worker
--- down does not do so again within seconds. No delay after the first loss.
+-- Shared step: the length of a claim's lease, ms. stalled: leases of the job that lapsed before.
+-- It grows with each lapsed lease, so that a job which crashes its workers does not crash the next
+-- one within seconds. The first lease has no extra time: a killed worker's job runs again soon.
 local function lease_of(lease, stalled)
   return lease + math.floor(lease / 5 * (2 ^ math.min(stalled, 5) - 1))
 end

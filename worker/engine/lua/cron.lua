@@ -1,10 +1,10 @@
 -- cron.lua: enqueue one tick of a cron job, once for all workers.
 -- KEYS[1] last ticks  KEYS[2] queue  KEYS[3] job body  KEYS[4] result  KEYS[5] wake token
 -- ARGV[1] cron's name  ARGV[2] tick, Unix ms  ARGV[3] job id  ARGV[4] body
--- ARGV[5] 1: once for all workers | 0: once a worker, whatever the others did
--- ARGV[6] '' | catching up: the last tick that was seen, so that of several workers one does
--- ARGV[7] what is now the last tick
--- returns 1 enqueued | 0 this tick, or a later one, was there already; or its job still waits
+-- ARGV[5] 1: once for all workers | 0: once for each worker
+-- ARGV[6] '' | for a missed tick: the last tick this worker read; only one worker's compare-and-set wins
+-- ARGV[7] the new last tick
+-- returns 1 enqueued | 0 this tick or a later one was enqueued already, or a job with this id exists
 --@include types
 --@include put_job
 expect('hash', KEYS[1])

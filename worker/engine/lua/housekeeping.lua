@@ -1,8 +1,8 @@
 #!lua flags=allow-oom
--- housekeeping.lua: a worker is listed, may listen for stock clients' jobs, and removes what is stale.
+-- housekeeping.lua: list a worker, let one worker listen for stock clients' jobs, remove stale entries.
 -- KEYS[1] workers  KEYS[2] abort marks  KEYS[3] listener
 --   and, derived from the prefix: job:<id>
--- ARGV[1] prefix  ARGV[2] worker id  ARGV[3] time after which a worker that does not come again is gone, ms
+-- ARGV[1] prefix  ARGV[2] worker id  ARGV[3] ms after which a worker that has not called again is removed
 -- returns 1 when this worker is the one that listens for stock clients' jobs | 0
 --@include types
 expect('zset', KEYS[1], KEYS[2])
@@ -10,7 +10,7 @@ local t = redis.call('TIME')
 local now = t[1] * 1000 + math.floor(t[2] / 1000)
 redis.call('ZADD', KEYS[1], now, ARGV[2])
 redis.call('ZREMRANGEBYSCORE', KEYS[1], '-inf', now - ARGV[3])
--- A mark without a job would abort a later job of that id.
+-- A mark without a job would abort a later job with the same id.
 for _, id in ipairs(redis.call('ZRANGEBYSCORE', KEYS[2], '-inf', now - 60000, 'LIMIT', 0, 100)) do
   if redis.call('EXISTS', ARGV[1] .. 'job:' .. id) == 0 then
     redis.call('ZREM', KEYS[2], id)

@@ -1,9 +1,9 @@
 #!lua flags=allow-oom
--- leave.lua: a worker that ends takes its marks away.
--- KEYS[1] its heartbeat  KEYS[2] workers  KEYS[3] listener  KEYS[4] health key  KEYS[5] its last turn
+-- leave.lua: delete the keys of a worker that ends.
+-- KEYS[1] its heartbeat  KEYS[2] workers  KEYS[3] listener  KEYS[4] health key  KEYS[5] its last poll
 -- ARGV[1] worker id
 -- returns how many workers are left
--- Its waker's last turn stays until its TTL: a wait that is still on its way must find it.
+-- Its waker's last poll stays until its TTL: a wake poll that still arrives must find it.
 --@include types
 expect('zset', KEYS[2])
 redis.call('DEL', KEYS[1], KEYS[5])
@@ -12,7 +12,7 @@ if text_of(KEYS[3]) == ARGV[1] then
   redis.call('DEL', KEYS[3])
 end
 local left = redis.call('ZCARD', KEYS[2])
--- All workers share arq's health key: the last one out turns off the light.
+-- All workers share arq's health key, so the last one deletes it.
 if left == 0 then
   redis.call('DEL', KEYS[4])
 end

@@ -1,18 +1,17 @@
 #!lua flags=allow-oom
--- next_job.lua: claim the next job for a worker that waited, if it is plain which one that is.
+-- next_job.lua: claim the next job for a waiting worker, if only one queue has a due job.
 -- KEYS[1..4] queues critical, high, default, low  KEYS[5] running: id -> lease's end, Unix ms
--- KEYS[6] wake token  KEYS[7] abort marks  KEYS[10] last turn of this waker (as poll.lua's keys)
+-- KEYS[6] wake token  KEYS[7] abort marks  KEYS[10] last poll of this waker (same order as poll.lua's keys)
 --   and, derived from the prefix: job:<id> in-progress:<id> retry:<id>
--- ARGV[1] prefix  ARGV[2] token of this turn, never used before: "<run of a worker>:<number>"  ARGV[3] lease_ms
--- returns {id, body, tries, claim, mark} of the job | {} none, or poll.lua has to look: jobs are due in
---   several queues, or the first has a claim already
---   (body: _body.lua)
--- What it writes is what poll.lua writes, which takes over from it: a waker whose reply was lost sends
--- this turn's token to poll.lua, and a turn that comes late then finds it, or a later one, and claims nothing.
+-- ARGV[1] prefix  ARGV[2] this poll's token, never used before: "<run of a worker>:<number>"  ARGV[3] lease_ms
+-- returns {id, body (_body.lua), tries, claim, mark} of the job | {}: no job, or one for poll.lua: jobs are
+--   due in several queues, or the first job has a claim already
+-- It writes what poll.lua writes. A waker whose reply was lost sends this poll's token to poll.lua. A copy
+-- of this script that arrives later finds that token, or a later one, and claims nothing.
 --@include types
 --@include body
 local prefix, token, lease = ARGV[1], ARGV[2], tonumber(ARGV[3])
--- A wait that ended without a token mostly finds nothing at all.
+-- Fast path: after a wait without a token there is usually no job at all.
 if redis.call('EXISTS', KEYS[1], KEYS[2], KEYS[3], KEYS[4]) == 0 then
   return {}
 end
@@ -47,7 +46,7 @@ if not redis.call('SET', prefix .. 'in-progress:' .. id, claim, 'NX', 'PX', leas
   return {}
 end
 redis.call('ZADD', KEYS[5], now + lease, id)
--- Out of the head of the queue, yet in it: stock clients look for it there.
+-- A claimed job stays in its queue, where stock clients look for it, but not at its head.
 redis.call('ZADD', KEYS[queue], 'XX', now + 2 * lease, id)
 redis.call('SET', KEYS[10], cmsgpack.pack({token, {id}, {}, {}}), 'PX', 4 * lease + 60000)
 return {id, body_of(prefix .. 'job:' .. id), text_of(prefix .. 'retry:' .. id), claim, mark}

@@ -1,25 +1,25 @@
 #!lua flags=allow-oom
--- poll.lua: one turn of a worker: end the jobs that are over, then claim what is due.
+-- poll.lua: one poll of a worker: apply the ends of its finished jobs, then claim due jobs.
 -- KEYS[1..4] queues critical, high, default, low  KEYS[5] running: id -> lease's end, Unix ms
 -- KEYS[6] wake token  KEYS[7] abort marks  KEYS[8] parked: id -> since, Unix ms  KEYS[9] dead: id -> time
--- KEYS[10] last turn of this worker, or of its waker  KEYS[11] schedules: id -> due
+-- KEYS[10] last poll of this worker, or of its waker  KEYS[11] schedules: id -> due
 --   and, derived from the prefix: job:<id> in-progress:<id> retry:<id> result:<id> dead:<id>,
 --   queue names and unique keys that the ends name
--- ARGV[1] prefix  ARGV[2] token of this turn, never used before: "<run of a worker>:<number>"  ARGV[3] lease_ms
--- ARGV[4] most to claim (<= 256)  ARGV[5] jobs claimed before  ARGV[6] ends, msgpack (worker/engine/records.py)
--- ARGV[7] stalled of a lease that make a job poison  ARGV[8] dead letters kept
--- ARGV[9] their age, ms  ARGV[10] share of the claims that goes to the longest due of all queues
--- ARGV[11] how many more to claim ahead, of at most a quarter of what is left (with ARGV[4] <= 512)
--- ARGV[12] 1: with the abort marks | 0
--- ARGV[13] most stalled_jobs to claim: jobs whose next lost lease makes them poison
--- ARGV[14] 1: this turn may still arrive by another way, and must do nothing then | 0
--- returns {now, next due | -1, 1 when more is due, jobs in the queues, a schedule is due: 1 | 0,
---          {index of an end that came too late, ...}, {index of an end that was buried, ...},
+-- ARGV[1] prefix  ARGV[2] this poll's token, never used before: "<run of a worker>:<number>"  ARGV[3] lease_ms
+-- ARGV[4] most jobs to claim (<= 256)  ARGV[5] jobs claimed before  ARGV[6] ends, msgpack (worker/engine/records.py)
+-- ARGV[7] stalled count that makes a job poison  ARGV[8] limit of the dead letters
+-- ARGV[9] their age limit, ms  ARGV[10] share of the claims for the job that is due longest, of any queue
+-- ARGV[11] most jobs to claim ahead; at most a quarter of the due jobs left (with ARGV[4] <= 512)
+-- ARGV[12] 1: return the abort marks | 0
+-- ARGV[13] most jobs to claim that one more lost lease makes poison
+-- ARGV[14] 1: another copy of this poll may still arrive, and must then change nothing | 0
+-- returns {now, next due | -1, 1: more jobs are due | 0, jobs in the queues, 1: a schedule is due | 0,
+--          {index of an end whose claim was lost, ...}, {index of an end that became a dead letter, ...},
 --          {id of poison, ...}, {id, since, ...} abort marks, rows of 5: id, body (_body.lua), tries, claim, mark,
---          dead letters dropped to make room}
--- Claim: "token|queue's number|due|stalled" in in-progress:<id>. Who holds it may end the job: it is
--- the fencing token. A turn that is sent again (its reply was lost) changes nothing and gives the
--- same rows; one that comes after a later turn of its run changes nothing and gives none.
+--          dead letters deleted to make room}
+-- Claim: "token|queue number|due|stalled count" in in-progress:<id>. It is the fencing token: only its
+-- holder may end the job. A poll that is sent again (its reply was lost) changes nothing and returns the
+-- same rows; one that arrives after a later poll of its run changes nothing and returns none.
 -- allow-oom: a full server must be able to finish jobs, which frees memory.
 --@include types
 --@include put_job
@@ -30,7 +30,7 @@
 local prefix, token, lease = ARGV[1], ARGV[2], tonumber(ARGV[3])
 local want, poison, ahead = tonumber(ARGV[4]), tonumber(ARGV[7]), tonumber(ARGV[11])
 local last_chance, stalled_jobs = math.max(1, poison - 1), tonumber(ARGV[13])
-local SUSPECT_WAITS_MS = math.min(1000, lease / 5)
+local STALLED_WAITS_MS = math.min(1000, lease / 5)
 local RUNNING_KEY_MS = tostring(lease + 86400000)
 local now = server_ms()
 local marked = false
@@ -57,9 +57,9 @@ local function add_rows(ids, claims)
   end
 end
 
--- A job may be due and yet run: an abort moved it, or a stock worker holds it.
+-- A due job may still run: an abort moved it, or a stock worker holds it.
 local function still_held(id, claim, queue)
-  -- A stock worker's claim has a lifetime; what has none is nobody's.
+  -- A stock worker's claim has a TTL; a claim without one has no owner.
   if not string.find(claim, '|', 1, true) and redis.call('PTTL', prefix .. 'in-progress:' .. id) > 0 then
     redis.call('ZADD', queue, 'XX', now + 1000, id)
     return true
@@ -72,13 +72,13 @@ local function still_held(id, claim, queue)
   return false
 end
 
--- candidates: list of {id, queue's number, due, claim that has lapsed | nil}
+-- candidates: list of {id, queue number, due, lapsed claim | nil}
 local function claim(candidates)
   if #candidates == 0 then
     return
   end
   local taken, claims, running, moved = {}, {}, {}, {{}, {}, {}, {}}
-  -- Numbers are slow to become text: once is enough.
+  -- Converting a number to text is slow, so do it once.
   local lease_ends, queued_till = tostring(now + lease), tostring(now + 2 * lease)
   for i, c in ipairs(candidates) do
     local id, number, due, held, stalled = c[1], c[2], number_of(c[3]) and c[3] or '0', c[4], 0
@@ -87,7 +87,7 @@ local function claim(candidates)
     if not held then
       held = redis.pcall('SET', key, value .. '0', 'NX', 'GET', 'PX', RUNNING_KEY_MS)
       if type(held) == 'table' then
-        held = '' -- of another type, so nobody's
+        held = '' -- a key of another type is not a claim
       elseif held then
         free = not still_held(id, held, KEYS[number])
       end
@@ -101,9 +101,9 @@ local function claim(candidates)
       bury(dead, id, {reason = 'poison', queue = number, tries = stalled, error = 'its workers died while it ran'})
       forget(prefix, KEYS, {id}, {{id}, {id}, {id}, {id}})
     elseif free and stalled >= last_chance and stalled_jobs == 0 then
-      -- Two stalled_jobs in one worker would be charged for each other's deeds.
-      redis.call('ZADD', KEYS[5], 'XX', now + SUSPECT_WAITS_MS, id)
-      redis.call('ZADD', KEYS[number], 'XX', now + SUSPECT_WAITS_MS, id)
+      -- When a worker dies, all its stalled jobs are charged: two would be charged for one's crash.
+      redis.call('ZADD', KEYS[5], 'XX', now + STALLED_WAITS_MS, id)
+      redis.call('ZADD', KEYS[number], 'XX', now + STALLED_WAITS_MS, id)
     elseif free then
       if stalled >= last_chance then
         stalled_jobs = stalled_jobs - 1
@@ -115,7 +115,7 @@ local function claim(candidates)
         redis.call('SET', key, claims[n], 'PX', RUNNING_KEY_MS)
       end
       running[2 * n - 1], running[2 * n] = stalled == 0 and lease_ends or now + holds, id
-      -- Out of the head of the queue, yet in it: stock clients look for it there.
+      -- A claimed job stays in its queue, where stock clients look for it, but not at its head.
       local m = moved[number]
       m[#m + 1], m[#m + 2] = stalled == 0 and queued_till or now + holds + lease, id
       claimed[#claimed + 1] = id
@@ -149,7 +149,7 @@ local function lapsed(most)
   return found
 end
 
--- Of what is left when `most` are taken, a quarter may be claimed ahead: the rest is for other workers.
+-- Claim ahead at most a quarter of the due jobs left: the rest is for other workers.
 local function with_ahead(most)
   if ahead == 0 then
     return most
@@ -161,8 +161,8 @@ local function with_ahead(most)
   return most + math.min(ahead, math.max(0, math.floor((due - most) / 4)))
 end
 
--- Strict by priority, but a share of them by age alone, so that nobody starves: it holds over time,
--- also with one claim a turn.
+-- By priority, except for a share of the claims that goes by age alone, so that no queue starves.
+-- The share holds over time, even with one claim per poll.
 local function due_jobs(most)
   local before, share = tonumber(ARGV[5]) + #claimed, tonumber(ARGV[10])
   local reserved = math.floor((before + most) * share) - math.floor(before * share)
@@ -196,26 +196,26 @@ local function due_jobs(most)
   return picked
 end
 
--- "<run>", number
-local function parts_of(turn)
-  local run, number = string.match(turn, '^(.*):(%d+)$')
+-- returns "<run>", number
+local function split_token(other)
+  local run, number = string.match(other, '^(.*):(%d+)$')
   return run, tonumber(number)
 end
 
 local function is_before(other)
-  local run, number = parts_of(token)
-  local other_run, other_number = parts_of(other)
+  local run, number = split_token(token)
+  local other_run, other_number = split_token(other)
   return run == other_run and number < other_number
 end
 
--- {token, claimed, late, poisoned}; nil where nothing that can be read was kept
+-- returns {token, claimed, late, poisoned}; nil when none is stored, or it cannot be read
 local function last_poll(key)
-  local ok, turn = pcall(cmsgpack.unpack, text_of(key) or '')
-  local is_turn = ok and type(turn) == 'table' and type(turn[1]) == 'string'
-  return is_turn and type(turn[2]) == 'table' and type(turn[3]) == 'table' and type(turn[4]) == 'table' and turn or nil
+  local ok, last = pcall(cmsgpack.unpack, text_of(key) or '')
+  local is_poll = ok and type(last) == 'table' and type(last[1]) == 'string'
+  return is_poll and type(last[2]) == 'table' and type(last[3]) == 'table' and type(last[4]) == 'table' and last or nil
 end
 
--- Most looks of an idle worker find nothing at all.
+-- Most polls of an idle worker find no job at all.
 local busy = #ends > 0
   or redis.call('EXISTS', KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5], KEYS[11]) > 0
 if busy then
@@ -249,7 +249,7 @@ elseif not (again and is_before(again[1])) then
   end
   if want + ahead > 0 and busy then
     local rest, found = want, {}
-    -- Jobs that their workers did not survive are for free hands only.
+    -- Claim lapsed jobs only into free slots, never ahead.
     while rest > 0 do
       found = lapsed(rest)
       claim(found)

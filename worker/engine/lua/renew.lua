@@ -1,9 +1,9 @@
 #!lua flags=allow-oom
--- renew.lua: extend the leases of all of a worker's running jobs.
+-- renew.lua: renew the leases of a worker's running jobs.
 -- KEYS[1..4] queues critical, high, default, low  KEYS[5] running
 --   and, derived from the prefix: in-progress:<id>
 -- ARGV[1] prefix  ARGV[2] lease_ms  ARGV[3..] id, claim, id, claim, ...  (<= 2000 pairs)
--- returns the ids whose lease is lost: another worker claimed them, or they are gone
+-- returns the ids of lost leases: another worker claimed the job, or it ended
 --@include types
 --@include lease
 expect('zset', KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5])

@@ -1,8 +1,8 @@
--- schedule_run.lua: enqueue one run of a repeating job and set its next, compare-and-set.
+-- schedule_run.lua: enqueue one run of a repeating job and set its next run. Compare-and-set.
 -- KEYS[1] schedules  KEYS[2] queue  KEYS[3] job body  KEYS[4] result  KEYS[5] wake token
--- ARGV[1] schedule's id  ARGV[2] the run that is due, Unix ms  ARGV[3] the next one
+-- ARGV[1] schedule id  ARGV[2] the run that is due, Unix ms  ARGV[3] the next run, Unix ms
 -- ARGV[4] job id  ARGV[5] body
--- returns 1 enqueued | 0 another worker did, or it was changed or removed
+-- returns 1 enqueued | 0 another worker enqueued it, or the schedule was changed or removed
 --@include types
 --@include put_job
 expect('zset', KEYS[1], KEYS[2], KEYS[5])
