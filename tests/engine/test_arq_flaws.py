@@ -1,4 +1,4 @@
-"""The fifteen ways in which stock arq loses, delays or doubles work: none of them is left."""
+"""Each of the fifteen ways in which stock arq loses, delays or doubles work is fixed."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ async def test_03_a_claim_that_was_taken_over_cannot_end_the_job(client: Any, pr
         return "stale"
 
     await queue.enqueue("hold", job_id="a")
-    # A lease too long to be renewed here, so that only fencing protects the job.
+    # The lease is too long to be renewed here, so that only fencing protects the job.
     options = EngineOptions(lease_s=60, poll_s=0.1)
     async with running(client, prefix, [func(hold, name="hold")], options=options) as worker:
         await asyncio.wait_for(started.wait(), 10)
@@ -88,7 +88,7 @@ async def test_03_a_claim_that_was_taken_over_cannot_end_the_job(client: Any, pr
         assert worker.jobs_complete == 0
 
 
-async def test_03_a_job_whose_claim_another_took_is_cancelled(client: Any, prefix: str) -> None:
+async def test_03_a_job_whose_claim_another_took_is_canceled(client: Any, prefix: str) -> None:
     queue = queue_of(client, prefix)
     started, cancelled = asyncio.Event(), asyncio.Event()
 
@@ -109,7 +109,7 @@ async def test_03_a_job_whose_claim_another_took_is_cancelled(client: Any, prefi
 
 
 async def _ended(worker: Worker) -> bool:
-    # One more turn after the end has left the outbox.
+    # One more poll after the end has left the outbox.
     return not worker.claims and not worker.has_unsent_ends
 
 
@@ -174,7 +174,7 @@ async def test_07_unknown_functions_wait_and_unreadable_bodies_are_kept(
 
     async with running(client, prefix, [func(other, name="other")]):
         await eventually(lambda: client.hexists(f"{prefix}parked", new.id))
-        # A worker of the new release joins, and takes it.
+        # A worker of the new release joins and claims it.
         async with running(client, prefix, [double]):
             assert await new.result(timeout_s=20) == 4
     letters = await queue.dead.list()
@@ -195,7 +195,7 @@ async def test_07_a_job_that_stays_unknown_is_a_dead_letter(client: Any, prefix:
 
 
 @pytest.mark.parametrize("hook", ["on_job_start", "on_job_end", "after_job_end"])
-async def test_08_an_exception_in_a_hook_is_not_the_workers_end(
+async def test_08_an_exception_in_a_hook_does_not_end_the_worker(
     client: Any, prefix: str, hook: str
 ) -> None:
     async def broken(ctx: dict[str, Any]) -> None:
@@ -209,9 +209,7 @@ async def test_08_an_exception_in_a_hook_is_not_the_workers_end(
     assert worker.jobs_failed == (3 if hook == "on_job_start" else 0)
 
 
-async def test_08_a_failed_job_whose_result_is_kept_for_ever_is_stored(
-    client: Any, prefix: str
-) -> None:
+async def test_08_a_failed_result_kept_forever_is_stored(client: Any, prefix: str) -> None:
     async def fail(ctx: dict[str, Any]) -> None:
         raise ValueError("no")
 
@@ -238,7 +236,7 @@ async def _is_gone(client: Any, key: str) -> bool:
     return not await client.exists(key)
 
 
-async def test_09_marks_of_jobs_that_are_gone_are_removed(client: Any, prefix: str) -> None:
+async def test_09_abort_marks_without_a_job_are_removed(client: Any, prefix: str) -> None:
     queue = queue_of(client, prefix)
     waiting = await queue.enqueue("double", delay_s=3600)
     old = (time.time() - 120) * 1000
@@ -298,7 +296,7 @@ async def test_12_score_0_runs_and_a_long_deferral_keeps_the_tries(
 
 
 @pytest.mark.parametrize("missed", ["once", "skip"])
-async def test_13_a_tick_missed_while_no_worker_was_up_runs_once_or_not_at_all(
+async def test_13_a_missed_tick_runs_once_or_is_skipped(
     client: Any, prefix: str, missed: str
 ) -> None:
     ran: list[str] = []
@@ -307,7 +305,7 @@ async def test_13_a_tick_missed_while_no_worker_was_up_runs_once_or_not_at_all(
         ran.append(ctx["job_id"])
 
     hour = (datetime.now(UTC).hour + 12) % 24
-    # Three days ago the last tick was seen: three passed since.
+    # The last tick was three days ago: three ticks were missed.
     await client.hset(f"{prefix}queue:cron", "cron:n", int((time.time() - 3 * 86_400) * 1000))
 
     def crons() -> list[Any]:
@@ -322,7 +320,7 @@ async def test_13_a_tick_missed_while_no_worker_was_up_runs_once_or_not_at_all(
     assert len(ran) == (1 if missed == "once" else 0)
 
 
-async def test_13_ticks_that_a_dying_worker_made_good_are_nobody_elses(
+async def test_13_ticks_that_a_dying_worker_caught_up_run_once(
     client: Any, prefix: str, valkey_url: str
 ) -> None:
     async def nightly(ctx: dict[str, Any]) -> None: ...
@@ -354,7 +352,7 @@ async def test_13_ticks_that_a_dying_worker_made_good_are_nobody_elses(
     assert await client.zcard(keys.default_queue) == 1
 
 
-async def test_13_a_tick_that_ran_and_is_forgotten_does_not_run_again(
+async def test_13_a_tick_whose_job_is_forgotten_does_not_run_again(
     client: Any, prefix: str
 ) -> None:
     async def hourly(ctx: dict[str, Any]) -> None: ...
@@ -375,7 +373,7 @@ async def test_13_a_tick_that_ran_and_is_forgotten_does_not_run_again(
             timezone=UTC,
         )
 
-    # Both are up when the tick comes; the second looks when its job is over and gone.
+    # Both are up at the tick; the second ticks after the job ended and its keys expired.
     first, second = runner(), runner()
     await first.tick()
     await second.tick()
@@ -412,7 +410,7 @@ async def _has(found: list[str], count: int) -> bool:
     return len(found) >= count
 
 
-async def test_14_a_workers_own_clock_counts_for_nothing_from_the_start(
+async def test_14_a_workers_own_clock_is_ignored_from_the_start(
     client: Any, prefix: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def hourly(ctx: dict[str, Any]) -> None: ...
@@ -435,14 +433,14 @@ async def test_14_a_deferred_job_that_stock_arq_aborts_never_runs(arq: ArqRedis)
 
     handle = await arq.enqueue_job("count", _job_id="a", _defer_by=3600)
     assert handle is not None
-    # What Job.abort writes first; its mark comes a round trip later.
+    # What Job.abort writes first; the abort mark comes a round trip later.
     await arq.zadd("arq:queue", {"a": 1})
     async with running(arq, "arq:", [func(count, name="count")]):
         await eventually(lambda: arq.exists("arq:result:a"))
     assert runs == 0
 
 
-async def test_15_a_pickle_is_not_loaded_and_workers_have_their_own_health(
+async def test_15_no_pickle_is_loaded_and_each_worker_has_its_own_health(
     client: Any, prefix: str
 ) -> None:
     class Bomb:

@@ -1,10 +1,10 @@
 """
-Chaos, checked against a ledger outside Valkey.
+Random faults, checked against a ledger outside Valkey.
 
-Three processes behind a fault proxy: seeded kill -9, SIGSTOP and TERM of workers; kill -9 and
-SIGSTOP of the server (with its append-only file); connections killed; replies cut off after
-the server executed. Every kind comes up in the short form, too; `make soak SEED= MINUTES=`
-runs it longer.
+Three worker processes run behind a fault proxy. The seeded faults: kill -9, SIGSTOP and TERM
+of workers; kill -9 and SIGSTOP of the server (with its append-only file); killed connections;
+replies cut off after the server executed. The short run has every kind of fault;
+`make soak SEED= MINUTES=` runs longer.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ LEASE_S = 1.0
 
 
 class Fleet:
-    """Workers that are replaced when they die, and a server that comes back."""
+    """Replaces workers that die, and restarts the server."""
 
     def __init__(
         self, home: Path, server: FragileServer, proxy: FaultProxy, rng: random.Random
@@ -63,7 +63,7 @@ class Fleet:
 
     def start_worker(self) -> None:
         stack = ExitStack()
-        # A job may meet many kills here: poison has tests of its own.
+        # A job may survive many kills here; other tests cover poison.
         more = {"MAX_LOST_LEASES": "100", "MAX_JOBS": str(CONCURRENCY)}
         child = stack.enter_context(
             process(self._proxy.url, "arq:", self.ledger, lease_s=LEASE_S, **more)
@@ -78,11 +78,11 @@ class Fleet:
             self._proxy.cut_replies(self._rng.randint(1, 5))
         elif fault == "server killed":
             await asyncio.to_thread(self._server.kill)
-            await self._noticed()
+            await self._outage_logged()
             await asyncio.to_thread(self._server.start)
         elif fault == "server hung":
             self._server.freeze()
-            await self._noticed()
+            await self._outage_logged()
             self._server.thaw()
         else:
             await asyncio.to_thread(self._strike_worker, fault)
@@ -100,8 +100,8 @@ class Fleet:
         self._workers.pop(index)
         self.start_worker()
 
-    async def _noticed(self) -> None:
-        """A worker says that the server is away; none may: all are stopped, or said so lately."""
+    async def _outage_logged(self) -> None:
+        """Wait for a logged outage; none comes when all workers are stopped or logged one lately."""
         said = self._outages()
 
         async def more() -> bool:
@@ -167,7 +167,7 @@ async def produce(queue: JobQueue, wanted: list[Call], acknowledged: Counter[str
 
 @pytest.mark.serial
 @pytest.mark.timeout(180 + 180 * MINUTES)
-async def test_every_acknowledged_job_ends_once_through_all_that_can_happen(
+async def test_every_acknowledged_job_ends_once_through_all_faults(
     tmp_path: Path,
 ) -> None:
     rng = random.Random(SEED)
@@ -209,7 +209,7 @@ async def _is_empty(client: Any) -> bool:
 
 
 async def check(client: Any, queue: JobQueue, ships: Fleet, sent: Counter[str]) -> None:
-    """The invariants: each job is done or dead, run no oftener than was struck, nothing is left."""
+    """Check that each job is done or dead, ran no more often than faults explain, and left no keys."""
     runners: dict[str, list[str]] = {}
     for line in ships.ledger.of("end"):
         runners.setdefault(line[1], []).append(line[2])
@@ -224,7 +224,7 @@ async def check(client: Any, queue: JobQueue, ships: Fleet, sent: Counter[str]) 
     assert set(letters) == doomed
     assert {(x.reason, x.tries) for x in letters.values()} == {("exhausted", TRIES)}
     assert set(ends) == set(sent) - doomed | chained, "an acknowledged job never ran to its end"
-    assert ships.exit_codes() == [None] * WORKERS, "a worker died of it"
+    assert ships.exit_codes() == [None] * WORKERS, "a fault ended a worker"
     for id_ in set(sent) | chained:
         tries = TRIES if id_ in doomed else 2 if id_.startswith("fail") else 1
         again = max(sent[id_], sent[id_.replace("follow", "hold")])
@@ -234,12 +234,12 @@ async def check(client: Any, queue: JobQueue, ships: Fleet, sent: Counter[str]) 
     # Neither shutdowns nor lost leases charge a try.
     held = [line for line in started if line[1].startswith(("hold", "follow"))]
     assert {line[3] for line in held} == {"1"}
-    # Ended twice only where a lease was lost under it, or an enqueue was sent again.
+    # A job ends twice only if its lease was lost while it ran, or an enqueue was sent again.
     resent = sum(count - 1 for count in sent.values()) * 2
     lost = sum(ships.struck[fault] for fault in FAULTS[:3]) + WORKERS * ships.struck["server hung"]
     lost += WORKERS * ships.struck["server killed"]
     assert sum(count - 1 for count in ends.values()) <= CONCURRENCY * lost + resent
     left = [key async for key in client.scan_iter("arq:*")]
     kinds = {key.split(b":")[1] for key in left}
-    assert kinds <= {b"turn", b"worker", b"workers", b"queue", b"result", b"dead"}, left
+    assert kinds <= {b"poll", b"worker", b"workers", b"queue", b"result", b"dead"}, left
     assert not await client.exists("arq:queue:running")

@@ -1,4 +1,4 @@
-"""Jobs claimed ahead of a free slot: few, for a short time, and never run beyond the limit."""
+"""Jobs claimed ahead of a free slot are few, go back soon, and never exceed max_jobs."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ QUICK_JOBS, HELD_JOBS = 200, 400
 
 
 class Gate:
-    """Quick jobs, then such that hold their slot until the gate opens."""
+    """Quick jobs, then jobs that hold their slots until the gate opens."""
 
     def __init__(self) -> None:
         self.open = asyncio.Event()
@@ -42,13 +42,13 @@ class Gate:
 
 
 def ahead_of(worker: Worker) -> list[str]:
-    """Ids of the claims that have not started."""
+    """Return the ids of the claims that have not started."""
     return [claim.job_id for claim in list(worker.claims.values()) if claim.task is None]
 
 
 @asynccontextmanager
 async def stocked(client: Any, prefix: str, gate: Gate) -> AsyncIterator[Worker]:
-    """A worker whose slots are all held, with jobs claimed ahead."""
+    """Run a worker whose slots are all taken, with jobs claimed ahead."""
     calls = [Call("quick") for _ in range(QUICK_JOBS)]
     calls += [Call("held", job_id=f"h{n}") for n in range(HELD_JOBS)]
     await queue_of(client, prefix).enqueue_many(calls)
@@ -69,14 +69,14 @@ async def stocked(client: Any, prefix: str, gate: Gate) -> AsyncIterator[Worker]
 
 
 async def claims_in(client: Any, prefix: str) -> set[str]:
-    """Ids of the jobs that the server takes for claimed."""
+    """Return the ids of the jobs that have a claim on the server."""
     found = set()
     async for key in client.scan_iter(match=f"{prefix}in-progress:*", count=1000):
         found.add(key.decode().rpartition(":")[2])
     return found
 
 
-async def test_they_are_few_and_their_claims_are_real(client: Any, prefix: str) -> None:
+async def test_jobs_claimed_ahead_are_few_and_really_claimed(client: Any, prefix: str) -> None:
     gate = Gate()
     async with stocked(client, prefix, gate) as worker:
         ahead = ahead_of(worker)
@@ -85,9 +85,7 @@ async def test_they_are_few_and_their_claims_are_real(client: Any, prefix: str) 
         assert worker.jobs_running == len(gate.started) == MAX_JOBS
 
 
-async def test_what_does_not_start_goes_back_and_is_not_taken_again(
-    client: Any, prefix: str
-) -> None:
+async def test_jobs_that_do_not_start_go_back_and_stay_there(client: Any, prefix: str) -> None:
     gate = Gate()
     async with stocked(client, prefix, gate) as worker:
 
@@ -97,15 +95,15 @@ async def test_what_does_not_start_goes_back_and_is_not_taken_again(
         await eventually(only_the_running)
         assert await client.zcard(f"{prefix}queue") == HELD_JOBS
         assert not [key async for key in client.scan_iter(match=f"{prefix}retry:*")]
-        # It goes on to look (for aborts), and leaves them where they are.
+        # It keeps polling (for abort marks) and does not claim them again.
         assert worker.components is not None
         poll = worker.components.poll
         before = poll.number
 
-        async def looked_again() -> bool:
+        async def polled_again() -> bool:
             return poll.number > before + 5
 
-        await eventually(looked_again)
+        await eventually(polled_again)
         assert not ahead_of(worker)
         assert worker.jobs_retried == 0
 
@@ -137,10 +135,10 @@ async def test_a_drain_gives_back_everything_uncharged(client: Any, prefix: str)
     assert worker.jobs_rescued == 0
 
 
-async def test_one_that_is_aborted_never_runs(
+async def test_an_aborted_job_claimed_ahead_never_runs(
     client: Any, prefix: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # It must hear of it while it is held, not when it is claimed anew.
+    # The abort mark must reach it while it is held, not at its next claim.
     monkeypatch.setattr("worker.engine.slots.STALE_S", 60.0)
     gate = Gate()
     async with stocked(client, prefix, gate) as worker:
@@ -149,16 +147,16 @@ async def test_one_that_is_aborted_never_runs(
             queue_of(client, prefix).jobs.get(job_id).abort(timeout_s=20)
         )
 
-        async def has_heard() -> bool:
+        async def has_mark() -> bool:
             return worker.claims[job_id.encode()].mark_ms is not None
 
-        await eventually(has_heard)
+        await eventually(has_mark)
         gate.open.set()
         assert await aborting
     assert job_id not in gate.started
 
 
-async def test_never_more_run_at_once_than_max_jobs(client: Any, prefix: str) -> None:
+async def test_jobs_claimed_ahead_never_exceed_max_jobs(client: Any, prefix: str) -> None:
     now = most = held = 0
     runs: list[str] = []
 
@@ -179,7 +177,7 @@ async def test_never_more_run_at_once_than_max_jobs(client: Any, prefix: str) ->
     assert len(runs) == len(set(runs)) == worker.jobs_complete == 1000
 
 
-async def test_a_burst_of_so_many_takes_exactly_so_many(client: Any, prefix: str) -> None:
+async def test_a_burst_runs_exactly_max_burst_jobs(client: Any, prefix: str) -> None:
     gate = Gate()
     await queue_of(client, prefix).enqueue_many([Call("quick") for _ in range(2000)])
     worker = await burst(
@@ -190,9 +188,7 @@ async def test_a_burst_of_so_many_takes_exactly_so_many(client: Any, prefix: str
     assert await claims_in(client, prefix) == set()
 
 
-async def test_an_urgent_job_waits_for_no_more_than_what_was_claimed(
-    client: Any, prefix: str
-) -> None:
+async def test_an_urgent_job_waits_only_for_jobs_already_claimed(client: Any, prefix: str) -> None:
     queue = queue_of(client, prefix)
     order: list[str] = []
     behind = 0
@@ -209,7 +205,7 @@ async def test_an_urgent_job_waits_for_no_more_than_what_was_claimed(
     assert order.index("urgent") - behind <= MOST_AHEAD + MAX_JOBS
 
 
-async def test_three_quarters_of_what_is_left_stay_for_others(client: Any, prefix: str) -> None:
+async def test_three_quarters_of_the_due_jobs_stay_for_others(client: Any, prefix: str) -> None:
     await queue_of(client, prefix).enqueue_many([Call("f") for _ in range(24)])
     keys = EngineKeys(QueueKeys(prefix))
     first, second = (Poll(client, keys, EngineOptions(), worker_id=f"w{n}") for n in range(2))
@@ -218,7 +214,9 @@ async def test_three_quarters_of_what_is_left_stay_for_others(client: Any, prefi
     assert len((await second.run([], 0, ahead=2)).claims) == 2
 
 
-async def test_jobs_of_dead_workers_are_for_free_hands(client: Any, prefix: str) -> None:
+async def test_jobs_of_dead_workers_are_claimed_only_into_free_slots(
+    client: Any, prefix: str
+) -> None:
     await queue_of(client, prefix).enqueue_many([Call("f", job_id=f"j{n}") for n in range(9)])
     keys = EngineKeys(QueueKeys(prefix))
     dead, busy = (Poll(client, keys, EngineOptions(), worker_id=f"w{n}") for n in range(2))
@@ -228,18 +226,17 @@ async def test_jobs_of_dead_workers_are_for_free_hands(client: Any, prefix: str)
     assert lost.id in {c.id for c in (await busy.run([], 1)).claims}
 
 
-async def test_what_comes_when_a_job_is_over_does_not_undo_it(
+async def test_an_interrupt_after_a_job_returned_does_not_undo_it(
     client: Any, prefix: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("worker.engine.execute.CROWD_S", 0.0)  # as if each had waited
-    # A job that waited lets the next one start before its own end is written: in between
-    # it can be interrupted, but not unmade.
+    monkeypatch.setattr("worker.engine.execute.CROWD_S", 0.0)  # every job vacates its slot early
+    # Between its return and its end, a job can be interrupted, but stays done.
     runs = 0
 
     async def waits(ctx: dict[str, Any]) -> str:
         nonlocal runs
         runs += 1
-        # Its second step from here is between its return and its end.
+        # The loop's second step from here comes between the return and the end.
         loop = asyncio.get_running_loop()
         loop.call_soon(lambda: loop.call_soon(worker.force))
         return "kept"

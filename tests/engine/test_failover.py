@@ -1,4 +1,4 @@
-"""The queue's server fails over, killed or told to: the worker goes on where it was, on the new one."""
+"""After a failover of the queue's server, the worker continues its jobs on the new server."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from worker.errors import QueueUnavailable
 pytestmark = pytest.mark.faults
 
 POOL = PoolOptions(connect_timeout_s=1, socket_timeout_s=2)
-# A lease that no failover outlasts, so that what runs is not claimed anew; and so seldom a look
+# The lease outlasts a failover, so that running jobs are not claimed again. Polls are so rare
 # that only a token can wake the worker in time.
 OPTIONS = EngineOptions(lease_s=15.0, poll_s=60.0, abort_poll_s=0.05, heartbeat_s=0.3)
 QUICK_SYNC = ("--repl-diskless-sync-delay", "0")
@@ -40,7 +40,7 @@ RUNNING, QUEUED = 8, 300
 
 
 class Work:
-    """Jobs that say that they run, and wait until they may end."""
+    """Jobs that record their start and wait until they may end."""
 
     def __init__(self) -> None:
         self.runs: Counter[str] = Counter()
@@ -62,9 +62,7 @@ async def _hand_over(servers: Watched) -> None:
 
 
 @pytest.mark.parametrize("fail_over", [_kill, _hand_over])
-async def test_after_a_failover_the_worker_goes_on_and_no_replicated_job_is_lost(
-    tmp_path: Path, fail_over: Any
-) -> None:
+async def test_after_a_failover_no_replicated_job_is_lost(tmp_path: Path, fail_over: Any) -> None:
     work = Work()
     async with AsyncExitStack() as stack:
         servers = await stack.enter_async_context(watched_servers(tmp_path))
@@ -89,19 +87,19 @@ async def test_after_a_failover_the_worker_goes_on_and_no_replicated_job_is_lost
         work.go.set()
         for job in jobs:
             assert await _patiently(lambda job=job: job.result(timeout_s=60)) == job.id  # type: ignore[misc]
-        # Idle by now: only the token of an enqueue wakes it, on the new server.
+        # The worker is idle: only the token of an enqueue on the new server wakes it.
         late = await _patiently(lambda: queue.enqueue("hold", job_id="late"))
         assert await late.result(timeout_s=20) == late.id
 
         assert set(work.runs) == {job.id for job in [*jobs, late]}
         assert set(work.runs.values()) == {1}
         assert await servers.replica.zcard("arq:queue") == 0
-        told = [line["event"] for line in logs if line["event"] in OUTAGE_EVENTS]
-        assert told == OUTAGE_EVENTS
+        logged = [line["event"] for line in logs if line["event"] in OUTAGE_EVENTS]
+        assert logged == OUTAGE_EVENTS
 
 
 async def _patiently(ask: Callable[[], Awaitable[Any]]) -> Any:
-    """What it gives, as soon as no connection is left that leads to the old server."""
+    """Return the answer as soon as no connection to the old server is left."""
 
     async def look() -> Any:
         with suppress(QueueUnavailable):
@@ -115,13 +113,13 @@ async def _is(value: bool) -> bool:
 
 
 async def _lives_on(server: Any, worker: Any, before: tuple[float, float]) -> bool:
-    """Leases are renewed, and the heart beats, on this server."""
+    """Whether leases are renewed and heartbeats arrive on this server."""
     times = await _times(server, worker)
     return all(now > then for now, then in zip(times, before, strict=True))
 
 
 async def _times(server: Any, worker: Any) -> tuple[float, float]:
-    """When the first of its leases ends, and when it beat last."""
+    """Return the end of the first lease and the time of the last heartbeat."""
     with suppress(*OUTAGE):
         ends = await server.zrange(worker.keys.running, 0, -1, withscores=True)
         heartbeat = await server.zscore(worker.keys.base.workers, worker.worker_id)
@@ -129,10 +127,10 @@ async def _times(server: Any, worker: Any) -> tuple[float, float]:
     return 0.0, 0.0
 
 
-async def test_a_server_that_was_demoted_behind_its_address_is_left_for_the_new_one(
+async def test_a_server_demoted_behind_its_address_is_abandoned(
     tmp_path: Path, prefix: str
 ) -> None:
-    """As behind a DNS name or a virtual address: connections to the old one stay open."""
+    """Behind a DNS name or a virtual address, connections to the old server stay open."""
     work = Work()
     async with AsyncExitStack() as stack:
         # Socket paths are limited to about 100 bytes.

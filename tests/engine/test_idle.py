@@ -1,4 +1,4 @@
-"""A worker without jobs asks for little, and still finds what nobody told it of."""
+"""An idle worker sends few commands, and still finds jobs that came without a token."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.support.fault_proxy import fault_proxy
 from tests.support.queues import queue_of
 from tests.support.wait import eventually
 from worker.engine import EngineOptions
-from worker.engine.listen import Listener, _Changes
+from worker.engine.listen import Changes, Listener
 from worker.engine.records import EngineKeys
 from worker.keys import QueueKeys
 from worker.queue.store import job_body
@@ -35,7 +35,7 @@ async def calls(client: Any, command: str) -> int:
     return int(stats.get(f"cmdstat_{command}", {}).get("calls", 0))
 
 
-async def test_a_look_at_an_empty_queue_is_one_command(private_valkey_url: str) -> None:
+async def test_an_idle_poll_of_an_empty_queue_is_one_command(private_valkey_url: str) -> None:
     async with (
         open_pool(private_valkey_url, PoolOptions(), name="test") as client,
         running(client, "t:", [double], options=OFTEN),
@@ -43,10 +43,10 @@ async def test_a_look_at_an_empty_queue_is_one_command(private_valkey_url: str) 
         await eventually(lambda: calls(client, "exists"))
         looks, scripts = await calls(client, "exists"), await calls(client, "evalsha")
 
-        async def looked_often() -> bool:
+        async def polled_often() -> bool:
             return await calls(client, "exists") >= looks + 50
 
-        await eventually(looked_often, deadline_s=30)
+        await eventually(polled_often, deadline_s=30)
         assert await calls(client, "evalsha") - scripts <= 2
 
 
@@ -54,14 +54,14 @@ async def test_a_job_without_token_or_listener_is_found(client: Any, prefix: str
     queue = queue_of(client, prefix)
     await client.set(f"{prefix}queue:listener", "another worker, which is gone")
     async with running(client, prefix, [double], options=OFTEN):
-        # As a client leaves it whose token was popped by a worker that died.
+        # As left by a client whose token was popped by a worker that then died.
         await client.set(f"{prefix}job:a", job_body("double", [4], {}, now_ms=1))
         await client.zadd(f"{prefix}queue", {"a": 5})
         assert await queue.jobs.get("a").result(timeout_s=10) == 8
 
 
 class Hearing:
-    """A listener at work, and how often it gave a hint; the first is for what came before."""
+    """Runs a listener and counts its hints; the first one covers earlier changes."""
 
     def __init__(self, client: Any, prefix: str, through: Any = None) -> None:
         self.client = client
@@ -75,7 +75,7 @@ class Hearing:
         self.hints += 1
 
     async def change(self, queue: str) -> None:
-        """Until it is heard."""
+        """Change a queue until the listener notices."""
         before = self.hints
 
         async def heard() -> bool:
@@ -110,12 +110,12 @@ async def test_only_changes_of_queues_are_hints(client: Any, hearing: Hearing) -
     before = hearing.hints
     for n in range(50):
         await client.set(f"{hearing.queue}:health-check", n)
-    # What comes later is heard later: by then the others were.
+    # Messages arrive in order: by this hint, the others would have arrived.
     await hearing.change(hearing.queue)
     assert hearing.hints - before < 10
 
 
-# P: the one that is told of changes; t: the one that asked for that.
+# Flag P: the subscribed connection. Flag t: the tracking connection.
 @pytest.mark.parametrize("flag", ["P", "t"])
 async def test_a_listener_whose_connection_ends_listens_again(
     client: Any, hearing: Hearing, flag: str
@@ -137,13 +137,13 @@ async def test_a_listener_in_a_quiet_time_stays(client: Any, hearing: Hearing) -
         return await calls(client, "ping") >= pings + 8
 
     await eventually(asked)
-    # It did not begin anew.
+    # It did not reconnect.
     assert hearing.hints == 1
     await hearing.change(hearing.queue)
 
 
 class Alternating:
-    """A client whose pool dials here and there in turn."""
+    """A client whose pool connects to several servers, one after the other."""
 
     def __init__(self, *clients: Any) -> None:
         self.connection_pool = self
@@ -153,7 +153,7 @@ class Alternating:
         return next(self._pools).make_connection()
 
 
-async def test_a_listener_whose_connection_falls_silent_dials_anew(
+async def test_a_listener_whose_connection_falls_silent_reconnects(
     client: Any, prefix: str, valkey_url: str
 ) -> None:
     async with (
@@ -161,24 +161,24 @@ async def test_a_listener_whose_connection_falls_silent_dials_anew(
         open_pool(proxy.url, PoolOptions(), name="through") as through,
         at_work(Hearing(client, prefix, Alternating(through, client))) as hearing,
     ):
-        # The one that tracks goes another way, and is well.
+        # The tracking connection takes another path, which works.
         proxy.swallow()
         await eventually(lambda: hearing.more_than(1))
         await hearing.change(hearing.queue)
 
 
-async def test_a_listener_that_is_answered_with_an_error_dials_anew() -> None:
+async def test_a_listener_that_gets_an_error_reconnects() -> None:
     transport = FakeTransport()
-    changes = _Changes(transport, lambda _: None)
+    changes = Changes(transport, lambda _: None)
     changes.data_received(b"-NOPERM no permission\r\n")
     await asyncio.wait_for(changes.ended, 5)
 
 
 class FakeTransport:
-    """A connection that only has a protocol."""
+    """A transport that has only a protocol."""
 
     def get_protocol(self) -> asyncio.BaseProtocol:
         return asyncio.Protocol()
 
     def set_protocol(self, protocol: asyncio.BaseProtocol) -> None:
-        """Its bytes come from the test."""
+        """Ignore it: the test supplies the bytes."""

@@ -31,7 +31,7 @@ async def _lines(ledger: Ledger, kind: str, count: int = 1) -> list[list[str]]:
     return found if len(found) >= count else []
 
 
-async def test_after_kill_9_a_job_with_an_hours_timeout_runs_again_within_its_lease(
+async def test_after_kill_9_a_job_runs_again_within_its_lease(
     client: Any, prefix: str, valkey_url: str, ledger: Ledger
 ) -> None:
     job = await queue_of(client, prefix).enqueue("hold", 3600)
@@ -43,7 +43,7 @@ async def test_after_kill_9_a_job_with_an_hours_timeout_runs_again_within_its_le
             killed = time.monotonic()
             lines = await eventually(lambda: _lines(ledger, "start", 2), deadline_s=20)
             assert time.monotonic() - killed < LEASE_S + 5
-            # The same try: the death of its worker is not the job's failure.
+            # The same try: a worker's death charges the job nothing.
             assert [line[1:2] + line[3:] for line in lines] == [[job.id, "1"]] * 2
 
 
@@ -51,7 +51,7 @@ async def _two_workers(client: Any, prefix: str) -> bool:
     return bool(await client.zcard(f"{prefix}workers") == 2)
 
 
-async def test_a_stopped_owner_neither_ends_nor_overwrites_what_another_did(
+async def test_a_stopped_owner_cannot_end_or_overwrite_the_job(
     client: Any, prefix: str, valkey_url: str, ledger: Ledger
 ) -> None:
     queue = queue_of(client, prefix)
@@ -97,15 +97,15 @@ async def test_a_job_that_hangs_past_its_timeout_loses_its_lease(
     assert lines[0][2] != lines[1][2]
 
 
-async def test_a_job_that_cannot_begin_behind_a_hung_one_runs_elsewhere(
+async def test_a_job_that_cannot_start_behind_a_hung_one_runs_elsewhere(
     client: Any, prefix: str, valkey_url: str, ledger: Ledger
 ) -> None:
     queue = queue_of(client, prefix)
-    # An hour is its timeout: its own lease is renewed all the time.
-    # Of the same millisecond the lesser id comes first.
+    # The hung job's timeout is an hour, so its own lease is renewed all the time.
+    # Within one millisecond, the lesser id comes first.
     await queue.enqueue("block_once", 90, job_id="a-hung")
     behind = await queue.enqueue("hold", 0, job_id="behind")
-    # Long enough to be renewed in time on a busy machine, too.
+    # Long enough to be renewed in time on a busy machine.
     with process(valkey_url, prefix, ledger, lease_s=3.0):
         await eventually(lambda: _lines(ledger, "start"), deadline_s=20)
         # They were claimed together.
@@ -134,14 +134,14 @@ async def test_a_job_that_kills_its_workers_is_poison_after_three(
     assert await client.exists(f"{prefix}job:{job.id}", f"{prefix}in-progress:{job.id}") == 0
 
 
-async def test_of_a_killers_neighbours_none_becomes_poison(
+async def test_jobs_beside_a_worker_killer_do_not_become_poison(
     client: Any, prefix: str, valkey_url: str, ledger: Ledger
 ) -> None:
     queue = queue_of(client, prefix)
     innocents = [
         await queue.enqueue("hold", 0.2, job_id=f"innocent-{n:02}") for n in range(NEIGHBOURS)
     ]
-    # By its name the last in every claim: the others run already when it kills.
+    # Its id sorts last in every claim, so the others run already when it kills.
     killer = await queue.enqueue("die", job_id="killer")
     deaths = 0
 
@@ -157,7 +157,7 @@ async def test_of_a_killers_neighbours_none_becomes_poison(
     letters = await queue.dead.list()
     assert [(letter.id, letter.reason) for letter in letters] == [(killer.id, "poison")]
     assert {line[1] for line in ledger.of("end")} == {job.id for job in innocents}
-    # Each met the killer twice, or the test shows nothing.
+    # Each ran beside the killer twice, or the test proves nothing.
     assert all(_starts(ledger, job.id) == 3 for job in [*innocents, killer])
 
 

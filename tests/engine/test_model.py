@@ -1,8 +1,9 @@
 """
-The scripts against a model: any order of enqueue, claim, renew, lapse, end, park, abort and resend.
+Checks the scripts against a model, in any order of their operations.
 
-The server is real; time passes by moving the leases into the past. After every
-step each job is in exactly one of the model's states, and the keys say the same.
+The operations: enqueue, claim, renew, lapse, end, park, abort, resend. The server
+is real; time passes by moving leases into the past. After every step each job is
+in exactly one of the model's states, and the keys agree.
 """
 
 from __future__ import annotations
@@ -66,7 +67,7 @@ class Model(RuleBasedStateMachine):
         self.dead: set[str] = set()
         self.marked: set[str] = set()
         self.parked: set[str] = set()
-        self.kept: list[list[WakePoll]] = [[], []]  # given up, and still on their way
+        self.kept: list[list[WakePoll]] = [[], []]  # given up; copies may still arrive
         self.count = 0
 
     def run(self, work: Any) -> Any:
@@ -114,7 +115,7 @@ class Model(RuleBasedStateMachine):
         assert len(tried) <= stalled_jobs
         put_off = self._put_off(now)
         assert not put_off or len(tried) == stalled_jobs
-        # A poisoned job takes a place in the turn that found it.
+        # A poisoned job counts toward the limit of the poll that found it.
         assert len(polled.claims) >= min(2, len(free - self.dead - put_off)) - len(poisoned)
         claims: list[Claim] = polled.claims
         return claims
@@ -125,7 +126,7 @@ class Model(RuleBasedStateMachine):
         reply=st.sampled_from(["heard", "lost", "late"]),
     )
     def claim_the_next(self, worker: int, reply: str) -> list[Claim]:
-        """A waker's turn, whose reply may be lost, and which may come after it was given up."""
+        """A wake poll; its reply may be lost, or a copy may arrive after it was settled."""
         poll = self.polls[worker]
         polled = poll.wake_poll()
         due = [self._due(number) for number in range(4)]
@@ -138,7 +139,7 @@ class Model(RuleBasedStateMachine):
         if reply == "lost":
             assert self.run(poll.settle(polled)) == rows
         if reply != "heard":
-            # It comes again, now that it has been given up.
+            # A copy arrives after it was settled.
             assert self.run(self._send(polled)) == []
         found = read_claims(rows)
         heads = [ids[0] for ids in due if ids]
@@ -163,17 +164,17 @@ class Model(RuleBasedStateMachine):
         return int(self.run(self.client.get(self.keys.base.retry(job_id))) or 0)
 
     async def _again(self, poll: Poll, stalled_jobs: int) -> Any:
-        """The turn just made, as a client sends it whose reply was lost."""
+        """Send the last poll again, as after a lost reply."""
         poll.number -= 1
         return await poll.run([], 2, stalled_jobs=stalled_jobs)
 
     def _put_off(self, now: int) -> set[str]:
-        """The lapsed suspects that the turn of then left for later: they count as held again."""
+        """The lapsed stalled jobs that the poll at `now` deferred: they count as held again."""
         ends = {id_: self.run(self.client.zscore(self.keys.running, id_)) for id_ in self.lapsed}
         found = {id_ for id_, end in ends.items() if end > now}
         assert all(self.stalled_count.get(id_, 0) == STALLED_COUNT - 2 for id_ in found)
         for id_ in found:
-            # For a second only: here no time passes by itself.
+            # Deferred by a second only: make it an hour, as no time passes here.
             self.run(self.client.zadd(self.keys.running, {id_: now + HOUR_MS}))
         self.lapsed -= found
         return found

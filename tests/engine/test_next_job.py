@@ -36,7 +36,7 @@ class Lab:
         return Poll(self.client, self.keys, EngineOptions(), worker_id=worker_id)
 
     async def run(self, polled: WakePoll) -> list[Any]:
-        """As a waker sends it, without the wait."""
+        """Send it as a waker does, without the wait."""
         await self.poll().prepare()
         rows: list[Any] = await self.client.execute_command(*polled.command)
         return rows
@@ -52,7 +52,7 @@ def lab(client: Any, prefix: str) -> Lab:
 
 
 @pytest.mark.parametrize("priority", list(Priority))
-async def test_it_is_the_job_that_is_due_in_the_only_queue_with_one(
+async def test_it_is_the_due_job_of_the_only_queue_that_has_one(
     lab: Lab, priority: Priority
 ) -> None:
     other = Priority.LOW if priority is Priority.CRITICAL else Priority.CRITICAL
@@ -75,7 +75,7 @@ async def test_the_choice_between_two_queues_is_left_to_the_poll(lab: Lab) -> No
 
 async def test_a_job_that_somebody_holds_is_left_to_the_poll(lab: Lab) -> None:
     await lab.queue.enqueue("f", job_id="a")
-    # As stock arq's workers say it.
+    # As stock arq's workers write it.
     await lab.client.set(lab.keys.base.in_progress("a"), b"1", px=60_000)
     assert await lab.next_job() == []
     assert await lab.client.get(lab.keys.base.in_progress("a")) == b"1"
@@ -96,7 +96,7 @@ async def test_a_body_of_another_type_costs_the_other_jobs_nothing(lab: Lab) -> 
     ]  # fmt: skip
 
 
-async def test_its_body_does_not_end_while_it_runs(lab: Lab) -> None:
+async def test_its_body_does_not_expire_while_it_runs(lab: Lab) -> None:
     await lab.queue.enqueue("f", job_id="a")
     await lab.client.pexpire(lab.keys.base.job("a"), 60_000)
     assert await lab.next_job() == ["a"]
@@ -112,12 +112,12 @@ async def test_a_poll_that_comes_late_claims_nothing(lab: Lab) -> None:
     assert len((await poll.run([], 1)).claims) == 1
     poll.number = early - 1
     assert (await poll.run([], 1)).claims == []
-    # Another run of the same worker counts from one again.
+    # Another run of the same worker counts from 1 again.
     assert len((await lab.poll().run([], 1)).claims) == 1
 
 
 class Unlucky:
-    """A client whose first script is held by the network; `held` is what it was given."""
+    """A client whose first script call is delayed by the network; `held` has its arguments."""
 
     def __init__(self, client: Any) -> None:
         self.client = client
@@ -136,7 +136,7 @@ class Unlucky:
 async def test_the_first_copy_of_a_resent_poll_claims_nothing(
     lab: Lab,
 ) -> None:
-    await lab.poll().run([], 1)  # the server knows the script
+    await lab.poll().run([], 1)  # loads the script
     unlucky = Unlucky(lab.client)
     poll = Poll(unlucky, lab.keys, EngineOptions(), worker_id="w")
     assert (await poll.run([], 1)).claims == []
@@ -188,7 +188,7 @@ async def test_a_waiting_worker_runs_it_without_another_poll(
     runs = Runs()
     async with running(client, prefix, runs.functions, options=SELDOM) as worker:
         await eventually(lambda: _waits(worker))
-        # The server knows the script from the first wait on.
+        # The first wait loads the script.
         first = await lab.queue.enqueue("quick")
         await first.result(timeout_s=10)
         await eventually(lambda: _waits(worker))
@@ -211,7 +211,7 @@ async def test_a_waiting_worker_runs_it_without_another_poll(
 
 @pytest.fixture
 async def full_and_free(client: Any, prefix: str, lab: Lab) -> AsyncIterator[tuple[Runs, Worker]]:
-    """A worker without a free slot, whose wait goes on, and one behind it that could take a job."""
+    """A full worker that still waits for a token, and an idle one that waits behind it."""
     runs = Runs()
     # Reading abort marks, it would see the due job and push a token.
     options: dict[str, Any] = {"options": SELDOM, "max_jobs": 1, "allow_abort_jobs": False}
@@ -219,7 +219,7 @@ async def full_and_free(client: Any, prefix: str, lab: Lab) -> AsyncIterator[tup
     async with running(client, prefix, functions, **options, worker_id="full") as full:
         await eventually(lambda: _waits(full))
         assert full.components is not None
-        # It finds this one by itself.
+        # The worker finds this job without a token.
         await client.set(lab.keys.base.job("by-itself"), job_body("hold", [], {}, now_ms=1))
         await client.zadd(lab.keys.default_queue, {"by-itself": 5})
         full.components.slots.kick.set()
@@ -243,7 +243,7 @@ async def test_a_worker_that_is_full_by_then_gives_the_job_away(
     jobs_were: str,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    # Jobs claimed ahead of a slot may wait for it while jobs are quick. This one may not.
+    # While jobs are quick, jobs claimed ahead may wait for a slot. This one must not.
     monkeypatch.setattr("worker.engine.slots.STALE_S", 60.0)
     runs, full = full_and_free
     assert full.components is not None
@@ -288,7 +288,7 @@ async def test_a_poll_under_way_leaves_the_waker_a_slot_if_there_are_two(
         assert list(runs.by) == [job.id]
 
 
-async def test_a_worker_whose_last_slot_is_taken_waits_no_more(
+async def test_a_worker_whose_last_slot_is_taken_stops_waiting(
     client: Any, prefix: str, lab: Lab
 ) -> None:
     runs = Runs()
@@ -320,7 +320,7 @@ async def test_a_server_that_forgot_the_script_gets_it_again(
             job = await lab.queue.enqueue("quick")
             await job.result(timeout_s=10)
             await eventually(lambda: _knows_the_script(client))
-        # It is known that it did nothing: there is nothing to ask for.
+        # NOSCRIPT proves that nothing was claimed, so nothing needs to be settled.
         assert not settled
         assert worker.jobs_rescued == 0
 
@@ -355,7 +355,7 @@ async def test_a_worker_that_ends_claims_nothing_more(
     async with asyncio.timeout(10):
         await main
     await lab.queue.enqueue("quick", job_id="a")
-    # Its last wait, as the network might still bring it.
+    # A late copy of its last wake poll.
     assert await lab.run(made[-1]) == []
 
 

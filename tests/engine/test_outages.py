@@ -1,4 +1,4 @@
-"""The server away, hung, killed or full; replies lost after the server executed; unsafe servers."""
+"""The server is away, hung, killed, full or unsafe, or its reply is lost after it executed a call."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ async def double(ctx: dict[str, Any], n: int = 1) -> int:
 
 
 def counting() -> tuple[list[str], Any]:
-    """The ids of the jobs `count` that have run, and the function that notes them."""
+    """Records the ids of the `count` jobs that have run."""
     runs: list[str] = []
 
     async def count(ctx: dict[str, Any]) -> None:
@@ -57,7 +57,7 @@ async def proxy(valkey_url: str) -> AsyncIterator[FaultProxy]:
         yield proxy
 
 
-async def test_a_reply_lost_after_execution_neither_loses_nor_doubles_a_job(
+async def test_a_lost_reply_neither_loses_nor_doubles_a_job(
     client: Any, prefix: str, proxy: FaultProxy
 ) -> None:
     runs, count = counting()
@@ -77,14 +77,14 @@ async def test_a_reply_lost_after_execution_neither_loses_nor_doubles_a_job(
     assert worker.jobs_rescued == 0
 
 
-async def test_a_job_whose_token_was_lost_with_the_reply_runs_once_and_at_once(
+async def test_a_job_whose_token_was_lost_with_the_reply_runs_once(
     client: Any, prefix: str, proxy: FaultProxy
 ) -> None:
     runs, count = counting()
     queue = queue_of(client, prefix)
     await client.script_load(NEXT_JOB.source)
     proxy.cut_replies(3, marker=b"BZPOPMIN")
-    # Neither a look nor the end of a lease comes to help.
+    # No periodic poll and no lapsed lease finds the job.
     seldom = EngineOptions(lease_s=60, poll_s=60, heartbeat_s=60)
     async with (
         connect(proxy.url) as through,
@@ -107,12 +107,12 @@ async def _is_counted(worker: Any, count: int) -> bool:
     return bool(worker.jobs_complete == count)
 
 
-async def test_an_enqueue_whose_reply_was_lost_and_is_made_again_stores_one_job(
+async def test_a_repeated_enqueue_after_a_lost_reply_stores_one_job(
     client: Any, prefix: str, proxy: FaultProxy
 ) -> None:
     async with connect(proxy.url) as through:
         queue = queue_of(through, prefix)
-        # So that the server knows the script, and the cut comes after its run.
+        # Loads the script, so that the cut comes after its run.
         await queue.enqueue("double", job_id="first")
         proxy.cut_replies(1)
         with pytest.raises(QueueUnavailable):
@@ -132,7 +132,7 @@ async def test_connections_that_are_killed_cost_nothing(
             proxy.reset()
 
 
-async def test_a_hung_server_is_noticed_told_once_and_survived(
+async def test_a_hung_server_is_logged_once_and_survived(
     client: Any, prefix: str, proxy: FaultProxy, capsys: pytest.CaptureFixture[str]
 ) -> None:
     queue = queue_of(client, prefix)
@@ -150,7 +150,7 @@ async def _is_connected(worker: Any, connected: bool) -> bool:
     return bool(worker.is_connected == connected)
 
 
-async def test_a_server_that_restarts_with_its_file_loses_nothing(tmp_path: Path) -> None:
+async def test_a_server_that_restarts_with_its_aof_loses_nothing(tmp_path: Path) -> None:
     port = free_port()
     arguments = ("--appendonly", "yes", "--appendfsync", "always")
     runs: list[str] = []
@@ -180,7 +180,7 @@ async def _has(found: list[str], count: int) -> bool:
     return len(found) >= count
 
 
-async def test_a_worker_ends_although_its_server_is_away(
+async def test_a_worker_can_end_while_its_server_is_away(
     client: Any, prefix: str, proxy: FaultProxy
 ) -> None:
     started = asyncio.Event()
@@ -199,7 +199,7 @@ async def test_a_worker_ends_although_its_server_is_away(
         worker.drain()
         async with asyncio.timeout(30):
             await main
-    # Its lease gives the job to the next one.
+    # The lease lapses, and the next worker runs the job.
     async with running(client, prefix, [func(double, name="hang")], options=QUICK):
         await eventually(lambda: _is_empty(client, f"{prefix}queue"), deadline_s=20)
 
@@ -208,7 +208,7 @@ async def _is_empty(client: Any, key: str) -> bool:
     return not await client.exists(key)
 
 
-async def test_a_full_server_refuses_new_jobs_while_those_it_has_are_kept_run_and_ended(
+async def test_a_full_server_refuses_new_jobs_and_finishes_its_own(
     tmp_path: Path,
 ) -> None:
     started, go = asyncio.Event(), asyncio.Event()
@@ -260,7 +260,7 @@ async def test_a_server_that_may_evict_is_refused_with_the_remedy(
 
 
 @pytest.mark.parametrize("aof", ["yes", "no"])
-async def test_a_server_without_a_file_is_told_of(
+async def test_a_server_without_an_aof_is_logged(
     tmp_path: Path, aof: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with valkey(tmp_path, "--appendonly", aof) as port:

@@ -1,7 +1,7 @@
 """
-Priorities under overload, turn by turn: no clock decides what a worker could have done.
+Priorities under overload, poll by poll, so that no clock decides the result.
 
-A worker ends ten jobs a turn while twelve arrive: 120 % of what it can do.
+A worker ends ten jobs per poll while twelve arrive: 120 % of its capacity.
 """
 
 from __future__ import annotations
@@ -22,21 +22,21 @@ from worker.queue.priority import Priority
 pytestmark = pytest.mark.integration
 
 CAPACITY = 10
-TURNS = 60
-# Arrivals a turn, most urgent first. Without a reserve the first takes three queues and all
-# there is for them, the second one queue.
+POLLS = 60
+# Arrivals per poll, most urgent first. Without a reserve, the first mix gives all claims to
+# three queues, the second to one.
 MIXES = {"all four": (6, 3, 1, 2), "critical alone": (11, 0, 0, 1)}
 Waiting = list[list[tuple[bytes, float]]]
 
 
 async def _waiting(client: Any, keys: EngineKeys, held: set[bytes]) -> Waiting:
-    """Per priority the jobs that nobody runs, longest due first, with their due times."""
+    """The waiting jobs of each priority with their due times, longest due first."""
     rows = [await client.zrange(name, 0, -1, withscores=True) for name in keys.queues]
     return [[row for row in found if row[0] not in held] for found in rows]
 
 
 def _expected(waiting: Waiting, want: int, reserved: int) -> list[bytes]:
-    """What the promise says: the longest due first, as far as reserved; then strictly by priority."""
+    """Return the promised claims: the reserved ones by age, then the others by priority."""
     left = [list(jobs) for jobs in waiting]
     taken = []
     for _ in range(reserved):
@@ -50,14 +50,14 @@ def _expected(waiting: Waiting, want: int, reserved: int) -> list[bytes]:
 async def _overload(
     client: Any, prefix: str, *, reserve: float, batch: int, mix: tuple[int, ...]
 ) -> Counter[Priority]:
-    """The claims of `TURNS` turns, by priority; each turn's are compared with the promise."""
+    """Count the claims of `POLLS` polls by priority; compare each poll with the promise."""
     assert sum(mix) * 10 == CAPACITY * 12
     queue, keys = queue_of(client, prefix), EngineKeys(QueueKeys(prefix))
     poll = Poll(client, keys, EngineOptions(reserve=reserve), worker_id="w")
     done: Counter[Priority] = Counter()
     running: list[Claim] = []
     granted = 0
-    for _ in range(TURNS):
+    for _ in range(POLLS):
         pairs = zip(ORDER, mix, strict=True)
         await queue.enqueue_many(
             call("f", priority=p) for p, number in pairs for _ in range(number)
@@ -71,25 +71,25 @@ async def _overload(
             expected = _expected(waiting, batch, reserved)
             assert [claim.id for claim in running] == expected
             done.update(claim.priority for claim in running)
-    assert done.total() == CAPACITY * TURNS
+    assert done.total() == CAPACITY * POLLS
     return done
 
 
 @pytest.mark.parametrize("mix", MIXES.values(), ids=MIXES)
 @pytest.mark.parametrize("batch", [CAPACITY, 1], ids=["together", "one by one"])
-async def test_at_120_percent_low_keeps_its_reserved_share_and_the_rest_is_strict(
+async def test_at_120_percent_low_keeps_its_share_and_the_rest_is_strict(
     client: Any, prefix: str, mix: tuple[int, ...], batch: int
 ) -> None:
     done = await _overload(client, prefix, reserve=0.1, batch=batch, mix=mix)
-    reserved = CAPACITY * TURNS // 10
+    reserved = CAPACITY * POLLS // 10
     critical, high, default, low = (done[priority] for priority in ORDER)
     if mix == MIXES["critical alone"]:
-        # The age of the critical ones that pile up counts as well.
+        # Critical jobs that pile up get a part of the share by their age, too.
         assert low > 3 * reserved // 4
-        assert critical + low == CAPACITY * TURNS
+        assert critical + low == CAPACITY * POLLS
     else:
-        # Who fits into nine tenths never waits; the reserve goes to the others as they came.
-        assert (critical, high) == (6 * TURNS, 3 * TURNS)
+        # Jobs that fit into nine tenths never wait; the reserve goes to the others by age.
+        assert (critical, high) == (6 * POLLS, 3 * POLLS)
         assert default + low == reserved
         assert abs(low - 2 * default) <= 2
 

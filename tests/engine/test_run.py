@@ -1,4 +1,4 @@
-"""The engine runs jobs: claim, run, finish, give back, abort; beside stock arq."""
+"""The engine claims, runs, ends, gives back and aborts jobs, also beside stock arq."""
 
 from __future__ import annotations
 
@@ -281,9 +281,7 @@ async def test_max_burst_jobs_stops_there(client: Any, prefix: str) -> None:
     assert await client.zcard(f"{prefix}queue") == 2
 
 
-async def test_hooks_run_in_order_and_the_last_after_the_result_is_there(
-    client: Any, prefix: str
-) -> None:
+async def test_hooks_run_in_order_and_the_last_after_the_result(client: Any, prefix: str) -> None:
     calls: list[Any] = []
 
     async def hook(name: str, ctx: dict[str, Any]) -> None:
@@ -304,7 +302,7 @@ async def test_hooks_run_in_order_and_the_last_after_the_result_is_there(
 # -- beside stock arq -----------------------------------------------------------------
 
 
-async def test_jobs_of_stock_clients_run_and_their_handles_read_them(arq: ArqRedis) -> None:
+async def test_jobs_of_stock_clients_run_and_their_results_are_read(arq: ArqRedis) -> None:
     async with running(arq, "arq:", [double], health_check_interval=1):
         handle = await arq.enqueue_job("double", 4)
         assert handle is not None
@@ -346,7 +344,7 @@ async def test_a_stock_abort_ends_running_and_deferred_jobs(arq: ArqRedis) -> No
             assert await handle.abort(timeout=10, poll_delay=0.02) is True
 
 
-async def test_jobs_that_a_stock_worker_holds_are_left_to_it(arq: ArqRedis) -> None:
+async def test_jobs_that_a_stock_worker_holds_are_not_claimed(arq: ArqRedis) -> None:
     handle = await arq.enqueue_job("double", 1, _job_id="held")
     assert handle is not None
     await arq.psetex("arq:in-progress:held", 60_000, b"1")
@@ -358,7 +356,7 @@ async def test_jobs_that_a_stock_worker_holds_are_left_to_it(arq: ArqRedis) -> N
         async def counted() -> bool:
             return worker.jobs_complete == 1
 
-        # The result can be read before the worker hears that it was stored.
+        # The result is readable before the worker receives the reply.
         await eventually(counted)
         await arq.delete("arq:in-progress:held")
         assert (

@@ -1,4 +1,4 @@
-"""Whoever can write to the server harms one job: it dies by name, its neighbors and the worker go on."""
+"""Hostile keys on the server harm one job: it becomes a named dead letter, and all else goes on."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from worker.queue.dead import DeadLetter
 
 pytestmark = pytest.mark.integration
 
-# Short leases, so that forged claims come up again while the test looks.
+# Short leases, so that forged claims lapse during the test.
 OPTIONS = EngineOptions(lease_s=0.6, poll_s=0.1, heartbeat_s=0.3, park_s=0.3)
 NOW = 1_700_000_000_000
 Prepare = Callable[[Any, str, str], Awaitable[None]]
@@ -178,7 +178,7 @@ async def parked_is_text(client: Any, prefix: str, id_: str) -> None:
     await client.set(f"{prefix}job:{id_}", fields(f="unheard-of"))
 
 
-# These run, or die for another reason: what is odd about them can be mended or passed over.
+# These run, or die for another reason: the odd value can be repaired or ignored.
 OVER: dict[str, Prepare] = {
     "a retry counter of another type": key_of_type("hash", "retry"),
     "a result of another type": key_of_type("list", "result"),
@@ -234,7 +234,9 @@ async def test_a_job_that_cannot_be_read_is_an_undecodable_dead_letter(
 
 
 @pytest.mark.parametrize("name", OVER)
-async def test_forged_keys_beside_a_job_stop_nobody(client: Any, prefix: str, name: str) -> None:
+async def test_forged_keys_beside_a_job_stop_no_other_job(
+    client: Any, prefix: str, name: str
+) -> None:
     queue = queue_of(client, prefix)
     before = await neighbors(client, prefix, 3)
     await put_in(client, prefix, "odd", OVER[name])
@@ -292,14 +294,14 @@ ODD_JOBS: list[Any] = [
 
 
 @pytest.mark.parametrize("name", [each.name for each in ODD_JOBS])
-async def test_what_a_job_raises_is_its_own_end_alone(client: Any, prefix: str, name: str) -> None:
+async def test_what_a_job_raises_ends_only_that_job(client: Any, prefix: str, name: str) -> None:
     queue = queue_of(client, prefix)
     before = await neighbors(client, prefix, 3)
     await queue.enqueue(name, job_id="odd")
     functions = [double, *ODD_JOBS]
 
     async def over() -> DeadLetter | float | None:
-        # It is dead, or put off by at most the longest delay there is.
+        # The job is dead, or deferred by at most the longest allowed delay.
         score = await client.zscore(f"{prefix}queue", "odd")
         return await queue.dead.get("odd") or (
             score if score is not None and await client.exists(f"{prefix}retry:odd") else None
@@ -315,10 +317,10 @@ async def test_what_a_job_raises_is_its_own_end_alone(client: Any, prefix: str, 
         assert found / 1000 - seconds <= 366 * 86_400
 
 
-async def test_a_key_of_another_type_where_a_queue_was_stops_without_half_a_step(
+async def test_a_foreign_key_in_place_of_a_queue_applies_no_partial_end(
     client: Any, prefix: str
 ) -> None:
-    """Nothing of an end is written while a key that it needs cannot be; then all of it is."""
+    """While a needed key has another type, no part of an end is written; later all of it is."""
     started, go = asyncio.Event(), asyncio.Event()
 
     async def hold(ctx: dict[str, Any]) -> str:

@@ -1,4 +1,4 @@
-"""What a worker holds, without a server: who starts, who waits, who goes back."""
+"""Slots without a server: which jobs start, which wait, which go back."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ pytestmark = pytest.mark.unit
 
 
 class Running:
-    """In the executor's place: runs that end when `over` is set."""
+    """Replaces the executor: its runs end when `over` is set."""
 
     def __init__(self) -> None:
         self.slots = Slots(1, {}, (), most_stalled=3)
@@ -28,7 +28,7 @@ class Running:
         await self.over.wait()
         self.slots.collect(claim, claim.end("done", {}), "completed")
 
-    def at_a_quick_pace(self) -> None:
+    def with_quick_jobs(self) -> None:
         now = asyncio.get_running_loop().time()
         for n in range(64):
             self.slots.claim_ahead.ended(now - (64 - n) / 1000)
@@ -43,11 +43,11 @@ async def at_work() -> Running:
     return Running()
 
 
-async def test_what_has_waited_too_long_goes_back_and_nothing_is_claimed_ahead(
+async def test_jobs_that_waited_too_long_go_back_and_stop_claims_ahead(
     at_work: Running,
 ) -> None:
     slots = at_work.slots
-    at_work.at_a_quick_pace()
+    at_work.with_quick_jobs()
     assert slots.room()[1] > 0
     first, second = claim("first"), claim("second")
     slots.take([first, second])
@@ -61,7 +61,7 @@ async def test_what_has_waited_too_long_goes_back_and_nothing_is_claimed_ahead(
     assert slots.taken == slots.running == 1
 
 
-async def test_a_job_that_lost_a_worker_starts_first(at_work: Running) -> None:
+async def test_a_stalled_job_starts_first(at_work: Running) -> None:
     slots = at_work.slots
     slots.take([claim("running")])
     slots.take([claim("waits")])
@@ -85,7 +85,7 @@ async def test_a_claim_that_is_lost_while_it_waits_is_dropped(at_work: Running) 
     assert list(slots.claims.values()) == [first]
 
 
-async def test_without_a_start_all_go_back(at_work: Running) -> None:
+async def test_without_start_all_jobs_go_back(at_work: Running) -> None:
     slots = at_work.slots
     slots.take([claim("a"), claim("b")], start=False)
     assert [outcome for _, _, outcome in slots.outbox] == ["unstarted"] * 2
@@ -100,14 +100,14 @@ async def test_a_vacated_slot_is_used_once(at_work: Running) -> None:
     slots.take([first, second, third])
     slots.vacate(first)
     assert (second.task is not None, third.task) == (True, None)
-    # Written at last, its end makes no second room.
+    # Its end, when it comes, frees no second slot.
     slots.collect(first, first.end("done", {}), "completed")
     assert third.task is None
     slots.collect(second, second.end("done", {}), "completed")
     assert third.task is not None
 
 
-async def test_a_vacated_slot_is_not_counted_when_its_claim_has_come_back(
+async def test_a_vacated_slot_is_not_free_after_its_job_came_back(
     at_work: Running,
 ) -> None:
     slots = at_work.slots
@@ -115,7 +115,7 @@ async def test_a_vacated_slot_is_not_counted_when_its_claim_has_come_back(
     slots.take([first])
     slots.vacate(first)
     slots.take([again, claim("second")])
-    # The slot that was vacated is the one of the claim that came back.
+    # The job that came back holds the slot that it had vacated.
     assert again.task is not None
     assert slots.claims[b"second"].task is None
     slots.collect(first, first.end("done", {}), "completed")

@@ -1,8 +1,8 @@
 """
-Every arrow of a job's states (docs/states.md), walked on a real server by the scripts that it names.
+Walks every transition of a job's states (docs/states.md) on a real server.
 
-The page's table is what is walked: an arrow without a walk fails, and so does
-a walk without an arrow. A state is what the keys say, never what was meant.
+A row of the page's table without a walk fails, and so does a walk without a row.
+A state is read from the keys, never assumed.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def _section() -> str:
 
 
 def arrows() -> set[Arrow]:
-    """(from, event, to) of each row of the table; a row may have several states on a side."""
+    """Return (from, event, to) of each table row; a row may have several states on a side."""
     found: set[Arrow] = set()
     for line in _section().splitlines():
         if line.startswith("| ") and not line.startswith("| from "):
@@ -56,7 +56,7 @@ def arrows() -> set[Arrow]:
 
 @dataclass(slots=True)
 class Walk:
-    """One server, one prefix, one job: `JOB`, unless the walk says another."""
+    """One job on one server under one prefix: `JOB`, unless a walk uses another."""
 
     client: Any
     prefix: str
@@ -64,12 +64,12 @@ class Walk:
     keys: EngineKeys
 
     def poll(self, **options: Any) -> Poll:
-        """Another worker each time."""
+        """Return a `Poll` of a new worker."""
         name = uuid.uuid4().hex
         return Poll(self.client, self.keys, EngineOptions(**options), worker_id=name)
 
     async def state(self, id_: str) -> str:
-        """What the keys say; AssertionError when they contradict each other."""
+        """Read the state from the keys; AssertionError when they contradict each other."""
         base = self.keys.base
         queued = [await self.client.zscore(name, id_) for name in self.keys.queues]
         due = [score for score in queued if score is not None]
@@ -114,7 +114,7 @@ WALKS: dict[Arrow, tuple[Step, Step]] = {}
 
 
 def walks(origin: str, event: str, *to: str, start: Step | None = None) -> Callable[[Step], Step]:
-    """Register a walk: `start` brings the job to its origin, the function moves it on."""
+    """Register a walk: `start` brings the job to its first state, the function to the next."""
 
     def register(step: Step) -> Step:
         for state in to:
@@ -161,7 +161,7 @@ STARTS: dict[str, Step] = {
 }
 
 
-# -- it comes to be ----------------------------------------------------------------
+# -- new -----------------------------------------------------------------------------
 
 
 @walks("new", "stored", "queued")
@@ -218,7 +218,7 @@ async def _(walk: Walk) -> None:
     await walk.client.hset(walk.keys.cron, "cron:f", now - 2 * HOUR_MS)
     for runner in runners:
         await runner.tick()
-    # The same for a job that a client let repeat: an id of its own for each run.
+    # The same for a client's repeating job: each run has its own id.
     await walk.queue.schedule("s", call("f"), every_s=3600)
     (due,) = [int(score) for _, score in await _members(walk, walk.keys.schedules)]
     now = due
@@ -232,7 +232,7 @@ async def _members(walk: Walk, key: str) -> Any:
     return await walk.client.zrange(key, 0, -1, withscores=True)
 
 
-# -- it waits ----------------------------------------------------------------------
+# -- waiting -------------------------------------------------------------------------
 
 
 async def _due_soon(walk: Walk) -> None:
@@ -259,11 +259,11 @@ async def _(walk: Walk) -> None:
 @walks("queued", "claimed", "running")
 @walks("parked", "claimed", "running")
 async def _(walk: Walk) -> None:
-    # A parked job falls due after half a second, a queued one is due.
+    # A parked job is due after half a second, a queued one at once.
     claim = await eventually(lambda: _first(walk))
     assert await walk.client.get(walk.keys.base.in_progress(JOB)) == claim.token
     assert claim.tries == claim.stalled_count == 0
-    # A worker that waits claims by another script: the same is written.
+    # A waiting worker claims with another script, which must write the same.
     await walk.end("back", claim, due=claim.due)
     poll = walk.poll()
     await poll.prepare()
@@ -277,7 +277,7 @@ async def _first(walk: Walk) -> Claim | None:
     return claims[0] if claims else None
 
 
-# -- it runs -----------------------------------------------------------------------
+# -- running -------------------------------------------------------------------------
 
 
 async def _held(walk: Walk) -> bytes:
@@ -318,7 +318,7 @@ async def _(walk: Walk) -> None:
 
 
 async def _claim_held(walk: Walk) -> Claim:
-    """The claim that stands, as its worker has it."""
+    """Return the current claim as its worker holds it."""
     token = await _held(walk)
     _, number, due, stalled_count = token.decode().rsplit("|", 3)
     return Claim(
@@ -351,7 +351,7 @@ async def _(walk: Walk) -> None:
     claim = await _claim_held(walk)
     await walk.end("back", claim, due=claim.due)
     assert not await walk.client.exists(walk.keys.base.retry(JOB))
-    # In its old place: before whatever came later.
+    # At its old due time, before later jobs.
     assert await walk.client.zscore(walk.keys.default_queue, JOB) == float(claim.due)
 
 
@@ -361,7 +361,7 @@ async def _(walk: Walk) -> None:
     await walk.end("park", claim, most=HOUR_MS, reason="unknown", error="E", name="f")
 
 
-# -- it ends -----------------------------------------------------------------------
+# -- ended ---------------------------------------------------------------------------
 
 
 @walks("running", "aborted", "done")
@@ -369,7 +369,7 @@ async def _(walk: Walk) -> None:
     assert await stores_of(walk.queue).jobs.abort(JOB)
     assert await walk.client.zscore(walk.keys.base.abort, JOB) is not None
     await walk.end("done", await _claim_held(walk), result=lua_text(b"r"), ttl=HOUR_MS)
-    # A mark that stayed would end a later job of this id.
+    # A mark that stayed would abort a later job with this id.
     assert not await walk.client.exists(walk.keys.base.abort)
 
 
@@ -384,7 +384,7 @@ async def _(walk: Walk) -> None:
 async def _(walk: Walk) -> None:
     body = await walk.client.get(walk.keys.base.job(JOB))
     claim = await _claim_held(walk)
-    # As of a name that stayed unknown for as long as it may.
+    # As for a function that stayed unknown for the whole limit.
     polled = await walk.end("park", claim, most=0, reason="unknown", error="E", tries=1, name="f")
     assert polled.buried == [0]
     letter = await walk.queue.dead.get(JOB)
@@ -404,7 +404,7 @@ async def _(walk: Walk) -> None:
     assert (polled.claims, polled.poisoned) == ([], [JOB.encode()])
 
 
-# -- after -------------------------------------------------------------------------
+# -- afterwards ----------------------------------------------------------------------
 
 
 @walks("dead", "retried", "queued")

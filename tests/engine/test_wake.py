@@ -1,7 +1,7 @@
 """
-What wakes an idle worker, each way by itself: it looks on its own only once a minute here.
+Each way of waking an idle worker, alone: here periodic polls are a minute apart.
 
-A listener's key that names another worker leaves a worker with the token alone.
+With another worker's id in the listener key, a worker has only the wake token.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ SELDOM = EngineOptions(poll_s=60.0, heartbeat_s=60.0)
 
 
 @pytest.fixture
-async def deaf(client: Any, prefix: str) -> None:
-    """No worker of this prefix listens for changes."""
+async def without_listener(client: Any, prefix: str) -> None:
+    """Let no worker of this prefix listen for changes."""
     await client.set(EngineKeys(QueueKeys(prefix)).listener, "another worker")
 
 
@@ -46,11 +46,11 @@ class Runs:
 
 
 async def _idle(client: Any, workers: int) -> bool:
-    """So many have looked, found nothing, and wait for a token."""
+    """Whether so many workers are idle and wait for a token."""
     return bool((await client.info("clients"))["blocked_clients"] == workers)
 
 
-@pytest.mark.usefixtures("deaf")
+@pytest.mark.usefixtures("without_listener")
 async def test_an_enqueue_wakes_a_worker_by_its_token_alone(client: Any, prefix: str) -> None:
     runs = Runs()
     runs.go.set()
@@ -62,8 +62,8 @@ async def test_an_enqueue_wakes_a_worker_by_its_token_alone(client: Any, prefix:
             assert await job.result(timeout_s=20) == job.id
 
 
-@pytest.mark.usefixtures("deaf")
-async def test_who_leaves_jobs_behind_wakes_another(client: Any, prefix: str) -> None:
+@pytest.mark.usefixtures("without_listener")
+async def test_a_worker_that_leaves_due_jobs_wakes_another(client: Any, prefix: str) -> None:
     runs = Runs()
     queue = queue_of(client, prefix)
     functions = [func(runs.hold, name="hold")]
@@ -72,7 +72,7 @@ async def test_who_leaves_jobs_behind_wakes_another(client: Any, prefix: str) ->
         running(client, prefix, functions, options=SELDOM, max_jobs=1),
     ):
         await eventually(lambda: _idle(client, 2))
-        # One call, one token: the first to come passes it on.
+        # One call pushes one token; the first worker pushes the next.
         await queue.enqueue_many([call("hold")] * 2)
         await eventually(lambda: _both(runs), deadline_s=20)
         runs.go.set()

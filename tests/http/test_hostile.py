@@ -1,4 +1,4 @@
-"""Receivers that mean harm: each costs its deadline at most, little memory, and is one named failure."""
+"""A hostile receiver costs one named failure, little memory, and no more than the deadline."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ Script = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 
 
 async def drip(writer: asyncio.StreamWriter, piece: bytes) -> None:
-    """A piece at a time for ever: each well within any limit on one read."""
+    """Send small pieces forever, each within any limit of a single read."""
     while True:
         writer.write(piece)
         await writer.drain()
@@ -152,7 +152,7 @@ async def post(url: str, timeout_s: float = TIMEOUT_S, **client_options: Any) ->
 
 
 @pytest.mark.parametrize(("script", "errors"), CASES, ids=lambda v: getattr(v, "__name__", ""))
-async def test_a_hostile_receiver_is_one_failure_within_time_and_memory(
+async def test_a_hostile_receiver_is_one_failure_within_the_limits(
     script: Script, errors: set[str]
 ) -> None:
     async with receiver(script) as port:
@@ -165,11 +165,11 @@ async def test_a_hostile_receiver_is_one_failure_within_time_and_memory(
     assert reply.error in errors
     assert reply.ms < (TIMEOUT_S + SLACK_S) * 1000
     assert len(reply.body) <= 1024
-    # Both ends are in this process: the sender's own buffers are counted too.
+    # Both ends run in this process, so the sender's buffers count too.
     assert peak < 20_000_000
 
 
-async def test_a_gzip_bomb_stays_packed() -> None:
+async def test_a_gzip_bomb_is_not_decompressed() -> None:
     bomb = gzip.compress(bytes(64 * 1024 * 1024))
 
     async def script(_r: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -189,7 +189,7 @@ async def test_a_gzip_bomb_stays_packed() -> None:
     assert peak < 20_000_000
 
 
-async def test_a_few_early_hints_before_the_answer_are_usual() -> None:
+async def test_a_few_early_hints_before_the_response_are_accepted() -> None:
     async def script(_r: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         writer.write(b"HTTP/1.1 103 Early Hints\r\nlink: </x>\r\n\r\n" * 5)
         writer.write(HEAD + b"content-length: 0\r\n\r\n")

@@ -39,11 +39,11 @@ def test_the_operator_allows_a_network_and_no_more() -> None:
 
 
 @pytest.mark.parametrize("host", ["127.1", "0x7f.1", "2130706433", "017700000001", "[::1]", "0"])
-def test_every_spelling_of_an_address_is_known_as_one(host: str) -> None:
+def test_every_spelling_of_an_address_is_recognized(host: str) -> None:
     assert is_address(host)
 
 
-def test_text_that_is_no_address_is_refused() -> None:
+def test_text_that_is_not_an_address_is_refused() -> None:
     assert EgressPolicy().refusal("example.com")
 
 
@@ -55,7 +55,7 @@ def test_ports_are_read_as_a_list_of_ports_and_ranges() -> None:
             parse_ports(bad)
 
 
-def test_an_allowed_name_covers_itself_and_a_starred_one_what_is_below() -> None:
+def test_a_plain_name_allows_itself_and_a_starred_one_those_below() -> None:
     policy = EgressPolicy(hosts=parse_hosts("Hooks.Internal., *.svc.local"))
     for host in ("hooks.internal", "HOOKS.internal.", "a.svc.local", "a.b.svc.local"):
         assert policy.refusal("10.0.0.1", host) is None

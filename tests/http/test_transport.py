@@ -38,7 +38,7 @@ SPELLINGS = [
     "[fe80::1]", "[fe80::1%25eth0]", "[fc00::1]", "[fd00:ec2::254]", "[fec0::1]", "[ff02::1]",
     "[2001:db8::1]", "[3fff::1]", "[5f00::1]", "[100::1]", "[2001:20::1]",
 ]  # fmt: skip
-# What a name may resolve to.
+# Addresses that a name may resolve to.
 ANSWERS = [
     "127.0.0.1", "10.0.0.1", "172.20.0.1", "192.168.0.1", "169.254.169.254", "168.63.129.16",
     "100.64.0.1", "0.0.0.0", "224.0.0.1", "::1", "::", "::ffff:127.0.0.1", "::ffff:0:127.0.0.1",
@@ -61,19 +61,19 @@ _listeners: list[list[str]] = []
 
 
 def _audited(event: str, arguments: tuple[Any, ...]) -> None:
-    """Told by the interpreter of every connect of every socket, whichever library makes it."""
+    """An audit hook: the interpreter calls it for every connect, whichever library makes it."""
     if event == "socket.connect" and _listeners and arguments[0].type & socket.SOCK_STREAM:
         for connections in _listeners:
             connections.append(arguments[1][0])
 
 
-# There is no way to take it back; it is idle while no test listens.
+# An audit hook cannot be removed; it does nothing while no test listens.
 sys.addaudithook(_audited)
 
 
 @dataclass
 class Net:
-    """A client behind the guard, and every TCP connection that was begun."""
+    """A guarded client, and all TCP connections that it started."""
 
     client: Any
     connections: list[str] = field(default_factory=list)
@@ -115,7 +115,7 @@ async def answering(host: str, reply: bytes) -> AsyncIterator[int]:
 OK = b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\nconnection: close\r\n\r\n"
 
 
-def test_the_table_is_long_enough_to_mean_something() -> None:
+def test_the_table_has_enough_spellings() -> None:
     assert len(set(SPELLINGS)) >= 60
     assert len(SPELLINGS) == len(set(SPELLINGS))
 
@@ -158,7 +158,7 @@ async def test_one_forbidden_answer_among_good_ones_refuses_the_name(
         assert out.connections == []
 
 
-async def test_a_name_that_changes_its_address_is_connected_to_as_it_was_judged(
+async def test_a_name_that_changes_is_connected_at_its_checked_address(
     names: tuple[Zone, Any],
 ) -> None:
     policy = EgressPolicy(parse_networks("127.0.0.1/32"))
@@ -175,7 +175,7 @@ async def test_a_name_that_changes_its_address_is_connected_to_as_it_was_judged(
 
 
 @pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
-async def test_a_redirect_to_a_forbidden_address_ends_where_it_began(status: int) -> None:
+async def test_a_redirect_to_a_forbidden_address_is_not_followed(status: int) -> None:
     policy = EgressPolicy(parse_networks("127.0.0.1/32"))
     async with answering("127.0.0.2", OK) as target:
         location = f"HTTP/1.1 {status} x\r\nlocation: http://127.0.0.2:{target}/\r\n\r\n"
@@ -185,8 +185,10 @@ async def test_a_redirect_to_a_forbidden_address_ends_where_it_began(status: int
             assert out.connections == ["127.0.0.1"]
 
 
-async def test_the_making_of_a_socket_judges_by_itself(monkeypatch: pytest.MonkeyPatch) -> None:
-    # Whatever a host is mistaken for before, the socket knows the address.
+async def test_the_socket_factory_checks_the_address_itself(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    # However the host was parsed before, the socket has the address.
     monkeypatch.setattr("worker.http.transport.is_address", lambda _host: False)
     async with net() as out:
         reply = await out.post("http://127.0.0.1:8123/")
@@ -211,7 +213,7 @@ async def test_only_the_ports_of_a_list_are_connected_to() -> None:
             assert len(out.connections) == 1
 
 
-async def test_an_allowed_host_may_be_private_and_its_neighbours_may_not(
+async def test_an_allowed_host_may_be_private_and_others_may_not(
     names: tuple[Zone, Any],
 ) -> None:
     zone, lookup = names
@@ -236,7 +238,7 @@ async def test_proxies_of_the_environment_are_ignored(monkeypatch: pytest.Monkey
             assert out.connections == ["127.0.0.1"]
 
 
-async def test_an_egress_proxy_is_what_is_connected_to_and_targets_are_judged_before(
+async def test_only_the_egress_proxy_is_connected_and_targets_are_checked(
     names: tuple[Zone, Any],
 ) -> None:
     zone, lookup = names
@@ -256,15 +258,15 @@ async def test_an_egress_proxy_is_what_is_connected_to_and_targets_are_judged_be
         await client.aclose()
 
 
-async def test_an_egress_proxy_is_told_its_credentials_with_every_request() -> None:
-    told: list[str] = []
+async def test_an_egress_proxy_gets_its_credentials_with_every_request() -> None:
+    credentials: list[str] = []
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         with suppress(asyncio.IncompleteReadError):
             while True:
                 head = (await reader.readuntil(b"\r\n\r\n")).decode().lower()
                 await reader.readexactly(2)
-                told.append(re.findall(r"proxy-authorization: (.*)\r\n", head)[0])
+                credentials.append(re.findall(r"proxy-authorization: (.*)\r\n", head)[0])
                 writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n")
                 await writer.drain()
         writer.close()
@@ -278,11 +280,11 @@ async def test_an_egress_proxy_is_told_its_credentials_with_every_request() -> N
         statuses = [(await out.post("http://8.8.8.8/")).status for _ in range(2)]
         await client.aclose()
     assert statuses == [200, 200]
-    # "me:pass@"; the case is lost above.
-    assert told == ["basic " + base64.b64encode(b"me:pass@").decode().lower()] * 2
+    # "me:pass@"; the server lower-cases it.
+    assert credentials == ["basic " + base64.b64encode(b"me:pass@").decode().lower()] * 2
 
 
-async def test_a_name_server_that_is_away_is_our_own_failure_until_others_resolve() -> None:
+async def test_an_unreachable_name_server_is_internal_if_no_name_resolves() -> None:
     away = {"lost.test"}
 
     async def lookup(host: str, port: int) -> list[Any]:

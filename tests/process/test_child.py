@@ -1,4 +1,4 @@
-"""The child's side of supervision that needs no second process."""
+"""The child's side of supervision, without a second process."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ pytestmark = pytest.mark.unit
 
 
 class Counting:
-    """Ends a job a turn until drained."""
+    """Ends one job per loop step until drained."""
 
     def __init__(self) -> None:
         self.jobs_done = 0
@@ -53,7 +53,7 @@ async def test_a_worker_that_returns_by_itself_has_drained() -> None:
     assert await serve(worker, ChildOptions()) == ExitCode.DRAINED
 
 
-async def test_another_error_of_the_worker_is_raised_as_it_is() -> None:
+async def test_any_other_error_of_the_worker_is_raised() -> None:
     class Broken(Counting):
         async def run(self) -> None:
             raise LookupError("a bug")
@@ -62,7 +62,7 @@ async def test_another_error_of_the_worker_is_raised_as_it_is() -> None:
         await serve(Broken(), ChildOptions())
 
 
-async def test_processes_started_together_recycle_apart() -> None:
+async def test_processes_started_together_recycle_at_different_times() -> None:
     async def recycled_at(rng: Random) -> int:
         worker = Counting()
         options = ChildOptions(heartbeat_interval_s=0, max_jobs_done=200, recycle_jitter=0.5)
@@ -104,7 +104,7 @@ def test_a_bad_configuration_goes_through_the_pipe_in_one_line(
     os.close(write_end)
 
 
-def test_a_descriptor_that_is_no_pipe_is_left_alone(
+def test_a_descriptor_that_is_not_a_pipe_is_ignored(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     ours, theirs = socket.socketpair()

@@ -1,4 +1,4 @@
-"""When a worker process is started again: the decisions, without processes or time."""
+"""The restart policy of worker processes, without processes or clocks."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ POLICY = RestartPolicy()
 
 
 class TopRandom(Random):
-    """Draws the upper bound, so that a delay is its own ceiling."""
+    """Draws the upper bound, so that each delay equals its ceiling."""
 
     def random(self) -> float:
         return 1.0
@@ -84,11 +84,11 @@ def test_the_sixth_crash_within_a_minute_is_too_many() -> None:
     assert [window.note(float(n)) for n in range(6)] == [False] * 5 + [True]
 
 
-def test_six_crashes_over_more_than_a_minute_are_borne() -> None:
+def test_six_crashes_in_more_than_a_minute_are_tolerated() -> None:
     window = CrashWindow(POLICY)
 
     assert not any(window.note(12.1 * n) for n in range(50))
 
 
-def test_no_crash_is_borne_where_none_is_allowed() -> None:
+def test_no_crash_is_tolerated_when_none_is_allowed() -> None:
     assert CrashWindow(RestartPolicy(max_crashes=0)).note(1.0)

@@ -50,7 +50,7 @@ async def test_a_crash_loop_drains_the_healthy_children() -> None:
         assert running.all("toy.drained", pid=healthy["pid"])
 
 
-async def test_a_bad_configuration_ends_with_2_and_is_told_once() -> None:
+async def test_a_bad_configuration_ends_with_2_and_is_reported_once() -> None:
     async with supervised("exit-2", count=4) as running:
         assert await running.exit_code() == 2
 
@@ -58,7 +58,7 @@ async def test_a_bad_configuration_ends_with_2_and_is_told_once() -> None:
         assert len(running.pids) == 1
 
 
-async def test_a_configuration_found_bad_by_every_child_is_told_once(tmp_path: Path) -> None:
+async def test_a_configuration_bad_for_every_child_is_reported_once(tmp_path: Path) -> None:
     flag = tmp_path / "not yet"
     flag.touch()
     async with supervised("refuse", "--while-file", str(flag), count=4) as running:
@@ -122,10 +122,10 @@ async def test_without_a_heartbeat_timeout_a_stopped_child_is_left_alone() -> No
         assert is_alive(stopped["pid"])
 
 
-async def test_a_supervisor_that_was_stopped_itself_blames_no_child() -> None:
+async def test_a_supervisor_that_was_stopped_kills_no_child() -> None:
     async with supervised("serve", heartbeat_timeout_s=3) as running:
         child = await running.event("supervisor.child_ready")
-        # As a frozen container does: both stop, both go on.
+        # A frozen container stops and continues both.
         os.kill(child["pid"], signal.SIGSTOP)
         running.signal(signal.SIGSTOP)
         await _later(child["pid"], by_s=4.0)
@@ -138,7 +138,7 @@ async def test_a_supervisor_that_was_stopped_itself_blames_no_child() -> None:
 
 
 async def test_recycling_replaces_a_child_and_counts_as_no_crash() -> None:
-    flags = ("--jobs-per-turn", "10", "--max-jobs", "20")
+    flags = ("--jobs-per-step", "10", "--max-jobs", "20")
     async with supervised("serve", *flags, restart={"max_crashes": 1}) as running:
         await running.event("supervisor.child_ready", count=4)
 
@@ -148,8 +148,8 @@ async def test_recycling_replaces_a_child_and_counts_as_no_crash() -> None:
         assert await running.exit_code() == 0
 
 
-async def test_a_child_over_its_memory_recycles_after_a_job_but_not_before() -> None:
-    async with supervised("serve", "--max-rss", "1", "--jobs-per-turn", "1") as running:
+async def test_a_child_over_its_memory_recycles_only_after_a_job() -> None:
+    async with supervised("serve", "--max-rss", "1", "--jobs-per-step", "1") as running:
         await running.event("supervisor.child_ended", exit_code=75)
     async with supervised("serve", "--max-rss", "1") as running:
         await running.event("supervisor.child_ready")
@@ -159,7 +159,7 @@ async def test_a_child_over_its_memory_recycles_after_a_job_but_not_before() -> 
 
 
 async def _later(pid: int, *, by_s: float) -> None:
-    """Until the process is older by so much: long enough for the watch to have looked."""
+    """Wait until the process is that much older, so that the watch has checked it."""
     then = _age_s(pid) + by_s
 
     async def look() -> bool:
@@ -169,7 +169,7 @@ async def _later(pid: int, *, by_s: float) -> None:
 
 
 def _age_s(pid: int) -> float:
-    """Seconds since a process started, by the kernel's clock."""
+    """Return a process's age in seconds, by the kernel's clock."""
     started = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19])
     now = float(Path("/proc/uptime").read_text().split()[0])
     return now - started / os.sysconf("SC_CLK_TCK")

@@ -1,4 +1,4 @@
-"""Signals, and a parent that dies, with real processes."""
+"""Signals and the death of the parent, with real processes."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ async def test_a_drain_over_its_grace_is_killed_and_exits_3() -> None:
         assert await running.exit_code() == 3
 
 
-async def test_a_service_manager_that_signals_the_children_too_forces_none() -> None:
+async def test_term_from_a_service_manager_to_all_forces_no_child() -> None:
     async with supervised("serve", "--slow-drain") as running:
         child = await running.event("supervisor.child_ready")
         running.signal(signal.SIGTERM)
@@ -68,11 +68,11 @@ async def test_a_service_manager_that_signals_the_children_too_forces_none() -> 
         os.kill(child["pid"], signal.SIGTERM)
         os.kill(child["pid"], signal.SIGTSTP)
 
-        await running.event("toy.quieted")  # so TERM, sent before, has been handled too
+        await running.event("toy.quieted")  # so the TERM sent before has been handled too
         assert not running.all("toy.forced")
 
 
-async def test_a_child_that_crashes_while_draining_is_told_by_1() -> None:
+async def test_a_child_that_crashes_while_draining_makes_the_exit_code_1() -> None:
     async with supervised("serve", "--slow-drain") as running:
         child = await running.event("supervisor.child_ready")
         running.signal(signal.SIGTERM)
@@ -82,7 +82,7 @@ async def test_a_child_that_crashes_while_draining_is_told_by_1() -> None:
         assert await running.exit_code() == 1
 
 
-async def test_tstp_quiets_the_children_and_an_ended_one_is_not_replaced() -> None:
+async def test_tstp_quiets_children_and_an_ended_one_is_not_replaced() -> None:
     async with supervised("serve", count=2) as running:
         await running.event("supervisor.child_ready", count=2)
 
@@ -108,7 +108,7 @@ async def test_a_killed_parent_leaves_no_child() -> None:
         await running.event("toy.drained", count=2)
 
 
-async def test_a_killed_parent_leaves_no_child_that_will_not_drain_or_is_blocked(
+async def test_a_killed_parent_leaves_no_stubborn_or_blocked_child(
     tmp_path: Path,
 ) -> None:
     flag = tmp_path / "blocked"
@@ -145,7 +145,7 @@ async def test_without_a_supervisor_signals_drain_then_force() -> None:
         assert running.all("toy.forced")
 
 
-async def test_without_a_supervisor_a_third_signal_ends_a_deaf_worker() -> None:
+async def test_without_a_supervisor_a_third_signal_ends_a_stuck_worker() -> None:
     async with start("-m", "tests.support.toy_worker", "serve", "--deaf") as running:
         await running.event("toy.running")
         for event in ("toy.drained", "toy.forced"):
@@ -156,7 +156,7 @@ async def test_without_a_supervisor_a_third_signal_ends_a_deaf_worker() -> None:
         assert await running.exit_code() == 3
 
 
-async def test_without_a_supervisor_a_bad_configuration_goes_to_standard_error() -> None:
+async def test_a_bad_configuration_without_a_supervisor_goes_to_stderr() -> None:
     async with start("-m", "tests.support.toy_worker", "refuse") as running:
         assert await running.exit_code() == 2
         assert (await running.stderr()).splitlines()[-1] == "LETTA_TOY: no such toy"

@@ -1,4 +1,4 @@
-"""Workers of the engine inside the test's process, under the test's own prefix."""
+"""Runs workers of the engine in the test's process, under the test's own prefix."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def new_worker(client: Any, prefix: str, functions: Sequence[Any], **kwargs: Any
 
 
 async def burst(client: Any, prefix: str, functions: Sequence[Any], **kwargs: Any) -> Worker:
-    """A worker that ran until the queue was empty."""
+    """Run a worker until the queue is empty, and return it."""
     worker = new_worker(client, prefix, functions, burst=True, **kwargs)
     async with asyncio.timeout(30):
         await worker.main()
@@ -30,7 +30,7 @@ async def burst(client: Any, prefix: str, functions: Sequence[Any], **kwargs: An
 async def running(
     client: Any, prefix: str, functions: Sequence[Any], **kwargs: Any
 ) -> AsyncIterator[Worker]:
-    """A worker at work; drained at once when the block ends."""
+    """Run a worker during the block; force its end afterwards."""
     worker = new_worker(client, prefix, functions, **kwargs)
     main = asyncio.create_task(worker.main())
     try:

@@ -1,8 +1,8 @@
 """
 A worker process for fault tests: `python -m tests.support.engine_process URL PREFIX LEDGER`.
 
-Each run of a job appends one line to the ledger, a file outside Valkey:
-`start|end job_id pid try`. A job's arguments say how long it holds.
+Each run of a job appends lines to the ledger, a file outside Valkey:
+`start|end job_id pid try`. A job's argument is the length of its run in seconds.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ TRIES = 5
 
 
 class Ledger:
-    """Lines that survive whatever happens to their writer."""
+    """A file of lines that survive the death of their writer."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -31,7 +31,7 @@ class Ledger:
     def write(self, *words: object) -> None:
         fd = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
         try:
-            # One write below PIPE_BUF: lines of several processes never mix.
+            # One write in append mode: lines of several processes never mix.
             os.write(fd, (" ".join(map(str, words)) + "\n").encode())
         finally:
             os.close(fd)
@@ -55,7 +55,7 @@ def functions(ledger: Ledger) -> list[Any]:
         return os.getpid()
 
     async def block(ctx: dict[str, Any], seconds: float) -> int:
-        """Blocks the event loop, as a job must not."""
+        """Block the event loop, as no job should."""
         ledger.write("start", ctx["job_id"], os.getpid(), ctx["job_try"])
         time.sleep(seconds)  # noqa: ASYNC251
         ledger.write("end", ctx["job_id"], os.getpid(), ctx["job_try"])
@@ -78,7 +78,7 @@ def functions(ledger: Ledger) -> list[Any]:
         return os.getpid()
 
     async def follow(ctx: dict[str, Any], before: Any) -> int:
-        """What comes after another job, with its result."""
+        """A job chained to another one, with its result."""
         return await hold(ctx)
 
     async def fail_always(ctx: dict[str, Any]) -> None:
@@ -101,7 +101,7 @@ def serve(url: str, prefix: str, ledger: str, lease_s: str = str(LEASE_S)) -> No
     import structlog
     from arq.connections import ArqRedis
 
-    # Thousands of drawn tracebacks would take more time than the jobs.
+    # Rendering thousands of tracebacks would take more time than the jobs.
     structlog.configure(
         processors=[structlog.processors.TimeStamper(), structlog.processors.KeyValueRenderer()]
     )
@@ -140,7 +140,7 @@ def serve(url: str, prefix: str, ledger: str, lease_s: str = str(LEASE_S)) -> No
 def process(
     url: str, prefix: str, ledger: Ledger, *, lease_s: float = LEASE_S, **env: str
 ) -> Iterator[subprocess.Popen[bytes]]:
-    """The worker as a process; killed when the block ends. Its log is beside the ledger."""
+    """Run the worker as a process; kill it at the end. Its log is next to the ledger."""
     arguments = [url, prefix, str(ledger.path), str(lease_s)]
     log = ledger.path.with_suffix(".log")
     with log.open("ab") as output:

@@ -1,4 +1,4 @@
-"""A real name server on loopback whose answers a test chooses, and a lookup that asks it."""
+"""A real name server on loopback with answers from the test, and a lookup that queries it."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from dnslib.server import BaseResolver, DNSLogger, DNSServer
 
 class Zone(BaseResolver):  # type: ignore[misc]  # dnslib has no types
     """
-    `answers[name]` is a list of address lists: the n-th question for a name gets
-    the n-th list, and the last one from then on. `asked` holds every question.
+    Answers from `answers[name]`, a list of address lists: the n-th question for a name
+    gets the n-th list, later ones the last. `asked` records every question.
     """
 
     def __init__(self) -> None:
@@ -26,10 +26,10 @@ class Zone(BaseResolver):  # type: ignore[misc]  # dnslib has no types
     def resolve(self, request: Any, _handler: Any) -> Any:
         reply = request.reply()
         name, kind = str(request.q.qname).rstrip("."), QTYPE[request.q.qtype]
-        turn = sum((name, kind) == asked for asked in self.asked)
+        asked_before = sum((name, kind) == asked for asked in self.asked)
         self.asked.append((name, kind))
         lists = self.answers.get(name, [[]])
-        for text in lists[min(turn, len(lists) - 1)]:
+        for text in lists[min(asked_before, len(lists) - 1)]:
             version = ip_address(text).version
             if kind == ("A" if version == 4 else "AAAA"):
                 data = A(text) if version == 4 else AAAA(tuple(ip_address(text).packed))
@@ -39,7 +39,7 @@ class Zone(BaseResolver):  # type: ignore[misc]  # dnslib has no types
 
 @contextmanager
 def name_server() -> Iterator[tuple[Zone, Any]]:
-    """Yields the zone and a lookup (`worker.http.transport.Lookup`) that asks over UDP."""
+    """Yield the zone and a lookup (`worker.http.transport.Lookup`) that queries it over UDP."""
     zone = Zone()
     server = DNSServer(zone, address="127.0.0.1", port=0, logger=DNSLogger("-request,-reply"))
     server.start_thread()

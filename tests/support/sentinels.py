@@ -1,4 +1,4 @@
-"""A master, its replica and the Sentinels that watch them: real processes, ready for a failover."""
+"""Starts a master, its replica and the Sentinels that watch them, as real processes."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _QUORUM = 2
 
 @dataclass(slots=True)
 class Watched:
-    """One replicated server; the clients go to the processes themselves, past the Sentinels."""
+    """One replicated server; the clients connect to the processes directly, not by Sentinel."""
 
     master: Any
     replica: Any
@@ -27,8 +27,8 @@ class Watched:
     url: str
 
     async def replicated(self) -> None:
-        """Returns when everything that was written so far is on the replica."""
-        # WAIT asks for the writes of its own connection: this one comes after them all.
+        """Wait until all writes so far are on the replica."""
+        # WAIT covers the writes of its own connection, and this write follows all others.
         await self.master.set("replicated-up-to-here", "1")
 
         async def is_there() -> bool:
@@ -39,16 +39,16 @@ class Watched:
     async def promoted(self) -> bool:
         with suppress(*OUTAGE):
             return bool((await self.replica.info("replication"))["role"] == "master")
-        # Sentinels end the connections of a server whose part changes.
+        # Sentinels close the connections of a server whose role changes.
         return False
 
 
 @asynccontextmanager
 async def watched_servers(home: Path) -> AsyncIterator[Watched]:
-    """Yields once the replica is in step and every Sentinel knows it and the others."""
+    """Yield once the replica is in sync and each Sentinel knows it and the other Sentinels."""
     async with AsyncExitStack() as stack:
         quick = ("--appendonly", "yes", "--repl-diskless-sync-delay", "0")
-        # A master that was replaced and does not know it yet must not take a write that is lost.
+        # A replaced master that does not know it yet must not accept writes, which would be lost.
         alone = ("--min-replicas-to-write", "1")
         master = stack.enter_context(valkey(home / "master", *quick, *alone))
         of_master = ("--replicaof", f"127.0.0.1 {master}")
@@ -79,8 +79,8 @@ async def watched_servers(home: Path) -> AsyncIterator[Watched]:
 
 
 async def _is_ready(found: Watched) -> bool:
-    link = await found.replica.info("replication")
-    if link.get("master_link_status") != "up":
+    replication = await found.replica.info("replication")
+    if replication.get("master_link_status") != "up":
         return False
     for sentinel in found.sentinels:
         replicas = await sentinel.sentinel_slaves(SERVICE)

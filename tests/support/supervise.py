@@ -1,5 +1,5 @@
 """
-`run_supervisor` as a process of its own, logging JSON lines to standard output.
+Runs `run_supervisor` in its own process, with JSON logs on standard output.
 
     python -m tests.support.supervise '{"shutdown_grace_s": 5, ...}' COUNT COMMAND...
 """
@@ -22,8 +22,8 @@ def main() -> None:
     )
     options = json.loads(sys.argv[1])
     restart = RestartPolicy(**options.pop("restart", {}))
-    bounds = SupervisorOptions(**options, restart=restart)
-    sys.exit(run_supervisor(sys.argv[3:], int(sys.argv[2]), bounds))
+    supervisor_options = SupervisorOptions(**options, restart=restart)
+    sys.exit(run_supervisor(sys.argv[3:], int(sys.argv[2]), supervisor_options))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""A supervisor and its children as real processes, and what they told, for tests."""
+"""Starts a supervisor and its children as real processes and reads their logs."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from typing import Any
 from tests.support.wait import eventually
 
 ROOT = Path(__file__).resolve().parents[2]
-# Short enough for a test, long enough for a loaded machine; tests change what they are about.
+# Short enough for a test, long enough for a loaded machine; tests override what they test.
 OPTIONS: dict[str, Any] = {
     "shutdown_grace_s": 20,
     "kill_margin_s": 1,
@@ -26,7 +26,7 @@ RESTART: dict[str, Any] = {"backoff_base_s": 0.05, "min_interval_s": 0.0, "crash
 
 
 class Supervised:
-    """`events` holds every JSON line of the parent and its children, `lines` every other."""
+    """Processes and their output: `events` has all JSON lines, `lines` all others."""
 
     def __init__(self, process: asyncio.subprocess.Process) -> None:
         self.process = process
@@ -49,7 +49,7 @@ class Supervised:
     async def event(
         self, name: str, *, count: int = 1, deadline_s: float = 20.0, **fields: Any
     ) -> dict[str, Any]:
-        """The `count`-th event of that name and fields, once it has been told."""
+        """Wait for the `count`-th event with that name and fields."""
 
         async def found() -> list[dict[str, Any]]:
             return self.all(name, **fields)[count - 1 :]
@@ -63,13 +63,13 @@ class Supervised:
         self.process.send_signal(number)
 
     async def exit_code(self, deadline_s: float = 20.0) -> int:
-        """Of the parent, once all that it and its children told has been read."""
+        """Return the parent's exit code, after all output was read."""
         async with asyncio.timeout(deadline_s):
             await self.reading
             return await self.process.wait()
 
     async def stderr(self) -> str:
-        """All of standard error; ends when the last process that holds it does."""
+        """Return standard error, after the last process that holds it has ended."""
         assert self.process.stderr is not None
         async with asyncio.timeout(20.0):
             return (await self.process.stderr.read()).decode()
@@ -89,7 +89,7 @@ class Supervised:
 
 
 def is_alive(pid: int) -> bool:
-    """True for a process that runs; a zombie does not."""
+    """Whether a process runs; a zombie does not."""
     try:
         status = Path(f"/proc/{pid}/stat").read_text()
     except OSError:
@@ -102,8 +102,8 @@ async def start(
     *arguments: str, program: str = sys.executable, environ: dict[str, str] | None = None
 ) -> AsyncIterator[Supervised]:
     """
-    Start a command (of Python) that logs JSON lines to standard output, or another
-    `program` that logs them to standard error; nothing of it is left afterwards.
+    Start a Python command that logs JSON lines to standard output, or another `program`
+    that logs them to standard error. Kill all its processes at the end.
     """
     ours = program == sys.executable
     process = await asyncio.create_subprocess_exec(
@@ -129,7 +129,7 @@ async def start(
 async def supervised(
     mode: str, *flags: str, count: int = 1, restart: dict[str, Any] | None = None, **options: Any
 ) -> AsyncIterator[Supervised]:
-    """A supervisor of `count` toy workers; keywords change its options."""
+    """Run a supervisor of `count` toy workers; keywords override its options."""
     settings = {**OPTIONS, **options, "restart": {**RESTART, **(restart or {})}}
     command = [sys.executable, "-m", "tests.support.toy_worker", mode, *flags]
     parent = ["-m", "tests.support.supervise", json.dumps(settings), str(count)]

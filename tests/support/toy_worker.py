@@ -1,13 +1,13 @@
 """
-A worker process for the supervisor's tests: does no work, and misbehaves on request.
+A worker process for the supervisor's tests. It runs no jobs, and misbehaves on request.
 
     python -m tests.support.toy_worker MODE [options]
 
-serve: run until drained; `--slow-drain` until forced; `--deaf` for ever.
-crash: exit 7 before serving. exit-2: complain and exit 2 before serving.
-refuse: find the configuration bad while serving, blocked: block the loop; the
-first after and the second while `--while-file` exists. silent: never serve.
-Each step is told on standard output as a JSON line with the process's id.
+serve: run until drained; with `--slow-drain` until forced; with `--deaf` forever.
+crash: exit 7 before serving. exit-2: print an error and exit 2 before serving.
+refuse: raise a configuration error while serving, once `--while-file` is gone.
+blocked: block the event loop while `--while-file` exists. silent: never serve.
+Each step prints a JSON line with the process's id to standard output.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from worker.process.child import ChildOptions, serve
 _STEP_S = 0.05
 
 
-def callback(event: str) -> None:
+def report(event: str) -> None:
     os.write(1, json.dumps({"event": event, "pid": os.getpid()}).encode() + b"\n")
 
 
@@ -39,17 +39,17 @@ class ToyWorker:
         self._end = asyncio.Event()
 
     async def run(self) -> None:
-        callback("toy.running")
+        report("toy.running")
         if self._options.mode == "refuse":
             while self._held():  # noqa: ASYNC110  (another process makes the file)
                 await asyncio.sleep(_STEP_S)
             raise BadToy("LETTA_TOY: no such\ntoy")
         if self._options.mode == "blocked":
-            # Not awaiting is the point: this is a job that blocks the loop.
+            # No await, on purpose: this stands for a job that blocks the event loop.
             while self._held():
                 threading.Event().wait(_STEP_S)
         while not self._end.is_set():
-            self.jobs_done += self._options.jobs_per_turn
+            self.jobs_done += self._options.jobs_per_step
             try:
                 async with asyncio.timeout(0.02):
                     await self._end.wait()
@@ -60,15 +60,15 @@ class ToyWorker:
         return bool(self._options.while_file) and os.path.exists(self._options.while_file)  # noqa: PTH110
 
     def drain(self) -> None:
-        callback("toy.drained")
+        report("toy.drained")
         if not (self._options.slow_drain or self._options.deaf):
             self._end.set()
 
     def quiet(self) -> None:
-        callback("toy.quieted")
+        report("toy.quieted")
 
     def force(self) -> None:
-        callback("toy.forced")
+        report("toy.forced")
         if not self._options.deaf:
             self._end.set()
 
@@ -79,7 +79,7 @@ def main() -> None:
     parser.add_argument("--slow-drain", action="store_true")
     parser.add_argument("--deaf", action="store_true")
     parser.add_argument("--while-file")
-    parser.add_argument("--jobs-per-turn", type=int, default=0)
+    parser.add_argument("--jobs-per-step", type=int, default=0)
     parser.add_argument("--max-jobs", type=int, default=0)
     parser.add_argument("--max-rss", type=int, default=0)
     parser.add_argument("--grace", type=float, default=30.0)

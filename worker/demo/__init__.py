@@ -1,1 +1,1 @@
-"""`letta-workers demo`: the main job end to end, with servers of its own on loopback."""
+"""`letta-workers demo`: webhooks, LLM batches and cached reads end to end, on loopback servers."""

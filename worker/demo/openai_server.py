@@ -1,10 +1,10 @@
 """
-An OpenAI-compatible server for the demo and the tests: `python -m worker.demo.openai_server`.
+Runs an OpenAI-compatible server for the demo and the tests: `python -m worker.demo.openai_server`.
 
-Speaks /v1/chat/completions, /v1/files and /v1/batches as the public API
-describes them. A batch is in progress at the first look and ended at the
-second. A request whose last message says "please fail" ends with an error of
-its own. `--no-batches` leaves /files and /batches out. GET /calls counts the
+It serves /v1/chat/completions, /v1/files and /v1/batches as in the public API. A
+batch is in progress at the first request for its state and completed at the
+second. A request whose last message contains "please fail" gets its own error.
+`--no-batches` leaves out /files and /batches. GET /calls returns the number of
 calls of each path.
 """
 
@@ -112,7 +112,7 @@ def finish(batch: dict[str, Any]) -> None:
     for field, lines in (("output_file_id", good), ("error_file_id", bad)):
         if lines:
             batch[field] = f"file-{next(numbers)}"
-            # Results come in no particular order; the last first shows who relies on one.
+            # The API promises no order; the reverse one exposes a client that relies on it.
             files[batch[field]] = "\n".join(reversed(lines)).encode()
     batch["status"] = "completed"
 

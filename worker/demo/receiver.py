@@ -1,9 +1,10 @@
 """
-A webhook receiver for the demo and the tests: `python -m worker.demo.receiver`.
+Runs a webhook receiver for the demo and the tests: `python -m worker.demo.receiver`.
 
-POST /ok takes every webhook; POST /flaky/<n> answers 503 to the first n attempts
-of each webhook-id; POST /status/<code> always answers that. GET /seen gives, per
-webhook-id, its attempts: [{"time", "status", "headers", "body"}], newest last.
+POST /ok accepts every webhook. POST /flaky/<n> answers 503 to the first n
+attempts of each webhook-id. POST /status/<code> always answers with that code.
+GET /seen returns the attempts of each webhook-id, newest last:
+[{"time", "status", "headers", "body"}].
 """
 
 from __future__ import annotations

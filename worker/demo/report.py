@@ -1,4 +1,4 @@
-"""What the demo counted, and the table it shows."""
+"""Counts the demo's results and renders them as a table."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from rich.table import Table
 
 @dataclass
 class Report:
-    """What happened, in numbers; `missing` names what was acknowledged and is not there."""
+    """The demo's results; `missing` lists what was acknowledged and did not arrive."""
 
     webhooks: int = 0
     delivered: int = 0
@@ -60,18 +60,18 @@ class Report:
 
 
 def percentile(values: list[float], percent: int) -> float | None:
-    """By linear interpolation; None of nothing."""
+    """Return a percentile by linear interpolation; None without values."""
     if len(values) < 2:
         return round(values[0], 1) if values else None
     return round(statistics.quantiles(values, n=100, method="inclusive")[percent - 1], 1)
 
 
 def table(report: Report) -> Table:
-    """The short table of what happened."""
+    """Render the report as a short table."""
     found = report.to_dict()
-    grid = Table(title=f"What happened, in {found['seconds']} s", title_justify="left")
-    for name in ("", "asked", "done", "p50 ms", "p99 ms", "and"):
-        grid.add_column(name, justify="left" if name in {"", "and"} else "right")
+    grid = Table(title=f"Results after {found['seconds']} s", title_justify="left")
+    for name in ("", "asked", "done", "p50 ms", "p99 ms", "details"):
+        grid.add_column(name, justify="left" if name in {"", "details"} else "right")
     hooks, llm, agents = found["webhooks"], found["llm_requests"], found["agent_cache"]
     rows = [
         ("webhooks", hooks["sent"], hooks["delivered"], hooks, f"{hooks['retried']} retried"),

@@ -1,10 +1,10 @@
 """
-The demo: real processes, real HTTP, and an account of everything acknowledged.
+Runs the demo with real processes and real HTTP, and accounts for everything acknowledged.
 
-Three parts run at the same time against the same workers: webhooks to a
-receiver that fails at first, LLM requests in batches, and cached agent reads
-while writers invalidate. Nothing is assumed: the table counts what the
-receiver saw, what each waiter got, and what each read returned.
+Three parts run at the same time on the same workers: webhooks to a receiver that
+fails at first, LLM requests in batches, and cached agent reads during
+invalidations. The table counts what the receiver saw, what each waiter got and
+what each read returned.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ _FAIL_EVERY = 25
 
 
 def run_demo(*, webhooks: int, requests: int, as_json: bool) -> int:
-    """Run it; returns the exit code: 0 when nothing acknowledged is missing and no read was stale."""
+    """Run the demo; return 0 when nothing acknowledged is missing and no read was stale, else 1."""
     start = time.monotonic()
     console = Console(stderr=as_json)
     count = load_settings().worker_count
@@ -80,7 +80,7 @@ def run_demo(*, webhooks: int, requests: int, as_json: bool) -> int:
 
 
 def demo_environment(url: str, provider: str) -> dict[str, str]:
-    """Quick retries and polls, so that the demo shows in seconds what takes minutes in service."""
+    """Return settings with quick retries and polls, so that the demo takes seconds, not minutes."""
     return {
         "LETTA_REDIS_URL": url,
         "LETTA_CACHE_REDIS_URL": url,
@@ -100,7 +100,7 @@ def demo_environment(url: str, provider: str) -> dict[str, str]:
 
 @contextmanager
 def workers(environment: dict[str, str], count: int, log: Any) -> Iterator[None]:
-    """`letta-workers run`, as an operator starts it."""
+    """Run `letta-workers run` as an operator does, and stop it at the end."""
     process = subprocess.Popen(  # noqa: S603  (our own module)
         [sys.executable, "-P", "-m", "letta_redis.worker", "run", "--count", str(count)],
         env={**os.environ, **environment},
@@ -121,7 +121,7 @@ def workers(environment: dict[str, str], count: int, log: Any) -> Iterator[None]
 
 
 def wait_for_workers(log: str, count: int) -> None:
-    """Until every process has said that it is ready: latencies should not count its imports."""
+    """Wait until every process is ready, so that latencies do not include its imports."""
     deadline = time.monotonic() + _DEADLINE_S
     while Path(log).read_bytes().count(b"supervisor.child_ready") < count:
         if time.monotonic() > deadline:
@@ -130,7 +130,7 @@ def wait_for_workers(log: str, count: int) -> None:
 
 
 class Demo:
-    """The three parts, and the progress of each."""
+    """Runs the three parts and shows their progress."""
 
     def __init__(
         self, settings: Settings, receiver: str, console: Console, *, webhooks: int, requests: int
@@ -161,7 +161,7 @@ class Demo:
         bar = self.progress.add_task("webhooks", total=self.report.webhooks)
         sent: dict[str, float] = {}
         for n in range(self.report.webhooks):
-            # Every fourth meets a receiver that fails once or twice.
+            # The receiver fails once or twice for every fourth webhook.
             path = "/ok" if n % 4 else f"/flaky/{1 + n % 8 // 4}"
             at = time.time()
             id_ = await queue.send_webhook(self.receiver + path, {"n": n}, event_type="demo.event")
@@ -176,7 +176,7 @@ class Demo:
         await self._compare(queue, sent)
 
     async def _compare(self, queue: JobQueue, sent: dict[str, float]) -> None:
-        """What the queue says against what the receiver saw."""
+        """Compare the queue's states with what the receiver saw."""
         async with httpx.AsyncClient(trust_env=False) as client:
             reply = await client.get(f"{self.receiver}/seen", params={"brief": "1"})
         seen: dict[str, list[tuple[float, int]]] = reply.json()
@@ -208,7 +208,7 @@ class Demo:
                 answer = await queue.llm_result(id_, timeout_s=_DEADLINE_S)
                 right = answer["choices"][0]["message"]["content"] == f"echo: {text}"
                 if not right:
-                    self.report.missing.append(f"request {n}: another's answer")
+                    self.report.missing.append(f"request {n}: the answer of another request")
                 self.report.answered += right
             except RequestFailed as exc:
                 if "please fail" in text and exc.kind == "invalid_prompt":
@@ -227,8 +227,8 @@ class Demo:
     async def _agents(self, cache: Cache) -> None:
         bar = self.progress.add_task("agent reads", total=_READERS * _READS_EACH)
         database = {f"agent-{n}": 0 for n in range(_AGENTS)}
-        # The version that a read may not fall behind: set once `invalidate` has returned.
-        floor = dict(database)
+        # The oldest version that a read may return: set once `invalidate` has returned.
+        oldest = dict(database)
         readers_left = _READERS
 
         async def load(agent_id: str) -> dict[str, int]:
@@ -241,7 +241,7 @@ class Demo:
             nonlocal readers_left
             for n in range(first, first + _READS_EACH):
                 agent_id = f"agent-{n % _AGENTS}"
-                least = floor[agent_id]
+                least = oldest[agent_id]
                 state = await cache.agents.get_or_load(agent_id, partial(load, agent_id))
                 self.report.reads += 1
                 self.report.stale += state["version"] < least
@@ -256,7 +256,7 @@ class Demo:
                 database[agent_id] += 1
                 version = database[agent_id]
                 await cache.agents.invalidate(agent_id)
-                floor[agent_id] = version
+                oldest[agent_id] = version
                 await asyncio.sleep(_LOAD_S)
 
         await asyncio.gather(*(read(n) for n in range(_READERS)), write())

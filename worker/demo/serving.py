@@ -1,4 +1,4 @@
-"""Runs an ASGI app as a process of its own, and starts such processes."""
+"""Runs an ASGI app in its own process, and starts such processes."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _START_DEADLINE_S = 20.0
 
 def serve(app: ASGIApp) -> None:
     """
-    Serve on a free loopback port until standard input ends, so that no server outlives its owner.
+    Serve on a free loopback port until standard input closes, so that no server outlives its owner.
 
     The first line on standard output is JSON: {"port": 12345}.
     """
@@ -29,7 +29,7 @@ def serve(app: ASGIApp) -> None:
             app, log_level="warning", access_log=False, lifespan="off", timeout_keep_alive=30
         )
     )
-    # Whoever reads the line may connect at once: the socket listens already.
+    # The socket listens already, so the reader of this line may connect at once.
     os.write(1, json.dumps({"port": listener.getsockname()[1]}).encode() + b"\n")
     asyncio.run(_serve_until_eof(server, listener))
 
@@ -48,7 +48,7 @@ async def _serve_until_eof(server: uvicorn.Server, listener: socket.socket) -> N
 
 @contextlib.contextmanager
 def running(module: str, arguments: Sequence[str] = ()) -> Iterator[str]:
-    """Start `python -m module` (which calls `serve`); yields its base URL, ends it after."""
+    """Start `python -m module`, which calls `serve`; yield its base URL, then end it."""
     process = subprocess.Popen(  # noqa: S603  (our own module)
         [sys.executable, "-P", "-m", module, *arguments],
         stdin=subprocess.PIPE,
@@ -60,7 +60,9 @@ def running(module: str, arguments: Sequence[str] = ()) -> Iterator[str]:
     try:
         line = process.stdout.readline()
         if not line:
-            raise RuntimeError(f"{module} ended with code {process.wait()} before it listened")
+            raise RuntimeError(
+                f"{module} exited with code {process.wait()} before it listened; see its standard error"
+            )
         yield f"http://127.0.0.1:{json.loads(line)['port']}"
     finally:
         process.stdin.close()

@@ -74,7 +74,7 @@ class Listener:
 
     async def _receive(self, connection: Any, tracking: Any) -> None:
         transport = connection._writer.transport
-        changes = _Changes(transport, self._changed)
+        changes = Changes(transport, self._changed)
         # redis-py's reader may have consumed a change that came before this line.
         self._hint()
         try:
@@ -95,7 +95,7 @@ class Listener:
             self._hint()
 
 
-class _Changes(asyncio.Protocol):
+class Changes(asyncio.Protocol):
     """Reads the messages of a subscribed connection, a millisecond after they came."""
 
     def __init__(self, transport: Any, changed: Callable[[Any], None]) -> None:
