@@ -90,20 +90,20 @@ async def test_03_a_claim_that_was_taken_over_cannot_end_the_job(client: Any, pr
 
 async def test_03_a_job_whose_claim_another_took_is_canceled(client: Any, prefix: str) -> None:
     queue = queue_of(client, prefix)
-    started, cancelled = asyncio.Event(), asyncio.Event()
+    started, canceled = asyncio.Event(), asyncio.Event()
 
     async def hold(ctx: dict[str, Any]) -> None:
         started.set()
         try:
             await asyncio.Event().wait()
         finally:
-            cancelled.set()
+            canceled.set()
 
     await queue.enqueue("hold", job_id="a")
     async with running(client, prefix, [func(hold, name="hold")], options=QUICK) as worker:
         await asyncio.wait_for(started.wait(), 10)
         await client.set(f"{prefix}in-progress:a", b"another:1|3|1|1")
-        await asyncio.wait_for(cancelled.wait(), 10)
+        await asyncio.wait_for(canceled.wait(), 10)
         await eventually(lambda: _ended(worker))
         assert await client.exists(f"{prefix}job:a") == 1
 

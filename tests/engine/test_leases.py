@@ -18,7 +18,7 @@ from tests.support.wait import eventually
 
 pytestmark = pytest.mark.faults
 
-NEIGHBOURS = 20
+NEIGHBORS = 20
 
 
 @pytest.fixture
@@ -139,7 +139,7 @@ async def test_jobs_beside_a_worker_killer_do_not_become_poison(
 ) -> None:
     queue = queue_of(client, prefix)
     innocents = [
-        await queue.enqueue("hold", 0.2, job_id=f"innocent-{n:02}") for n in range(NEIGHBOURS)
+        await queue.enqueue("hold", 0.2, job_id=f"innocent-{n:02}") for n in range(NEIGHBORS)
     ]
     # Its id sorts last in every claim, so the others run already when it kills.
     killer = await queue.enqueue("die", job_id="killer")

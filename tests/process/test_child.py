@@ -11,13 +11,8 @@ from random import Random
 import pytest
 
 from worker.process import child
-from worker.process.child import (
-    HEARTBEAT_FD,
-    ChildOptions,
-    report_bad_configuration,
-    rss_bytes,
-    serve,
-)
+from worker.process.child import ChildOptions, report_bad_configuration, rss_bytes, serve
+from worker.process.pipes import HEARTBEAT_FD
 from worker.process.policy import ExitCode
 
 pytestmark = pytest.mark.unit

@@ -39,7 +39,7 @@ class Zone(BaseResolver):  # type: ignore[misc]  # dnslib has no types
 
 @contextmanager
 def name_server() -> Iterator[tuple[Zone, Any]]:
-    """Yield the zone and a lookup (`worker.http.transport.Lookup`) that queries it over UDP."""
+    """Yield the zone and a lookup (`worker.http.resolver.Lookup`) that queries it over UDP."""
     zone = Zone()
     server = DNSServer(zone, address="127.0.0.1", port=0, logger=DNSLogger("-request,-reply"))
     server.start_thread()

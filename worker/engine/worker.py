@@ -185,20 +185,20 @@ class Worker(WorkerState):
         self._pool = None
 
     async def _until_over(self, poller: asyncio.Task[None]) -> None:
-        cancelled = False
+        canceled = False
         while not poller.done():
             try:
                 await asyncio.shield(poller)
             except asyncio.CancelledError:
                 if poller.cancelled():
                     raise
-                if cancelled:
+                if canceled:
                     self.force()
-                cancelled = True
+                canceled = True
                 self.drain()
             except PollStopped:
                 log.warning("worker.ended_unreported", running=len(self.claims))
-        if cancelled:
+        if canceled:
             raise asyncio.CancelledError
         if not poller.cancelled() and isinstance(poller.exception(), PollStopped):
             return

@@ -19,7 +19,8 @@ import httpx
 
 from worker.errors import TargetForbidden
 from worker.http.policy import EgressPolicy
-from worker.http.transport import GuardedTransport, ResolverUnavailable, check_address, is_address
+from worker.http.resolver import ResolverUnavailable, check_address, is_address
+from worker.http.transport import GuardedTransport
 
 __all__ = [
     "HTTPReply",

@@ -18,7 +18,6 @@ import os
 import random
 import resource
 import signal
-import stat
 import sys
 import threading
 import time
@@ -27,17 +26,19 @@ from typing import Protocol
 
 import structlog
 
+from worker.process.pipes import (
+    COMPLAINT,
+    HEARTBEAT,
+    HEARTBEAT_FD,
+    PARENT_FD,
+    inherited_pipe,
+    send,
+)
 from worker.process.policy import ExitCode
 from worker.terminal import printable_lines
 
 log = structlog.get_logger(__name__)
 
-# Names of the environment variables that carry the pipes' file descriptors.
-HEARTBEAT_FD = "LETTA_SUPERVISOR_HEARTBEAT_FD"
-PARENT_FD = "LETTA_SUPERVISOR_PARENT_FD"
-# Messages of a child in its heartbeat pipe, one per line.
-HEARTBEAT = b"beat"
-COMPLAINT = b"bad_configuration "
 # Below PIPE_BUF even in UTF-8, so that a message is written atomically.
 _MAX_COMPLAINT_CHARS = 1000
 
@@ -112,7 +113,7 @@ def report_bad_configuration(line: str) -> int:
     Under a supervisor the line goes through the pipe, and the supervisor prints it once,
     whatever the number of its processes. Otherwise it goes to standard error.
     """
-    return _complain(line, _inherited_pipe(HEARTBEAT_FD))
+    return _complain(line, inherited_pipe(HEARTBEAT_FD))
 
 
 def rss_bytes() -> int:
@@ -125,38 +126,19 @@ def rss_bytes() -> int:
         return peak if sys.platform == "darwin" else peak * 1024
 
 
-def _send(fd: int, message: bytes) -> bool:
-    # The pipe is full when the parent hangs, and broken when it died, which has its own watch.
-    with contextlib.suppress(OSError):
-        return os.write(fd, message + b"\n") > 0
-    return False
-
-
 def _complain(line: str, fd: int | None) -> int:
     line = " ".join(line.split())
-    if fd is None or not _send(fd, COMPLAINT + line[:_MAX_COMPLAINT_CHARS].encode()):
+    if fd is None or not send(fd, COMPLAINT + line[:_MAX_COMPLAINT_CHARS].encode()):
         sys.stderr.write(printable_lines(line) + "\n")
     return ExitCode.BAD_CONFIGURATION
-
-
-def _inherited_pipe(name: str) -> int | None:
-    """Return the pipe that the variable names, or None. This process's children cannot use it."""
-    fd = int(os.environ.pop(name, "-1"))
-    try:
-        if not stat.S_ISFIFO(os.fstat(fd).st_mode):
-            return None
-        os.set_inheritable(fd, False)
-    except OSError:
-        return None
-    return fd
 
 
 class _Child:
     def __init__(self, worker: ManagedWorker, options: ChildOptions, rng: random.Random) -> None:
         self._worker = worker
         self._options = options
-        self._heartbeat_fd = _inherited_pipe(HEARTBEAT_FD)
-        self._parent_fd = _inherited_pipe(PARENT_FD)
+        self._heartbeat_fd = inherited_pipe(HEARTBEAT_FD)
+        self._parent_fd = inherited_pipe(PARENT_FD)
         spread = 1.0 - options.recycle_jitter * rng.random()
         self._max_jobs = max(1, round(options.max_jobs_done * spread))
         self._stop_signals = 0
@@ -215,7 +197,7 @@ class _Child:
             os.set_blocking(self._heartbeat_fd, False)
         while True:
             if self._heartbeat_fd is not None:
-                _send(self._heartbeat_fd, HEARTBEAT)
+                send(self._heartbeat_fd, HEARTBEAT)
             self._recycle_when_due()
             await asyncio.sleep(self._options.heartbeat_interval_s)
 

@@ -10,7 +10,7 @@ import os
 import signal
 from collections.abc import Sequence
 
-from worker.process.child import COMPLAINT, HEARTBEAT, HEARTBEAT_FD, PARENT_FD
+from worker.process.pipes import COMPLAINT, HEARTBEAT, HEARTBEAT_FD, PARENT_FD
 
 _PIPE_BYTES = 65_536
 
