@@ -22,8 +22,8 @@ pytestmark = pytest.mark.integration
 LOOPBACK = EgressPolicy(parse_networks("127.0.0.0/8"))
 TLS = ssl.create_default_context()
 TIMEOUT_S = 0.4
-# What a loaded machine may add to a deadline.
-SLACK_S = 2.0
+# A loaded machine may exceed the deadline by this. The receivers would hold an attempt forever.
+SLACK_S = 15.0
 DRIP_EVERY_S = 0.01
 HEAD = b"HTTP/1.1 200 OK\r\n"
 

@@ -20,7 +20,7 @@ ROOT = Path(__file__).resolve().parents[2]
 OPTIONS: dict[str, Any] = {
     "shutdown_grace_s": 20,
     "kill_margin_s": 1,
-    "heartbeat_timeout_s": 20,
+    "heartbeat_timeout_s": 60,
 }
 RESTART: dict[str, Any] = {"backoff_base_s": 0.05, "min_interval_s": 0.0, "crash_window_s": 600}
 
@@ -47,7 +47,7 @@ class Supervised:
         return [e for e in list(self.events) if wanted.items() <= e.items()]
 
     async def event(
-        self, name: str, *, count: int = 1, deadline_s: float = 20.0, **fields: Any
+        self, name: str, *, count: int = 1, deadline_s: float = 60.0, **fields: Any
     ) -> dict[str, Any]:
         """Wait for the `count`-th event with that name and fields."""
 
@@ -62,7 +62,7 @@ class Supervised:
     def signal(self, number: signal.Signals) -> None:
         self.process.send_signal(number)
 
-    async def exit_code(self, deadline_s: float = 20.0) -> int:
+    async def exit_code(self, deadline_s: float = 60.0) -> int:
         """Return the parent's exit code, after all output was read."""
         async with asyncio.timeout(deadline_s):
             await self.reading
@@ -71,7 +71,7 @@ class Supervised:
     async def stderr(self) -> str:
         """Return standard error, after the last process that holds it has ended."""
         assert self.process.stderr is not None
-        async with asyncio.timeout(20.0):
+        async with asyncio.timeout(60.0):
             return (await self.process.stderr.read()).decode()
 
     async def gone(self) -> None:
@@ -80,7 +80,7 @@ class Supervised:
         async def look() -> bool:
             return not any(is_alive(pid) for pid in self.pids)
 
-        await eventually(look)
+        await eventually(look, deadline_s=60.0)
 
     @property
     def pids(self) -> set[int]:
