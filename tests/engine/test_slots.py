@@ -65,7 +65,7 @@ async def test_a_stalled_job_starts_first(at_work: Running) -> None:
     slots = at_work.slots
     slots.take([claim("running")])
     slots.take([claim("waits")])
-    slots.take([claim("rescued", 1), claim("unconfirmed", 2)])
+    slots.take([claim("rescued", 1), claim("stalled", 2)])
     assert slots.has_stalled
     at_work.over.set()
 
@@ -73,7 +73,7 @@ async def test_a_stalled_job_starts_first(at_work: Running) -> None:
         return len(at_work.started) == 4
 
     await eventually(all_started)
-    assert at_work.started == ["running", "rescued", "unconfirmed", "waits"]
+    assert at_work.started == ["running", "rescued", "stalled", "waits"]
 
 
 async def test_a_claim_that_is_lost_while_it_waits_is_dropped(at_work: Running) -> None:

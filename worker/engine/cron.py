@@ -170,7 +170,7 @@ class CronRunner:
                 {"t": None, "f": row["f"], "a": row["a"], "k": row["k"], "et": self._now_ms()}
             )
         except Exception as exc:  # noqa: BLE001  (one bad schedule must not stop the others)
-            await self._put_off(id_, exc)
+            await self._postpone(id_, exc)
             return
         if due == 0:
             # A new cron schedule: its first tick is still to come.
@@ -182,9 +182,9 @@ class CronRunner:
         except ResponseError as exc:
             if "WRONGTYPE" not in str(exc):
                 raise
-            await self._put_off(id_, exc)
+            await self._postpone(id_, exc)
 
-    async def _put_off(self, id_: bytes, exc: Exception) -> None:
+    async def _postpone(self, id_: bytes, exc: Exception) -> None:
         log.error("schedule.bad", schedule=id_.decode(errors="replace"), error=str(exc))
         bad_until = self._now_ms() + _BAD_SCHEDULE_MS
         await self._client.zadd(self._keys.schedules, {id_: bad_until}, xx=True)

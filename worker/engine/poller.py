@@ -223,9 +223,9 @@ class Poller:
             poll_s = min(poll_s, max(0.001, (polled.next_due - polled.now) / 1000 + yields_s))
         # While there is no job at all, one cheap command replaces the full poll.
         is_empty = polled.is_empty and not slots.claims
-        looks = int(_FULL_POLL_S / options.poll_s) if is_empty else 0
-        while not await self.wait_for_kick(poll_s) and looks and await self._poll.finds_nothing():
-            looks -= 1
+        checks = int(_FULL_POLL_S / options.poll_s) if is_empty else 0
+        while not await self.wait_for_kick(poll_s) and checks and await self._poll.finds_nothing():
+            checks -= 1
         self._waker.set_idle(False)
 
     async def wait_for_kick(self, wait_s: float) -> bool:

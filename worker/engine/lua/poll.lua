@@ -226,7 +226,7 @@ if busy then
     expect('zset', KEYS[7])
   end
   if #ends > 0 then
-    -- What comes behind the ends must not fail either.
+    -- Once ends are applied, nothing after them may fail.
     expect('zset', KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5])
   end
 end
