@@ -67,7 +67,7 @@ def _kind(name: str) -> str:
     rest = name.rpartition("}")[2].removeprefix(":")
     if rest.startswith("messages:"):
         rest = "window " + rest.removeprefix("messages:")
-    return rest.partition(":")[0].partition("@")[0] or "floor"
+    return rest.partition(":")[0].partition("@")[0] or "version"
 
 
 async def invalidate(

@@ -1,7 +1,7 @@
 """
-Every key, channel and TTL of the cache. docs/keys.md is generated from CATALOGUE.
+Names every key of the cache, its TTL and its bound. docs/keys.md is generated from CATALOGUE.
 
-All begin with `lc:`, so that one ACL pattern covers them.
+All keys begin with `lc:`, so one ACL pattern covers them.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ CACHE_PREFIX = "lc:"
 
 @dataclass(frozen=True, slots=True)
 class KeySpec:
-    """One line of docs/keys.md: `pattern` as written, `bound` what keeps it small."""
+    """One row of docs/keys.md. `bound` says what keeps the key small."""
 
     pattern: str
     type: str
@@ -21,31 +21,31 @@ class KeySpec:
     bound: str
 
 
-# A dependency's index outlives the values that it lists by this, ms.
+# A dependency's index outlives the values that it lists by this many ms.
 CACHE_INDEX_MARGIN_MS = 120_000
 
-# The longest life of any cached value, seconds; settings and calls stay below.
+# Longest TTL of any cached value, seconds; settings and calls stay below it.
 CACHE_MAX_TTL_S = 604_800.0
 
-# The newest events of the backplane that are kept, about.
+# About this many of the newest backplane events are kept.
 CACHE_BACKPLANE_EVENTS = 10_000
 
 
 @dataclass(frozen=True, slots=True)
 class CacheKeys:
     """
-    Names on the cache's server. What belongs to one agent shares the hash tag `{agent id}`:
-    one cluster slot, so that every script is atomic over it.
+    Builds the names of keys. All keys of one agent share the hash tag `{agent id}`, so they lie
+    on one cluster slot and a script is atomic over them.
     """
 
     prefix: str = CACHE_PREFIX
 
     def agent(self, agent_id: str) -> str:
-        """String: the floor of the agent's values. The values' own keys begin with this one."""
+        """String: the version of the agent's entry. The keys of its values begin with this key."""
         return f"{self.prefix}{{{agent_id}}}"
 
     def windows(self, agent_id: str) -> str:
-        """String: the floor of the agent's windows. Their states' keys begin with this one."""
+        """String: the version of the agent's windows. The keys of their states begin with it."""
         return f"{self.prefix}{{{agent_id}}}:messages"
 
     def window(self, agent_id: str, conversation: str) -> str:
@@ -53,18 +53,20 @@ class CacheKeys:
         return f"{self.prefix}{{{agent_id}}}:messages:window:{conversation}"
 
     def session(self, agent_id: str, session_id: str) -> str:
+        """String: a session's TTL and its envelope."""
         return f"{self.prefix}{{{agent_id}}}:session:{session_id}"
 
     def dependency(self, name: str) -> str:
-        """Hash: who holds what is named, the last invalidation, and whether it overflowed."""
+        """Hash: the agents that depend on the name, its last invalidation, and an overflow flag."""
         return f"{self.prefix}dependency:{{{name}}}"
 
     def generation(self, organisation: str) -> str:
+        """String: 8 random bytes, replaced when the organization is invalidated."""
         return f"{self.prefix}generation:{organisation}"
 
     @property
     def era(self) -> str:
-        """String: what every value must be of to count, whatever its floor."""
+        """String: the era that every value must belong to."""
         return f"{self.prefix}era:{{era}}"
 
     @property
@@ -74,7 +76,7 @@ class CacheKeys:
 
     @property
     def backplane(self) -> str:
-        """Stream: invalidations for the copies inside processes, and wake-ups."""
+        """Stream: invalidations for the copies inside processes, and wake-ups of waiting loads."""
         return f"{self.prefix}backplane"
 
 
@@ -82,7 +84,7 @@ CATALOGUE: tuple[KeySpec, ...] = (
     KeySpec(
         "lc:{<agent>}",
         "string",
-        "the floor: values of the agent count only under the floor that they were stored under",
+        "the entry's version: a value is served only if it carries this version; an invalidation deletes it",
         "TTL of the longest-lived value; 16 bytes",
     ),
     KeySpec(
@@ -100,67 +102,67 @@ CATALOGUE: tuple[KeySpec, ...] = (
     KeySpec(
         "lc:{<agent>}:lease:<kind>:<name>",
         "string",
-        "who loads that value, whether others wait, and under which floor",
+        "the token of the process that loads the value, whether others wait, the version of the grant",
         "TTL LETTA_CACHE_LEASE_S",
     ),
     KeySpec(
         "lc:{<agent>}:messages",
         "string",
-        "the floor of the agent's windows",
+        "the version of the agent's windows",
         "TTL LETTA_CACHE_MESSAGE_TTL_S; 16 bytes",
     ),
     KeySpec(
         "lc:{<agent>}:messages:state:<conversation>",
         "string",
-        "a window's floor, newest message, length, and whether it reaches the beginning",
+        "a window's version, newest message, length, and whether it reaches the conversation's beginning",
         "TTL LETTA_CACHE_MESSAGE_TTL_S",
     ),
     KeySpec(
         "lc:{<agent>}:messages:lease:state:<conversation>",
         "string",
-        "who loads that window",
+        "the token of the process that loads the window",
         "TTL LETTA_CACHE_LEASE_S",
     ),
     KeySpec(
         "lc:{<agent>}:messages:window:<conversation>",
         "sorted set",
-        "sequence_id -> message: the newest of a conversation",
+        "sequence_id -> message: the newest messages of a conversation",
         "TTL LETTA_CACHE_MESSAGE_TTL_S; LETTA_CACHE_MESSAGE_WINDOW messages",
     ),
     KeySpec(
         "lc:{<agent>}:session:<id>",
         "string",
-        "a session's data",
+        "a session's TTL and its data, in an envelope",
         "TTL LETTA_CACHE_SESSION_TTL_S, renewed when read; LETTA_CACHE_MAX_VALUE_BYTES",
     ),
     KeySpec(
         "lc:dependency:{<name>}",
         "hash",
-        "agents whose values hold a block, tool, source or tag",
+        "the agents whose values depend on a block, tool, source or tag",
         "TTL of the values + 120 s; LETTA_CACHE_MAX_DEPENDENTS agents",
     ),
     KeySpec(
         "lc:generation:<organisation>",
         "string",
-        "8 bytes that every value of the organisation must carry",
+        "8 bytes that every value of the organization must carry",
         "TTL 7 d, renewed with every value stored",
     ),
     KeySpec(
         "lc:era:{era}",
         "string",
-        "16 bytes that every value must be of; gone when a process falls silent",
+        "16 bytes that every value must carry; expires when a process stops renewing its lease",
         "TTL of the shortest lease of a member",
     ),
     KeySpec(
         "lc:members:{era}",
         "sorted set",
-        "process that may invalidate -> end of its lease, Unix ms",
-        "one member an open cache, removed after LETTA_CACHE_MEMBER_LEASE_S; TTL 7 d, renewed",
+        "member process -> end of its lease, Unix ms",
+        "one member for each open cache, removed after LETTA_CACHE_MEMBER_LEASE_S; TTL 7 d, renewed",
     ),
     KeySpec(
         "lc:backplane",
         "stream",
         "invalidations and wake-ups, for processes that listen",
-        "newest 10,000, about; TTL 7 d",
+        "about the newest 10,000 events; TTL 7 d",
     ),
 )

@@ -147,10 +147,10 @@ class WindowSlot:
             return -1
         state = b"".join((
             lease.mark, lease.token,
-            lease.floor, f":{tail}:{len(oldest_first)}:{int(complete)}:{self.window}".encode(),
+            lease.version, f":{tail}:{len(oldest_first)}:{int(complete)}:{self.window}".encode(),
         ))  # fmt: skip
         ttl_ms = int(options.message_ttl_s * 1000)
-        head = (lease.token, lease.floor, state, ttl_ms)
+        head = (lease.token, lease.version, state, ttl_ms)
         keys = (*lease.keys, self.window)
         entries = components.entries
         fill = entries.connection.run(home.fill_script, keys, (*head, *pairs))

@@ -54,6 +54,11 @@ class Backplane:
         """Whether every event until a moment ago has been seen."""
         return self._caught_up.is_set()
 
+    @property
+    def position(self) -> bytes:
+        """Id of the last event that this process has applied."""
+        return self._last
+
     async def publish(self, *keys: str) -> None:
         """
         Tell every process that entries were invalidated. After the invalidation itself.

@@ -1,10 +1,10 @@
 """
 An entry's values: read them, lease the right to load one, store it, forget all.
 
-An entry is a floor and the values stored under it, on one cluster slot. A
-value counts only while its entry has the floor that it was stored under, so
-taking the floor away forgets all of them, and refuses every load under way,
-in one step; an eviction of the floor does the same.
+An entry is a version and the values stored under it, on one cluster slot. A
+value counts only while its entry has the version that it was stored under, so
+taking the version away forgets all of them, and refuses every load under way,
+in one step; an eviction of the version does the same.
 """
 
 from __future__ import annotations
@@ -73,14 +73,14 @@ class Lease:
     key: str
     field: str
     token: bytes
-    floor: bytes
+    version: bytes
     granted_us: int
     mark: bytes  # of the era, as read before the grant
     generation: bytes
 
     @property
     def keys(self) -> tuple[str, str, str]:
-        """Floor, value and lease, as the scripts take them."""
+        """Version, value and lease, as the scripts take them."""
         return self.key, value_key(self.key, self.field), lease_key(self.key, self.field)
 
 
@@ -126,7 +126,7 @@ class Entries:
         model: type[BaseModel] | None = None,
     ) -> Reading:
         """
-        One MGET of era, floor and value (and a GET of the organisation's generation in the same
+        One MGET of era, version and value (and a GET of the organisation's generation in the same
         write, when there is one). On a cluster the era is a GET of its own.
 
         Raises:
@@ -145,10 +145,10 @@ class Entries:
             return self._reading(key, field, found, NO_GENERATION, model)
         others = names[:1] if generation_key is None else (names[0], generation_key)
         commands = [("MGET", *names[1:]), *(("GET", name) for name in others)]
-        (floor, data), era, *held = await self.connection.execute_many(commands)
+        (version, data), era, *held = await self.connection.execute_many(commands)
         generation = (held[0] or b"") if held else NO_GENERATION
         stored = None if data is None else self.envelopes.read(data)
-        return self._reading(key, field, (era, floor, stored), generation, model)
+        return self._reading(key, field, (era, version, stored), generation, model)
 
     def _reading(
         self,
@@ -158,14 +158,14 @@ class Entries:
         generation: bytes,
         model: type[BaseModel] | None,
     ) -> Reading:
-        era, floor, stored = found
+        era, version, stored = found
         if stored is None:
             return Reading(generation=generation, era=era)
         head, now_ms, unknown_model = stored.head, self.clock.now_ms(), False
         if head is None:
             self._counters.unreadable += 1
-        elif now_ms < head.kept_until_ms and self._trusts(
-            head, floor, generation, self.eras.mark(era, key)
+        elif now_ms < head.kept_until_ms and self.trusts(
+            head, version, generation, self.eras.mark(era, key)
         ):
             try:
                 value = self.envelopes.open(stored, value_key(key, field), model)
@@ -180,15 +180,15 @@ class Entries:
             seen=stored.seen, generation=generation, era=era, unknown_model=unknown_model
         )
 
-    def _trusts(
-        self, head: Header, floor: bytes | None, generation: bytes, mark: bytes | None
+    def trusts(
+        self, head: Header, version: bytes | None, generation: bytes, mark: bytes | None
     ) -> bool:
         """Whether every invalidation since would have removed this value, or its generation."""
         if (
             self.connection.trusted
             and head.mark == mark
             and head.generation == generation
-            and b"%d" % head.floor == floor
+            and b"%d" % head.version == version
         ):
             return True
         self._counters.untrusted += 1
@@ -230,7 +230,7 @@ class Entries:
         reply = await self.connection.run(
             self._lease, lease.keys, (lease.token, lease_ms, "", "renew")
         )
-        return bool(reply[0] == 1 and reply[1] == lease.floor)
+        return bool(reply[0] == 1 and reply[1] == lease.version)
 
     def seal(
         self, lease: Lease, value: Any, *, ttl_s: float, keep_s: float = 0.0, load_s: float = 0.0
@@ -252,13 +252,13 @@ class Entries:
             now_ms + life_ms,
             lease.generation,
             int(load_s * 1e6),
-            int(lease.floor),
+            int(lease.version),
         )
         return self.envelopes.seal(value, stamp, value_key(lease.key, lease.field)), life_ms
 
     async def fill(self, lease: Lease, envelope: bytes, life_ms: int) -> int:
         """2 stored while others wait, 1 stored, 0 refused: the value may be old."""
-        args = (lease.token, lease.floor, envelope, life_ms)
+        args = (lease.token, lease.version, envelope, life_ms)
         return await self.confirm(lease, self.connection.run(self._fill, lease.keys, args))
 
     async def confirm(self, lease: Lease, fill: Awaitable[int]) -> int:

@@ -1,5 +1,5 @@
 """
-The era: what every stored value must be of, beside its entry's floor.
+The era: what every stored value must be of, beside its entry's version.
 
 It ends when the server was restarted, and when a process that may invalidate
 has not been heard for its lease (cache/coherence/membership.py): then an invalidation

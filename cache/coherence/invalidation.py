@@ -36,7 +36,7 @@ from cache.options import CacheOptions
 from cache.stats import Counters
 
 _ALL = "*"
-_FLOORS = {b"}", b"}:messages"}  # the ends of their keys; ids have no braces
+_VERSIONS = {b"}", b"}:messages"}  # the ends of their keys; ids have no braces
 _TRIES = 2
 _EVICTED = re.compile(rb"^evicted_keys:(\d+)", re.MULTILINE)
 _AT_ONCE = 1000
@@ -272,8 +272,8 @@ class Invalidation:
         return False
 
     async def _everything(self, _name: str) -> None:
-        # A floor is there from the lease to the value, so a scan meets that of every load under
-        # way. Values without their floor count for nothing and end with their TTL.
+        # A version is there from the lease to the value, so a scan meets that of every load under
+        # way. Values without their version count for nothing and end with their TTL.
         pattern = self._options.prefix + "{*"
         for node in await self._connection.unguarded.nodes():
             cursor: bytes | int = 0
@@ -281,7 +281,7 @@ class Invalidation:
                 cursor, keys = await node.execute(
                     "SCAN", cursor, "MATCH", pattern, "COUNT", _AT_ONCE
                 )
-                floors = [key for key in keys if key[key.index(b"}") :] in _FLOORS]
-                if floors:
-                    await self._entries.invalidate(*floors)
+                versions = [key for key in keys if key[key.index(b"}") :] in _VERSIONS]
+                if versions:
+                    await self._entries.invalidate(*versions)
         await self._backplane.publish(_ALL)

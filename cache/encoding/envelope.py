@@ -1,8 +1,8 @@
 """
 The envelope of a cached value: a fixed header, the model's name, the value's own key, the payload.
 
-    magic 2 | version 1 | codec 1 | flags 1 | name length 1 | schema 2 |
-    fill id 8 | mark of the era 8 | generation 8 | floor 8 | etag 8 |
+    magic 2 | format version 1 | codec 1 | flags 1 | name length 1 | schema 2 |
+    fill id 8 | mark of the era 8 | generation 8 | version 8 | etag 8 |
     fresh until, ms 8 | kept until, ms 8 | load time, us 4 | crc32 4 | payload length 4 |
     key length 2
 
@@ -32,7 +32,7 @@ from cache.encoding.encryption import Keyring
 from cache.errors import CodecError
 
 MAGIC = b"\xc1L"  # 0xc1 begins no msgpack, JSON or UTF-8
-VERSION = 2
+FORMAT_VERSION = 2
 _HEADER = struct.Struct(">2sBBBBH8s8s8sQ8sQQIIIH")
 HEADER_BYTES = _HEADER.size
 _RAW, _MSGPACK, _MODEL, _ABSENT = range(4)
@@ -66,14 +66,14 @@ class Stamp:
     kept_until_ms: int
     generation: bytes = NO_GENERATION
     load_us: int = 0
-    floor: int = 0
+    version: int = 0
 
 
 class Header(NamedTuple):
     """What stands before the payload, in this order."""
 
     magic: bytes
-    version: int
+    format_version: int
     codec: int
     flags: int
     name_length: int
@@ -81,7 +81,7 @@ class Header(NamedTuple):
     fill_id: bytes
     mark: bytes
     generation: bytes
-    floor: int
+    version: int
     etag: bytes
     fresh_until_ms: int
     kept_until_ms: int
@@ -169,8 +169,8 @@ class Envelopes:
             flags, body = flags | _ENCRYPTED, self._keyring.encrypt(body, where)
             etag = blake2b(body, digest_size=8).digest()  # of a short plaintext it would tell
         head = _HEADER.pack(
-            MAGIC, VERSION, kind, flags, len(name), self._schema,
-            stamp.fill_id, stamp.mark, stamp.generation, stamp.floor, etag,
+            MAGIC, FORMAT_VERSION, kind, flags, len(name), self._schema,
+            stamp.fill_id, stamp.mark, stamp.generation, stamp.version, etag,
             stamp.fresh_until_ms, stamp.kept_until_ms, min(stamp.load_us, _MAX_US),
             _ends_crc(body), len(body), len(where),
         )  # fmt: skip
@@ -186,7 +186,7 @@ class Envelopes:
             body = where + head.place_length
             if (
                 head.magic == MAGIC
-                and head.version == VERSION
+                and head.format_version == FORMAT_VERSION
                 and head.schema == self._schema
                 and head.flags <= _ZSTD | _ENCRYPTED
                 and end - body == head.length

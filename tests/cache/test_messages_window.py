@@ -157,8 +157,8 @@ async def test_what_was_loaded_before_a_change_is_not_stored(
 
 async def test_half_an_eviction_is_no_answer(cache: Cache, client: Any) -> None:
     keys = cache.components.keys
-    floor = keys.windows("a1")
-    for victim in (floor, floor + ":state:default", keys.window("a1", "default")):
+    version = keys.windows("a1")
+    for victim in (version, version + ":state:default", keys.window("a1", "default")):
         await cache.messages.get_or_load("a1", Loader(_messages(1, 2)), limit=2)
         await client.delete(victim)
         assert await cache.messages.list("a1", limit=1) is None

@@ -1,30 +1,31 @@
 """
-Every rule that keeps the cache true, taken away: then its race is lost.
+Removes each rule that keeps stale values out, and shows that its race is then lost.
 
-Each test runs a race twice, as the code is and without the rule's line. A rule
-whose absence nothing notices would be decoration.
+Each test runs a race twice: with the code as it is, and without the rule. A rule
+whose absence no test notices could be deleted by mistake.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from cache import Cache, LocalOptions
+from cache.coherence import readthrough
 from cache.coherence.entries import Entries
 from cache.coherence.era import script_args
 from cache.coherence.flight import Loaded
-from cache.coherence.guarded import GuardedConnection
 from cache.coherence.local import LocalLevel
 from cache.coherence.membership import Membership, Silence
-from cache.coherence.readthrough import ReadThrough
 from cache.connection import scripts
 from cache.connection.multiplexed import Away
 from tests.support.caches import Loader, cache_on
+from tests.support.lua_rules import remove_rule
 from tests.support.outages import fragile_server
 from tests.support.wait import eventually
 
@@ -33,68 +34,34 @@ pytestmark = pytest.mark.faults
 BOTH = pytest.mark.parametrize("rule", [True, False], ids=["with the rule", "without"])
 
 
+Pair = Callable[[], AbstractAsyncContextManager[tuple[Cache, Cache]]]
+
+
 @pytest.fixture
-async def caches(valkey_url: str, prefix: str) -> AsyncIterator[tuple[Cache, Cache]]:
-    async with cache_on(valkey_url, prefix) as one, cache_on(valkey_url, prefix) as two:
-        yield one, two
+def pair(valkey_url: str, prefix: str) -> Pair:
+    """Opens two caches of one prefix, after a test has removed its rule."""
+
+    @asynccontextmanager
+    async def opened() -> AsyncIterator[tuple[Cache, Cache]]:
+        async with cache_on(valkey_url, prefix) as one, cache_on(valkey_url, prefix) as two:
+            yield one, two
+
+    return opened
 
 
-def _without(name: str, line: str, instead: str) -> scripts.Script:
-    home = "cache" if name.startswith("messages_") else "cache.coherence"
-    source = scripts.load(home, name, "cache.coherence").source
-    assert source.count(line) == 1
-    return scripts.Script(name, source.replace(line, instead))
+@pytest.fixture
+async def caches(pair: Pair) -> AsyncIterator[tuple[Cache, Cache]]:
+    async with pair() as both:
+        yield both
 
 
-@BOTH
-async def test_the_lease_check(caches: tuple[Cache, Cache], rule: bool) -> None:
-    reader, writer = caches
-    if not rule:
-        line = "if not lease or string.sub(lease, 1, 8) ~= token then -- the lease check"
-        lax = _without("fill", line, "if not lease then lease = token .. '0' end if false then")
-        reader.components.entries._fill = lax
-    loader = Loader("old")
-    loader.hold()
-    reading = asyncio.create_task(reader.agents.get_or_load("a1", loader))
-    await loader.started.wait()
-    await writer.agents.set("a1", "new")
-    loader.go.set()
-    await reading
-    assert (await writer.agents.get("a1") == "new") is rule
-
-
-@BOTH
-async def test_the_floor_when_reading(
-    caches: tuple[Cache, Cache], rule: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """An invalidation takes the floor away; the value itself is still there."""
-    reader, writer = caches
-    if not rule:
-        honest = Entries._trusts
-
-        def credulous(
-            self: Entries, stamp: Any, floor: Any, generation: bytes, mark: bytes | None
-        ) -> bool:
-            return honest(self, stamp, str(stamp.floor).encode(), generation, mark)
-
-        monkeypatch.setattr(Entries, "_trusts", credulous)
-    await reader.agents.set("a1", "old")
-    await writer.agents.invalidate("a1")
-    assert (await reader.agents.get("a1") is None) is rule
-
-
-@BOTH
-async def test_the_floor_when_storing(caches: tuple[Cache, Cache], rule: bool) -> None:
-    """Who joined a load after the invalidation is told by the refused fill to start over."""
-    reader, writer = caches
-    if not rule:
-        line = "if redis.call('GET', floor_key) ~= floor then -- the floor"
-        reader.components.entries._fill = _without("fill", line, "if false then")
+async def _late_answer(reader: Cache, invalidate: Callable[[], Awaitable[object]]) -> Any:
+    """What a caller gets that joins a load after an invalidation; the load itself reads "old"."""
     loader = Loader("old")
     loader.hold()
     first = asyncio.create_task(reader.agents.get_or_load("a1", loader))
     await loader.started.wait()
-    await writer.agents.invalidate("a1")
+    await invalidate()
     late = asyncio.create_task(reader.agents.get_or_load("a1", Loader("new")))
 
     async def joined() -> bool:
@@ -103,22 +70,74 @@ async def test_the_floor_when_storing(caches: tuple[Cache, Cache], rule: bool) -
     await eventually(joined)
     loader.go.set()
     await first
-    assert (await late == "new") is rule
+    return await late
 
 
 @BOTH
-async def test_a_floor_is_never_set_twice(caches: tuple[Cache, Cache], rule: bool) -> None:
-    """A copy of the lease command, resent when its connection broke, arrives late."""
-    reader, writer = caches
-    entries = reader.components.entries
+async def test_only_the_lease_holder_stores(
+    pair: Pair, rule: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     if not rule:
-        entries._lease = _without("lease", "floor = now_us", "floor = '1'")
-    lease = await reader.agents.lease("a1")
-    assert lease is not None
+        remove_rule(monkeypatch, "fill", "lease_holder")
+    async with pair() as (reader, writer):
+        loader = Loader("old")
+        loader.hold()
+        reading = asyncio.create_task(reader.agents.get_or_load("a1", loader))
+        await loader.started.wait()
+        await writer.agents.set("a1", "new")
+        loader.go.set()
+        await reading
+        assert (await writer.agents.get("a1") == "new") is rule
+
+
+@BOTH
+async def test_a_read_compares_the_entry_version(
+    caches: tuple[Cache, Cache], rule: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An invalidation deletes the version; the value itself is still there."""
+    reader, writer = caches
+    if not rule:
+        honest = Entries.trusts
+
+        def credulous(
+            self: Entries, head: Any, version: Any, generation: bytes, mark: bytes | None
+        ) -> bool:
+            return honest(self, head, str(head.version).encode(), generation, mark)
+
+        monkeypatch.setattr(Entries, "trusts", credulous)
+    await reader.agents.set("a1", "old")
     await writer.agents.invalidate("a1")
-    await entries.connection.run(entries._lease, lease.keys, (lease.token, 3000, "", "grant"))
-    await reader.agents.fill("a1", "old", lease)
-    assert (await writer.agents.get("a1") is None) is rule
+    assert (await reader.agents.get("a1") is None) is rule
+
+
+@BOTH
+async def test_a_fill_compares_the_entry_version(
+    pair: Pair, rule: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A caller that joined after the invalidation starts over because the fill is refused."""
+    if not rule:
+        remove_rule(monkeypatch, "fill", "entry_version")
+    async with pair() as (reader, writer):
+        answer = await _late_answer(reader, lambda: writer.agents.invalidate("a1"))
+        assert (answer == "new") is rule
+
+
+@BOTH
+async def test_no_entry_version_is_used_twice(
+    pair: Pair, rule: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A copy of the lease command, sent again when its connection broke, arrives late."""
+    if not rule:
+        remove_rule(monkeypatch, "lease", "new_version", instead="version = '1'")
+    async with pair() as (reader, writer):
+        lease = await reader.agents.lease("a1")
+        assert lease is not None
+        await writer.agents.invalidate("a1")
+        script = scripts.load("cache.coherence", "lease")
+        connection = reader.components.entries.connection
+        await connection.run(script, lease.keys, (lease.token, 3000, "", "grant"))
+        await reader.agents.fill("a1", "old", lease)
+        assert (await writer.agents.get("a1") is None) is rule
 
 
 def _messages(*numbers: int) -> list[dict[str, Any]]:
@@ -126,63 +145,65 @@ def _messages(*numbers: int) -> list[dict[str, Any]]:
 
 
 @BOTH
-async def test_the_late_commit_rule(caches: tuple[Cache, Cache], rule: bool) -> None:
+async def test_a_late_commit_drops_the_window(
+    pair: Pair, rule: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """40 commits after 52; the window begins at 50, and 41 to 49 were never in it."""
-    cache, _ = caches
     if not rule:
-        line = "if tail ~= '' and tonumber(ARGV[5]) <= tonumber(tail) then -- the late-commit rule"
-        cache.messages._append = _without("messages_append", line, "if false then")
-    await cache.messages.get_or_load("a1", Loader(_messages(50, 51, 52)), limit=3)
-    await cache.messages.append("a1", _messages(40), after=52)
-    # What the mutant makes of the tail shows with the next message.
-    await cache.messages.append("a1", _messages(53), after=40)
-    page = await cache.messages.list("a1", limit=5)
-    assert (page is None) is rule
+        remove_rule(monkeypatch, "messages_append", "late_commit")
+    async with pair() as (cache, _):
+        await cache.messages.get_or_load("a1", Loader(_messages(50, 51, 52)), limit=3)
+        await cache.messages.append("a1", _messages(40), after=52)
+        # Without the rule, the window's end is wrong: the next message shows it.
+        await cache.messages.append("a1", _messages(53), after=40)
+        page = await cache.messages.list("a1", limit=5)
+        assert (page is None) is rule
 
 
 @BOTH
-async def test_the_predecessor_check(caches: tuple[Cache, Cache], rule: bool) -> None:
-    """51 is committed, its append not yet here when that of 52 is."""
-    cache, _ = caches
+async def test_an_append_after_another_message_drops_the_window(
+    pair: Pair, rule: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """51 is committed, but the append of 52 arrives first."""
     if not rule:
-        line = "if tail ~= ARGV[2] or (tail == '' and complete ~= '1') then"
-        cache.messages._append = _without("messages_append", line, "if false then")
-    await cache.messages.get_or_load("a1", Loader(_messages(50)), limit=1)
-    await cache.messages.append("a1", _messages(52), after=51)
-    page = await cache.messages.list("a1", limit=2)
-    assert (page is None) is rule
+        remove_rule(monkeypatch, "messages_append", "predecessor")
+    async with pair() as (cache, _):
+        await cache.messages.get_or_load("a1", Loader(_messages(50)), limit=1)
+        await cache.messages.append("a1", _messages(52), after=51)
+        page = await cache.messages.list("a1", limit=2)
+        assert (page is None) is rule
 
 
 @BOTH
-async def test_an_append_takes_the_lease_away(caches: tuple[Cache, Cache], rule: bool) -> None:
-    reader, writer = caches
+async def test_an_append_ends_the_loads_that_run(
+    pair: Pair, rule: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     if not rule:
-        writer.messages._append = _without("messages_append", "redis.call('UNLINK', KEYS[3])", "")
-    loader = Loader(_messages(50))
-    loader.hold()
-    reading = asyncio.create_task(reader.messages.get_or_load("a1", loader, limit=1))
-    await loader.started.wait()
-    await writer.messages.append("a1", _messages(51), after=50)
-    loader.go.set()
-    await reading
-    page = await writer.messages.list("a1", limit=1)
-    assert (page is None) is rule
+        remove_rule(monkeypatch, "messages_append", "append_ends_loads")
+    async with pair() as (reader, writer):
+        loader = Loader(_messages(50))
+        loader.hold()
+        reading = asyncio.create_task(reader.messages.get_or_load("a1", loader, limit=1))
+        await loader.started.wait()
+        await writer.messages.append("a1", _messages(51), after=50)
+        loader.go.set()
+        await reading
+        page = await writer.messages.list("a1", limit=1)
+        assert (page is None) is rule
 
 
 @BOTH
-async def test_the_local_fence(
+async def test_an_invalidated_read_is_not_copied(
     valkey_url: str, prefix: str, rule: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The old value is on its way to this process while the invalidation is heard."""
+    """The old value is on its way to this process when the invalidation arrives."""
     if not rule:
-        honest = LocalLevel.invalidate
+        keep = LocalLevel.keep
 
-        def forgetful(self: LocalLevel, key: str) -> None:
-            marks = dict(self._marks)
-            honest(self, key)
-            self._marks.update(marks)
+        def unfenced(self: LocalLevel, key: str, field: str, _fence: Any, **how: Any) -> bool:
+            return keep(self, key, field, self.begin(key), **how)
 
-        monkeypatch.setattr(LocalLevel, "invalidate", forgetful)
+        monkeypatch.setattr(LocalLevel, "keep", unfenced)
     answered, go = asyncio.Event(), asyncio.Event()
     read = Entries.read
 
@@ -202,41 +223,39 @@ async def test_the_local_fence(
         reading = asyncio.create_task(reader.agents.get("a1"))
         await answered.wait()
         monkeypatch.setattr(Entries, "read", read)
-        heard = reader.components.backplane._last
+        before = reader.components.backplane.position
         await writer.agents.invalidate("a1")
-        await eventually(lambda: _moved(reader, heard))
+        await eventually(lambda: _moved(reader, before))
         go.set()
         assert await reading == "old"  # asked before the write
         assert (await reader.agents.get("a1") is None) is rule
 
 
 async def _quiet(cache: Cache) -> bool:
-    events = await cache.components.backplane._client.xrevrange(
-        cache.components.keys.backplane, count=1
-    )
-    return bool(events and events[0][0] == cache.components.backplane._last)
+    events = await cache.client.xrevrange(cache.components.keys.backplane, count=1)
+    return bool(events and events[0][0] == cache.components.backplane.position)
 
 
 async def _moved(cache: Cache, before: bytes) -> bool:
-    return cache.components.backplane._last != before
+    return cache.components.backplane.position != before
 
 
 @BOTH
-async def test_the_drain_rule(
-    tmp_path: Path, prefix: str, rule: bool, monkeypatch: pytest.MonkeyPatch
+async def test_missed_invalidations_are_delivered_before_trust_returns(
+    tmp_path: Path, prefix: str, rule: bool
 ) -> None:
-    """An invalidation was lost to an outage, and the server comes back with the old value."""
+    """An outage swallowed an invalidation, and the server comes back with the old value."""
 
-    async def nothing(self: GuardedConnection) -> None:
-        self._missed.clear()
+    async def deliver_nothing(_name: str) -> None:
+        """Report success to the recovery."""
 
-    if not rule:
-        monkeypatch.setattr(GuardedConnection, "_drain", nothing)
     with fragile_server(tmp_path) as server:
         async with cache_on(server.url, prefix, timeout_s=0.04, member_lease_s=0) as cache:
             await cache.agents.set("a1", "old")
+            if not rule:
+                cache.components.entries.connection.on_redo("entry", deliver_nothing)
             server.freeze()
-            # Told at once, so that nothing of it waits in the server's own buffers.
+            # Tripped before the call, so that no command waits in the server's socket buffer.
             cache.components.entries.connection.trip(Away("the test says so"))
             await cache.agents.invalidate("a1")
             server.thaw()
@@ -251,43 +270,33 @@ async def test_late_joiners_start_over(
 ) -> None:
     reader, writer = caches
     if not rule:
-        fly = ReadThrough._fly
 
-        async def sure(self: ReadThrough, *args: Any) -> Loaded:
-            return Loaded((await fly(self, *args)).value, confirmed=True)
+        def confirmed(value: Any, confirmed: bool) -> Loaded:
+            return Loaded(value, confirmed=True)
 
-        monkeypatch.setattr(ReadThrough, "_fly", sure)
-    loader = Loader("old")
-    loader.hold()
-    first = asyncio.create_task(reader.agents.get_or_load("a1", loader))
-    await loader.started.wait()
-    await writer.agents.invalidate("a1")
-    late = asyncio.create_task(reader.agents.get_or_load("a1", Loader("new")))
-
-    async def joined() -> bool:
-        return reader.stats()["joined"] == 1
-
-    await eventually(joined)
-    loader.go.set()
-    await first
-    assert (await late == "new") is rule
+        monkeypatch.setattr(readthrough, "Loaded", confirmed)
+    answer = await _late_answer(reader, lambda: writer.agents.invalidate("a1"))
+    assert (answer == "new") is rule
 
 
 @BOTH
-async def test_the_dependencys_floor(caches: tuple[Cache, Cache], rule: bool) -> None:
-    """The block changes after it was read and before the index knows who holds it."""
-    reader, writer = caches
+async def test_an_invalidated_dependency_refuses_older_leases(
+    pair: Pair, rule: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The block changes after it was read, before the index lists the agent."""
     if not rule:
-        line = "if floor and tonumber(floor) >= tonumber(ARGV[2]) then"
-        reader.components.invalidation._depend = _without("depend", line, "if false then")
-    loader = Loader("old block")
-    loader.hold()
-    reading = asyncio.create_task(reader.agents.get_or_load("a1", loader, depends_on=["block:b1"]))
-    await loader.started.wait()
-    await writer.agents.invalidate_dependency("block:b1")
-    loader.go.set()
-    await reading
-    assert (await writer.agents.get("a1") is None) is rule
+        remove_rule(monkeypatch, "depend", "dependency_version")
+    async with pair() as (reader, writer):
+        loader = Loader("old block")
+        loader.hold()
+        reading = asyncio.create_task(
+            reader.agents.get_or_load("a1", loader, depends_on=["block:b1"])
+        )
+        await loader.started.wait()
+        await writer.agents.invalidate_dependency("block:b1")
+        loader.go.set()
+        await reading
+        assert (await writer.agents.get("a1") is None) is rule
 
 
 @BOTH
@@ -297,14 +306,14 @@ async def test_the_era_when_reading(
     """A member fell silent: the server has ended the era."""
     reader, writer = caches
     if not rule:
-        honest = Entries._trusts
+        honest = Entries.trusts
 
         def credulous(
-            self: Entries, stamp: Any, floor: Any, generation: bytes, mark: bytes | None
+            self: Entries, head: Any, version: Any, generation: bytes, mark: bytes | None
         ) -> bool:
-            return honest(self, stamp, floor, generation, stamp.mark)
+            return honest(self, head, version, generation, head.mark)
 
-        monkeypatch.setattr(Entries, "_trusts", credulous)
+        monkeypatch.setattr(Entries, "trusts", credulous)
     await writer.agents.set("a1", "old")
     await client.delete(reader.components.keys.era)
     assert (await reader.agents.get("a1") is None) is rule
@@ -314,7 +323,7 @@ async def test_the_era_when_reading(
 async def test_the_era_when_storing(
     caches: tuple[Cache, Cache], rule: bool, monkeypatch: pytest.MonkeyPatch, client: Any
 ) -> None:
-    """The era ended while one loaded; who joined him since must not be handed the old value."""
+    """The era ended during a load; a caller that joined since must not get the old value."""
     reader, _ = caches
     if not rule:
 
@@ -323,20 +332,8 @@ async def test_the_era_when_storing(
             return stored
 
         monkeypatch.setattr(Entries, "confirm", trusting)
-    loader = Loader("old")
-    loader.hold()
-    first = asyncio.create_task(reader.agents.get_or_load("a1", loader))
-    await loader.started.wait()
-    await client.delete(reader.components.keys.era)
-    late = asyncio.create_task(reader.agents.get_or_load("a1", Loader("new")))
-
-    async def joined() -> bool:
-        return reader.stats()["joined"] == 1
-
-    await eventually(joined)
-    loader.go.set()
-    await first
-    assert (await late == "new") is rule
+    answer = await _late_answer(reader, lambda: client.delete(reader.components.keys.era))
+    assert (answer == "new") is rule
 
 
 @BOTH
@@ -367,14 +364,17 @@ async def test_a_member_with_a_queue_is_silent(
 
 @BOTH
 async def test_a_renewal_counts_from_what_its_sender_knew(
-    caches: tuple[Cache, Cache], rule: bool, client: Any
+    caches: tuple[Cache, Cache],
+    rule: bool,
+    client: Any,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """A copy of the command arrives late; its sender reckons with the end of the first."""
+    """A copy of the command arrives late; its sender counts on the end of the first."""
     cache, _ = caches
     keys, unguarded = cache.components.keys, cache.components.entries.connection.unguarded
-    script = scripts.load("cache.coherence", "era")
     if not rule:
-        script = _without("era", "math.min(now_ms, tonumber(ARGV[4]))", "now_ms")
+        remove_rule(monkeypatch, "era", "renewal_basis")
+    script = scripts.load("cache.coherence", "era")
     membership = cache.components.invalidation._membership
     member, basis_ms = membership._member, membership._basis_ms
     how = {"member": member, "lease_ms": 30_000, "latest_ms": basis_ms}

@@ -145,15 +145,15 @@ class Fuzz:
 
     async def _have_accidents(self) -> None:
         rng, keys = self.rng, self.caches[0].components.keys
-        floor, window = keys.windows(AGENT), keys.window(AGENT, "default")
-        state = floor + ":state:default"
+        version, window = keys.windows(AGENT), keys.window(AGENT, "default")
+        state = version + ":state:default"
         while not self._ending:
             await asyncio.sleep(rng.uniform(0, 2 * _ACCIDENT_EVERY_S))
             accident = rng.randrange(4)
             if accident == 0:
                 await self.client.unlink(window)
             elif accident == 1:
-                await self.client.unlink(floor)
+                await self.client.unlink(version)
             elif accident == 2:
                 await self.client.unlink(state)
             else:

@@ -1,17 +1,22 @@
--- waiting_if_held(floor_key, lease_key, token, floor): the lease's waiting flag while it is this
--- token's and nothing was invalidated since it was granted; nil otherwise.
-local function waiting_if_held(floor_key, lease_key, token, floor)
-  local lease = redis.call('GET', lease_key)
-  if not lease or string.sub(lease, 1, 8) ~= token then -- the lease check
+-- waiting_if_held(version_key, lease_key, token, version): check the right to store.
+-- Returns the lease's waiting flag, '0' or '1', while the token holds the lease and the entry
+-- still has the version that the lease was granted under; nil otherwise.
+local function waiting_if_held(version_key, lease_key, token, version)
+  local lease = redis.call('GET', lease_key) or ''
+  -- rule lease_holder
+  if string.sub(lease, 1, 8) ~= token then
     return nil
   end
-  if redis.call('GET', floor_key) ~= floor then -- the floor
+  -- end of rule
+  -- rule entry_version
+  if redis.call('GET', version_key) ~= version then
     return nil
   end
+  -- end of rule
   return string.sub(lease, 9, 9)
 end
 
--- outlive(key, ttl_ms): let a key last at least this long.
+-- outlive(key, ttl_ms): extend a key's TTL to at least this long.
 local function outlive(key, ttl_ms)
   if redis.call('PTTL', key) < tonumber(ttl_ms) then
     redis.call('PEXPIRE', key, ttl_ms)

@@ -1,14 +1,16 @@
--- depend.lua: note that an agent's value holds something, before the value is stored.
--- KEYS[1] index hash of the dependency
--- ARGV[1] member (who depends)  ARGV[2] time of the lease, us  ARGV[3] ttl_ms  ARGV[4] max_members
--- returns 1 noted | 0 the dependency was invalidated after the lease: do not store
--- Members are 'm' + name -> when noted, us; 'f' is the last invalidation; 'o' marks an overflow,
--- after which invalidating means everything.
+-- depend.lua: record that an agent's value depends on something, before the value is stored.
+-- KEYS[1] index of the dependency, a hash
+-- ARGV[1] agent  ARGV[2] time of the lease, us  ARGV[3] ttl_ms  ARGV[4] most agents listed
+-- returns 1 recorded | 0 the dependency was invalidated after the lease: do not store
+-- Fields: 'm' + agent is the time of its record, us; 'i' is the time of the last invalidation, us;
+-- 'o' means that the index overflowed, after which an invalidation forgets everything.
 local time = redis.call('TIME')
-local floor = redis.call('HGET', KEYS[1], 'f')
-if floor and tonumber(floor) >= tonumber(ARGV[2]) then
+local invalidated_us = redis.call('HGET', KEYS[1], 'i')
+-- rule dependency_version
+if invalidated_us and tonumber(invalidated_us) >= tonumber(ARGV[2]) then
   return 0
 end
+-- end of rule
 local member = 'm' .. ARGV[1]
 if redis.call('HEXISTS', KEYS[1], member) == 0 and redis.call('HLEN', KEYS[1]) >= tonumber(ARGV[4]) then
   redis.call('HSET', KEYS[1], 'o', '1')

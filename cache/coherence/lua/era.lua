@@ -36,7 +36,11 @@ elseif mode == 'leave' then
   redis.call('ZREM', members, member)
 elseif mode == 'renew' then
   if redis.call('ZSCORE', members, member) then
-    redis.call('ZADD', members, 'GT', math.min(now_ms, tonumber(ARGV[4])) + ARGV[3], member)
+    local from_ms = now_ms
+    -- rule renewal_basis
+    from_ms = math.min(now_ms, tonumber(ARGV[4]))
+    -- end of rule
+    redis.call('ZADD', members, 'GT', from_ms + ARGV[3], member)
   else
     done = 0
   end

@@ -1,18 +1,18 @@
--- lease.lua: the right to load one value, for one holder at a time.
--- KEYS[1] floor of the entry  KEYS[2] value  KEYS[3] lease        (one hash tag, one slot)
--- ARGV[1] token, 8 bytes  ARGV[2] lease_ms > 0  ARGV[3] fill id of the value that was seen, or ''
--- ARGV[4] 'grant' | 'renew' (only while held) | 'steal' (a writer's: takes it from any holder)
--- returns {1, floor, now_us} granted | {0, left_ms} held by another | {2} the value is another
---         than the one seen: read again | {3} nothing to renew
--- A lease is token, '1' when others wait for it or '0', then the floor it was granted under; an
--- invalidation takes the floor away, and with it every lease and value under it. The next grant
--- sets a new one, of its time: a copy of this command that arrives after an invalidation cannot
--- bring an older load's right back.
+-- lease.lua: grant, renew or take the right to load one value. One holder at a time.
+-- KEYS[1] version of the entry  KEYS[2] value  KEYS[3] lease      (one hash tag, one slot)
+-- ARGV[1] token, 8 bytes  ARGV[2] lease_ms > 0  ARGV[3] fill id of the value that the caller read,
+-- or ''  ARGV[4] 'grant' | 'renew' (only while held) | 'steal' (a writer takes it from any holder)
+-- returns {1, version, now_us} granted | {0, left_ms} held by another | {2} the stored value is not
+--         the one that the caller read: read again | {3} nothing to renew
+-- A lease holds the token, '1' when others wait for it or else '0', and the version that it was
+-- granted under. An invalidation deletes the version, and with it every lease and value under it.
+-- The next grant makes a new version from the time, so no version is used twice: a late copy of
+-- this command cannot restore the right of an older load.
 local token, mode = ARGV[1], ARGV[4]
 local time = redis.call('TIME')
 local now_us = string.format('%.0f', time[1] * 1000000 + time[2])
-local floor, held = redis.call('GET', KEYS[1]), redis.call('GET', KEYS[3])
-if held and string.sub(held, 10) ~= floor then
+local version, held = redis.call('GET', KEYS[1]), redis.call('GET', KEYS[3])
+if held and string.sub(held, 10) ~= version then
   held = nil
 end
 local mine = held and string.sub(held, 1, 8) == token
@@ -30,13 +30,15 @@ elseif mode == 'grant' then
     return {2}
   end
 end
-if not floor then
-  floor = now_us
-  redis.call('SET', KEYS[1], floor)
+if not version then
+  -- rule new_version
+  version = now_us
+  -- end of rule
+  redis.call('SET', KEYS[1], version)
 end
 local waiting = held and string.sub(held, 9, 9) or '0'
-redis.call('SET', KEYS[3], token .. waiting .. floor, 'PX', ARGV[2])
+redis.call('SET', KEYS[3], token .. waiting .. version, 'PX', ARGV[2])
 if redis.call('PTTL', KEYS[1]) < tonumber(ARGV[2]) then
   redis.call('PEXPIRE', KEYS[1], ARGV[2])
 end
-return {1, floor, now_us}
+return {1, version, now_us}

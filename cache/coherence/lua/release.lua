@@ -1,4 +1,4 @@
--- release.lua: give a lease back without a value (the loader failed, or the value may not be kept).
+-- release.lua: give a lease back without a value: the loader failed, or its value cannot be kept.
 -- KEYS[1] lease  ARGV[1] token
 -- returns 2 released, and others wait for it | 1 released | 0 not the holder
 local lease = redis.call('GET', KEYS[1])

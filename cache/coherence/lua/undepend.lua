@@ -1,14 +1,16 @@
 #!lua flags=allow-oom
--- undepend.lua: raise a dependency's floor and name who must be invalidated, or forget them after.
--- KEYS[1] index hash of the dependency
--- ARGV[1] 'begin'  ARGV[2] ttl_ms of a floor
+-- undepend.lua: begin or end the invalidation of a dependency.
+-- KEYS[1] index of the dependency, a hash (its fields: depend.lua)
+-- ARGV[1] 'begin'  ARGV[2] least ttl_ms of the index
 -- returns the fields and values, flat; empty when there was no index
--- ARGV[1] 'end'  ARGV[2...] field, value: forgotten unless noted anew meanwhile
--- returns the number forgotten
+-- ARGV[1] 'end'  ARGV[2...] field, value: removed unless recorded again meanwhile
+-- returns the number removed
+-- 'begin' stores the time first, so a load that was granted its lease earlier cannot record
+-- itself afterwards. Runs where memory is full, because an invalidation must.
 if ARGV[1] == 'begin' then
   local all = redis.call('HGETALL', KEYS[1])
   local time = redis.call('TIME')
-  redis.call('HSET', KEYS[1], 'f', string.format('%.0f', time[1] * 1000000 + time[2]))
+  redis.call('HSET', KEYS[1], 'i', string.format('%.0f', time[1] * 1000000 + time[2]))
   if redis.call('PTTL', KEYS[1]) < tonumber(ARGV[2]) then
     redis.call('PEXPIRE', KEYS[1], ARGV[2])
   end
