@@ -1,5 +1,5 @@
 """
-Messages inside a window: like values, but many at once, so with a header of two bytes.
+Encodes the messages inside a window. Each has a header of only two bytes, as there are many.
 
     format 1 | flags 1 | msgpack, compressed and encrypted as the flags say
 """
@@ -21,16 +21,16 @@ _MAX_INFLATED = 64 * 1024 * 1024
 
 
 class Records:
-    """Seals and opens messages. `place` is the window's key, which encryption binds."""
+    """Seals and opens messages. Encryption binds them to `key`, the window's own."""
 
     def __init__(self, options: CacheOptions) -> None:
         self._compress_min = options.compress_min_bytes
         self._keyring = options.keyring
 
-    def seal(self, message: Any, place: bytes) -> bytes:
+    def seal(self, message: Any, key: bytes) -> bytes:
         """
         Raises:
-            NotEncodable: something inside has no safe encoding.
+            NotEncodable: the message holds something that has no safe encoding.
         """
         flags, body = 0, codec.encode(message)
         if self._compress_min and len(body) >= self._compress_min:
@@ -38,30 +38,30 @@ class Records:
             if packed is not None:
                 flags, body = flags | _ZSTD, packed
         if self._keyring is not None:
-            flags, body = flags | _ENCRYPTED, self._keyring.encrypt(body, place)
+            flags, body = flags | _ENCRYPTED, self._keyring.encrypt(body, key)
         return bytes((_FORMAT, flags)) + body
 
-    def open_all(self, records: Sequence[bytes], place: bytes) -> list[dict[str, Any]]:
+    def open_all(self, records: Sequence[bytes], key: bytes) -> list[dict[str, Any]]:
         """
         Raises:
-            Unreadable: one of them is not ours, altered, or of an absent key.
+            Unreadable: a record has another format, was altered, or its encryption key is not set.
         """
         try:
-            bodies = [self._body(record, place) for record in records]
-            # One array, decoded at once: half the time of one call a message.
+            bodies = [self._body(record, key) for record in records]
+            # Decoding one array takes half the time of decoding each message.
             messages = codec.decode(codec.array(bodies))
         except (CodecError, IndexError) as exc:
             raise Unreadable(str(exc)) from None
         return list(messages)
 
-    def _body(self, record: bytes, place: bytes) -> bytes:
+    def _body(self, record: bytes, key: bytes) -> bytes:
         if self._keyring is None:
             if record[:2] == _PLAIN:
                 return record[2:]
             if record[0] != _FORMAT or record[1] != _ZSTD:
-                raise Unreadable("not a message in clear")
+                raise Unreadable("no message, or encrypted without LETTA_CACHE_ENCRYPTION_KEYS set")
             return encryption.decompress(record[2:], _MAX_INFLATED)
         if record[0] != _FORMAT or record[1] not in {_ENCRYPTED, _ENCRYPTED | _ZSTD}:
-            raise Unreadable("in clear, where only sealed messages are trusted")
-        body = self._keyring.decrypt(record[2:], place)
+            raise Unreadable("not encrypted, but LETTA_CACHE_ENCRYPTION_KEYS is set")
+        body = self._keyring.decrypt(record[2:], key)
         return encryption.decompress(body, _MAX_INFLATED) if record[1] & _ZSTD else body

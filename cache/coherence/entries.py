@@ -24,15 +24,8 @@ from cache.coherence.era import Eras
 from cache.coherence.guarded import GuardedConnection
 from cache.connection import scripts
 from cache.connection.protocol import Away
-from cache.encoding.envelope import (
-    NO_GENERATION,
-    Envelopes,
-    Header,
-    Stamp,
-    StoredValue,
-    UnknownModel,
-    Unreadable,
-)
+from cache.encoding.envelope import Envelopes, UnknownModel, Unreadable
+from cache.encoding.header import NO_GENERATION, Header, Stamp, StoredValue
 from cache.keys import CACHE_MAX_TTL_S
 from cache.options import CacheOptions
 from cache.stats import Counters

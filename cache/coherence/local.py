@@ -15,7 +15,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from cache.encoding.envelope import StoredValue
+from cache.encoding.header import StoredValue
 from cache.options import LocalOptions
 from cache.stats import Counters
 

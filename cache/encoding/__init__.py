@@ -1,1 +1,1 @@
-"""Values to bytes and back: msgpack, envelopes, encryption."""
+"""Turns values into bytes and back: msgpack, envelopes, compression, encryption."""

@@ -1,9 +1,9 @@
 """
-Bytes in Redis: msgpack for jobs and their results. Never pickle.
+Encodes values as msgpack and decodes them. Never pickle.
 
-Exceptions travel as an extension (code 1: class name and message; code 2: a
-cancellation) and come back as `RemoteError` or `asyncio.CancelledError`: what
-is read never imports or runs anything that the writer named.
+Exceptions are an extension type (code 1: class name and message; code 2: a
+cancellation). They are read as `RemoteError` or `asyncio.CancelledError`:
+decoding never imports or runs anything that the writer named.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _EXCEPTION, _CANCELLED = 1, 2
 
 
 class RemoteError(Exception):
-    """An exception of another process: its class name and message, not its class."""
+    """An exception that another process raised: its class name and message, not its class."""
 
     def __init__(self, kind: str, message: str) -> None:
         super().__init__(f"{kind}: {message}" if message else kind)
@@ -41,7 +41,7 @@ def _encode_hook(value: Any) -> Any:
         return value.model_dump(mode="json")
     if isinstance(value, Mapping):
         return dict(value)
-    raise NotEncodable(f"values of type {type(value).__name__} have no safe encoding")
+    raise NotEncodable(f"a value of type {type(value).__name__} has no safe encoding")
 
 
 def _ext_hook(code: int, data: memoryview) -> Any:
@@ -50,7 +50,7 @@ def _ext_hook(code: int, data: memoryview) -> Any:
     if code == _EXCEPTION:
         kind, message = msgspec.msgpack.decode(data, type=tuple[str, str])
         return RemoteError(kind, message)
-    raise CodecError(f"unknown extension {code}")
+    raise CodecError(f"unknown msgpack extension {code}")
 
 
 _encoder = msgspec.msgpack.Encoder(enc_hook=_encode_hook)
@@ -59,10 +59,11 @@ _decoder = msgspec.msgpack.Decoder(ext_hook=_ext_hook)
 
 def encode(value: Any) -> bytes:
     """
-    Value -> msgpack. Bytes and aware datetimes are kept; tuples and sets become lists.
+    Encode a value. Bytes and aware datetimes keep their type; tuples and sets become lists.
 
     Raises:
-        NotEncodable: something inside has no safe encoding; the message names its type.
+        NotEncodable: the value holds something that has no safe encoding; the message names its
+            type.
     """
     try:
         return _encoder.encode(value)
@@ -74,10 +75,11 @@ def encode(value: Any) -> bytes:
 
 def decode(data: bytes | memoryview) -> Any:
     """
-    Msgpack -> value.
+    Decode one value.
 
     Raises:
-        CodecError: not msgpack, cut short, or with bytes behind its end (a pickle is all three).
+        CodecError: the data is not msgpack, is cut short, or goes on after the value. A pickle is
+            refused too.
     """
     try:
         return _decoder.decode(data)
@@ -88,10 +90,10 @@ def decode(data: bytes | memoryview) -> Any:
 
 
 def array(items: Sequence[bytes]) -> bytes:
-    """The msgpack array of items that are encoded already."""
+    """A msgpack array of items that are already encoded."""
     return b"\xdd" + len(items).to_bytes(4, "big") + b"".join(items)
 
 
 def lua_text(data: bytes) -> msgspec.Raw:
-    """Bytes inside a value for a script: as msgpack's str, because the server's Lua knows no bin."""
+    """Bytes as a msgpack str: cmsgpack in the server's Lua cannot read a bin."""
     return msgspec.Raw(b"\xdb" + len(data).to_bytes(4, "big") + data)

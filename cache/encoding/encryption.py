@@ -1,8 +1,8 @@
 """
-What may happen to bytes on their way to Redis: zstd, then AES-256-GCM.
+Compresses bytes with zstd and encrypts them with AES-256-GCM.
 
-Both packages are optional; asking for one that is absent is an error when the
-cache is opened, naming the remedy. Reading something that needs an absent
+Both packages are optional. If a setting needs one that is not installed, opening
+the cache fails and names the package. Reading a value that needs an absent
 package or key is a miss (`CodecError`), never an outage.
 """
 
@@ -22,9 +22,9 @@ KEY_BYTES = 32
 
 class Keyring:
     """
-    Keys by id: the first encrypts, all decrypt.
+    Encryption keys by id. The first one encrypts; all decrypt.
 
-    Rotate by putting a new key in front, and drop the old one a TTL later.
+    To rotate, put a new key in front, and drop the old one after the longest TTL.
     """
 
     def __init__(self, keys: dict[str, bytes]) -> None:
@@ -33,47 +33,48 @@ class Keyring:
         except ImportError:
             raise MissingExtra("encryption", "cryptography") from None
         if not keys:
-            raise ValueError("a keyring needs at least one key")
+            raise ValueError("a keyring needs at least one key; none was given")
         self._ciphers = {name.encode(): AESGCM(key) for name, key in keys.items()}
         self._current = next(iter(self._ciphers))
 
     @classmethod
     def parse(cls, text: str) -> Keyring:
         """
-        `id:base64 id:base64 ...`, 32 bytes a key.
+        Parse `id:base64 id:base64 ...`; each key has 32 bytes.
 
         Raises:
-            ValueError: another form; the message never holds the key.
-            MissingExtra: the cryptography package is absent.
+            ValueError: the text has another form; the message never contains a key.
+            MissingExtra: the cryptography package is not installed.
         """
         return cls(parse_keys(text))
 
-    def encrypt(self, data: bytes, place: bytes) -> bytes:
-        """`place` is authenticated with it: what is moved to another key does not open."""
+    def encrypt(self, data: bytes, associated: bytes) -> bytes:
+        """Encrypt data. It decrypts only with the same `associated` data, such as its Redis key."""
         nonce = os.urandom(_NONCE_BYTES)
         name = self._current
-        sealed = self._ciphers[name].encrypt(nonce, data, place)
+        sealed = self._ciphers[name].encrypt(nonce, data, associated)
         return bytes([len(name)]) + name + nonce + sealed
 
-    def decrypt(self, data: bytes, place: bytes) -> bytes:
+    def decrypt(self, data: bytes, associated: bytes) -> bytes:
         """
         Raises:
-            CodecError: the key is not in the ring, or the bytes are not what was sealed there.
+            CodecError: the keyring lacks the key, the data was altered, or it was encrypted with
+                other `associated` data.
         """
         from cryptography.exceptions import InvalidTag
 
         name, rest = data[1 : 1 + data[0]], data[1 + data[0] :]
         cipher = self._ciphers.get(name)
         if cipher is None:
-            raise CodecError("encrypted with a key that is not in the ring")
+            raise CodecError("encrypted with a key that is not in the keyring")
         try:
-            return cipher.decrypt(rest[:_NONCE_BYTES], rest[_NONCE_BYTES:], place)
+            return cipher.decrypt(rest[:_NONCE_BYTES], rest[_NONCE_BYTES:], associated)
         except (InvalidTag, ValueError):
-            raise CodecError("not what was sealed in this place") from None
+            raise CodecError("altered, or encrypted for another Redis key") from None
 
 
 def parse_keys(text: str) -> dict[str, bytes]:
-    """The keys of a keyring by id, in order. Raises ValueError without naming a key's bytes."""
+    """The keys of a keyring by id, in order. Raises ValueError, whose message contains no key."""
     keys: dict[str, bytes] = {}
     for part in text.split():
         name, colon, encoded = part.partition(":")
@@ -82,7 +83,7 @@ def parse_keys(text: str) -> dict[str, bytes]:
         except binascii.Error:
             key = b""
         if not colon or not 1 <= len(name) <= 32 or len(key) != KEY_BYTES or name in keys:
-            raise ValueError("is not a list of id:base64 keys of 32 bytes, each id once")
+            raise ValueError("is not a list of id:base64 keys of 32 bytes with different ids")
         keys[name] = key
     return keys
 
@@ -97,17 +98,17 @@ def _zstd() -> tuple[Any, Any]:
 
 
 def require_zstd() -> None:
-    """Raises MissingExtra when values cannot be compressed."""
+    """Raises MissingExtra if zstandard is not installed."""
     _zstd()
 
 
-# A value that would shrink further than this is stored as it is, and one that would inflate
-# further is refused: what a reader spends on stored bytes is bounded by their number.
+# A value that shrinks further than this is stored uncompressed, and a frame that inflates further
+# is refused: so the stored size bounds what a reader spends.
 _MOST_RATIO, _ANY_RATIO_BELOW = 32, 65_536
 
 
 def compress(data: bytes, limit: int) -> bytes | None:
-    """The zstd frame; None when `decompress` with the same limit would refuse it."""
+    """The zstd frame, or None if `decompress` with the same limit would refuse it."""
     packed = bytes(_zstd()[0].compress(data))
     return packed if len(data) <= _most_inflated(packed, limit) else None
 
@@ -119,17 +120,18 @@ def _most_inflated(packed: bytes, limit: int) -> int:
 def decompress(data: bytes, limit: int) -> bytes:
     """
     Raises:
-        CodecError: not zstd, over `limit` bytes or 32 times its size, or the package is absent.
+        CodecError: the data is not zstd, inflates to over `limit` bytes or to over 32 times its
+            size (from 64 KiB), or zstandard is not installed.
     """
     most = _most_inflated(data, limit)
     try:
         from zstandard import ZstdError, get_frame_parameters
 
-        # The frame says how large it becomes: a hostile one is refused before it is inflated.
+        # The frame names its inflated size, so a hostile one is refused before it is inflated.
         if not 0 <= get_frame_parameters(data).content_size <= most:
-            raise CodecError("a compressed value of unknown or excessive size")
+            raise CodecError(f"a compressed value inflates to an unknown size or over {most} bytes")
         return bytes(_zstd()[1].decompress(data, max_output_size=most))
     except (ImportError, MissingExtra):
-        raise CodecError("compressed, and the zstandard package is absent") from None
+        raise CodecError("compressed, but zstandard is not installed") from None
     except ZstdError as exc:
-        raise CodecError(f"not zstd: {exc}") from None
+        raise CodecError(f"not a zstd frame: {exc}") from None

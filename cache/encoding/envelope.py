@@ -1,47 +1,47 @@
 """
-The envelope of a cached value: a fixed header, the model's name, the value's own key, the payload.
+Seals values into envelopes and opens them: header, model's name, the value's own key, payload.
 
-    magic 2 | format version 1 | codec 1 | flags 1 | name length 1 | schema 2 |
-    fill id 8 | mark of the era 8 | generation 8 | version 8 | etag 8 |
-    fresh until, ms 8 | kept until, ms 8 | load time, us 4 | crc32 4 | payload length 4 |
-    key length 2
+A value of another format version or schema, or a torn one, is unreadable, which
+is a miss. So is a value that names another key than it was read under: even if
+replies are mixed up or keys are copied, nobody is served another's value.
 
-lease.lua and fill.lua compare bytes 9-16, the fill id. A value of another
-version or schema, or torn, is unreadable: a miss. So is a value that names
-another key than the one it was asked for under: whatever mixes up replies or
-copies keys, nobody is served another's value. Encryption authenticates the key. The length is exact and
-the crc is of both ends of the payload: the server writes values whole, and a
-crc of 38 KB would cost a third of a hit. Encryption authenticates every byte. pydantic
-models are JSON and come back by `model_validate_json`; bytes are stored as they
-are; everything else is msgpack. Never pickle, and no class is imported because
-stored bytes name it: models are found among those this process has used.
+The header holds the exact length, and a crc of both ends of the payload. The
+server writes values whole, and a crc of all 38 KB would cost a third of a hit.
+Encryption authenticates every byte, and the key.
+
+pydantic models are stored as JSON and read by `model_validate_json`, bytes as
+they are, everything else as msgpack. Never pickle. No class is imported because
+stored bytes name it: only models that this process has used are found.
 """
 
 from __future__ import annotations
 
-import struct
 import zlib
-from dataclasses import dataclass
 from hashlib import blake2b
-from typing import Any, NamedTuple
+from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
 from cache.encoding import codec, encryption
 from cache.encoding.encryption import Keyring
+from cache.encoding.header import (
+    FORMAT_VERSION,
+    HEADER_BYTES,
+    LAYOUT,
+    MAGIC,
+    MAX_US,
+    Header,
+    Stamp,
+    StoredValue,
+)
 from cache.errors import CodecError
 
-MAGIC = b"\xc1L"  # 0xc1 begins no msgpack, JSON or UTF-8
-FORMAT_VERSION = 2
-_HEADER = struct.Struct(">2sBBBBH8s8s8sQ8sQQIIIH")
-HEADER_BYTES = _HEADER.size
 _RAW, _MSGPACK, _MODEL, _ABSENT = range(4)
 _ZSTD, _ENCRYPTED = 1, 2
-_MAX_US = 2**32 - 1
-# Inflated size over the limit on stored size; beyond it a frame is taken for hostile.
+# Most inflated bytes for each byte of the stored-size limit. Beyond it, a frame is hostile.
 _MAX_RATIO = 64
-NO_GENERATION = bytes(8)
 _END_BYTES = 512
+_make = tuple.__new__  # Header._make takes three times as long
 
 
 def _ends_crc(body: bytes) -> int:
@@ -49,77 +49,15 @@ def _ends_crc(body: bytes) -> int:
 
 
 class Unreadable(CodecError):
-    """Stored bytes that are no value for this reader: a miss."""
+    """Stored bytes that this reader cannot use: a miss."""
 
 
 class UnknownModel(Unreadable):
     """A model whose class this process has not used yet and the call did not name."""
 
 
-@dataclass(frozen=True, slots=True)
-class Stamp:
-    """What a value is stored with. Times are Unix milliseconds of the server's clock."""
-
-    fill_id: bytes
-    mark: bytes
-    fresh_until_ms: int
-    kept_until_ms: int
-    generation: bytes = NO_GENERATION
-    load_us: int = 0
-    version: int = 0
-
-
-class Header(NamedTuple):
-    """What stands before the payload, in this order."""
-
-    magic: bytes
-    format_version: int
-    codec: int
-    flags: int
-    name_length: int
-    schema: int
-    fill_id: bytes
-    mark: bytes
-    generation: bytes
-    version: int
-    etag: bytes
-    fresh_until_ms: int
-    kept_until_ms: int
-    load_us: int
-    crc: int
-    length: int
-    place_length: int
-
-
-_make = tuple.__new__  # Header._make takes thrice as long
-
-
-class StoredValue:
-    """
-    A stored value as it was read, still sealed: its header, and a copy of the rest.
-
-    `head` is None when it is unreadable; `seen`, by which the scripts know it, is there always.
-    """
-
-    __slots__ = ("head", "name", "payload", "place", "seen")
-
-    def __init__(
-        self,
-        seen: bytes,
-        head: Header | None = None,
-        name: bytes = b"",
-        place: bytes = b"",
-        payload: bytes = b"",
-    ) -> None:
-        self.seen = seen
-        self.head = head
-        self.name = name
-        self.place = place
-        self.payload = payload
-
-
 class Models:
-    """The model classes that this process has used, by their names."""
+    """The model classes that this process has used, by name."""
 
     def __init__(self) -> None:
         self._classes: dict[str, type[BaseModel]] = {}
@@ -134,7 +72,7 @@ class Models:
 
 
 class Envelopes:
-    """Seals and opens values. `place` is the key that a value is stored under, at most 64 KiB."""
+    """Seals and opens values. `key` is where a value is stored, at most 64 KiB."""
 
     def __init__(
         self,
@@ -152,13 +90,15 @@ class Envelopes:
         self._max_inflated = max_value_bytes * _MAX_RATIO
         self._keyring = keyring
 
-    def seal(self, value: Any, stamp: Stamp, place: str) -> bytes:
+    def seal(self, value: Any, stamp: Stamp, key: str) -> bytes:
         """
+        The envelope of a value, bound to its key.
+
         Raises:
-            NotEncodable: something inside has no safe encoding.
+            NotEncodable: the value holds something that has no safe encoding.
         """
         kind, name, payload = self._encode(value)
-        where = place.encode()
+        key_bytes = key.encode()
         etag = blake2b(payload, digest_size=8).digest()
         flags, body = 0, payload
         if self._compress_min and len(body) >= self._compress_min:
@@ -166,59 +106,60 @@ class Envelopes:
             if packed is not None:
                 flags, body = flags | _ZSTD, packed
         if self._keyring is not None:
-            flags, body = flags | _ENCRYPTED, self._keyring.encrypt(body, where)
-            etag = blake2b(body, digest_size=8).digest()  # of a short plaintext it would tell
-        head = _HEADER.pack(
+            flags, body = flags | _ENCRYPTED, self._keyring.encrypt(body, key_bytes)
+            # A digest of the plaintext would reveal a short one.
+            etag = blake2b(body, digest_size=8).digest()
+        head = LAYOUT.pack(
             MAGIC, FORMAT_VERSION, kind, flags, len(name), self._schema,
             stamp.fill_id, stamp.mark, stamp.generation, stamp.version, etag,
-            stamp.fresh_until_ms, stamp.kept_until_ms, min(stamp.load_us, _MAX_US),
-            _ends_crc(body), len(body), len(where),
+            stamp.fresh_until_ms, stamp.kept_until_ms, min(stamp.load_us, MAX_US),
+            _ends_crc(body), len(body), len(key_bytes),
         )  # fmt: skip
-        return b"".join((head, name, where, body))
+        return b"".join((head, name, key_bytes, body))
 
     def read(self, data: bytes | memoryview, start: int = 0, end: int | None = None) -> StoredValue:
-        """The stored value that lies there; readable if this version and schema wrote it, whole."""
+        """The stored value in data[start:end]; readable if whole, and of this format and schema."""
         end = len(data) if end is None else end
-        at = start + HEADER_BYTES
-        if at <= end:
-            head: Header = _make(Header, _HEADER.unpack_from(data, start))
-            where = at + head.name_length
-            body = where + head.place_length
+        name_at = start + HEADER_BYTES
+        if name_at <= end:
+            head: Header = _make(Header, LAYOUT.unpack_from(data, start))
+            key_at = name_at + head.name_length
+            body_at = key_at + head.key_length
             if (
                 head.magic == MAGIC
                 and head.format_version == FORMAT_VERSION
                 and head.schema == self._schema
                 and head.flags <= _ZSTD | _ENCRYPTED
-                and end - body == head.length
+                and end - body_at == head.length
             ):
-                name = bytes(data[at:where]) if head.name_length else b""
+                name = bytes(data[name_at:key_at]) if head.name_length else b""
                 return StoredValue(
-                    head.fill_id, head, name, bytes(data[where:body]), bytes(data[body:end])
+                    head.fill_id, head, name, bytes(data[key_at:body_at]), bytes(data[body_at:end])
                 )
         return StoredValue(bytes(data[start + 8 : min(end, start + 16)]))
 
-    def open(self, stored: StoredValue, place: str, model: type[BaseModel] | None = None) -> Any:
+    def open(self, stored: StoredValue, key: str, model: type[BaseModel] | None = None) -> Any:
         """
-        The value of what has a header.
+        Decode a stored value that was read under `key`.
 
         Raises:
-            UnknownModel: name the class with `model`, or use it once.
-            Unreadable: of another key, altered, sealed with a key that is absent, or not valid
-                for the model (any more).
+            UnknownModel: name the class with `model`, or use it once in this process.
+            Unreadable: it belongs to another key, was altered, is encrypted with a key that is
+                not set, or is not valid for the model (any more).
         """
-        head, body, where = stored.head, stored.payload, place.encode()
-        if stored.place != where:
-            raise Unreadable("the value of another key")
+        head, body, key_bytes = stored.head, stored.payload, key.encode()
+        if stored.key != key_bytes:
+            raise Unreadable("the value belongs to another key")
         if head is None or _ends_crc(body) != head.crc:
-            raise Unreadable("altered")
+            raise Unreadable("the value was altered")
         flags = head.flags
         try:
             if flags & _ENCRYPTED:
                 if self._keyring is None:
-                    raise Unreadable("encrypted, and no key is set")
-                body = self._keyring.decrypt(body, where)
+                    raise Unreadable("encrypted, but LETTA_CACHE_ENCRYPTION_KEYS is not set")
+                body = self._keyring.decrypt(body, key_bytes)
             elif self._keyring is not None:
-                raise Unreadable("in clear, where only sealed values are trusted")
+                raise Unreadable("not encrypted, but LETTA_CACHE_ENCRYPTION_KEYS is set")
             if flags & _ZSTD:
                 body = encryption.decompress(body, self._max_inflated)
             return self._decode(head.codec, stored.name, body, model)
@@ -250,4 +191,4 @@ class Envelopes:
             return value if model is None else model.model_validate(value)
         if kind == _ABSENT:
             return None
-        raise Unreadable("of an unknown codec")
+        raise Unreadable("unknown codec")

@@ -14,7 +14,8 @@ import pytest
 from pydantic import BaseModel, Field
 
 from cache.encoding.encryption import Keyring, decompress, parse_keys
-from cache.encoding.envelope import HEADER_BYTES, Envelopes, Stamp, UnknownModel, Unreadable
+from cache.encoding.envelope import Envelopes, UnknownModel, Unreadable
+from cache.encoding.header import HEADER_BYTES, Stamp
 from cache.errors import CodecError, MissingExtra, NotEncodable
 from cache.options import CacheOptions
 from cache.records import Records

@@ -6,7 +6,7 @@ import pytest
 
 from cache.coherence.breaker import FIRST_WAIT_S, LONGEST_WAIT_S, Breaker
 from cache.coherence.local import LocalLevel
-from cache.encoding.envelope import StoredValue
+from cache.encoding.header import StoredValue
 from cache.options import LocalOptions
 from cache.stats import Counters, PerAgent
 

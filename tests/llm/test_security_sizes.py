@@ -14,7 +14,8 @@ from typing import Any
 import pytest
 
 from cache.encoding import codec
-from cache.encoding.envelope import Envelopes, Stamp, Unreadable
+from cache.encoding.envelope import Envelopes, Unreadable
+from cache.encoding.header import Stamp
 from cache.options import CacheOptions
 from cache.records import Records
 from tests.support.llm import ENDPOINT, PROVIDERS, submit
