@@ -1,19 +1,22 @@
 """
-Sessions of agents: the caller's own data with a TTL that every read renews.
+Keeps sessions of agents: the caller's own data, with a TTL that every read renews.
 
-They are copies of nothing, so no invalidation touches them; a server that is
-away is a session that is not found.
+A session is stored as its TTL (4 bytes, seconds) and an envelope. It is not a
+copy of anything, so no invalidation removes it. While the server is away, a
+session is not found.
 """
 
 from __future__ import annotations
 
+import struct
 from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel
 
 from cache.coherence.entries import value_key
 from cache.connection.protocol import Away
-from cache.encoding.envelope import Stamp, Unreadable
+from cache.encoding.envelope import Unreadable
+from cache.encoding.header import NO_GENERATION, Stamp
 from cache.keys import CACHE_MAX_TTL_S
 from cache.names import check_agent_id, check_name
 
@@ -21,7 +24,9 @@ if TYPE_CHECKING:
     from cache.components import Components
 
 _FIELD = "session"
-_NONE = bytes(8)
+_TTL_S = struct.Struct(">I")
+# Sessions belong to no fill, era or version.
+_STAMP = Stamp(bytes(8), bytes(8), 0, 0, NO_GENERATION)
 
 
 class Sessions:
@@ -33,17 +38,16 @@ class Sessions:
     async def get(
         self, agent_id: str, session_id: str, *, model: type[BaseModel] | None = None
     ) -> Any:
-        """The session's data, and its TTL begins anew; None when there is none."""
+        """The session's data, or None. A read starts the TTL again."""
         components, key = self._components, self._key(agent_id, session_id)
         if not components.options.enabled:
             return None
         try:
             data = await components.entries.connection.execute("GET", key)
-            stored = components.entries.envelopes.read(data or b"")
+            stored = components.entries.envelopes.read(data or b"", _TTL_S.size)
             if stored.head is None:
                 return None
-            # The TTL that it was stored with travels as the header's load time, in seconds.
-            await components.entries.connection.execute("EXPIRE", key, stored.head.load_us)
+            await components.entries.connection.execute("EXPIRE", key, *_TTL_S.unpack_from(data))
             return components.entries.envelopes.open(stored, value_key(key, _FIELD), model)
         except Away:
             components.counters.bypassed += 1
@@ -55,15 +59,15 @@ class Sessions:
         self, agent_id: str, session_id: str, data: Any, *, ttl_s: float | None = None
     ) -> bool:
         """
-        Store a session; False when the server is away or the data is too large.
+        Store a session. False when the server is away or the data is too large.
 
         Raises:
-            NotEncodable: something inside has no safe encoding.
+            NotEncodable: the data holds something that has no safe encoding.
         """
         components, key = self._components, self._key(agent_id, session_id)
         life_s = max(1, round(min(ttl_s or components.options.session_ttl_s, CACHE_MAX_TTL_S)))
-        stamp = Stamp(_NONE, _NONE, 0, 0, load_us=life_s)
-        sealed = components.entries.envelopes.seal(data, stamp, value_key(key, _FIELD))
+        envelope = components.entries.envelopes.seal(data, _STAMP, value_key(key, _FIELD))
+        sealed = _TTL_S.pack(life_s) + envelope
         if not components.options.enabled:
             return False
         if len(sealed) > components.options.max_value_bytes:
@@ -77,7 +81,7 @@ class Sessions:
         return True
 
     async def delete(self, agent_id: str, session_id: str) -> bool:
-        """True when it was there; False when not, or when the server is away."""
+        """True if the session existed; False if not, or while the server is away."""
         key = self._key(agent_id, session_id)
         try:
             return bool(await self._components.entries.connection.execute("UNLINK", key))
