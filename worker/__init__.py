@@ -13,8 +13,9 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cache.connection.pool import open_pool, refuse_cluster
+from cache.connection.pool import open_pool
 from cache.connection.shared_scripts import ScriptRedis
+from cache.connection.urls import refuse_cluster
 from worker.client import JobQueue
 from worker.errors import (
     EnqueueRefused,

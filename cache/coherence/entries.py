@@ -127,14 +127,14 @@ class Entries:
         """
         names = (self.eras.key, key, f"{key}:{field}")
         if generation_key is None and self.one_slot:
-            args, take = ("MGET", *names), self.envelopes.read
-            reply = self.connection.fetch(args, take)
+            args, decode = ("MGET", *names), self.envelopes.read
+            reply = self.connection.fetch(args, decode)
             try:
                 found = await reply
                 if isinstance(found, ResponseError):
                     raise found
             except (Away, ResponseError) as exc:
-                found = await self.connection.fetch_again(exc, args, take)
+                found = await self.connection.fetch_again(exc, args, decode)
             return self._reading(key, field, found, NO_GENERATION, model)
         others = names[:1] if generation_key is None else (names[0], generation_key)
         commands = [("MGET", *names[1:]), *(("GET", name) for name in others)]

@@ -18,7 +18,7 @@ import structlog
 from redis.exceptions import ResponseError
 
 from cache.coherence.breaker import Breaker
-from cache.connection.protocol import Away, Connection, Ended, SingleServerConnection, Take
+from cache.connection.protocol import Away, Connection, Decode, Ended, SingleServerConnection
 from cache.connection.scripts import Script
 from cache.connection.tasks import end
 from cache.stats import Counters
@@ -85,7 +85,7 @@ class GuardedConnection:
         except (Away, ResponseError) as exc:
             return await self._once_more(exc, lambda: self.unguarded.execute(*args))
 
-    def fetch(self, args: tuple[Any, ...], take: Take) -> Awaitable[Any]:
+    def fetch(self, args: tuple[Any, ...], decode: Decode) -> Awaitable[Any]:
         """
         `SingleServerConnection.fetch`; what it raises or returns as an error goes to `fetch_again`.
 
@@ -94,13 +94,13 @@ class GuardedConnection:
         """
         if not self._settled.is_set():
             raise Away("the breaker is open")
-        return self._one_server.fetch(args, take)
+        return self._one_server.fetch(args, decode)
 
-    async def fetch_again(self, error: Exception, args: tuple[Any, ...], take: Take) -> Any:
+    async def fetch_again(self, error: Exception, args: tuple[Any, ...], decode: Decode) -> Any:
         """After a failure of `fetch`: once more, if that may help. Raises Away."""
 
         async def send() -> Any:
-            reply = await self._one_server.fetch(args, take)
+            reply = await self._one_server.fetch(args, decode)
             if isinstance(reply, ResponseError):
                 raise reply
             return reply

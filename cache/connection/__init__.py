@@ -1,1 +1,1 @@
-"""Connections to Redis: pools, scripts, and one connection for many callers."""
+"""Connects to Redis: URLs, pools, scripts, and one connection for many callers."""

@@ -1,9 +1,9 @@
 """
-What `MultiplexedConnection` is to one server, for the nodes of a cluster: one lane each.
+Routes commands to the nodes of a cluster, over one `MultiplexedConnection` to each.
 
-So the commands of one event-loop tick leave in one write a node, and each
-node's run is known. The map of slots is asked for when it is needed, and
-again after a MOVED, a connection that ended, or a node that is silent.
+So the commands of one event-loop tick leave in one write per node, and the run of
+each node is known. The slot map is fetched when it is first needed, and again
+after a MOVED, an ended connection or a silent node.
 """
 
 from __future__ import annotations
@@ -18,34 +18,34 @@ from redis.crc import key_slot
 from redis.exceptions import ResponseError
 
 from cache.connection.multiplexed import MultiplexedConnection
-from cache.connection.pool import node_pool
 from cache.connection.protocol import Away, Connection, Ended
+from cache.connection.siblings import node_pool
 from cache.connection.tasks import end
 
 T = TypeVar("T")
 Address = tuple[str, int]
 
 _HOPS = 4
-# Asked of the wrong node, or of one that cannot answer now. TRYAGAIN, half of the keys of a slot
-# on its way, is a refusal like others: a miss.
+# Errors of a wrong node, or of one that cannot answer now. TRYAGAIN (a slot is being moved) is
+# not among them: it is a refusal, which is a miss.
 _PASSING = {"MOVED", "ASK", "CLUSTERDOWN", "LOADING", "MASTERDOWN"}
 _SCRIPTS = {"EVAL", "EVALSHA"}
 _KEY_OF_SCRIPT = 3
 
 
 class ClusterConnection:
-    """Commands go to the lane of the node that has their first key; one without, to all."""
+    """Sends a command to the node of its first key, and a command without a key to all nodes."""
 
     def __init__(self, client: Any, *, timeout_s: float) -> None:
         self._client = client
         self._timeout_s = timeout_s
         self._connections: dict[Address, MultiplexedConnection] = {}
-        self._starts: list[int] = []  # first slot of each range,
-        self._owners: list[Address] = []  # and who has it
+        self._starts: list[int] = []  # the first slot of each range
+        self._owners: list[Address] = []  # the master of each range
         self._stale = True
         self._learning: asyncio.Task[None] | None = None
         self._endings: set[asyncio.Task[Any]] = set()
-        self._desynchronized = 0  # of lanes that are closed
+        self._desynchronized = 0  # sum over connections that were closed
 
     @property
     def desynchronized(self) -> int:
@@ -54,7 +54,7 @@ class ClusterConnection:
         )
 
     def incarnation_of(self, key: str) -> bytes:
-        """That of the node which has the key by the map of now; zeros while none is known."""
+        """The run of the node that has the key on the current map; zeros while it is unknown."""
         owner = self._owner(key)
         connection = self._connections.get(owner) if owner else None
         return bytes(8) if connection is None else connection.incarnation_of()
@@ -62,7 +62,7 @@ class ClusterConnection:
     async def connect(self) -> None:
         """
         Raises:
-            Away: no map, or one of the nodes on it cannot be reached.
+            Away: there is no map, or a node on it cannot be reached.
         """
         if self._stale:
             await self._learn()
@@ -84,17 +84,17 @@ class ClusterConnection:
                 word, _, rest = str(exc).partition(" ")
                 if word not in _PASSING:
                     raise
-                address, asking = self._told(word, rest, connection), word == "ASK"
+                address, asking = self._redirect(word, rest, connection), word == "ASK"
                 if address is None:
                     raise Away(str(exc)) from None
             except Away:
-                self._stale = True  # another may have taken its place
+                self._stale = True  # a replica may have taken over
                 raise
         self._stale = True
-        raise Away("the cluster sends the command round and round")
+        raise Away(f"the cluster redirected the command {_HOPS} times")
 
     async def execute_many(self, commands: Sequence[Sequence[Any]]) -> list[Any]:
-        """As `MultiplexedConnection.execute_many`: one write a node."""
+        """As `MultiplexedConnection.execute_many`, with one write per node."""
         replies = await asyncio.gather(
             *(self.execute(*command) for command in commands), return_exceptions=True
         )
@@ -119,13 +119,13 @@ class ClusterConnection:
             raise reply
         return reply
 
-    def _told(self, word: str, rest: str, connection: MultiplexedConnection) -> Address | None:
-        """Where MOVED or ASK sends a command; None when it must be given up for now."""
+    def _redirect(self, word: str, rest: str, connection: MultiplexedConnection) -> Address | None:
+        """The node that MOVED or ASK names; None when the cluster cannot answer now."""
         if word not in {"MOVED", "ASK"}:
             self._stale = True
             return None
         host, _, port = rest.split(" ")[1].rpartition(":")
-        if not host:  # the same as the one that answered
+        if not host:  # the host of the node that answered
             host = next(
                 (h for (h, _), known in self._connections.items() if known is connection), ""
             )
@@ -140,7 +140,7 @@ class ClusterConnection:
 
     def _node(self, address: Address | None) -> MultiplexedConnection:
         if address is None:
-            raise Away("no map of the cluster")
+            raise Away("the cluster's slot map is unknown")
         connection = self._connections.get(address)
         if connection is None:
             pool = SimpleNamespace(connection_pool=node_pool(self._client, *address))
@@ -156,10 +156,10 @@ class ClusterConnection:
             async with asyncio.timeout(self._timeout_s):
                 await self._learn()
         except TimeoutError:
-            raise Away(f"no map of the cluster within {self._timeout_s} s") from None
+            raise Away(f"no slot map of the cluster within {self._timeout_s} s") from None
 
     async def _learn(self) -> None:
-        """Ask for the map; whoever comes meanwhile waits for the same answer."""
+        """Fetch the slot map. Concurrent calls share one attempt."""
         if self._learning is None:
             self._learning = asyncio.ensure_future(self._learn_from_any())
         task = self._learning
@@ -179,12 +179,13 @@ class ClusterConnection:
                 reason = str(exc)
                 continue
             if ranges:
-                await self._take(ranges, address)
+                await self._adopt(ranges, address)
                 return
-            reason = "no node has slots"
+            reason = "no node of the cluster has slots"
         raise Away(reason)
 
-    async def _take(self, ranges: list[Any], asked: Address) -> None:
+    async def _adopt(self, ranges: list[Any], asked: Address) -> None:
+        """Use a new slot map: close connections to former masters, open those to new ones."""
         ranges.sort(key=lambda found: found[0])
         self._starts = [found[0] for found in ranges]
         self._owners = [
@@ -197,19 +198,19 @@ class ClusterConnection:
             task = asyncio.ensure_future(connection.close())
             self._endings.add(task)
             task.add_done_callback(self._endings.discard)
-        # A run is known once it is connected to; a value is judged by it.
+        # A node's run is known only once it is connected, and values are checked against it.
         await asyncio.gather(
             *(self._node(address).connect() for address in dict.fromkeys(self._owners)),
             return_exceptions=True,
         )
 
     async def nodes(self) -> Sequence[Connection]:
-        """The lanes of the nodes on the map. Raises Away."""
+        """The connections to the nodes on the map. Raises Away."""
         await self._learn_in_time()
         return list(self._connections.values())
 
     async def has_ended(self) -> bool:
-        """One node that is gone is not the cluster."""
+        """False: a cluster goes on without one of its nodes."""
         return False
 
     async def close(self) -> None:
@@ -224,7 +225,7 @@ def _startup_nodes(client: Any) -> list[Any]:
 
 
 async def _all(calls: Sequence[Awaitable[T]]) -> list[T]:
-    """Every answer, or the first error once all have ended."""
+    """Await all calls, then return every result or raise the first error."""
     if not calls:
         raise Ended("no node is connected")
     found = await asyncio.gather(*calls, return_exceptions=True)

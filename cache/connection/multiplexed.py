@@ -1,22 +1,21 @@
 """
-One connection that everything shares: the cache's commands, the queue's scripts.
+Shares one connection among many callers: the cache's commands, the queue's scripts.
 
-`MultiplexedConnection` takes a connection that redis-py has dialled (TLS, login, Sentinel and
-all) and pipelines on it: the commands of one event-loop tick leave in one
-write, and replies are matched in order (replies.py) without a task a command.
-It knows the incarnation of the server it talks to (its run id): values of an
-earlier one, brought back by a restart from a snapshot or a failover to a
-lagging replica, may have missed an invalidation.
+`MultiplexedConnection` pipelines: the commands of one event-loop tick leave in one
+write, and replies are matched in order (replies.py), without a task for each
+command. It knows which run of the server it talks to (by the run id): values of an
+earlier run, which a restart from a snapshot or a failover to a lagging replica
+brings back, may have missed an invalidation.
 
-Replies carry no names, so a command that joins the line of waiting calls
-without being sent, or is sent without joining, hands every later reply to the
-wrong caller. Three rules keep the line and the bytes in step:
+Replies carry no ids. A command that joins the queue of waiting calls but is not
+sent, or is sent but does not join, would hand every later reply to the wrong
+caller. Three rules keep queue and bytes in step:
 
-- A command is encoded before it joins (`encode_command`); what cannot be
-  encoded never joins. Commands that belong together are all encoded first.
-- Joining and queueing the bytes is one step without an await. Whatever fails
-  within it ends the connection and fails every call that waits on it.
-- A call that is cancelled keeps its place; its reply is read and dropped.
+- A command is encoded before it joins (commands.py), so what cannot be encoded
+  never joins. Commands that belong together are all encoded first.
+- Joining the queue and buffering the bytes is one step, without an await. If it
+  fails, the connection ends and every waiting call fails.
+- A canceled call keeps its place. Its reply is read and dropped.
 
 A call raises `Away` when the server cannot be reached or stays silent.
 """
@@ -25,53 +24,32 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Sequence
-from contextlib import suppress
-from hashlib import blake2b
 from typing import Any
 
-import hiredis
 import structlog
 from redis.exceptions import ResponseError
 
-from cache.connection.liveness import Vicinity, has_ended, vicinity
-from cache.connection.pool import OUTAGE, explain
-from cache.connection.protocol import Away, Connection, Ended, Take
+from cache.connection.commands import encode_command
+from cache.connection.dialing import dial, give_back
+from cache.connection.liveness import Vicinity, has_ended
+from cache.connection.protocol import Away, Connection, Decode, Ended
 from cache.connection.replies import Replies
 from cache.connection.tasks import end
-from cache.errors import NotEncodable
-
-__all__ = ["Away", "Ended", "MultiplexedConnection", "encode_command"]
 
 log = structlog.get_logger(__name__)
 
-# A timer that fires this much late tells of a busy event loop, not of a silent server.
+# If a timer fires this much late, the event loop was busy, and replies may lie unread.
 _LAG_S = 0.005
-
-
-def encode_command(args: Sequence[Any]) -> bytes:
-    """
-    One command as the server reads it.
-
-    Raises:
-        NotEncodable: an argument is not text, bytes or a number, or its text is not valid
-            Unicode (`json.loads` makes lone surrogates).
-    """
-    try:
-        packed: bytes = hiredis.pack_command(tuple(args))
-    except (UnicodeError, TypeError, ValueError, hiredis.HiredisError) as exc:
-        # The argument itself may be a secret: only its type and the reason are named.
-        kinds = ", ".join(sorted({type(arg).__name__ for arg in args[1:]}))
-        reason = exc.reason if isinstance(exc, UnicodeEncodeError) else type(exc).__name__
-        raise NotEncodable(f"a command's argument cannot be sent ({reason}; {kinds})") from None
-    return packed
 
 
 class MultiplexedConnection:
     """
-    A multiplexed connection, dialled again when it is needed and gone.
+    One connection for many callers. A call dials again if the connection is gone.
 
-    With `eager` a call that finds the connection idle leaves at once, and only
-    those behind it gather: sooner by a step of the loop, for one write more.
+    Args:
+        timeout_s: the connection is lost after this long without a byte while calls wait.
+        eager: write the first call at once, when no other waits, instead of at the end of the
+            tick. It leaves one loop step earlier, at the cost of one more write.
     """
 
     def __init__(self, client: Any, *, timeout_s: float, eager: bool = False) -> None:
@@ -82,16 +60,16 @@ class MultiplexedConnection:
         self._transport: Any = None
         self._replies: Replies | None = None
         self._out: list[bytes] = []
-        self._dialling: asyncio.Task[None] | None = None
+        self._dialing: asyncio.Task[None] | None = None
         self._progress_at = 0.0
         self._watched = False
         self._incarnation = bytes(8)
         self._vicinity: Vicinity = None
         self._endings: set[asyncio.Task[None]] = set()
-        # Connections that were ended because calls and replies could not be trusted to match.
+        # Connections that were ended because calls and replies might not match.
         self.desynchronized = 0
 
-    def incarnation_of(self, key: str = "") -> bytes:  # noqa: ARG002  (one server has all)
+    def incarnation_of(self, key: str = "") -> bytes:  # noqa: ARG002  (one server has every key)
         return self._incarnation
 
     @property
@@ -100,10 +78,10 @@ class MultiplexedConnection:
 
     async def execute(self, *args: Any) -> Any:
         """
-        One command's reply. Calls of one tick leave together.
+        Send one command and return its reply.
 
         Raises:
-            Away: no connection, or it was silent for the timeout, or ended.
+            Away: there is no connection, it was silent for the timeout, or it ended.
             NotEncodable: see `encode_command`.
             ResponseError: the server refused the command.
         """
@@ -117,10 +95,10 @@ class MultiplexedConnection:
 
     async def execute_many(self, commands: Sequence[Sequence[Any]]) -> list[Any]:
         """
-        Replies in order, sent in one write; a refused one is its ResponseError.
+        Send commands in one write and return their replies, ResponseErrors among them.
 
         Raises:
-            Away, NotEncodable: as `execute`; where one cannot be encoded, none is sent.
+            Away, NotEncodable: as `execute`. If one command cannot be encoded, none is sent.
         """
         packed = [encode_command(args) for args in commands]
         if self._transport is None:
@@ -131,25 +109,25 @@ class MultiplexedConnection:
         finally:
             for call in calls:
                 if not call.done():
-                    call.cancel()  # it keeps its place; nobody reads its reply
+                    call.cancel()  # its place in the queue stays
                 elif not call.cancelled():
-                    call.exception()  # all fail together, and the first is enough
+                    call.exception()  # mark as retrieved: the first error is raised
 
-    def fetch(self, args: tuple[Any, ...], take: Take) -> Awaitable[Any]:
+    def fetch(self, args: tuple[Any, ...], decode: Decode) -> Awaitable[Any]:
         """
-        One command's reply, with its last string as `take` makes it. A refusal is returned.
+        Send one command. Of the reply's three strings the last is decoded; errors are returned.
 
         Raises:
             Away, NotEncodable: as `execute`.
         """
         packed = encode_command(args)
         if self._transport is None:
-            return self._fetch_anew(packed, take)
-        return self._call(packed, take)
+            return self._dial_and_fetch(packed, decode)
+        return self._call(packed, decode)
 
-    async def _fetch_anew(self, packed: bytes, take: Take) -> Any:
+    async def _dial_and_fetch(self, packed: bytes, decode: Decode) -> Any:
         await self._connect_in_time()
-        return await self._call(packed, take)
+        return await self._call(packed, decode)
 
     async def evalsha(self, sha: str, count: int, *args: Any) -> Any:
         return await self.execute("EVALSHA", sha, count, *args)
@@ -157,8 +135,8 @@ class MultiplexedConnection:
     async def eval(self, source: str, count: int, *args: Any) -> Any:
         return await self.execute("EVAL", source, count, *args)
 
-    def _call(self, packed: bytes, take: Take | None = None) -> asyncio.Future[Any]:
-        """Join the line of waiting calls and queue the bytes, in one step."""
+    def _call(self, packed: bytes, decode: Decode | None = None) -> asyncio.Future[Any]:
+        """Join the queue of waiting calls and buffer the bytes, in one step."""
         loop = asyncio.get_running_loop()
         call: asyncio.Future[Any] = loop.create_future()
         replies = self._replies
@@ -167,7 +145,7 @@ class MultiplexedConnection:
             return call
         try:
             is_first = not replies.calls
-            replies.calls.append((call, take))
+            replies.calls.append((call, decode))
             if is_first:
                 self._watch_from_now(loop)
                 if self._eager:
@@ -177,7 +155,7 @@ class MultiplexedConnection:
                 loop.call_soon(self._flush)
             self._out.append(packed)
         except BaseException as exc:
-            self.desynchronize(f"a command was not queued: {type(exc).__name__}", replies)
+            self.desynchronize(f"a command was not buffered: {type(exc).__name__}", replies)
             raise
         return call
 
@@ -198,7 +176,7 @@ class MultiplexedConnection:
             raise
 
     def desynchronize(self, reason: str, replies: Replies | None = None) -> None:
-        """End a connection whose replies may not be those of the calls that wait."""
+        """End a connection whose next replies may not belong to the waiting calls."""
         if self._replies is None or (replies is not None and replies is not self._replies):
             return
         self.desynchronized += 1
@@ -209,7 +187,7 @@ class MultiplexedConnection:
         self._progress_at = asyncio.get_running_loop().time()
 
     def _watch(self, due: float) -> None:
-        """Lose a connection that is silent while calls wait. One timer for all of them."""
+        """End a connection that is silent while calls wait. One timer serves all calls."""
         loop = asyncio.get_running_loop()
         now = loop.time()
         if self._replies is None or not self._replies.calls:
@@ -217,7 +195,7 @@ class MultiplexedConnection:
             return
         left = self._progress_at + self._timeout_s - now
         if left <= 0 and now - due > _LAG_S:
-            left = self._timeout_s / 4  # we were late: what came meanwhile is not read yet
+            left = self._timeout_s / 4  # the loop was late: replies may have arrived unread
         if left <= 0:
             self._watched = False
             self.lose(f"silent for {self._timeout_s} s", error=Away)
@@ -225,28 +203,20 @@ class MultiplexedConnection:
         loop.call_later(left, self._watch, now + left)
 
     def lose(self, reason: str, replies: Replies | None = None, error: type[Away] = Ended) -> None:
-        """End the connection and fail every call that waits on it."""
+        """End the connection and fail every waiting call."""
         if self._replies is None or (replies is not None and replies is not self._replies):
             return
         transport, connection, calls = self._transport, self._connection, self._replies.calls
         self._transport = self._replies = self._connection = None
         self._out = []
         transport.abort()
-        # redis-py forgets the connection's streams, and its pool gets a slot back.
-        task = asyncio.ensure_future(self._give_back(connection))
+        task = asyncio.ensure_future(give_back(self._pool, connection))
         self._endings.add(task)
         task.add_done_callback(self._endings.discard)
         for call, _ in calls:
             if not call.done():
                 call.set_exception(error(reason))
         calls.clear()
-
-    async def _give_back(self, connection: Any) -> None:
-        try:
-            with suppress(*OUTAGE):
-                await connection.disconnect(nowait=True)
-        finally:
-            await self._pool.release(connection)
 
     async def _connect_in_time(self) -> None:
         try:
@@ -257,76 +227,41 @@ class MultiplexedConnection:
 
     async def connect(self) -> None:
         """
-        Dial if needed; whoever comes meanwhile waits for the same attempt.
+        Dial if there is no connection. Concurrent calls share one attempt.
 
         Raises:
-            Away: refused, or not within the pool's own timeouts.
+            Away: refused, or not within the pool's timeouts.
         """
         if self._transport is not None:
             return
-        if self._dialling is None:
-            self._dialling = asyncio.ensure_future(self._dial())
-            self._dialling.add_done_callback(self._dialled)
-        await asyncio.shield(self._dialling)
+        if self._dialing is None:
+            self._dialing = asyncio.ensure_future(self._dial())
+            self._dialing.add_done_callback(self._dialed)
+        await asyncio.shield(self._dialing)
 
-    def _dialled(self, task: asyncio.Task[None]) -> None:
-        self._dialling = None
-        _ignore(task)
+    def _dialed(self, task: asyncio.Task[None]) -> None:
+        self._dialing = None
+        if not task.cancelled():
+            task.exception()  # mark as retrieved: the callers that wait get it
 
     async def _dial(self) -> None:
-        connection = None
-        try:
-            connection = await self._pool.get_connection()
-            await connection.send_command("INFO", "server")
-            info = await connection.read_response(disable_decoding=True)
-            seen = await self._seen(connection)
-        except OUTAGE as exc:
-            if connection is not None:
-                await self._give_back(connection)
-            raise Away(explain(exc)) from None
-        except asyncio.CancelledError:
-            if connection is not None:
-                await self._give_back(connection)
-            raise
-        self._incarnation = _run_id(info)
-        # From here on redis-py only knows how to end it.
-        transport = connection._writer.transport
-        self._vicinity = vicinity(transport, seen)
-        self._replies = Replies(self, transport.get_protocol())
+        dialed = await dial(self._pool)
+        self._incarnation, self._vicinity = dialed.incarnation, dialed.vicinity
+        self._replies = Replies(self, dialed.transport.get_protocol())
         self._out = []
-        transport.set_protocol(self._replies)
-        self._connection, self._transport = connection, transport
-
-    async def _seen(self, connection: Any) -> bytes:
-        try:
-            await connection.send_command("CLIENT", "INFO")
-            return bytes(await connection.read_response(disable_decoding=True))
-        except ResponseError:
-            return b""  # not permitted: then nothing is known
+        dialed.transport.set_protocol(self._replies)
+        self._connection, self._transport = dialed.connection, dialed.transport
 
     async def nodes(self) -> Sequence[Connection]:
-        """This one has all keys."""
+        """This connection alone: its server has every key."""
         return [self]
 
     async def has_ended(self) -> bool:
-        """Whether the server's process, on this machine, is known to be gone."""
+        """True if the server ran on this machine and its process is known to be gone."""
         return self._transport is None and await has_ended(self._vicinity)
 
     async def close(self) -> None:
-        if self._dialling is not None:
-            await end(self._dialling)
+        if self._dialing is not None:
+            await end(self._dialing)
         self.lose("closed")
         await asyncio.gather(*self._endings, return_exceptions=True)
-
-
-def _run_id(info: bytes) -> bytes:
-    for line in info.splitlines():
-        if line.startswith(b"run_id:"):
-            return blake2b(line[7:], digest_size=8).digest()
-    return bytes(8)
-
-
-def _ignore(task: asyncio.Task[None]) -> None:
-    """What a background task failed with is known by those who waited."""
-    if not task.cancelled():
-        task.exception()

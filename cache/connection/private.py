@@ -1,10 +1,10 @@
 """
-Opens a directory that nobody but its owner can reach, or refuses it.
+Opens a directory that only its owner can reach, or refuses it.
 
-What another user of the machine may write could name a server of his own to join,
-link one of our files to somebody else's, or swap the directory under us. So the
-directory and what is in it belong to this user and are open to nobody else, nothing
-in it is a link, and no directory above it may be changed by others.
+Another user who can write to it could make us join a server of theirs, link one of
+our files to another file, or replace the directory. So the directory and everything
+in it must belong to this user and be closed to others, nothing in it may be a link,
+and no directory above it may be writable by others.
 """
 
 from __future__ import annotations
@@ -18,16 +18,16 @@ from typing import IO
 from cache.errors import EmbeddedServerError
 
 _MOST_ENTRIES = 10_000
-# What the server and we keep in it.
+# Names of the files that the server and we keep in it.
 _OURS = re.compile(r"owner\.lock|valkey\.log|appendonlydir|dump\.rdb|temp-.*")
 
 
 def open_private(directory: Path) -> Path:
     """
-    The directory in full, made with mode 0700 where it is not there.
+    The directory's absolute path. Missing directories are created with mode 0700.
 
     Raises:
-        EmbeddedServerError: others may read or change it; the message says which part and why.
+        EmbeddedServerError: others may read or change it; the message names the path and why.
     """
     whole = Path(os.path.abspath(directory))  # noqa: PTH100  (resolve would follow the links)
     try:
@@ -40,7 +40,7 @@ def open_private(directory: Path) -> Path:
             _check_above(above)
         found = real.lstat()
         if stat.S_ISLNK(found.st_mode) or not stat.S_ISDIR(found.st_mode):
-            raise _refused(whole, "it must be a directory and no link")
+            raise _refused(whole, "it is a link, or no directory")
         _check_inside(real)
         _close_to_others(real, found.st_mode)
     except OSError as exc:
@@ -50,17 +50,17 @@ def open_private(directory: Path) -> Path:
 
 def open_own_file(path: Path) -> IO[str]:
     """
-    Open a file of the private directory to read and append, with mode 0600.
+    Open a file of the private directory for reading and appending, with mode 0600.
 
     Raises:
-        OSError: it is a link, or cannot be opened.
+        OSError: the file is a link, or cannot be opened.
     """
     flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC
     return os.fdopen(os.open(path, flags, 0o600), "a+", encoding="utf-8")
 
 
 def is_own_socket(path: Path) -> bool:
-    """Whether a socket belongs to this user, in a directory that nobody else may enter."""
+    """Whether a socket belongs to this user and lies in a directory that only they can enter."""
     try:
         found, home = path.lstat(), path.parent.lstat()
     except OSError:
@@ -79,19 +79,19 @@ def _check_above(above: Path) -> None:
         raise _refused(above, "it belongs to another user")
     mode = found.st_mode
     if stat.S_ISLNK(mode) or mode & stat.S_ISVTX:
-        return  # of a link only the owner counts; in a sticky directory, nobody moves our files
-    # A group of one's own is usual; any other may rename what is below.
+        return  # a link has no mode of its own; a sticky directory protects our files
+    # The user's primary group usually has one member. Another group could rename what is below.
     others = stat.S_IWOTH if found.st_gid in {0, os.getegid()} else stat.S_IWOTH | stat.S_IWGRP
     if mode & others:
-        raise _refused(above, "others may change what is in it")
+        raise _refused(above, f"others may write to it; chmod go-w {above}")
 
 
 def _check_inside(directory: Path) -> None:
-    """Everything in it is ours, and a plain file or directory with one name."""
-    waiting, seen, own = [directory], 0, os.geteuid()
+    """Refuse contents of another user, links, and anything but files and directories."""
+    waiting, seen, user = [directory], 0, os.geteuid()
     while waiting:
         place = waiting.pop()
-        if place.lstat().st_uid != own:
+        if place.lstat().st_uid != user:
             raise _refused(place, "it belongs to another user")
         for name in os.listdir(place):  # noqa: PTH208  (no iterator to close when this raises)
             path, seen = place / name, seen + 1
@@ -99,15 +99,15 @@ def _check_inside(directory: Path) -> None:
             if stat.S_ISDIR(found.st_mode):
                 waiting.append(path)
             elif not stat.S_ISREG(found.st_mode) or found.st_nlink > 1:
-                raise _refused(path, "it is a link or no plain file")
-            if found.st_uid != own:
+                raise _refused(path, "it is a link, or no plain file")
+            if found.st_uid != user:
                 raise _refused(path, "it belongs to another user")
             if seen > _MOST_ENTRIES:
-                raise _refused(directory, f"it holds over {_MOST_ENTRIES} files, so it is not ours")
+                raise _refused(directory, f"it holds over {_MOST_ENTRIES} files; name an empty one")
 
 
 def _close_to_others(directory: Path, mode: int) -> None:
-    """Take from others the right to read it, if it holds nothing but an embedded server's files."""
+    """Set mode 0700 if others may read it and it holds only an embedded server's files."""
     if not stat.S_IMODE(mode) & 0o077:
         return
     foreign = [name for name in os.listdir(directory) if not _OURS.fullmatch(name)]  # noqa: PTH208

@@ -1,4 +1,4 @@
-"""What the cache needs of a connection, and what happens when there is none."""
+"""Defines the interface of a connection, and the errors when there is none."""
 
 from __future__ import annotations
 
@@ -7,9 +7,8 @@ from typing import Any, Protocol
 
 from redis.exceptions import ConnectionError as RedisConnectionError
 
-# What a caller makes of the last string of a reply: it lies in a buffer, from here to there, and
-# is gone when the call returns.
-Take = Callable[[bytes | memoryview, int, int], Any]
+# Decodes the last string of a reply, at buffer[start:end]. The buffer is reused after it returns.
+Decode = Callable[[bytes | memoryview, int, int], Any]
 
 
 class Away(RedisConnectionError):  # type: ignore[misc]
@@ -17,11 +16,11 @@ class Away(RedisConnectionError):  # type: ignore[misc]
 
 
 class Ended(Away):
-    """The connection ended under the call: it may have run, and can be sent once more."""
+    """The connection ended during the call. The command may have run; sending it again may help."""
 
 
 class Connection(Protocol):
-    """What the cache needs of a connection."""
+    """A connection to one server or to a cluster."""
 
     @property
     def desynchronized(self) -> int:
@@ -29,7 +28,7 @@ class Connection(Protocol):
         ...
 
     def incarnation_of(self, key: str) -> bytes:
-        """8 bytes that differ between two runs of the server that holds a key."""
+        """8 bytes that identify the run of the server that holds a key; a restart changes them."""
         ...
 
     async def connect(self) -> None: ...
@@ -43,19 +42,19 @@ class Connection(Protocol):
     async def eval(self, source: str, count: int, *args: Any) -> Any: ...
 
     async def nodes(self) -> Sequence[Connection]:
-        """Each server with keys, for commands that name none."""
+        """A connection to each server that holds keys, for commands that name no key."""
         ...
 
     async def has_ended(self) -> bool:
-        """Whether the server is known to be no more; False when that cannot be told."""
+        """Whether the server's process is known to have ended. False if unknown."""
         ...
 
     async def close(self) -> None: ...
 
 
 class SingleServerConnection(Connection, Protocol):
-    """A wire to a server that has all keys."""
+    """A connection to a server that holds every key."""
 
-    def fetch(self, args: tuple[Any, ...], take: Take) -> Awaitable[Any]:
-        """One command's reply, its last string as `take` makes it; a refusal is returned."""
+    def fetch(self, args: tuple[Any, ...], decode: Decode) -> Awaitable[Any]:
+        """The reply to one command, its last string decoded. Errors are returned, not raised."""
         ...

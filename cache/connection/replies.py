@@ -1,10 +1,10 @@
 """
-The replies of one connection, handed in their order to the calls that wait.
+Reads the replies of one connection and hands each to its call, in order.
 
-hiredis reads them. On the way it copies a large value three times: into its
-buffer, within it, and out of it. Most of what a cache receives are the large
-values of hits, so the reply to a call that comes with a `Take` (`MGET` of two
-short strings and a value) is read where it was received, and copied once.
+hiredis parses most replies, and copies a large value three times on the way:
+into its buffer, within it, and out of it. Most bytes that a cache receives are
+values of hits. So the reply to a call with a `Decode` (`MGET` of two short strings
+and a value) is parsed in the receive buffer, and its value is copied once.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ from redis.exceptions import (
 )
 
 from cache.connection.pool import explain
-from cache.connection.protocol import Take
+from cache.connection.protocol import Decode
 
 _BUFFER_BYTES = 512 * 1024
-# A hit as it nearly always is: two strings of 16 bytes, and the length of the value.
+# Nearly every hit: two strings of 16 bytes, then the length of the value.
 _HIT = re.compile(rb"\*3\r\n\$16\r\n(.{16})\r\n\$16\r\n(.{16})\r\n\$(\d{1,9})\r\n", re.DOTALL)
 
-# Refusals that callers tell apart, by the first word of the reply.
+# Errors that callers distinguish, by the first word of the reply.
 _ERRORS = {"NOSCRIPT": NoScriptError, "OOM": OutOfMemoryError, "READONLY": ReadOnlyError}
 
 
@@ -52,20 +52,20 @@ class Receiver(Protocol):
 
 class Replies(asyncio.BufferedProtocol):
     """
-    Hands each reply to the call that waits longest.
+    Hands each reply to the call that has waited longest.
 
-    `calls` are their futures, each with what it makes of the value in its reply.
+    `calls` holds each call's future, with its `Decode` or None.
     """
 
     def __init__(self, connection: Receiver, before: asyncio.BaseProtocol) -> None:
         self._connection = connection
-        self._before = before  # redis-py's own, told when the connection ends
+        self._before = before  # redis-py's protocol, which must learn of the connection's end
         self._buffer = bytearray(_BUFFER_BYTES)
-        self._view = memoryview(self._buffer)  # TLS fills slices of it, which must not be copies
-        self._kept = 0  # bytes at its beginning: of a reply that is not whole yet
+        self._view = memoryview(self._buffer)  # slices of a bytearray would be copies
+        self._kept = 0  # bytes at the buffer's start that belong to an incomplete reply
         self._reader = hiredis.Reader(replyError=as_error)
-        self._is_reading = False  # hiredis has a part of a reply, or more of them
-        self.calls: deque[tuple[asyncio.Future[Any], Take | None]] = deque()
+        self._is_reading = False  # whether hiredis holds unread bytes
+        self.calls: deque[tuple[asyncio.Future[Any], Decode | None]] = deque()
 
     def get_buffer(self, sizehint: int) -> memoryview:  # noqa: ARG002
         return self._view[self._kept :]
@@ -80,29 +80,29 @@ class Replies(asyncio.BufferedProtocol):
                 self._reader.feed(self._buffer, at, end - at)  # type: ignore[arg-type]
                 self._read_others()
             if not self.calls and (self._is_reading or self._kept):
-                # The rest of them would be taken for the reply to the next call.
-                raise ValueError("bytes that no call waits for")
+                # Their rest would be read as the reply to the next call.
+                raise ValueError("received bytes that no call waits for")
         except ReadOnlyError:
-            # A Sentinel names another master by now: the next call dials that one.
+            # Sentinel names the new master by now, so the next call must dial again.
             self._connection.lose("the server became a replica", self)
-        except Exception as exc:  # noqa: BLE001  (whose reply the next bytes are is not known)
+        except Exception as exc:  # noqa: BLE001  (the owner of the next bytes is unknown)
             self._connection.desynchronize(f"replies out of step: {type(exc).__name__}", self)
 
     def _read_in_place(self, end: int) -> int:
-        """Read the replies in the buffer that calls have a `Take` for; where that stops."""
+        """Parse the replies of calls with a `Decode` in the buffer. Returns where it stopped."""
         calls, buffer, view, at = self.calls, self._buffer, self._view, 0
         while at < end and calls:
-            take = calls[0][1]
-            if take is None:
+            decode = calls[0][1]
+            if decode is None:
                 break
             found = _HIT.match(buffer, at, end)
             if found is None:
-                reply, stop = _read_rare(buffer, at, end, take)
+                reply, stop = _read_rare(buffer, at, end, decode)
             else:
                 start = found.end()
                 stop = start + int(found[3]) + 2
                 if stop <= end:
-                    reply = (found[1], found[2], take(view, start, stop - 2))
+                    reply = (found[1], found[2], decode(view, start, stop - 2))
             if stop > end:
                 break
             at = stop
@@ -110,7 +110,7 @@ class Replies(asyncio.BufferedProtocol):
         return at
 
     def _keep(self, at: int, end: int) -> bool:
-        """Leave the beginning of a reply in the buffer until the rest is there, if it fits."""
+        """Keep the start of a reply in the buffer until its rest arrives, if it can fit."""
         if self._is_reading or not self.calls or self.calls[0][1] is None:
             return False
         size = end - at
@@ -122,17 +122,17 @@ class Replies(asyncio.BufferedProtocol):
         return True
 
     def _read_others(self) -> None:
-        """Hand out what hiredis has read. The next bytes are its own unless a reply ended here."""
+        """Hand out what hiredis has parsed. It gets the next bytes too, unless a reply ended here."""
         self._is_reading = True
         while self._is_reading and (reply := self._reader.gets()) is not False:
-            take = self.calls[0][1]
-            if take is not None and not isinstance(reply, ResponseError):
-                reply = _taken(reply, take)
+            decode = self.calls[0][1]
+            if decode is not None and not isinstance(reply, ResponseError):
+                reply = _decoded(reply, decode)
             self._is_reading = self._reader.has_data()
             self._answer(reply)
 
     def _answer(self, reply: Any) -> None:
-        """Raises ReadOnlyError when that is the reply: the call has it, the connection is of no use."""
+        """Hand out one reply. Raises ReadOnlyError after handing it out: the connection must end."""
         call, _ = self.calls.popleft()
         if not call.done():
             call.set_result(reply)
@@ -147,37 +147,37 @@ class Replies(asyncio.BufferedProtocol):
         self._before.connection_lost(exc)
 
     def pause_writing(self) -> None:
-        """Calls are bounded by those who wait for them."""
+        """Nothing: the number of waiting callers bounds the bytes."""
 
     def resume_writing(self) -> None: ...
 
 
-def _taken(reply: Any, take: Take) -> list[Any]:
+def _decoded(reply: Any, decode: Decode) -> list[Any]:
     """
-    Three strings, the last as `take` makes it; any may be absent.
+    A reply of three strings or Nones, with the last one decoded.
 
     Raises:
-        ValueError: it is something else.
+        ValueError: the reply has another form.
     """
     if type(reply) is not list or len(reply) != 3 or {*map(type, reply)} - {bytes, type(None)}:
-        raise ValueError("not the reply to what was asked")
+        raise ValueError("the reply has another form than the command's")
     if reply[2] is not None:
-        reply[2] = take(reply[2], 0, len(reply[2]))
+        reply[2] = decode(reply[2], 0, len(reply[2]))
     return reply
 
 
-def _read_rare(data: bytearray, at: int, end: int, take: Take) -> tuple[Any, int]:
+def _read_rare(data: bytearray, at: int, end: int, decode: Decode) -> tuple[Any, int]:
     """
-    A refusal, or strings of which any may be absent, and where it ends: past `end` if it is cut off.
+    An error, or three strings or Nones, and where the reply ends: past `end` if it is cut off.
 
     Raises:
-        ValueError: it is something else.
+        ValueError: the reply has another form.
     """
     kind, line, at = _read_line(data, at, end)
     if kind == b"-":
         return as_error(line.decode(errors="replace")), at
     if at <= end and (kind, line) != (b"*", b"3"):
-        raise ValueError("not the reply to what was asked")
+        raise ValueError("the reply has another form than the command's")
     found: list[Any] = []
     while len(found) < 3 and at <= end:
         kind, line, start = _read_line(data, at, end)
@@ -185,15 +185,15 @@ def _read_rare(data: bytearray, at: int, end: int, take: Take) -> tuple[Any, int
         if start > end:
             return None, start
         if kind != b"$":
-            raise ValueError("not the reply to what was asked")
+            raise ValueError("the reply has another form than the command's")
         at = start if size < 0 else start + size + 2
         if at <= end:
             found.append(None if size < 0 else bytes(data[start : at - 2]))
-    return (_taken(found, take) if at <= end else None), at
+    return (_decoded(found, decode) if at <= end else None), at
 
 
 def _read_line(data: bytearray, at: int, end: int) -> tuple[bytes, bytes, int]:
-    """Its first byte, the rest, and where the next one begins: past `end` if it is cut off."""
+    """A line's first byte, its rest, and where the next line begins: past `end` if cut off."""
     stop = data.find(b"\r\n", at, end)
     if stop < 0:
         return b"", b"", end + 1

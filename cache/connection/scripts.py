@@ -1,9 +1,11 @@
 """
-Lua scripts as files: loads `lua/*.lua` of a package and runs them by digest.
+Loads Lua scripts from the `lua` folder of a package, and runs them by digest.
 
-A script's first comment is its contract. A line `--@include name` is replaced
-by the file `_name.lua` of the same folder or of a package that the caller
-names, so that two scripts that must agree on a step share its text.
+The first comment of a script is its contract. A line `--@include name` is
+replaced by the file `_name.lua`, of the same folder or of a package that the
+caller names, so that scripts which must agree on a step share its text. The
+comments `-- rule name` and `-- end of rule` enclose what a test removes to show
+that the rule is needed (tests/support/lua_rules.py).
 """
 
 from __future__ import annotations
@@ -22,7 +24,7 @@ _INCLUDE = re.compile(r"^--@include ([a-z_]+)$", re.MULTILINE)
 
 
 class Script:
-    """One script: its text, and the SHA-1 that the server knows it by."""
+    """A script: its text, and the SHA-1 by which the server runs it."""
 
     __slots__ = ("name", "sha", "source")
 
@@ -32,7 +34,7 @@ class Script:
         self.sha = hashlib.sha1(source.encode(), usedforsecurity=False).hexdigest()
 
     async def run(self, client: Any, keys: Sequence[Any], args: Sequence[Any] = ()) -> Any:
-        """EVALSHA; the text is sent only when the server does not know it (new, or restarted)."""
+        """Run by EVALSHA. The text is sent only to a server that lacks it, such as a restarted one."""
         try:
             return await client.evalsha(self.sha, len(keys), *keys, *args)
         except NoScriptError:
@@ -53,9 +55,10 @@ def _read(packages: Sequence[str], name: str) -> str:
 @cache
 def load(package: str, name: str, *shared: str) -> Script:
     """
-    The script `lua/<name>.lua` of a package; its includes come from there or from `shared`.
+    The script `lua/<name>.lua` of a package, with its includes.
 
-    `shared` are packages named as in a relative import: `..queue` stands beside `package`.
+    Includes are looked up in `package`, then in `shared`: packages named as in a relative
+    import, so `..queue` is a sibling of `package`.
     """
     homes = (package, *(resolve_name(home, package) for home in shared))
     source = _INCLUDE.sub(lambda match: _read(homes, "_" + match[1]), _read([package], name))

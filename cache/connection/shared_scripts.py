@@ -1,11 +1,10 @@
 """
-Clients whose scripts share one connection.
+Makes the scripts of a client share one connection.
 
-redis-py takes a connection from its pool for every call and reads each reply
-on its own; a service that runs thousands of scripts a second spends most of
-its time there. `SharedScripts` sends them over one pipelined `MultiplexedConnection` instead:
-what comes while others wait for replies leaves in one write a tick of the event
-loop. Every other command goes redis-py's way, and so does whatever blocks.
+redis-py takes a connection from its pool for every call and reads every reply
+separately. A service that runs thousands of scripts a second spends most of its
+time there. `SharedScripts` sends scripts over one `MultiplexedConnection` instead.
+All other commands, blocking ones among them, use redis-py's pool as before.
 """
 
 from __future__ import annotations
@@ -16,7 +15,8 @@ from typing import Any
 from redis.asyncio import Redis
 from redis.backoff import ExponentialWithJitterBackoff
 
-from cache.connection.multiplexed import Away, Ended, MultiplexedConnection
+from cache.connection.multiplexed import MultiplexedConnection
+from cache.connection.protocol import Away, Ended
 
 _RETRIES = 3
 _BACKOFF_BASE_S, _BACKOFF_CAP_S = 0.02, 0.5
@@ -25,29 +25,29 @@ _TIMEOUT_S = 5.0
 
 class SharedScripts:
     """
-    Mixed into a client class over a connection pool: `class Client(SharedScripts, Redis)`.
+    A mixin for client classes with a connection pool: `class Client(SharedScripts, Redis)`.
 
-    A script whose connection ended or fell silent under it is sent again, so
-    each must be idempotent by the ids it is given.
+    A script is sent again if its connection ended or stayed silent, so every script must be
+    idempotent by its ids.
     """
 
-    # One more than the pool has for callers (pool.build_client).
-    own_connections = 1
+    # The connection of the scripts; pool.build_client adds it to the callers' limit.
+    reserved_connections = 1
     connection_pool: Any
     _connection: MultiplexedConnection | None = None
 
     async def evalsha(self, sha: str, numkeys: int, *keys_and_args: Any) -> Any:
         """
-        As redis-py's.
+        Run a script by its digest, as redis-py does.
 
         Raises:
-            Away: a redis ConnectionError: not reached, or silent.
-            ResponseError: the server refused it.
+            Away: the server was not reached, or stayed silent. A redis ConnectionError.
+            ResponseError: the server refused the script, or it failed.
         """
         return await self._send("EVALSHA", sha, numkeys, *keys_and_args)
 
     async def eval(self, script: str, numkeys: int, *keys_and_args: Any) -> Any:
-        """As `evalsha`."""
+        """Run a script by its text. Raises as `evalsha`."""
         return await self._send("EVAL", script, numkeys, *keys_and_args)
 
     async def aclose(self, close_connection_pool: bool | None = None) -> None:
@@ -69,7 +69,7 @@ class SharedScripts:
                 return await connection.execute(*args)
             except Away as exc:
                 failures += 1
-                # A network that forgot an idle connection stays silent: worth one new one.
+                # A firewall that dropped an idle connection stays silent, so try one new one.
                 most = _RETRIES if isinstance(exc, Ended) else int(was_connected)
                 if failures > most:
                     raise
@@ -78,4 +78,4 @@ class SharedScripts:
 
 
 class ScriptRedis(SharedScripts, Redis):  # type: ignore[misc]
-    """redis-py's client, its scripts on one connection."""
+    """redis-py's client, with its scripts on one connection."""

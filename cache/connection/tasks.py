@@ -1,4 +1,4 @@
-"""Ending background tasks for certain."""
+"""Cancels background tasks until they end."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ _ASK_AGAIN_S = 0.1
 
 async def end(*tasks: asyncio.Future[Any] | None, limit_s: float = 5.0) -> None:
     """
-    Cancel tasks until they are done, for `limit_s` at most; their errors are dropped.
+    Cancel tasks until they are done, for at most `limit_s`. Their errors are dropped.
 
-    `asyncio.wait_for` of Python 3.11, which redis-py sends with, loses a cancellation that
-    arrives together with its result, and redis-py can take one for the failure of a connect;
-    so it is repeated.
+    Cancels repeatedly, because one cancellation may be lost: by `asyncio.wait_for` of Python
+    3.11 (which redis-py uses) when it arrives together with the result, and by redis-py, which
+    can take it for a failed connect.
     """
     pending = {task for task in tasks if task is not None}
     loop = asyncio.get_running_loop()

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import structlog
 
-from cache.connection.pool import parse_url
+from cache.connection.urls import parse_url
 from settings import Settings, SettingsError, load_settings
 from worker.app.functions import load_coroutine
 

@@ -23,7 +23,7 @@ OWNER = """
 import sys, time
 from cache.connection import embedded
 url = embedded.acquire(sys.argv[1])
-server = next(iter(embedded._running.values()))
+server = next(iter(embedded.running.values()))
 print(server.process.pid if server.process else 0, url, flush=True)
 sys.stdin.read()
 """
@@ -74,7 +74,7 @@ def test_the_server_ends_with_its_owner_however_that_dies(end: signal.Signals) -
     owner.send_signal(end)
     owner.communicate()
     eventually_sync(lambda: is_gone(pid))
-    assert not embedded._answers(Path(url.removeprefix("unix://")))
+    assert not embedded.answers(Path(url.removeprefix("unix://")))
 
 
 def test_a_second_process_joins_the_directory_s_server(tmp_path: Path) -> None:
@@ -84,7 +84,7 @@ def test_a_second_process_joins_the_directory_s_server(tmp_path: Path) -> None:
     assert second == first
     assert guest_server == 0
     guest.communicate()
-    assert embedded._answers(Path(first.removeprefix("unix://")))
+    assert embedded.answers(Path(first.removeprefix("unix://")))
     owner.communicate()
     assert owner.returncode == 0
 

@@ -12,8 +12,10 @@ import trustme
 from redis.exceptions import NoScriptError, ResponseError
 
 from cache import Cache, CacheOptions
-from cache.connection.multiplexed import Away, MultiplexedConnection, encode_command
+from cache.connection.commands import encode_command
+from cache.connection.multiplexed import MultiplexedConnection
 from cache.connection.pool import PoolOptions, open_pool
+from cache.connection.protocol import Away
 from cache.errors import NotEncodable
 from tests.support.caches import PATIENT_S, Loader, cache_on
 from tests.support.servers import free_port, tls_in_front, valkey

@@ -23,7 +23,7 @@ from cache.coherence.flight import Loaded
 from cache.coherence.local import LocalLevel
 from cache.coherence.membership import Membership, Silence
 from cache.connection import scripts
-from cache.connection.multiplexed import Away
+from cache.connection.protocol import Away
 from tests.support.caches import Loader, cache_on
 from tests.support.lua_rules import remove_rule
 from tests.support.outages import fragile_server

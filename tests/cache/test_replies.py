@@ -1,4 +1,4 @@
-"""Replies of every form, received in pieces of any size, go whole to the calls that wait, in order."""
+"""Replies of every form, received in pieces of any size, reach the waiting calls whole and in order."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ from cache.connection.replies import Replies
 pytestmark = pytest.mark.property
 
 BUFFER = 256  # so that many replies are cut off, and some never fit
-Reply = tuple[bool, bytes, Any]  # is there a take, what comes, what the call is given
+Reply = tuple[bool, bytes, Any]  # whether the call has a Decode, the bytes, what the call must get
 
 
 class MultiplexedConnection:
-    """In the lane's place: notes why a connection was lost."""
+    """Stands in for the connection: records why it was lost."""
 
     def __init__(self) -> None:
         self.lost: list[str] = []
 
     def progress(self) -> None:
-        """Nobody times it here."""
+        """No timer runs here."""
 
     def lose(self, reason: str, replies: Replies) -> None:
         self.lost.append(reason)
@@ -38,8 +38,8 @@ class MultiplexedConnection:
         self.lose("desynchronized", replies)
 
 
-def taken(data: bytes | memoryview, start: int, end: int) -> tuple[str, bytes]:
-    return "taken", bytes(data[start:end])
+def decoded(data: bytes | memoryview, start: int, end: int) -> tuple[str, bytes]:
+    return "decoded", bytes(data[start:end])
 
 
 def bulk(data: bytes | None) -> bytes:
@@ -52,14 +52,14 @@ def array(*items: bytes) -> bytes:
 
 @st.composite
 def fetched(draw: st.DrawFn) -> Reply:
-    """What comes for a call with a take: a hit as it nearly always is, or any other."""
+    """A reply for a call with a Decode: mostly the usual form of a hit."""
     sizes = st.sampled_from([0, 1, 15, 16, 16, 16, 17])
     short = st.none() | sizes.map(lambda size: b"\r\n$-1*3"[:size].ljust(size, b"\r"))
     usual = st.sampled_from([b"0123456789abcdef", b"*3\r\n$16\r\n\r\n\r\n\r\n"[:16]])
     first, second = draw(usual | short), draw(usual | short)
     long = st.integers(BUFFER // 2, 2 * BUFFER).map(lambda size: b"\r\n$16"[:5] * (size // 5))
     value = draw(st.none() | st.binary(max_size=20) | long)
-    given_ = None if value is None else ("taken", value)
+    given_ = None if value is None else ("decoded", value)
     return True, array(bulk(first), bulk(second), bulk(value)), [first, second, given_]
 
 
@@ -73,14 +73,14 @@ OTHERS: st.SearchStrategy[Reply] = st.sampled_from(
         (False, bulk(None), None),
         (False, bulk(b"x" * 2 * BUFFER), b"x" * 2 * BUFFER),
         (False, array(b":1\r\n", array(bulk(b"a"), bulk(b"b")), b":2\r\n"), [1, [b"a", b"b"], 2]),
-        # In the form of a hit, asked for without a take.
+        # In the form of a hit, for a call without a Decode.
         (False, array(*[bulk(b"s" * 16)] * 3), [b"s" * 16] * 3),
     ]
 )
 
 
 def receive(incoming: Replies, data: bytes, sizes: Iterator[int]) -> None:
-    """As a transport does: no more at a time than there is room for."""
+    """Deliver as a transport does, never more at a time than the buffer has room for."""
     at = 0
     while at < len(data):
         room = incoming.get_buffer(-1)
@@ -101,8 +101,8 @@ def begin(waiting: list[Reply]) -> tuple[Replies, MultiplexedConnection, list[as
     incoming = Replies(connection, asyncio.Protocol())
     calls = [loop.create_future() for _ in waiting]
     loop.close()
-    for call, (has_take, _, _) in zip(calls, waiting, strict=True):
-        incoming.calls.append((call, taken if has_take else None))
+    for call, (has_decode, _, _) in zip(calls, waiting, strict=True):
+        incoming.calls.append((call, decoded if has_decode else None))
     return incoming, connection, calls
 
 
@@ -112,7 +112,7 @@ def begin(waiting: list[Reply]) -> tuple[Replies, MultiplexedConnection, list[as
     st.lists(fetched() | fetched() | REFUSED | OTHERS, max_size=30),
     st.lists(st.integers(1, BUFFER), min_size=1, max_size=20) | st.just([1]),
 )
-def test_each_call_is_given_its_reply(waiting: list[Reply], sizes: list[int]) -> None:
+def test_each_call_gets_its_reply(waiting: list[Reply], sizes: list[int]) -> None:
     incoming, connection, calls = begin(waiting)
     every = iter(sizes * (1 + sum(len(data) for _, data, _ in waiting)))
     receive(incoming, b"".join(data for _, data, _ in waiting), every)
@@ -130,14 +130,14 @@ def test_each_call_is_given_its_reply(waiting: list[Reply], sizes: list[int]) ->
 @pytest.mark.parametrize(
     "data", [b":1\r\n", b"*2\r\n$1\r\na\r\n$1\r\nb\r\n", b"*3\r\n:1\r\n", b"*3\r\n$x\r\n", b"\r\n"]
 )
-def test_what_is_no_reply_to_a_take_ends_the_connection(data: bytes) -> None:
+def test_a_reply_of_another_form_ends_the_connection(data: bytes) -> None:
     incoming, connection, _ = begin([(True, b"", None)])
     receive(incoming, data, iter([100]))
     assert connection.lost == ["desynchronized"]
 
 
 @pytest.mark.usefixtures("small_buffer")
-def test_a_reply_that_nobody_waits_for_ends_the_connection() -> None:
+def test_an_unexpected_reply_ends_the_connection() -> None:
     incoming, connection, _ = begin([])
     receive(incoming, b"+OK\r\n", iter([100]))
     assert connection.lost == ["desynchronized"]
@@ -145,12 +145,12 @@ def test_a_reply_that_nobody_waits_for_ends_the_connection() -> None:
 
 @pytest.mark.usefixtures("small_buffer")
 @pytest.mark.parametrize("stray", [b"$5\r\nhe", b"*3\r\n$16\r\n", b"+OK\r\n+O", b"+"])
-@pytest.mark.parametrize("has_take", [True, False])
-def test_the_start_of_a_reply_that_nobody_waits_for_ends_the_connection(
-    stray: bytes, has_take: bool
+@pytest.mark.parametrize("has_decode", [True, False])
+def test_the_start_of_an_unexpected_reply_ends_the_connection(
+    stray: bytes, has_decode: bool
 ) -> None:
     hit = array(bulk(b"0" * 16), bulk(b"1" * 16), bulk(b"value"))
-    incoming, connection, _ = begin([(has_take, hit, None)])
+    incoming, connection, _ = begin([(has_decode, hit, None)])
     receive(incoming, hit, iter([1] * 100))
     assert not connection.lost
     receive(incoming, stray, iter([100]))
@@ -159,7 +159,7 @@ def test_the_start_of_a_reply_that_nobody_waits_for_ends_the_connection(
 
 @pytest.mark.usefixtures("small_buffer")
 @pytest.mark.parametrize("data", [b":1\r\n", b"*2\r\n:1\r\n:2\r\n", b"*3\r\n:1\r\n:1\r\n:1\r\n"])
-def test_behind_another_reply_what_is_no_reply_to_a_take_ends_the_connection(data: bytes) -> None:
+def test_a_second_reply_of_another_form_ends_the_connection(data: bytes) -> None:
     incoming, connection, (first, second) = begin([(False, b"", None), (True, b"", None)])
     receive(incoming, b"+OK\r\n" + data, iter([100]))
     assert first.result() == b"OK"
@@ -168,7 +168,7 @@ def test_behind_another_reply_what_is_no_reply_to_a_take_ends_the_connection(dat
 
 
 @pytest.mark.usefixtures("small_buffer")
-def test_a_take_that_fails_ends_the_connection() -> None:
+def test_a_decode_that_fails_ends_the_connection() -> None:
     def fails(*_: Any) -> None:
         raise RuntimeError
 
@@ -182,22 +182,22 @@ def test_a_take_that_fails_ends_the_connection() -> None:
 
 
 @pytest.mark.usefixtures("small_buffer")
-def test_a_call_that_waits_no_more_does_not_shift_the_others() -> None:
+def test_a_canceled_call_does_not_shift_the_others() -> None:
     hit = array(bulk(b"0" * 16), bulk(b"1" * 16), bulk(b"value"))
     incoming, _, (first, second) = begin([(True, hit, None), (True, hit, None)])
     first.set_result(None)  # done, as a cancelled one is
     receive(incoming, hit + hit, iter([30] * 10))
     assert first.result() is None
-    assert second.result()[2] == ("taken", b"value")
+    assert second.result()[2] == ("decoded", b"value")
 
 
 @pytest.mark.usefixtures("small_buffer")
-@pytest.mark.parametrize("has_take", [True, False])
-def test_a_server_that_became_a_replica_is_left_with_the_reply_that_says_so(
-    has_take: bool,
+@pytest.mark.parametrize("has_decode", [True, False])
+def test_a_server_that_became_a_replica_is_left_at_once(
+    has_decode: bool,
 ) -> None:
     refused = b"-READONLY You can't write against a read only replica.\r\n"
-    incoming, connection, (first, second) = begin([(has_take, refused, None)] * 2)
+    incoming, connection, (first, second) = begin([(has_decode, refused, None)] * 2)
     receive(incoming, refused + refused, iter([200]))
     assert isinstance(first.result(), ReadOnlyError)
     assert not second.done()

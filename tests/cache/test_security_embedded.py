@@ -24,7 +24,7 @@ as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root gives files aw
 def home(tmp_path: Path) -> Iterator[Path]:
     """A place of our own; a server that a test left running ends with it."""
     yield tmp_path
-    embedded._stop_all()
+    embedded.stop_all()
 
 
 def refused(directory: Path, match: str) -> None:
@@ -79,7 +79,7 @@ def test_a_directory_of_another_user_is_refused(home: Path) -> None:
 def test_a_link_to_a_directory_is_refused(home: Path) -> None:
     make(home / "real")
     (home / "data").symlink_to(home / "real")
-    refused(home / "data", "no link")
+    refused(home / "data", "is a link")
     assert list((home / "real").iterdir()) == []
 
 
@@ -123,7 +123,7 @@ def test_a_directory_above_must_not_be_others_to_change(home: Path, mode: int, f
     if fine:
         assert embedded.acquire(f"embedded://{home}/above/data")
     else:
-        refused(home / "above" / "data", "others may change")
+        refused(home / "above" / "data", "others may write to it")
 
 
 @as_root
@@ -160,10 +160,10 @@ def test_a_server_of_another_user_is_not_joined(
 def test_a_running_server_of_ours_is_still_joined(home: Path) -> None:
     url = f"embedded://{home}/data"
     first = embedded.acquire(url)
-    server = embedded._running.pop(url)  # as if another process had it
+    server = embedded.running.pop(url)  # as if another process had it
     try:
         assert embedded.acquire(url) == first
-        assert embedded._running[url].process is None
+        assert embedded.running[url].process is None
     finally:
         embedded.release(url)
         server.stop()

@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 import trustme
 
-from cache.connection.pool import OUTAGE, PoolOptions, close_client, open_pool, sibling
+from cache.connection.pool import OUTAGE, PoolOptions, close_client, open_pool
+from cache.connection.siblings import sibling
 from cache.opening import pool_options
 from settings import load_settings
 from tests.support.servers import tls_in_front, valkey

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 from redis.exceptions import ReadOnlyError, ResponseError
 
-from cache.connection.multiplexed import Away
 from cache.connection.pool import PoolOptions, open_pool
+from cache.connection.protocol import Away
 from cache.connection.shared_scripts import ScriptRedis
 from tests.support.fault_proxy import fault_proxy
 from tests.support.servers import free_port, valkey

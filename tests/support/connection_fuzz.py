@@ -13,7 +13,8 @@ from typing import Any
 
 from redis.exceptions import ResponseError
 
-from cache.connection.multiplexed import Away, MultiplexedConnection
+from cache.connection.multiplexed import MultiplexedConnection
+from cache.connection.protocol import Away
 from cache.errors import NotEncodable
 from tests.support.fault_proxy import FaultProxy
 

@@ -16,8 +16,9 @@ from arq.connections import ArqRedis, RedisSettings
 from arq.jobs import Job
 
 from cache.connection import embedded
-from cache.connection.pool import Target, build_client, open_pool, parse_url, wait_until_ready
+from cache.connection.pool import build_client, open_pool, wait_until_ready
 from cache.connection.shared_scripts import SharedScripts
+from cache.connection.urls import Target, parse_url
 from cache.encoding import codec
 from cache.errors import CacheError
 from settings import Settings, SettingsError, get_settings

@@ -12,7 +12,8 @@ from typing import Any
 import click
 
 from cache.connection import embedded
-from cache.connection.pool import open_pool, parse_url, wait_until_ready
+from cache.connection.pool import open_pool, wait_until_ready
+from cache.connection.urls import parse_url
 from settings import Settings, SettingsError, load_settings
 from worker.app.options import pool_options
 from worker.cli.batches import batches

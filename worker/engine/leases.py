@@ -16,8 +16,9 @@ from typing import Any
 
 import structlog
 
-from cache.connection.pool import OUTAGE, close_client, sibling
+from cache.connection.pool import OUTAGE, close_client
 from cache.connection.scripts import load
+from cache.connection.siblings import sibling
 from worker.engine.records import Claim, EngineKeys
 
 log = structlog.get_logger(__name__)

@@ -1,0 +1,51 @@
+"""
+Builds a further client of a server, or a pool of a cluster's node, from a client of pool.py.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from redis.asyncio import ConnectionPool, Redis, SSLConnection
+from redis.asyncio.connection import Connection
+from redis.asyncio.sentinel import Sentinel, SentinelConnectionPool
+
+
+def sibling(client: Any, *, name: str, socket_timeout_s: float | None = None) -> Redis:
+    """
+    A second client of the same server with separate connections, for another event loop.
+
+    Works for any client with a connection pool, arq's too, and so not for a cluster.
+    """
+    pool = client.connection_pool
+    keywords = {**pool.connection_kwargs, "client_name": name}
+    # No call may wait forever on a server that hangs.
+    keywords["socket_timeout"] = socket_timeout_s or keywords.get("socket_timeout") or 5.0
+    keywords["socket_connect_timeout"] = keywords.get("socket_connect_timeout") or 2.0
+    if not isinstance(pool, SentinelConnectionPool):
+        return Redis(
+            connection_pool=ConnectionPool(connection_class=pool.connection_class, **keywords)
+        )
+    keywords.pop("connection_pool", None)
+    nodes = [s.connection_pool.connection_kwargs for s in pool.sentinel_manager.sentinels]
+    sentinel = Sentinel(
+        [(node["host"], node["port"]) for node in nodes],
+        sentinel_kwargs=dict(pool.sentinel_manager.sentinel_kwargs),
+    )
+    # SentinelConnectionPool chooses its connection class by `ssl`, which the kwargs lack.
+    tls = issubclass(pool.connection_class, SSLConnection)
+    return Redis(
+        connection_pool=SentinelConnectionPool(
+            pool.service_name, sentinel, **keywords, **({"ssl": True} if tls else {})
+        )
+    )
+
+
+def node_pool(client: Any, host: str, port: int) -> ConnectionPool:
+    """A pool for one node of a cluster, with the options of the cluster's client."""
+    of_client = {"connection_class", "parser_class", "response_callbacks", "event_dispatcher"}
+    keywords = {k: v for k, v in client.connection_kwargs.items() if k not in of_client}
+    keywords |= {"host": host, "port": port, "max_connections": 2**31}
+    return ConnectionPool(
+        connection_class=client.connection_kwargs.get("connection_class", Connection), **keywords
+    )

@@ -1,0 +1,121 @@
+"""
+Parses Redis URLs, and hides their passwords.
+
+Forms: redis://, rediss:// (TLS), unix://, redis+sentinel://host:port,.../service[/db],
+redis+cluster://host:port,... (rediss+sentinel:// and rediss+cluster:// with TLS) and
+embedded://[/directory].
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+from urllib.parse import parse_qsl, unquote, urlsplit
+
+from cache.errors import UnsupportedRedisURL
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """A parsed Redis URL."""
+
+    kind: str  # "standalone" | "unix" | "sentinel" | "cluster" | "embedded"
+    nodes: tuple[tuple[str, int], ...] = ()
+    db: int = 0
+    username: str | None = field(default=None, repr=False)
+    password: str | None = field(default=None, repr=False)
+    tls: bool = False
+    path: str = ""  # unix socket
+    service: str = ""  # name of the master, for Sentinel
+
+
+# Components of a URL that may be shown unchanged. Everything else becomes `***`.
+_SHOWN_USER = re.compile(r"[A-Za-z0-9_.-]{1,64}:")
+_SHOWN_HOSTS = re.compile(r"(\[[0-9A-Fa-f:.%]+\]|[A-Za-z0-9_.-]*)(:\d{1,5})?(,|$)")
+_SHOWN_PATH = re.compile(r"[A-Za-z0-9_./~ -]*")
+_SHOWN_QUERY = re.compile(r"(\?db=\d{1,5})?")
+
+
+def redacted(url: str) -> str:
+    """The URL for logs and errors, without anything that might be a password, even if malformed."""
+    scheme, credentials, rest = _split(url)
+    if not re.fullmatch(r"[a-z+]{1,32}", scheme):
+        return "***"
+    hosts, path, query = re.match(r"([^/?#]*)([^?#]*)(.*)", rest, re.DOTALL).groups()  # type: ignore[union-attr]
+    user = _SHOWN_USER.match(credentials)
+    login = f"{user[0] if user else ''}***@" if credentials else ""
+    if _SHOWN_HOSTS.sub("", hosts):
+        return f"{scheme}://{login}***"
+    path = path if _SHOWN_PATH.fullmatch(path) else "/***"
+    query = query if _SHOWN_QUERY.fullmatch(query) else query[0] + "***"
+    return f"{scheme}://{login}{hosts}{path}{query}"
+
+
+def _split(url: str) -> tuple[str, str, str]:
+    """Scheme, `user:password` and the rest. A password may contain `@`, `#`, `?` and `/`."""
+    scheme, _, rest = url.partition("://")
+    if rest.startswith("/"):
+        return scheme, "", rest
+    # The path of a socket may contain an `@` too.
+    at = rest.rfind("@/" if scheme == "unix" else "@")
+    return scheme, rest[: max(at, 0)], rest[at + 1 :]
+
+
+def parse_url(url: str) -> Target:
+    """
+    Parse a Redis URL.
+
+    Raises:
+        UnsupportedRedisURL: the scheme is unknown, or the port or database number is bad.
+    """
+    scheme, credentials, rest = _split(url)
+    scheme = scheme.lower()
+    tls = scheme.startswith("rediss")
+    username, _, password = credentials.partition(":")
+    login = (unquote(username) or None, unquote(password) or None)
+    try:
+        parts = urlsplit(f"//{rest}")
+        query, hosts = dict(parse_qsl(parts.query)), parts.netloc
+        if scheme == "embedded":
+            return Target("embedded")
+        if scheme == "unix":
+            return Target("unix", (), int(query.get("db", 0)), *login, path=unquote(parts.path))
+        default_port = 26379 if scheme.endswith("+sentinel") else 6379
+        nodes = tuple(_host_port(item, default_port) for item in hosts.split(","))
+        path = [p for p in parts.path.split("/") if p]
+        if scheme in {"redis", "rediss"} and len(nodes) == 1:
+            db = int(query.get("db", path[0] if path else 0))
+            return Target("standalone", nodes, db, *login, tls=tls)
+        if scheme in {"redis+sentinel", "rediss+sentinel"} and path:
+            db = int(path[1]) if len(path) > 1 else 0
+            return Target("sentinel", nodes, db, *login, tls=tls, service=path[0])
+        if scheme in {"redis+cluster", "rediss+cluster"}:
+            return Target("cluster", nodes, 0, *login, tls=tls)
+    except ValueError:
+        # Without the cause: its text repeats the value, which may be a password.
+        raise UnsupportedRedisURL(
+            f"{redacted(url)}: cannot parse its host, port or database number; use a form that "
+            "docs/settings.md lists"
+        ) from None
+    raise UnsupportedRedisURL(
+        f"{redacted(url)}: unknown form of URL; use one that docs/settings.md lists"
+    )
+
+
+def _host_port(text: str, default: int) -> tuple[str, int]:
+    parts = urlsplit("//" + text)
+    return parts.hostname or "localhost", parts.port or default
+
+
+def refuse_cluster(url: str) -> None:
+    """
+    Refuse a cluster for the queue: its scripts and stock arq need all keys on one node.
+
+    Raises:
+        UnsupportedRedisURL: the URL names a cluster. The message says which settings to change.
+    """
+    if parse_url(url).kind == "cluster":
+        raise UnsupportedRedisURL(
+            f"{redacted(url)}: the queue cannot run on a cluster; set LETTA_REDIS_URL to a "
+            "standalone or Sentinel server, and LETTA_CACHE_REDIS_URL to the cluster"
+        )
