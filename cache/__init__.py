@@ -6,7 +6,7 @@ Agent states and messages in Redis: never stale, never a stampede, never in the 
         await cache.agents.invalidate(agent_id)
 """
 
-from cache.coherence.entries import Lease
+from cache.coherence.results import Lease
 from cache.encoding.encryption import Keyring
 from cache.errors import (
     CacheError,

@@ -13,8 +13,8 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from cache.coherence.entries import Lease, value_key
 from cache.coherence.flight import Loader, LoadOptions
+from cache.coherence.results import Lease, value_key
 from cache.components import Components, Dependencies
 from cache.connection.protocol import Away
 from cache.names import MAX_NAME, check_scope, checked_agent_ids, checked_names

@@ -1,6 +1,4 @@
-"""
-One value of one agent as the read-through sees it, and the parts that a cache is made of.
-"""
+"""Defines the components of a cache, and the slot of one value of one agent."""
 
 from __future__ import annotations
 
@@ -11,10 +9,11 @@ from typing import Any
 from pydantic import BaseModel
 
 from cache.coherence.backplane import Backplane
-from cache.coherence.entries import Changed, Entries, Held, Lease, Reading
+from cache.coherence.entries import Entries
 from cache.coherence.invalidation import Invalidation
-from cache.coherence.local import LocalLevel, Mark
+from cache.coherence.local import Fence, LocalLevel
 from cache.coherence.readthrough import ReadThrough
+from cache.coherence.results import Changed, Held, Lease, Reading
 from cache.keys import CacheKeys
 from cache.names import checked_names
 from cache.options import CacheOptions
@@ -25,7 +24,7 @@ Dependencies = Sequence[str] | Callable[[Any], Iterable[str]]
 
 @dataclass(slots=True)
 class Components:
-    """What a cache is made of; `Cache` puts it together."""
+    """The components of one cache. `Cache` composes them."""
 
     options: CacheOptions
     keys: CacheKeys
@@ -40,7 +39,7 @@ class Components:
 
 @dataclass(slots=True)
 class ValueSlot:
-    """One value of one agent, as the read-through sees it."""
+    """One value of one agent, for the read-through."""
 
     components: Components
     agent_id: str
@@ -78,27 +77,27 @@ class ValueSlot:
             self.components.entries.envelopes.models.add(type(value))
 
     def read(self) -> Awaitable[Reading]:
-        """Raises Away, when awaited."""
+        """Read the value, and keep a local copy if there are any. Raises Away when awaited."""
         local, entries = self.components.local, self.components.entries
         reading = entries.read(
             self.key, self.field, generation_key=self.generation_key, model=self.model
         )
         return reading if local is None else self._keep(local, local.begin(self.key), reading)
 
-    async def _keep(self, local: LocalLevel, mark: Mark, reads: Awaitable[Reading]) -> Reading:
-        """What is read, kept in the process if nothing was invalidated since the mark."""
+    async def _keep(self, local: LocalLevel, fence: Fence, reads: Awaitable[Reading]) -> Reading:
+        """Await a read, and copy its value unless the entry was invalidated meanwhile."""
         try:
             reading = await reads
             if reading.fresh and reading.stored is not None and reading.head is not None:
                 left_s = (reading.head.fresh_until_ms - reading.now_ms) / 1000
                 local.keep(
-                    self.key, self.field, mark,
+                    self.key, self.field, fence,
                     stored=reading.stored, value=reading.value, left_s=left_s,
                     group=self.generation_key,
                 )  # fmt: skip
             return reading
         finally:
-            local.end(self.key, mark)
+            local.end(self.key, fence)
 
     async def lease(self, seen: Reading, mode: str = "grant") -> Lease | Held | Changed:
         generation = seen.generation
@@ -131,9 +130,9 @@ class ValueSlot:
         if callable(self.dependencies):
             names = checked_names("depends_on", self.dependencies(value))
         elif self.dependencies:
-            names = self.dependencies  # checked when they were given
+            names = self.dependencies  # checked by checked_dependencies
         invalidation = self.components.invalidation
-        if not await invalidation.depends(self.agent_id, names, lease, life_ms):
+        if not await invalidation.index.record(self.agent_id, names, lease, life_ms):
             self.components.counters.fills_refused += 1
             await entries.release(lease)
             return 0

@@ -21,8 +21,8 @@ from typing import Any
 
 from redis.exceptions import ResponseError
 
-from cache.coherence.entries import lease_key, value_key
 from cache.coherence.flight import LoadOptions
+from cache.coherence.results import lease_key, value_key
 from cache.components import Components
 from cache.connection import scripts
 from cache.connection.pool import OUTAGE

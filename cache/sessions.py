@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel
 
-from cache.coherence.entries import value_key
+from cache.coherence.results import value_key
 from cache.connection.protocol import Away
 from cache.encoding.envelope import Unreadable
 from cache.encoding.header import NO_GENERATION, Stamp

@@ -1,17 +1,17 @@
-"""What the cache counts, since it was opened, in this process."""
+"""Counts what the cache does, in this process, since it was opened."""
 
 from __future__ import annotations
 
 from collections import OrderedDict
 from dataclasses import asdict, dataclass, field
 
-# Agents counted one by one; beyond, the least recently used is forgotten.
+# Most agents with counters; the least recently used is dropped.
 _MAX_AGENTS = 10_000
 
 
 @dataclass(slots=True)
 class Counters:
-    """Counters of one open cache; docs/caching.md says what each is for."""
+    """Counters of one open cache. docs/caching.md says what each means."""
 
     hits: int = 0
     misses: int = 0
@@ -55,9 +55,12 @@ class AgentCounters:
 
 @dataclass(slots=True)
 class PerAgent:
-    """Hits, misses and loads by agent, of the most recently used agents."""
+    """Hits, misses and loads of the most recently used agents."""
 
     _agents: OrderedDict[str, AgentCounters] = field(default_factory=OrderedDict)
+
+    def __len__(self) -> int:
+        return len(self._agents)
 
     def of(self, agent_id: str) -> AgentCounters:
         counters = self._agents.get(agent_id)

@@ -9,8 +9,8 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from cache.coherence.entries import Lease, Reading, value_key
 from cache.coherence.flight import Loader, LoadOptions
+from cache.coherence.results import Lease, Reading, value_key
 from cache.components import Components, Dependencies, ValueSlot
 from cache.connection.protocol import Away
 from cache.encoding.envelope import Unreadable

@@ -11,7 +11,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from cache.coherence.entries import Changed, Held, Lease, Reading, value_key
+from cache.coherence.results import Changed, Held, Lease, Reading, value_key
 from cache.components import Components
 from cache.connection import scripts
 from cache.encoding.envelope import Unreadable

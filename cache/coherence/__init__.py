@@ -1,1 +1,1 @@
-"""Why nothing stale is served: leases, invalidation, backplane, breaker."""
+"""Keeps stale values from being served: leases, versions, invalidation, backplane, breaker."""

@@ -1,10 +1,10 @@
 """
-A stream that every process of a cache can follow: invalidations and wake-ups.
+Sends invalidations and wake-ups to every process, over a stream.
 
-A stream, not pub/sub: a listener that lost its connection reads on from where
-it was, and knows when it missed something (the stream was trimmed, or began
-anew). Nobody listens until the level inside the process is on or someone
-waits for another process's loader.
+A stream, not pub/sub: a listener that lost its connection goes on from its
+position, and notices if it missed something (the stream was trimmed or recreated).
+A process listens only if it keeps local copies, or once it waits for another
+process's loader.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ _BLOCK_MS = 1000
 _READ_TIMEOUT_S = 3.0
 _RETRY_S = 0.1
 _START = b"0-0"
-# Names in one event; more go in several.
+# Most names in one event.
 _NAMES = 500
 
 
 class Backplane:
-    """Publishes events, and follows the stream once someone asks to."""
+    """Publishes events, and follows the stream after `listen`."""
 
     def __init__(self, client: Any, connection: GuardedConnection, key: str) -> None:
         self._client = client
@@ -51,7 +51,7 @@ class Backplane:
 
     @property
     def caught_up(self) -> bool:
-        """Whether every event until a moment ago has been seen."""
+        """Whether this process has applied every event up to its last read."""
         return self._caught_up.is_set()
 
     @property
@@ -61,16 +61,16 @@ class Backplane:
 
     async def publish(self, *keys: str) -> None:
         """
-        Tell every process that entries were invalidated. After the invalidation itself.
+        Announce invalidated entries to every process. Call it after the invalidation itself.
 
         Raises:
-            Away: not told.
+            Away: not every name was published.
         """
         for start in range(0, len(keys), _NAMES):
             await self._add("i", "\n".join(keys[start : start + _NAMES]))
 
     def wake(self, name: str) -> None:
-        """Wake who waits for an entry, in every process, without waiting for it to arrive."""
+        """Wake the waiters of an entry in every process. Does not wait for delivery."""
         self._wake_here(name)
         task = asyncio.ensure_future(self._add_quietly("w", name))
         self._publishing.add(task)
@@ -87,14 +87,14 @@ class Backplane:
         try:
             await self._add(kind, names)
         except Away:
-            return  # they look again by themselves, a little later
+            return  # waiters look again by themselves after a while
 
     async def listen(self) -> None:
         """
-        Follow the stream from now on. Returns once it does.
+        Start to follow the stream, and return once this process has caught up.
 
         Raises:
-            Away: not within the time that a read may take.
+            Away: not caught up within a read's timeout.
         """
         if self._task is None or self._task.done():
             self._task = asyncio.ensure_future(self._follow())
@@ -102,19 +102,20 @@ class Backplane:
             async with asyncio.timeout(_READ_TIMEOUT_S):
                 await self._caught_up.wait()
         except TimeoutError:
-            raise Away("the backplane does not answer") from None
+            raise Away(f"the backplane did not answer within {_READ_TIMEOUT_S} s") from None
 
     @property
     def listening(self) -> bool:
         return self._task is not None and self._caught_up.is_set()
 
     def expect(self, name: str) -> asyncio.Future[None]:
-        """A future that the next wake-up of an entry resolves. `forget` it in the end."""
+        """A future for the next wake-up of an entry. Pass it to `forget` in the end."""
         future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._waiters.setdefault(name, set()).add(future)
         return future
 
     def forget(self, name: str, future: asyncio.Future[None]) -> None:
+        """Stop waiting for a wake-up."""
         waiters = self._waiters.get(name)
         if waiters is not None:
             waiters.discard(future)
@@ -137,9 +138,9 @@ class Backplane:
         while True:
             try:
                 async with asyncio.timeout(_READ_TIMEOUT_S):
-                    await self._catch_up()
+                    await self.catch_up()
                 while True:
-                    # A hung server must not look like a quiet stream.
+                    # XREAD returns after its block time even if nothing came: silence is an outage.
                     async with asyncio.timeout(_READ_TIMEOUT_S):
                         reply = await self._client.xread({self._key: self._last}, block=_BLOCK_MS)
                     for _, events in reply or ():
@@ -150,8 +151,8 @@ class Backplane:
                     log.warning("cache.backplane_lost", error=explain(exc))
                 await asyncio.sleep(_RETRY_S)
 
-    async def _catch_up(self) -> None:
-        """Find our place again, or say that something was missed."""
+    async def catch_up(self) -> None:
+        """Apply the events since the last one, or call `on_lost` if some may be missing."""
         ends = [await self._client.xrange(self._key, count=1)]
         ends.append(await self._client.xrevrange(self._key, count=1))
         first, newest = (end[0][0] if end else _START for end in ends)

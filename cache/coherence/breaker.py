@@ -1,4 +1,4 @@
-"""When to stop asking a server that is away, and when to try again. No clock, no IO."""
+"""Decides when to stop calling a server, and when to probe it. No clock, no IO."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ class Breaker:
                         +------failed------+
 
     Args:
-        rng: uniform in [0, 1); spreads the probes of many processes.
+        rng: uniform in [0, 1). Jitter spreads the probes of many processes.
     """
 
     def __init__(self, rng: Callable[[], float]) -> None:
@@ -28,7 +28,7 @@ class Breaker:
         self.state = "open"
 
     def wait_s(self) -> float:
-        """Time until the next probe: 50 ms, doubling to 1 s, shortened by up to a half."""
+        """Time until the next probe: 50 ms, doubled up to 1 s, less up to half as jitter."""
         longest = min(LONGEST_WAIT_S, FIRST_WAIT_S * 2.0 ** min(self._failures - 1, 10))
         return longest * (1 - self._rng() / 2)
 

@@ -1,4 +1,4 @@
-"""What time it is for the server, whose clock times what it stores."""
+"""Estimates the server's time, which all stored times refer to."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import time
 
 
 class Clock:
-    """The server's time, from this process's clock and the difference last seen."""
+    """This process's clock plus the last known difference to the server's."""
 
     def __init__(self) -> None:
         self._ahead_s = 0.0

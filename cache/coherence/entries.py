@@ -1,10 +1,10 @@
 """
-An entry's values: read them, lease the right to load one, store it, forget all.
+Reads the values of an entry, leases the right to load one, stores it, and invalidates all.
 
-An entry is a version and the values stored under it, on one cluster slot. A
-value counts only while its entry has the version that it was stored under, so
-taking the version away forgets all of them, and refuses every load under way,
-in one step; an eviction of the version does the same.
+An entry is a version and the values stored under it, on one cluster slot. A value
+is served only while its entry has the version that the value carries. So deleting
+the version forgets all values, and refuses every load under way, in one step. If
+the server evicts the version, the effect is the same.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ import asyncio
 import os
 import random
 from collections.abc import Awaitable
-from dataclasses import dataclass
 from typing import Any
 
 from pydantic import BaseModel
@@ -22,6 +21,7 @@ from redis.exceptions import ResponseError
 from cache.coherence.clock import Clock
 from cache.coherence.era import Eras
 from cache.coherence.guarded import GuardedConnection
+from cache.coherence.results import Changed, Held, Lease, Reading, lease_key, value_key
 from cache.connection import scripts
 from cache.connection.protocol import Away
 from cache.encoding.envelope import Envelopes, UnknownModel, Unreadable
@@ -33,63 +33,8 @@ from cache.stats import Counters
 TOKEN_BYTES = 8
 
 
-@dataclass(slots=True)  # not frozen: that costs 3 us a hit
-class Reading:
-    """
-    What a read found. `found` is trusted and still kept; `fresh` also within its TTL.
-
-    `seen` is the fill id of the stored bytes, trusted or not: a lease is only
-    granted to a caller who saw what is there.
-    """
-
-    found: bool = False
-    fresh: bool = False
-    value: Any = None
-    stored: StoredValue | None = None
-    seen: bytes = b""
-    generation: bytes = NO_GENERATION
-    now_ms: int = 0
-    unknown_model: bool = False
-    complete: bool = False  # a window that reaches the conversation's beginning
-    era: bytes | None = None
-
-    @property
-    def head(self) -> Header | None:
-        """What stood before the value; of a window, nothing."""
-        return None if self.stored is None else self.stored.head
-
-
-@dataclass(frozen=True, slots=True)
-class Lease:
-    """The right to store one value, until something about the agent is invalidated."""
-
-    key: str
-    field: str
-    token: bytes
-    version: bytes
-    granted_us: int
-    mark: bytes  # of the era, as read before the grant
-    generation: bytes
-
-    @property
-    def keys(self) -> tuple[str, str, str]:
-        """Version, value and lease, as the scripts take them."""
-        return self.key, value_key(self.key, self.field), lease_key(self.key, self.field)
-
-
-@dataclass(frozen=True, slots=True)
-class Held:
-    """Another loads; its lease ends in `left_s` unless renewed."""
-
-    left_s: float
-
-
-class Changed:
-    """The stored value is not the one that was seen: read again."""
-
-
 class Entries:
-    """The hash operations under every read-through."""
+    """The operations on entries, under every read-through."""
 
     def __init__(
         self,
@@ -105,7 +50,7 @@ class Entries:
         self.clock = Clock()
         self._options = options
         self._counters = counters
-        self.one_slot = True  # one server has all keys; False on a cluster
+        self.one_slot = True  # whether one server holds every key; False on a cluster
         self._lease = scripts.load(__package__, "lease")
         self._fill = scripts.load(__package__, "fill")
         self._release = scripts.load(__package__, "release")
@@ -119,11 +64,13 @@ class Entries:
         model: type[BaseModel] | None = None,
     ) -> Reading:
         """
-        One MGET of era, version and value (and a GET of the organisation's generation in the same
-        write, when there is one). On a cluster the era is a GET of its own.
+        Read a value, by one MGET of era, version and value.
+
+        With an organization, a GET of its generation leaves in the same write. On a cluster the
+        era is a separate GET.
 
         Raises:
-            Away: the server cannot be asked.
+            Away: the server cannot be reached, or the breaker is open.
         """
         names = (self.eras.key, key, f"{key}:{field}")
         if generation_key is None and self.one_slot:
@@ -176,7 +123,7 @@ class Entries:
     def trusts(
         self, head: Header, version: bytes | None, generation: bytes, mark: bytes | None
     ) -> bool:
-        """Whether every invalidation since would have removed this value, or its generation."""
+        """Whether a value may be served: nothing has invalidated it since it was stored."""
         if (
             self.connection.trusted
             and head.mark == mark
@@ -198,11 +145,15 @@ class Entries:
         era: bytes | None = None,
     ) -> Lease | Held | Changed:
         """
-        Ask for the right to load. `mode` "steal" is a writer's and is always granted. `era`
-        is the caller's, if he has just read it.
+        Ask for the right to load a value.
+
+        Args:
+            seen: fill id of the value that the caller has read, or b"".
+            mode: "grant", or "steal" for a writer, which is always granted.
+            era: the era, if the caller has just read it.
 
         Raises:
-            Away: the server cannot be asked.
+            Away: the server cannot be reached, or the breaker is open.
         """
         token = os.urandom(TOKEN_BYTES)
         mark = await self.eras.mark_now(key, era=era)
@@ -218,7 +169,7 @@ class Entries:
         return Lease(key, field, token, reply[1], now_us, mark, generation)
 
     async def renew(self, lease: Lease) -> bool:
-        """False when the lease was lost."""
+        """Extend a lease. False when it was lost."""
         lease_ms = int(self._options.lease_s * 1000)
         reply = await self.connection.run(
             self._lease, lease.keys, (lease.token, lease_ms, "", "renew")
@@ -229,7 +180,7 @@ class Entries:
         self, lease: Lease, value: Any, *, ttl_s: float, keep_s: float = 0.0, load_s: float = 0.0
     ) -> tuple[bytes, int]:
         """
-        The envelope of a value and its life in ms: `ttl_s` less jitter, then `keep_s` of grace.
+        The envelope of a value, and its TTL in ms: `ttl_s` less jitter, plus `keep_s` of grace.
 
         Raises:
             NotEncodable: see `Envelopes.seal`.
@@ -250,12 +201,12 @@ class Entries:
         return self.envelopes.seal(value, stamp, value_key(lease.key, lease.field)), life_ms
 
     async def fill(self, lease: Lease, envelope: bytes, life_ms: int) -> int:
-        """2 stored while others wait, 1 stored, 0 refused: the value may be old."""
+        """Store a value: 2 stored while others wait, 1 stored, 0 refused because it may be old."""
         args = (lease.token, lease.version, envelope, life_ms)
         return await self.confirm(lease, self.connection.run(self._fill, lease.keys, args))
 
     async def confirm(self, lease: Lease, fill: Awaitable[int]) -> int:
-        """A fill's answer, which is 0 if the era of its lease has ended: it counts for nobody."""
+        """The result of a fill, or 0 if the era of its lease has ended: then nobody is served it."""
         stored, era = await asyncio.gather(fill, self.eras.read())
         if self.eras.mark(era, lease.key) != lease.mark:
             stored = 0
@@ -266,32 +217,20 @@ class Entries:
         return stored
 
     async def release(self, lease: Lease) -> bool:
-        """Give a lease back without a value; True when others wait for it."""
+        """Give a lease back without a value. True when others wait for it."""
         reply = await self.connection.run(self._release, lease.keys[2:], (lease.token,))
         return bool(reply == 2)
 
     async def invalidate(self, *keys: str | bytes) -> None:
         """
-        Forget entries and refuse what is being loaded for them.
+        Delete the versions of entries, so that their values and running loads count no more.
 
-        Goes past the breaker: what cannot be delivered is the caller's to keep.
+        Bypasses the breaker. If it fails, the caller must keep the invalidation.
 
         Raises:
-            Away: not all of it is done.
+            Away: some may not be deleted.
         """
         unlinks = [("UNLINK", key) for key in keys]
         for reply in await self.connection.unguarded.execute_many(unlinks):
             if isinstance(reply, ResponseError):
                 raise reply
-
-
-def value_key(key: str, field: str) -> str:
-    """Where a value lies; encryption binds it there."""
-    return f"{key}:{field}"
-
-
-def lease_key(key: str, field: str) -> str:
-    return f"{key}:lease:{field}"
-
-
-__all__ = ["Away", "Changed", "Entries", "Held", "Lease", "Reading", "value_key"]

@@ -1,10 +1,10 @@
 """
-The era: what every stored value must be of, beside its entry's version.
+Reads and begins the era, which every served value must belong to.
 
-It ends when the server was restarted, and when a process that may invalidate
-has not been heard for its lease (cache/coherence/membership.py): then an invalidation
-may be stuck there, and all that was stored before counts for nothing. Whoever
-misses the era begins the next one.
+An era ends when the server restarts, and when a member process has not renewed its
+lease (cache/coherence/membership.py): that process may hold an undelivered
+invalidation, so no value stored before is served. The next process that finds no
+era begins one.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ class Eras:
         return self._mark
 
     def learn(self, era: bytes) -> None:
-        """Told by whoever hears of it, in any thread."""
+        """Remember the newest era. May be called from any thread."""
         self.known = era
 
     async def read(self) -> bytes | None:
@@ -96,7 +96,7 @@ def script_args(
 
 
 def heard(reply: list[object]) -> bytes:
-    """The era of a reply, and a word where others were found to be silent."""
+    """The era in a reply of era.lua. Logs if members had stopped renewing."""
     era, lapsed = reply[2], reply[3]
     if lapsed:
         log.warning("cache.members_lapsed", members=lapsed)

@@ -1,6 +1,4 @@
-"""
-What a read-through is about: the thing that is read or loaded, how, and a load under way.
-"""
+"""Defines what a read-through works on: a slot, the options of a load, and a flight."""
 
 from __future__ import annotations
 
@@ -9,22 +7,22 @@ from collections.abc import Awaitable, Callable, Hashable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from cache.coherence.entries import Changed, Held, Lease, Reading
+from cache.coherence.results import Changed, Held, Lease, Reading
 
 Loader = Callable[[], Awaitable[Any]]
 
 
 class Slot(Protocol):
-    """One thing that can be read, loaded and stored. Every method may raise Away."""
+    """A value or window that can be read, loaded and stored. Every method may raise Away."""
 
     @property
     def name(self) -> str:
-        """What calls that may share an answer have in common."""
+        """The same for calls that may share one answer."""
         ...
 
     @property
     def entry(self) -> str:
-        """What a lease is for; who waits for it is woken by this name."""
+        """The same for calls that compete for one lease. Waiters are woken by this name."""
         ...
 
     def note(self, event: str, value: Any = None) -> None:
@@ -32,7 +30,7 @@ class Slot(Protocol):
         ...
 
     def learn(self, value: Any) -> None:
-        """Remember the class of a loaded value, so that stored ones of it can be read."""
+        """Remember the class of a loaded value, so that stored values of it can be read."""
         ...
 
     def read(self) -> Awaitable[Reading]: ...
@@ -50,7 +48,7 @@ class Slot(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class LoadOptions:
-    """How one call wants its value. Times are seconds."""
+    """How one call loads its value. Times are seconds."""
 
     stale_if_error_s: float = 0.0
     soft_timeout_s: float | None = None
@@ -59,23 +57,25 @@ class LoadOptions:
 
 @dataclass(frozen=True, slots=True)
 class Loaded:
+    """An answer. If confirmed, nothing was invalidated while it was loaded."""
+
     value: Any
     confirmed: bool
 
 
 @dataclass(slots=True, eq=False)
 class Flight:
-    """One load in this process, and those who wait for it."""
+    """A load that runs in this process, with the number of callers that wait for it."""
 
     name: Hashable
     task: asyncio.Task[Loaded]
     waiters: int = 0
     loading: bool = False
-    detached: bool = False  # goes on without waiters
+    detached: bool = False  # continues even without waiters
 
 
 def usable(reading: Reading, stale_if_error_s: float) -> bool:
-    """Whether an expired value may still stand in for a loader that fails."""
+    """Whether an expired value may still be served when the loader fails."""
     head = reading.head
     if head is None or stale_if_error_s <= 0:
         return False

@@ -1,10 +1,9 @@
 """
-The lane behind a breaker, and what has to be made good once the server is back.
+Puts a connection behind a breaker, and keeps invalidations that could not be delivered.
 
-An invalidation that could not be delivered is kept here; until all are
-delivered nothing read from the server is trusted, because it may hold what
-they would have removed. Both end together: one probe reconnects, delivers
-what is missing, and closes the breaker.
+Until all of them are delivered, nothing read from the server is trusted, because
+it may hold what they would have removed. One recovery ends both: it reconnects,
+delivers the missed invalidations, and closes the breaker.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ from cache.stats import Counters
 
 log = structlog.get_logger(__name__)
 
-# More missed invalidations than this become one of everything.
+# More missed invalidations than this are replaced by one of everything.
 MAX_MISSED = 10_000
 EVERYTHING = ("everything", "")
 _PROBE_TIMEOUT_S = 1.0
@@ -34,13 +33,12 @@ Redo = Callable[[str], Awaitable[None]]
 
 
 class GuardedConnection:
-    """What the cache's parts send their commands through."""
+    """The connection that the cache's components send their commands through."""
 
     def __init__(self, unguarded: Connection, counters: Counters) -> None:
         self.unguarded = unguarded
-        self._one_server = cast(
-            SingleServerConnection, unguarded
-        )  # asked only where it is: Entries.one_slot
+        # Entries calls fetch only when it is one (Entries.one_slot).
+        self._one_server = cast(SingleServerConnection, unguarded)
         self._counters = counters
         self._breaker = Breaker(random.random)
         self._missed: dict[Missed, None] = {}
@@ -49,14 +47,14 @@ class GuardedConnection:
         self._settled = asyncio.Event()
         self._settled.set()
         self._closed = False
-        # A missed invalidation, and the end of them: the membership hears of both.
+        # Called when an invalidation is missed, and when all are delivered.
         self.on_missed: Callable[[], object] = lambda: None
         self.on_settled: Callable[[], object] = lambda: None
         self._refusals: set[str] = set()  # logged once each
 
     @property
     def trusted(self) -> bool:
-        """Whether what the server holds may be served."""
+        """Whether values from the server may be served."""
         return self._settled.is_set()
 
     @property
@@ -65,18 +63,20 @@ class GuardedConnection:
 
     @property
     def missed(self) -> int:
-        """Invalidations that the server has not received yet."""
+        """Number of invalidations that are not delivered yet."""
         return len(self._missed)
 
     def on_redo(self, kind: str, redo: Redo) -> None:
-        """How to deliver a missed invalidation of a kind, given its name."""
+        """Register how to deliver a missed invalidation of a kind, given its name."""
         self._redo[kind] = redo
 
     async def execute(self, *args: Any) -> Any:
         """
+        Send one command and return its reply.
+
         Raises:
-            Away: at once while the breaker is open; else after the lane's timeout, or because
-                the server refused the command (out of memory, no permission).
+            Away: at once while the breaker is open; otherwise after the connection's timeout, or
+                because the server refused the command (out of memory, no permission).
         """
         if not self._settled.is_set():
             raise Away("the breaker is open")
@@ -87,7 +87,7 @@ class GuardedConnection:
 
     def fetch(self, args: tuple[Any, ...], decode: Decode) -> Awaitable[Any]:
         """
-        `SingleServerConnection.fetch`; what it raises or returns as an error goes to `fetch_again`.
+        As `SingleServerConnection.fetch`. Pass an error that it raises or returns to `fetch_again`.
 
         Raises:
             Away: the breaker is open.
@@ -97,7 +97,7 @@ class GuardedConnection:
         return self._one_server.fetch(args, decode)
 
     async def fetch_again(self, error: Exception, args: tuple[Any, ...], decode: Decode) -> Any:
-        """After a failure of `fetch`: once more, if that may help. Raises Away."""
+        """Repeat a failed `fetch` if that may help. Raises Away."""
 
         async def send() -> Any:
             reply = await self._one_server.fetch(args, decode)
@@ -108,7 +108,7 @@ class GuardedConnection:
         return await self._once_more(error, send)
 
     async def execute_many(self, commands: Sequence[Sequence[Any]]) -> list[Any]:
-        """The same for several, in one write; one that is refused fails all."""
+        """Send commands in one write. If the server refuses one, all fail with Away."""
         if not self._settled.is_set():
             raise Away("the breaker is open")
         try:
@@ -121,7 +121,7 @@ class GuardedConnection:
         return replies
 
     async def run(self, script: Script, keys: Sequence[Any], args: Sequence[Any] = ()) -> Any:
-        """A script; each is idempotent by the ids it is given, so it may be sent twice."""
+        """Run a script. It may be sent twice, so it must be idempotent by its ids."""
         if not self._settled.is_set():
             raise Away("the breaker is open")
         try:
@@ -130,7 +130,7 @@ class GuardedConnection:
             return await self._once_more(exc, lambda: script.run(self.unguarded, keys, args))
 
     async def _once_more(self, error: Exception, send: Callable[[], Awaitable[Any]]) -> Any:
-        """Send again what a connection that ended took along: idle ones do. Else give up."""
+        """Send again if the connection ended, as idle ones do. Otherwise open the breaker."""
         if isinstance(error, Ended):
             try:
                 return await send()
@@ -143,7 +143,7 @@ class GuardedConnection:
         raise error
 
     def _refused(self, error: ResponseError) -> Away:
-        """A refusal is a miss: it must not reach the caller, and is no outage either."""
+        """Turn a refused command into a miss: no error for the caller, and no outage."""
         self._counters.refused += 1
         kind = str(error).partition(" ")[0]
         if kind not in self._refusals:
@@ -152,7 +152,7 @@ class GuardedConnection:
         return Away(str(error))
 
     def miss(self, *missed: Missed, reason: str = "an invalidation did not arrive") -> None:
-        """Keep invalidations that did not reach the server, and trust nothing until they do."""
+        """Keep undelivered invalidations, and trust nothing until they are delivered."""
         self._missed.update(dict.fromkeys(missed))
         if len(self._missed) > MAX_MISSED:
             self._missed = {EVERYTHING: None}
@@ -161,11 +161,11 @@ class GuardedConnection:
         self.trip(Away(reason))
 
     async def settled(self) -> None:
-        """Returns once the server is reached and nothing is missed."""
+        """Return once the server is reached and no invalidation is missed."""
         await self._settled.wait()
 
     def trip(self, reason: Away) -> None:
-        """Trust nothing, and try until the server is back and has what is missing."""
+        """Open the breaker: trust nothing until recovery has succeeded."""
         if self._closed:
             return
         if self._settled.is_set():
@@ -178,7 +178,7 @@ class GuardedConnection:
 
     async def _recover(self) -> None:
         loop = asyncio.get_running_loop()
-        start, said = loop.time(), ""
+        start, logged = loop.time(), ""
         try:
             while True:
                 await asyncio.sleep(self._breaker.wait_s())
@@ -192,9 +192,9 @@ class GuardedConnection:
                     self._breaker.failed()
                 except Exception as exc:  # noqa: BLE001  (recovery must not end before it succeeds)
                     self._breaker.failed()
-                    if repr(exc) != said:
-                        said = repr(exc)
-                        log.warning("cache.recovery_failed", error=said[:200])
+                    if repr(exc) != logged:
+                        logged = repr(exc)
+                        log.warning("cache.recovery_failed", error=logged[:200])
                 else:
                     break
         finally:
@@ -205,13 +205,13 @@ class GuardedConnection:
         log.info("cache.trusted_again", after_s=round(loop.time() - start, 3))
 
     async def _drain(self) -> None:
-        # The drain rule: what comes meanwhile is delivered too, before anything is trusted.
+        # Invalidations that are missed meanwhile are delivered too, before trust returns.
         while self._missed:
             kind, name = next(iter(self._missed))
             try:
                 await self._redo[kind](name)
             except ValueError as exc:
-                # What cannot be encoded or read never will be: forget all rather than try for ever.
+                # It can never be encoded, so invalidate everything rather than retry forever.
                 if (kind, name) == EVERYTHING:
                     raise
                 log.error("cache.invalidation_undeliverable", kind=kind, error=str(exc)[:200])  # noqa: TRY400

@@ -1,10 +1,10 @@
 """
-Copies inside the process, for the hottest agents: no round trip, a bounded age.
+Keeps copies of hot values inside the process: no round trip, a bounded age.
 
-A copy is dropped when the backplane says so, at the latest after its TTL; it
-is not used while the backplane is not caught up. Storing one is fenced: the
-read marks the entry first, and an invalidation that comes before the answer
-takes the mark away, so the answer is not kept.
+A copy is dropped when the backplane names its entry, or after its TTL, and is not
+used while the backplane has not caught up. A read sets up a fence before it is sent.
+An invalidation that arrives before the reply removes the fence, so the reply is not
+kept.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from cache.options import LocalOptions
 from cache.stats import Counters
 
 _IMMUTABLE = (bytes, str, int, float, bool, type(None))
-# What a copy costs beside its bytes: the objects that hold it.
+# Memory that a copy takes beside its bytes, for the objects that hold it.
 _OVERHEAD_BYTES = 1000
 
 
 @dataclass(slots=True, eq=False)
 class Copy:
-    """A value as it was read; with nothing `stored` it is shared, and handed out as it is."""
+    """A value as it was read. If `stored` is None, every caller gets the same `value`."""
 
     stored: StoredValue | None
     value: Any
@@ -36,8 +36,8 @@ class Copy:
 
 
 @dataclass(slots=True, eq=False)
-class Mark:
-    """Reads of one entry under way. An invalidation forgets it, and they are not kept."""
+class Fence:
+    """The running reads of one entry. Once it is removed, their values are not kept."""
 
     readers: int = 0
 
@@ -58,18 +58,23 @@ class LocalLevel:
         self._now = now
         self._copies: OrderedDict[tuple[str, str], Copy] = OrderedDict()
         self._fields: dict[str, set[str]] = {}
-        self._marks: dict[str, Mark] = {}
+        self._fences: dict[str, Fence] = {}
         self._bytes = 0
 
     @property
     def size_bytes(self) -> int:
         return self._bytes
 
+    @property
+    def reads(self) -> int:
+        """Number of entries with running reads."""
+        return len(self._fences)
+
     def __len__(self) -> int:
         return len(self._copies)
 
     def get(self, key: str, field: str) -> Copy | None:
-        """A copy that may be used now. Not one that its TTL or a lost backplane rules out."""
+        """A copy that may be used now: within its TTL, and the backplane has caught up."""
         copy = self._copies.get((key, field))
         if copy is None or not self.usable():
             return None
@@ -80,32 +85,32 @@ class LocalLevel:
         self._counters.local_hits += 1
         return copy
 
-    def begin(self, key: str) -> Mark:
-        """Before a read is sent. Give the mark to `keep` or not, then to `end`."""
-        mark = self._marks.get(key)
-        if mark is None:
-            mark = self._marks[key] = Mark()
-        mark.readers += 1
-        return mark
+    def begin(self, key: str) -> Fence:
+        """Call before a read is sent. Pass the fence to `keep` if a value came, then to `end`."""
+        fence = self._fences.get(key)
+        if fence is None:
+            fence = self._fences[key] = Fence()
+        fence.readers += 1
+        return fence
 
-    def end(self, key: str, mark: Mark) -> None:
-        mark.readers -= 1
-        if not mark.readers and self._marks.get(key) is mark:
-            del self._marks[key]
+    def end(self, key: str, fence: Fence) -> None:
+        fence.readers -= 1
+        if not fence.readers and self._fences.get(key) is fence:
+            del self._fences[key]
 
     def keep(
         self,
         key: str,
         field: str,
-        mark: Mark,
+        fence: Fence,
         *,
         stored: StoredValue,
         value: Any,
         left_s: float,
         group: str | None = None,
     ) -> bool:
-        """Store what was read under a mark. `left_s` is the rest of the value's own life."""
-        if self._marks.get(key) is not mark or not self.usable():  # the local fence
+        """Store what was read behind a fence. `left_s` is what remains of the value's TTL."""
+        if self._fences.get(key) is not fence or not self.usable():
             return False
         shared = self._options.share_objects or isinstance(value, _IMMUTABLE)
         size = len(stored.payload) + _OVERHEAD_BYTES
@@ -129,29 +134,29 @@ class LocalLevel:
         return True
 
     def invalidate(self, key: str) -> None:
-        """Forget an entry's copies, and do not keep what is being read of it."""
-        self._marks.pop(key, None)
+        """Drop an entry's copies, and keep nothing of the reads that run."""
+        self._fences.pop(key, None)
         for field in tuple(self._fields.get(key, ())):
             self._remove((key, field))
 
     def invalidate_group(self, group: str) -> None:
-        """Forget the copies of a group (an organisation), and whatever is being read."""
-        self._marks.clear()
-        for place in [p for p, copy in self._copies.items() if copy.group == group]:
-            self._remove(place)
+        """Drop the copies of a group (an organization), and keep nothing of the reads that run."""
+        self._fences.clear()
+        for name in [n for n, copy in self._copies.items() if copy.group == group]:
+            self._remove(name)
 
     def flush(self) -> None:
-        """Forget everything: something was missed."""
-        self._marks.clear()
+        """Drop everything, because an invalidation may have been missed."""
+        self._fences.clear()
         self._copies.clear()
         self._fields.clear()
         self._bytes = 0
         self._counters.local_flushes += 1
 
-    def _remove(self, place: tuple[str, str]) -> None:
-        copy = self._copies.pop(place)
+    def _remove(self, name: tuple[str, str]) -> None:
+        copy = self._copies.pop(name)
         self._bytes -= copy.size
-        fields = self._fields[place[0]]
-        fields.discard(place[1])
+        fields = self._fields[name[0]]
+        fields.discard(name[1])
         if not fields:
-            del self._fields[place[0]]
+            del self._fields[name[0]]

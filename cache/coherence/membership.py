@@ -1,5 +1,5 @@
 """
-A process that may invalidate holds a lease on the cache's trust.
+Holds this process's membership lease, on which the others' trust in the cache depends.
 
 While it is renewed, what others read counts. When an invalidation cannot be
 delivered it is renewed no more; once it has lapsed the server itself ends the
@@ -36,11 +36,11 @@ log = structlog.get_logger(__name__)
 _SCRIPT = scripts.load(__package__, "era")
 # Clocks may differ by this share in their rates, and by this much in their granularity.
 _DRIFT, _GRAIN_S = 0.02, 0.02
-_TURNS_IN_A_LEASE = 5
+_RENEWALS_PER_LEASE = 5
 # A renewal may take this long to arrive, and is worth less if it takes longer.
 _LATE_S = 0.1
 # A server that has not answered for this long is asked again.
-_TURN_S = 1.0
+_RENEWAL_TIMEOUT_S = 1.0
 _JOIN_S = 5.0
 
 
@@ -53,8 +53,8 @@ def boot_clock() -> float:
 @dataclass(frozen=True, slots=True)
 class Silence:
     """
-    What follows from renewing no more. Nothing older than the call is served by anyone
-    from `until` on, if `covers`: else this process was no member when it fell silent.
+    Result of stopping renewal. If `covers`, no process serves anything older than the call
+    from `until` on. Otherwise this process was no member when it stopped.
     """
 
     covers: bool
@@ -67,7 +67,7 @@ class Membership:
 
     Args:
         dial: opens a connection in the loop that it is called from: the thread's own.
-        learn: told the era of every answer.
+        learn: called with the era of every reply.
         lease_s: 0 means never a member.
         now: seconds, of any origin; also for whoever waits for `Silence.until`.
     """
@@ -88,7 +88,7 @@ class Membership:
         self._learn = learn
         self._lock = threading.Lock()
         self._held = self._stopping = self._leaving = False
-        self._refused = False  # said once
+        self._refused = False  # logged once
         self._member = ""
         self._basis_ms = 0  # the server's time that was heard last,
         self._heard_at = 0.0  # at this of our clock
@@ -145,27 +145,29 @@ class Membership:
         async with self._dial() as connection:
             while not self._stopping:
                 self._awake.clear()
-                await self._quietly(self._turn(connection))
+                await self._quietly(self._renew_or_join(connection))
                 with suppress(TimeoutError):
-                    async with asyncio.timeout(self._lease_s / _TURNS_IN_A_LEASE):
+                    async with asyncio.timeout(self._lease_s / _RENEWALS_PER_LEASE):
                         await self._awake.wait()
             if self._leaving and self._member:
                 await self._quietly(self._ask(connection, "leave"))
 
-    async def _quietly(self, turn: Awaitable[object]) -> None:
+    async def _quietly(self, renewal: Awaitable[object]) -> None:
         try:
-            async with asyncio.timeout(min(self._lease_s / _TURNS_IN_A_LEASE, _TURN_S)):
-                await turn
+            async with asyncio.timeout(
+                min(self._lease_s / _RENEWALS_PER_LEASE, _RENEWAL_TIMEOUT_S)
+            ):
+                await renewal
         except ResponseError as exc:
             if not self._refused:
                 self._refused = True
                 log.warning("cache.renewal_refused", error=str(exc)[:200])
         except OUTAGE:
-            return  # the commands' own connection tells; the lease outlives some of these
+            return  # the commands' connection reports it; the lease outlives a few failures
         except Exception:
             log.exception("cache.renewal_failed")
 
-    async def _turn(self, connection: Connection) -> None:
+    async def _renew_or_join(self, connection: Connection) -> None:
         await connection.connect()
         if self._member and not await self._renew(connection):
             with self._lock:

@@ -10,7 +10,6 @@ import pytest
 from pydantic import BaseModel
 
 from cache import Cache, LocalOptions
-from cache.connection.tasks import end
 from tests.support.caches import Loader, cache_on
 from tests.support.outages import fragile_server
 from tests.support.wait import eventually
@@ -267,17 +266,16 @@ async def test_a_gap_in_the_backplane_forgets_all_copies(
         key = cache.components.keys.backplane
         await client.xadd(key, {"i": "unrelated"})
 
-        async def heard() -> bool:
-            return int(backplane._last.split(b"-")[0]) > 0
+        async def applied() -> bool:
+            return int(backplane.position.split(b"-")[0]) > 0
 
-        await eventually(heard)
-        # What a listener finds that was away while the stream was trimmed past its place.
-        assert backplane._task is not None
-        await end(backplane._task)
+        await eventually(applied)
+        # While the listener is away, the stream is trimmed past its position.
+        await backplane.close()
         await client.xadd(key, {"i": "missed"})
         await client.xtrim(key, maxlen=0)
         await client.xadd(key, {"i": "later"})
         flushes = cache.stats()["local_flushes"]
-        await backplane._catch_up()
+        await backplane.catch_up()
         assert cache.stats()["local_flushes"] == flushes + 1
         assert cache.stats()["local_values"] == 0

@@ -1,4 +1,4 @@
-"""The level inside the process, by itself, and the breaker: no server, no waiting."""
+"""The copies inside the process, and the breaker, without a server."""
 
 from __future__ import annotations
 
@@ -32,14 +32,14 @@ def _stored(data: bytes) -> StoredValue:
 
 
 def _keep(level: LocalLevel, key: str, data: bytes = b"data", left_s: float = 60) -> bool:
-    mark = level.begin(key)
+    fence = level.begin(key)
     try:
-        return level.keep(key, "f", mark, stored=_stored(data), value=data, left_s=left_s)
+        return level.keep(key, "f", fence, stored=_stored(data), value=data, left_s=left_s)
     finally:
-        level.end(key, mark)
+        level.end(key, fence)
 
 
-def test_a_copy_ends_with_the_local_ttl_or_with_its_value_whichever_is_first() -> None:
+def test_a_copy_ends_with_its_own_ttl_or_its_values() -> None:
     level, now = _level()
     _keep(level, "long", left_s=60)
     _keep(level, "short", left_s=3)
@@ -76,16 +76,16 @@ def test_replacing_a_copy_counts_its_bytes_once() -> None:
     assert level.size_bytes == size
 
 
-def test_what_was_read_before_an_invalidation_is_not_kept() -> None:
+def test_a_read_begun_before_an_invalidation_is_not_kept() -> None:
     level, _ = _level()
-    mark = level.begin("a")
+    fence = level.begin("a")
     level.invalidate("a")
-    assert not level.keep("a", "f", mark, stored=_stored(b"old"), value=b"old", left_s=60)
-    level.end("a", mark)
+    assert not level.keep("a", "f", fence, stored=_stored(b"old"), value=b"old", left_s=60)
+    level.end("a", fence)
     assert _keep(level, "a")
 
 
-def test_a_read_begun_after_an_invalidation_is_kept_though_an_older_one_is_not() -> None:
+def test_only_a_read_begun_after_an_invalidation_is_kept() -> None:
     level, _ = _level()
     old = level.begin("a")
     level.invalidate("a")
@@ -94,25 +94,25 @@ def test_a_read_begun_after_an_invalidation_is_kept_though_an_older_one_is_not()
     assert not level.keep("a", "f", old, stored=_stored(b"old"), value=b"old", left_s=60)
     level.end("a", old)
     level.end("a", new)
-    assert not level._marks
+    assert level.reads == 0
 
 
-def test_flushing_forgets_the_copies_and_the_reads_under_way() -> None:
+def test_flushing_drops_copies_and_running_reads() -> None:
     level, _ = _level()
     _keep(level, "a")
-    mark = level.begin("b")
+    fence = level.begin("b")
     level.flush()
     assert level.get("a", "f") is None
-    assert not level.keep("b", "f", mark, stored=_stored(b"x"), value=b"x", left_s=60)
+    assert not level.keep("b", "f", fence, stored=_stored(b"x"), value=b"x", left_s=60)
     assert level.size_bytes == 0
 
 
-def test_a_group_goes_alone() -> None:
+def test_invalidating_a_group_keeps_other_groups() -> None:
     level, _ = _level()
     for key, group in (("a", "g1"), ("b", "g2")):
-        mark = level.begin(key)
-        level.keep(key, "f", mark, stored=_stored(b"x"), value=b"x", left_s=60, group=group)
-        level.end(key, mark)
+        fence = level.begin(key)
+        level.keep(key, "f", fence, stored=_stored(b"x"), value=b"x", left_s=60, group=group)
+        level.end(key, fence)
     level.invalidate_group("g1")
     assert level.get("a", "f") is None
     assert level.get("b", "f") is not None
@@ -126,18 +126,18 @@ def test_copies_are_not_used_while_the_backplane_is_behind() -> None:
     assert not _keep(level, "b")
 
 
-def test_only_what_cannot_be_changed_is_shared_unless_asked() -> None:
+def test_mutable_values_are_shared_only_on_request() -> None:
     value = {"k": 1}
     for share in (False, True):
         level, _ = _level(share=share)
-        mark = level.begin("a")
-        level.keep("a", "f", mark, stored=_stored(b"bytes"), value=value, left_s=60)
+        fence = level.begin("a")
+        level.keep("a", "f", fence, stored=_stored(b"bytes"), value=value, left_s=60)
         copy = level.get("a", "f")
         assert copy is not None
         assert (copy.value is value) is share
 
 
-def test_the_breaker_waits_longer_after_every_failed_probe_and_closes_on_success() -> None:
+def test_the_breaker_backs_off_and_closes_on_success() -> None:
     breaker = Breaker(lambda: 0.0)
     waits = []
     for _ in range(10):
@@ -164,6 +164,6 @@ def test_counters_of_agents_are_bounded() -> None:
     counted = PerAgent()
     for number in range(10_500):
         counted.of(f"a{number}").hits += 1
-    assert len(counted._agents) == 10_000
+    assert len(counted) == 10_000
     assert counted.of("a10499").hits == 1
     assert counted.of("a0").hits == 0
