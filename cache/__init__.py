@@ -1,5 +1,5 @@
 """
-Agent states and messages in Redis: never stale, never a stampede, never in the way.
+Caches agent states and messages in Redis: nothing stale, one loader at a time, no errors of its own.
 
     async with open_cache() as cache:
         state = await cache.agents.get_or_load(agent_id, load)

@@ -1,7 +1,7 @@
 """
-What `letta-workers cache stats|invalidate|warm` does, over an open cache.
+Implements `letta-workers cache stats|invalidate|warm` over an open cache.
 
-Every function returns a dict that is JSON as it stands.
+Every function returns a dict that can be printed as JSON.
 """
 
 from __future__ import annotations
@@ -20,17 +20,17 @@ _SERVER_FACTS = {
     "stats": ("evicted_keys", "expired_keys", "keyspace_hits", "keyspace_misses"),
     "server": ("uptime_in_seconds",),
 }
-# A scan of more keys than this would be felt by the server's other users.
+# A scan of more keys would slow down the server's other clients.
 MAX_COUNTED_KEYS = 100_000
 _BATCH = 1000
 
 
 async def stats(cache: Cache) -> dict[str, Any]:
     """
-    `counters` of this process, facts of the `server` (sizes in bytes) and `keys` by kind.
+    `counters` of this process, facts about the `server` (sizes in bytes), and `keys` by kind.
 
-    With the server away, `server` is {"error": why} and `keys` is empty. A server that
-    evicts may lose the index of a dependency: `warnings` says what follows.
+    While the server is away, `server` is {"error": reason} and `keys` is empty. `warnings` says
+    so if the server has evicted keys, as the index of a dependency may be among them.
     """
     report: dict[str, Any] = {"counters": cache.stats(), "server": {}, "keys": {}, "warnings": []}
     try:
@@ -43,14 +43,14 @@ async def stats(cache: Cache) -> dict[str, Any]:
         report["server"] = {"error": explain(exc)}
     if report["server"].get("evicted_keys"):
         report["warnings"].append(
-            "the server has evicted keys: invalidating a dependency without an index forgets "
-            "everything; give it more memory"
+            "the server has evicted keys: invalidating a dependency whose index is gone "
+            "invalidates everything; raise its maxmemory"
         )
     return report
 
 
 async def count_keys(cache: Cache, *, limit: int = MAX_COUNTED_KEYS) -> dict[str, int]:
-    """Keys of the cache by kind; `uncounted` is 1 when there are more than `limit`."""
+    """Number of keys by kind. `uncounted` is 1 if there are more than `limit`."""
     counts: Counter[str] = Counter()
     prefix = cache.options.prefix
     async for key in cache.client.scan_iter(match=prefix + "*", count=_BATCH):
@@ -81,9 +81,10 @@ async def invalidate(
     wait_s: float = 10.0,
 ) -> dict[str, Any]:
     """
-    Forget what is named, messages of the agents too; `delivered` says whether the server knows.
+    Invalidate what is named, with the agents' messages. `delivered` says whether it arrived.
 
-    A process that ends takes its queue along, so this one waits up to `wait_s` for the server.
+    Undelivered invalidations are lost when the process ends, so this waits for the server, for
+    up to `wait_s`.
     """
     checked_agent_ids(agents)
     for what, given in (
@@ -116,5 +117,5 @@ async def warm(
     scope: str = "",
     at_once: int = 8,
 ) -> dict[str, int]:
-    """Load what is missing: counts of `warmed` and `failed`."""
+    """Load missing states. Returns counts of `warmed` and `failed`."""
     return await cache.agents.warm(agent_ids, loader, scope=scope, at_once=at_once)

@@ -1,8 +1,7 @@
 """
-AgentStateCache: states by scope, memory blocks, compiled contexts and sessions of agents.
+Caches agents: their states by scope, memory blocks and compiled contexts; keeps their sessions.
 
-All that is copied from elsewhere shares the agent's entry, so `invalidate`
-forgets it together.
+All but the sessions belong to the agent's entry, so one `invalidate` forgets them.
 """
 
 from __future__ import annotations
@@ -26,7 +25,7 @@ _READ_AT_ONCE = 100
 
 
 class AgentStateCache(Values):
-    """`cache.agents`. An outage is a miss, never an error; values are JSON-able, bytes or models."""
+    """`cache.agents`. Values are JSON-able, bytes or models. An outage is a miss, never an error."""
 
     def __init__(self, components: Components) -> None:
         super().__init__(components, "state", named="scope")
@@ -45,19 +44,19 @@ class AgentStateCache(Values):
         """
         Return an agent's cached state, or None on a miss.
 
-        One MGET of the era, `lc:{id}` and `lc:{id}:state:{scope}` (docs/keys.md), with the
-        organisation's generation in the same write when one is named. A value of another
-        schema version, of an era that has ended, or altered is a miss.
+        Reads the era, `lc:{id}` and `lc:{id}:state:{scope}` (docs/keys.md) by one MGET; with an
+        organization, its generation in the same write. A value of another schema version, of an
+        ended era, or altered, is a miss.
 
         Args:
-            scope: the variant; values of different scopes are apart, and go together.
-            organisation: who owns it, for `invalidate_organisation`; part of the place.
-            model: the pydantic class to decode as. Without, a model comes back as the class of
-                that name that this process has stored, and is a miss before it has.
+            scope: the variant. Each scope has its own value; `invalidate` forgets all of them.
+            organisation: the owner, for `invalidate_organisation`. It is part of the key.
+            model: the pydantic class to decode as. Default: the class of that name that this
+                process has stored, or a miss if it has stored none.
         """
         if organisation is None and self._components.local is not None:
-            # The shortest way to the process's own copy; _get takes the same one. There is none
-            # under an odd name, which _slot refuses.
+            # A local copy is found without a slot, as _get would find it. Names are not checked
+            # yet, but there is no copy under an invalid name.
             try:
                 key, field = self._open + agent_id + "}", "state:" + scope
             except TypeError:
@@ -82,23 +81,25 @@ class AgentStateCache(Values):
         loader_timeout_s: float | None = None,
     ) -> Any:
         """
-        Return an agent's state from the cache, or else from `loader`, and keep it.
+        Return an agent's state from the cache, or else from `loader`, and store it.
 
-        Of all processes, one runs the loader; the others are handed its answer. What the
-        loader read before an invalidation is neither stored nor handed to anyone who came
-        after it. None is kept too, for the negative TTL.
+        One process runs the loader; the others get its answer. What the loader read before an
+        invalidation is not stored, and no caller that came after the invalidation gets it. None
+        is stored too, for the negative TTL.
 
         Args:
-            ttl_s: life of the value, seconds, less jitter; default of the settings.
+            ttl_s: TTL of the value in seconds, less jitter. Default: LETTA_CACHE_AGENT_TTL_S.
             depends_on: names such as `block:b1` or `tag:t`, or a function of the value that
-                gives them: `invalidate_dependency` then reaches this agent.
-            stale_if_error_s: an expired value may stand in this long for a loader that fails.
-            soft_timeout_s: with such a value at hand, wait this long for the loader, then serve
-                it; the loader goes on.
-            loader_timeout_s: hard limit of the loader, which is cancelled.
+                returns them, for `invalidate_dependency`.
+            stale_if_error_s: if the loader fails, serve a value that expired at most this long
+                ago.
+            soft_timeout_s: if there is such a value, serve it after waiting this long for the
+                loader. The loader goes on.
+            loader_timeout_s: the loader is canceled after this. Default:
+                LETTA_CACHE_LOADER_TIMEOUT_S.
 
         Raises:
-            LoaderTimeout: the hard limit passed. Otherwise only what the loader raises.
+            LoaderTimeout: the loader was canceled. Otherwise only what the loader raises.
         """
         slot = self._slot(
             agent_id,
@@ -124,13 +125,13 @@ class AgentStateCache(Values):
         depends_on: Dependencies = (),
     ) -> bool:
         """
-        Store a state, over any load under way. False when not stored: then nothing is.
+        Store a state, and refuse every load under way. If it returns False, none is stored.
 
-        Of two writers that commit and then set, the later set wins, not the later commit:
-        after a write of one's own, `invalidate` is the safe call.
+        If two writers commit and then set, the later set wins, not the later commit. So after a
+        write, `invalidate` is the safe call.
 
         Raises:
-            NotEncodable: something inside has no safe encoding.
+            NotEncodable: the value holds something that has no safe encoding.
         """
         dependencies = checked_dependencies(depends_on)
         slot = self._slot(agent_id, scope, organisation, ttl_s=ttl_s, dependencies=dependencies)
@@ -144,7 +145,7 @@ class AgentStateCache(Values):
         organisation: str | None = None,
         model: type[BaseModel] | None = None,
     ) -> dict[str, Any]:
-        """The hits among many agents by id, read in as few writes as they fit in."""
+        """The hits among many agents, by id. Reads a hundred agents per write."""
         ids = list(dict.fromkeys(checked_agent_ids(agent_ids)))
         hits: dict[str, Any] = {}
         for start in range(0, len(ids), _READ_AT_ONCE):
@@ -160,8 +161,9 @@ class AgentStateCache(Values):
         self, agent_id: str, *, scope: str = "", organisation: str | None = None
     ) -> Lease | None:
         """
-        The right to `fill` one state, for loaders of one's own. None while another holds it,
-        a fresh value is there, or the server is away.
+        The right to `fill` one state, for callers that load without `get_or_load`.
+
+        None if another process holds it, a fresh value is stored, or the server is away.
         """
         slot = self._slot(agent_id, scope, organisation)
         try:
@@ -181,7 +183,7 @@ class AgentStateCache(Values):
         organisation: str | None = None,
         ttl_s: float | None = None,
     ) -> bool:
-        """Store what was loaded under a lease; False when something was invalidated since."""
+        """Store what was loaded under a lease. False if it was invalidated since, or not stored."""
         slot = self._slot(agent_id, scope, organisation, ttl_s=ttl_s)
         try:
             return await slot.store(lease, value) > 0
@@ -190,16 +192,16 @@ class AgentStateCache(Values):
 
     async def invalidate(self, *agent_ids: str) -> bool:
         """
-        Forget agents: every scope, block and context.
+        Invalidate agents: every scope, block and context.
 
-        After it returned True, no process is served anything older, neither from Redis nor by
-        a loader that read before (copies inside other processes: within `cache_local_ttl_s`).
-        With the server away that takes up to `cache_member_lease_s`, once: then nobody trusts
-        what was stored before. It is queued, too, and this process goes to its loaders until
-        it is delivered.
+        After it returns True, no process serves anything older: neither from Redis, nor from a
+        loader that read before. (Copies in other processes end within
+        LETTA_CACHE_LOCAL_TTL_S.) While the server is away it is queued, and this process goes to
+        its loaders until it is delivered. It then returns after at most
+        LETTA_CACHE_MEMBER_LEASE_S, when no process trusts what was stored before.
 
-        False: the outage is older than that, so another process that reaches the server may be
-        served older values until it is delivered, which `Cache.settled` waits for.
+        False means that the outage is older than that. Another process that reaches the server
+        may serve older values until delivery, for which `Cache.settled` waits.
         """
         keys = [self._components.keys.agent(agent_id) for agent_id in checked_agent_ids(agent_ids)]
         if not keys or not self._options.enabled:
@@ -207,19 +209,19 @@ class AgentStateCache(Values):
         return await self._components.invalidation.entries(keys)
 
     async def invalidate_dependency(self, *names: str) -> bool:
-        """Forget every agent whose value was stored with one of these in `depends_on`."""
+        """Invalidate every agent whose value named one of these in `depends_on`."""
         found = checked_names("names", names)
         if not self._options.enabled:
             return True
         return await self._components.invalidation.dependencies(found)
 
     async def invalidate_tag(self, *tags: str) -> bool:
-        """Forget every agent that depends on `tag:<tag>`."""
+        """Invalidate every agent that depends on `tag:<tag>`."""
         found = checked_names("tags", tags, longest=MAX_NAME - len("tag:"))
         return await self.invalidate_dependency(*(f"tag:{tag}" for tag in found))
 
     async def invalidate_organisation(self, *organisations: str) -> bool:
-        """Forget every value read and stored with one of these as `organisation`, at once."""
+        """Invalidate every value that was stored with one of these as `organisation`."""
         found = checked_names("organisations", organisations)
         if not self._options.enabled:
             return True
@@ -234,9 +236,9 @@ class AgentStateCache(Values):
         at_once: int = _WARM_AT_ONCE,
     ) -> dict[str, int]:
         """
-        Load what is missing, at most `at_once` together. Counts of `warmed` and `failed`.
+        Load missing states, at most `at_once` at a time. Returns counts of `warmed` and `failed`.
 
-        A loader that fails is counted, not raised: the others go on.
+        A loader's error is counted, not raised.
         """
         ids = list(dict.fromkeys(checked_agent_ids(agent_ids)))
         check_scope(scope)
@@ -254,8 +256,10 @@ class AgentStateCache(Values):
         self, agent_id: str, *, scope: str = "", organisation: str | None = None
     ) -> dict[str, Any]:
         """
-        One agent: `hits`, `misses`, `loads` of this process, over all scopes; `bytes` and
-        `ttl_s` of this scope's stored state, 0 without one, None while the server is away.
+        Statistics of one agent.
+
+        `hits`, `misses` and `loads` count this process, over all scopes. `bytes` and `ttl_s`
+        are of this scope's stored state: 0 if there is none, None while the server is away.
         """
         slot = self._slot(agent_id, scope, organisation)
         counted = self._components.per_agent.of(agent_id)

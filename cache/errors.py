@@ -1,64 +1,65 @@
 """
-What the cache and its ground floor raise.
+Defines the errors of the cache, of its connections and of its encoding.
 
 CacheError
 ├── RedisUnavailable(url, reason)   the server cannot be reached: also a ConnectionError
-├── UnsupportedRedisURL             the URL's form does not fit its use: also a ValueError
+├── UnsupportedRedisURL             the URL cannot be used here: also a ValueError
 ├── EmbeddedServerError             embedded:// could not start its server
-├── MissingExtra                    a setting asks for a package that is absent: also an ImportError
-├── InvalidName                     an id, scope, tag, ... that cannot be one: also a ValueError
+├── MissingExtra                    a setting needs a package that is absent: also an ImportError
+├── InvalidName                     an id, scope, tag, ... is not valid: also a ValueError
 ├── LoaderTimeout                   a loader passed its hard limit: also a TimeoutError
-└── CodecError                      bytes that are not ours: also a ValueError
-    └── NotEncodable                a value that has no safe encoding: also a TypeError
+└── CodecError                      stored bytes cannot be read: also a ValueError
+    └── NotEncodable                a value has no safe encoding: also a TypeError
 
-Reading through the cache raises none of them but InvalidName and the loader's own
-limit: an outage or a broken value is a miss (docs/architecture.md).
+Reading through the cache raises only InvalidName and LoaderTimeout: an outage or an
+unreadable value is a miss (docs/architecture.md).
 """
 
 from __future__ import annotations
 
 
 class CacheError(Exception):
-    """Root of everything this package raises."""
+    """Base class of every error of this package."""
 
 
 class RedisUnavailable(CacheError, ConnectionError):
-    """The server cannot be reached now. Trying again later may succeed."""
+    """The server cannot be reached. Retry later."""
 
     def __init__(self, url: str, reason: str) -> None:
         super().__init__(
-            f"cannot reach {url}: {reason}; check that the server runs and LETTA_REDIS_URL names it"
+            f"cannot reach {url}: {reason}; check that the server runs and that LETTA_REDIS_URL or "
+            "LETTA_CACHE_REDIS_URL names it"
         )
         self.url = url
         self.reason = reason
 
 
 class UnsupportedRedisURL(CacheError, ValueError):
-    """The URL is well formed but cannot serve here; the message says what can."""
+    """The URL has an unknown form, or cannot be used here. The message says what to set instead."""
 
 
 class EmbeddedServerError(CacheError):
-    """The private server of an embedded:// URL did not start; the message says why."""
+    """The server of an embedded:// URL did not start. The message says why."""
 
 
 class MissingExtra(CacheError, ImportError):
-    """A setting asks for an optional package that is not installed."""
+    """A setting needs an optional package that is not installed."""
 
     def __init__(self, extra: str, package: str) -> None:
         super().__init__(f"needs the {package} package: pip install 'letta-redis[{extra}]'")
 
 
 class InvalidName(CacheError, ValueError):
-    """A name is not text, empty, too long, or has characters that it may not; it names the argument."""
+    """A name is no text, empty, too long, or contains forbidden characters. Names the argument."""
 
 
 class LoaderTimeout(CacheError, TimeoutError):
-    """The loader passed its hard limit and was cancelled."""
+    """The loader passed its hard limit and was canceled."""
 
 
 class CodecError(CacheError, ValueError):
-    """Bytes that this version cannot read."""
+    """Stored bytes that this version cannot read."""
 
 
 class NotEncodable(CodecError, TypeError):
-    """A value that has no safe encoding; the message names its type."""
+    """A value has no safe encoding. The message names its type."""

@@ -1,15 +1,15 @@
 """
-MessageCache: the newest messages of each conversation, as windows without holes.
+Caches the newest messages of each conversation, in windows without holes.
 
-A window is a sorted set by sequence_id beside its state (which message it ends
-at, how many it holds, whether it reaches the conversation's beginning). It
-answers only while it is contiguous to the newest message:
+A window is a sorted set by sequence_id, and a state: the message that it ends with,
+how many it holds, and whether it reaches the conversation's beginning. It answers
+only while it has every message up to the newest:
 
-- an append names its predecessor; where the window does not end there, or
-  ends after the new message (a transaction that committed late), it is dropped;
-- every append takes away the right to store what is being loaded.
+- An append names its predecessor. If the window does not end there, or ends after
+  the new message (a transaction that committed late), it is dropped.
+- Every append ends the right of running loads to store.
 
-sequence_id is one sequence over all conversations, so gaps are normal:
+All conversations share one sequence of sequence_ids, so gaps are normal:
 predecessors are compared, never `+ 1`.
 """
 
@@ -44,7 +44,7 @@ MessagesLoader = Callable[[], Awaitable[Iterable[Any]]]
 
 
 class MessageCache:
-    """`cache.messages`. Messages are dicts (or models) with an integer `sequence_id`."""
+    """`cache.messages`. Messages are dicts or models with an integer `sequence_id`."""
 
     def __init__(self, components: Components, records: Records) -> None:
         self.components = components
@@ -60,11 +60,11 @@ class MessageCache:
         conversation: str = "default",
     ) -> Sequence[Message] | None:
         """
-        A page, newest first, or None when the window cannot vouch for it.
+        Return a page, newest first, or None if the window cannot answer.
 
         Args:
-            before: only messages older than this sequence_id, or than the message of this id.
-            limit: messages asked for; fewer come only at the conversation's beginning.
+            before: only messages before this sequence_id, or before the message of this id.
+            limit: size of the page. It is shorter only at the conversation's beginning.
         """
         require_page(limit)
         check_agent_id(agent_id)
@@ -98,14 +98,14 @@ class MessageCache:
         conversation: str = "default",
     ) -> Sequence[Message]:
         """
-        The newest `limit` messages, newest first, from the window or else from `loader`.
+        Return the newest `limit` messages, newest first, from the window or else from `loader`.
 
-        The loader gives the newest `limit` committed messages (more are welcome) in any
-        order, and fewer only when the conversation has no more. Leases, waiting and outages
-        are as in `AgentStateCache.get_or_load`.
+        The loader returns at least the newest `limit` committed messages, in any order, and
+        fewer only if the conversation has no more. Leases, waiting and outages are as in
+        `AgentStateCache.get_or_load`.
 
         Raises:
-            LoaderTimeout: the hard limit of the settings passed. Otherwise what the loader raises.
+            LoaderTimeout: LETTA_CACHE_LOADER_TIMEOUT_S passed. Otherwise what the loader raises.
         """
         require_page(limit)
         check_agent_id(agent_id)
@@ -130,14 +130,14 @@ class MessageCache:
         conversation: str = "default",
     ) -> bool:
         """
-        Add messages that were just committed. True when the window now ends with them.
+        Add messages that were just committed. True if the window now ends with them.
 
-        After it returns, no page lacks them: where they cannot be added in order (no window,
-        another predecessor, a late commit) there is no window until the next load.
+        After it returns, no page lacks them. If they cannot be added in order (no window,
+        another predecessor, a late commit), there is no window until the next load.
 
         Args:
-            after: sequence_id of the message before the first of them; None when it is the
-                conversation's first.
+            after: sequence_id of the message before the first of these; None if that is the
+                conversation's first message.
         """
         check_agent_id(agent_id)
         check_name("conversation", conversation)
@@ -146,13 +146,13 @@ class MessageCache:
             return False
         slot = self._windows.slot(agent_id, conversation, 1)
         self.components.counters.appends += 1
-        # Whoever comes from now on starts a load of his own.
+        # Callers that come from now on start another load.
         self.components.flights.drop(slot.entry + "\0")
         try:
             try:
                 pairs = self._windows.pairs(added, slot.window)
             except NotEncodable:
-                # They are committed, so a window without them must not be served.
+                # The messages are committed, so a window without them must not be served.
                 await self.invalidate(agent_id, conversation=conversation)
                 raise
             if pairs is None:
@@ -160,7 +160,7 @@ class MessageCache:
                 return False
             outcome = await self._run_append(slot, after, pairs)
         except (Away, *OUTAGE, asyncio.CancelledError) as exc:
-            # Whether it arrived is not known: what is there must not be served.
+            # The append may not have arrived, so the window must not be served.
             self.components.invalidation.miss_window(agent_id, conversation)
             if isinstance(exc, (ResponseError, asyncio.CancelledError)):
                 raise
@@ -182,7 +182,7 @@ class MessageCache:
         )
         eras = self.components.entries.eras
         args = (
-            # Of an era that has ended, it drops the window: nobody could read that any more.
+            # The mark of an ended era drops the window, which nobody could read any more.
             await eras.mark_now(slot.key, era=eras.known or None),
             "" if after is None else after,
             int(options.message_ttl_s * 1000),
@@ -192,7 +192,7 @@ class MessageCache:
         return outcome
 
     async def invalidate(self, agent_id: str, *, conversation: str | None = None) -> bool:
-        """Forget one conversation's window, or with None those of all; as agents.invalidate."""
+        """Invalidate one conversation's window, or all of the agent's. As `agents.invalidate`."""
         check_agent_id(agent_id)
         if conversation is not None:
             check_name("conversation", conversation)

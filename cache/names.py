@@ -1,10 +1,11 @@
 """
-Checks names at the door: ids, scopes, organisations, tags and the like, before any is used.
+Checks names from callers (ids, scopes, organizations, tags) before any is used.
 
-A name ends in a key, a header, a log line or a signature. Text that UTF-8 cannot
-encode (`json.loads` makes lone surrogates) fails in the middle of a call; a control
-character forges log lines and joins names that belong apart; without a limit on its
-length a name is a payload. So each public method calls `check_name` first.
+A name becomes part of a key, a header, a log line or a signature. Text that UTF-8
+cannot encode (`json.loads` makes lone surrogates) would fail in the middle of a
+call. A control character could forge log lines, or make two different names equal.
+Without a limit, a name could be a payload. So each public method checks its names
+first.
 """
 
 from __future__ import annotations
@@ -17,21 +18,21 @@ from cache.errors import InvalidName
 
 MAX_NAME = 512
 
-# Ids that passed, so that a cache hit costs one look-up. Forgotten together when they are many.
+# Names that passed the check, so that a hit costs one lookup. Cleared when there are too many.
 _MOST_PASSED, _LONGEST_PASSED = 16_384, 64
 _passed_agents: set[str] = set()
 _passed_names: set[str] = set()
 
 
 def name_problem(value: Any, *, longest: int = MAX_NAME) -> str | None:
-    """What is wrong with a name, to be read after the argument's own name; None when nothing is."""
+    """What is wrong with a name, to follow the argument's name in an error. None if it is valid."""
     if not isinstance(value, str):
         return f"must be text, not {type(value).__name__}"
     if not 1 <= len(value) <= longest:
         return f"must have 1 to {longest} characters, not {len(value)}"
     if value.isprintable():
         return None
-    # Spaces, joiners and marks of direction are not printable either, but do no harm here.
+    # Spaces, joiners and direction marks are not printable either, but harmless.
     for place, character in enumerate(value):
         kind = category(character)
         if kind == "Cs":
@@ -43,16 +44,17 @@ def name_problem(value: Any, *, longest: int = MAX_NAME) -> str | None:
 
 def check_name(what: str, value: Any, *, longest: int = MAX_NAME) -> None:
     """
-    Refuse what cannot be a name; `what` is the argument's.
+    Refuse a value that is no valid name. `what` is the argument's name, for the error.
 
     Raises:
-        InvalidName: not text, empty, too long, not UTF-8 encodable, or with control characters.
+        InvalidName: the value is no text, is empty or too long, cannot be encoded as UTF-8, or
+            contains control characters.
     """
     try:
         if longest == MAX_NAME and value in _passed_names:
             return
     except TypeError:
-        pass  # what cannot be hashed is no text
+        pass  # unhashable, so no text: the check below refuses it
     problem = name_problem(value, longest=longest)
     if problem is not None:
         raise InvalidName(f"{what} {problem}")
@@ -61,23 +63,23 @@ def check_name(what: str, value: Any, *, longest: int = MAX_NAME) -> None:
 
 
 def check_scope(scope: Any) -> None:
-    """The same for a variant's name, which may be empty."""
+    """As `check_name` for a scope, which may be empty."""
     if scope != "":
         check_name("scope", scope)
 
 
 def check_agent_id(agent_id: Any) -> None:
     """
-    The same for an agent's id, which is a hash tag and so has no braces.
+    As `check_name` for an agent's id. It is a hash tag, so it must have no braces.
 
     Raises:
-        InvalidName.
+        InvalidName: see `check_name`; or it has braces.
     """
     try:
         if agent_id in _passed_agents:
             return
     except TypeError:
-        pass  # what cannot be hashed is no text
+        pass  # unhashable, so no text: the check below refuses it
     problem = name_problem(agent_id)
     if problem is None and ("{" in agent_id or "}" in agent_id):
         problem = "must have no braces"
@@ -88,10 +90,10 @@ def check_agent_id(agent_id: Any) -> None:
 
 def checked_names(what: str, values: Iterable[Any], *, longest: int = MAX_NAME) -> tuple[str, ...]:
     """
-    Several names, all checked before any is used.
+    Check a list of names, all before any is used, and return it as a tuple.
 
     Raises:
-        InvalidName: one of them is odd, or a single text was given for a list of them.
+        InvalidName: one is not valid, or a single text was passed instead of a list.
     """
     names = _listed(what, values)
     for name in names:
@@ -100,7 +102,7 @@ def checked_names(what: str, values: Iterable[Any], *, longest: int = MAX_NAME) 
 
 
 def checked_agent_ids(values: Iterable[Any]) -> tuple[str, ...]:
-    """The same for ids of agents."""
+    """As `checked_names` for ids of agents."""
     names = _listed("agent_ids", values)
     for name in names:
         check_agent_id(name)

@@ -1,4 +1,4 @@
-"""open_cache: a cache from the settings. The only module here that reads them."""
+"""Opens a cache from the settings. The only module of the cache that reads them."""
 
 from __future__ import annotations
 
@@ -15,22 +15,22 @@ from cache.service import Cache
 if TYPE_CHECKING:
     from settings import Settings
 
-# The cache's lane and its backplane hold a connection each for as long as it is open (its
-# membership has one outside of the pool).
-_OWN_CONNECTIONS = 2
+# The commands and the backplane hold one connection each while the cache is open. (The membership's
+# connection is not from the pool.)
+_RESERVED_CONNECTIONS = 2
 
 
 @asynccontextmanager
 async def open_cache(settings: Settings | None = None) -> AsyncIterator[Cache]:
     """
-    A cache on `cache_redis_url` (or `redis_url`), closed with the block.
+    Open a cache on `cache_redis_url`, or else on `redis_url`. Close it after the block.
 
-    Opens with the server away, too: reads then go to their loaders until it comes.
+    Opens even while the server is away: reads go to their loaders until it is there.
 
     Raises:
         SettingsError: a setting is wrong.
-        MissingExtra: a setting asks for an optional package that is absent.
-        EmbeddedServerError: embedded:// could not start its server.
+        MissingExtra: a setting needs an optional package that is not installed.
+        EmbeddedServerError: the server of an embedded:// URL did not start.
     """
     if settings is None:
         from settings import get_settings
@@ -38,7 +38,7 @@ async def open_cache(settings: Settings | None = None) -> AsyncIterator[Cache]:
         settings = get_settings()
     url = settings.cache_redis_url or settings.redis_url
     pool = pool_options(settings)
-    pool = replace(pool, max_connections=pool.max_connections + _OWN_CONNECTIONS)
+    pool = replace(pool, max_connections=pool.max_connections + _RESERVED_CONNECTIONS)
     async with (
         open_pool(url, pool, name="letta-cache") as client,
         Cache(client, cache_options(settings)) as cache,
@@ -47,7 +47,7 @@ async def open_cache(settings: Settings | None = None) -> AsyncIterator[Cache]:
 
 
 def pool_options(settings: Settings) -> PoolOptions:
-    """How every client of ours connects, the queue's too."""
+    """The connection settings of every client, the queue's too."""
     password = settings.redis_sentinel_password
     return PoolOptions(
         connect_timeout_s=settings.redis_connect_timeout_s,
@@ -65,10 +65,10 @@ def pool_options(settings: Settings) -> PoolOptions:
 
 def cache_options(settings: Settings) -> CacheOptions:
     """
-    How the cache behaves.
+    The cache's options from the settings.
 
     Raises:
-        MissingExtra: keys are set and the cryptography package is absent.
+        MissingExtra: encryption keys are set, but cryptography is not installed.
     """
     keys = settings.cache_encryption_keys
     return CacheOptions(

@@ -1,7 +1,7 @@
 """
-How a cache behaves: plain values, handed in. `open_cache` makes them from the settings.
+Defines the options of a cache. `open_cache` makes them from the settings.
 
-Times are seconds, sizes bytes. The defaults are those of the settings, so that
+Times are seconds, sizes bytes. The defaults equal those of the settings, so
 `Cache(client)` behaves as `open_cache()` does.
 """
 
@@ -16,13 +16,13 @@ from cache.keys import CACHE_PREFIX
 @dataclass(frozen=True, slots=True)
 class LocalOptions:
     """
-    The level inside the process. Off while `ttl_s` is 0.
+    The copies inside the process. Off while `ttl_s` is 0.
 
     Args:
-        ttl_s: a copy is used at most this long; the bound of its staleness.
-        max_bytes: encoded size of all copies together; the least recently used go first.
-        share_objects: hand the same decoded object to every caller, who must not change it.
-            Without, each caller gets a value decoded for him alone.
+        ttl_s: a copy is used at most this long, which bounds its staleness.
+        max_bytes: encoded size of all copies together. The least recently used are dropped.
+        share_objects: return the same decoded object to every caller, who must not change it.
+            Otherwise each caller gets a newly decoded value.
     """
 
     ttl_s: float = 0.0
@@ -37,24 +37,28 @@ class LocalOptions:
 @dataclass(frozen=True, slots=True)
 class CacheOptions:
     """
+    The options of one cache.
+
     Args:
         enabled: False sends every read to its loader and stores nothing.
-        ttl_s: life of a value, unless the call names another.
-        negative_ttl_s: life of the answer None; 0 does not keep it.
-        ttl_jitter: a life is shortened at random by up to this share.
-        early_refresh_beta: XFetch's beta: 1 is the optimum of its paper, more refreshes
-            earlier, 0 never.
-        lease_s: a loader that died is replaced after this; a living one renews at a third.
-        loader_timeout_s: hard limit of a loader; None waits as long as it takes.
-        member_lease_s: an invalidation that cannot arrive is made good for everyone within
-            this, when this process has not renewed its lease; 0: not at all, see settings.
-        timeout_s: how long a call waits for the server before it goes to its loader.
-        max_value_bytes: larger values (as stored) are handed on but not kept.
-        max_dependents: agents that one dependency lists; past it, invalidating it means all.
-        schema_version: of the cached models; values of another version are misses.
-        compress_min_bytes: larger values are compressed with zstd; 0 never.
-        keyring: encrypts what is stored; None stores it in clear.
-        message_window: most messages kept of one conversation.
+        ttl_s: TTL of a value, unless the call passes another.
+        negative_ttl_s: TTL of the value None; 0 does not store it.
+        ttl_jitter: each TTL is shortened at random by up to this share.
+        early_refresh_beta: XFetch's beta. 1 is the optimum of its paper; higher refreshes
+            earlier; 0 never refreshes early.
+        lease_s: if the process that loads a value dies, another loads it after this. A running
+            loader renews its lease every third of it.
+        loader_timeout_s: hard limit of a loader; None sets no limit.
+        member_lease_s: if an invalidation cannot be delivered, no process serves older values
+            after this. 0 turns that off; then `invalidate` returns False.
+        timeout_s: a call waits this long for the server, then goes to its loader.
+        max_value_bytes: larger values (as stored) are returned but not stored.
+        max_dependents: most agents in the index of one dependency. Beyond it, invalidating the
+            dependency invalidates everything.
+        schema_version: version of the cached models. Values of another version are misses.
+        compress_min_bytes: larger values are compressed with zstd; 0 compresses none.
+        keyring: encrypts stored values; None stores plaintext.
+        message_window: most messages stored of one conversation.
     """
 
     enabled: bool = True

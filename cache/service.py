@@ -1,8 +1,8 @@
 """
-Cache: puts the parts together over a client, and opens and closes them.
+Composes a cache over a client, and opens and closes it.
 
-`open_cache` (cache/opening.py) is the ordinary way; embedders that have a
-client of their own use `async with Cache(client, options)`.
+Most callers use `open_cache` (cache/opening.py). A program that has a client already
+uses `async with Cache(client, options)`.
 """
 
 from __future__ import annotations
@@ -40,16 +40,16 @@ _MEMBER_TIMEOUT_S = 1.0
 
 class Cache:
     """
-    A cache over one server. Use it as a context manager, in one event loop.
+    A cache over one server or cluster. Use it as a context manager, in one event loop.
 
     Args:
-        client: a `redis.asyncio.Redis` or `RedisCluster`, not decoding responses; the cache
-            takes one connection of its pool for commands and one for the backplane.
+        client: a `redis.asyncio.Redis` or `RedisCluster` that does not decode responses. The
+            cache takes two connections of its pool: one for commands, one for the backplane.
 
     Attributes:
         agents: states, blocks, contexts and sessions of agents.
         messages: the newest messages of conversations.
-        client: the client it was given.
+        client: the client that was passed in.
     """
 
     def __init__(self, client: Any, options: CacheOptions | None = None) -> None:
@@ -91,7 +91,7 @@ class Cache:
         self.messages = MessageCache(self.components, Records(options))
 
     async def __aenter__(self) -> Self:
-        """Connects, for a moment only: a server that is away may come later."""
+        """Try to connect, for at most two seconds each: the server may also come later."""
         if self.options.enabled:
             self._membership.start()
             try:
@@ -115,32 +115,31 @@ class Cache:
     ) -> None:
         await self._flights.close()
         await self._backplane.close()
-        # With invalidations in the queue, others shall notice that we are gone.
+        # With undelivered invalidations, the lease must lapse, so that the others notice.
         await self._membership.stop(leave=self._connection.missed == 0)
         await self._connection.close()
 
     def register(self, *models: type[BaseModel]) -> None:
-        """Name the pydantic classes that may be read before any was stored by this process."""
+        """Register pydantic classes, so that stored values of them can be read without `model`."""
         for model in models:
             self._models.add(model)
 
     async def settled(self) -> None:
-        """Returns once the server is reached and holds every invalidation made here."""
+        """Return once the server is reached and every invalidation of this cache is delivered."""
         await self._connection.settled()
 
     async def invalidate_everything(self) -> bool:
-        """Forget all values and windows of everyone who shares the prefix; sessions stay."""
+        """Invalidate every value and window under this prefix, for all processes. Sessions stay."""
         if not self.options.enabled:
             return True
         return await self.components.invalidation.everything()
 
     def stats(self) -> dict[str, int]:
         """
-        Counters since it was opened, and gauges of now.
+        Counters since the cache was opened, and current gauges (docs/caching.md).
 
-        Gauges: `breaker_open` and `trusted` 0 or 1, `invalidations_missed`,
-        `local_values`, `local_bytes`. `desynchronized` counts connections that were ended
-        because calls and replies might not match.
+        Gauges: `breaker_open` and `trusted` (0 or 1), `invalidations_missed`, `local_values`,
+        `local_bytes`.
         """
         local = self._local
         return {

@@ -1,6 +1,4 @@
-"""
-Values of one kind in the agents' entries: what states, blocks and contexts have in common.
-"""
+"""Reads, loads and stores values of one kind: the shared code of states, blocks and contexts."""
 
 from __future__ import annotations
 
@@ -19,11 +17,11 @@ from cache.names import check_agent_id, check_name, checked_names
 
 
 class Values:
-    """Values of one kind: states, blocks by label, or contexts by hash."""
+    """Values of one kind: states by scope, blocks by label, or contexts by hash."""
 
     def __init__(self, components: Components, kind: str, *, named: str = "name") -> None:
         self._components = components
-        self._named = named  # what a value's name is called, in errors
+        self._named = named  # the argument's name, for errors
         self._options = components.options
         self._kind = kind
         self._open = components.options.prefix + "{"
@@ -45,13 +43,13 @@ class Values:
                 self._components, agent_id, key, f"{self._kind}:{name}", None, model, **how
             )
         check_name("organisation", organisation)
-        # The organisation is part of the place: read without it, no generation is checked.
-        # Without its colons, or those of a scope could make it another one's place.
-        place = organisation
-        if ":" in place or "%" in place:
-            place = place.replace("%", "%25").replace(":", "%3A")
+        # The organization is part of the key, because a read without it checks no generation.
+        # Its colons are escaped, so that two organizations and scopes never make one key.
+        owner = organisation
+        if ":" in owner or "%" in owner:
+            owner = owner.replace("%", "%25").replace(":", "%3A")
         generation = self._components.keys.generation(organisation)
-        field = f"{self._kind}@{place}:{name}"
+        field = f"{self._kind}@{owner}:{name}"
         return ValueSlot(self._components, agent_id, key, field, generation, model, **how)
 
     async def _get(self, slot: ValueSlot) -> Any:
@@ -89,12 +87,12 @@ class Values:
             known = components.entries.eras.known or None
             seen = Reading(era=known) if slot.generation_key is None else await slot.read()
             lease = await slot.lease(seen, mode="steal")
-            if isinstance(lease, Lease):  # else the server was restarted under the call
+            if isinstance(lease, Lease):  # else the server restarted during the call
                 stored = await self._store(slot, lease, value)
         if stored > 0:
             await components.invalidation.announce(slot.key)
         else:
-            # What is there may be older than what the caller has.
+            # The stored value may be older than the caller's.
             await components.invalidation.entries([slot.key], wait=False)
         return stored > 0
 
@@ -106,7 +104,7 @@ class Values:
             raise
 
     def _copy(self, key: str, field: str, model: type[BaseModel] | None) -> tuple[bool, Any]:
-        """(True, value) from this process's own copies, else (False, None)."""
+        """(True, value) from the local copies, else (False, None)."""
         local = self._components.local
         copy = local.get(key, field) if local is not None else None
         if copy is None or not self._components.entries.connection.trusted:
@@ -123,13 +121,13 @@ class Values:
 
 class NamedValues(Values):
     """
-    Values by agent and name. `cache.agents.blocks` by label, `cache.agents.contexts` by hash.
+    Values by agent and name: `cache.agents.blocks` by label, `cache.agents.contexts` by hash.
 
-    They are part of the agent's entry: `cache.agents.invalidate` forgets them too.
+    They belong to the agent's entry, so `cache.agents.invalidate` forgets them too.
     """
 
     async def get(self, agent_id: str, name: str, *, model: type[BaseModel] | None = None) -> Any:
-        """The value, or None on a miss or while the server is away."""
+        """The stored value, or None on a miss or while the server is away."""
         return await self._get(self._slot(agent_id, name, model=model))
 
     async def get_or_load(
@@ -142,7 +140,7 @@ class NamedValues(Values):
         depends_on: Dependencies = (),
         model: type[BaseModel] | None = None,
     ) -> Any:
-        """The value, from the cache or else from `loader`; see `AgentStateCache.get_or_load`."""
+        """The stored value, or else the loader's. See `AgentStateCache.get_or_load`."""
         dependencies = checked_dependencies(depends_on)
         slot = self._slot(agent_id, name, model=model, ttl_s=ttl_s, dependencies=dependencies)
         call = LoadOptions(hard_timeout_s=self._options.loader_timeout_s)
@@ -151,15 +149,15 @@ class NamedValues(Values):
     async def set(
         self, agent_id: str, name: str, value: Any, *, ttl_s: float | None = None
     ) -> bool:
-        """Store a value; False when it was not stored. See `AgentStateCache.set`."""
+        """Store a value. False when it was not stored. See `AgentStateCache.set`."""
         return await self._set(self._slot(agent_id, name, ttl_s=ttl_s), value)
 
 
 def checked_dependencies(names: Dependencies) -> Dependencies:
     """
-    Names that a value depends on; those that a function gives are checked when it gives them.
+    Check names that a value depends on. Names from a function are checked when it returns them.
 
     Raises:
-        InvalidName.
+        InvalidName: see `checked_names`.
     """
     return names if callable(names) else checked_names("depends_on", names)

@@ -1,6 +1,4 @@
-"""
-A conversation's window as the read-through sees it: its page, its lease, its fill.
-"""
+"""Reads, leases and stores the window of one conversation."""
 
 from __future__ import annotations
 
@@ -20,12 +18,12 @@ from cache.records import Records
 
 Message = dict[str, Any]
 Pairs = list[Any]  # sequence_id, record, sequence_id, record, ...
-# Sorted sets keep scores as doubles, exact up to here.
+# Scores of sorted sets are doubles, which are exact up to here.
 _MAX_SEQUENCE_ID = 2**53
 
 
 class Windows:
-    """What every window of a cache needs."""
+    """The scripts and the encoding that all windows of a cache share."""
 
     def __init__(self, components: Components, records: Records) -> None:
         self.components = components
@@ -45,7 +43,7 @@ class Windows:
         )  # fmt: skip
 
     def pairs(self, oldest_first: Iterable[Message], window: str) -> Pairs | None:
-        """sequence_id, record, ... for the scripts; None when one is over the size limit."""
+        """sequence_id, record, ... for the scripts. None if a record is over the size limit."""
         pairs: Pairs = []
         for message in oldest_first:
             record = self.records.seal(message, window.encode())
@@ -58,7 +56,7 @@ class Windows:
 
 @dataclass(slots=True)
 class WindowSlot:
-    """One conversation's window, as the read-through sees it."""
+    """One conversation's window, for the read-through."""
 
     home: Windows
     agent_id: str
@@ -86,10 +84,10 @@ class WindowSlot:
         counters.window_misses += event == "miss"
 
     def learn(self, value: Any) -> None:
-        """Messages have no classes."""
+        """Nothing: messages have no classes."""
 
     async def read(self) -> Reading:
-        """One script call: the page and the state it must agree with, at one moment."""
+        """Read a page and the window's state by one script, so that they agree."""
         components = self.home.components
         connection = components.entries.connection
         before = "" if self.before is None else self.before
@@ -99,21 +97,21 @@ class WindowSlot:
         state, members, era = await self._listed(keys, args)
         if members is None or state[:8] != eras.mark(era, self.key) or not connection.trusted:
             return Reading(seen=state[8:16], era=era)
-        place, names = self.window.encode(), state[16:].split(b":", 4)
+        key, fields = self.window.encode(), state[16:].split(b":", 4)
         try:
-            if names[4:] != [place]:
-                raise Unreadable("the window of another key")
-            messages = self.home.records.open_all(members, place)
+            if fields[4:] != [key]:
+                raise Unreadable("the window belongs to another key")
+            messages = self.home.records.open_all(members, key)
         except Unreadable:
             components.counters.unreadable += 1
             return Reading(seen=state[8:16], era=era)
-        complete = names[3] == b"1"
+        complete = fields[3] == b"1"
         return Reading(True, True, messages, seen=state[8:16], complete=complete, era=era)
 
     async def _listed(
         self, keys: Sequence[str], args: Sequence[Any]
     ) -> tuple[bytes, list[bytes] | None, bytes | None]:
-        """State, members if the window answers, and the era: of one moment or a later one."""
+        """State, members (None if the window cannot answer), and the era, read with them or later."""
         entries = self.home.components.entries
         script, era_key = self.home.list_script, entries.eras.key
         if entries.one_slot:
@@ -139,7 +137,7 @@ class WindowSlot:
         components, home = self.home.components, self.home
         options = components.options
         oldest_first = value[: options.message_window][::-1]
-        # Fewer than asked for: the loader has reached the conversation's beginning.
+        # The loader returned fewer than asked for, so it has reached the beginning.
         complete = len(value) < self.limit and len(value) <= options.message_window
         tail = str(oldest_first[-1]["sequence_id"]) if oldest_first else ""
         pairs = home.pairs(oldest_first, self.window)
@@ -162,15 +160,18 @@ class WindowSlot:
 
 def require_page(limit: int) -> None:
     if limit < 1:
-        raise ValueError("a page holds at least one message")
+        raise ValueError(f"limit must be at least 1, not {limit}")
 
 
 def newest_first(messages: Iterable[Any]) -> Sequence[Message]:
+    """Messages as dicts, sorted. Raises ValueError if a sequence_id is not valid."""
     rows = [m.model_dump(mode="json") if isinstance(m, BaseModel) else dict(m) for m in messages]
     for row in rows:
         number = row.get("sequence_id")
         if not isinstance(number, int) or not 0 <= number < _MAX_SEQUENCE_ID:
-            raise ValueError("a message needs a sequence_id, an integer from 0 to 2**53 - 1")
+            raise ValueError(
+                f"a message's sequence_id must be an integer from 0 to 2**53 - 1, not {number!r:.40}"
+            )
     rows.sort(key=lambda row: -row["sequence_id"])
     return rows
 
@@ -178,6 +179,7 @@ def newest_first(messages: Iterable[Any]) -> Sequence[Message]:
 def page_before(
     window: Sequence[Message], message_id: str, limit: int, *, complete: bool
 ) -> Sequence[Message] | None:
+    """The page before the message of an id, or None if the window does not have all of it."""
     for index, message in enumerate(window):
         if message.get("id") == message_id:
             page = window[index + 1 : index + 1 + limit]
