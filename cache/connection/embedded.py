@@ -126,8 +126,7 @@ def release(url: str) -> None:
 
 
 @atexit.register
-def stop_all() -> None:
-    """Stop every server that this process owns."""
+def _stop_all() -> None:
     while running:
         running.popitem()[1].stop()
 

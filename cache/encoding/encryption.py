@@ -89,7 +89,8 @@ def parse_keys(text: str) -> dict[str, bytes]:
 
 
 @cache
-def _zstd() -> tuple[Any, Any]:
+def zstd() -> tuple[Any, Any]:
+    """The compressor and the decompressor. Raises MissingExtra if zstandard is not installed."""
     try:
         import zstandard
     except ImportError:
@@ -99,7 +100,7 @@ def _zstd() -> tuple[Any, Any]:
 
 def require_zstd() -> None:
     """Raises MissingExtra if zstandard is not installed."""
-    _zstd()
+    zstd()
 
 
 # A value that shrinks further than this is stored uncompressed, and a frame that inflates further
@@ -109,7 +110,7 @@ _MOST_RATIO, _ANY_RATIO_BELOW = 32, 65_536
 
 def compress(data: bytes, limit: int) -> bytes | None:
     """The zstd frame, or None if `decompress` with the same limit would refuse it."""
-    packed = bytes(_zstd()[0].compress(data))
+    packed = bytes(zstd()[0].compress(data))
     return packed if len(data) <= _most_inflated(packed, limit) else None
 
 
@@ -130,7 +131,7 @@ def decompress(data: bytes, limit: int) -> bytes:
         # The frame names its inflated size, so a hostile one is refused before it is inflated.
         if not 0 <= get_frame_parameters(data).content_size <= most:
             raise CodecError(f"a compressed value inflates to an unknown size or over {most} bytes")
-        return bytes(_zstd()[1].decompress(data, max_output_size=most))
+        return bytes(zstd()[1].decompress(data, max_output_size=most))
     except (ImportError, MissingExtra):
         raise CodecError("compressed, but zstandard is not installed") from None
     except ZstdError as exc:

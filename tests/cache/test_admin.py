@@ -1,4 +1,4 @@
-"""What the command line shows and does, and what the settings make of a cache."""
+"""The functions behind `letta-workers cache`, and a cache from the settings."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ async def test_invalidating_reaches_states_and_messages(valkey_url: str, prefix:
         assert await cache.agents.get("a5") is None
 
 
-async def test_with_the_server_away_it_says_so(tmp_path: Path, prefix: str) -> None:
+async def test_stats_report_that_the_server_is_away(tmp_path: Path, prefix: str) -> None:
     with fragile_server(tmp_path) as server:
         async with cache_on(server.url, prefix) as cache:
             server.kill()
@@ -104,7 +104,7 @@ async def test_settings_make_the_cache(valkey_url: str) -> None:
         await cache.agents.invalidate("settings-agent")
 
 
-async def test_the_switch_of_the_settings_turns_the_cache_off(valkey_url: str) -> None:
+async def test_a_setting_turns_the_cache_off(valkey_url: str) -> None:
     async with open_cache(Settings(redis_url=valkey_url, use_agent_cache=False)) as cache:
         loader = Loader(1)
         for _ in range(2):

@@ -1,4 +1,4 @@
-"""The agents' half of the cache against a real server: what a caller may rely on."""
+"""`cache.agents` against a real server: reads, loads, leases, TTLs, outages."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ async def cache(valkey_url: str, prefix: str) -> AsyncIterator[Cache]:
 
 @pytest.fixture
 async def other(valkey_url: str, prefix: str) -> AsyncIterator[Cache]:
-    """The same cache in what stands for another process."""
+    """A cache of the same prefix, as another process has one."""
     async with cache_on(valkey_url, prefix) as cache:
         yield cache
 
@@ -80,7 +80,7 @@ async def test_a_value_that_no_longer_fits_its_model_is_a_miss(cache: Cache) -> 
     assert cache.stats()["unreadable"] == 1
 
 
-async def test_scopes_are_apart_and_go_together(cache: Cache) -> None:
+async def test_scopes_are_separate_and_invalidated_together(cache: Cache) -> None:
     await cache.agents.set("a1", 1)
     await cache.agents.set("a1", 2, scope="org-1:full")
     assert await cache.agents.get("a1") == 1
@@ -90,7 +90,7 @@ async def test_scopes_are_apart_and_go_together(cache: Cache) -> None:
     assert await cache.agents.get("a1", scope="org-1:full") is None
 
 
-async def test_get_many_gives_the_hits(cache: Cache) -> None:
+async def test_get_many_returns_the_hits(cache: Cache) -> None:
     await cache.agents.set("a1", 1)
     await cache.agents.set("a3", 3)
     assert await cache.agents.get_many(["a1", "a2", "a3", "a1"]) == {"a1": 1, "a3": 3}
@@ -103,7 +103,7 @@ async def test_a_miss_runs_the_loader_and_a_hit_does_not(cache: Cache) -> None:
     assert loader.calls == 1
 
 
-async def test_the_answer_none_is_kept_for_its_own_ttl(cache: Cache, client: Any) -> None:
+async def test_none_is_stored_for_the_negative_ttl(cache: Cache, client: Any) -> None:
     loader = Loader(None)
     assert await cache.agents.get_or_load("a1", loader) is None
     assert await cache.agents.get_or_load("a1", loader) is None
@@ -121,7 +121,7 @@ async def test_a_value_ends_with_its_ttl(cache: Cache) -> None:
     assert await eventually(gone)
 
 
-async def test_a_short_ttl_ends_though_another_scope_keeps_the_key(cache: Cache) -> None:
+async def test_a_short_ttl_ends_while_another_scope_lives_on(cache: Cache) -> None:
     await cache.agents.set("a1", 1, ttl_s=60, scope="long")
     await cache.agents.set("a1", 2, ttl_s=0.05, scope="short")
 
@@ -132,7 +132,7 @@ async def test_a_short_ttl_ends_though_another_scope_keeps_the_key(cache: Cache)
     assert await cache.agents.get("a1", scope="long") == 1
 
 
-async def test_lives_are_jittered(cache: Cache, client: Any) -> None:
+async def test_ttls_are_jittered(cache: Cache, client: Any) -> None:
     for number in range(20):
         await cache.agents.set(f"a{number}", 1, ttl_s=100)
     lives = [await client.pttl(cache.components.keys.agent(f"a{n}")) for n in range(20)]
@@ -167,14 +167,14 @@ async def test_a_slow_loader_does_not_overwrite_a_set(cache: Cache, other: Cache
     assert await cache.agents.get("a1") == "new"
 
 
-async def test_who_comes_after_an_invalidation_does_not_join_an_older_load(
+async def test_a_caller_after_an_invalidation_joins_no_older_load(
     cache: Cache, other: Cache
 ) -> None:
     old, new = Loader("old"), Loader("new")
     old.hold()
     first = asyncio.create_task(cache.agents.get_or_load("a1", old))
     await old.started.wait()
-    await other.agents.invalidate("a1")  # this process is not told
+    await other.agents.invalidate("a1")  # this process does not learn of it
     late = asyncio.create_task(cache.agents.get_or_load("a1", new))
     await eventually(lambda: _joined(cache))
     old.go.set()
@@ -187,7 +187,7 @@ async def _joined(cache: Cache) -> bool:
     return cache.stats()["joined"] >= 1
 
 
-async def test_a_local_invalidation_lets_nobody_join_the_load_under_way(cache: Cache) -> None:
+async def test_nobody_joins_a_load_after_a_local_invalidation(cache: Cache) -> None:
     old, new = Loader("old"), Loader("new")
     old.hold()
     first = asyncio.create_task(cache.agents.get_or_load("a1", old))
@@ -230,7 +230,7 @@ async def test_a_dead_holder_is_replaced_within_its_lease(valkey_url: str, prefi
         assert loop.time() - start < 2
 
 
-async def test_a_living_holder_keeps_its_lease(valkey_url: str, prefix: str) -> None:
+async def test_a_running_loader_keeps_its_lease(valkey_url: str, prefix: str) -> None:
     async with (
         cache_on(valkey_url, prefix, lease_s=0.2) as cache,
         cache_on(valkey_url, prefix, lease_s=0.2) as other,
@@ -256,7 +256,7 @@ async def test_a_failed_load_is_raised_and_the_next_caller_loads(cache: Cache) -
     assert await cache.agents.get_or_load("a1", Loader("value")) == "value"
 
 
-async def test_a_cancelled_caller_does_not_cancel_the_others(cache: Cache) -> None:
+async def test_a_canceled_caller_does_not_cancel_the_others(cache: Cache) -> None:
     loader = Loader("value")
     loader.hold()
     first = asyncio.create_task(cache.agents.get_or_load("a1", loader))
@@ -268,7 +268,7 @@ async def test_a_cancelled_caller_does_not_cancel_the_others(cache: Cache) -> No
     assert await second in {"value", "other"}
 
 
-async def test_a_load_that_nobody_waits_for_is_cancelled_and_gives_its_lease_back(
+async def test_a_load_without_waiters_is_canceled_and_releases_its_lease(
     cache: Cache, other: Cache
 ) -> None:
     loader = Loader("value")
@@ -299,7 +299,7 @@ async def _expired(cache: Cache, agent_id: str, ttl_s: float = 0.05) -> None:
     await eventually(gone)
 
 
-async def test_an_expired_value_stands_in_only_when_asked(cache: Cache) -> None:
+async def test_an_expired_value_is_served_only_on_request(cache: Cache) -> None:
     await _expired(cache, "a1")
     failing = Loader(RuntimeError("database away"))
     assert await cache.agents.get_or_load("a1", failing, stale_if_error_s=60) == "stale"
@@ -308,14 +308,14 @@ async def test_an_expired_value_stands_in_only_when_asked(cache: Cache) -> None:
     assert cache.stats()["stale_served"] == 1
 
 
-async def test_an_invalidated_value_never_stands_in(cache: Cache) -> None:
+async def test_an_invalidated_value_is_never_served_as_stale(cache: Cache) -> None:
     await _expired(cache, "a1")
     await cache.agents.invalidate("a1")
     with pytest.raises(RuntimeError):
         await cache.agents.get_or_load("a1", Loader(RuntimeError()), stale_if_error_s=60)
 
 
-async def test_past_the_soft_timeout_the_stale_value_is_served_and_the_load_goes_on(
+async def test_the_soft_timeout_serves_stale_and_the_load_goes_on(
     cache: Cache,
 ) -> None:
     await _expired(cache, "a1")
@@ -334,7 +334,7 @@ async def test_past_the_soft_timeout_the_stale_value_is_served_and_the_load_goes
 
 
 async def test_a_hot_value_is_refreshed_before_its_end(valkey_url: str, prefix: str) -> None:
-    # So large that even the least of random numbers refreshes.
+    # So large that every random number leads to a refresh.
     async with cache_on(valkey_url, prefix, early_refresh_beta=1e15) as cache:
         slow = Loader("first")
         slow.hold()
@@ -352,7 +352,7 @@ async def test_a_hot_value_is_refreshed_before_its_end(valkey_url: str, prefix: 
         assert cache.stats()["early_refreshes"] == 1
 
 
-async def test_a_value_over_the_limit_is_handed_on_but_not_kept(
+async def test_a_value_over_the_limit_is_returned_but_not_stored(
     valkey_url: str, prefix: str
 ) -> None:
     async with cache_on(valkey_url, prefix, max_value_bytes=2048) as cache:
@@ -369,7 +369,7 @@ async def test_a_set_that_is_refused_leaves_nothing_older(valkey_url: str, prefi
         assert await cache.agents.get("a1") is None
 
 
-async def test_a_value_without_a_safe_encoding_is_handed_on(cache: Cache) -> None:
+async def test_a_value_without_a_safe_encoding_is_returned(cache: Cache) -> None:
     value = {"f": object()}
     assert await cache.agents.get_or_load("a1", Loader(value)) is value
     with pytest.raises(NotEncodable):
@@ -400,7 +400,7 @@ async def test_every_key_has_an_end(cache: Cache, client: Any, prefix: str) -> N
         assert 0 < await client.ttl(key) <= 604_800, key
 
 
-async def test_switched_off_every_read_goes_to_its_loader(
+async def test_a_disabled_cache_sends_every_read_to_its_loader(
     valkey_url: str, prefix: str, client: Any
 ) -> None:
     async with cache_on(valkey_url, prefix, enabled=False) as cache:
@@ -415,7 +415,7 @@ async def test_switched_off_every_read_goes_to_its_loader(
     assert not [key async for key in client.scan_iter(match=prefix + "*")]
 
 
-async def test_blocks_and_contexts_go_with_their_agent(cache: Cache) -> None:
+async def test_invalidating_an_agent_forgets_blocks_and_contexts(cache: Cache) -> None:
     await cache.agents.blocks.set("a1", "human", {"value": "x"})
     await cache.agents.contexts.get_or_load("a1", "digest", Loader(b"compiled"))
     assert await cache.agents.blocks.get("a1", "human") == {"value": "x"}
@@ -425,7 +425,7 @@ async def test_blocks_and_contexts_go_with_their_agent(cache: Cache) -> None:
     assert await cache.agents.contexts.get("a1", "digest") is None
 
 
-async def test_a_session_lives_as_long_as_it_is_read(cache: Cache, client: Any) -> None:
+async def test_a_read_renews_a_sessions_ttl(cache: Cache, client: Any) -> None:
     await cache.agents.sessions.set("a1", "s1", {"k": 1}, ttl_s=100)
     key = cache.components.keys.session("a1", "s1")
     await client.expire(key, 10)
@@ -437,7 +437,7 @@ async def test_a_session_lives_as_long_as_it_is_read(cache: Cache, client: Any) 
     assert await cache.agents.sessions.get("a1", "s1") is None
 
 
-async def test_warming_loads_what_is_missing_and_counts_what_fails(cache: Cache) -> None:
+async def test_warming_loads_missing_states_and_counts_failures(cache: Cache) -> None:
     await cache.agents.set("a1", "there")
 
     async def load(agent_id: str) -> str:
@@ -449,7 +449,7 @@ async def test_warming_loads_what_is_missing_and_counts_what_fails(cache: Cache)
     assert await cache.agents.get_many(["a1", "a2", "a3"]) == {"a1": "there", "a2": "A2"}
 
 
-async def test_an_agents_stats_name_its_hits_and_its_size(cache: Cache) -> None:
+async def test_an_agents_stats_have_its_hits_and_its_size(cache: Cache) -> None:
     await cache.agents.get_or_load("a1", Loader(b"x" * 1000))
     await cache.agents.get("a1")
     stats = await cache.agents.stats("a1")
@@ -480,7 +480,7 @@ async def test_another_agents_value_is_a_miss(cache: Cache, client: Any, prefix:
 
 
 @pytest.mark.parametrize("odd", ["\ud800", "agent\udfff"])
-async def test_one_odd_id_gives_nobody_anothers_state(cache: Cache, odd: str) -> None:
+async def test_an_invalid_id_does_not_mix_up_states(cache: Cache, odd: str) -> None:
     for number in range(20):
         await cache.agents.set(f"a{number}", {"owner": number})
 

@@ -47,7 +47,7 @@ async def _values(reader: Cache, writer: Cache) -> None:
     await writer.agents.invalidate("a1", "a2")
     assert await writer.agents.get_many(["a1", "a2", "a3"]) == {"a3": 3}
     await reader.agents.get_or_load("b2", Loader(2), depends_on=["block:2"])
-    # Clocks of nodes are not compared to the microsecond: an index says so for 2 s.
+    # The clocks of two nodes differ, so records within 2 s of an invalidation are refused.
     await writer.agents.invalidate_dependency("block:2")
     assert await writer.agents.get("b2") is None
 

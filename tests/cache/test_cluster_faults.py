@@ -1,4 +1,4 @@
-"""Three nodes: one write a tick and node, slots that move, nodes that die, restart and are replaced."""
+"""A cluster of three nodes: writes per tick, moving slots, and nodes that die, restart or fail over."""
 
 from __future__ import annotations
 
@@ -33,11 +33,11 @@ async def _trusted(*caches: Cache) -> None:
 
 
 async def _reads(node: Node) -> int:
-    """Times that the node has read from clients."""
+    """How often the node has read from its clients."""
     return int((await node.client.info("stats"))["total_reads_processed"])
 
 
-async def test_the_commands_of_a_tick_leave_in_one_write_a_node(nodes: Cluster) -> None:
+async def test_the_commands_of_a_tick_leave_in_one_write_per_node(nodes: Cluster) -> None:
     agents = [name for node in nodes.nodes for name in nodes.agents_on(node, 20)]
     async with cache_on(nodes.url, PREFIX, member_lease_s=0) as cache:  # nothing else is sent
         for number, agent in enumerate(agents):
@@ -46,7 +46,7 @@ async def test_the_commands_of_a_tick_leave_in_one_write_a_node(nodes: Cluster) 
         found = await cache.agents.get_many(agents)
         after = [await _reads(node) for node in nodes.nodes]
         assert found == {agent: number for number, agent in enumerate(agents)}
-        # The second INFO is one read, what the first one asked for is in it.
+        # The second INFO is one read itself.
         assert [b - a for a, b in zip(before, after, strict=True)] == [2, 2, 2]
         assert cache.stats()["outages"] == 0
 
@@ -84,7 +84,7 @@ async def _move_slot(slot: int, source: Node, target: Node) -> None:
         await node.cluster("SETSLOT", slot, "NODE", await target.id())
 
 
-async def test_a_slot_that_moves_costs_misses_and_no_more(nodes: Cluster) -> None:
+async def test_a_moving_slot_costs_only_misses(nodes: Cluster) -> None:
     source, target, _ = nodes.nodes
     agent, beside = nodes.agents_on(source, 2)
     slot = key_slot(f"{PREFIX}{{{agent}}}".encode())
@@ -92,7 +92,7 @@ async def test_a_slot_that_moves_costs_misses_and_no_more(nodes: Cluster) -> Non
         await cache.agents.set(agent, "old")
         await cache.agents.set(beside, "there")
         await _move_keys(slot, source, target)
-        # Half on its way: ASK for one key, TRYAGAIN for several.
+        # A slot that is half moved: ASK for one key, TRYAGAIN for several.
         assert await other.agents.invalidate(agent)
         assert await cache.agents.get_or_load(agent, Loader("new")) == "new"
         assert await cache.agents.get(beside) == "there"
@@ -150,7 +150,7 @@ async def _is(cache: Cache, agent: str, value: Any) -> bool:
 
 
 async def _serves(nodes: Cluster, node: Node) -> None:
-    """A node that came back answers for its slots again."""
+    """Whether a restarted node answers for its slots again."""
     probe = nodes.agents_on(node, 1)[0]
 
     async def answers() -> bool:

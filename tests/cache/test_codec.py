@@ -1,4 +1,4 @@
-"""Job bytes: what goes in comes out, and what is not ours is an error, never code."""
+"""Values survive encoding; foreign bytes are an error and never run code."""
 
 from __future__ import annotations
 
@@ -65,11 +65,11 @@ def test_an_exception_comes_back_as_its_name_and_message_only() -> None:
     assert decode(encode(found)).kind == "Weird"
 
 
-def test_a_cancellation_stays_one() -> None:
+def test_a_cancellation_is_decoded_as_one() -> None:
     assert isinstance(decode(encode(asyncio.CancelledError())), asyncio.CancelledError)
 
 
-def test_a_model_becomes_its_fields() -> None:
+def test_a_model_is_encoded_as_its_fields() -> None:
     class Point(BaseModel):
         x: int
 

@@ -45,6 +45,6 @@ async def test_each_reply_goes_to_its_caller(valkey_url: str, prefix: str) -> No
             print(f"eager={eager} cuts={proxy.cuts_made} {counts}")  # noqa: T201
             assert "WRONG" not in counts
             assert connection.desynchronized == 0
-            for outcome in ("right", "cancelled", "not encodable", "away"):
+            for outcome in ("right", "canceled", "not encodable", "away"):
                 assert counts[outcome] > 20, counts
             assert proxy.cuts_made > 5

@@ -46,11 +46,11 @@ def is_gone(pid: int) -> bool:
         os.kill(pid, 0)
     except ProcessLookupError:
         return True
-    # A zombie waits for a parent that no longer collects it; it serves nobody.
+    # A zombie has ended; its parent has not collected it.
     return Path(f"/proc/{pid}/stat").read_text().split()[2] == "Z"
 
 
-async def test_a_directory_keeps_what_was_written(tmp_path: Path) -> None:
+async def test_a_directory_keeps_data_between_runs(tmp_path: Path) -> None:
     url = f"embedded://{tmp_path}/data"
     for round_ in (1, 2):
         async with open_pool(url, OPTIONS, name="t") as client:
@@ -68,7 +68,7 @@ async def test_users_of_one_process_share_a_server_and_the_last_stops_it() -> No
 
 
 @pytest.mark.parametrize("end", [signal.SIGKILL, signal.SIGTERM])
-def test_the_server_ends_with_its_owner_however_that_dies(end: signal.Signals) -> None:
+def test_the_server_ends_when_its_owner_is_killed(end: signal.Signals) -> None:
     owner, pid, url = start_owner("embedded://")
     assert not is_gone(pid)
     owner.send_signal(end)
@@ -77,7 +77,7 @@ def test_the_server_ends_with_its_owner_however_that_dies(end: signal.Signals) -
     assert not embedded.answers(Path(url.removeprefix("unix://")))
 
 
-def test_a_second_process_joins_the_directory_s_server(tmp_path: Path) -> None:
+def test_a_second_process_joins_the_directorys_server(tmp_path: Path) -> None:
     url = f"embedded://{tmp_path}/data"
     owner, _, first = start_owner(url)
     guest, guest_server, second = start_owner(url)

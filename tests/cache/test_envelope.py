@@ -1,4 +1,4 @@
-"""Envelopes and sealing: what is not ours, not whole or not for us is unreadable, never an error."""
+"""Envelopes: foreign, torn or misplaced bytes are unreadable, and never another error."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ def test_a_value_cut_short_is_unreadable(cut: int) -> None:
     assert Envelopes().read(data[:cut]).head is None
 
 
-def test_a_value_with_more_behind_it_is_unreadable() -> None:
+def test_a_value_with_trailing_bytes_is_unreadable() -> None:
     data = Envelopes().seal({"a": 1}, STAMP, PLACE)
     assert Envelopes().read(data + b"x").head is None
 
@@ -131,7 +131,7 @@ def test_values_over_a_size_are_compressed() -> None:
     assert len(envelopes.seal(small, STAMP, PLACE)) > 100
     assert len(envelopes.seal(large, STAMP, PLACE)) < 500
     assert _round(envelopes, large) == large
-    # Who does not compress reads it all the same.
+    # A reader needs no compression setting.
     assert _open(Envelopes(), envelopes.seal(large, STAMP, PLACE)) == large
 
 
@@ -143,13 +143,13 @@ def test_a_hostile_frame_is_not_inflated() -> None:
         decompress(bomb, 1_000_000)
 
 
-def test_without_zstandard_compressed_values_are_unreadable_and_asking_is_an_error(
+def test_without_zstandard_compressed_values_are_unreadable(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     from cache.encoding import encryption
 
     data = Envelopes(compress_min_bytes=10).seal(b"x" * 100, STAMP, PLACE)
-    encryption._zstd.cache_clear()
+    encryption.zstd.cache_clear()
     monkeypatch.setitem(sys.modules, "zstandard", None)
     with pytest.raises(Unreadable):
         _open(Envelopes(), data)
@@ -163,7 +163,7 @@ def test_without_cryptography_a_keyring_is_an_error(monkeypatch: pytest.MonkeyPa
         Keyring.parse(_keys("a"))
 
 
-def test_sealed_values_hold_nothing_in_clear() -> None:
+def test_encrypted_values_contain_no_plaintext() -> None:
     envelopes = Envelopes(keyring=Keyring.parse(_keys("a")), compress_min_bytes=64)
     for value in (b"PLAINSECRET", {"k": "PLAINSECRET" * 20}, Aliased(agentName="PLAINSECRET")):
         data = envelopes.seal(value, STAMP, PLACE)
@@ -193,14 +193,14 @@ def test_a_value_does_not_open_under_another_key(keyring: Keyring | None, value:
     assert envelopes.open(stored, PLACE) == value
 
 
-def test_a_sealed_value_whose_key_was_rewritten_does_not_open() -> None:
+def test_an_encrypted_value_with_a_rewritten_key_does_not_open() -> None:
     envelopes = Envelopes(keyring=Keyring.parse(_keys("a")))
     data = envelopes.seal(1, STAMP, PLACE).replace(PLACE.encode(), b"lc:{a2}:s:")
     with pytest.raises(Unreadable):
         envelopes.open(envelopes.read(data), "lc:{a2}:s:")
 
 
-def test_with_keys_only_sealed_values_are_trusted_and_without_them_none_is() -> None:
+def test_with_keys_only_encrypted_values_are_read() -> None:
     clear, sealed = Envelopes(), Envelopes(keyring=Keyring.parse(_keys("a")))
     with pytest.raises(Unreadable):
         _open(sealed, clear.seal(1, STAMP, PLACE))

@@ -1,4 +1,4 @@
-"""By dependency, tag and organisation; bounded indexes; copies inside other processes."""
+"""Invalidation by dependency, tag and organization; bounded indexes; copies in other processes."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ async def _fill(cache: Cache, agent: str, value: Any = 1, **how: Any) -> None:
     await cache.agents.get_or_load(agent, Loader(value), **how)
 
 
-async def test_a_dependency_names_the_agents_that_hold_it(cache: Cache, other: Cache) -> None:
+async def test_a_dependency_reaches_the_agents_that_hold_it(cache: Cache, other: Cache) -> None:
     await _fill(cache, "a1", depends_on=["block:b1", "tool:t1"])
     await _fill(cache, "a2", depends_on=["block:b1"])
     await _fill(cache, "a3", depends_on=["block:b2"])
@@ -54,7 +54,7 @@ async def test_dependencies_may_be_read_from_the_value(cache: Cache) -> None:
     assert await cache.agents.get("a1") is None
 
 
-async def test_what_is_filled_again_is_found_again(cache: Cache) -> None:
+async def test_a_value_that_is_loaded_again_is_found(cache: Cache) -> None:
     for _ in range(3):
         await _fill(cache, "a1", depends_on=["block:b1"])
         assert await cache.agents.get("a1") == 1
@@ -69,13 +69,13 @@ async def test_a_tag_is_a_dependency(cache: Cache) -> None:
     assert await cache.agents.get_many(["a1", "a2"]) == {}
 
 
-async def test_an_unknown_dependency_forgets_nothing(cache: Cache) -> None:
+async def test_an_unknown_dependency_invalidates_nothing(cache: Cache) -> None:
     await _fill(cache, "a1")
     await cache.agents.invalidate_dependency("block:none")
     assert await cache.agents.get("a1") == 1
 
 
-async def test_an_organisation_is_forgotten_in_one_step(cache: Cache, other: Cache) -> None:
+async def test_an_organization_is_invalidated_in_one_step(cache: Cache, other: Cache) -> None:
     await _fill(cache, "a1", organisation="o1")
     await _fill(cache, "a2", organisation="o2")
     await other.agents.invalidate_organisation("o1")
@@ -85,7 +85,7 @@ async def test_an_organisation_is_forgotten_in_one_step(cache: Cache, other: Cac
     assert await other.agents.get("a1", organisation="o1") == 2
 
 
-async def test_a_load_from_before_an_organisations_invalidation_is_not_served(
+async def test_an_organizations_invalidation_refuses_older_loads(
     cache: Cache, other: Cache
 ) -> None:
     loader = Loader("old")
@@ -98,7 +98,7 @@ async def test_a_load_from_before_an_organisations_invalidation_is_not_served(
     assert await other.agents.get("a1", organisation="o1") is None
 
 
-async def test_an_organisation_whose_generation_was_evicted_is_a_miss(
+async def test_an_organization_with_an_evicted_generation_is_a_miss(
     cache: Cache, client: Any
 ) -> None:
     await _fill(cache, "a1", organisation="o1")
@@ -114,7 +114,7 @@ async def test_a_value_of_an_organisation_is_not_read_without_it(cache: Cache) -
     assert await cache.agents.get("a1", organisation="o2") is None
 
 
-async def test_an_index_that_overflowed_means_everything(valkey_url: str, prefix: str) -> None:
+async def test_an_overflowed_index_invalidates_everything(valkey_url: str, prefix: str) -> None:
     async with cache_on(valkey_url, prefix, max_dependents=10) as cache:
         for number in range(15):
             await _fill(cache, f"a{number}", depends_on=["block:b1"])
@@ -126,7 +126,7 @@ async def test_an_index_that_overflowed_means_everything(valkey_url: str, prefix
         assert await cache.agents.get("a1") == 1
 
 
-async def test_an_index_that_may_have_been_evicted_means_everything(tmp_path: Any) -> None:
+async def test_an_evicted_index_invalidates_everything(tmp_path: Any) -> None:
     with fragile_server(tmp_path, "--maxmemory", "3mb", "--maxmemory-policy", "allkeys-lru") as s:
         async with cache_on(s.url, "lc:") as cache:
             for number in range(300):
@@ -140,7 +140,7 @@ async def test_an_index_that_may_have_been_evicted_means_everything(tmp_path: An
             assert cache.stats()["index_lost"] == 1
 
 
-async def test_everything_goes_with_loads_under_way(cache: Cache, other: Cache) -> None:
+async def test_invalidating_everything_refuses_running_loads(cache: Cache, other: Cache) -> None:
     await _fill(cache, "a1")
     await cache.messages.get_or_load("a1", Loader([{"id": "m", "sequence_id": 1}]))
     await cache.agents.sessions.set("a1", "s1", "stays")
@@ -160,7 +160,7 @@ LOCAL = LocalOptions(ttl_s=60)
 
 
 async def _copied(cache: Cache, agent: str, value: Any = None, **how: Any) -> None:
-    """Until a read was served from this process's own copy."""
+    """Wait until a read was served from the local copy."""
 
     async def served_here() -> bool:
         before = cache.stats()["local_hits"]
@@ -192,7 +192,9 @@ async def test_copies_are_not_shared_between_callers(valkey_url: str, prefix: st
 
 
 @pytest.mark.parametrize("how", ["agent", "set", "organisation", "dependency", "everything"])
-async def test_copies_of_other_processes_go_too(valkey_url: str, prefix: str, how: str) -> None:
+async def test_an_invalidation_drops_copies_of_other_processes(
+    valkey_url: str, prefix: str, how: str
+) -> None:
     async with (
         cache_on(valkey_url, prefix, local=LOCAL) as reader,
         cache_on(valkey_url, prefix) as writer,
@@ -217,9 +219,7 @@ async def test_copies_of_other_processes_go_too(valkey_url: str, prefix: str, ho
         assert await eventually(gone, deadline_s=5)
 
 
-async def test_the_own_process_never_serves_its_copy_after_its_own_invalidation(
-    valkey_url: str, prefix: str
-) -> None:
+async def test_a_process_drops_its_copy_when_it_invalidates(valkey_url: str, prefix: str) -> None:
     async with cache_on(valkey_url, prefix, local=LOCAL) as cache:
         for number in range(50):
             await cache.agents.set("a1", number)
@@ -229,7 +229,7 @@ async def test_the_own_process_never_serves_its_copy_after_its_own_invalidation(
             assert await cache.agents.get("a1") is None
 
 
-async def test_copies_are_bypassed_while_the_backplane_is_lost_and_right_after_it(
+async def test_copies_are_bypassed_until_the_backplane_catches_up(
     tmp_path: Any, prefix: str
 ) -> None:
     with fragile_server(tmp_path) as server:
@@ -256,7 +256,7 @@ async def test_copies_are_bypassed_while_the_backplane_is_lost_and_right_after_i
             assert await reader.agents.get("a1") is None
 
 
-async def test_a_gap_in_the_backplane_forgets_all_copies(
+async def test_a_gap_in_the_backplane_drops_all_copies(
     valkey_url: str, prefix: str, client: Any
 ) -> None:
     async with cache_on(valkey_url, prefix, local=LOCAL) as cache:

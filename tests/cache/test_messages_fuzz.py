@@ -1,4 +1,4 @@
-"""Writers, readers and evictions at random: no page ever has a hole or lacks what was acknowledged."""
+"""Random writers, readers and evictions: no page has a hole or lacks an acknowledged message."""
 
 from __future__ import annotations
 
@@ -26,5 +26,5 @@ async def test_no_holes_and_nothing_acknowledged_is_missing(
         print(f"seed {SEED}: {findings}, hit rate {findings.hit_rate:.2f}, {first.stats()}")  # noqa: T201
     assert findings.reads > 100 * SECONDS
     assert (findings.holes, findings.missing, findings.disordered) == (0, 0, 0), SEED
-    # Loads take longer than the time between writes where the machine is shared.
+    # On a busy machine, a load takes longer than the time between two writes.
     assert findings.hit_rate > (0.5 if SECONDS >= 30 else 0.1)

@@ -1,4 +1,4 @@
-"""Windows of messages: they answer in full or not at all."""
+"""Windows of messages answer completely or not at all."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ async def other(valkey_url: str, prefix: str) -> AsyncIterator[Cache]:
         yield cache
 
 
-async def test_no_window_is_no_answer(cache: Cache) -> None:
+async def test_a_missing_window_does_not_answer(cache: Cache) -> None:
     assert await cache.messages.list("a1") is None
     assert not await cache.messages.append("a1", _messages(1), after=None)
     assert await cache.messages.list("a1") is None
@@ -69,20 +69,20 @@ async def test_a_commit_older_than_the_tail_drops_the_window(cache: Cache) -> No
     assert await cache.messages.list("a1", limit=1) is None
 
 
-async def test_an_append_that_arrives_twice_is_one(cache: Cache) -> None:
+async def test_an_append_that_arrives_twice_adds_once(cache: Cache) -> None:
     await cache.messages.get_or_load("a1", Loader(_messages(5)), limit=1)
     for _ in range(2):
         assert await cache.messages.append("a1", _messages(6, 7), after=5)
     assert _numbers(await cache.messages.list("a1", limit=3)) == [7, 6, 5]
 
 
-async def test_the_beginning_is_known_when_the_loader_gave_fewer(cache: Cache) -> None:
+async def test_a_short_load_reaches_the_conversations_beginning(cache: Cache) -> None:
     await cache.messages.get_or_load("a1", Loader(_messages(1, 2)), limit=5)
     assert _numbers(await cache.messages.list("a1", limit=9)) == [2, 1]
     assert await cache.messages.list("a1", before=1) == []
 
 
-async def test_a_longer_page_than_the_window_vouches_for_is_no_answer(cache: Cache) -> None:
+async def test_a_page_longer_than_the_window_is_not_answered(cache: Cache) -> None:
     await cache.messages.get_or_load("a1", Loader(_messages(1, 2, 3)), limit=3)
     assert await cache.messages.list("a1", limit=4) is None
     longer = Loader(_messages(0, 1, 2, 3))
@@ -99,7 +99,7 @@ async def test_an_empty_conversation_is_an_answer(cache: Cache) -> None:
     assert _numbers(await cache.messages.list("a1")) == [3]
 
 
-async def test_a_window_is_trimmed_and_then_does_not_know_the_beginning(cache: Cache) -> None:
+async def test_a_trimmed_window_is_no_longer_complete(cache: Cache) -> None:
     await cache.messages.get_or_load("a1", Loader([]))
     for number in range(1, 16):
         assert await cache.messages.append("a1", _messages(number), after=number - 1 or None)
@@ -124,9 +124,7 @@ async def test_conversations_are_apart(cache: Cache) -> None:
     assert await cache.messages.list("a1", limit=1, conversation="c2") is None
 
 
-async def test_invalidation_of_an_agent_takes_every_conversation(
-    cache: Cache, other: Cache
-) -> None:
+async def test_invalidating_an_agent_forgets_every_conversation(cache: Cache, other: Cache) -> None:
     for conversation in ("default", "c2"):
         await cache.messages.get_or_load(
             "a1", Loader(_messages(1)), limit=1, conversation=conversation
@@ -137,7 +135,7 @@ async def test_invalidation_of_an_agent_takes_every_conversation(
 
 
 @pytest.mark.parametrize("how", ["append", "one", "all"])
-async def test_what_was_loaded_before_a_change_is_not_stored(
+async def test_a_load_from_before_a_change_is_not_stored(
     cache: Cache, other: Cache, how: str
 ) -> None:
     loader = Loader(_messages(1))
@@ -155,7 +153,7 @@ async def test_what_was_loaded_before_a_change_is_not_stored(
     assert await other.messages.list("a1", limit=1) is None
 
 
-async def test_half_an_eviction_is_no_answer(cache: Cache, client: Any) -> None:
+async def test_a_partly_evicted_window_does_not_answer(cache: Cache, client: Any) -> None:
     keys = cache.components.keys
     version = keys.windows("a1")
     for victim in (version, version + ":state:default", keys.window("a1", "default")):
@@ -166,7 +164,7 @@ async def test_half_an_eviction_is_no_answer(cache: Cache, client: Any) -> None:
         assert await cache.messages.list("a1", limit=1) is None
 
 
-async def test_a_foreign_member_in_a_window_is_no_answer(cache: Cache, client: Any) -> None:
+async def test_a_window_with_a_foreign_member_does_not_answer(cache: Cache, client: Any) -> None:
     await cache.messages.get_or_load("a1", Loader(_messages(1, 2)), limit=2)
     window = cache.components.keys.window("a1", "default")
     await client.zremrangebyscore(window, 1, 1)
@@ -174,7 +172,9 @@ async def test_a_foreign_member_in_a_window_is_no_answer(cache: Cache, client: A
     assert await cache.messages.list("a1", limit=2) is None
 
 
-async def test_another_agents_window_is_no_answer(cache: Cache, client: Any, prefix: str) -> None:
+async def test_another_agents_window_does_not_answer(
+    cache: Cache, client: Any, prefix: str
+) -> None:
     await cache.messages.get_or_load("a1", Loader(_messages(1, 2)))
     await cache.messages.append("a1", _messages(3), after=2)
     assert _numbers(await cache.messages.list("a1", limit=3)) == [3, 2, 1]
@@ -205,7 +205,9 @@ async def test_models_are_messages_too(cache: Cache) -> None:
     assert await cache.messages.get_or_load("a1", loader) == [{"id": "m1", "sequence_id": 1}]
 
 
-async def test_an_oversized_message_is_handed_on_but_not_kept(valkey_url: str, prefix: str) -> None:
+async def test_an_oversized_message_is_returned_but_not_stored(
+    valkey_url: str, prefix: str
+) -> None:
     large = [{"id": "m", "sequence_id": 1, "text": "x" * 5000}]
     async with cache_on(valkey_url, prefix, max_value_bytes=1024) as cache:
         assert await cache.messages.get_or_load("a1", Loader(large)) == large
@@ -221,6 +223,6 @@ async def test_a_message_without_a_usable_sequence_id_is_refused(cache: Cache, n
         await cache.messages.append("a1", [{"id": "m", "sequence_id": number}], after=None)
 
 
-async def test_a_page_holds_at_least_one_message(cache: Cache) -> None:
-    with pytest.raises(ValueError, match="page"):
+async def test_a_limit_below_one_is_refused(cache: Cache) -> None:
+    with pytest.raises(ValueError, match="limit"):
         await cache.messages.list("a1", limit=0)

@@ -2,7 +2,7 @@
 Two processes' caches and a database at random: every answer is one that a database gave.
 
 The model knows what each scope's value was when the newest invalidation of its agent returned;
-nothing older may be served. Windows are judged by the messages whose append has returned.
+nothing older may be served. A page must contain every message whose append has returned.
 """
 
 from __future__ import annotations
@@ -31,12 +31,12 @@ LIMITS = st.sampled_from([1, 2, 3, 5])
 
 @lru_cache(maxsize=1)
 def _server() -> str:
-    """One for all examples; it ends with the process."""
+    """One server for all examples. It ends with the process."""
     return embedded.acquire("embedded://")
 
 
 class CacheAgainstDatabase(RuleBasedStateMachine):
-    """Steps are whole calls; what is interleaved is who holds a lease and who writes."""
+    """Each step is one call. Leases and writes of different callers interleave."""
 
     @initialize()
     def open(self) -> None:
@@ -69,7 +69,7 @@ class CacheAgainstDatabase(RuleBasedStateMachine):
 
     @rule(who=WHO)
     def a_member_falls_silent(self, who: int) -> None:
-        """The server ends the era: what was stored counts for nothing, and nothing else."""
+        """The era ends: stored values are not served, and nothing else changes."""
         cache = self.caches[who]
         self.run(cache.client.delete(cache.components.keys.era))
 

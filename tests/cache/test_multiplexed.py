@@ -1,4 +1,4 @@
-"""The shared connection: over TLS, Sentinel and TCP, many callers at once, and how it ends."""
+"""The multiplexed connection: TLS, Sentinel and TCP, many callers, and its end."""
 
 from __future__ import annotations
 
@@ -49,10 +49,10 @@ async def test_the_commands_of_a_tick_leave_in_one_write(tmp_path: Path) -> None
             many = await client.info("all")
             assert await cache.agents.get("a1") == 1
             alone = await client.info("all")
-            # An INFO is one of the reads that the next one tells of.
+            # Each INFO is a read that the next INFO counts.
             assert many["total_reads_processed"] - before["total_reads_processed"] == 2
             assert alone["total_reads_processed"] - many["total_reads_processed"] == 2
-            # And no command but the MGET: no script, no second key fetched.
+            # The MGET is the only command: no script, no second read.
             assert alone["total_commands_processed"] - many["total_commands_processed"] == 2
             assert alone["cmdstat_mget"]["calls"] - many["cmdstat_mget"]["calls"] == 1
 
@@ -118,14 +118,14 @@ async def test_a_refused_command_fails_alone(valkey_url: str) -> None:
         await connection.close()
 
 
-async def test_a_cancelled_caller_does_not_shift_the_replies(valkey_url: str) -> None:
+async def test_a_canceled_caller_does_not_shift_the_replies(valkey_url: str) -> None:
     async with open_pool(valkey_url, PoolOptions(), name="t") as client:
         connection = MultiplexedConnection(client, timeout_s=PATIENT_S)
         await connection.connect()
-        cancelled = asyncio.create_task(connection.execute("ECHO", "cancelled"))
+        canceled = asyncio.create_task(connection.execute("ECHO", "canceled"))
         kept = asyncio.create_task(connection.execute("ECHO", "kept"))
         await asyncio.sleep(0)
-        cancelled.cancel()
+        canceled.cancel()
         assert await kept == b"kept"
         await connection.close()
 
@@ -139,7 +139,7 @@ async def test_closing_gives_the_connection_back_to_its_pool(valkey_url: str) ->
         assert await client.ping()
 
 
-async def test_a_connection_that_is_refused_is_away(tmp_path: Path) -> None:
+async def test_a_refused_connection_raises_away(tmp_path: Path) -> None:
     url = f"redis://127.0.0.1:{free_port()}/0"
     async with open_pool(url, PoolOptions(retries=0), name="t") as client:
         connection = MultiplexedConnection(client, timeout_s=PATIENT_S)
@@ -148,11 +148,11 @@ async def test_a_connection_that_is_refused_is_away(tmp_path: Path) -> None:
         await connection.close()
 
 
-async def test_calls_that_wait_when_the_server_ends_the_connection_are_away(
+async def test_waiting_calls_raise_away_when_the_connection_ends(
     valkey_url: str, client: Any
 ) -> None:
-    async with open_pool(valkey_url, PoolOptions(), name="t") as own:
-        connection = MultiplexedConnection(own, timeout_s=PATIENT_S)
+    async with open_pool(valkey_url, PoolOptions(), name="t") as pooled:
+        connection = MultiplexedConnection(pooled, timeout_s=PATIENT_S)
         number = await connection.execute("CLIENT", "ID")
         blocked = asyncio.create_task(connection.execute("BLPOP", "never", 0))
 
@@ -168,7 +168,7 @@ async def test_calls_that_wait_when_the_server_ends_the_connection_are_away(
         await connection.close()
 
 
-async def test_text_bytes_and_numbers_arrive_as_they_are(valkey_url: str) -> None:
+async def test_text_bytes_and_numbers_arrive_unchanged(valkey_url: str) -> None:
     async with open_pool(valkey_url, PoolOptions(), name="t") as client:
         connection = MultiplexedConnection(client, timeout_s=PATIENT_S)
         sent: tuple[Any, ...] = ("ü", b"\x00\r\n", 7, -1.5, "")
@@ -183,7 +183,9 @@ UNSENDABLE: tuple[Any, ...] = ("\ud800", "a\udfff", None, {"a": 1}, ["x"], ())
 
 @pytest.mark.parametrize("odd", UNSENDABLE, ids=ascii)
 @pytest.mark.parametrize("eager", [False, True])
-async def test_what_cannot_be_sent_shifts_no_reply(valkey_url: str, odd: Any, eager: bool) -> None:
+async def test_an_unsendable_command_shifts_no_reply(
+    valkey_url: str, odd: Any, eager: bool
+) -> None:
     async with open_pool(valkey_url, PoolOptions(), name="t") as client:
         connection = MultiplexedConnection(client, timeout_s=PATIENT_S, eager=eager)
         await connection.connect()
@@ -217,7 +219,7 @@ async def test_a_command_that_cannot_be_sent_does_not_show_its_arguments() -> No
 
 
 @pytest.mark.parametrize("eager", [False, True])
-async def test_a_command_that_joined_and_was_not_written_ends_the_connection(
+async def test_a_queued_command_that_is_not_sent_ends_the_connection(
     valkey_url: str, monkeypatch: pytest.MonkeyPatch, eager: bool
 ) -> None:
     async with open_pool(valkey_url, PoolOptions(), name="t") as client:

@@ -300,7 +300,7 @@ async def test_an_invalidated_dependency_refuses_older_leases(
 
 
 @BOTH
-async def test_the_era_when_reading(
+async def test_a_read_compares_the_era(
     caches: tuple[Cache, Cache], rule: bool, monkeypatch: pytest.MonkeyPatch, client: Any
 ) -> None:
     """A member fell silent: the server has ended the era."""
@@ -320,7 +320,7 @@ async def test_the_era_when_reading(
 
 
 @BOTH
-async def test_the_era_when_storing(
+async def test_a_fill_compares_the_era(
     caches: tuple[Cache, Cache], rule: bool, monkeypatch: pytest.MonkeyPatch, client: Any
 ) -> None:
     """The era ended during a load; a caller that joined since must not get the old value."""

@@ -1,4 +1,4 @@
-"""The cache's server dies, hangs, forgets and comes back: callers never notice, nothing is stale."""
+"""The server dies, hangs, loses data and comes back: no caller fails, and nothing is stale."""
 
 from __future__ import annotations
 
@@ -104,7 +104,7 @@ async def test_callers_of_an_outage_still_share_a_loader(
     assert loader.calls <= 4
 
 
-async def test_an_invalidation_during_an_outage_is_delivered_before_anything_is_trusted(
+async def test_an_outages_invalidation_is_delivered_before_trust_returns(
     cache: Cache, server: FragileServer
 ) -> None:
     await cache.agents.set("a1", "old")
@@ -120,7 +120,7 @@ async def test_an_invalidation_during_an_outage_is_delivered_before_anything_is_
 
 
 @pytest.mark.parametrize("rounds", [50])
-async def test_server_killed_during_the_write_and_restarted_leaves_nothing_stale(
+async def test_a_server_killed_during_a_write_serves_nothing_stale(
     cache: Cache, server: FragileServer, prefix: str, rounds: int
 ) -> None:
     async with cache_on(server.url, prefix, timeout_s=TIMEOUT_S, member_lease_s=LEASE_S) as other:
@@ -138,7 +138,7 @@ async def test_server_killed_during_the_write_and_restarted_leaves_nothing_stale
                 assert await reader.agents.get_or_load(agent, Loader("new")) == "new"
 
 
-async def test_what_a_restart_brings_back_from_before_is_not_trusted(
+async def test_values_that_a_restart_brings_back_are_not_served(
     cache: Cache, server: FragileServer, prefix: str
 ) -> None:
     await cache.agents.set("a1", "old")
@@ -179,18 +179,18 @@ async def test_flushall_costs_only_misses(cache: Cache, client: Any, server: Fra
     assert await cache.agents.get_or_load("a1", Loader("new")) == "new"
 
 
-async def test_a_cut_connection_is_dialled_again_without_a_miss(cache: Cache) -> None:
+async def test_a_cut_connection_is_dialed_again_without_a_miss(cache: Cache) -> None:
     await cache.agents.set("a1", "value")
     await cache.components.entries.connection.execute(
         "CLIENT", "KILL", "TYPE", "NORMAL", "SKIPME", "yes"
     )
-    lane = cache.components.entries.connection.unguarded
-    lane.lose("cut by the test")  # type: ignore[attr-defined]
+    connection = cache.components.entries.connection.unguarded
+    connection.lose("cut by the test")  # type: ignore[attr-defined]
     assert await cache.agents.get("a1") == "value"
     assert cache.stats()["outages"] == 0
 
 
-async def test_a_cancelled_invalidation_is_still_delivered(
+async def test_a_canceled_invalidation_is_still_delivered(
     cache: Cache, server: FragileServer
 ) -> None:
     await cache.agents.set("a1", "old")
@@ -208,7 +208,7 @@ async def _invalidating(cache: Cache) -> bool:
     return cache.stats()["invalidations"] == 1
 
 
-async def test_all_kinds_of_invalidation_are_made_good_after_an_outage(
+async def test_all_kinds_of_invalidation_are_delivered_after_an_outage(
     cache: Cache, server: FragileServer
 ) -> None:
     await cache.agents.get_or_load("a1", Loader(1), depends_on=["block:b1"])

@@ -1,4 +1,4 @@
-"""One process's network is cut at random: nobody is served what is older than an acknowledged write."""
+"""Random cuts of one process's network: nothing older than an acknowledged write is served."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ LEASE_S = 0.8
 
 
 @pytest.mark.parametrize("rate", [0.985, 1.015], ids=["slow clock", "fast clock"])
-async def test_nothing_older_than_what_was_acknowledged_is_served(
+async def test_nothing_older_than_an_acknowledged_write_is_served(
     valkey_url: str, prefix: str, rate: float
 ) -> None:
     async with (

@@ -1,4 +1,4 @@
-"""One process is cut off from a server that the others reach: what it invalidates is served nowhere."""
+"""A process is cut off from a server that others reach: what it invalidates is not served."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from tests.support.wait import eventually, eventually_sync
 
 pytestmark = pytest.mark.faults
 
-# Long enough for a busy machine to renew it in time, four times.
+# Long enough for four renewals on a busy machine.
 LEASE_S = 2.0
 TIMEOUT_S = 0.04
 
@@ -35,7 +35,7 @@ async def proxy(valkey_url: str) -> AsyncIterator[FaultProxy]:
 
 @pytest.fixture
 async def other(valkey_url: str, prefix: str) -> AsyncIterator[Cache]:
-    """A process that reaches the server whatever happens."""
+    """A process that always reaches the server."""
     async with cache_on(valkey_url, prefix) as cache:
         yield cache
 
@@ -57,7 +57,7 @@ def cut(proxy: FaultProxy, how: str) -> None:
 
 
 @pytest.mark.parametrize("how", ["silence", "refusal"])
-async def test_invalidate_returns_when_nobody_serves_what_is_older(
+async def test_invalidate_returns_once_nothing_older_is_served(
     proxy: FaultProxy, other: Cache, prefix: str, how: str
 ) -> None:
     async with behind(proxy, prefix) as cache:
@@ -89,7 +89,7 @@ async def test_a_lost_append_returns_when_no_page_lacks_the_message(
         assert await other.messages.list("a1", limit=1) is None
 
 
-async def test_all_kinds_of_invalidation_wait_for_it(
+async def test_all_kinds_of_invalidation_wait_for_the_lease(
     proxy: FaultProxy, other: Cache, prefix: str
 ) -> None:
     async with behind(proxy, prefix) as cache:
@@ -105,7 +105,7 @@ async def test_all_kinds_of_invalidation_wait_for_it(
         assert await other.agents.get("a1") is None
 
 
-async def test_a_load_that_began_before_is_not_handed_to_who_came_after(
+async def test_callers_after_a_write_do_not_get_an_older_load(
     proxy: FaultProxy, other: Cache, prefix: str
 ) -> None:
     async with behind(proxy, prefix) as cache:
@@ -126,13 +126,13 @@ async def test_a_load_that_began_before_is_not_handed_to_who_came_after(
         assert await late == "new"
 
 
-async def test_an_outage_of_longer_than_the_lease_is_told(
+async def test_an_outage_longer_than_the_lease_returns_false(
     proxy: FaultProxy, other: Cache, prefix: str
 ) -> None:
     async with behind(proxy, prefix) as cache:
         proxy.hold()
         assert await cache.agents.invalidate("a1") is True
-        # The others have buried it: what they store from now on, it has no power over.
+        # The others have removed it, so it cannot invalidate what they store from now on.
         await other.agents.get_or_load("a1", Loader("old"))
         assert await cache.agents.invalidate("a1") is False
         assert await other.agents.get("a1") == "old"
@@ -161,7 +161,7 @@ async def _is_member(cache: Cache, count: int) -> None:
     await eventually(there)
 
 
-async def test_a_proxy_that_is_gone_is_not_taken_for_the_server(
+async def test_an_ended_proxy_is_not_taken_for_an_ended_server(
     proxy: FaultProxy, other: Cache, prefix: str
 ) -> None:
     async with behind(proxy, prefix) as cache:
@@ -172,7 +172,7 @@ async def test_a_proxy_that_is_gone_is_not_taken_for_the_server(
 
 
 @pytest.mark.parametrize("how", ["tcp", "unix"])
-async def test_a_server_that_has_ended_beside_us_needs_no_waiting(tmp_path: Path, how: str) -> None:
+async def test_an_ended_server_on_this_machine_is_not_waited_for(tmp_path: Path, how: str) -> None:
     port = free_port() if how == "tcp" else 0
     server = FragileServer(tmp_path, "--port", str(port))
     server.start()
@@ -192,7 +192,7 @@ async def test_a_server_that_has_ended_beside_us_needs_no_waiting(tmp_path: Path
         server.end()
 
 
-async def test_without_a_lease_it_returns_at_once_and_says_that_it_is_not_sure(
+async def test_without_a_lease_invalidate_returns_false_at_once(
     proxy: FaultProxy, other: Cache, prefix: str
 ) -> None:
     async with behind(proxy, prefix, lease_s=0) as cache:
@@ -205,7 +205,7 @@ async def test_without_a_lease_it_returns_at_once_and_says_that_it_is_not_sure(
 
 @asynccontextmanager
 async def refused(valkey_url: str, prefix: str, client: Any) -> AsyncIterator[str]:
-    """The URL of a user whose invalidations are refused, while his renewals would arrive."""
+    """The URL of a user whose invalidations are refused, although renewals would be accepted."""
     user = prefix.strip(":")
     rules = ("on", "nopass", "~*", "&*", "+@all", "-unlink")
     await client.execute_command("ACL", "SETUSER", user, *rules)
@@ -213,7 +213,7 @@ async def refused(valkey_url: str, prefix: str, client: Any) -> AsyncIterator[st
     await client.execute_command("ACL", "DELUSER", user)
 
 
-async def test_commands_that_are_refused_count_as_silence(
+async def test_refused_invalidations_stop_the_renewal(
     valkey_url: str, other: Cache, prefix: str, client: Any
 ) -> None:
     async with (
@@ -228,10 +228,10 @@ async def test_commands_that_are_refused_count_as_silence(
             await cache.settled()
 
 
-async def test_a_process_that_ends_with_a_queue_is_heard(
+async def test_a_process_that_ends_with_a_queue_ends_the_era(
     valkey_url: str, other: Cache, prefix: str, client: Any
 ) -> None:
-    """It could take its leave, and does not."""
+    """It could leave the members, and must not."""
     await other.agents.set("a1", "old")
     async with refused(valkey_url, prefix, client) as url:
         async with cache_on(url, prefix, member_lease_s=LEASE_S) as cache:
@@ -249,7 +249,7 @@ async def _is_gone(cache: Cache) -> bool:
     return await cache.agents.get("a1") is None
 
 
-async def test_a_process_that_ends_well_costs_nobody_a_value(
+async def test_a_process_that_ends_normally_does_not_end_the_era(
     valkey_url: str, other: Cache, prefix: str
 ) -> None:
     async with cache_on(valkey_url, prefix, member_lease_s=LEASE_S):
@@ -262,7 +262,7 @@ async def test_a_process_that_ends_well_costs_nobody_a_value(
     assert await other.agents.get("a1") == "value"
 
 
-async def test_a_blocked_event_loop_costs_nobody_a_value(
+async def test_a_blocked_event_loop_does_not_end_the_era(
     valkey_url: str, other: Cache, prefix: str
 ) -> None:
     import redis
@@ -283,7 +283,7 @@ async def test_a_blocked_event_loop_costs_nobody_a_value(
 
 
 class Process:
-    """Another process's cache (tests/support/member.py), spoken to in lines."""
+    """The cache of another process (tests/support/member.py), driven by lines of text."""
 
     def __init__(self, process: asyncio.subprocess.Process) -> None:
         self._process = process
@@ -320,7 +320,7 @@ async def process_of(url: str, prefix: str) -> AsyncIterator[Process]:
         await process.communicate()
 
 
-async def test_a_process_killed_with_a_queue_is_heard(
+async def test_a_process_killed_with_a_queue_ends_the_era(
     proxy: FaultProxy, other: Cache, prefix: str
 ) -> None:
     await other.agents.set("a1", "old")
@@ -334,7 +334,7 @@ async def test_a_process_killed_with_a_queue_is_heard(
         await _is_member(other, 1)
 
 
-async def test_a_process_that_was_stopped_comes_back_to_the_era_of_the_others(
+async def test_a_stopped_process_comes_back_to_the_others_era(
     valkey_url: str, other: Cache, prefix: str
 ) -> None:
     async with process_of(valkey_url, prefix) as process:
@@ -353,7 +353,7 @@ async def test_a_process_that_was_stopped_comes_back_to_the_era_of_the_others(
 
 
 async def test_a_lost_list_of_members_ends_the_era(other: Cache, prefix: str) -> None:
-    """Evicted, say: then nobody knows who might be silent."""
+    """Without the list, for example after an eviction, no silent member would be noticed."""
     await other.agents.set("a1", "old")
     async with open_pool("unix://" + _path(other), PoolOptions(), name="t") as client:
         await client.delete(other.components.keys.members)

@@ -26,7 +26,7 @@ QUICK = PoolOptions(connect_timeout_s=2, socket_timeout_s=2, retries=0)
 
 
 class OwnClient(Redis):  # type: ignore[misc]
-    """Stands for arq's subclass."""
+    """Stands in for arq's subclass."""
 
 
 async def roundtrip(url: str, options: PoolOptions = QUICK, **more: Any) -> Any:
@@ -110,7 +110,7 @@ async def test_a_cluster_serves_the_cache_but_not_the_workers(tmp_path: Path) ->
                 pytest.fail("a queue was opened on a cluster")
 
 
-async def test_an_unreachable_server_is_one_clear_error_without_the_password() -> None:
+async def test_an_unreachable_server_is_an_error_without_the_password() -> None:
     url = f"redis://:hunter2@127.0.0.1:{free_port()}/0"
     async with open_pool(url, QUICK, name="t") as client:
         with pytest.raises(RedisUnavailable, match="LETTA_REDIS_URL") as caught:
@@ -119,7 +119,7 @@ async def test_an_unreachable_server_is_one_clear_error_without_the_password() -
     assert "\n" not in str(caught.value)
 
 
-async def test_a_late_server_is_waited_for_and_said_once(tmp_path: Path) -> None:
+async def test_a_late_server_is_waited_for_and_logged_once(tmp_path: Path) -> None:
     import asyncio
 
     port = free_port()
@@ -128,10 +128,10 @@ async def test_a_late_server_is_waited_for_and_said_once(tmp_path: Path) -> None
         with structlog.testing.capture_logs() as logs:
             waiting = asyncio.create_task(wait_until_ready(client, url, deadline_s=20))
 
-            async def said() -> bool:
+            async def logged() -> bool:
                 return any(line["event"] == "redis.unreachable" for line in logs)
 
-            await eventually(said)
+            await eventually(logged)
             with valkey(tmp_path, port=port):
                 await waiting
     events = [line["event"] for line in logs]

@@ -1,4 +1,4 @@
-"""The races that other caches lose: stampedes, and old values stored after a write."""
+"""Races that many caches lose: stampedes, and old values stored after a write."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ async def test_400_tasks_in_2_processes_run_one_loader(
 
 
 class Database:
-    """One row, whose readers can be held between reading and answering."""
+    """One row, and the cache's invalidation after each write."""
 
     def __init__(self) -> None:
         self.value = 0
@@ -44,7 +44,7 @@ class Database:
 
 
 async def _race(reader: Cache, writer: Cache, agent_id: str, *, before: bool) -> bool:
-    """True when a value from before the write is served after it."""
+    """True if a value from before the write is served after it."""
     database = Database()
     loader = Loader()
     loader.hold()
@@ -77,7 +77,7 @@ async def test_a_loader_never_stores_what_it_read_before_a_write(
         assert sum(await asyncio.gather(*races)) == 0
 
 
-async def test_readers_and_writers_at_random_are_never_served_what_is_older(
+async def test_random_readers_never_get_what_is_older_than_a_write(
     valkey_url: str, prefix: str
 ) -> None:
     """Every answer is at least as new as the newest write that returned before the question."""

@@ -185,7 +185,7 @@ def test_a_decode_that_fails_ends_the_connection() -> None:
 def test_a_canceled_call_does_not_shift_the_others() -> None:
     hit = array(bulk(b"0" * 16), bulk(b"1" * 16), bulk(b"value"))
     incoming, _, (first, second) = begin([(True, hit, None), (True, hit, None)])
-    first.set_result(None)  # done, as a cancelled one is
+    first.set_result(None)  # done, as a canceled call is
     receive(incoming, hit + hit, iter([30] * 10))
     assert first.result() is None
     assert second.result()[2] == ("decoded", b"value")

@@ -22,9 +22,11 @@ as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root gives files aw
 
 @pytest.fixture
 def home(tmp_path: Path) -> Iterator[Path]:
-    """A place of our own; a server that a test left running ends with it."""
+    """A private directory. Servers that the test left running are stopped after it."""
+    before = set(embedded.running)
     yield tmp_path
-    embedded.stop_all()
+    for url in set(embedded.running) - before:
+        embedded.running.pop(url).stop()
 
 
 def refused(directory: Path, match: str) -> None:
@@ -38,7 +40,7 @@ def make(directory: Path, mode: int = 0o700) -> Path:
     return directory
 
 
-def test_a_new_directory_and_its_files_are_the_owners_alone(home: Path) -> None:
+def test_a_new_directory_is_closed_to_others(home: Path) -> None:
     before = os.umask(0)
     try:
         embedded.acquire(f"embedded://{home}/a/data")
@@ -57,13 +59,13 @@ def test_a_directory_that_others_may_write_is_refused(home: Path, mode: int) -> 
 
 
 @pytest.mark.parametrize("mode", [0o755, 0o750, 0o701, 0o711, 0o704])
-def test_a_directory_that_others_may_read_is_closed_to_them(home: Path, mode: int) -> None:
+def test_a_directory_that_others_may_read_gets_mode_0700(home: Path, mode: int) -> None:
     make(home / "data", mode)
     assert embedded.acquire(f"embedded://{home}/data")
     assert stat.S_IMODE((home / "data").stat().st_mode) == 0o700
 
 
-def test_a_readable_directory_of_other_things_is_left_as_it_is(home: Path) -> None:
+def test_a_readable_directory_of_other_files_is_unchanged(home: Path) -> None:
     (make(home / "data", 0o755) / "notes.txt").write_text("mine")
     refused(home / "data", "chmod 700")
     assert stat.S_IMODE((home / "data").stat().st_mode) == 0o755
@@ -118,7 +120,9 @@ def test_a_file_of_another_user_inside_is_refused(home: Path) -> None:
 
 
 @pytest.mark.parametrize(("mode", "fine"), [(0o757, False), (0o1777, True), (0o755, True)])
-def test_a_directory_above_must_not_be_others_to_change(home: Path, mode: int, fine: bool) -> None:
+def test_a_directory_below_one_that_others_write_is_refused(
+    home: Path, mode: int, fine: bool
+) -> None:
     make(home / "above", mode)
     if fine:
         assert embedded.acquire(f"embedded://{home}/above/data")
@@ -128,7 +132,7 @@ def test_a_directory_above_must_not_be_others_to_change(home: Path, mode: int, f
 
 @as_root
 @pytest.mark.parametrize("kind", ["directory", "link"])
-def test_a_directory_above_must_not_be_another_users(home: Path, kind: str) -> None:
+def test_a_directory_below_one_of_another_user_is_refused(home: Path, kind: str) -> None:
     above = home / "above"
     if kind == "directory":
         make(above, 0o755)

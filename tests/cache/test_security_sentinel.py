@@ -1,4 +1,4 @@
-"""rediss+sentinel://: the Sentinels are spoken to by TLS and with their own password too."""
+"""rediss+sentinel:// uses TLS and a separate password for the Sentinels too."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ PASSWORD = "the-sentinels-own"
 
 @asynccontextmanager
 async def sentinel_behind_tls(home: Path) -> AsyncIterator[tuple[str, PoolOptions]]:
-    """A Sentinel and its master, both reached by TLS alone; the URL, and options that trust them."""
+    """The URL of a Sentinel and master behind TLS, and options that trust both."""
     authority = trustme.CA()
     authority.cert_pem.write_to_path(str(home / "ca.pem"))
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
@@ -34,7 +34,7 @@ async def sentinel_behind_tls(home: Path) -> AsyncIterator[tuple[str, PoolOption
         async with tls_in_front(str(sockets[0]), context) as master:
             conf = home / "sentinel" / "sentinel.conf"
             conf.parent.mkdir()
-            # It says where the master is; that it cannot speak to it takes longer than the test.
+            # It names the master. It cannot reach it by TLS, but the test ends before it reports that.
             conf.write_text(
                 f"sentinel monitor mine 127.0.0.1 {master} 1\n"
                 "sentinel down-after-milliseconds mine 600000\n"

@@ -1,4 +1,4 @@
-"""Scripts on one shared connection: together, and through what breaks a connection."""
+"""Scripts on one shared connection, and what happens when the connection breaks."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ async def _scripts_connection(client: Any) -> str:
     return ids[0]
 
 
-async def test_all_scripts_share_one_connection_that_callers_are_not_short_of(
+async def test_scripts_share_a_connection_beyond_the_pools_limit(
     valkey_url: str, prefix: str
 ) -> None:
     async with _opened(valkey_url, PoolOptions(max_connections=1)) as client:
@@ -115,7 +115,7 @@ async def test_a_server_that_became_a_replica_is_left(tmp_path: Path) -> None:
             assert await _scripts_connection(client) != before
 
 
-async def test_what_the_server_refuses_fails_alone(valkey_url: str, prefix: str) -> None:
+async def test_a_refused_script_fails_alone(valkey_url: str, prefix: str) -> None:
     async with _opened(valkey_url) as client:
         bad = "return redis.call('NO-SUCH')"
         calls = [client.eval(text, 1, f"{prefix}n") for text in (_COUNT, bad, _COUNT)]
@@ -125,8 +125,8 @@ async def test_what_the_server_refuses_fails_alone(valkey_url: str, prefix: str)
 
 
 async def test_closing_ends_the_connection(valkey_url: str, client: Any) -> None:
-    async with _opened(valkey_url) as own:
-        await own.eval("return 1", 0)
+    async with _opened(valkey_url) as shared:
+        await shared.eval("return 1", 0)
         assert "scripts" in [row["name"] for row in await client.client_list()]
 
     async def is_gone() -> bool:

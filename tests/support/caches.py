@@ -1,4 +1,4 @@
-"""Caches for tests: on their own prefix, patient with a busy machine."""
+"""Caches for tests, with timeouts that suit a busy machine, and a loader under control."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from cache import Cache, CacheOptions
 from cache.connection.pool import PoolOptions, open_pool
 
 PATIENT_S = 5.0
-# No member falls silent on a busy machine, unless that is what the test is about.
+# So long that no member misses a renewal on a busy machine.
 LONG_LEASE_S = 30.0
 
 
 @asynccontextmanager
 async def cache_on(url: str, prefix: str, **options: Any) -> AsyncIterator[Cache]:
     """
-    A cache with a client of its own, as another process has one.
+    A cache with a separate client, as another process has one.
 
-    Its patience with the server is long unless the test is about outages.
+    It waits long for the server, unless the test passes another `timeout_s`.
     """
     patient = CacheOptions(prefix=prefix, timeout_s=PATIENT_S, member_lease_s=LONG_LEASE_S)
     chosen = replace(patient, **options)
@@ -33,7 +33,7 @@ async def cache_on(url: str, prefix: str, **options: Any) -> AsyncIterator[Cache
 
 
 class Loader:
-    """A loader that counts its calls, answers from `value`, and can be held in the middle."""
+    """A loader that counts its calls and returns `value`; `hold` stops it in the middle."""
 
     def __init__(self, value: Any = None) -> None:
         self.value = value

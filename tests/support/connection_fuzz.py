@@ -1,6 +1,6 @@
 """
-Callers with every kind of argument share one connection, are cancelled anywhere, and the server
-dies at every byte. Each reply tells whose it is, so a reply at the wrong caller is seen.
+Callers with every kind of argument share one connection, are canceled anywhere, and the server
+dies at every byte. Each reply names its key, so a reply at the wrong caller is detected.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from cache.errors import NotEncodable
 from tests.support.fault_proxy import FaultProxy
 
 CALLERS = 40
-# A name that a reply can be told by stands in front of each.
+# Each value begins with the name of its key, so that a reply shows whose it is.
 TEXTS = ["", "x", "ü€😀", "\r\n$5\r\nhello\r\n", "\0\x01\x7f", "y" * 3000, "z" * 70_000]
 UNSENDABLE: list[Any] = ["\ud800", "a\udfff", None, {"a": 1}, ["x"], object(), ("t",), {1}]
 _WINDOW = "m" * 16
@@ -30,7 +30,7 @@ def _taken(data: bytes | memoryview, start: int, end: int) -> bytes:
 
 
 class ConnectionFuzz:
-    """`counts`: replies that were right or wrong, calls refused, cancelled, or away."""
+    """`counts`: replies that were right or wrong, calls refused, canceled, or away."""
 
     def __init__(self, connection: MultiplexedConnection, prefix: str, seed: int) -> None:
         self._connection = connection
@@ -40,7 +40,7 @@ class ConnectionFuzz:
         self.counts: Counter[str] = Counter()
 
     async def prepare(self) -> None:
-        """The keys that the callers read: each value names its key."""
+        """Store the keys that the callers read. Each value names its key."""
         for number in range(CALLERS):
             key = self._key(number)
             await self._connection.execute("SET", key, key * 50)
@@ -66,14 +66,14 @@ class ConnectionFuzz:
             )
             task = asyncio.ensure_future(ask(number))
             if self._random.random() < 0.2:
-                # At any of the awaits that it has come to by then.
+                # It may have reached any of its awaits by now.
                 for _ in range(self._random.randrange(4)):
                     await asyncio.sleep(0)
                 task.cancel()
             try:
                 self.counts["right" if await task else "WRONG"] += 1
             except asyncio.CancelledError:
-                self.counts["cancelled"] += 1
+                self.counts["canceled"] += 1
             except NotEncodable:
                 self.counts["not encodable"] += 1
             except Away:

@@ -70,7 +70,7 @@ class Fuzz:
     """
     Args:
         caches: what stand for processes; writers and readers are spread over them.
-        client: a plain client for accidents: parts of a window are evicted.
+        client: a plain client for accidents: it evicts one of a window's keys.
     """
 
     def __init__(self, caches: list[Cache], client: Any, seed: int) -> None:
