@@ -1,11 +1,13 @@
 """
-Every setting of the service, in one typed class. Imports nothing of ours.
+Defines every setting of the service in one typed class.
 
-Values come, first found first taken, from: arguments, environment variables
-(``LETTA_`` + the field's name), a ``.env`` file in the working directory (if no
-other user of the machine can have written it), and files in the secrets directory (``LETTA_SECRETS_DIR``, else ``/run/secrets``),
-one file a variable. Variables of other programs that share the prefix are
-ignored. docs/settings.md is generated from this class.
+A value comes from the first source that has it: an argument, an environment
+variable (``LETTA_`` + the field's name), a ``.env`` file in the working
+directory, or a file named like the variable in the secrets directory
+(``LETTA_SECRETS_DIR``, else ``/run/secrets``). A ``.env`` that another user of
+the machine could have written is ignored, and so are variables of other
+programs that share the prefix. This module imports nothing of ours.
+docs/settings.md is generated from this class.
 """
 
 from __future__ import annotations
@@ -47,7 +49,7 @@ LogFormat = Literal["auto", "json", "console"]
 
 
 class SettingsError(ValueError):
-    """One or more settings are wrong. `str()` is one line a variable, without secrets."""
+    """Some settings are wrong. `str()` gives one line per variable and no secrets."""
 
 
 class Settings(BaseSettings):
@@ -67,14 +69,14 @@ class Settings(BaseSettings):
     redis_url: str = Field(
         "redis://localhost:6379/0",
         repr=False,
-        description=f"Server of the queue, webhooks and batches. Accepted: {REDIS_URL_FORMS}.",
+        description=f"Server of the queue, webhooks and LLM batches. Accepted: {REDIS_URL_FORMS}.",
     )
     cache_redis_url: str | None = Field(
         None,
         repr=False,
         description=(
-            "Server of the cache; unset means the queue's. Give the cache its own where memory "
-            "is tight: a cache wants eviction, and eviction loses queued jobs."
+            "Server of the cache; unset: the queue's server. Give the cache its own server where "
+            "memory is tight: a cache needs eviction, and eviction loses queued jobs."
         ),
     )
     redis_connect_timeout_s: float = Field(
@@ -84,28 +86,28 @@ class Settings(BaseSettings):
         5.0,
         gt=0,
         le=300,
-        description="Limit for one reply, seconds; a hung server is noticed then.",
+        description="Limit for one reply, seconds. A hung server is detected after this.",
     )
     redis_health_check_interval_s: float = Field(
         30.0,
         ge=0,
         le=3600,
-        description="Ping a connection idle for longer before using it, seconds.",
+        description="Ping a connection before use when it was idle for longer than this, seconds.",
     )
     redis_max_connections: int = Field(
-        100, ge=1, le=10_000, description="Most connections of one client, per process."
+        100, ge=1, le=10_000, description="Maximum connections of one client in one process."
     )
     redis_retries: int = Field(
         3,
         ge=0,
         le=20,
-        description="Times that opening a connection is tried again, with jittered backoff.",
+        description="Retries of opening a connection, with jittered backoff.",
     )
     redis_ca_file: Path | None = Field(
-        None, description="PEM file of the authorities to trust for rediss://; unset: the system's."
+        None, description="PEM file of the CAs to trust for rediss://; unset: the system's."
     )
     redis_cert_file: Path | None = Field(
-        None, description="PEM client certificate for rediss:// servers that ask for one."
+        None, description="PEM client certificate for rediss:// servers that require one."
     )
     redis_key_file: Path | None = Field(
         None, description="PEM key of the client certificate (may be in the same file)."
@@ -113,31 +115,31 @@ class Settings(BaseSettings):
     redis_username: str | None = Field(
         None,
         max_length=256,
-        description="User of LETTA_REDIS_PASSWORD; unset: the server's default user.",
+        description="User name for LETTA_REDIS_URL when the URL has none.",
     )
     redis_password: SecretStr | None = Field(
         None,
         max_length=1024,
         description=(
-            "Password on the server of LETTA_REDIS_URL, where the URL has none: as a secrets file "
-            "it stands in no URL and no environment."
+            "Password for LETTA_REDIS_URL when the URL has none. Given as a secrets file, it "
+            "appears in no URL and in no environment."
         ),
     )
     redis_sentinel_username: str | None = Field(
         None,
         max_length=256,
-        description="User on the Sentinels of a (rediss|redis)+sentinel:// URL; they have their own.",
+        description="User name for the Sentinels of a redis+sentinel:// or rediss+sentinel:// URL.",
     )
     redis_sentinel_password: SecretStr | None = Field(
-        None, max_length=1024, description="Password on the Sentinels; unset: they want none."
+        None, max_length=1024, description="Password for the Sentinels; unset: no password."
     )
 
     # -- the switches --------------------------------------------------------
     use_redis_queue: bool = Field(
-        True, description="Off: the Letta server delivers inline and enqueues nothing."
+        True, description="Off: the Letta server delivers webhooks inline and enqueues nothing."
     )
     use_agent_cache: bool = Field(
-        True, description="Off: every cached read goes to its loader and nothing is stored."
+        True, description="Off: every cached read calls its loader, and nothing is stored."
     )
 
     # -- the cache -----------------------------------------------------------
@@ -145,106 +147,106 @@ class Settings(BaseSettings):
         600.0,
         gt=0,
         le=604_800,
-        description="Life of an agent's value, seconds; what a lost invalidation can cost at most.",
+        description="TTL of an agent's state, seconds. It bounds the staleness after a lost invalidation.",
     )
     cache_negative_ttl_s: float = Field(
         10.0,
         ge=0,
         le=3600,
-        description="Life of a loader's answer None, seconds; 0 does not keep it.",
+        description="TTL of a loader's answer None, seconds; 0: not stored.",
     )
     cache_ttl_jitter: float = Field(
         0.1,
         ge=0,
         le=0.9,
-        description="A life is shortened at random by up to this share, so that not all end at once.",
+        description="Random share by which a TTL is shortened, so that entries do not expire together.",
     )
     cache_early_refresh_beta: float = Field(
         1.0,
         ge=0,
         le=10,
-        description="How eagerly hot values are loaded anew before their end (XFetch); 0 never.",
+        description="How early hot values are reloaded before they expire (beta of XFetch); 0: never.",
     )
     cache_lease_s: float = Field(
         3.0,
         ge=0.1,
         le=60,
-        description="A loader whose process died is replaced after this, seconds; renewed at a third.",
+        description="Lease of one load, seconds, renewed at a third: after a crash another process loads.",
     )
     cache_loader_timeout_s: float | None = Field(
-        None, gt=0, le=3600, description="Hard limit of a loader, seconds; unset: none."
+        None, gt=0, le=3600, description="Limit for one run of a loader, seconds; unset: none."
     )
     cache_member_lease_s: float = Field(
         3.0,
         ge=0,
         le=60,
         description=(
-            "How long `invalidate` waits at most when the cache's server cannot be reached, and how "
-            "long a process may be silent until all that was stored before counts for nothing, "
-            "seconds. 0: it does not wait, and values stay old until it is delivered."
+            "Maximum wait of `invalidate` when the cache's server cannot be reached, seconds, and "
+            "the longest silence of a process before everything stored earlier is void. 0: it does "
+            "not wait, and values stay stale until the invalidation is delivered."
         ),
     )
     cache_timeout_s: float = Field(
         0.04,
         ge=0.001,
         le=10,
-        description="Silence of the cache's server after which a call goes to its loader, seconds.",
+        description="Limit for one reply of the cache's server, seconds; then the call uses its loader.",
     )
     cache_max_value_bytes: int = Field(
         1_048_576,
         ge=1024,
         le=67_108_864,
-        description="Largest stored value, bytes; larger ones are handed on but not kept.",
+        description="Largest stored value, bytes. A larger value is returned but not stored.",
     )
     cache_max_dependents: int = Field(
         10_000,
         ge=10,
         le=1_000_000,
-        description="Most agents listed for a dependency; past it, invalidating it forgets all.",
+        description="Most agents recorded per dependency; beyond it, invalidating it clears the cache.",
     )
     cache_schema_version: int = Field(
         1,
         ge=0,
         le=65_535,
-        description="Version of the cached models; raise it when their meaning changes.",
+        description="Version of the cached models. Raise it when their meaning changes.",
     )
     cache_compress_min_bytes: int = Field(
         0,
         ge=0,
         le=67_108_864,
-        description="Larger values are compressed with zstd (letta-redis[zstd]), bytes; 0 never.",
+        description="Larger values are compressed with zstd (letta-redis[zstd]), bytes; 0: never.",
     )
     cache_encryption_keys: SecretStr | None = Field(
         None,
         description=(
-            "Keys `id:base64` of 32 bytes, separated by spaces: the first encrypts, all decrypt. "
-            "Unset: values are stored in clear. Needs letta-redis[encryption]."
+            "Keys as `id:base64` of 32 bytes, separated by spaces: the first encrypts, all "
+            "decrypt. Unset: values are stored in clear text. Needs letta-redis[encryption]."
         ),
     )
     cache_message_ttl_s: float = Field(
-        3600.0, gt=0, le=604_800, description="Life of a conversation's window, seconds."
+        3600.0, gt=0, le=604_800, description="TTL of a conversation's message window, seconds."
     )
     cache_message_window: int = Field(
-        200, ge=1, le=10_000, description="Most messages kept of one conversation."
+        200, ge=1, le=10_000, description="Most messages kept per conversation."
     )
     cache_session_ttl_s: float = Field(
-        1800.0, ge=1, le=604_800, description="Life of a session after its last read, seconds."
+        1800.0, ge=1, le=604_800, description="TTL of a session after its last read, seconds."
     )
     cache_local_ttl_s: float = Field(
         0.0,
         ge=0,
         le=60,
         description=(
-            "How long a process may serve its own copy, seconds: the bound of its staleness. "
-            "0 keeps no copies."
+            "How long a process may serve its own copy of a value, seconds. It bounds the copy's "
+            "staleness. 0: no copies."
         ),
     )
     cache_local_max_bytes: int = Field(
-        67_108_864, ge=65_536, le=17_179_869_184, description="Most bytes of copies in a process."
+        67_108_864, ge=65_536, le=17_179_869_184, description="Most bytes of copies in one process."
     )
     cache_local_share_objects: bool = Field(
         False,
-        description="Hand every caller the same object; then none may change what it was given.",
+        description="Give every caller the same object. Callers must then not change it.",
     )
 
     # -- the workers ---------------------------------------------------------
@@ -252,35 +254,35 @@ class Settings(BaseSettings):
         4,
         ge=1,
         le=256,
-        description="Worker processes of `letta-workers run`; one a core is a start.",
+        description="Worker processes of `letta-workers run`. Start with one per core.",
     )
-    worker_log_level: LogLevel = Field("INFO", description="Least level that is logged.")
+    worker_log_level: LogLevel = Field("INFO", description="Lowest level that is logged.")
     worker_log_format: LogFormat = Field(
         "auto", description="json, console (for people), or auto: console on a terminal."
     )
     worker_max_jobs: int = Field(
-        32, ge=1, le=10_000, description="Jobs that one worker process runs at the same time."
+        32, ge=1, le=10_000, description="Jobs that one worker process runs concurrently."
     )
     worker_job_timeout_s: float = Field(
         300.0,
         gt=0,
         le=86_400,
-        description="Limit for one run of a job that sets no other, seconds.",
+        description="Limit for one run of a job that sets none itself, seconds.",
     )
     worker_lease_s: float = Field(
         15.0,
         ge=1,
         le=300,
-        description="A dead worker's jobs fall due again after this, seconds; renewed at a third of it.",
+        description="Lease of a running job, seconds, renewed at a third: after a crash the job runs again.",
     )
     worker_shutdown_grace_s: float = Field(
         30.0,
         ge=0,
         le=3600,
-        description="On TERM, running jobs have this long to end before they are given back, seconds.",
+        description="How long running jobs may take to finish after TERM, seconds; then they are requeued.",
     )
     worker_keep_result_s: float = Field(
-        3600.0, ge=0, le=2_592_000, description="How long a job's result can be read, seconds."
+        3600.0, ge=0, le=2_592_000, description="How long a job's result is kept, seconds."
     )
     worker_functions: str = Field(
         "",
@@ -297,7 +299,7 @@ class Settings(BaseSettings):
         1_048_576,
         ge=1024,
         le=67_108_864,
-        description="Largest encoded job, bytes. Put larger payloads elsewhere and pass their address.",
+        description="Largest encoded job, bytes. Store larger payloads elsewhere and pass a reference.",
     )
 
     # -- supervision ---------------------------------------------------------
@@ -305,7 +307,7 @@ class Settings(BaseSettings):
         0,
         ge=0,
         le=2**50,
-        description="A worker process above this memory drains and is replaced, bytes; 0: never.",
+        description="A worker process that uses more memory drains and is replaced, bytes; 0: never.",
     )
     worker_recycle_jobs: int = Field(
         0,
@@ -319,14 +321,17 @@ class Settings(BaseSettings):
         le=3600,
         description=(
             "A worker process whose event loop is silent for longer is killed and replaced, "
-            "seconds: 5 or more, since its start must fit in; 0: never, for a debugger."
+            "seconds. At least 5, because starting must fit in; 0: never, for use with a debugger."
         ),
     )
     worker_max_crashes: int = Field(
-        5, ge=0, le=1000, description="More crashes of worker processes within the window exit 1."
+        5,
+        ge=0,
+        le=1000,
+        description="Crashes allowed within LETTA_WORKER_CRASH_WINDOW_S; one more exits with code 1.",
     )
     worker_crash_window_s: float = Field(
-        60.0, gt=0, le=86_400, description="The window in which crashes are counted, seconds."
+        60.0, gt=0, le=86_400, description="Window in which crashes are counted, seconds."
     )
 
     # -- the engine ----------------------------------------------------------
@@ -334,43 +339,46 @@ class Settings(BaseSettings):
         5,
         ge=1,
         le=1000,
-        description="Runs of a job that may fail before it is a dead letter; a job may name its own.",
+        description="Failed runs after which a job is a dead letter. A job may set its own limit.",
     )
     worker_retry_base_s: float = Field(
         2.0,
         gt=0,
         le=3600,
-        description="Ceiling of a job's first retry delay, seconds; it doubles each time, full jitter.",
+        description="Ceiling of a job's first retry delay, seconds. It doubles each time; full jitter.",
     )
     worker_retry_cap_s: float = Field(
-        600.0, gt=0, le=604_800, description="Ceiling of any retry's delay, seconds."
+        600.0, gt=0, le=604_800, description="Ceiling of every retry delay, seconds."
     )
     worker_park_s: float = Field(
         900.0,
         ge=0,
         le=604_800,
         description=(
-            "A job of a name that no worker knows waits this long for a rolling deploy, seconds; "
-            "then it is a dead letter."
+            "How long a job whose name no worker knows waits for a rolling deploy, seconds; then "
+            "it is a dead letter."
         ),
     )
     queue_max_length: int = Field(
         1_000_000,
         ge=0,
         le=1_000_000_000,
-        description="Waiting jobs over which an enqueue is refused, all priorities; 0 for no limit.",
+        description="Waiting jobs, all priorities, at which an enqueue is refused; 0: no limit.",
     )
     queue_max_memory_share: float = Field(
         0.9,
         ge=0,
         le=1,
         description=(
-            "Share of the server's maxmemory over which an enqueue is refused, so that workers can "
-            "still finish what is there; 0 for no watermark."
+            "Share of the server's maxmemory above which an enqueue is refused, so that workers "
+            "can still finish queued jobs; 0: no watermark."
         ),
     )
     queue_dead_max: int = Field(
-        10_000, ge=1, le=10_000_000, description="Dead letters kept; the oldest go first."
+        10_000,
+        ge=1,
+        le=10_000_000,
+        description="Most dead letters kept; the oldest are deleted first.",
     )
     queue_dead_max_age_s: float = Field(
         2_592_000.0,
@@ -380,36 +388,36 @@ class Settings(BaseSettings):
     )
     queue_allow_eviction: bool = Field(
         False,
-        description="Run on a server whose maxmemory-policy may drop queued jobs without an error.",
+        description="Start also on a server whose maxmemory-policy may silently drop queued jobs.",
     )
 
     # -- webhooks ------------------------------------------------------------
     webhook_secret: SecretStr | None = Field(
         None,
         description=(
-            "Signing secrets, `whsec_` + base64 of 24-64 bytes (HMAC) or `whsk_` + base64 of an "
-            "ed25519 key's 32 bytes, several separated by spaces while rotating: each signs. "
+            "Signing secrets: `whsec_` + base64 of 24-64 bytes (HMAC), or `whsk_` + base64 of an "
+            "ed25519 key's 32 bytes. To rotate, give several separated by spaces; each one signs. "
             "Unset: deliveries are unsigned."
         ),
     )
     webhook_encryption_key: SecretStr | None = Field(
         None,
         description=(
-            "Base64 of 32 bytes; encrypts the secrets given with single webhooks while they wait in "
-            "Redis. Needed only by callers of send_webhook(secret=...) and their workers."
+            "Base64 of 32 bytes. Encrypts the secrets of single webhooks while they wait in Redis. "
+            "Needed only by callers of send_webhook(secret=...) and their workers."
         ),
     )
     webhook_timeout_s: float = Field(
         15.0, gt=0, le=120, description="Limit for one whole attempt, seconds."
     )
     webhook_max_attempts: int = Field(
-        10, ge=1, le=50, description="Attempts before a delivery is dead."
+        10, ge=1, le=50, description="Failed attempts after which a delivery is dead."
     )
     webhook_retry_delays_s: str = Field(
         "5 300 1800 7200 18000 36000 50400 72000 86400",
         description=(
-            "Ceilings of the delays between attempts, seconds, separated by spaces; the last one "
-            "repeats. The default is Standard Webhooks' schedule."
+            "Ceilings of the delays between attempts, seconds, separated by spaces. The last one "
+            "repeats. The default is the schedule of Standard Webhooks."
         ),
     )
     webhook_retry_base_s: float | None = Field(
@@ -417,31 +425,32 @@ class Settings(BaseSettings):
         gt=0,
         le=3600,
         description=(
-            "Instead of the list: ceiling of the first retry's delay, seconds; it doubles each time."
+            "Ceiling of the first retry's delay, seconds, doubled each time. Replaces the list in "
+            "LETTA_WEBHOOK_RETRY_DELAYS_S."
         ),
     )
     webhook_retry_cap_s: float = Field(
-        86_400.0, gt=0, le=604_800, description="Ceiling of any retry's delay, seconds."
+        86_400.0, gt=0, le=604_800, description="Ceiling of every retry delay, seconds."
     )
     webhook_retry_jitter: float = Field(
         1.0,
         ge=0,
         le=1,
-        description="Share of a delay that is drawn at random; 1 is full jitter, 0 none.",
+        description="Random share of a retry delay: 1 is full jitter, 0 is none.",
     )
     webhook_retry_after_max_s: float = Field(
         86_400.0,
         gt=0,
         le=604_800,
-        description="The longest Retry-After of a receiver that is honored, seconds.",
+        description="Longest Retry-After that is honored, seconds.",
     )
     webhook_deadline_s: float = Field(
         432_000.0,
         gt=0,
         le=2_592_000,
         description=(
-            "A delivery that has not ended after this is dead, seconds: the bound for those whose "
-            "attempts are not used up because its endpoint is held back."
+            "A delivery that has not ended after this is dead, seconds. It bounds deliveries that "
+            "wait for a throttled endpoint and so do not use up their attempts."
         ),
     )
     webhook_max_body_bytes: int = Field(
@@ -451,34 +460,34 @@ class Settings(BaseSettings):
         604_800.0,
         ge=60,
         le=7_776_000,
-        description="How long a delivery can be read after its last change, seconds.",
+        description="How long a delivery is kept after its last change, seconds.",
     )
     webhook_allow_cidrs: str = Field(
         "",
         description=(
-            "Private networks that webhooks may reach, CIDRs separated by commas. "
+            "Private networks that webhooks may reach: CIDRs separated by commas. "
             "Empty: public addresses only."
         ),
     )
     webhook_allow_hosts: str = Field(
         "",
         description=(
-            "Names whose addresses may be private, separated by commas; `*.b` is all below `b`. "
-            "Link-local and metadata addresses stay out of reach."
+            "Host names whose addresses may be private, separated by commas; `*.b` means every "
+            "name below `b`. Link-local and metadata addresses stay forbidden."
         ),
     )
     webhook_ports: str = Field(
         "",
         description=(
-            "The only ports that webhooks may reach, such as `443, 8000-8999`. Empty: all but "
-            "those of well-known other protocols."
+            "Ports that webhooks may reach, such as `443, 8000-8999`. Empty: every port except "
+            "those of other well-known protocols."
         ),
     )
     webhook_ca_file: Path | None = Field(
-        None, description="PEM file of the authorities to trust for https; unset: the system's."
+        None, description="PEM file of the CAs to trust for https; unset: the system's."
     )
     webhook_cert_file: Path | None = Field(
-        None, description="PEM client certificate for receivers that ask for one."
+        None, description="PEM client certificate for receivers that require one."
     )
     webhook_key_file: Path | None = Field(
         None, description="PEM key of the client certificate (may be in the same file)."
@@ -487,71 +496,72 @@ class Settings(BaseSettings):
         None,
         repr=False,
         description=(
-            "http:// URL of an egress proxy for all webhooks. It must guard private networks "
-            "itself; names are judged before, but resolved again by the proxy."
+            "URL of an egress proxy for all webhooks. Names are checked first, but the proxy "
+            "resolves them again: it must guard private networks itself."
         ),
     )
     webhook_keep_response_bytes: int = Field(
         1024,
         ge=0,
         le=65_536,
-        description="Beginning of each response that is kept with its attempt, bytes.",
+        description="Bytes of each response's beginning that are stored with its attempt.",
     )
     webhook_max_response_bytes: int = Field(
         1_048_576,
         ge=0,
         le=67_108_864,
-        description="A longer response is a failure; reading stops there, bytes.",
+        description="Longest response, bytes. A longer one counts as a failure, and reading stops.",
     )
     webhook_endpoint_concurrency: int | None = Field(
         None,
         ge=1,
         le=10_000,
         description=(
-            "Most attempts at one endpoint at the same time, over all workers. Unset: half of "
-            "LETTA_WORKER_MAX_JOBS, at most 16, so that one that hangs leaves room for others."
+            "Most concurrent attempts at one endpoint, over all workers. Unset: half of "
+            "LETTA_WORKER_MAX_JOBS, at most 16, so that a hanging endpoint leaves slots for others."
         ),
     )
     webhook_endpoint_rate: float = Field(
         0.0,
         ge=0,
         le=100_000,
-        description="Most attempts a second at one endpoint, over all workers; 0: no limit.",
+        description="Most attempts per second at one endpoint, over all workers; 0: no limit.",
     )
     webhook_breaker_failures: int = Field(
         5,
         ge=0,
         le=10_000,
         description=(
-            "Failures in a row (no answer, or 5xx) that open an endpoint's circuit breaker; 0: never."
+            "Consecutive failures (no answer, or 5xx) that open an endpoint's circuit breaker; 0: "
+            "never."
         ),
     )
     webhook_breaker_open_s: float = Field(
         30.0,
         gt=0,
         le=86_400,
-        description="An open breaker lets one probe through after this, seconds; it doubles.",
+        description="An open breaker allows one probe after this, seconds; doubled at each failure.",
     )
     webhook_breaker_open_max_s: float = Field(
-        600.0, gt=0, le=86_400, description="The longest that a breaker stays open, seconds."
+        600.0, gt=0, le=86_400, description="Longest time that a breaker stays open, seconds."
     )
     webhook_disable_after_s: float = Field(
         432_000.0,
         ge=0,
         le=7_776_000,
-        description="An endpoint that only failed for this long is disabled, seconds; 0: never.",
+        description="An endpoint that did nothing but fail for this long is disabled, seconds; 0: never.",
     )
     webhook_replay_rate: float = Field(
         20.0,
         gt=0,
         le=10_000,
-        description="Deliveries a second that a replay brings back, so that new events keep going.",
+        description="Deliveries per second that a replay sends, so that new events are not delayed.",
     )
     webhook_on_end: str = Field(
         "",
         description=(
-            "Name of a worker's function that is called with every delivery that has ended, once "
-            "or more: `async def f(ctx, delivery: dict)`."
+            "Name of a job that runs, at least once, for every delivery that has ended: "
+            "`async def f(ctx, delivery: dict)`."
         ),
     )
 
@@ -565,7 +575,7 @@ class Settings(BaseSettings):
     )
     llm_allow_cidrs: str = Field(
         "",
-        description="Private networks where LLM endpoints may be, CIDRs separated by commas.",
+        description="Private networks that LLM calls may reach: CIDRs separated by commas.",
     )
     llm_batch_max_requests: int = Field(
         500, ge=1, le=50_000, description="A batch is flushed when it holds this many requests."
@@ -578,10 +588,10 @@ class Settings(BaseSettings):
     )
     llm_batch_cron: str = Field(
         "*/5 * * * *",
-        description="Cron expression (UTC; five fields, or six with seconds first) that flushes all.",
+        description="When all waiting requests are flushed: cron (UTC), 5 fields or 6 with seconds first.",
     )
     llm_poll_interval_s: float = Field(
-        30.0, ge=0.05, le=3600, description="Time between two looks at a submitted batch, seconds."
+        30.0, ge=0.05, le=3600, description="Interval of polling a submitted batch, seconds."
     )
     llm_timeout_s: float = Field(
         60.0, gt=0, le=3600, description="Limit for one HTTP call to a provider, seconds."
@@ -594,15 +604,15 @@ class Settings(BaseSettings):
         ge=65_536,
         le=67_108_864,
         description=(
-            "Most that is read of one reply of a provider, inflated, bytes; a larger answer ends "
-            "its request with the error response_too_large."
+            "Largest reply of a provider, bytes after decompression. A larger one ends its request "
+            "with the error response_too_large."
         ),
     )
     llm_result_ttl_s: float = Field(
         259_200.0,
         ge=60,
         le=2_592_000,
-        description="How long an answer that nobody has read is kept, seconds.",
+        description="How long an unread answer is kept, seconds.",
     )
     anthropic_base_url: str = Field(
         "https://api.anthropic.com",
@@ -615,89 +625,90 @@ class Settings(BaseSettings):
         3600.0,
         ge=1,
         le=2_592_000,
-        description="How long an answer is kept after it was first read, seconds.",
+        description="How long an answer is kept after its first read, seconds.",
     )
     llm_cache_ttl_s: float = Field(
         0.0,
         ge=0,
         le=604_800,
-        description="How long a successful answer serves equal requests again, seconds; 0 never.",
+        description="How long a successful answer is reused for equal requests, seconds; 0: never.",
     )
     llm_batch_max_bytes: int = Field(
         100_000_000,
         ge=1024,
         le=256_000_000,
-        description="A batch is flushed when its bodies have this size, bytes.",
+        description="A batch is flushed when its bodies reach this size, bytes.",
     )
     llm_batch_max_tokens: int = Field(
         0,
         ge=0,
         le=10**12,
-        description="A batch is flushed at this many estimated tokens (queued-token limits); 0: none.",
+        description="A batch is flushed at this many estimated tokens; 0: no limit.",
     )
     llm_item_max_tries: int = Field(
         3,
         ge=1,
         le=100,
-        description="Batches that may carry a request whose item expires, goes missing or is overloaded.",
+        description="Most batches that a request is part of if its items expire, are lost or overloaded.",
     )
     llm_deadline_margin_s: float = Field(
         120.0,
         ge=0.1,
         le=86_400,
-        description="A request unanswered this long before its deadline goes to the synchronous endpoint.",
+        description="A request unanswered this long before its deadline becomes a direct call, seconds.",
     )
     llm_on_ambiguous: Literal["adopt", "resubmit", "fail"] = Field(
         "adopt",
         description=(
-            "When it cannot be told whether a batch was submitted: look until it is told (adopt), "
-            "submit again and perhaps pay twice (resubmit), or end it with an error (fail)."
+            "What to do when it is unknown whether a batch was submitted: look it up until it is "
+            "known (adopt), submit again and perhaps pay twice (resubmit), or fail it (fail)."
         ),
     )
     llm_unconfirmed_wait_s: float = Field(
         120.0,
         ge=0.1,
         le=86_400,
-        description="A submission without an answer counts as absent only after this, seconds.",
+        description="An unanswered submission counts as absent only after this, seconds.",
     )
     llm_requests_per_minute: int = Field(
         0,
         ge=0,
         le=10_000_000,
-        description="Calls a minute to a provider's synchronous endpoint, all workers; 0: no limit.",
+        description="Direct calls per minute to a provider, over all workers; 0: no limit.",
     )
     llm_tokens_per_minute: int = Field(
         0,
         ge=0,
         le=10**12,
-        description="Estimated tokens a minute of those calls, all workers; 0: no limit.",
+        description="Estimated tokens per minute of direct calls, over all workers; 0: no limit.",
     )
     llm_max_concurrency: int = Field(
         64,
         ge=1,
         le=10_000,
-        description="Most such calls in flight, all workers; fewer while the provider is overloaded.",
+        description="Most direct calls in flight, over all workers; fewer while a provider is overloaded.",
     )
     llm_urgent_share: float = Field(
         0.2,
         ge=0,
         le=0.9,
-        description="Share of the calls in flight that is kept for urgent requests.",
+        description="Share of the direct calls in flight that is reserved for urgent requests.",
     )
     llm_batch_price_factor: float = Field(
         0.5,
         ge=0,
         le=10,
-        description="What a token costs in a batch, as a share of its price by itself.",
+        description="Price of a token in a batch, as a share of its price in a direct call.",
     )
     llm_webhook_url: str | None = Field(
-        None, description="Told of every batch that has ended (event type llm.batch.ended)."
+        None,
+        description="URL that gets a webhook for every ended batch (event type llm.batch.ended).",
     )
     llm_delete_files: Literal["none", "input", "all"] = Field(
         "input",
         description=(
-            "Files deleted at the provider when their batch has ended: what was uploaded, which it "
-            "keeps for good (input), the results too, which it keeps for a while (all), or none."
+            "Files deleted at the provider when their batch has ended: the uploaded file, which it "
+            "would keep forever (input); also the results, which it keeps for a while (all); none."
         ),
     )
 
@@ -710,7 +721,7 @@ class Settings(BaseSettings):
         dotenv_settings: PydanticBaseSettingsSource,
         file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
-        """A `.env` that another user of the machine could have written is left out, and said."""
+        """Ignore a `.env` that another user of the machine could have written, and log it."""
         reason = why_untrusted(Path(".env"))
         if reason is not None:
             path = str(Path(".env").absolute())
@@ -783,7 +794,7 @@ class Settings(BaseSettings):
         for part in filter(None, (p.strip() for p in value.split(","))):
             found = re.fullmatch(r"(\d{1,5})(?:-(\d{1,5}))?", part)
             if not found or not 1 <= int(found[1]) <= int(found[2] or found[1]) <= 65_535:
-                raise ValueError(f"{part!r} is no port; accepted: 443, 8000-8999")
+                raise ValueError(f"{part!r} is not a port; accepted: 443, 8000-8999")
         return value
 
     @field_validator("webhook_allow_hosts")
@@ -791,7 +802,9 @@ class Settings(BaseSettings):
     def _hosts(cls, value: str) -> str:
         for part in filter(None, (p.strip() for p in value.split(","))):
             if not re.fullmatch(r"(\*\.)?[\w-]+(\.[\w-]+)*\.?", part):
-                raise ValueError(f"{part!r} is no host; accepted: names, *.name, by commas")
+                raise ValueError(
+                    f"{part!r} is not a host name; accepted: name or *.name, separated by commas"
+                )
         return value
 
     @field_validator("webhook_retry_delays_s")
@@ -802,14 +815,16 @@ class Settings(BaseSettings):
         except ValueError:
             delays = []
         if not delays or not all(0 <= delay <= 604_800 for delay in delays):
-            raise ValueError("is no list of delays; accepted: seconds up to 604800, by spaces")
+            raise ValueError(
+                "is not a list of delays; accepted: seconds up to 604800, separated by spaces"
+            )
         return value
 
     @field_validator("webhook_proxy_url")
     @classmethod
     def _proxy_url(cls, value: str | None) -> str | None:
         if value is not None and not re.match(r"^https?://[^/\s?#]+/?$", value):
-            raise ValueError("is no proxy; accepted: http://[user:password@]host:port")
+            raise ValueError("is not a proxy URL; accepted: http://[user:password@]host:port")
         return value
 
     @field_validator("webhook_encryption_key")
@@ -863,7 +878,7 @@ class Settings(BaseSettings):
     @classmethod
     def _heartbeat_timeout(cls, value: float) -> float:
         if 0 < value < 5:
-            raise ValueError("would kill workers while they start; accepted: 0 (off), or 5 to 3600")
+            raise ValueError("would kill workers while they start; accepted: 0 (off) or 5 to 3600")
         return value
 
     @field_validator("llm_batch_cron")
@@ -874,22 +889,22 @@ class Settings(BaseSettings):
 
 
 def _with_login(url: str, username: str, password: str) -> str:
-    """The URL with these credentials, unless it has some or its server has no need of them."""
+    """Add these credentials to a URL, unless it has its own or names an embedded server."""
     scheme, _, rest = url.partition("://")
     place = re.split(r"[/?]", rest, maxsplit=1)[0]
-    if not password or "@" in place or scheme == "embedded":
+    if not (username or password) or "@" in place or scheme == "embedded":
         return url
     return f"{scheme}://{quote(username, safe='')}:{quote(password, safe='')}@{rest}"
 
 
 def why_untrusted(path: Path) -> str | None:
     """
-    Why another user of the machine could have written a file, or a directory's files.
+    Say why another user of the machine could have written a file, or a directory's files.
 
-    None when only this user, root, or a group of one's own can; also when there is none.
+    None when only this user, root or the user's own group can write, and when the path is absent.
     """
     try:
-        # Of a link, both ends count.
+        # For a symbolic link, check the link and its target.
         found = [path.lstat(), path.stat()]
     except OSError:
         return None
@@ -909,19 +924,19 @@ def _require_path(path: str) -> None:
 
 
 def _require_cron(expression: str) -> None:
-    # The fields' own bounds are checked where the schedule is built; the base
-    # install carries no cron library.
+    # The bounds of each field are checked where the schedule is built: the base
+    # install has no cron library.
     if len(expression.split()) not in (5, 6):
         raise ValueError(f"{expression!r} is not a cron expression of five or six fields")
 
 
 def variable_name(field: str) -> str:
-    """The environment variable of a field: `worker_count` -> `LETTA_WORKER_COUNT`."""
+    """Return a field's environment variable: `worker_count` -> `LETTA_WORKER_COUNT`."""
     return ENV_PREFIX + field.upper()
 
 
 def accepted(field: FieldInfo) -> str:
-    """What a field takes, in words: `float, > 0, <= 60` or `one of auto, json, console`."""
+    """Describe a field's accepted values: `float, > 0, <= 60` or `one of auto, json, console`."""
     annotation: Any = field.annotation
     if getattr(annotation, "__origin__", None) is Literal:
         return "one of " + ", ".join(annotation.__args__)
@@ -954,10 +969,10 @@ def _explain(error: ValidationError) -> str:
 
 def load_settings(**overrides: Any) -> Settings:
     """
-    Read the settings anew; `overrides` win over every other source.
+    Read the settings again. `overrides` win over every other source.
 
     Raises:
-        SettingsError: a value is wrong; one line a variable, never the value of a secret.
+        SettingsError: a value is wrong. One line per variable, never a secret's value.
     """
     secrets = Path(os.environ.get(ENV_PREFIX + "SECRETS_DIR", "/run/secrets"))
     try:
@@ -968,5 +983,5 @@ def load_settings(**overrides: Any) -> Settings:
 
 @lru_cache(maxsize=1)
 def get_settings() -> Settings:
-    """The process's settings, read once. `get_settings.cache_clear()` reads them again."""
+    """Return the process's settings, read once. `get_settings.cache_clear()` resets them."""
     return load_settings()
