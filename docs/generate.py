@@ -1,8 +1,8 @@
 """
-Writes docs/settings.md and docs/keys.md from the code, or checks that they are current.
+Writes docs/settings.md and docs/keys.md from the code, or checks that they are up to date.
 
     python -m docs.generate            # write
-    python -m docs.generate --check    # exit 1 and name the file that is not current
+    python -m docs.generate --check    # exit 1 and name the outdated files
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ def settings_page() -> str:
     lines = [
         "# Settings",
         "",
-        "Written from the class `Settings` by `make docs`; do not edit. Every variable may also stand",
-        "in a `.env` file of the working directory, or as a file of that name in the secrets directory",
-        "(`LETTA_SECRETS_DIR`, else `/run/secrets`). The environment wins over `.env`, and `.env` over",
-        "the files. A `.env` is read only where it belongs to you or root and nobody else can write to",
-        "it; modules of the working directory are found under the same condition. A wrong value ends a",
-        "command with exit code 2 and one line that says what is accepted.",
+        "`make docs` generates this page from the class `Settings`; do not edit it. Each variable can",
+        "also be set in a `.env` file in the working directory, or as a file of that name in the secrets",
+        "directory (`LETTA_SECRETS_DIR`, else `/run/secrets`). The environment wins over `.env`, and",
+        "`.env` wins over the secrets files. A `.env` is read only if it belongs to you or root and nobody",
+        "else can write to it; the same condition holds for modules in the working directory. A wrong",
+        "value ends a command with exit code 2 and one line that says what is accepted.",
         "",
         "| variable | default | accepted | meaning |",
         "|---|---|---|---|",
@@ -47,8 +47,9 @@ def keys_page() -> str:
     lines = [
         "# Keys",
         "",
-        "Written from `worker/keys.py` and `cache/keys.py` by `make docs`; do not edit. Everything of the",
-        "queue's server is under `arq:`, everything of the cache's under `lc:`; each has what keeps it small.",
+        "`make docs` generates this page from `worker/keys.py` and `cache/keys.py`; do not edit it. All keys",
+        "of the queue begin with `arq:`, all keys of the cache with `lc:`. The last column names what bounds",
+        "each key's size or life.",
         "",
         "| key | type | holds | bound |",
         "|---|---|---|---|",
@@ -62,16 +63,16 @@ PAGES = {"settings.md": settings_page, "keys.md": keys_page}
 
 
 def main() -> int:
-    stale = []
+    outdated = []
     for name, page in PAGES.items():
         path, text = HERE / name, page()
         if "--check" not in sys.argv:
             path.write_text(text, encoding="utf-8")
         elif not path.exists() or path.read_text(encoding="utf-8") != text:
-            stale.append(name)
-    if stale:
-        sys.stderr.write(f"not current: {', '.join(stale)}; run `make docs`\n")
-    return 1 if stale else 0
+            outdated.append(name)
+    if outdated:
+        sys.stderr.write(f"outdated: {', '.join(outdated)}; run `make docs`\n")
+    return 1 if outdated else 0
 
 
 if __name__ == "__main__":

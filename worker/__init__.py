@@ -1,8 +1,8 @@
 """
-The job queue: `open_queue` for services, `WorkerSettings` for `arq worker.WorkerSettings`.
+Exports the queue's client (`open_queue`), its errors, and `WorkerSettings` for arq's command.
 
-`WorkerSettings` is built at its first use, so that importing the client (or a
-policy) needs no arq and reads no environment.
+`WorkerSettings` is built at its first use. Importing the client therefore needs
+no arq and reads no environment.
 """
 
 from __future__ import annotations
@@ -79,10 +79,10 @@ __all__ = [
 @asynccontextmanager
 async def open_queue(settings: Settings | None = None) -> AsyncIterator[JobQueue]:
     """
-    The queue's client for the settings given, else the process's own.
+    Open the queue's client for the given settings, or for `get_settings()`.
 
-    Does not connect by itself: the first call does, and raises QueueUnavailable
-    when the server is away.
+    The first call connects, and raises QueueUnavailable if the server cannot be
+    reached.
 
     Raises:
         settings.SettingsError: a setting is wrong.
@@ -121,7 +121,7 @@ def __getattr__(name: str) -> Any:
             await_server(get_settings(), once="--check" in sys.argv)
         found = build_worker_settings()
     except (SettingsError, CacheError) as exc:
-        # arq's command line would print a traceback; its operator needs the line.
+        # arq's command line would print a traceback; the operator needs this one line.
         print(printable_lines(str(exc)), file=sys.stderr)  # noqa: T201
         raise SystemExit(2 if isinstance(exc, SettingsError) else 1) from None
     globals()[name] = found
@@ -129,5 +129,5 @@ def __getattr__(name: str) -> Any:
 
 
 def _is_arq_command() -> bool:
-    """`arq ...` or `python -m arq ...`."""
+    """Return whether this process was started as `arq ...` or `python -m arq ...`."""
     return "arq" in Path(sys.argv[0]).parts[-2:]

@@ -1,27 +1,27 @@
 """
-What the queue, its jobs and the workers raise. Each class says what to do about it.
+Defines every error of the queue, its jobs and the workers. Each class says what to do.
 
 WorkerError
-├── EnqueueRefused                 nothing was stored; the call can be mended or made again
+├── EnqueueRefused                 nothing was stored; correct the call or repeat it
 │   ├── InvalidArgument            a value is wrong: also a ValueError
 │   │   ├── InvalidWebhookURL(url)
 │   │   ├── UnknownProvider(provider)
 │   │   ├── NotSerializable        an argument has no safe encoding: also a TypeError
 │   │   └── PayloadTooLarge(size, limit)
-│   ├── QueueFull                  as many jobs wait as may: later, or raise LETTA_QUEUE_MAX_LENGTH
-│   ├── QueueMemoryFull            the server's memory is over the watermark: later, or give it more
+│   ├── QueueFull                  too many jobs wait: retry later, or raise LETTA_QUEUE_MAX_LENGTH
+│   ├── QueueMemoryFull            memory is over the watermark: retry later, or raise maxmemory
 │   └── QueueUnavailable           the server cannot be reached: also a ConnectionError
 ├── JobFailed(kind, message)       the job ended with an exception of that class
+│   └── RequestFailed              an LLM request ended with its own error
 ├── JobAborted                     the job was aborted
 ├── ResultTimeout                  no result yet: also a TimeoutError
-├── NotFound                       no job, delivery or request of that id (any more): also a LookupError
-├── RequestFailed(kind, message)   an LLM request ended with its own error
-├── UnsafeServer                   the queue's server may lose jobs; the message names the remedy
+├── NotFound                       no job, delivery or request has that id (now): also a LookupError
+├── UnsafeServer                   the queue's server may lose jobs; the message says what to change
 └── JobError                       raised inside a job, read by the retry policy
     ├── Transient                  another attempt may succeed
     └── Permanent                  never retry
         ├── TargetForbidden(host)  an address that the egress guard does not allow
-        └── Undecodable            what the server gave back is not what was stored there
+        └── Undecodable            bytes read from the server are not in the stored format
 """
 
 from __future__ import annotations
@@ -40,11 +40,11 @@ class InvalidArgument(EnqueueRefused, ValueError):
 
 
 class InvalidWebhookURL(InvalidArgument):
-    """Not an absolute http(s) URL that a webhook can be POSTed to."""
+    """The URL is not an absolute http(s) URL that can receive a webhook."""
 
 
 class UnknownProvider(InvalidArgument):
-    """No LLM provider of that name is configured."""
+    """No LLM provider with that name is configured."""
 
 
 class NotSerializable(InvalidArgument, TypeError):
@@ -61,23 +61,26 @@ class PayloadTooLarge(InvalidArgument):
 
 
 class QueueFull(EnqueueRefused):
-    """As many jobs wait as the queue may hold."""
+    """The queue holds as many waiting jobs as allowed. Retry later, or raise the limit."""
 
     def __init__(self, limit: int) -> None:
-        super().__init__(f"{limit} jobs wait already, the most allowed (LETTA_QUEUE_MAX_LENGTH)")
+        super().__init__(
+            f"{limit} jobs already wait, the most allowed; retry later, or raise "
+            "LETTA_QUEUE_MAX_LENGTH"
+        )
         self.limit = limit
 
 
 class QueueMemoryFull(EnqueueRefused):
-    """The queue's server has no memory to spare for another job."""
+    """The queue's server has no memory left for another job."""
 
 
 class QueueUnavailable(EnqueueRefused, ConnectionError):
-    """The queue's server cannot be reached; deliver inline or try again later."""
+    """The queue's server cannot be reached. Deliver inline, or try again later."""
 
 
 class JobFailed(WorkerError):
-    """The job ended with an exception: `kind` is its class, `message` its text."""
+    """The job ended with an exception: `kind` is its class name, `message` its text."""
 
     def __init__(self, kind: str, message: str) -> None:
         super().__init__(f"{kind}: {message}" if message else kind)
@@ -90,23 +93,23 @@ class JobAborted(WorkerError):
 
 
 class ResultTimeout(WorkerError, TimeoutError):
-    """The time given ran out; the work goes on and its result can still be read later."""
+    """The timeout passed. The work continues, and its result can be read later."""
 
 
 class NotFound(WorkerError, LookupError):
-    """Nothing of that id: never was, or its retention has passed."""
+    """Nothing has that id: it never existed, or its retention has passed."""
 
 
 class RequestFailed(JobFailed):
-    """An LLM request ended with its own error; the other items of its batch are untouched."""
+    """An LLM request ended with its own error. The other requests of its batch are unaffected."""
 
 
 class UnsafeServer(WorkerError):
-    """The queue's server is set up so that it may drop jobs; the worker does not start."""
+    """The queue's server is configured so that it may drop jobs; the worker does not start."""
 
 
 class JobError(WorkerError):
-    """Raised inside a job to say whether another attempt makes sense."""
+    """Base of the errors that a job raises to say whether it should run again."""
 
 
 class Transient(JobError):
@@ -118,7 +121,7 @@ class Permanent(JobError):
 
 
 class TargetForbidden(Permanent):
-    """The egress guard does not allow connecting to this host."""
+    """The egress guard does not allow a connection to this host."""
 
     def __init__(self, host: str, reason: str) -> None:
         super().__init__(f"{host}: {reason}")
@@ -126,4 +129,4 @@ class TargetForbidden(Permanent):
 
 
 class Undecodable(Permanent):
-    """What was read back from the server is not what this service stores there."""
+    """Bytes read from the server are not in the format that this service stores."""

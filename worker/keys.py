@@ -1,9 +1,9 @@
 """
-Every key, channel and TTL of the queue, webhooks and LLM requests, for docs/keys.md too.
+Names every key, channel and TTL of the queue, webhooks and LLM requests.
 
-They begin with arq's own prefix, so that stock arq clients and `arq --check`
-read them; everything of the queue's server is under it, and one ACL pattern
-covers it.
+All keys begin with arq's own prefix: stock arq clients and `arq --check` can
+read them, and one ACL pattern covers them. docs/keys.md is generated from
+CATALOGUE.
 """
 
 from __future__ import annotations
@@ -14,25 +14,25 @@ from cache.keys import KeySpec
 
 QUEUE_PREFIX = "arq:"
 
-# The newest attempts of a delivery that are kept; more are only counted.
+# Attempts kept per delivery, newest first; older ones are only counted.
 MAX_WEBHOOK_ATTEMPTS = 100
 
-# A batch's own record outlives its last change by this, seconds.
+# How long a batch's record is kept after its last change, seconds.
 LLM_BATCH_TTL_S = 604_800
 
-# Batches that are listed; an older one is forgotten when it has ended.
+# Batches kept in the list; beyond it, the oldest ended ones are removed.
 LLM_MAX_BATCHES = 10_000
 
-# A group's usage is summed for this long after its last answer, seconds.
+# How long a group's usage is kept after its last answer, seconds.
 LLM_USAGE_TTL_S = 2_592_000
 
-# The lane's state outlives its last call by this, seconds.
+# How long a provider's rate state is kept after its last direct call, seconds.
 LLM_RATE_TTL_S = 3600
 
 
 @dataclass(frozen=True, slots=True)
 class QueueKeys:
-    """Names on the queue's server. Ids are the caller's or 32 hex digits."""
+    """Builds the key names on the queue's server. Ids are the caller's, or 32 hex digits."""
 
     prefix: str = QUEUE_PREFIX
 
@@ -89,7 +89,7 @@ class QueueKeys:
 
     @property
     def llm_answered(self) -> str:
-        """Channel: the ids of requests as they are answered."""
+        """Channel: ids of requests, published when they are answered."""
         return f"{self.prefix}llm:answered"
 
     def llm_batch(self, batch_id: str) -> str:
@@ -119,13 +119,13 @@ class QueueKeys:
         return f"{self.prefix}gather:{gather_id}"
 
     def last_poll(self, worker_id: str) -> str:
-        return f"{self.prefix}turn:{worker_id}"
+        return f"{self.prefix}poll:{worker_id}"
 
     def last_wake_poll(self, worker_id: str) -> str:
-        return f"{self.prefix}turn:{worker_id}:wake"
+        return f"{self.prefix}poll:{worker_id}:wake"
 
     def worker(self, worker_id: str) -> str:
-        """One worker's heartbeat: JSON."""
+        """JSON: one worker's heartbeat."""
         return f"{self.prefix}worker:{worker_id}"
 
     @property
@@ -147,11 +147,11 @@ class QueueKeys:
 
     @property
     def webhook_open(self) -> str:
-        """Deliveries that have not ended -> when upkeep last looked at them, Unix ms."""
+        """Sorted set: id of an open delivery -> when the rescuer last checked it, Unix ms."""
         return f"{self.prefix}webhook-open"
 
     def webhook_ended(self, state: str) -> str:
-        """Sorted set: delivery id -> when it ended so, Unix ms."""
+        """Sorted set: delivery id -> when it ended in this state, Unix ms."""
         return f"{self.prefix}webhook-ended:{state}"
 
     @property
@@ -161,12 +161,12 @@ class QueueKeys:
 
     @property
     def webhook_events(self) -> str:
-        """Stream: what happened to lanes and endpoints."""
+        """Stream: changes of circuit breakers and endpoints."""
         return f"{self.prefix}webhook-events"
 
     @property
     def llm(self) -> str:
-        """What every key of the LLM half begins with; its scripts derive keys from it."""
+        """Prefix of every LLM key; the Lua scripts derive their keys from it."""
         return f"{self.prefix}llm:"
 
     def llm_sizes(self, group: str) -> str:
@@ -177,7 +177,7 @@ class QueueKeys:
 
     @property
     def llm_batches(self) -> str:
-        """Sorted set: batch id -> when it was made, Unix ms."""
+        """Sorted set: batch id -> when it was created, Unix ms."""
         return f"{self.llm}batches"
 
     def llm_usage(self, group: str) -> str:
@@ -190,26 +190,26 @@ class QueueKeys:
         return f"{self.llm}rate:{provider}"
 
     def llm_flight(self, provider: str) -> str:
-        """Sorted set: call in flight -> end of its lease, Unix ms."""
+        """Sorted set: id of a call in flight -> end of its lease, Unix ms."""
         return f"{self.llm}flight:{provider}"
 
     def llm_reserved(self, provider: str) -> str:
         """Sorted set: request id -> the time reserved for its call, Unix ms."""
-        return f"{self.llm}turns:{provider}"
+        return f"{self.llm}reserved:{provider}"
 
     @property
     def llm_single(self) -> str:
-        """Sorted set: id of a request with a job of its own -> the last look after it, Unix ms."""
+        """Sorted set: id of a directly called request -> when it was last checked, Unix ms."""
         return f"{self.llm}single"
 
     @property
     def llm_underway(self) -> str:
-        """Sorted set: id of a batch that has not ended -> the last look after it, Unix ms."""
+        """Sorted set: id of an open batch -> when it was last checked, Unix ms."""
         return f"{self.llm}underway"
 
     def llm_callback(self, request_id: str) -> str:
-        """Hash: digest of a URL -> the job that tells it of the request's end."""
-        return f"{self.llm}tell:{request_id}"
+        """Hash: digest of a callback URL -> the job that calls it when the request ends."""
+        return f"{self.llm}callback:{request_id}"
 
 
 _ENDS = "deleted when the job ends"
@@ -219,14 +219,14 @@ CATALOGUE: tuple[KeySpec, ...] = (
     KeySpec(
         "arq:queue",
         "sorted set",
-        "job id -> due time, Unix ms; priority DEFAULT, stock arq's",
-        "one member a waiting job",
+        "job id -> due time, Unix ms; priority DEFAULT, the queue of stock arq",
+        "one member per waiting job",
     ),
     KeySpec(
         "arq:queue:critical\\|high\\|low",
         "sorted set",
         "the same for the other priorities",
-        "one member a waiting job",
+        "one member per waiting job",
     ),
     KeySpec("arq:queue:wake", "sorted set", "one token that wakes a worker", "one member"),
     KeySpec(
@@ -239,83 +239,88 @@ CATALOGUE: tuple[KeySpec, ...] = (
     KeySpec(
         "arq:in-progress:<id>",
         "string",
-        "the claim: token, queue, due time, lost leases",
+        "the claim: token, queue, due time, stalled count",
         "deleted when the run ends; TTL 1 d after the last renewal",
     ),
     KeySpec("arq:retry:<id>", "string", "tries so far", _ENDS),
-    KeySpec("arq:abort", "sorted set", "job ids whose end was asked for", "removed with the job"),
-    KeySpec("arq:result:<id>", "string", "msgpack: how it ended", "TTL LETTA_WORKER_KEEP_RESULT_S"),
+    KeySpec("arq:abort", "sorted set", "ids of jobs to abort", "removed with the job"),
+    KeySpec(
+        "arq:result:<id>",
+        "string",
+        "msgpack: the job's result or error",
+        "TTL LETTA_WORKER_KEEP_RESULT_S",
+    ),
     KeySpec(
         "arq:webhook:<id>",
         "hash",
-        "a delivery: url, event type, body, state, times",
-        "none until it ends, then TTL LETTA_WEBHOOK_RETENTION_S",
+        "a delivery: URL, event type, body, state, times",
+        "no TTL until it ends, then LETTA_WEBHOOK_RETENTION_S",
     ),
     KeySpec(
         "arq:webhook-attempts:<id>",
         "list",
-        "msgpack [time, status, error, ms, response] an attempt",
-        "newest 100; TTL as the delivery's",
+        "per attempt: msgpack [time, status, error, ms, response]",
+        "newest 100; the delivery's TTL",
     ),
     KeySpec(
-        "arq:webhook-target:<lane>",
+        "arq:webhook-target:<target>",
         "hash",
-        "what holds a host or endpoint id back: failures, breaker, pause, share, next turn",
+        "limits of a host or endpoint id: failures, breaker, pause, concurrency, next free time",
         "TTL 1 d after the last change",
     ),
     KeySpec(
-        "arq:webhook-slots:<lane>",
+        "arq:webhook-slots:<target>",
         "sorted set",
-        "delivery id -> when its attempt's place lapses, Unix ms",
+        "delivery id -> when its attempt's slot expires, Unix ms",
         "LETTA_WEBHOOK_ENDPOINT_CONCURRENCY; TTL of the attempt's limit + 10 s",
     ),
     KeySpec(
-        "arq:webhook-parked:<lane>",
+        "arq:webhook-parked:<target>",
         "sorted set",
-        "delivery id -> since when it waits for its lane, Unix ms",
-        "one member a waiting delivery",
+        "delivery id -> since when it waits for its target, Unix ms",
+        "one member per waiting delivery",
     ),
     KeySpec(
         "arq:webhook-order:<digest>",
         "sorted set",
         "delivery ids of one ordering key, in order",
-        "one member a delivery that has not ended",
+        "one member per open delivery",
     ),
     KeySpec(
         "arq:webhook-endpoint:<endpoint>",
         "hash",
         "an endpoint that fails or is disabled: since when, why, its URL",
-        "deleted when it takes a webhook; TTL 90 d, none while disabled",
+        "deleted when it accepts a webhook; TTL 90 d, none while disabled",
     ),
     KeySpec(
         "arq:webhook-disabled",
         "sorted set",
         "disabled endpoint -> since, Unix ms",
-        "one member a disabled endpoint",
+        "one member per disabled endpoint",
     ),
     KeySpec(
         "arq:webhook-open",
         "sorted set",
-        "delivery id -> when it was stored or upkeep last saw its job, Unix ms",
-        "one member a delivery that has not ended",
+        "delivery id -> when it was stored or the rescuer last saw its job, Unix ms",
+        "one member per open delivery",
     ),
     KeySpec(
         "arq:webhook-ended:delivered\\|dead\\|disabled",
         "sorted set",
-        "delivery id -> when it ended so, Unix ms; for replays",
+        "delivery id -> when it ended in this state, Unix ms; for replays",
         "LETTA_WEBHOOK_RETENTION_S",
     ),
     KeySpec(
         "arq:webhook-events",
         "stream",
         "circuits opened and closed, endpoints disabled and enabled",
-        "newest 1,000, about",
+        "about the newest 1,000",
     ),
     KeySpec(
         "arq:llm:groups",
         "hash",
-        "group id -> provider, endpoint, model, where requests wait",
-        "removed when none waits",
+        "group id -> provider, endpoint and model of waiting requests",
+        "removed when no request waits",
     ),
     KeySpec(
         "arq:llm:pending:<group>",
@@ -339,37 +344,37 @@ CATALOGUE: tuple[KeySpec, ...] = (
     KeySpec(
         "arq:llm:batch:<id>",
         "hash",
-        "a batch: state, epoch, group, provider's id, counts, usage",
+        "a batch: state, epoch, group, the provider's id, counts, usage",
         "TTL 7 d after it ends",
     ),
     KeySpec(
         "arq:llm:items:<id>",
         "list",
         "request ids of the batch, in the order of its file",
-        "LETTA_LLM_BATCH_MAX_REQUESTS; TTL as the batch's",
+        "LETTA_LLM_BATCH_MAX_REQUESTS; the batch's TTL",
     ),
     KeySpec(
         "arq:llm:sizes:<group>",
         "hash",
-        "bytes and tokens of the requests that wait",
-        "removed when none waits",
+        "bytes and tokens of the waiting requests",
+        "removed when no request waits",
     ),
     KeySpec(
         "arq:llm:open:<batch>",
         "set",
-        "ids of a batch's requests without an answer",
-        "removed with the last",
+        "ids of a batch's unanswered requests",
+        "removed with the last one",
     ),
     KeySpec(
         "arq:llm:batches",
         "sorted set",
-        "batch id -> when it was made, Unix ms",
-        "newest 10,000 that have ended; TTL 7 d, renewed",
+        "batch id -> when it was created, Unix ms",
+        "newest 10,000 ended ones; TTL 7 d, renewed",
     ),
     KeySpec(
         "arq:llm:usage:<group>",
         "hash",
-        "tokens and items of a group so far",
+        "total tokens and items of a group",
         "TTL 30 d, renewed",
     ),
     KeySpec(
@@ -381,68 +386,73 @@ CATALOGUE: tuple[KeySpec, ...] = (
     KeySpec(
         "arq:llm:rate:<provider>",
         "hash",
-        "next free times, adaptive limit and pause of the synchronous lane",
+        "next free times, adaptive limit and pause of a provider's direct calls",
         "TTL 1 h, renewed",
     ),
     KeySpec(
         "arq:llm:flight:<provider>",
         "sorted set",
-        "call in flight -> end of its lease, Unix ms",
+        "id of a call in flight -> end of its lease, Unix ms",
         "LETTA_LLM_MAX_CONCURRENCY; TTL 1 h",
     ),
     KeySpec(
         "arq:llm:reserved:<provider>",
         "sorted set",
         "request id -> the time reserved for its call, Unix ms",
-        "a minute of LETTA_LLM_REQUESTS_PER_MINUTE; TTL 1 h",
+        "one minute of LETTA_LLM_REQUESTS_PER_MINUTE; TTL 1 h",
     ),
     KeySpec(
         "arq:llm:single",
         "sorted set",
-        "id of a request with a job of its own -> the last look after it, Unix ms",
-        "one member such a request, until it is answered",
+        "id of a directly called request -> when it was last checked, Unix ms",
+        "one member per such request, until it is answered",
     ),
     KeySpec(
         "arq:llm:underway",
         "sorted set",
-        "id of a batch -> the last look after it, Unix ms",
-        "one member a batch, until it has ended",
+        "id of a batch -> when it was last checked, Unix ms",
+        "one member per batch, until it has ended",
     ),
     KeySpec(
         "arq:llm:callback:<id>",
         "hash",
-        "digest of a URL -> the job that tells it of the request's end",
+        "digest of a callback URL -> the job that calls it when the request ends",
         "deleted when answered; after an error, TTL LETTA_LLM_RESULT_TTL_S",
     ),
-    KeySpec("arq:llm:answered", "channel", "request ids as they are answered", "keeps nothing"),
+    KeySpec(
+        "arq:llm:answered", "channel", "ids of requests when they are answered", "stores nothing"
+    ),
     KeySpec(
         "arq:queue:running",
         "sorted set",
         "id of a running job -> its lease's end, Unix ms",
-        "one member a running job",
+        "one member per running job",
     ),
     KeySpec(
         "arq:queue:schedules",
         "sorted set",
         "id of a repeating job -> its next run, Unix ms",
-        "one member a schedule",
+        "one member per schedule",
     ),
     KeySpec(
         "arq:queue:schedules:jobs",
         "hash",
-        "id of a repeating job -> msgpack: job, rhythm",
-        "one field a schedule",
+        "id of a repeating job -> msgpack: job, interval or cron",
+        "one field per schedule",
     ),
     KeySpec(
-        "arq:queue:cron", "hash", "name of a cron job -> its last tick, Unix ms", "one field a cron"
+        "arq:queue:cron",
+        "hash",
+        "name of a cron job -> its last tick, Unix ms",
+        "one field per cron job",
     ),
     KeySpec(
         "arq:queue:listener",
         "string",
-        "the worker that listens for stock clients' jobs",
+        "id of the worker that listens for jobs of stock clients",
         "TTL twelve heartbeats",
     ),
-    KeySpec("arq:parked", "hash", "id of a job of unknown name -> since, Unix ms", _ENDS),
+    KeySpec("arq:parked", "hash", "id of a job with an unknown name -> since when, Unix ms", _ENDS),
     KeySpec(
         "arq:dead",
         "sorted set",
@@ -453,26 +463,26 @@ CATALOGUE: tuple[KeySpec, ...] = (
         "arq:dead:<id>",
         "hash",
         "a dead letter: raw body, reason, error, tries, times",
-        "with its place in arq:dead; TTL LETTA_QUEUE_DEAD_MAX_AGE_S",
+        "removed with its member in arq:dead; TTL LETTA_QUEUE_DEAD_MAX_AGE_S",
     ),
     KeySpec(
         "arq:unique:<key>",
         "string",
         "id of the job that holds a unique key",
-        "freed with the job (or when it starts), or TTL of the window",
+        "deleted when the job starts or ends, by its scope; or TTL of the window",
     ),
-    KeySpec("arq:gather:<id>", "hash", "results of a gathering's jobs so far", "TTL 7 d"),
+    KeySpec("arq:gather:<id>", "hash", "results of the finished jobs of a gathering", "TTL 7 d"),
     KeySpec(
         "arq:poll:<worker>, :wake",
         "string",
-        "the last turn of a worker, and of its waker, so that one sent twice counts once",
+        "the last poll of a worker, and of its wake-up poll: a poll sent twice counts once",
         "TTL four leases + 60 s",
     ),
     KeySpec("arq:worker:<id>", "string", "JSON: a worker's heartbeat", "TTL three heartbeats"),
     KeySpec(
         "arq:workers",
         "sorted set",
-        "worker id -> when it was seen, Unix ms; every fourth heartbeat",
+        "worker id -> when it was last seen, Unix ms; written every fourth heartbeat",
         "members not seen for twelve heartbeats are removed",
     ),
 )

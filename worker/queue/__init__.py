@@ -1,1 +1,1 @@
-"""Jobs in Redis: enqueue, read, abort, retry, schedule. Importable without arq."""
+"""Enqueues, reads, aborts, retries and schedules jobs in Redis. Needs no arq."""

@@ -1,4 +1,4 @@
-"""What a caller may hand in: every check of an argument, before anything is stored."""
+"""Checks every argument of a caller before anything is stored."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from worker.queue.priority import Priority
 MAX_DELAY_S = 366 * 86_400.0
 _LONGEST_URL = 2048
 _ID = re.compile(r"[A-Za-z0-9_.:-]{1,128}")
-# The id is signed as `id.timestamp.body`: with a dot in it, one signature would fit two messages.
+# Signatures cover `id.timestamp.body`: an id with a dot would let one signature fit two messages.
 _WEBHOOK_ID = re.compile(r"[A-Za-z0-9_:-]{1,128}")
 _NAME = re.compile(r"[\w.:<>-]{1,256}")
-# What the ids of our own jobs begin with. A caller's job of such an id would be taken for ours.
+# Prefixes of the ids of our own jobs. A caller's job with such an id could be mistaken for ours.
 OWN_JOBS = (
     "cron:", "llm:", "startup:", "webhook:", "webhook-end:", "webhook-ended:", "webhook-replay:",
 )  # fmt: skip
@@ -29,9 +29,9 @@ OWN_JOBS = (
 
 def require_name(what: str, value: Any, *, longest: int = MAX_NAME) -> None:
     """
-    Refuse what cannot be a name: not text, empty, too long, not UTF-8, with control characters.
+    Refuse a value that is not text, is empty, too long, not UTF-8 or has control characters.
 
-    For what is only looked up, too: ids of stock clients have no form but that.
+    This is the only check of ids that are looked up: stock clients choose ids freely.
     """
     problem = name_problem(value, longest=longest)
     if problem is not None:
@@ -44,14 +44,17 @@ def require_job_name(name: Any, what: str = "name") -> None:
 
 
 def require_job_id(what: str, value: Any) -> None:
-    """An id for a new job of a caller's."""
+    """Check the id that a caller gives to a new job."""
     require_id(what, value)
     require_not_our_job(what, value)
 
 
 def require_not_our_job(what: str, value: str) -> None:
     if value.startswith(OWN_JOBS):
-        raise InvalidArgument(f"{what} must not begin as the ids of our own jobs: {value[:20]!r}")
+        reserved = " ".join(OWN_JOBS)
+        raise InvalidArgument(
+            f"{what} {value[:20]!r} begins with a reserved prefix; choose another ({reserved})"
+        )
 
 
 def require_webhook_id(value: Any) -> None:
@@ -60,14 +63,16 @@ def require_webhook_id(value: Any) -> None:
 
 
 def require_keywords(what: str, given: Any) -> None:
-    """A job's keyword arguments: names are text, and none is one of our own parameters."""
+    """Check a job's keyword arguments: names are text and none is a parameter of ours."""
     if given is None:
         return
     if not isinstance(given, Mapping):
         raise InvalidArgument(f"{what} must be a mapping, not {type(given).__name__}")
     for name in given:
         if not isinstance(name, str) or name in {"name", "_options"}:
-            raise InvalidArgument(f"{what} has a name that cannot be one: {name!r}")
+            raise InvalidArgument(
+                f"{what} has a key that cannot be an argument's name: {name!r}; rename it"
+            )
 
 
 def require_priority(priority: Priority | str) -> Priority:
@@ -75,7 +80,9 @@ def require_priority(priority: Priority | str) -> Priority:
         return Priority(priority)
     except ValueError:
         accepted = ", ".join(Priority)
-        raise InvalidArgument(f"priority {priority!r} is none; accepted: {accepted}") from None
+        raise InvalidArgument(
+            f"priority {priority!r} does not exist; accepted: {accepted}"
+        ) from None
 
 
 def require_event_type(event_type: str) -> None:
@@ -85,10 +92,11 @@ def require_event_type(event_type: str) -> None:
 
 def webhook_body(payload: Any, *, max_bytes: int) -> bytes:
     """
-    The bytes that will be signed and sent: bytes as they are, anything else as JSON.
+    Encode the bytes to sign and send: bytes unchanged, anything else as compact JSON.
 
     Raises:
-        NotSerializable, PayloadTooLarge.
+        NotSerializable: the payload is not JSON.
+        PayloadTooLarge: the body is over `max_bytes`.
     """
     if isinstance(payload, bytes | bytearray | memoryview):
         body = bytes(payload)

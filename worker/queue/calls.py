@@ -1,4 +1,4 @@
-"""What a caller asks for: a call of a job, and what makes a job the only one of its kind."""
+"""Describes a job before it is enqueued: its call, and its uniqueness."""
 
 from __future__ import annotations
 
@@ -14,10 +14,11 @@ Scope = Literal["queued", "running", "window"]
 @dataclass(frozen=True, slots=True)
 class Unique:
     """
-    At most one job of a key at a time.
+    Allows at most one job per key at a time.
 
-    scope: "queued" until it starts, "running" until it has ended (retries
-        included), "window" for `window_s` seconds from the enqueue, ended or not.
+    scope: how long the job holds the key. "queued": until it starts. "running":
+        until it has ended, retries included. "window": for `window_s` seconds
+        from the enqueue, whether it has ended or not.
     """
 
     key: str
@@ -27,7 +28,7 @@ class Unique:
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """A job to be: what `enqueue` takes, as a value. `delay_s` counts from when it is stored."""
+    """The arguments of `enqueue` as a value. `delay_s` counts from when the job is stored."""
 
     name: str
     args: tuple[Any, ...] = ()
@@ -49,5 +50,5 @@ def call(
     then: Call | None = None,
     **kwargs: Any,
 ) -> Call:
-    """`call("name", 1, x=2)`: for `enqueue_many`, `gather`, `then` and `schedule`."""
+    """Build a Call for `enqueue_many`, `gather`, `then` or `schedule`: `call("name", 1, x=2)`."""
     return Call(name, args, kwargs, Priority(priority), job_id, delay_s, expires_s, then)

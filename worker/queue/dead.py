@@ -1,8 +1,9 @@
 """
-Dead letters: jobs that ended badly, kept whole until their age or their number is too great.
+Lists, retries and purges dead letters: jobs that failed for good.
 
-Listed newest first. A retry starts with a clean count of tries; a job whose own
-`expires` has passed runs without it. Each retry and purge is an audit line in the log.
+A dead letter keeps the job's body until it is too old or there are too many. A
+retry starts with zero tries, and without the job's own expiry. Every retry and
+purge writes a line to the log.
 """
 
 from __future__ import annotations
@@ -36,8 +37,10 @@ _QUEUES = ("critical", "high", "default", "low")
 @dataclass(frozen=True, slots=True)
 class DeadLetter:
     """
-    One dead job. `reason`: exhausted, permanent, failed, poison, expired,
-    undecodable or unknown. `body` is what was enqueued, as it was.
+    One dead job.
+
+    reason: exhausted, permanent, failed, poison, expired, undecodable or unknown.
+    body: the bytes that were enqueued, unchanged.
     """
 
     id: str
@@ -50,20 +53,20 @@ class DeadLetter:
     body: bytes
 
 
-# `DeadLetters.list` hides the type's own name inside the class.
+# Inside `DeadLetters`, the name `list` means its method.
 _Letters = list[DeadLetter]
 _Ids = list[str]
 
 
 class DeadLetters:
-    """`queue.dead`."""
+    """Lists, retries and purges dead letters. A client has it as `queue.dead`."""
 
     def __init__(self, client: Any, keys: QueueKeys) -> None:
         self._client = client
         self._keys = keys
 
     async def list(self, *, limit: int = 100, offset: int = 0) -> _Letters:
-        """The newest dead letters, newest first."""
+        """Return dead letters, newest first."""
         ids = await reach(
             self._client.zrange(self._keys.dead, offset, offset + limit - 1, desc=True)
         )
@@ -79,9 +82,9 @@ class DeadLetters:
 
     async def retry(self, job_id: str | None = None, *, since: datetime | None = None) -> int:
         """
-        Enqueue one dead letter again, or all that died since a time; returns how many.
+        Enqueue one dead letter again, or all that died since a time. Return how many.
 
-        One whose id waits or runs again, or whose body was not kept, stays.
+        A dead letter stays if a job with its id waits or runs, or if its body was not kept.
 
         Raises:
             InvalidArgument: neither or both were given, or `since` has no time zone.
@@ -94,7 +97,7 @@ class DeadLetters:
 
     async def purge(self, job_id: str | None = None, *, before: datetime | None = None) -> int:
         """
-        Delete one dead letter, or all that died before a time; returns how many.
+        Delete one dead letter, or all that died before a time. Return how many.
 
         Raises:
             InvalidArgument: neither or both were given, or `before` has no time zone.
@@ -181,7 +184,7 @@ def _name_in(body: bytes) -> str:
 
 
 def _without_expiry(body: bytes) -> bytes:
-    """The body to run instead, or nothing when the kept one will do."""
+    """Return the body without its expiry, or b"" if it has none and can run unchanged."""
     fields = _fields(body)
     options = fields.get("o")
     if not isinstance(options, dict) or "x" not in options:
@@ -191,6 +194,6 @@ def _without_expiry(body: bytes) -> bytes:
 
 def _require_one(job_id: str | None, moment: datetime | None) -> None:
     if (job_id is None) == (moment is None):
-        raise InvalidArgument("name one dead letter or a time, not both and not neither")
+        raise InvalidArgument("give either a job id or a time")
     if job_id is not None:
         require_name("job_id", job_id)

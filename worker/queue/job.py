@@ -1,4 +1,4 @@
-"""The handle that `enqueue` returns: a job's status, result and end."""
+"""Defines Job, the handle that `enqueue` returns: status, result, abort."""
 
 from __future__ import annotations
 
@@ -22,12 +22,18 @@ from worker.queue.store import JobResult, JobStatus, QueueStore
 
 T = TypeVar("T")
 
-# How often a waiter looks: quick at first, then seldom.
+# Interval between two reads of a result: short at first, then longer.
 _POLL_MIN_S, _POLL_MAX_S = 0.01, 0.5
 
 
 async def reach(work: Awaitable[T]) -> T:
-    """Await a store's call; an outage becomes QueueUnavailable, a full server QueueMemoryFull."""
+    """
+    Await a call of a store and translate its errors.
+
+    Raises:
+        QueueUnavailable: the server cannot be reached.
+        QueueMemoryFull: the server is out of memory.
+    """
     try:
         return await work
     except OutOfMemoryError as exc:
@@ -37,7 +43,7 @@ async def reach(work: Awaitable[T]) -> T:
 
 
 class Job:
-    """A handle on one job; `is_new` is False when a job of that id was there already."""
+    """A handle on one job. `is_new` is False if a job with that id already existed."""
 
     __slots__ = ("_store", "id", "is_new")
 
@@ -47,27 +53,27 @@ class Job:
         self._store = store
 
     async def status(self) -> JobStatus:
-        """deferred, queued, in_progress, complete or not_found."""
+        """Return whether the job is deferred, queued, in_progress, complete or not_found."""
         return await reach(self._store.status(self.id))
 
     async def result(self, *, timeout_s: float | None = None) -> Any:
         """
-        Wait for the job's end and return its result.
+        Wait until the job has ended and return its result.
 
         Raises:
             JobFailed: it ended with an exception.
             JobAborted: it was aborted.
-            ResultTimeout: not within `timeout_s`.
-            NotFound: no such job, or its result is no longer kept.
+            ResultTimeout: it has not ended within `timeout_s`.
+            NotFound: there is no such job, or its result is no longer kept.
         """
         return _value(await self._wait(timeout_s))
 
     async def abort(self, *, timeout_s: float | None = 10.0) -> bool:
         """
-        Ask for the job's end and wait for it; True when it ended as aborted.
+        Request the job's abort and wait for its end. Return True if it ended as aborted.
 
         Raises:
-            ResultTimeout: it has not ended within `timeout_s`; the request stands.
+            ResultTimeout: it has not ended within `timeout_s`. The request remains.
         """
         if not await reach(self._store.abort(self.id)):
             return False
@@ -89,15 +95,19 @@ class Job:
                     if found is not None:
                         return found
                     if await reach(store.status(self.id)) is JobStatus.NOT_FOUND:
-                        # It may have ended between the two looks.
+                        # It may have ended between the two reads.
                         found = await reach(store.result(self.id))
                         if found is not None:
                             return found
-                        raise NotFound(f"no job {self.id!r}, or its result is no longer kept")
+                        raise NotFound(
+                            f"job {self.id!r} does not exist, or its result is no longer kept"
+                        )
                     await asyncio.sleep(pause)
                     pause = min(pause * 1.5, _POLL_MAX_S)
         except TimeoutError:
-            raise ResultTimeout(f"job {self.id!r} has not ended after {timeout_s} s") from None
+            raise ResultTimeout(
+                f"job {self.id!r} has not ended after {timeout_s} s; it continues, read it later"
+            ) from None
 
     def __repr__(self) -> str:
         return f"Job({self.id!r})"

@@ -1,4 +1,4 @@
-"""Whether a failed job runs again, and when. Pure: time and randomness are handed in."""
+"""Decides whether and when a failed job runs again. Pure: time and randomness are arguments."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from worker.errors import Permanent, Undecodable
 
 @dataclass(frozen=True, slots=True)
 class Again:
-    """Run it again after `delay_s`."""
+    """Run the job again after `delay_s`."""
 
     delay_s: float
 
 
 @dataclass(frozen=True, slots=True)
 class Dead:
-    """Never again; `reason` is `permanent`, `undecodable`, `exhausted` or `expired`."""
+    """Do not run it again. `reason` is permanent, undecodable, exhausted or expired."""
 
     reason: str
 
@@ -28,10 +28,10 @@ class RetryPolicy:
     """
     Exponential backoff with full jitter. Times are seconds.
 
-    max_tries: runs that may fail before the job is a dead letter.
-    base_s, cap_s: the n-th retry waits between 0 and min(cap, base * 2 ** (n - 1)).
-    max_age_s: no retry would start this long after the enqueue, None for no limit.
-    permanent: exceptions that are never retried, besides `worker.errors.Permanent`.
+    max_tries: failed runs after which the job is a dead letter.
+    base_s, cap_s: the n-th retry waits from 0 to min(cap_s, base_s * 2 ** (n - 1)).
+    max_age_s: no retry starts later than this after the enqueue; None: no limit.
+    permanent: exceptions that are not retried, in addition to `worker.errors.Permanent`.
     """
 
     max_tries: int = 5
@@ -50,9 +50,9 @@ class RetryPolicy:
         max_tries: int | None = None,
     ) -> Again | Dead:
         """
-        What follows the `tries`-th failed run (1 is the first) of a job `age_s` old.
+        Decide after a job's failed run number `tries`, from 1. The job is `age_s` old.
 
-        `rng` gives a float in [0, 1); `max_tries` is the job's own limit.
+        `rng` returns a float in [0, 1). `max_tries` is the job's own limit.
         """
         if isinstance(error, Undecodable):
             return Dead("undecodable")

@@ -1,4 +1,4 @@
-"""The four priorities of a job."""
+"""Defines the four priorities of a job."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from enum import StrEnum
 
 
 class Priority(StrEnum):
-    """How soon a job is taken when there are more than the workers can run."""
+    """The order in which jobs run when more are due than the workers can run."""
 
     CRITICAL = "critical"
     HIGH = "high"

@@ -1,4 +1,4 @@
-"""Repeating jobs that clients register; the workers run them (worker/engine/cron.py)."""
+"""Stores the repeating jobs that clients register; worker/engine/cron.py runs them."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _PUT = load(__package__, "schedule")
 
 @dataclass(frozen=True, slots=True)
 class Schedule:
-    """A repeating job: `every_s` seconds apart, or at the ticks of `cron` (UTC)."""
+    """A repeating job: every `every_s` seconds, or when the cron expression `cron` says (UTC)."""
 
     id: str
     job: Call
@@ -25,7 +25,7 @@ class Schedule:
 
 
 class ScheduleStore:
-    """Reads and writes them through one client."""
+    """Reads and writes schedules through one client."""
 
     def __init__(self, client: Any, keys: QueueKeys) -> None:
         self._client = client

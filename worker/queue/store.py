@@ -1,9 +1,9 @@
 """
-The queue's side in Redis: store a job, read its state and result, ask for its end.
+Stores jobs in Redis, reads their status and results, and requests their abort.
 
-Keys and their bounds: docs/keys.md. The layout is stock arq's, so that stock
-clients read it: `job:<id>` holds msgpack {t, f, a, k, et}, the queue's sorted
-set the due time.
+The layout is that of stock arq, so that stock clients can read it: `job:<id>`
+holds msgpack {t, f, a, k, et}, and the queue's sorted set holds the due time.
+docs/keys.md lists all keys and their bounds.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ _ENQUEUE_MANY = load(__package__, "enqueue_many")
 _ABORT = load(__package__, "abort")
 _STATS = load(__package__, "stats")
 _NUMBER = {priority: number for number, priority in enumerate(Priority, 1)}
-# A gathering whose parts never all succeed is forgotten after a week.
+# A gathering whose jobs never all succeed expires after a week.
 GATHER_TTL_MS = 604_800_000
 
 
 class JobStatus(StrEnum):
-    """Where a job is. The values are arq's."""
+    """The status of a job. The values are those of arq."""
 
     DEFERRED = "deferred"
     QUEUED = "queued"
@@ -40,7 +40,7 @@ class JobStatus(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class JobResult:
-    """How a job ended: `value` is its result, or the exception it ended with."""
+    """How a job ended. `value` is its result, or the exception that ended it."""
 
     success: bool
     value: Any
@@ -49,7 +49,7 @@ class JobResult:
 
 @dataclass(frozen=True, slots=True)
 class QueueCounts:
-    """One priority's numbers; `oldest_age_s` is how long the longest-due job waits."""
+    """The counts of one priority. `oldest_age_s` is how long its oldest due job has waited."""
 
     queued: int
     deferred: int
@@ -60,7 +60,7 @@ class QueueCounts:
 
 @dataclass(frozen=True, slots=True)
 class EnqueueResult:
-    """Whether the job is new; `holder` is the job that holds its unique key."""
+    """Whether the job is new. If not, `holder` is the id of the job with its unique key."""
 
     is_new: bool
     holder: str | None
@@ -76,7 +76,7 @@ def job_body(
     options: Mapping[str, Any] | None = None,
 ) -> bytes:
     """
-    Encode a job as arq does.
+    Encode a job in arq's format.
 
     Raises:
         cache.errors.NotEncodable: an argument has no safe encoding.
@@ -89,7 +89,7 @@ def job_body(
         "et": now_ms,
     }
     if options:
-        # Ours alone; stock arq reads past it. See worker/queue/encoder.py.
+        # Stock arq ignores this field. See worker/queue/client.py.
         fields["o"] = options
     return codec.encode(fields)
 
@@ -103,7 +103,7 @@ class QueueStore:
 
     @property
     def queues(self) -> list[str]:
-        """By number, from 1: critical, high, default, low."""
+        """Queue keys in the order of their numbers, from 1: critical, high, default, low."""
         return [self.keys.queue(priority) for priority in Priority]
 
     async def put(
@@ -119,10 +119,10 @@ class QueueStore:
         window_ms: int | None = None,
     ) -> EnqueueResult:
         """
-        Store a job unless one of this id waits or runs, or another holds `unique` (a whole key).
+        Store a job, unless one with this id exists or another job holds the key `unique`.
 
         Raises:
-            QueueFull: `most` jobs wait (0: no limit).
+            QueueFull: `most` jobs already wait (0: no limit).
         """
         keys = [*self.keys.job_keys(job_id, priority), *self.queues]
         args: list[Any] = [job_id, body, delay_ms, "" if due_ms is None else due_ms, most]
@@ -142,12 +142,12 @@ class QueueStore:
         gather: tuple[str, Mapping[str, Any]] | None = None,
     ) -> int:
         """
-        Store jobs `(id, priority, delay_ms, body)` at once, all or none; returns how many are new.
+        Store the jobs `(id, priority, delay_ms, body)`, all or none. Return how many are new.
 
-        `gather`: key and fields of the gathering whose parts they are.
+        `gather`: key and fields of the gathering that they belong to.
 
         Raises:
-            QueueFull: they would be more than `most` (0: no limit).
+            QueueFull: more than `most` jobs would wait (0: no limit).
         """
         key, fields = gather or (self.keys.gather("-"), {})
         flat = [part for pair in fields.items() for part in pair]
@@ -179,7 +179,7 @@ class QueueStore:
 
     async def result(self, job_id: str) -> JobResult | None:
         """
-        How the job ended, or None while it has not (or its result is no longer kept).
+        Return how the job ended, or None if it has not or its result is no longer kept.
 
         Raises:
             cache.errors.CodecError: the stored bytes are not a result.
@@ -191,14 +191,14 @@ class QueueStore:
         return JobResult(bool(fields["s"]), fields["r"], int(fields["t"] or 1))
 
     async def abort(self, job_id: str) -> bool:
-        """Ask for a job's end; False when no such job waits or runs."""
+        """Request a job's abort. Return False if no such job waits or runs."""
         keys = self.keys
         names = [keys.abort, keys.job(job_id), keys.in_progress(job_id), keys.wake]
         queues = [keys.queue(priority) for priority in Priority]
         return bool(await _ABORT.run(self.client, names + queues, [job_id]))
 
     async def counts(self) -> dict[Priority, QueueCounts]:
-        """The numbers of each priority, one consistent look."""
+        """Return the counts of each priority, read in one atomic step."""
         keys = [*self.queues, f"{self.keys.queue()}:running", self.keys.dead]
         rows = await _STATS.run(self.client, keys, [self.keys.prefix])
         return {

@@ -31,7 +31,7 @@ local function finish_llm(p, id, data, ok, ttl, cache_ttl, usage_ttl, usage, lin
   if not row[1] or (line_of ~= '' and row[2] ~= line_of and not row[8]) then
     return 0
   end
-  local told = redis.pcall('HLEN', p .. 'tell:' .. id)
+  local told = redis.pcall('HLEN', p .. 'callback:' .. id)
   if told ~= 0 then
     expect_callbacks(p)
   end

@@ -1,7 +1,7 @@
 -- retry_llm.lua: a request that ended with an error waits again, as if it were new.
 -- KEYS[1] failed request  KEYS[2] request  KEYS[3] answer
 -- KEYS[4] queue  KEYS[5] job body  KEYS[6] job result  KEYS[7] wake token
--- ARGV[1] prefix p of the LLM keys (see _llm_waiting.lua; tell:<id>)  ARGV[2] request id
+-- ARGV[1] prefix p of the LLM keys (see _llm_waiting.lua; callback:<id>)  ARGV[2] request id
 -- ARGV[3] job id  ARGV[4] job body: a flush of its group
 -- returns 1 | 0 it is no failed one, or waits already
 --@include types
@@ -19,7 +19,7 @@ expect_waiting(ARGV[1], row[1])
 redis.call('RENAME', KEYS[1], KEYS[2])
 redis.call('PERSIST', KEYS[2])
 redis.call('DEL', KEYS[3])
-redis.call('PERSIST', ARGV[1] .. 'tell:' .. ARGV[2])
+redis.call('PERSIST', ARGV[1] .. 'callback:' .. ARGV[2])
 redis.call('HDEL', KEYS[2], 'batch', 'tries', 'single', 'lost', 'dedupe')
 redis.call('HSET', KEYS[2], 'deadline', '', 'expires', '')
 if number_of(row[5], 0) < 1 then

@@ -87,11 +87,11 @@ for i = 16, #ARGV, 4 do
   local suffix = caller and '.' .. caller or ''
   ids[#ids + 1] = id .. suffix
   if ARGV[14] ~= '' then
-    if not fits('hash', p .. 'tell:' .. id) then
-      redis.call('DEL', p .. 'tell:' .. id)
+    if not fits('hash', p .. 'callback:' .. id) then
+      redis.call('DEL', p .. 'callback:' .. id)
     end
     if redis.call('EXISTS', p .. 'request:' .. id) == 1 then
-      redis.call('HSET', p .. 'tell:' .. id, ARGV[14] .. suffix, ARGV[15])
+      redis.call('HSET', p .. 'callback:' .. id, ARGV[14] .. suffix, ARGV[15])
     else
       put_callback(p, id, ARGV[14] .. suffix, ARGV[15])
     end

@@ -1,7 +1,7 @@
--- abort.lua: ask for a job's end; a waiting one falls due at once and ends unrun.
+-- abort.lua: request a job's abort. A waiting job becomes due at once and ends without a run.
 -- KEYS[1] abort set  KEYS[2] job body  KEYS[3] in-progress  KEYS[4] wake token  KEYS[5..] queues
 -- ARGV[1] id
--- returns 1 asked | 0 no such job waits or runs
+-- returns 1 requested | 0 no such job waits or runs
 --@include types
 expect('zset', KEYS[1], unpack(KEYS, 4))
 if redis.call('EXISTS', KEYS[2]) == 0 then
@@ -9,7 +9,7 @@ if redis.call('EXISTS', KEYS[2]) == 0 then
 end
 local t = redis.call('TIME')
 local now = t[1] * 1000 + math.floor(t[2] / 1000)
--- The mark comes first: a worker that sees the job due must already see it.
+-- The request is written first: a worker that sees the job due must also see the request.
 redis.call('ZADD', KEYS[1], now, ARGV[1])
 if redis.call('EXISTS', KEYS[3]) == 0 then
   for i = 5, #KEYS do

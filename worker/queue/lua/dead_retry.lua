@@ -1,9 +1,9 @@
 #!lua
--- dead_retry.lua: make a live job of a dead letter again.
+-- dead_retry.lua: enqueue a dead letter again.
 -- KEYS[1] dead  KEYS[2] dead letter  KEYS[3] job body  KEYS[4] result  KEYS[5] wake token  KEYS[6] tries
 --   and the queue that the dead letter names
 -- ARGV[1] id  ARGV[2] body to use instead of the kept one, or ''
--- returns 1 | 0 no such dead letter | -1 a job of this id waits or runs | -2 its body was not kept
+-- returns 1 | 0 no such dead letter | -1 a job with this id exists | -2 its body was not kept
 --@include types
 --@include put_job
 expect('zset', KEYS[1], KEYS[5])

@@ -1,13 +1,13 @@
 #!lua
--- enqueue.lua: store one job and put it in its queue.
+-- enqueue.lua: store one job and add it to its queue.
 -- KEYS[1] queue  KEYS[2] job body  KEYS[3] result  KEYS[4] wake token  KEYS[5..8] all queues
--- KEYS[9] unique key (only with ARGV[6]); and, derived from ARGV[7]: the body of who holds it
+-- KEYS[9] unique key (only with ARGV[6]); and, derived from ARGV[7]: the body of its holder
 -- ARGV[1] id  ARGV[2] body  ARGV[3] delay_ms >= 0  ARGV[4] due Unix ms, or '' for now + delay
 -- ARGV[5] most jobs in all queues, 0 for no limit
 -- ARGV[6] '' not unique | '0' unique until freed | ttl_ms of a window  ARGV[7] prefix of bodies
--- returns {1} stored | {0} a job of this id waits or runs already | {-1} full
---       | {2, id} that job holds the unique key: nothing stored
--- No allow-oom: a full server refuses it before anything is written.
+-- returns {1} stored | {0} a job with this id exists | {-1} full
+--       | {2, id} that job holds the unique key; nothing stored
+-- Without the flag allow-oom, a full server refuses the script before it writes anything.
 --@include types
 --@include put_job
 expect('zset', KEYS[4])

@@ -1,10 +1,10 @@
 #!lua
--- enqueue_many.lua: store many jobs, all or none of them; with a gathering when they belong to one.
+-- enqueue_many.lua: store many jobs, all or none, and the gathering that they belong to, if any.
 -- KEYS[1] wake token  KEYS[2..5] queues critical, high, default, low  KEYS[6] gathering, or ''
 --   and, derived from the prefix: job:<id> result:<id>
 -- ARGV[1] prefix  ARGV[2] most jobs in all queues, 0 for no limit
--- ARGV[3] ttl_ms of the gathering  ARGV[4] how many field, value pairs of it follow (0: none)
--- ARGV[5..] those, then per job: id, queue's number, delay_ms, body
+-- ARGV[3] ttl_ms of the gathering  ARGV[4] number of its field, value pairs that follow
+-- ARGV[5..] those pairs, then per job: id, number of its queue, delay_ms, body
 -- returns how many are new | -1 full, nothing stored
 --@include types
 --@include put_job

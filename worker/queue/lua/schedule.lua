@@ -1,9 +1,9 @@
 #!lua
 -- schedule.lua: register a repeating job, or change it.
 -- KEYS[1] schedules  KEYS[2] their jobs  KEYS[3] wake token
--- ARGV[1] id  ARGV[2] job and rhythm, msgpack  ARGV[3] every, ms; 0 for a cron expression
+-- ARGV[1] id  ARGV[2] job and interval or cron, msgpack  ARGV[3] interval, ms; 0 for a cron
 -- returns 1
--- A cron's first tick is reckoned by a worker: due now with a mark that nothing runs yet.
+-- A cron gets due time 0: the next worker computes its first tick and does not run it before.
 --@include types
 expect('zset', KEYS[1], KEYS[3])
 local t = redis.call('TIME')

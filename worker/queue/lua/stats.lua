@@ -1,8 +1,8 @@
--- stats.lua: the numbers of every priority, one consistent look.
+-- stats.lua: count the jobs of every priority in one atomic step.
 -- KEYS[1..4] queues critical, high, default, low  KEYS[5] running  KEYS[6] dead
 --   and, derived from the prefix: in-progress:<id> dead:<id>
 -- ARGV[1] prefix
--- returns four of {due, later, age of the longest due (ms) | -1, running, dead}
+-- returns four of {due, later, age of the oldest due job (ms) | -1, running, dead}
 --@include types
 local t = redis.call('TIME')
 local now = t[1] * 1000 + math.floor(t[2] / 1000)
