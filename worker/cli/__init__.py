@@ -1,4 +1,4 @@
-"""The command line, `letta-workers`: a module a group of commands."""
+"""The command line `letta-workers`: one module per group of commands."""
 
 from worker.cli.commands import main
 

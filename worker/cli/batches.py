@@ -1,4 +1,4 @@
-"""letta-workers batches: list, show, flush, cancel and retry LLM batches."""
+"""Implements `letta-workers batches`: list, show, flush, cancel and retry LLM batches."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ _COLUMNS = ("state", "requests", "succeeded", "failed", "moved", "outstanding")
 
 @click.group()
 def batches() -> None:
-    """Look after LLM batches."""
+    """List, show, flush, cancel and retry LLM batches."""
 
 
 @batches.command("list")
 @click.option("--limit", type=click.IntRange(1, 10_000), default=20, show_default=True)
 @json_option
 def batches_list(limit: int, as_json: bool) -> None:
-    """Show what waits for a batch, and the newest batches, newest first.
+    """List waiting requests by group, and the newest batches, newest first.
 
     \b
     Examples:
@@ -29,11 +29,11 @@ def batches_list(limit: int, as_json: bool) -> None:
       letta-workers batches list --limit 1000 --json | jq '.batches[] | select(.state == "unconfirmed")'
     """
 
-    async def look(queue: JobQueue) -> dict[str, Any]:
+    async def read(queue: JobQueue) -> dict[str, Any]:
         found = await queue.llm.batches.list(limit=limit)
         return {"groups": await queue.llm.batches.groups(), "batches": found}
 
-    found = with_queue(look)
+    found = with_queue(read)
     show(found, as_json, lambda: _table(found))
 
 
@@ -41,7 +41,7 @@ def _table(found: dict[str, Any]) -> list[str]:
     lines = [
         f"waiting: {row['waiting']['requests']} for {row['provider']} {row['endpoint']} {row['model']}"
         for row in found["groups"]
-    ] or ["nothing waits"]
+    ] or ["no request waits"]
     if not found["batches"]:
         return [*lines, "no batches"]
     lines.append(f"{'batch':<26}" + "".join(f"{name:>12}" for name in _COLUMNS) + "  model")
@@ -58,10 +58,10 @@ def _table(found: dict[str, Any]) -> list[str]:
 @click.argument("batch_id")
 @json_option
 def batches_show(batch_id: str, as_json: bool) -> None:
-    """Show a batch: its state, counts of its requests, usage in tokens.
+    """Show a batch: its state, the counts of its requests, its usage in tokens.
 
-    `ambiguous` counts the submissions whose answer was lost; `billed_tokens` are its tokens by
-    LETTA_LLM_BATCH_PRICE_FACTOR.
+    `ambiguous` counts submissions whose answer was lost. `billed_tokens` are the batch's tokens
+    times LETTA_LLM_BATCH_PRICE_FACTOR.
 
     \b
     Examples:
@@ -82,7 +82,7 @@ def _text(value: Any) -> str:
 @click.option("--timeout-s", type=click.FloatRange(0, 3600), default=30, show_default=True)
 @json_option
 def batches_flush(timeout_s: float, as_json: bool) -> None:
-    """Send every waiting LLM request now, and say how many batches that made.
+    """Send every waiting LLM request now, and print how many batches that made.
 
     \b
     Examples:
@@ -99,13 +99,15 @@ def batches_flush(timeout_s: float, as_json: bool) -> None:
 
 @batches.command("cancel")
 @click.argument("batch_id", required=False)
-@click.option("--request", "request_id", help="Give up one request instead, for all who share it.")
-@click.option("--group", nargs=3, metavar="PROVIDER ENDPOINT MODEL", help="Give up a whole group.")
+@click.option(
+    "--request", "request_id", help="Cancel one request, for every caller that shares it."
+)
+@click.option("--group", nargs=3, metavar="PROVIDER ENDPOINT MODEL", help="Cancel a whole group.")
 @json_option
 def batches_cancel(
     batch_id: str | None, request_id: str | None, group: tuple[str, str, str] | None, as_json: bool
 ) -> None:
-    """Give up a batch, one request, or all that a group has; partial results are kept.
+    """Cancel a batch, one request, or everything in a group. Partial results are kept.
 
     \b
     Examples:
@@ -124,14 +126,14 @@ def batches_cancel(
         return int(await queue.llm.batches.cancel(str(batch_id)))
 
     ended = with_queue(cancel)
-    show({"cancelled": ended}, as_json, lambda: [f"{ended} cancelled"])
+    show({"canceled": ended}, as_json, lambda: [f"{ended} canceled"])
 
 
 @batches.command("retry")
 @click.argument("batch_id")
 @json_option
 def batches_retry(batch_id: str, as_json: bool) -> None:
-    """Let a batch's failed requests wait for another one; look at one under way now.
+    """Put a batch's failed requests into a new batch; poll an open batch now.
 
     \b
     Examples:

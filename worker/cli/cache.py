@@ -1,4 +1,4 @@
-"""letta-workers cache: statistics, invalidation, warming."""
+"""Implements `letta-workers cache`: show statistics, invalidate and warm the cache."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ def with_cache(work: Callable[[Cache], Coroutine[Any, Any, Any]]) -> Any:
 
 @click.group()
 def cache() -> None:
-    """Look into the cache, and make it forget."""
+    """Show, invalidate and warm the cache."""
 
 
 @cache.command("stats")
 @json_option
 def cache_stats(as_json: bool) -> None:
-    """Show the server's memory and the cache's keys by kind.
+    """Show the server's memory, and the number of the cache's keys by kind.
 
     \b
     Examples:
@@ -53,9 +53,9 @@ def cache_stats(as_json: bool) -> None:
 @cache.command("invalidate")
 @click.argument("agents", nargs=-1)
 @click.option("--dependency", "dependencies", multiple=True, help="A block, tool or source id.")
-@click.option("--tag", "tags", multiple=True, help="A tag that values were stored with.")
-@click.option("--organisation", "organisations", multiple=True, help="An organisation's id.")
-@click.option("--all", "everything", is_flag=True, help="Everything of this cache.")
+@click.option("--tag", "tags", multiple=True, help="A tag of stored values.")
+@click.option("--organisation", "organisations", multiple=True, help="An organization's id.")
+@click.option("--all", "everything", is_flag=True, help="The whole cache.")
 @json_option
 def cache_invalidate(  # noqa: PLR0917  (click hands everything by name)
     agents: tuple[str, ...],
@@ -65,9 +65,9 @@ def cache_invalidate(  # noqa: PLR0917  (click hands everything by name)
     everything: bool,
     as_json: bool,
 ) -> None:
-    """Forget agents (their messages too), or all that hangs on a dependency, tag or organisation.
+    """Invalidate agents and their messages, or all agents of a dependency, tag or organization.
 
-    Exits 1 when the cache's server could not be told.
+    Exits 1 if the cache's server could not be reached.
 
     \b
     Examples:
@@ -87,18 +87,21 @@ def cache_invalidate(  # noqa: PLR0917  (click hands everything by name)
             everything=everything,
         )
     )
-    state = "forgotten" if done["delivered"] else "NOT delivered: the cache's server is away or off"
+    reason = "NOT delivered: the cache's server cannot be reached, or LETTA_USE_AGENT_CACHE is off"
+    state = "invalidated" if done["delivered"] else reason
     show(done, as_json, lambda: [f"{done['named']} named, {state}"])
     raise SystemExit(0 if done["delivered"] else EXIT_FAILED)
 
 
 @cache.command("warm")
 @click.argument("agents", nargs=-1)
-@click.option("--loader", required=True, help="package.module:coroutine, called with an agent id.")
+@click.option(
+    "--loader", required=True, help="package.module:coroutine, called with an agent's id."
+)
 @click.option("--scope", default="", help="The scope to store under.")
 @json_option
 def cache_warm(agents: tuple[str, ...], loader: str, scope: str, as_json: bool) -> None:
-    """Load what is missing of these agents; ids also come line by line on standard input.
+    """Load the agents that are not cached. Without arguments, read ids from standard input.
 
     \b
     Examples:

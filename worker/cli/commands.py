@@ -1,4 +1,4 @@
-"""letta-workers: the operator's command line. Every command has --help with examples, most --json."""
+"""Implements `letta-workers` and its top-level commands: run, demo, health, status."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def main() -> None:
     """
     from worker.logs import configure_logging
 
-    # Standard output is for what was asked; what is logged on the way goes to standard error.
+    # Standard output carries only the command's result; logs go to standard error.
     configure_logging("INFO", "auto")
 
 
@@ -47,19 +47,22 @@ settings_option = click.option(
 
 
 @main.command()
-@click.option("--count", type=click.IntRange(1, 256), help="Processes; default LETTA_WORKER_COUNT.")
+@click.option(
+    "--count", type=click.IntRange(1, 256), help="Number of processes; default: LETTA_WORKER_COUNT."
+)
 @settings_option
 def run(count: int | None, foreign: str | None) -> None:
     """Run the workers and keep them running.
 
-    TERM or Ctrl-C drains: running jobs may end within LETTA_WORKER_SHUTDOWN_GRACE_S, the rest is
-    given back. A second one forces. Exits 0 drained, 1 crash loop, 2 wrong setting, 3 forced.
+    TERM or Ctrl-C drains: running jobs may finish within LETTA_WORKER_SHUTDOWN_GRACE_S, the others
+    are requeued. A second signal stops at once. Exit codes: 0 drained, 1 crash loop, 2 wrong
+    setting, 3 forced.
 
     \b
     Examples:
       LETTA_REDIS_URL=redis://localhost:6379/0 letta-workers run
       letta-workers run --count 1          # one process a pod
-      letta-workers run --settings myapp.jobs.WorkerSettings   # anybody's arq settings
+      letta-workers run --settings myapp.jobs.WorkerSettings   # any arq settings class
     """
     from worker.app.functions import build_crons, build_functions, load_settings_class
     from worker.app.service import supervisor_options
@@ -68,8 +71,8 @@ def run(count: int | None, foreign: str | None) -> None:
 
     settings = load_settings()
     configure_logging(settings.worker_log_level, settings.worker_log_format)
-    # What a child would refuse is refused here, once, with one line.
-    # -P: no module of the working directory takes the place of ours or of the standard library.
+    # Load everything here first, so that an error is reported once and not by every child.
+    # -P: a module in the working directory must not shadow ours or the standard library's.
     command = [sys.executable, "-P", "-m", "letta_redis.worker", "child"]
     if foreign is not None:
         load_settings_class(foreign)
@@ -84,7 +87,7 @@ def run(count: int | None, foreign: str | None) -> None:
 
 
 class _server_for_children:  # noqa: N801  (a context manager, read like a function)
-    """An embedded server belongs to the parent; the children are told its socket."""
+    """Runs an embedded server in the parent and gives the children its socket's URL."""
 
     def __init__(self, settings: Settings) -> None:
         self._url = settings.redis_url if parse_url(settings.redis_url).kind == "embedded" else None
@@ -101,7 +104,7 @@ class _server_for_children:  # noqa: N801  (a context manager, read like a funct
 @main.command(hidden=True)
 @settings_option
 def child(foreign: str | None) -> None:
-    """One worker process, as the supervisor starts it."""
+    """Run one worker process. The supervisor starts this command."""
     from worker.app.functions import load_settings_class
     from worker.app.service import run_child
     from worker.process.child import report_bad_configuration
@@ -118,11 +121,11 @@ def child(foreign: str | None) -> None:
 @click.option("--webhooks", type=click.IntRange(1, 100_000), default=200, show_default=True)
 @click.option("--requests", type=click.IntRange(1, 100_000), default=100, show_default=True)
 def demo(as_json: bool, webhooks: int, requests: int) -> None:
-    """Run the main job end to end on an embedded Valkey, and report what happened.
+    """Run webhooks and LLM requests end to end on an embedded Valkey, and print a report.
 
-    Starts everything it needs on loopback and stops it again: a Valkey server, the workers
-    (LETTA_WORKER_COUNT of them), a webhook receiver that fails at first, an OpenAI-compatible
-    server. Exits 1 if anything that was acknowledged is missing.
+    Starts everything it needs on loopback and stops it again: a Valkey server, LETTA_WORKER_COUNT
+    workers, a webhook receiver that fails at first, and an OpenAI-compatible server. Exits 1 if
+    an acknowledged delivery or request is missing.
 
     \b
     Examples:
@@ -137,7 +140,7 @@ def demo(as_json: bool, webhooks: int, requests: int) -> None:
 @main.command()
 @json_option
 def health(as_json: bool) -> None:
-    """Probe: exit 0 when the queue's server answers and a worker is alive, else 1.
+    """Exit 0 if the queue's server answers and at least one worker is alive, else 1.
 
     \b
     Examples:
@@ -146,14 +149,14 @@ def health(as_json: bool) -> None:
     """
     settings = load_settings()
 
-    async def look() -> dict[str, Any]:
+    async def probe() -> dict[str, Any]:
         async with open_pool(
             settings.redis_url, pool_options(settings), name="letta-redis-health"
         ) as client:
             await wait_until_ready(client, settings.redis_url, deadline_s=0)
             return {"redis": "ok", "workers": await live_workers(client)}
 
-    found = asyncio.run(look())
+    found = asyncio.run(probe())
     healthy = bool(found["workers"])
     names = ", ".join(heartbeat["worker_id"] for heartbeat in found["workers"])
     names = names or "none alive; start them with `letta-workers run`"
@@ -162,7 +165,7 @@ def health(as_json: bool) -> None:
 
 
 async def live_workers(client: Any) -> list[dict[str, Any]]:
-    """The heartbeats of the workers that live; each has a TTL of seconds."""
+    """Return the heartbeats of live workers. A heartbeat's TTL is a few seconds."""
     keys = QueueKeys()
     ids = [id_.decode() for id_ in await client.zrange(keys.workers, 0, -1)]
     heartbeats = await client.mget([keys.worker(id_) for id_ in ids]) if ids else []
@@ -172,7 +175,7 @@ async def live_workers(client: Any) -> list[dict[str, Any]]:
 @main.command()
 @json_option
 def status(as_json: bool) -> None:
-    """Show each priority's queued, deferred, running and dead jobs, and the oldest one's age.
+    """Show the queued, deferred, running and dead jobs of each priority, and the oldest one's age.
 
     \b
     Examples:

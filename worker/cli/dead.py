@@ -1,4 +1,4 @@
-"""letta-workers dead: list, retry and purge dead letters."""
+"""Implements `letta-workers dead`: list, retry and purge dead letters."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
 
 
 def moment(value: str) -> datetime:
-    """`2026-01-31T12:00:00+00:00` (UTC where it names no zone), or a time ago: `15m`, `2h`, `7d`."""
+    """Parse `2026-01-31T12:00:00+00:00` (UTC if it has no zone), or a time ago: `15m`, `2h`, `7d`."""
     ago = re.fullmatch(r"(\d{1,6})([smhd])", value)
     if ago:
         return datetime.now(UTC) - timedelta(**{_UNITS[ago[2]]: int(ago[1])})
@@ -24,20 +24,20 @@ def moment(value: str) -> datetime:
         found = datetime.fromisoformat(value)
     except ValueError:
         accepted = "15m, 2h, 7d or an ISO 8601 time"
-        raise click.BadParameter(f"{value!r} is no time; accepted: {accepted}") from None
+        raise click.BadParameter(f"{value!r} is not a time; accepted: {accepted}") from None
     return found if found.tzinfo else found.replace(tzinfo=UTC)
 
 
 @click.group()
 def dead() -> None:
-    """Look after jobs that ended badly: they are kept whole until somebody decides."""
+    """List, retry and purge dead letters: jobs that failed for good."""
 
 
 @dead.command("list")
 @click.option("--limit", type=click.IntRange(1, 10_000), default=50, show_default=True)
 @json_option
 def dead_list(limit: int, as_json: bool) -> None:
-    """Show the newest dead letters, newest first.
+    """List the newest dead letters, newest first.
 
     \b
     Examples:
@@ -53,7 +53,7 @@ def dead_list(limit: int, as_json: bool) -> None:
 
 
 def _row(letter: DeadLetter) -> dict[str, Any]:
-    # The body may hold anything, secrets too: its size says enough here.
+    # The body may hold secrets, so only its size is shown.
     return {
         "id": letter.id,
         "name": letter.name,
@@ -78,7 +78,7 @@ def _line(letter: DeadLetter) -> str:
 @click.option("--since", type=moment, help="All that died since: 15m, 2h, 7d or ISO 8601.")
 @json_option
 def dead_retry(job_id: str | None, since: datetime | None, as_json: bool) -> None:
-    """Enqueue one dead letter again, or all since a time.
+    """Enqueue one dead letter again, or all that died since a time.
 
     \b
     Examples:
@@ -107,5 +107,5 @@ def dead_purge(job_id: str | None, before: datetime | None, as_json: bool) -> No
 
 def _report(what: str, done: int, job_id: str | None, as_json: bool) -> None:
     if job_id is not None and not done:
-        raise NotFound(f"no dead letter {job_id!r}, or its id waits or runs again")
+        raise NotFound(f"no dead letter {job_id!r}, or a job with this id waits or runs")
     show({what: done}, as_json, lambda: [f"{done} {what}"])

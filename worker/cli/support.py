@@ -1,4 +1,4 @@
-"""What every command of `letta-workers` shares: errors as one line, JSON or text, an open queue."""
+"""Helpers of all commands: errors as one line, JSON or text output, an open queue client."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON, 
 
 
 class Commands(click.Group):
-    """Turns our errors into one line and an exit code: 1 failed, 2 wrong setting or usage."""
+    """Prints our errors as one line and exits with 1 (failed) or 2 (wrong setting or usage)."""
 
     def invoke(self, ctx: click.Context) -> Any:
         try:

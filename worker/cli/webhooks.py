@@ -1,4 +1,4 @@
-"""`letta-workers webhooks`: look into deliveries, replay them, ping, look after endpoints."""
+"""Implements `letta-workers webhooks`: show and replay deliveries, ping, switch endpoints."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
 
 
 class Moment(click.ParamType[datetime]):
-    """`2026-03-01T12:00:00+00:00` (UTC where it names no zone), or how long ago: `90m`, `2d`."""
+    """Parses `2026-03-01T12:00:00+00:00` (UTC if it has no zone), or a time ago: `90m`, `2d`."""
 
     name = "time"
 
@@ -30,25 +30,29 @@ class Moment(click.ParamType[datetime]):
         try:
             found = datetime.fromisoformat(value)
         except ValueError:
-            self.fail(f"{value!r} is no time; accepted: 90m, 24h, 2d, 2026-03-01T12:00:00+00:00")
+            self.fail(f"{value!r} is not a time; accepted: 90m, 24h, 2d, 2026-03-01T12:00:00+00:00")
         return found if found.tzinfo else found.replace(tzinfo=UTC)
 
 
 def _filters(command: Any) -> Any:
-    """The options that choose ended deliveries."""
+    """Add the options that select ended deliveries."""
     options = [
-        click.option("--since", type=Moment(), help="Ended at or after: a time, or 90m, 24h, 2d."),
-        click.option("--until", type=Moment(), help="Ended before."),
+        click.option(
+            "--since",
+            type=Moment(),
+            help="Ended at or after this time: ISO 8601, or 90m, 24h, 2d ago.",
+        ),
+        click.option("--until", type=Moment(), help="Ended before this time."),
         click.option(
             "--state",
             "states",
             multiple=True,
             type=click.Choice([state.value for state in ENDED]),
-            help="May be given several times; default: dead and disabled.",
+            help="Ended in this state; repeatable. Default: dead and disabled.",
         ),
-        click.option("--event-type", help="Of this event type only."),
-        click.option("--url", help="To this URL only."),
-        click.option("--endpoint-id", help="To this endpoint id only."),
+        click.option("--event-type", help="Only this event type."),
+        click.option("--url", help="Only to this URL."),
+        click.option("--endpoint-id", help="Only to this endpoint id."),
         click.option("--limit", type=click.IntRange(1, 10_000), default=1000, show_default=True),
     ]
     for option in reversed(options):
@@ -71,7 +75,7 @@ def _selection(
 
 @click.group()
 def webhooks() -> None:
-    """Look into webhook deliveries, replay them, look after endpoints."""
+    """Show and replay webhook deliveries; enable and disable endpoints."""
 
 
 @webhooks.command("show")
@@ -104,7 +108,7 @@ def webhooks_show(delivery_id: str, as_json: bool) -> None:
 @_filters
 @json_option
 def webhooks_list(limit: int, as_json: bool, **filters: Any) -> None:
-    """List ended deliveries, dead and disabled ones unless asked otherwise.
+    """List ended deliveries; by default, those that are dead or disabled.
 
     \b
     Examples:
@@ -113,11 +117,11 @@ def webhooks_list(limit: int, as_json: bool, **filters: Any) -> None:
     """
     wanted = _selection(**filters)
 
-    async def look(queue: JobQueue) -> list[dict[str, Any]]:
+    async def read(queue: JobQueue) -> list[dict[str, Any]]:
         ids = await queue.webhooks.find(wanted, limit=limit)
         return [(await queue.delivery(id_)).to_dict() for id_ in ids]
 
-    found = with_queue(look)
+    found = with_queue(read)
     rows = [
         f"{d['id']}  {d['state']}  {d['ended_at']}  {d['event_type']}  {d['url']}  "
         f"attempts={d['attempt_count']}  status={d['status']}  error={d['error'] or '-'}"
@@ -129,15 +133,15 @@ def webhooks_list(limit: int, as_json: bool, **filters: Any) -> None:
 @webhooks.command("replay")
 @click.argument("delivery_ids", nargs=-1)
 @_filters
-@click.option("--rate", type=click.FloatRange(0.01, 10_000), help="A second, at most.")
+@click.option("--rate", type=click.FloatRange(0.01, 10_000), help="Most deliveries per second.")
 @json_option
 def webhooks_replay(
     delivery_ids: tuple[str, ...], limit: int, rate: float | None, as_json: bool, **filters: Any
 ) -> None:
-    """Send ended deliveries again, under their ids: those named, or all that the options choose.
+    """Send ended deliveries again with the same ids: those given, or all that the options select.
 
-    They come back LETTA_WEBHOOK_REPLAY_RATE a second with priority low, so that new events go
-    first. Those to a disabled endpoint are passed over: enable it before.
+    They are sent with priority low, at most LETTA_WEBHOOK_REPLAY_RATE per second, so that new
+    events go first. Deliveries to a disabled endpoint are skipped: enable the endpoint before.
 
     \b
     Examples:
@@ -146,7 +150,7 @@ def webhooks_replay(
       letta-workers webhooks replay --since 2d --state delivered --url https://example.com/hooks
     """
     if not delivery_ids and not any(filters.values()):
-        raise click.UsageError("name deliveries, or choose them: --since, --state, --url, ...")
+        raise click.UsageError("give delivery ids, or select them: --since, --state, --url, ...")
     wanted = _selection(**filters)
 
     async def replay(queue: JobQueue) -> dict[str, int]:
@@ -163,10 +167,10 @@ def webhooks_replay(
 
 @webhooks.command("ping")
 @click.argument("url")
-@click.option("--endpoint-id", help="The endpoint id that its webhooks are sent with.")
+@click.option("--endpoint-id", help="Endpoint id to send it with.")
 @json_option
 def webhooks_ping(url: str, endpoint_id: str | None, as_json: bool) -> None:
-    """Send a test event of type `ping`, and print its id for `webhooks show`.
+    """Send a test event of type `ping`, and print its delivery id for `webhooks show`.
 
     \b
     Examples:
@@ -179,14 +183,14 @@ def webhooks_ping(url: str, endpoint_id: str | None, as_json: bool) -> None:
 @webhooks.command("endpoints")
 @json_option
 def webhooks_endpoints(as_json: bool) -> None:
-    """List disabled endpoints, and what lately happened to endpoints and circuit breakers.
+    """List disabled endpoints, and the latest events of endpoints and circuit breakers.
 
     \b
     Examples:
       letta-workers webhooks endpoints
     """
 
-    async def look(queue: JobQueue) -> dict[str, Any]:
+    async def read(queue: JobQueue) -> dict[str, Any]:
         events = await queue.webhooks.events(limit=1000)
         return {
             "disabled": [found.to_dict() for found in await queue.webhooks.disabled_endpoints()],
@@ -196,20 +200,20 @@ def webhooks_endpoints(as_json: bool) -> None:
             ],
         }
 
-    found = with_queue(look)
+    found = with_queue(read)
 
     def lines() -> list[str]:
         rows = [
             f"disabled  {d['name']}  {d['reason']}  {d['disabled_at']}" for d in found["disabled"]
         ]
         rows += [f"{e['time']}  {e['kind']}  {e['subject']}" for e in found["events"]]
-        return rows or ["none disabled, no events"]
+        return rows or ["no disabled endpoints, no events"]
 
     show(found, as_json, lines)
 
 
 def _endpoint_options(command: Any) -> Any:
-    command = click.option("--endpoint-id", help="An endpoint id instead of a URL.")(command)
+    command = click.option("--endpoint-id", help="Endpoint id instead of a URL.")(command)
     return click.argument("url", required=False, default="")(command)
 
 
@@ -217,7 +221,7 @@ def _endpoint_options(command: Any) -> Any:
 @_endpoint_options
 @json_option
 def webhooks_enable(url: str, endpoint_id: str | None, as_json: bool) -> None:
-    """Send to a disabled endpoint again; what was meant for it: `webhooks replay --state disabled`.
+    """Enable an endpoint. To send what it missed: `webhooks replay --state disabled`.
 
     \b
     Examples:
@@ -230,7 +234,7 @@ def webhooks_enable(url: str, endpoint_id: str | None, as_json: bool) -> None:
 @_endpoint_options
 @json_option
 def webhooks_disable(url: str, endpoint_id: str | None, as_json: bool) -> None:
-    """Send no more to an endpoint; its deliveries end as `disabled`, to be replayed later.
+    """Disable an endpoint. Its deliveries end as `disabled` and can be replayed later.
 
     \b
     Examples:
@@ -243,7 +247,7 @@ def webhooks_disable(url: str, endpoint_id: str | None, as_json: bool) -> None:
 @_endpoint_options
 @json_option
 def webhooks_target(url: str, endpoint_id: str | None, as_json: bool) -> None:
-    """Show what holds back the webhooks to a URL's host, or to an endpoint id.
+    """Show the limits of a URL's host or of an endpoint id: breaker, pause, concurrency.
 
     \b
     Examples:
@@ -263,9 +267,9 @@ def _switch(url: str, endpoint_id: str | None, *, on: bool, as_json: bool) -> No
 
     changed = with_queue(switch)
     word = "enabled" if on else "disabled"
-    show({"changed": changed}, as_json, lambda: [word if changed else f"was {word} already"])
+    show({"changed": changed}, as_json, lambda: [word if changed else f"was already {word}"])
 
 
 def _require_one(url: str, endpoint_id: str | None) -> None:
     if bool(url) == (endpoint_id is not None):
-        raise InvalidArgument("give a URL or --endpoint-id, one of them")
+        raise InvalidArgument("give either a URL or --endpoint-id")
