@@ -279,7 +279,7 @@ class Settings(BaseSettings):
         30.0,
         ge=0,
         le=3600,
-        description="How long running jobs may take to finish after TERM, seconds; then they are requeued.",
+        description="How long running jobs may take to finish after TERM, seconds; then they are given back.",
     )
     worker_keep_result_s: float = Field(
         3600.0, ge=0, le=2_592_000, description="How long a job's result is kept, seconds."

@@ -242,7 +242,7 @@ async def _(walk: Walk) -> None:
     await walk.client.zadd(walk.keys.default_queue, {JOB: time.time() * 1000 - 1}, xx=True)
 
 
-@walks("deferred", "abort asked", "queued")
+@walks("deferred", "abort requested", "queued")
 async def _(walk: Walk) -> None:
     assert await stores_of(walk.queue).jobs.abort(JOB)
     (mark,) = (await walk.poll().run([], 0)).marks
@@ -412,7 +412,7 @@ async def _(walk: Walk) -> None:
     assert await walk.queue.dead.purge(JOB) == 1
 
 
-@walks("dead", "outlived", "gone")
+@walks("dead", "dropped", "gone")
 async def _(walk: Walk) -> None:
     await walk.queue.enqueue("f", job_id="later")
     claim = await walk.claim()

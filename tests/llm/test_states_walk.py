@@ -27,7 +27,7 @@ pytestmark = pytest.mark.integration
 
 Arrow = tuple[str, str]
 PAGE = (Path(__file__).parents[2] / "docs" / "states.md").read_text()
-REQUEST_STATES = ("waiting", "in a batch", "by itself", "answered", "failed")
+REQUEST_STATES = ("waiting", "in a batch", "direct call", "answered", "failed")
 BATCH_STATES = tuple(state.value for state in BatchState)
 
 
@@ -349,7 +349,7 @@ async def test_requests_go_every_drawn_way(private_valkey_url: str, fake: FakePr
         fake.fault("POST", "/v1/chat/completions", "status", status=503, times=1000)
         fake.fault("POST", "/v1/batches", "status", status=429, times=1000)
         await step(back, lambda: seal(queue, settings), "in a batch")
-        await go_to(back, "by itself")
+        await go_to(back, "direct call")
     assert seen == drawn("An LLM request", REQUEST_STATES)
     assert seen <= listed("An LLM request", REQUEST_STATES)
 

@@ -55,8 +55,8 @@ def run(count: int | None, foreign: str | None) -> None:
     """Run the workers and keep them running.
 
     TERM or Ctrl-C drains: running jobs may finish within LETTA_WORKER_SHUTDOWN_GRACE_S, the others
-    are requeued. A second signal stops at once. Exit codes: 0 drained, 1 crash loop, 2 wrong
-    setting, 3 forced.
+    are given back to the queue. A second signal stops at once. Exit codes: 0 drained, 1 crash
+    loop, 2 wrong setting, 3 forced.
 
     \b
     Examples:
