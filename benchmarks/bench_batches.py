@@ -1,12 +1,13 @@
 """
-LLM batches: `python benchmarks/bench_batches.py [--quick]`.
+Measures LLM batches: `python benchmarks/bench_batches.py [--quick]`.
 
-Intake of requests at once and one by one beside plain jobs; the whole way of
-many lines through the fake provider (sealed, uploaded, polled, fetched, fanned
-out) with the worker's peak memory; what a batch takes beyond the provider's own
-time; the synchronous lane under a limit across
-four worker processes. Provider and workers are processes of their own. Writes
-out/bench_batches.json.
+intake: submitting requests at once and one by one, next to plain jobs.
+whole_way: many lines through the fake provider (sealed, uploaded, polled,
+fetched, answered), with the worker's peak memory.
+added: the time of a batch beyond the provider's own time.
+direct: direct calls under a rate limit across four worker processes.
+
+Provider and workers are separate processes. Writes out/bench_batches.json.
 """
 
 from __future__ import annotations
@@ -210,10 +211,10 @@ async def one_batch(queue: JobQueue, size: int, round_: int) -> float:
     return time.perf_counter() - start - PROVIDER_S
 
 
-# -- the synchronous lane ------------------------------------------------------------
+# -- direct calls ----------------------------------------------------------------------
 
 
-async def lane(url: str, fake: FakeProvider, *, seconds: float) -> dict[str, Any]:
+async def direct(url: str, fake: FakeProvider, *, seconds: float) -> dict[str, Any]:
     values = options(url, fake, llm_requests_per_minute=LIMIT_PER_MINUTE)
     fake.reset()
     async with open_queue(load_settings(**values)) as queue:
@@ -227,7 +228,7 @@ async def lane(url: str, fake: FakeProvider, *, seconds: float) -> dict[str, Any
             worker_process(values),
             worker_process(values),
         ):
-            times = await lane_times(fake, seconds)
+            times = await call_times(fake, seconds)
         await stores_of(queue).client.flushdb()
     window_s = min(60.0, seconds)
     allowed = LIMIT_PER_MINUTE * window_s / 60
@@ -246,8 +247,8 @@ async def lane(url: str, fake: FakeProvider, *, seconds: float) -> dict[str, Any
     }
 
 
-async def lane_times(fake: FakeProvider, seconds: float) -> list[float]:
-    """When the provider was called, from the first call on."""
+async def call_times(fake: FakeProvider, seconds: float) -> list[float]:
+    """Return when the provider was called, for `seconds` from the first call."""
     times: list[float] = []
     while not times or time.time() - times[0] < seconds:
         await asyncio.sleep(0.2)
@@ -266,7 +267,7 @@ async def main(*, quick: bool) -> dict[str, Any]:
                 ),
                 "whole_way": await whole_way(url, fake, lines=5000 if quick else 50_000),
                 "added": await added(url, fake, rounds=3 if quick else 10),
-                "lane": await lane(url, fake, seconds=10 if quick else 75),
+                "direct": await direct(url, fake, seconds=10 if quick else 75),
             }
         finally:
             embedded.release(source)
@@ -274,7 +275,7 @@ async def main(*, quick: bool) -> dict[str, Any]:
 
 
 def table(found: dict[str, Any]) -> None:
-    for part in ("intake", "whole_way", "added", "lane"):
+    for part in ("intake", "whole_way", "added", "direct"):
         print(part)
         for name, value in found[part].items():
             print(f"  {name:<28}{value:>12}")

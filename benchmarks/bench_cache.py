@@ -1,11 +1,11 @@
 """
-The cache against redis-py and its peers: `python benchmarks/bench_cache.py [--quick]`.
+Measures the cache against redis-py and its peers: `python benchmarks/bench_cache.py [--quick]`.
 
-One run, one server (valkey over loopback TCP), one process and one event loop
-for all. Contenders take turns in short rounds, each on the same keys and
-bytes, and the medians are compared: what disturbs the machine disturbs all of
-them. Peers (cashews, aiocache: `pip install 'letta-redis[bench]'`) are left
-out when they are not installed. Writes out/bench_cache.json.
+All contenders share one run, one server (valkey over loopback TCP), one process
+and one event loop. They run in short interleaved rounds on the same keys and
+bytes, and the medians are compared, so a disturbance of the machine hits all of
+them. Peers (cashews, aiocache: `pip install 'letta-redis[bench]'`) that are not
+installed are skipped. Writes out/bench_cache.json.
 """
 
 from __future__ import annotations
@@ -254,19 +254,19 @@ async def messages(report: Report, cache: Cache, client: Any, rounds: int, secon
     encode = msgspec.json.encode
     for number in range(20):
         agent = f"agent-{number}"
-        await client.set(f"blob-{number}", encode(rows))
+        await client.set(f"page-{number}", encode(rows))
 
         async def load() -> list[dict[str, Any]]:
             return rows
 
         await cache.messages.get_or_load(agent, load, limit=WINDOW)
 
-    async def lua_text(key: str) -> Any:
-        data = await client.get(f"blob-{int(key.removeprefix('agent-')) % 20}")
+    async def as_json(key: str) -> Any:
+        data = await client.get(f"page-{int(key.removeprefix('agent-')) % 20}")
         return json.loads(data)[: -PAGE - 1 : -1]
 
-    async def fast_blob(key: str) -> Any:
-        data = await client.get(f"blob-{int(key.removeprefix('agent-')) % 20}")
+    async def as_msgspec(key: str) -> Any:
+        data = await client.get(f"page-{int(key.removeprefix('agent-')) % 20}")
         return msgspec.json.decode(data)[: -PAGE - 1 : -1]
 
     async def page(key: str) -> Any:
@@ -275,14 +275,16 @@ async def messages(report: Report, cache: Cache, client: Any, rounds: int, secon
         return found
 
     contenders: dict[str, Get] = {
-        "blob, json": lua_text,
-        "blob, msgspec": fast_blob,
+        "one value, json": as_json,
+        "one value, msgspec": as_msgspec,
         "window": page,
     }
     for tasks in (1, 32):
         rates = await compare(contenders, tasks, rounds=rounds, seconds=seconds)
-        report.table(f"page of {PAGE} of {WINDOW} messages, {tasks} at once", rates, "blob, json")
-        for name in ("blob, json", "blob, msgspec"):
+        report.table(
+            f"page of {PAGE} of {WINDOW} messages, {tasks} at once", rates, "one value, json"
+        )
+        for name in ("one value, json", "one value, msgspec"):
             share = rates[name] / rates["window"]
             report.target(
                 f"page, {tasks} at once: time of a window / {name}", share, 0.6, at_most=True

@@ -1,20 +1,20 @@
 """
-The engine against its peers: `python benchmarks/bench_queue.py [--quick]`.
+Measures the engine against its peers: `python benchmarks/bench_queue.py [--quick]`.
 
 Each contender is one process at concurrency 32 on a fresh valkey-server over
-loopback TCP. Rounds are interleaved and the medians compared: what disturbs the
-machine disturbs all of them; CPU a job and commands a job are steadier than
-rates. Ours and arq run in this environment; the other peers pin other versions
-of redis-py and run in .venv/peers (`make bench` sets it up). Writes
-out/bench_queue.json.
+loopback TCP. Rounds are interleaved and the medians are compared, so a
+disturbance of the machine hits all of them. CPU per job and commands per job
+are steadier than rates. Ours and arq run in this environment; the other peers
+pin other versions of redis-py and run in .venv/peers (`make bench` sets it up).
+Writes out/bench_queue.json.
 
-noop: jobs that do nothing wait, the worker starts; from the first start to the last end.
-sleep: the same with 50 ms of sleep; `of_ideal` is the share of 640 a second.
-pickup: an idle worker, time from before the enqueue to the start of the job.
-idle: commands and requests a second of a worker without jobs.
-enqueue: one job after the other, and many at once where there is such a call.
-four: four processes on one queue; jobs that ran twice or not at all are counted.
-depth: ours with 1,000 jobs waiting, and with a million; server and worker on a CPU each.
+noop: queued jobs that do nothing; from the first start to the last end.
+sleep: the same with 50 ms of sleep; `of_ideal` is the share of 640 per second.
+pickup: an idle worker; from before the enqueue to the start of the job.
+idle: commands and requests per second of a worker without jobs.
+enqueue: one job at a time, and many at once if the contender has such a call.
+four: four processes on one queue; counts jobs that ran twice or not at all.
+depth: ours with 1,000 waiting jobs and with a million; server and worker on a CPU each.
 """
 
 from __future__ import annotations

@@ -1,12 +1,13 @@
 """
-Webhook delivery against bare HTTP loops: `python benchmarks/bench_webhooks.py [--quick]`.
+Measures webhook delivery against bare HTTP loops: `python benchmarks/bench_webhooks.py [--quick]`.
 
-The receiver is a process of its own and answers every POST at once. The peers,
-a bare aiohttp loop and a bare loop over one shared httpx.AsyncClient, only POST;
-ours claims, signs, posts and records each delivery. All take turns in rounds of
-one run, and medians are compared. Then, ours alone: time from the call to the
-receiver on an idle queue; healthy endpoints beside one that hangs; memory for a
-compressed bomb and for each waiting delivery. Writes out/bench_webhooks.json.
+The receiver is a separate process and answers every POST at once. The peers, a
+bare aiohttp loop and a bare loop over one shared httpx.AsyncClient, only POST.
+Ours claims, signs, posts and records each delivery. All run in interleaved
+rounds, and the medians are compared. For ours alone it then measures the time
+from the call to the receiver on an idle queue, healthy endpoints next to a
+hanging one, and the memory for a compressed bomb and for each waiting delivery.
+Writes out/bench_webhooks.json.
 """
 
 from __future__ import annotations
@@ -301,7 +302,7 @@ def percentile(values: list[float], percent: int) -> float:
 async def measure(url: str, server: str, *, quick: bool) -> dict[str, Any]:
     rounds, count, slow = (2, 400, 100) if quick else (5, 2000, 200)
     rates: dict[str, list[float]] = {"ours": [], "bare aiohttp": [], "bare httpx": []}
-    # On a machine with other work to do, the time of this process's own processor tells more.
+    # On a busy machine, this process's own CPU time is the better measure.
     cpu_us: dict[str, list[float]] = {name: [] for name in rates}
 
     async def turn(name: str, calls: int, run: Callable[[str, int], Awaitable[float]]) -> None:

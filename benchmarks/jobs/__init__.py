@@ -1,1 +1,1 @@
-"""Parts of bench_queue.py: contenders, the process that runs one, and what starts and measures it."""
+"""Modules of bench_queue.py: contenders, the process that runs one, and the one that measures it."""

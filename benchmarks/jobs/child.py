@@ -1,7 +1,7 @@
 """
-One contender at work, as a process: `python benchmarks/jobs/child.py NAME URL WORKLOAD COUNT`.
+Runs one contender as a process: `python benchmarks/jobs/child.py NAME URL WORKLOAD COUNT`.
 
-Says `ready` when it is set up, begins at a line on stdin, says `report {...}` at the end.
+Prints `ready` when it is set up, begins at a line on stdin, prints `report {...}` at the end.
 """
 
 from __future__ import annotations
@@ -15,15 +15,15 @@ import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
-# Not this folder: its modules are named like others' packages.
+# Do not search this folder: its modules have the names of other packages.
 sys.path[0] = str(Path(__file__).resolve().parents[2])
 
 from benchmarks.jobs.contenders import CONTENDERS, LEDGER, Contender  # noqa: E402
 
 Report = dict[str, float]
-# Seldom: looking takes time from the worker that is looked at.
+# Checking takes time from the measured worker, so it is rare.
 LOOK_S = 0.1
-# From one pickup to the next: by then a worker is idle again.
+# Time between two pickups, so that the worker is idle again.
 BETWEEN_S = 0.03
 
 
@@ -42,7 +42,7 @@ async def ran(count: int, look_s: float = LOOK_S) -> None:
 
 
 async def drain(contender: Contender, kind: str, count: int) -> Report:
-    """`count` jobs wait, then the worker starts; measured from the first start to the last end."""
+    """Queue `count` jobs, then start the worker; measure from the first start to the last end."""
     await contender.fill(kind, count)
     await begin()
     cpu = time.process_time()
@@ -95,7 +95,7 @@ async def pickup(contender: Contender, count: int) -> Report:
 
 
 async def idle(contender: Contender, count: int) -> Report:
-    """For `count` seconds."""
+    """Run an idle worker for `count` seconds."""
     working = asyncio.ensure_future(contender.work())
     await asyncio.sleep(4)
     await begin()
@@ -105,7 +105,7 @@ async def idle(contender: Contender, count: int) -> Report:
 
 
 async def four(contender: Contender, count: int) -> Report:
-    """One of several on the same queue; `count` is how many there are in all."""
+    """Run one of several workers on the same queue; `count` is the number of all jobs."""
     working = asyncio.ensure_future(contender.work())
     await asyncio.sleep(1)
     await begin()
@@ -128,9 +128,9 @@ async def fill(contender: Contender, count: int) -> Report:
 
 async def depth(contender: Contender, count: int) -> Report:
     """
-    The pace with `count` jobs waiting, and in turn with 1,000 on a second server.
+    Measure the rate with `count` waiting jobs, and alternately with 1,000 on a second server.
 
-    Each time 1,000 are enqueued and the first 1,000 that run are timed, on both alike.
+    Each round enqueues 1,000 jobs and times the first 1,000 that run, on both servers.
     """
     few, rounds = 1000, 20
     other = type(contender)()
@@ -151,7 +151,7 @@ async def depth(contender: Contender, count: int) -> Report:
 
 
 async def pace(contender: Contender, count: int) -> float:
-    """Jobs a second of a worker that starts now: its first `count`, however many wait."""
+    """Return the jobs per second of a worker that starts now, over its first `count` jobs."""
     LEDGER.first, LEDGER.runs, LEDGER.goal = 0.0, 0, count
     working = asyncio.ensure_future(contender.work())
     await ran(count)
@@ -177,7 +177,7 @@ async def main(name: str, url: str, workload: str, count: str) -> None:
     await contender.open(url)
     report = await WORKLOADS[workload](contender, int(count))
     say("report " + json.dumps(report))
-    # Not every contender can be stopped while it works.
+    # Some contenders cannot be stopped while they work.
     os._exit(0)
 
 

@@ -1,7 +1,7 @@
 """
-The job queues that are compared, each with the same job at concurrency 32.
+Defines the compared job queues, each with the same job at concurrency 32.
 
-Imports of a contender are inside its class: each runs in the environment that has it.
+A contender's imports are inside its class, because each runs in its own environment.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ SLEEP_S = 0.05
 
 
 class Ledger:
-    """What ran, and when. The jobs of all contenders write here, dramatiq's from threads."""
+    """Records what ran and when. The jobs of all contenders write here; dramatiq's from threads."""
 
     def __init__(self) -> None:
         self.runs = 0
@@ -145,7 +145,7 @@ class Saq(Contender):
 
 
 class Streaq(Contender):
-    """One of its Workers enqueues, another runs: a worker is a context of its own."""
+    """streaq: one Worker enqueues and another one runs, because a Worker is its own context."""
 
     def _worker(self, url: str) -> tuple[Any, Any]:
         from streaq import Worker
@@ -195,7 +195,7 @@ class TaskiqStream(Contender):
 
 
 class Dramatiq(Contender):
-    """Threads: its sleeping job blocks one of 32."""
+    """dramatiq: runs jobs in threads, so a sleeping job blocks one of 32."""
 
     async def open(self, url: str) -> None:
         import dramatiq

@@ -1,4 +1,4 @@
-"""Starts a server and the processes of one contender, and measures what they cannot see themselves."""
+"""Starts a server and the processes of one contender, and measures them from outside."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ Report = dict[str, float]
 
 @contextmanager
 def server() -> Iterator[int]:
-    """A fresh valkey-server over loopback TCP; its port."""
+    """Run a fresh valkey-server over loopback TCP; yield its port."""
     from cache.connection.embedded import server_binary
 
     with socket.create_server(("127.0.0.1", 0)) as listener:
@@ -41,9 +41,9 @@ def server() -> Iterator[int]:
 
 def apart(servers: list[int], worker: int) -> None:
     """
-    Give servers and worker a CPU each, where there are two.
+    Give the servers and the worker a CPU each, if there are two.
 
-    In a short run the kernel may leave both on the one where they woke each other.
+    In a short run the kernel may leave both on the CPU where they woke each other.
     """
     cpus = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
     if len(cpus) > 1:
@@ -79,7 +79,7 @@ def python_of(name: str) -> str:
 
 
 class Child:
-    """One process of a contender; a thread takes in what it says."""
+    """Runs one process of a contender; a thread reads its output."""
 
     def __init__(self, name: str, port: int, workload: str, count: int, **env: str) -> None:
         url = f"redis://127.0.0.1:{port}/0"
@@ -131,7 +131,7 @@ def child(name: str, port: int, workload: str, count: int, **env: str) -> Iterat
 
 
 def run(name: str, workload: str, count: int) -> Report:
-    """One contender, one workload, on a server of its own. Empty when it broke."""
+    """Run one workload of one contender on its own server. Return {} if it failed."""
     with ExitStack() as stack:
         port = stack.enter_context(server())
         second = stack.enter_context(server()) if workload == "depth" else 0
@@ -151,7 +151,7 @@ def run(name: str, workload: str, count: int) -> Report:
     commands = after["total_commands_processed"] - before["total_commands_processed"]
     reads = after["total_reads_processed"] - before["total_reads_processed"]
     if workload == "idle":
-        # A script's own commands count in the first; what a client sends, in the second.
+        # The first figure counts commands inside scripts, too; the second only what clients send.
         report["commands_per_s"] = commands / report["seconds"]
         report["requests_per_s"] = reads / report.pop("seconds")
     if workload in ("noop", "sleep"):
@@ -163,7 +163,7 @@ def run(name: str, workload: str, count: int) -> Report:
 
 
 def run_four(name: str, count: int) -> Report:
-    """Four worker processes on one queue; each job must have run once."""
+    """Run four worker processes on one queue and check that each job ran once."""
     with server() as port, ExitStack() as stack:
         children = [stack.enter_context(child(name, port, "four", count)) for _ in range(PROCESSES)]
         for one in children:
