@@ -1,5 +1,5 @@
 """
-Jobs by the clock: a cron job that the workers are told of, and a schedule that a client registers.
+Jobs by the clock: a cron job that the workers get as a setting, and a schedule that a client registers.
 
     .venv/bin/python -m examples.cron_jobs
 

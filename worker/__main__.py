@@ -1,4 +1,4 @@
-"""`python -m worker`: the same command line as `letta-workers`."""
+"""Runs `python -m worker`, the same command line as `letta-workers`."""
 
 from worker.cli.commands import main
 

@@ -17,7 +17,12 @@ from worker.terminal import printable_event
 
 
 def configure_logging(level: str, form: str) -> None:
-    """`level` is a name such as INFO; `form` is json, console or auto (console on a terminal)."""
+    """
+    Configure logging for this process.
+
+    level: a name such as INFO.
+    form: json, console, or auto (console on a terminal, else json).
+    """
     pretty = form == "console" or (form == "auto" and sys.stderr.isatty())
     shared: list[Any] = [
         structlog.contextvars.merge_contextvars,
@@ -40,7 +45,7 @@ def configure_logging(level: str, form: str) -> None:
     )
     renderer: list[Any] = (
         [
-            # A plain traceback: one with locals would print bodies and secrets.
+            # Print no local variables in tracebacks: they may hold bodies and secrets.
             structlog.processors.format_exc_info,
             printable_event,
             structlog.dev.ConsoleRenderer(exception_formatter=structlog.dev.plain_traceback),
@@ -59,7 +64,7 @@ def configure_logging(level: str, form: str) -> None:
     root.handlers[:] = [handler]
     root.setLevel(level)
     _take_over_arq()
-    # At INFO these log one line per request; the features' own events say more.
+    # These log one line per request at INFO; our own events name the delivery instead.
     for noisy in ("httpx", "httpcore", "asyncio"):
         logging.getLogger(noisy).setLevel(max(logging.WARNING, root.level))
 

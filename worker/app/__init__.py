@@ -1,1 +1,1 @@
-"""Composition root: from settings to what a worker runs."""
+"""Composition root: builds what a worker runs from the settings."""

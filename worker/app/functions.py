@@ -1,4 +1,4 @@
-"""What a worker runs: our jobs and crons, and the operator's, loaded by name."""
+"""Lists what a worker runs: our jobs and crons, and the operator's, loaded by name."""
 
 from __future__ import annotations
 
@@ -34,12 +34,12 @@ from worker.webhooks.rescuer import RESCUE_CRON, RESCUE_WEBHOOKS, rescue_webhook
 if TYPE_CHECKING:
     from settings import Settings
 
-# These jobs decide for themselves when to give up; arq's own count must not.
+# These jobs decide themselves when to give up; arq's count of tries must not.
 _NO_LIMIT = 1_000_000
 
 
 def build_functions(settings: Settings) -> list[Function]:
-    """Our jobs, and the operator's (LETTA_WORKER_FUNCTIONS) under their own names."""
+    """Return our jobs, and the operator's (LETTA_WORKER_FUNCTIONS) under their own names."""
     http_s = settings.llm_timeout_s + JOB_MARGIN_S
     ours = [
         func(
@@ -63,7 +63,7 @@ def build_functions(settings: Settings) -> list[Function]:
 
 
 def build_crons(settings: Settings) -> list[CronExpression]:
-    """The flush of all batches, and the operator's crons (LETTA_WORKER_CRONS)."""
+    """Return our crons (flush and rescuers) and the operator's (LETTA_WORKER_CRONS)."""
     crons = [
         _cron(
             flush_llm_batches,
@@ -92,10 +92,10 @@ def _cron(coroutine: Any, name: str, expression: str, field: str) -> CronExpress
 
 def load_coroutine(path: str, named_by: str) -> Any:
     """
-    `package.module:coroutine` -> the coroutine function; the working directory is searched too.
+    Load the coroutine function `package.module:coroutine`, also from the working directory.
 
     Raises:
-        SettingsError: it does not import, is not there, or is no coroutine function.
+        SettingsError: it cannot be imported, does not exist, or is not a coroutine function.
     """
     module, _, name = path.partition(":")
     found = _load(module, name, path, named_by)
@@ -120,10 +120,10 @@ def _load(module: str, name: str, path: str, named_by: str) -> Any:
 
 def load_settings_class(path: str) -> type:
     """
-    `package.module.Class`, as arq's command takes it.
+    Load the settings class `package.module.Class`, in the form of arq's command.
 
     Raises:
-        SettingsError: it does not import, or is no class with `functions` or `cron_jobs`.
+        SettingsError: it cannot be imported, or is not a class with `functions` or `cron_jobs`.
     """
     module, _, name = path.rpartition(".")
     found = _load(module, name, path, "--settings")

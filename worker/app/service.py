@@ -43,16 +43,16 @@ _HEALTH_INTERVAL_S = 5
 
 
 class WorkerRedis(SharedScripts, ArqRedis):
-    """arq's client, its scripts on one connection; jobs enqueue others with it (`ctx["redis"]`)."""
+    """arq's client with its scripts on one connection. Jobs enqueue with it (`ctx["redis"]`)."""
 
     async def enqueue_job(
         self, function: str, *args: Any, _job_id: str | None = None, **kwargs: Any
     ) -> Job | None:
         """
-        arq's own, for ids that do not take the place of our jobs.
+        Enqueue as arq does, but refuse ids that could replace our own jobs.
 
         Raises:
-            InvalidArgument: `_job_id` begins as ours do, or is no name.
+            InvalidArgument: `_job_id` has a reserved prefix or is not a name.
         """
         arguments.require_name("function", function)
         if _job_id is not None:
@@ -63,12 +63,12 @@ class WorkerRedis(SharedScripts, ArqRedis):
 
 def build_worker_settings(settings: Settings | None = None) -> type:
     """
-    The class that arq reads. Every attribute is the class's own: arq ignores inherited ones.
+    Build the class that arq reads. It inherits nothing, because arq ignores inherited attributes.
 
-    An embedded:// server starts here, and ends with this process.
+    An embedded:// server starts here and ends with this process.
 
     Raises:
-        settings.SettingsError: a setting is wrong, or names a function that does not load.
+        settings.SettingsError: a setting is wrong, or names a function that cannot be loaded.
     """
     chosen = settings or get_settings()
     url = chosen.redis_url
@@ -89,7 +89,7 @@ def build_worker_settings(settings: Settings | None = None) -> type:
         "cron_jobs": build_crons(chosen),
         "queue_name": keys.queue(),
         "redis_pool": client,
-        # `arq --check` builds a client of its own, from this.
+        # `arq --check` builds its own client from this.
         "redis_settings": arq_redis_settings(parse_url(url), chosen),
         "health_check_interval": _HEALTH_INTERVAL_S,
         "health_check_key": keys.health,
@@ -131,16 +131,16 @@ async def _shutdown(ctx: dict[Any, Any]) -> None:
 
 def build_worker(settings: Settings, foreign: type | None = None) -> ManagedWorker:
     """
-    A worker to `run()` on the running event loop; what it needs is built with it.
+    Build a worker, with everything it needs, to `run()` on the running event loop.
 
-    `foreign` is anybody's arq settings class; it names its own server.
+    `foreign` is any arq settings class; it names its own server.
     """
     found = foreign or build_worker_settings(settings)
     return ManagedEngine(worker_from(found, handle_signals=False))
 
 
 def run_child(settings: Settings, foreign: type | None = None) -> int:
-    """One worker process; returns its exit code (worker/process/child.py)."""
+    """Run one worker process. Return its exit code (worker/process/child.py)."""
     configure_logging(settings.worker_log_level, settings.worker_log_format)
 
     async def run() -> int:
@@ -152,24 +152,24 @@ def run_child(settings: Settings, foreign: type | None = None) -> int:
 
 def await_server(settings: Settings, *, once: bool) -> None:
     """
-    Return when the queue's server answers; `once` looks a single time.
+    Return when the queue's server answers. With `once`, try a single time.
 
-    For arq's own command, which meets an absent server with a traceback.
+    arq's own command would print a traceback if the server cannot be reached.
 
     Raises:
-        cache.errors.RedisUnavailable: it does not answer (`once` only).
+        cache.errors.RedisUnavailable: the server does not answer (`once` only).
     """
     configure_logging(settings.worker_log_level, settings.worker_log_format)
 
-    async def look() -> None:
+    async def probe() -> None:
         options = pool_options(settings)
         async with open_pool(settings.redis_url, options, name="letta-redis-start") as client:
             await wait_until_ready(client, settings.redis_url, deadline_s=0 if once else None)
 
-    # A loop of its own: asyncio.run would leave arq without a current one.
+    # Use a separate loop: asyncio.run would leave arq without a current one.
     loop = asyncio.new_event_loop()
     try:
-        loop.run_until_complete(look())
+        loop.run_until_complete(probe())
     finally:
         loop.close()
 

@@ -1,4 +1,4 @@
-"""How a testing queue runs functions and cron jobs: under plain names, and without backoff."""
+"""Registers a test's functions and cron jobs under plain names, without backoff."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ if TYPE_CHECKING:
 
 
 def named(function: Any) -> Function:
-    """arq names a function defined inside a test `test_x.<locals>.send_mail`."""
+    """Use the plain name: arq names a function inside a test `test_x.<locals>.send_mail`."""
     from arq.worker import Function, func
 
     return function if isinstance(function, Function) else func(function, name=function.__name__)
 
 
 def plain(cron: CronJob) -> Function:
-    """A cron job as a function that no clock calls; its result is kept, so that a test can read it."""
+    """Turn a cron job into a function that no clock calls and whose result a test can read."""
     from arq.worker import Function
 
     return Function(cron.name, cron.coroutine, cron.timeout_s, None, None, cron.max_tries)

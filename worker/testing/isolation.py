@@ -1,4 +1,4 @@
-"""Where a testing queue lives: a database of its own, and settings that read nothing outside the test."""
+"""Isolates a testing queue: its own database, and settings that read nothing outside the test."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from worker.errors import InvalidArgument
 if TYPE_CHECKING:
     from settings import Settings
 
-# Database 0 belongs to whoever uses embedded:// directly.
+# Database 0 is left to direct users of embedded://.
 _free_databases = set(range(1, 16))
 
 _LOOPBACK = "127.0.0.0/8,::1/128"
@@ -26,7 +26,7 @@ _SETTINGS: Mapping[str, Any] = {
     "anthropic_base_url": "http://127.0.0.1:9",
     "llm_batch_max_age_s": 0.05,
     "llm_poll_interval_s": 0.05,
-    # No other worker will ever know the name of an unknown job.
+    # There is no other worker that could know an unknown job's name.
     "worker_park_s": 0,
 }
 _SETTINGS_WITHOUT_BACKOFF: Mapping[str, Any] = {
@@ -40,7 +40,7 @@ _SETTINGS_WITHOUT_BACKOFF: Mapping[str, Any] = {
 
 @contextmanager
 def own_database() -> Iterator[str]:
-    """URL of a database that nothing else in this process uses."""
+    """Return the URL of a database that nothing else in this process uses."""
     if not _free_databases:
         raise EmbeddedServerError("15 testing queues are open, the most that one process can have")
     number = min(_free_databases)
@@ -53,7 +53,7 @@ def own_database() -> Iterator[str]:
 
 @functools.cache
 def _server_url() -> str:
-    """Never released, because starting the server takes longer than most tests; it ends at exit."""
+    """Start the server once; it ends at exit, because a start takes longer than most tests."""
     return embedded.acquire("embedded://")
 
 
@@ -73,5 +73,5 @@ def isolated_settings(url: str, overrides: Mapping[str, Any], *, retry_at_once: 
         raise InvalidArgument("redis_url: a testing queue brings its own server")
     quick = _SETTINGS_WITHOUT_BACKOFF if retry_at_once else {}
     values = {**_SETTINGS, **quick, **overrides, "redis_url": url}
-    # The prefix is no variable's, and there is no file to read.
+    # No variable has this prefix, and there is no file to read.
     return Settings(_env_prefix="_NO_VARIABLE_", _env_file=None, _secrets_dir=None, **values)

@@ -1,5 +1,5 @@
 # ruff: noqa: PT028  (testing_queue is no test)
-"""testing_queue: puts server, settings, worker and facade together, and takes them apart."""
+"""Implements testing_queue: composes server, settings, worker and facade, and closes them."""
 
 from __future__ import annotations
 
@@ -117,7 +117,7 @@ async def testing_queue(
                 await client.flushdb()
 
 
-# pytest would take the name for a test's.
+# pytest would collect it as a test because of its name.
 testing_queue.__test__ = False  # type: ignore[attr-defined]
 
 

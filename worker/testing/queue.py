@@ -1,4 +1,4 @@
-"""The facade `JobQueue` with what a test needs besides: drain, look, assert, trigger."""
+"""Extends the facade `JobQueue` for tests: drain, inspect, assert, trigger."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from settings import Settings
     from worker.engine import Worker
 
-# Test queues are short, so a look at the whole queue is cheap.
+# Test queues are short, so reading the whole queue is cheap.
 _LOOK_EVERY_S = 0.005
 
 
@@ -38,7 +38,7 @@ class EnqueuedJob:
 
 @dataclass(frozen=True, slots=True)
 class DrainCounts:
-    """Runs since the queue was opened, by how they ended; `failed` counts dead and aborted jobs."""
+    """Counts of runs since the queue was opened; `failed` counts dead and aborted jobs."""
 
     completed: int = 0
     retried: int = 0
@@ -47,7 +47,7 @@ class DrainCounts:
 
 @dataclass(frozen=True, slots=True)
 class _Place:
-    """Where a job is; a running one's `due_ms` is of no use."""
+    """Where a job is. The `due_ms` of a running job has no meaning."""
 
     id: str
     priority: Priority
@@ -100,7 +100,7 @@ class TestingQueue(JobQueue):
         async with self.working() as (worker, main):
             while True:
                 jobs = await self._unfinished(deadline, scheduled=scheduled)
-                # The server hears how a job ended before its worker counts it.
+                # A job's end reaches the server before its worker counts it.
                 if not jobs and not worker.has_unsent_ends:
                     return _add(self._counts, worker)
                 if main.done():
@@ -162,7 +162,7 @@ class TestingQueue(JobQueue):
 
     @asynccontextmanager
     async def working(self) -> AsyncIterator[tuple[Worker, asyncio.Task[None]]]:
-        """Have one worker run: the one that runs already, or another for the block."""
+        """Run one worker for the block, unless one already runs."""
         if self._working is not None:
             yield self._working
             return
@@ -178,14 +178,14 @@ class TestingQueue(JobQueue):
             self._counts = _add(self._counts, worker)
 
     async def _unfinished(self, deadline: float, *, scheduled: bool) -> list[_Place]:
-        """The jobs to wait for; brings the later ones forward if asked to."""
+        """Return the jobs to wait for; make deferred ones due if asked to."""
         places, now_ms = await self._snapshot()
         left_ms = (deadline - asyncio.get_running_loop().time()) * 1000
         found = []
         for place in places:
             is_later = not place.is_running and place.due_ms > now_ms
             if is_later and scheduled:
-                # XX: the job may have been claimed and even have ended since the look.
+                # XX: the job may have been claimed, or even have ended, since the read.
                 queue = self._keys.queue(place.priority)
                 await self._client.zadd(queue, {place.id: now_ms}, xx=True)
                 await self._client.zadd(self._keys.wake, {"w": 0})
