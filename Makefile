@@ -1,13 +1,13 @@
-# Everything a newcomer needs: `make demo` and `make test` set themselves up.
+# `make demo` and `make test` set up their environment themselves.
 PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 BASE   := .venv/base
-# Tests that may share the machine run on this many processes.
+# Number of processes for tests that are not marked serial.
 JOBS   ?= 3
 PYTEST := $(BIN)/python -m pytest
-# Quiet when all is well; --quiet itself would hide the warnings that --strict counts.
-# The variable silences a notice of the theme that is no warning about a page.
+# Prints only failures: --quiet would hide the warnings that --strict counts.
+# The variable silences a notice of the theme that does not concern a page.
 MKDOCS := found=$$(NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict 2>&1
 OR_SHOW := ) || { echo "$$found"; exit 1; }
 
@@ -17,7 +17,7 @@ OR_SHOW := ) || { echo "$$found"; exit 1; }
 help: ## List these commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-setup: $(VENV)/.ready ## Make the local environment (.venv); the others do it by themselves
+setup: $(VENV)/.ready ## Make the local environment (.venv); other targets do it when needed
 
 $(VENV)/.ready: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed")'
@@ -26,17 +26,17 @@ $(VENV)/.ready: pyproject.toml constraints.txt
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[worker,dev]'
 	@touch $@
 
-demo: $(VENV)/.ready ## Run the main job end to end on an embedded Valkey, with a report
+demo: $(VENV)/.ready ## Run webhooks and LLM requests end to end on an embedded Valkey, with a report
 	@$(BIN)/letta-workers demo
 
 run: $(VENV)/.ready ## Run the workers against LETTA_REDIS_URL
 	@$(BIN)/letta-workers run
 
-test: check $(BASE)/.ready ## All checks, then all tests with their coverage
+test: check $(BASE)/.ready ## Run all checks, then all tests with coverage
 	@$(PYTEST) -q -n $(JOBS) --dist worksteal -m "not serial" --cov --cov-report=
 	@$(PYTEST) -q -m serial --cov --cov-append --cov-report=term
 
-check: $(VENV)/.ready ## Lint, format, types, import direction, generated docs, website
+check: $(VENV)/.ready ## Check lint, format, types, import direction, generated docs, website
 	@$(BIN)/ruff check --quiet .
 	@$(BIN)/ruff format --check --quiet .
 	@$(BIN)/mypy --no-error-summary
@@ -44,7 +44,7 @@ check: $(VENV)/.ready ## Lint, format, types, import direction, generated docs, 
 	@$(BIN)/python -m docs.generate --check
 	@$(MKDOCS) --site-dir out/site-check $(OR_SHOW)
 
-docs: $(VENV)/.ready ## Write docs/settings.md and docs/keys.md anew
+docs: $(VENV)/.ready ## Generate docs/settings.md and docs/keys.md
 	@$(BIN)/python -m docs.generate
 
 site: $(VENV)/.ready ## Build the documentation as a website into out/site
@@ -53,10 +53,10 @@ site: $(VENV)/.ready ## Build the documentation as a website into out/site
 format: $(VENV)/.ready ## Format the code
 	@$(BIN)/ruff check --quiet --fix . ; $(BIN)/ruff format --quiet .
 
-bench: $(VENV)/.ready $(VENV)/peers/.ready ## Run the benchmarks: JSON in out/, tables here
+bench: $(VENV)/.ready $(VENV)/peers/.ready ## Run the benchmarks: tables here, JSON in out/
 	@for file in benchmarks/bench_*.py; do $(BIN)/python $$file || exit 1; done
 
-# Their pins of redis-py contradict arq's, so the peers of the queue live apart.
+# The peers of the queue need their own environment: their pins of redis-py contradict arq's.
 $(VENV)/peers/.ready: benchmarks/peers.txt $(VENV)/.ready
 	@echo "setting up $(VENV)/peers (once)"
 	@$(PYTHON) -m venv $(VENV)/peers
@@ -64,13 +64,13 @@ $(VENV)/peers/.ready: benchmarks/peers.txt $(VENV)/.ready
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[bench]'
 	@touch $@
 
-soak: $(VENV)/.ready ## Chaos on the queue, the messages, the network: make soak SEED=7 MINUTES=10
+soak: $(VENV)/.ready ## Break the queue, the cache and the network at random: make soak SEED=7 MINUTES=10
 	@SOAK_SEED=$(or $(SEED),1) SOAK_MINUTES=$(or $(MINUTES),5) $(PYTEST) -q -x tests/engine/test_chaos.py
 	@FUZZ_S=$(shell expr $(or $(MINUTES),5) '*' 60) $(PYTEST) -q -s -p no:cacheprovider --timeout 0 tests/cache/test_messages_fuzz.py
 	@FUZZ_S=$(shell expr $(or $(MINUTES),5) '*' 60) $(PYTEST) -q -s -p no:cacheprovider --timeout 0 tests/cache/test_partition_fuzz.py
 
-# The base install as a Letta server has it, without arq: on the oldest redis-py
-# that it allows and on the newest there is. Built anew when a source changes.
+# The base install without arq, as on a Letta server: with the oldest allowed
+# redis-py and with the newest one. Rebuilt when a source changes.
 $(BASE)/.ready: pyproject.toml $(VENV)/.ready $(shell find hatch_build.py settings.py cache worker letta_redis -name '*.py' -o -name '*.lua')
 	@test -d $(BASE) || echo "setting up $(BASE) (once; later only our own wheel)"
 	@rm -rf $(BASE)/dist

@@ -1,13 +1,13 @@
 #!/bin/sh
-# Start the workers and become them, so that signals reach the supervisor itself.
+# Starts the workers by exec, so that signals reach the supervisor directly.
 #
 #   compose/start_workers.sh [options of `letta-workers run`]
 #
-# Settings come from LETTA_... variables (docs/settings.md). Exits as the workers
-# do: 0 drained, 1 crash loop, 2 wrong setting or nothing to run, 3 forced.
+# Settings come from LETTA_... variables (docs/settings.md). Exit codes are those of
+# the workers: 0 drained, 1 crash loop, 2 wrong setting or nothing to run, 3 forced.
 set -eu
 
-# In a checkout, the environment that `make setup` made; in the image, PATH has it.
+# A checkout uses the environment of `make setup`; in the image, PATH has the command.
 checkout=$(CDPATH='' cd -- "$(dirname -- "$0")/.." && pwd)
 if [ -x "$checkout/.venv/bin/letta-workers" ]; then
     PATH="$checkout/.venv/bin:$PATH"
@@ -17,7 +17,7 @@ if ! command -v letta-workers >/dev/null 2>&1; then
     exit 2
 fi
 
-# Each job in flight may hold several connections; the soft limit is often 1024.
+# Each running job may hold several connections, and the soft limit is often 1024.
 ulimit -n "$(ulimit -H -n)" 2>/dev/null || true
 
 exec letta-workers run "$@"
