@@ -1,4 +1,4 @@
-"""Fixtures that every folder shares: a real Valkey, and a key prefix of one's own."""
+"""Fixtures for every folder: a real Valkey, and a key prefix per test."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from cache.connection import embedded
 from cache.connection.pool import PoolOptions, open_pool
 from cache.encoding import codec
 
-# A test reads no setting of the machine it runs on.
+# Tests read no setting of the machine.
 for _name in [name for name in os.environ if name.startswith("LETTA_")]:
     del os.environ[_name]
 os.environ["LETTA_SECRETS_DIR"] = "/nonexistent"
@@ -24,7 +24,7 @@ os.environ["LETTA_SECRETS_DIR"] = "/nonexistent"
 
 @pytest.fixture(autouse=True)
 def own_logging() -> Iterator[None]:
-    """A worker inside a test configures logging; the next test starts with none of it."""
+    """Restore logging after each test, because a worker inside a test configures it."""
     root = logging.getLogger()
     handlers, level = root.handlers[:], root.level
     structlog.reset_defaults()
@@ -37,14 +37,14 @@ def own_logging() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def valkey_url() -> Iterator[str]:
-    """One server for each test process; tests keep apart by `prefix`."""
+    """One server per test process; `prefix` separates the tests."""
     yield embedded.acquire("embedded://")
     embedded.release("embedded://")
 
 
 @pytest.fixture
 def private_valkey_url(tmp_path: Any) -> Iterator[str]:
-    """A server of the test's own, with an append-only file: for stock arq's fixed keys and faults."""
+    """A server for one test, with an append-only file: for faults, and for arq's fixed keys."""
     url = f"embedded://{tmp_path}/valkey"
     yield embedded.acquire(url)
     embedded.release(url)
@@ -63,7 +63,7 @@ async def client(valkey_url: str) -> AsyncIterator[Any]:
 
 @pytest.fixture
 async def arq(private_valkey_url: str) -> AsyncIterator[ArqRedis]:
-    """Stock arq's client, with the serializers of ours."""
+    """Stock arq's client with our serializers."""
     async with open_pool(
         private_valkey_url,
         PoolOptions(),

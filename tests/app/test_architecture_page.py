@@ -1,4 +1,4 @@
-"""docs/architecture.md has one row for each folder and each module, and its ways lead somewhere."""
+"""docs/architecture.md has one row per folder and module, and its answers name existing files."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ QUESTIONS = (
 
 
 def tracked() -> list[PurePosixPath]:
-    """Files of the checkout that git does not ignore."""
+    """Return the files of the checkout that git does not ignore."""
     command = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, check=True)
     names = [name for name in done.stdout.decode().split("\0") if name]
@@ -36,7 +36,7 @@ def tracked() -> list[PurePosixPath]:
 
 
 def wanted() -> set[str]:
-    """Every folder, and every module but those that their folder's row stands for."""
+    """Return every folder, and every module that its folder's row does not cover."""
     files = tracked()
     folders = {f"{parent}/" for file in files for parent in file.parents if str(parent) != "."}
     modules = {
@@ -60,7 +60,7 @@ def test_no_path_has_two_rows() -> None:
 
 
 def test_each_question_is_answered_in_three_opens() -> None:
-    """The page itself is the first, the cells of a row name the second and the third."""
+    """The page is the first file to open; the cells of a row name the second and the third."""
     assert "(docs/architecture.md)" in README.read_text(encoding="utf-8")
     for question in QUESTIONS:
         (row,) = re.findall(rf"^\| {re.escape(question)} \|(.*)\|$", WHERE, re.MULTILINE)

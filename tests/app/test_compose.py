@@ -1,4 +1,4 @@
-"""compose/: the file against its public schema, and each service's command and probe for real."""
+"""compose/ matches the public schema, and each service's command and probe work."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def test_it_has_the_four_services() -> None:
 
 
 @pytest.mark.parametrize("name", SERVICES)
-def test_a_service_is_probed_restarted_limited_and_gains_no_privileges(name: str) -> None:
+def test_services_are_probed_restarted_and_limited(name: str) -> None:
     service = services()[name]
 
     assert service["healthcheck"]["test"][0] == "CMD"
@@ -75,7 +75,7 @@ def test_a_service_is_probed_restarted_limited_and_gains_no_privileges(name: str
 
 
 @pytest.mark.parametrize("name", ["valkey-queue", "valkey-cache", "letta-workers"])
-def test_a_service_whose_files_are_ours_runs_on_a_read_only_root(name: str) -> None:
+def test_our_own_services_run_on_a_read_only_root(name: str) -> None:
     assert services()[name]["read_only"] is True
 
 
@@ -99,7 +99,7 @@ def test_a_service_waits_until_what_it_needs_is_healthy(name: str) -> None:
     assert {need["condition"] for need in needed.values()} == {"service_healthy"}
 
 
-def test_the_workers_are_stopped_no_sooner_than_their_own_drain_takes() -> None:
+def test_workers_are_stopped_only_after_their_drain() -> None:
     workers = services()["letta-workers"]
     grace_s = float(workers["environment"]["LETTA_WORKER_SHUTDOWN_GRACE_S"])
 
@@ -107,7 +107,7 @@ def test_the_workers_are_stopped_no_sooner_than_their_own_drain_takes() -> None:
 
 
 @pytest.mark.parametrize(("name", "times"), [("valkey-queue", 2.0), ("valkey-cache", 1.5)])
-def test_a_container_has_room_beside_its_servers_maxmemory(name: str, times: float) -> None:
+def test_a_containers_limit_exceeds_its_servers_maxmemory(name: str, times: float) -> None:
     service = services()[name]
     limit = size_bytes(directive(configuration(service), "maxmemory"))
 
@@ -145,7 +145,7 @@ def test_queue_and_cache_are_different_servers_for_everyone() -> None:
 
 
 @pytest.mark.parametrize("name", VALKEYS)
-def test_a_valkey_starts_from_its_file_and_its_probe_says_so(name: str, tmp_path: Path) -> None:
+def test_a_valkey_starts_from_its_file_and_passes_its_probe(name: str, tmp_path: Path) -> None:
     service = ValkeyService(name, tmp_path)
 
     assert service.probe() != 0
@@ -183,7 +183,7 @@ async def test_the_full_cache_evicts_and_takes_every_write(tmp_path: Path) -> No
             assert (await client.info("memory"))["used_memory"] <= 13 * 2**20
 
 
-async def test_what_the_queue_took_is_there_after_kill_9(tmp_path: Path) -> None:
+async def test_the_queue_keeps_accepted_jobs_after_kill_9(tmp_path: Path) -> None:
     service = ValkeyService("valkey-queue", tmp_path)
     with service.running() as process:
         async with open_pool(service.url, PoolOptions(), name="test") as client:
@@ -253,7 +253,7 @@ def _instructions() -> list[tuple[str, str]]:
 
 
 def _copied() -> list[str]:
-    """Paths that the Dockerfile takes from the repository."""
+    """Return the paths that the Dockerfile copies from the repository."""
     copies = [rest.split() for name, rest in _instructions() if name == "COPY"]
     return [path for words in copies if not words[0].startswith("--from") for path in words[:-1]]
 
@@ -276,7 +276,7 @@ def test_the_image_names_no_package_index() -> None:
     assert "://" not in text
 
 
-def test_every_copied_path_exists_and_is_let_into_the_build() -> None:
+def test_every_copied_path_exists_and_is_not_ignored() -> None:
     ignore = (COMPOSE / "Dockerfile.dockerignore").read_text().splitlines()
     allowed = {line.removeprefix("!") for line in ignore if line.startswith("!")}
 
@@ -286,7 +286,7 @@ def test_every_copied_path_exists_and_is_let_into_the_build() -> None:
         assert (ROOT / path).exists(), path
 
 
-def test_what_is_copied_is_enough_to_build_the_package_with_its_command(tmp_path: Path) -> None:
+def test_copied_files_are_enough_to_build_the_package(tmp_path: Path) -> None:
     for path in _copied():
         target = tmp_path / "src" / path
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -325,7 +325,7 @@ def test_the_start_script_without_the_package_says_what_to_do(tmp_path: Path) ->
 # -- the workers -------------------------------------------------------------------
 
 
-async def test_the_workers_start_are_healthy_and_drain_with_the_files_environment(
+async def test_workers_start_and_drain_with_the_files_environment(
     tmp_path: Path,
 ) -> None:
     queue = ValkeyService("valkey-queue", tmp_path / "queue")
@@ -356,7 +356,7 @@ async def test_a_wrong_setting_ends_the_workers_with_2_and_one_line() -> None:
 
 
 def _workers_environment(queue: ValkeyService, cache: ValkeyService) -> dict[str, str]:
-    """The file's own, with the servers' names replaced by where this test runs them."""
+    """Return the file's environment with the addresses of this test's servers."""
     given = services()["letta-workers"]["environment"]
     environ = {name: str(value) for name, value in given.items()}
     for name, server in (("valkey-queue", queue), ("valkey-cache", cache)):

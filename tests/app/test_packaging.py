@@ -1,4 +1,4 @@
-"""The two installs: what the base carries, on the oldest and the newest redis-py."""
+"""The base install works without arq, on the oldest and the newest redis-py."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One public name: `letta_redis` beside a project's own `settings`, `cache` and `worker`."""
+"""`letta_redis` works next to a project's own `settings`, `cache` and `worker`."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def project(
     request: pytest.FixtureRequest, wheel: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Project:
-    """A project whose modules of our names stand in one of two places."""
+    """A project that has modules with our names in one of two places."""
     folder = tmp_path_factory.mktemp("project")
     environment = Environment(folder / ".venv")
     write_modules(folder if request.param == "in its folder" else environment.packages)
@@ -52,7 +52,7 @@ def project(
 
 @pytest.fixture(scope="module")
 def image(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Environment:
-    """An environment after the same steps as the image of compose/."""
+    """An environment made by the same steps as the image of compose/."""
     environment = Environment(tmp_path_factory.mktemp("image"))
     environment.install(wheel)
     dockerfile = (ROOT / "compose" / "Dockerfile").read_text()

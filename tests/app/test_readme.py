@@ -1,4 +1,4 @@
-"""README's commands exist, and every link between the pages leads somewhere."""
+"""README's commands exist, and every link between pages has a target."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def test_every_make_target_it_names_exists_and_help_lists_it() -> None:
 
 
 @pytest.mark.parametrize("page", sorted(ROOT.glob("docs/**/*.md")) + sorted(ROOT.glob("*.md")))
-def test_every_link_leads_somewhere(page: Path) -> None:
+def test_every_link_has_a_target(page: Path) -> None:
     for target in re.findall(r"\]\(([^)#]+)\)", page.read_text(encoding="utf-8")):
         if "://" not in target:
             assert (page.parent / target).exists(), target

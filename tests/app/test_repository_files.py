@@ -1,4 +1,4 @@
-"""CI, templates and hooks: they parse, and they run what the README and the Makefile run."""
+"""CI, templates and hooks are valid, and run the commands of README and Makefile."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def test_the_cache_of_ci_changes_with_the_constraints(job: Any) -> None:
     assert all((ROOT / path).is_file() for path in paths)
 
 
-def test_dependabot_looks_where_there_is_something() -> None:
+def test_dependabot_watches_existing_manifests() -> None:
     expected = {
         "pip": "pyproject.toml",
         "github-actions": ".github/workflows",

@@ -1,4 +1,4 @@
-"""The machine's other users: what they leave in the working directory is not read or run."""
+"""Files of other users of the machine in the working directory are neither read nor run."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ MODULE = "async def job(ctx): ...\n"
 
 @pytest.fixture
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The working directory of the test."""
+    """Change into a working directory of the test."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [*sys.path])
     return tmp_path
@@ -42,7 +42,7 @@ def env_file(here: Path, *, mode: int = 0o600, owner: int | None = None) -> Path
 
 
 @pytest.mark.parametrize("mode", [0o600, 0o644, 0o640, 0o664])
-def test_an_env_file_of_ones_own_is_read(here: Path, mode: int) -> None:
+def test_an_own_env_file_is_read(here: Path, mode: int) -> None:
     env_file(here, mode=mode)
     with structlog.testing.capture_logs() as logs:
         assert load_settings().worker_count == 7
@@ -81,9 +81,7 @@ def _a_link_to_another_users_file(here: Path) -> None:
     ],
 )  # fmt: skip
 @pytest.mark.parametrize("how", [Settings, load_settings])
-def test_an_env_file_that_others_could_write_is_left_out_and_said(
-    here: Path, prepare: object, how: object
-) -> None:
+def test_a_foreign_env_file_is_ignored_and_logged(here: Path, prepare: object, how: object) -> None:
     assert callable(prepare)
     assert callable(how)
     prepare(here)
@@ -97,14 +95,14 @@ def test_an_env_file_that_others_could_write_is_left_out_and_said(
 # -- modules of the working directory -------------------------------------------------------
 
 
-def test_a_module_of_ones_own_working_directory_is_found(here: Path) -> None:
+def test_a_module_of_an_own_working_directory_is_found(here: Path) -> None:
     (here / "mine_to_load.py").write_text(MODULE)
     assert load_coroutine("mine_to_load:job", "x").__name__ == "job"
 
 
 @as_root
 @pytest.mark.parametrize("fault", ["owner", "mode"])
-def test_a_module_of_anothers_working_directory_is_not_run(here: Path, fault: str) -> None:
+def test_a_module_of_a_foreign_working_directory_is_not_run(here: Path, fault: str) -> None:
     (here / "planted.py").write_text(f"open({str(here / 'ran')!r}, 'w')\n" + MODULE)
     if fault == "owner":
         os.chown(here, ANOTHER, ANOTHER)
@@ -149,7 +147,7 @@ def test_a_child_runs_no_module_of_the_working_directory(here: Path) -> None:
         ("embedded://", "embedded://"),
     ],
 )
-def test_a_password_of_a_secrets_file_belongs_to_the_queues_url(
+def test_a_secrets_file_gives_the_queue_its_password(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, url: str, expected: str
 ) -> None:
     (tmp_path / "letta_redis_password").write_text("p@ss\n")

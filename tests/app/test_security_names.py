@@ -1,4 +1,4 @@
-"""Every public method refuses an odd name with the named error, before it writes anything."""
+"""Every public method refuses an odd name with a named error, before it writes anything."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ Act = Callable[[Any, Any], Any]
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """`act` calls a method of the target with an odd name in the place of one argument."""
+    """`act` calls a method with an odd name as one of its arguments."""
 
     method: str
     argument: str
@@ -75,7 +75,7 @@ MESSAGE = {"id": "m1", "sequence_id": 1}
 
 
 def _named(kind: str) -> list[Case]:
-    """Of `cache.agents.blocks` and `cache.agents.contexts`."""
+    """Return the cases of `cache.agents.blocks` or `cache.agents.contexts`."""
 
     def of(cache: Any) -> Any:
         return getattr(cache.agents, kind)
@@ -180,7 +180,7 @@ CHAT: dict[str, Any] = {"provider": "openai", "endpoint": "chat/completions"}
 
 
 def send(**given: Any) -> Act:
-    """`send_webhook` where the odd name is in the place of the value `...`."""
+    """Call `send_webhook` with the odd name in place of the value `...`."""
 
     def act(queue: Any, odd: Any) -> Any:
         chosen = {name: odd if value is ... else value for name, value in given.items()}
@@ -285,7 +285,7 @@ async def _call(act: Act, target: Any, odd: Any) -> Any:
 
 
 async def _keys(client: Any, prefix: str) -> set[bytes]:
-    """What is stored, without what every open cache says of itself."""
+    """Return the stored keys, without those that every open cache writes."""
     found = set(await client.keys(prefix + "*"))
     return {key for key in found if not key.endswith(b"{era}")}
 
@@ -343,7 +343,7 @@ _NO_NAMES = {
 
 
 def _arguments(target: Any, path: str) -> set[tuple[str, str]]:
-    """Every argument of the public methods of an object that takes text."""
+    """Return every text argument of the public methods of an object."""
     found = set()
     for name, method in inspect.getmembers(target, callable):
         if name.startswith("_"):
@@ -387,7 +387,7 @@ async def test_no_public_argument_is_left_out(cache: Any, client: Any, prefix: s
 @pytest.mark.parametrize(
     "name", ["a", "a b", "é", "名前", "a:b", "a@b", "👩\u200d💻", "x" * MAX_NAME, "-", "0"]
 )
-async def test_the_cache_takes_any_other_text(cache: Any, name: str) -> None:
+async def test_the_cache_accepts_any_other_text(cache: Any, name: str) -> None:
     assert await cache.agents.set(name, 1, scope=name, organisation=name, depends_on=[name])
     assert await cache.agents.get(name, scope=name, organisation=name) == 1
     assert await cache.agents.invalidate_dependency(name)
@@ -396,7 +396,7 @@ async def test_the_cache_takes_any_other_text(cache: Any, name: str) -> None:
     assert await cache.agents.sessions.get(name, name) == 2
 
 
-async def test_an_organisation_and_a_scope_share_no_place(cache: Any) -> None:
+async def test_an_organisation_and_a_scope_share_no_key(cache: Any) -> None:
     await cache.agents.set("a", "first", organisation="o:1", scope="s")
     await cache.agents.set("a", "second", organisation="o", scope="1:s")
     await cache.agents.set("a", "third", organisation="o%3A1", scope="s")
@@ -405,13 +405,13 @@ async def test_an_organisation_and_a_scope_share_no_place(cache: Any) -> None:
     assert await cache.agents.get("a", organisation="o%3A1", scope="s") == "third"
 
 
-async def test_a_session_cannot_be_named_into_another_agents(cache: Any) -> None:
+async def test_a_session_cannot_reach_another_agents_session(cache: Any) -> None:
     await cache.agents.sessions.set("a", "b}:session:c", "a's")
     with pytest.raises(InvalidName, match="agent_id"):
         await cache.agents.sessions.get("a}:session:b", "c")
 
 
-async def test_names_that_a_function_gives_are_checked_then(cache: Any) -> None:
+async def test_names_from_a_function_are_checked_on_use(cache: Any) -> None:
     async def value() -> dict[str, Any]:
         return {"tags": ["fine", "a\nb"]}
 
@@ -439,7 +439,7 @@ async def test_a_message_that_cannot_be_kept_drops_its_window(cache: Any) -> Non
     assert await cache.messages.list("a", limit=1) is None, "a page without the newest message"
 
 
-async def test_what_cannot_be_delivered_forgets_everything_once(cache: Any) -> None:
+async def test_an_undeliverable_invalidation_clears_everything_once(cache: Any) -> None:
     await cache.agents.set("a", 1)
     # Past the door, as a fault inside would hand it in.
     cache.parts.invalidation.miss_window("a", "\ud800")
@@ -457,7 +457,9 @@ OURS = [
 
 
 @pytest.mark.parametrize("job_id", OURS)
-async def test_a_callers_job_takes_no_place_of_ours(client: Any, prefix: str, job_id: str) -> None:
+async def test_a_callers_job_cannot_replace_one_of_ours(
+    client: Any, prefix: str, job_id: str
+) -> None:
     queue = queue_of(client, prefix)
     for attempt in (
         queue.enqueue("f", job_id=job_id),
@@ -519,7 +521,7 @@ async def test_a_webhook_id_with_a_dot_is_refused(
         BODY | {"messages": [{"role": "user", "\udc00": "x"}]},
     ],
 )
-async def test_half_a_character_in_a_request_is_refused(
+async def test_a_lone_surrogate_in_a_request_is_refused(
     client: Any, prefix: str, body: dict[str, Any]
 ) -> None:
     queue = queue_of(client, prefix)
@@ -533,7 +535,7 @@ async def test_half_a_character_in_a_request_is_refused(
     assert await _keys(client, prefix) == set()
 
 
-async def test_a_whole_emoji_in_a_request_is_fine(client: Any, prefix: str) -> None:
+async def test_an_emoji_in_a_request_is_accepted(client: Any, prefix: str) -> None:
     queue = queue_of(client, prefix)
     body = BODY | {"messages": [{"role": "user", "content": "👩\u200d💻 \\ud800"}]}
     assert await queue.submit_llm_request(body, **CHAT)

@@ -1,4 +1,4 @@
-"""SECURITY.md's promises about what is stored and logged, kept by a real worker process."""
+"""A real worker process keeps SECURITY.md's promises about stored and logged data."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ BODY = {"model": "m", "messages": [{"role": "user", "content": "marked-prompt"}]
 
 @contextmanager
 def worker_process(home: Path, **env: str) -> Iterator[Path]:
-    """A worker in `home`, drained at the end; yields the file of its log."""
+    """Run a worker in `home` and drain it at the end; yield its log file."""
     (home / "jobs.py").write_text(JOBS, encoding="utf-8")
     log = home / "log"
     here = {
@@ -62,7 +62,7 @@ def worker_process(home: Path, **env: str) -> Iterator[Path]:
 
 
 async def everything(url: str) -> bytes:
-    """All names and values of a server."""
+    """Return all keys and values of a server."""
     client = Redis.from_url(url, protocol=2)
     found: list[Any] = []
     async for key in client.scan_iter():

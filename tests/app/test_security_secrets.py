@@ -1,4 +1,4 @@
-"""Secrets are nowhere in clear: not in Redis, logs, errors, or anything that prints itself."""
+"""No secret appears in clear text in Redis, logs, errors or reprs."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ SECRETS = (
 
 
 def clear_secrets(text: str) -> list[str]:
-    """Which of the marked secrets the text shows, as they are or without their dress."""
+    """Return which marked secrets the text shows, with or without their prefix and encoding."""
     parts = [*SECRETS, *(s.removeprefix("whsec_") for s in SECRETS), MARK]
     return [part for part in parts if part in text]
 
@@ -127,7 +127,7 @@ def test_a_password_may_hold_any_character(form: str, special: str) -> None:
         "cookie",
     ],
 )
-def test_a_header_that_is_not_known_as_harmless_is_sealed(name: str) -> None:
+def test_a_header_not_known_as_harmless_is_encrypted(name: str) -> None:
     assert is_secret(name)
 
 
@@ -136,7 +136,7 @@ def test_a_harmless_header_needs_no_key(name: str) -> None:
     assert not is_secret(name)
 
 
-def test_an_echo_is_scrubbed_also_where_it_was_cut_off() -> None:
+def test_a_truncated_echo_is_scrubbed_too() -> None:
     hidden = spellings(["Bearer abcdefgh-1", 'with "quotes" in it', "short"])
     text = b'x abcdefgh-1 y Bearer abcdefgh-1 {"a":"with \\"quotes\\" in it"} short'
     assert scrub(text, hidden) == b'x *** y *** {"a":"***"} short'
@@ -148,7 +148,7 @@ def test_an_echo_is_scrubbed_also_where_it_was_cut_off() -> None:
 
 
 async def echo(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    """Answers what it was sent: to a provider's call as a refusal, to a webhook as text."""
+    """A server that echoes requests: a provider's call as a refusal, a webhook as text."""
     head = await reader.readuntil(b"\r\n\r\n")
     sent = head.decode("latin-1")
     provider = "/v1/" in sent.split("\r\n", 1)[0]
@@ -167,7 +167,7 @@ async def echo(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> No
 
 @asynccontextmanager
 async def marked_settings(tmp_path: Path, form: str) -> AsyncIterator[tuple[Settings, str]]:
-    """Settings full of marked secrets, against servers of the test's own."""
+    """Settings with a marked secret wherever one fits, for the test's own servers."""
     with valkey(tmp_path / "v", "--requirepass", PASSWORD.replace("%41", "A")) as port:
         async with raw_server(echo) as http:
             url = f"redis://:{PASSWORD}@127.0.0.1:{port}/0"
@@ -193,7 +193,7 @@ async def marked_settings(tmp_path: Path, form: str) -> AsyncIterator[tuple[Sett
 
 
 async def everything_stored(client: Any) -> str:
-    """Redis's whole content as text."""
+    """Return Redis's whole content as text."""
     found: list[Any] = []
     async for key in client.scan_iter("*", count=1000):
         kind = (await client.type(key)).decode()
@@ -215,7 +215,7 @@ HOLDERS = {"password", "secrets", "webhook_encryption_key"}
 
 
 def everything_printed(root: Any) -> Iterator[str]:
-    """`repr` and `str` of an object and of all public ones below it that are ours."""
+    """Return `repr` and `str` of an object and of all our public objects below it."""
     seen: set[int] = set()
     waiting = [root]
     while waiting:
@@ -242,7 +242,7 @@ def _value(thing: Any, name: str) -> Any:
 
 
 @pytest.mark.parametrize("form", ["json", "console"])
-async def test_a_run_with_secrets_leaves_none_of_them_in_clear(
+async def test_a_run_with_secrets_leaves_none_in_clear_text(
     tmp_path: Path, form: str, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     printed: list[str] = []

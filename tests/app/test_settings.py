@@ -1,4 +1,4 @@
-"""Settings: sources, bounds, and errors an operator can act on."""
+"""Settings: their sources, their bounds, and errors that an operator can act on."""
 
 from __future__ import annotations
 
@@ -40,15 +40,15 @@ def test_defaults_are_the_documented_ones() -> None:
         ("LETTA_WORKER_CRONS", "a.b:c", "cron expression"),
         ("LETTA_WEBHOOK_PORTS", "443, 0", "accepted: 443, 8000-8999"),
         ("LETTA_WEBHOOK_PORTS", "9000-8000", "accepted: 443, 8000-8999"),
-        ("LETTA_WEBHOOK_ALLOW_HOSTS", "a b", "accepted: names"),
+        ("LETTA_WEBHOOK_ALLOW_HOSTS", "a b", "accepted: name or"),
         ("LETTA_WEBHOOK_RETRY_DELAYS_S", "5 soon", "accepted: seconds"),
         ("LETTA_WEBHOOK_RETRY_DELAYS_S", "-1", "accepted: seconds"),
         ("LETTA_WEBHOOK_PROXY_URL", "socks5://x", "accepted: http://"),
         ("LETTA_WEBHOOK_TIMEOUT_S", "inf", "accepted: float, > 0, <= 120"),
-        ("LETTA_WORKER_HEARTBEAT_TIMEOUT_S", "2", "accepted: 0 (off), or 5 to 3600"),
+        ("LETTA_WORKER_HEARTBEAT_TIMEOUT_S", "2", "accepted: 0 (off) or 5 to 3600"),
     ],
 )
-def test_a_wrong_value_is_one_line_that_names_variable_and_remedy(
+def test_an_error_names_the_variable_and_the_remedy(
     monkeypatch: pytest.MonkeyPatch, variable: str, value: str, accepted: str
 ) -> None:
     monkeypatch.setenv(variable, value)
@@ -93,7 +93,7 @@ def test_every_wrong_variable_has_its_line(monkeypatch: pytest.MonkeyPatch) -> N
     assert names == ["LETTA_WORKER_COUNT", "LETTA_WORKER_MAX_JOBS"]
 
 
-def test_environment_wins_over_dotenv_and_dotenv_over_secrets_files(
+def test_environment_wins_over_dotenv_over_secrets_files(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     secrets = tmp_path / "secrets"
@@ -118,7 +118,7 @@ def test_level_and_format_fold_case() -> None:
     assert (found.worker_log_level, found.worker_log_format) == ("DEBUG", "json")
 
 
-def test_every_field_says_why_and_every_number_is_bounded() -> None:
+def test_every_field_is_described_and_every_number_bounded() -> None:
     for name, field in Settings.model_fields.items():
         assert field.description, variable_name(name)
         if field.annotation in {int, float}:

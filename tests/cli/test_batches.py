@@ -26,7 +26,7 @@ def fake() -> Iterator[FakeProvider]:
         yield fake
 
 
-def test_batches_are_listed_shown_cancelled_and_retried(
+def test_batches_are_listed_shown_canceled_and_retried(
     private_valkey_url: str, fake: FakeProvider, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("LETTA_REDIS_URL", private_valkey_url)
@@ -41,7 +41,7 @@ def test_batches_are_listed_shown_cancelled_and_retried(
     def run(work: Coroutine[Any, Any, Any]) -> Any:
         return asyncio.run(work)
 
-    async def hand_in(*texts: str) -> list[str]:
+    async def submit_texts(*texts: str) -> list[str]:
         async with open_queue(settings) as queue:
             return await submit(queue, "openai", *texts)
 
@@ -55,7 +55,7 @@ def test_batches_are_listed_shown_cancelled_and_retried(
         return all(row["state"] in {"done", "failed"} for row in await queue.llm.batches.list())
 
     assert letta("list") == {"groups": [], "batches": []}
-    ids = run(hand_in("a", "please fail"))
+    ids = run(submit_texts("a", "please fail"))
     (group,) = letta("list")["groups"]
     assert group["waiting"]["requests"] == 2
     assert run(work_through(ids)) == ["echo: a", "error invalid_prompt"]
@@ -65,11 +65,11 @@ def test_batches_are_listed_shown_cancelled_and_retried(
     assert shown["usage"]["output"] > 0
     assert letta("retry", batch["id"]) == {"requests": 1}
     assert letta("retry", batch["id"]) == {"requests": 0}
-    assert letta("cancel", "--group", "openai", "chat/completions", "m") == {"cancelled": 1}
-    assert letta("cancel", batch["id"]) == {"cancelled": 0}
-    assert letta("cancel", "--request", "req_unknown") == {"cancelled": 0}
+    assert letta("cancel", "--group", "openai", "chat/completions", "m") == {"canceled": 1}
+    assert letta("cancel", batch["id"]) == {"canceled": 0}
+    assert letta("cancel", "--request", "req_unknown") == {"canceled": 0}
     assert "no batch" in letta("show", "unknown", code=1)
     letta("cancel", code=2)
     lines = CliRunner().invoke(main, ["batches", "list"]).stdout.splitlines()
-    assert lines[0] == "nothing waits"
+    assert lines[0] == "no request waits"
     assert batch["id"] in lines[2]

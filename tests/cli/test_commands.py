@@ -1,4 +1,4 @@
-"""The command line as an operator meets it: real processes, exit codes, one clear line."""
+"""The command line as an operator uses it: real processes, exit codes, errors of one line."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def test_a_wrong_setting_ends_with_2_and_one_line(command: list[str]) -> None:
         ("LETTA_REDIS_URL", "embedded:///proc/nowhere"),
     ],
 )
-def test_what_cannot_be_loaded_ends_run_at_once(variable: str, value: str) -> None:
+def test_an_unloadable_setting_ends_run_at_once(variable: str, value: str) -> None:
     done = run([LETTA, "run"], env=environment(**{variable: value}))
     assert done.returncode in {1, 2}
     assert "Traceback" not in done.stderr
@@ -100,7 +100,7 @@ def test_arq_s_check_of_an_absent_server_is_one_line_and_exit_1() -> None:
     assert "hunter2" not in done.stderr + done.stdout
 
 
-def test_arq_s_worker_waits_for_an_absent_server_and_starts_when_it_comes(tmp_path: Path) -> None:
+def test_arqs_worker_waits_for_the_server(tmp_path: Path) -> None:
     log, port = tmp_path / "log", free_port()
     here = {"LETTA_REDIS_URL": f"redis://127.0.0.1:{port}/0"}
     with process([ARQ, "worker.WorkerSettings"], log, **here) as worker:
@@ -113,7 +113,7 @@ def test_arq_s_worker_waits_for_an_absent_server_and_starts_when_it_comes(tmp_pa
     assert log.read_text().count("redis.unreachable") == 1
 
 
-def test_workers_wait_for_an_absent_server_say_so_once_and_end_cleanly(tmp_path: Path) -> None:
+def test_workers_wait_for_the_server_and_log_it_once(tmp_path: Path) -> None:
     log = tmp_path / "log"
     url = f"redis://127.0.0.1:{free_port()}/0"
     with process([LETTA, "run", "--count", "1"], log, LETTA_REDIS_URL=url) as workers:
@@ -126,7 +126,7 @@ def test_workers_wait_for_an_absent_server_say_so_once_and_end_cleanly(tmp_path:
 @pytest.mark.parametrize(
     "command", [[LETTA, "run", "--count", "2"], [ARQ, "worker.WorkerSettings"]]
 )
-def test_check_and_health_say_whether_a_worker_runs(
+def test_check_and_health_report_whether_a_worker_runs(
     private_valkey_url: str, tmp_path: Path, command: list[str]
 ) -> None:
     log = tmp_path / "log"
@@ -218,7 +218,7 @@ def test_dead_letters_are_listed_retried_and_purged(
         assert (missing.returncode, len(missing.stderr.splitlines())) == (1, 1)
 
 
-def test_anybody_s_arq_settings_run_on_the_engine(private_valkey_url: str, tmp_path: Path) -> None:
+def test_any_arq_settings_class_runs_on_the_engine(private_valkey_url: str, tmp_path: Path) -> None:
     (tmp_path / "myapp.py").write_text(
         "from arq.connections import RedisSettings\n"
         "from cache.encoding import codec\n"
@@ -252,7 +252,7 @@ def test_anybody_s_arq_settings_run_on_the_engine(private_valkey_url: str, tmp_p
     assert (wrong.returncode, len(wrong.stderr.splitlines())) == (2, 1)
 
 
-def test_the_cache_is_warmed_counted_and_told_to_forget(
+def test_the_cache_is_warmed_counted_and_invalidated(
     private_valkey_url: str, tmp_path: Path
 ) -> None:
     (tmp_path / "loaders.py").write_text("async def load(agent_id):\n    return {'id': agent_id}\n")

@@ -1,4 +1,4 @@
-"""The demo is the main job end to end; its account must be complete."""
+"""The demo runs end to end, and its report must account for everything."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A user's jobs through a real worker; bad input ends one job and nothing else."""
+"""Users' jobs in a real worker. Bad input ends one job and nothing else."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ async def test_arguments_and_results_pass_through(queue: JobQueue) -> None:
 
 
 @pytest.mark.parametrize("priority", list(Priority))
-async def test_every_priority_is_worked(queue: JobQueue, priority: Priority) -> None:
+async def test_jobs_of_every_priority_run(queue: JobQueue, priority: Priority) -> None:
     job = await queue.enqueue("add", 1, 1, priority=priority)
     assert await job.result(timeout_s=10) == 2
 
@@ -61,7 +61,7 @@ async def test_a_job_knows_its_id_try_and_worker(queue: JobQueue) -> None:
     assert found["worker_id"]
 
 
-async def test_an_id_that_waits_is_not_stored_again(queue: JobQueue) -> None:
+async def test_a_waiting_id_is_not_stored_again(queue: JobQueue) -> None:
     first = await queue.enqueue("echo", 1, job_id="once", delay_s=60)
     second = await queue.enqueue("echo", 2, job_id="once")
     assert (first.is_new, second.is_new) == (True, False)
@@ -75,7 +75,7 @@ async def test_an_id_is_free_again_when_its_job_has_ended(queue: JobQueue) -> No
         assert await job.result(timeout_s=10) == value
 
 
-async def test_at_and_delay_put_a_job_off(queue: JobQueue) -> None:
+async def test_at_and_delay_defer_a_job(queue: JobQueue) -> None:
     soon = await queue.enqueue("echo", 1, at=datetime.now(UTC) + timedelta(milliseconds=200))
     late = await queue.enqueue("echo", 2, delay_s=3600)
     assert await late.status() is JobStatus.DEFERRED
@@ -86,7 +86,7 @@ async def test_at_and_delay_put_a_job_off(queue: JobQueue) -> None:
 async def test_a_waiting_and_a_running_job_can_be_aborted(queue: JobQueue) -> None:
     waiting = await queue.enqueue("echo", 1, delay_s=3600)
     assert await waiting.abort()
-    running = await queue.enqueue("wait_for_ever")
+    running = await queue.enqueue("wait_forever")
 
     async def runs() -> bool:
         return await running.status() is JobStatus.IN_PROGRESS
@@ -133,7 +133,7 @@ async def test_a_pickle_runs_no_code(queue: JobQueue, tmp_path: Any) -> None:
     assert not target.exists()
 
 
-async def test_a_result_without_safe_encoding_fails_that_job_alone(queue: JobQueue) -> None:
+async def test_a_result_without_safe_encoding_fails_only_its_job(queue: JobQueue) -> None:
     with pytest.raises(JobFailed):
         await (await queue.enqueue("unencodable")).result(timeout_s=10)
     assert await (await queue.enqueue("add", 1)).result(timeout_s=10) == 1
@@ -165,7 +165,7 @@ async def test_bad_arguments_are_refused_and_nothing_is_stored(private_valkey_ur
         assert await stores_of(queue).client.dbsize() == before
 
 
-async def test_waiting_for_what_is_not_there_ends_with_a_named_error(valkey_url: str) -> None:
+async def test_waiting_for_a_missing_result_raises_a_named_error(valkey_url: str) -> None:
     async with open_queue(quick_settings(valkey_url)) as queue:
         with pytest.raises(NotFound):
             await queue.jobs.get("unknown").result(timeout_s=1)
@@ -174,7 +174,7 @@ async def test_waiting_for_what_is_not_there_ends_with_a_named_error(valkey_url:
             await job.result(timeout_s=0.05)
 
 
-async def test_an_absent_server_is_a_named_error_in_short_time() -> None:
+async def test_an_unreachable_server_soon_raises_a_named_error() -> None:
     settings = quick_settings(
         f"redis://:hunter2@127.0.0.1:{free_port()}/0", redis_retries=1, redis_connect_timeout_s=0.5
     )

@@ -30,7 +30,7 @@ async def context(ctx: dict[str, Any]) -> dict[str, Any]:
     return {key: ctx[key] for key in ("job_id", "job_try", "worker_id")}
 
 
-async def wait_for_ever(_ctx: dict[str, Any]) -> None:
+async def wait_forever(_ctx: dict[str, Any]) -> None:
     await asyncio.Event().wait()
 
 
@@ -48,7 +48,7 @@ FUNCTIONS = ",".join(
         "explode",
         "explode_with_a_secret",
         "context",
-        "wait_for_ever",
+        "wait_forever",
         "unencodable",
     )
 )

@@ -15,7 +15,7 @@ from arq import Retry
 from arq.cron import cron
 
 from cache import EmbeddedServerError, MissingExtra, open_cache
-from tests.support.jobs import add, explode, wait_for_ever
+from tests.support.jobs import add, explode, wait_forever
 from tests.support.queues import open_queue, stores_of
 from tests.support.servers import run
 from worker import (
@@ -194,9 +194,9 @@ async def test_drained_makes_scheduled_jobs_due_on_request() -> None:
 
 
 async def test_drained_names_what_is_left_at_the_timeout() -> None:
-    async with testing_queue(functions=[wait_for_ever]) as queue:
-        endless = await queue.enqueue("wait_for_ever")
-        with pytest.raises(ResultTimeout, match=r"0\.1 s: wait_for_ever \(runs\)"):
+    async with testing_queue(functions=[wait_forever]) as queue:
+        endless = await queue.enqueue("wait_forever")
+        with pytest.raises(ResultTimeout, match=r"0\.1 s: wait_forever \(runs\)"):
             await queue.drained(timeout_s=0.1)
         assert await endless.abort(timeout_s=5)
 
