@@ -442,7 +442,7 @@ async def test_a_message_that_cannot_be_kept_drops_its_window(cache: Any) -> Non
 async def test_an_undeliverable_invalidation_clears_everything_once(cache: Any) -> None:
     await cache.agents.set("a", 1)
     # Past the door, as a fault inside would hand it in.
-    cache.parts.invalidation.miss_window("a", "\ud800")
+    cache.components.invalidation.miss_window("a", "\ud800")
     await cache.settled()
     assert cache.stats()["invalidations_missed"] == 0
     assert await cache.agents.get("a") is None
@@ -467,7 +467,7 @@ async def test_a_callers_job_cannot_replace_one_of_ours(
         queue.enqueue_many([call("f", job_id=job_id)]),
         queue.jobs.gather([call("f")], then=call("f", job_id=job_id)),
     ):
-        with pytest.raises(InvalidArgument, match="our own jobs"):
+        with pytest.raises(InvalidArgument, match="reserved prefix"):
             await attempt
     assert await _keys(client, prefix) == set()
 

@@ -1,4 +1,4 @@
-"""Caches for tests, with timeouts that suit a busy machine, and a loader under control."""
+"""Opens caches for tests: with their own prefix and long timeouts for a busy machine."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from cache import Cache, CacheOptions
 from cache.connection.pool import PoolOptions, open_pool
 
 PATIENT_S = 5.0
-# So long that no member misses a renewal on a busy machine.
+# A member must not fall silent on a busy machine, unless the test is about that.
 LONG_LEASE_S = 30.0
 
 
@@ -33,7 +33,7 @@ async def cache_on(url: str, prefix: str, **options: Any) -> AsyncIterator[Cache
 
 
 class Loader:
-    """A loader that counts its calls and returns `value`; `hold` stops it in the middle."""
+    """A loader that counts its calls, returns `value`, and can be paused halfway."""
 
     def __init__(self, value: Any = None) -> None:
         self.value = value

@@ -1,4 +1,4 @@
-"""A real cluster: three primaries, on request a replica, which can be killed and come back."""
+"""Runs a real cluster of three primaries and an optional replica, which can be killed."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ PRIMARIES = 3
 
 
 class Node:
-    """One server, with an append-only file: what it acknowledged survives a kill."""
+    """One server with an append-only file: acknowledged writes survive a kill."""
 
     def __init__(self, home: Path) -> None:
         self.home = home
@@ -69,18 +69,18 @@ class Cluster:
         return "redis+cluster://" + ",".join(f"127.0.0.1:{node.port}" for node in self.nodes[:2])
 
     def node_of(self, key: str) -> Node:
-        """By the slots as they were given at first."""
+        """Return the node of a key, by the initial slots."""
         slot: int = key_slot(key.encode())
         return self.nodes[slot * PRIMARIES // SLOTS]
 
     def agents_on(self, node: Node, count: int, prefix: str = "lc:") -> list[str]:
-        """Agents whose keys lie on a node."""
+        """Return agents whose keys are on a node."""
         names = (f"a{number}" for number in range(10_000))
         found = [name for name in names if self.node_of(f"{prefix}{{{name}}}") is node]
         return found[:count]
 
     async def agree(self, count: int) -> None:
-        """Returns once every node knows as many, and all slots."""
+        """Return when every node knows all nodes and all slots."""
 
         async def agreed() -> bool:
             infos = [_text(await node.cluster("INFO")) for node in self.nodes]
@@ -102,7 +102,7 @@ def _joined(info: Any) -> str:
 
 @asynccontextmanager
 async def cluster(home: Path, *, replica: bool = False) -> AsyncIterator[Cluster]:
-    """The first third of the slots is the first node's, and so on; the replica is the first's."""
+    """Run a cluster. The first node has the first third of the slots, and the replica is its own."""
     nodes = [Node(home / str(number)) for number in range(PRIMARIES + replica)]
     try:
         for node in nodes:

@@ -1,4 +1,4 @@
-"""compose/compose.yaml read as the engine reads it, and its services run as plain processes."""
+"""Reads compose/compose.yaml and runs its services as plain processes."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ sys.exit(0 if reply.startswith(b"+PONG") else 1)
 
 
 def load(environ: Mapping[str, str] | None = None) -> dict[str, Any]:
-    """The file with its variables filled in, from `environ` or their defaults."""
+    """Return the file with its variables filled in from `environ` or their defaults."""
     values = environ if environ is not None else {"HOME": "/home/operator"}
 
     def fill(match: re.Match[str]) -> str:
@@ -61,19 +61,19 @@ def services() -> dict[str, dict[str, Any]]:
 
 
 def size_bytes(text: str) -> int:
-    """`512mb`, `1g` or `384m` in bytes."""
+    """Return `512mb`, `1g` or `384m` in bytes."""
     match = re.fullmatch(r"(\d+)([kmg])b?", text.lower())
     assert match, text
     return int(match[1]) * _SIZES[match[2]]
 
 
 def seconds(text: str) -> int:
-    """`45s` or `2m` in seconds."""
+    """Return `45s` or `2m` in seconds."""
     return int(text[:-1]) * _SECONDS[text[-1]]
 
 
 def configuration(service: Mapping[str, Any]) -> Path:
-    """The file on the host that a Valkey service's command names inside its container."""
+    """Return the host's file that a Valkey service's command names inside its container."""
     inside = service["command"][1]
     for volume in service["volumes"]:
         source, target = str(volume).split(":")[:2]
@@ -83,7 +83,7 @@ def configuration(service: Mapping[str, Any]) -> Path:
 
 
 def directive(path: Path, name: str) -> str:
-    """The value of a directive in a Valkey configuration file."""
+    """Return the value of a directive in a Valkey configuration file."""
     for line in path.read_text().splitlines():
         key, _, value = line.partition(" ")
         if key == name:
@@ -92,7 +92,7 @@ def directive(path: Path, name: str) -> str:
 
 
 class ValkeyService:
-    """A Valkey service's command and probe, on a port and in a directory of the test's own."""
+    """Runs a Valkey service's command and probe on the test's own port and directory."""
 
     def __init__(self, name: str, home: Path, *options: str) -> None:
         self.port = free_port()
@@ -104,7 +104,7 @@ class ValkeyService:
 
     @contextmanager
     def running(self) -> Iterator[subprocess.Popen[bytes]]:
-        """Until the block ends, then TERM."""
+        """Run the service until the block ends, then send TERM."""
         program, _, *rest = self._service["command"]
         assert program == "valkey-server"
         overrides = ["--port", str(self.port), "--bind", "127.0.0.1", "--dir", str(self._home)]
@@ -122,7 +122,7 @@ class ValkeyService:
             process.wait(20)
 
     def probe(self) -> int:
-        """The exit code of the service's own health check."""
+        """Run the service's health check. Return its exit code."""
         kind, program, *arguments = self._service["healthcheck"]["test"]
         assert kind == "CMD"
         real = shutil.which(program)
@@ -137,7 +137,7 @@ class ValkeyService:
 def run(
     command: list[str], environ: Mapping[str, str] | None = None, cwd: Path = ROOT
 ) -> subprocess.CompletedProcess[str]:
-    """A command as an engine runs it: with the environment given, and a time limit."""
+    """Run a command with only the given environment, and a time limit."""
     return subprocess.run(
         command,
         cwd=cwd,

@@ -19,7 +19,7 @@ from cache.errors import NotEncodable
 from tests.support.fault_proxy import FaultProxy
 
 CALLERS = 40
-# Each value begins with the name of its key, so that a reply shows whose it is.
+# Each text is sent with a name in front, which identifies its reply.
 TEXTS = ["", "x", "ü€😀", "\r\n$5\r\nhello\r\n", "\0\x01\x7f", "y" * 3000, "z" * 70_000]
 UNSENDABLE: list[Any] = ["\ud800", "a\udfff", None, {"a": 1}, ["x"], object(), ("t",), {1}]
 _WINDOW = "m" * 16
@@ -30,7 +30,7 @@ def _taken(data: bytes | memoryview, start: int, end: int) -> bytes:
 
 
 class ConnectionFuzz:
-    """`counts`: replies that were right or wrong, calls refused, canceled, or away."""
+    """`counts` has right and wrong replies, and refused, canceled and failed calls."""
 
     def __init__(self, connection: MultiplexedConnection, prefix: str, seed: int) -> None:
         self._connection = connection
@@ -40,7 +40,7 @@ class ConnectionFuzz:
         self.counts: Counter[str] = Counter()
 
     async def prepare(self) -> None:
-        """Store the keys that the callers read. Each value names its key."""
+        """Write the keys that the callers read. Each value contains its key."""
         for number in range(CALLERS):
             key = self._key(number)
             await self._connection.execute("SET", key, key * 50)
@@ -66,7 +66,7 @@ class ConnectionFuzz:
             )
             task = asyncio.ensure_future(ask(number))
             if self._random.random() < 0.2:
-                # It may have reached any of its awaits by now.
+                # Cancel at whichever await it has reached.
                 for _ in range(self._random.randrange(4)):
                     await asyncio.sleep(0)
                 task.cancel()

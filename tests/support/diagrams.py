@@ -6,7 +6,7 @@ from collections.abc import Collection
 
 UP, DOWN, LEFT, RIGHT = (-1, 0), (1, 0), (0, -1), (0, 1)
 _OPPOSITE = {UP: DOWN, DOWN: UP, LEFT: RIGHT, RIGHT: LEFT}
-_WIRES = {
+_LINES = {
     "─": {LEFT, RIGHT},
     "│": {UP, DOWN},
     "┌": {DOWN, RIGHT},
@@ -87,8 +87,8 @@ class _Drawing:
     def _ways(self, cell: Cell, way: Cell) -> set[Cell]:
         """Where a line goes on from a cell that it comes into."""
         ch = self._cells.get(cell, "")
-        if ch in _WIRES:
-            return _WIRES[ch] - {_OPPOSITE[way]} if _OPPOSITE[way] in _WIRES[ch] else set()
+        if ch in _LINES:
+            return _LINES[ch] - {_OPPOSITE[way]} if _OPPOSITE[way] in _LINES[ch] else set()
         label = bool(ch) and ch not in _HEADS and way in (LEFT, RIGHT)
         return {way} if label and not self._is_gap(cell, way) else set()
 

@@ -1,4 +1,4 @@
-"""Runs workers of the engine in the test's process, under the test's own prefix."""
+"""Runs workers of the engine inside the test's process, under the test's own prefix."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def new_worker(client: Any, prefix: str, functions: Sequence[Any], **kwargs: Any
 
 
 async def burst(client: Any, prefix: str, functions: Sequence[Any], **kwargs: Any) -> Worker:
-    """Run a worker until the queue is empty, and return it."""
+    """Run a worker until the queue is empty. Return the worker."""
     worker = new_worker(client, prefix, functions, burst=True, **kwargs)
     async with asyncio.timeout(30):
         await worker.main()
@@ -30,7 +30,7 @@ async def burst(client: Any, prefix: str, functions: Sequence[Any], **kwargs: An
 async def running(
     client: Any, prefix: str, functions: Sequence[Any], **kwargs: Any
 ) -> AsyncIterator[Worker]:
-    """Run a worker during the block; force its end afterwards."""
+    """Run a worker until the end of the block, then drain it at once."""
     worker = new_worker(client, prefix, functions, **kwargs)
     main = asyncio.create_task(worker.main())
     try:

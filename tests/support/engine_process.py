@@ -55,7 +55,7 @@ def functions(ledger: Ledger) -> list[Any]:
         return os.getpid()
 
     async def block(ctx: dict[str, Any], seconds: float) -> int:
-        """Block the event loop, as no job should."""
+        """Block the event loop, which a job must not do."""
         ledger.write("start", ctx["job_id"], os.getpid(), ctx["job_try"])
         time.sleep(seconds)  # noqa: ASYNC251
         ledger.write("end", ctx["job_id"], os.getpid(), ctx["job_try"])
@@ -78,7 +78,7 @@ def functions(ledger: Ledger) -> list[Any]:
         return os.getpid()
 
     async def follow(ctx: dict[str, Any], before: Any) -> int:
-        """A job chained to another one, with its result."""
+        """Run after another job, with its result."""
         return await hold(ctx)
 
     async def fail_always(ctx: dict[str, Any]) -> None:
@@ -140,7 +140,7 @@ def serve(url: str, prefix: str, ledger: str, lease_s: str = str(LEASE_S)) -> No
 def process(
     url: str, prefix: str, ledger: Ledger, *, lease_s: float = LEASE_S, **env: str
 ) -> Iterator[subprocess.Popen[bytes]]:
-    """Run the worker as a process; kill it at the end. Its log is next to the ledger."""
+    """Run the worker as a process and kill it at the end. Its log is next to the ledger."""
     arguments = [url, prefix, str(ledger.path), str(lease_s)]
     log = ledger.path.with_suffix(".log")
     with log.open("ab") as output:

@@ -1,22 +1,22 @@
 """
-Two LLM providers in one process of their own: `python -m tests.support.fake_provider`.
+Runs two fake LLM providers in one process: `python -m tests.support.fake_provider`.
 
 Speaks OpenAI's /v1/chat/completions, /v1/files and /v1/batches and Anthropic's
-/v1/messages and /v1/messages/batches (below /anthropic), and misbehaves when
-told to. An item says what becomes of it by its last message:
+/v1/messages and /v1/messages/batches (below /anthropic), and misbehaves on
+request. The last message of an item chooses its outcome:
 
-    please fail      an error of its own, invalid_request
-    please expire    not done when the batch ended
-    please overload  an error that another attempt may mend, the first time it is seen
-    please vanish    no line at all, the first time it is seen
-    please poison    the whole batch is refused for it, and no line is named
+    please fail      its own error, invalid_request
+    please expire    not done when the batch ends
+    please overload  a retryable error, the first time
+    please vanish    no line at all, the first time
+    please poison    the whole batch is refused, and no line is named
 
 PUT /_/settings changes what every batch does (tests/support/fake_state.py). POST /_/faults
 adds {"method", "path", "action", "times", ...} for the next requests whose path
-begins so: `status` answers "status" (with "headers"), before anything is done;
-`drop` does everything and closes the connection without an answer; `lose`
-closes it before anything is done. GET /_/report tells what was seen;
-POST /_/reset forgets everything.
+begins so. `status` answers "status" (with "headers") and does nothing else;
+`drop` does everything, then closes the connection without an answer; `lose`
+closes it and does nothing. GET /_/report returns what was seen;
+POST /_/reset clears everything.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from worker.demo.serving import serve
 
 
 class Faults:
-    """Counts every call, and lets the faults that were asked for happen."""
+    """Counts every call and injects the requested faults."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app

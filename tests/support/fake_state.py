@@ -1,4 +1,4 @@
-"""What both of the fake providers share: how they were told to behave, and what they have seen."""
+"""State of both fake providers: their configured behavior, and the requests they have seen."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ CHUNK = 65_536
 
 @dataclass(frozen=True)
 class Settings:
-    """What every batch does until told otherwise."""
+    """Behavior of every batch, until changed."""
 
     outcome: str = "completed"  # | failed | expired | cancelled: of a whole OpenAI batch
     failed_code: str = "invalid_json_line"  # why, and that one names its line
@@ -53,7 +53,7 @@ numbers = itertools.count(1)
 
 
 def with_intruder(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The lines of a batch, and one for the request that `also_answers` names."""
+    """Return the lines of a batch, and one for the request that `also_answers` names."""
     id_ = state.settings.also_answers
     if not id_ or not rows:
         return rows
@@ -67,7 +67,7 @@ def last_text(body: Mapping[str, Any]) -> str:
 
 
 def fate(body: Mapping[str, Any]) -> str:
-    """fail, expire, overload, vanish or answer."""
+    """Return fail, expire, overload, vanish, poison or answer, by the last message."""
     text = last_text(body)
     if "please poison" in text:
         return "poison"

@@ -1,13 +1,15 @@
 """
-A TCP proxy in front of a server's unix socket, which breaks what it is told to.
+A TCP proxy in front of a server's unix socket, with faults on request.
 
-`cut_replies(n)`: the next n commands that carry `marker` reach the server and
-are executed; instead of the reply the client's connection is closed.
-`cut_after(n)`: once n more bytes of replies have passed, every connection is closed. `reset()`: every connection is closed now. `hold()` / `release()`: nothing
-passes in either direction. `refuse` set: new connections are closed at once. `leave()`: nobody
-listens any more, so that the kernel refuses them.
-`swallow()`: what is open now stays open, and nothing comes through it any more.
-`lead_to(path)`: new connections go there; those that are open stay where they are.
+cut_replies(n): the next n commands that contain `marker` reach the server and
+    run, but the client's connection is closed instead of the reply.
+cut_after(n): after n more bytes of replies, every connection is closed.
+reset(): every connection is closed now.
+hold() / release(): nothing passes in either direction.
+refuse: new connections are closed at once.
+leave(): stop listening, so that the kernel refuses connections.
+swallow(): open connections stay open, but nothing passes.
+lead_to(path): new connections go to another socket; open ones stay.
 """
 
 from __future__ import annotations
@@ -38,7 +40,7 @@ class FaultProxy:
         self._cuts, self._marker = count, marker
 
     def cut_after(self, size: int) -> asyncio.Event:
-        """The event is set when it has happened."""
+        """Return an event that is set when the connections are cut."""
         self._bytes_left = size
         self._cut = asyncio.Event()
         return self._cut

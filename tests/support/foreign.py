@@ -1,5 +1,5 @@
 """
-A provider that none of us wrote: aimock, from npm as its lock file says, in a process of Node's.
+Runs aimock, a foreign fake provider from npm, at the version of the lock file.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Worker processes in milliseconds: forked from one that has imported everything, to be killed in numbers."""
+"""Starts worker processes in milliseconds by forking one that has imported everything."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pathlib import Path
 
 
 class Forks:
-    """`start()` gives the process id of a new worker, which runs with the nursery's environment."""
+    """`start()` returns the process id of a new worker, with the nursery's environment."""
 
     def __init__(self, nursery: subprocess.Popen[str]) -> None:
         self._nursery = nursery
@@ -61,7 +61,7 @@ def _serve() -> None:
     from settings import load_settings
     from worker.app.service import build_worker
 
-    # The children are nobody's concern when they are dead.
+    # Dead children are reaped automatically.
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)
     for _ in sys.stdin:
         pid = os.fork()

@@ -1,4 +1,4 @@
-"""Fenced blocks of a Markdown page, for the tests that run what the documentation shows."""
+"""Reads fenced blocks of a Markdown page, for tests that run the documentation."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Jobs for tests, named to a worker by LETTA_WORKER_FUNCTIONS."""
+"""Jobs for tests, loaded by LETTA_WORKER_FUNCTIONS."""
 
 from __future__ import annotations
 

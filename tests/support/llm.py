@@ -1,4 +1,4 @@
-"""LLM requests for either provider, and their answers as text."""
+"""Makes LLM requests for either provider and reads their answers as text."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ async def submit(queue: JobQueue, provider: str, *texts: str, **more: Any) -> li
 
 
 async def outcome(queue: JobQueue, request_id: str, timeout_s: float = 20) -> str:
-    """The answer's text, or `error <kind>`."""
+    """Return the answer's text, or `error <kind>`."""
     try:
         answer = await queue.llm_result(request_id, timeout_s=timeout_s)
     except RequestFailed as exc:

@@ -1,5 +1,5 @@
 """
-A worker that dies by SIGKILL when a batch reaches a point: `python -m tests.support.llm_worker`.
+A worker that kills itself when a batch reaches a point: `python -m tests.support.llm_worker`.
 
 Arguments: the point (`batch.posted`), and the settings as JSON.
 """

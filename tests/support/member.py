@@ -1,10 +1,10 @@
 """
-A process with a cache, for tests that stop, cut off and kill one.
+A process with a cache, for tests that stop, cut off and kill it.
 
     python -m tests.support.member <url> <prefix> <lease's seconds>
 
-Says "ready" on standard error, then for each line `invalidate <agent>` or `get <agent>` on standard input the
-result, and "queued" as soon as an invalidation waits for the server.
+Prints "ready" on standard error. Then, for each line `invalidate <agent>` or `get <agent>` on
+standard input, it prints the result, and "queued" when an invalidation waits for the server.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from tests.support.wait import eventually
 
 
 def say(line: str) -> None:
-    # Not on standard output: log lines of another thread come there, and in between.
+    # Not on standard output: log lines of another thread could interleave there.
     sys.stderr.write(line + "\n")
     sys.stderr.flush()
 

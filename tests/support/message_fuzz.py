@@ -1,10 +1,10 @@
 """
-Writers, readers and accidents on one conversation, and what readers must never see.
+Runs writers, readers and faults on one conversation, and checks what readers see.
 
 The model of a database: sequence ids are drawn before a transaction and
 committed after it, so commits come out of order, and other conversations
-draw from the same sequence. A message is acknowledged once its append has
-returned; from then on every page that reaches so far back must hold it.
+draw from the same sequence. A message is acknowledged when its append has
+returned. From then on every page that reaches that far back must contain it.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _ACCIDENT_EVERY_S = 0.05
 
 @dataclass
 class Database:
-    """One conversation's committed messages, oldest first."""
+    """The committed messages of one conversation, oldest first."""
 
     drawn: int = 0
     committed: list[int] = field(default_factory=list)
@@ -37,7 +37,7 @@ class Database:
         return self.drawn
 
     def commit(self, number: int) -> int | None:
-        """Returns the newest that was committed before."""
+        """Commit a message and return the newest one committed before."""
         tail = self.committed[-1] if self.committed else None
         insort(self.committed, number)
         return tail
@@ -52,7 +52,7 @@ def message(number: int) -> dict[str, Any]:
 
 @dataclass
 class Findings:
-    """What a run found. `holes` and `missing` must be 0."""
+    """Results of a run. `holes` and `missing` must be 0."""
 
     reads: int = 0
     from_cache: int = 0

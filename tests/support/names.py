@@ -1,4 +1,4 @@
-"""A real name server on loopback with answers from the test, and a lookup that queries it."""
+"""Runs a real name server on loopback with the answers of a test, and a lookup that uses it."""
 
 from __future__ import annotations
 

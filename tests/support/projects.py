@@ -1,4 +1,4 @@
-"""A project with modules named as ours, in an environment of its own that has our wheel."""
+"""Builds a project whose modules have our names, in an environment that has our wheel."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tests.support.servers import run
 
 ROOT = Path(__file__).resolve().parents[2]
 
-# The three names, each with what tells it from ours.
+# Modules with our three names; OWNER distinguishes them from ours.
 MODULES = {
     "settings.py": 'OWNER = "the project"\n',
     "cache/__init__.py": 'OWNER = "the project"\n',
@@ -38,7 +38,7 @@ async def greet(ctx: dict[str, Any], name: str) -> list[str]:
 
 
 def build(folder: Path, *, target: str = "wheel", source: Path = ROOT) -> Path:
-    """Build our wheel or sdist from a source tree; returns the file."""
+    """Build our wheel or sdist from a source tree. Return the file."""
     command = [sys.executable, "-m", "hatchling", "build", "-t", target, "-d", str(folder)]
     done = run(command, cwd=source)
     assert done.returncode == 0, done.stderr
@@ -85,7 +85,7 @@ class Project:
         self.environment = environment
 
     def script(self, text: str, *arguments: str, **values: str) -> str:
-        """Standard output of a program that stands in the project's folder."""
+        """Run a program in the project's folder and return its standard output."""
         path = self.folder / "program.py"
         path.write_text(text)
         done = self.environment.run("-W", "error", str(path), *arguments, cwd=self.folder, **values)

@@ -1,4 +1,4 @@
-"""Starts the fake provider and steers it."""
+"""Starts and controls the fake provider."""
 
 from __future__ import annotations
 

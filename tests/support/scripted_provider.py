@@ -1,4 +1,4 @@
-"""A provider inside the test's process, for models: it does what the script says, and keeps count."""
+"""A provider inside the test's process, for model tests: it follows a script and counts."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ USAGE = {
     "completion_tokens_details": {"reasoning_tokens": 2},
 }
 # What may become of a line; `missing` has none.
-VERDICTS = {
+RESULTS = {
     "ok": None,
     "invalid": Answer(kind="invalid_prompt", message="no"),
     "expired": Answer(kind="batch_expired", message="late", mendable=True),
@@ -34,12 +34,12 @@ class Remote:
     batch_id: str
     rows: list[tuple[str, str]]  # custom id, text
     status: str = "in_progress"
-    verdicts: dict[str, str] = field(default_factory=dict)  # custom id -> verdict
+    results: dict[str, str] = field(default_factory=dict)  # custom id -> result
     bad_lines: dict[int, str] = field(default_factory=dict)
 
 
 class ScriptedProvider:
-    """`fault` is what the next submission does: "" | drop (taken, no answer) | lose (not taken)."""
+    """`fault` of the next submission: "", drop (accepted, no answer) or lose (not accepted)."""
 
     uploads = True
 
@@ -54,7 +54,7 @@ class ScriptedProvider:
     async def complete(self, group: Group, body: bytes) -> Answer:  # noqa: ARG002
         text = text_of(json.loads(body))
         if text == POISON:
-            return VERDICTS["invalid"] or Answer()
+            return RESULTS["invalid"] or Answer()
         return Answer(body=answer_to(text))
 
     async def upload(self, lines: Lines) -> str:
@@ -104,13 +104,13 @@ class ScriptedProvider:
         if remote.status == "in_progress":
             # Half of it was done already.
             done = {id_: text for number, (id_, text) in enumerate(remote.rows) if number % 2 == 0}
-            remote.verdicts = {id_: "canceled" for id_, _ in remote.rows}
-            remote.verdicts |= {id_: "invalid" if t == POISON else "ok" for id_, t in done.items()}
+            remote.results = {id_: "canceled" for id_, _ in remote.rows}
+            remote.results |= {id_: "invalid" if t == POISON else "ok" for id_, t in done.items()}
             remote.status = "cancelled"
         return self._view(provider_id)
 
-    def end(self, provider_id: str, outcome: str, verdicts: list[str]) -> None:
-        """A batch in progress ends: each line as the verdicts say, in turn."""
+    def end(self, provider_id: str, outcome: str, results: list[str]) -> None:
+        """End a batch in progress. Its lines get the results in turn."""
         remote = self.remotes[provider_id]
         texts = [text for _, text in remote.rows]
         if POISON in texts:
@@ -120,14 +120,14 @@ class ScriptedProvider:
             return
         remote.status = "completed"
         for number, (id_, _) in enumerate(remote.rows):
-            remote.verdicts[id_] = verdicts[number % len(verdicts)]
+            remote.results[id_] = results[number % len(results)]
 
     async def results(self, remote: RemoteBatch) -> AsyncIterator[tuple[str, Answer]]:
         kept = self.remotes[remote.id]
         for id_, text in reversed(kept.rows):
-            verdict = kept.verdicts.get(id_, "missing")
-            if verdict != "missing":
-                yield id_, VERDICTS[verdict] or Answer(body=answer_to(text))
+            result = kept.results.get(id_, "missing")
+            if result != "missing":
+                yield id_, RESULTS[result] or Answer(body=answer_to(text))
 
     async def delete_files(
         self,
@@ -145,7 +145,7 @@ class ScriptedProvider:
             id=remote_id,
             status=remote.status,
             ended=remote.status != "in_progress",
-            files=("results",) if remote.verdicts else (),
+            files=("results",) if remote.results else (),
             failed=remote.status == "failed",
             error="refused" if remote.status == "failed" else "",
             bad_lines=remote.bad_lines,

@@ -1,4 +1,4 @@
-"""Starts a master, its replica and the Sentinels that watch them, as real processes."""
+"""Runs a master, its replica and Sentinels as real processes, ready for a failover."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _QUORUM = 2
 
 @dataclass(slots=True)
 class Watched:
-    """One replicated server; the clients connect to the processes directly, not by Sentinel."""
+    """One replicated server. The clients connect to the processes directly, not by Sentinel."""
 
     master: Any
     replica: Any
@@ -27,8 +27,8 @@ class Watched:
     url: str
 
     async def replicated(self) -> None:
-        """Wait until all writes so far are on the replica."""
-        # WAIT covers the writes of its own connection, and this write follows all others.
+        """Return when everything written so far is on the replica."""
+        # WAIT covers the writes of its own connection, so write once more on this one.
         await self.master.set("replicated-up-to-here", "1")
 
         async def is_there() -> bool:

@@ -1,4 +1,4 @@
-"""Valkey servers of special kinds, on loopback ports, ended with the block."""
+"""Runs special Valkey servers on loopback ports until the end of a block."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def free_port() -> int:
 
 
 def answers(port: int) -> bool:
-    """Whether a server on the port answers PING, if only to ask for a password."""
+    """Return whether a server on the port answers PING or asks for a password."""
     with suppress(OSError), socket.create_connection(("127.0.0.1", port), 1) as client:
         client.sendall(b"*1\r\n$4\r\nPING\r\n")
         return client.recv(64).startswith((b"+PONG", b"-NOAUTH"))
@@ -31,7 +31,7 @@ def answers(port: int) -> bool:
 
 @contextmanager
 def valkey(home: Path, *arguments: str, port: int | None = None) -> Iterator[int]:
-    """A valkey-server on a TCP port, with options as on its command line; yields the port."""
+    """Run a valkey-server with these command line options on a TCP port. Yield the port."""
     chosen = port or free_port()
     home.mkdir(parents=True, exist_ok=True)
     command = [str(server_binary()), *arguments, "--port", str(chosen), "--dir", str(home)]
@@ -51,10 +51,10 @@ def valkey(home: Path, *arguments: str, port: int | None = None) -> Iterator[int
 async def tls_in_front(
     socket_path: str, certificate: ssl.SSLContext, host: str = "127.0.0.1"
 ) -> AsyncIterator[int]:
-    """A TLS listener that passes everything on to a unix socket; yields its port."""
+    """Run a TLS listener that forwards to a unix socket. Yield its port."""
     tasks: set[asyncio.Task[None]] = set()
 
-    async def poll(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def forward(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         with suppress(OSError):
             while data := await reader.read(65536):
                 writer.write(data)
@@ -64,7 +64,7 @@ async def tls_in_front(
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         far_reader, far_writer = await asyncio.open_unix_connection(socket_path)
         for pair in ((reader, far_writer), (far_reader, writer)):
-            task = asyncio.create_task(poll(*pair))
+            task = asyncio.create_task(forward(*pair))
             tasks.add(task)
             task.add_done_callback(tasks.discard)
 
@@ -84,7 +84,7 @@ async def raw_server(
     handle: Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]],
     host: str | None = "127.0.0.1",
 ) -> AsyncIterator[int]:
-    """A TCP server of one coroutine a connection; yields its port, leaves nothing open."""
+    """Run a TCP server with one coroutine per connection. Yield its port; close all at the end."""
     running: set[asyncio.Task[Any]] = set()
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -112,7 +112,7 @@ async def raw_server(
 
 
 def run(command: Sequence[str], **options: Any) -> subprocess.CompletedProcess[str]:
-    """A command's exit code and output, with a limit on its time."""
+    """Run a command with a time limit. Return its exit code and output."""
     done: subprocess.CompletedProcess[str] = subprocess.run(
         command, capture_output=True, text=True, timeout=60, check=False, **options
     )

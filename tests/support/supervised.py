@@ -1,4 +1,4 @@
-"""Starts a supervisor and its children as real processes and reads their logs."""
+"""Runs a supervisor and its children as real processes and collects their events."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from typing import Any
 from tests.support.wait import eventually
 
 ROOT = Path(__file__).resolve().parents[2]
-# Short enough for a test, long enough for a loaded machine; tests override what they test.
+# Short enough for a test, long enough for a busy machine. Tests change what they check.
 OPTIONS: dict[str, Any] = {
     "shutdown_grace_s": 20,
     "kill_margin_s": 1,
@@ -26,7 +26,7 @@ RESTART: dict[str, Any] = {"backoff_base_s": 0.05, "min_interval_s": 0.0, "crash
 
 
 class Supervised:
-    """Processes and their output: `events` has all JSON lines, `lines` all others."""
+    """`events` has every JSON line of the parent and its children, `lines` every other line."""
 
     def __init__(self, process: asyncio.subprocess.Process) -> None:
         self.process = process
@@ -49,7 +49,7 @@ class Supervised:
     async def event(
         self, name: str, *, count: int = 1, deadline_s: float = 60.0, **fields: Any
     ) -> dict[str, Any]:
-        """Wait for the `count`-th event with that name and fields."""
+        """Wait for the `count`-th event with this name and these fields, and return it."""
 
         async def found() -> list[dict[str, Any]]:
             return self.all(name, **fields)[count - 1 :]
@@ -69,7 +69,7 @@ class Supervised:
             return await self.process.wait()
 
     async def stderr(self) -> str:
-        """Return standard error, after the last process that holds it has ended."""
+        """Return all of standard error, after the last process that holds it has ended."""
         assert self.process.stderr is not None
         async with asyncio.timeout(60.0):
             return (await self.process.stderr.read()).decode()
@@ -89,7 +89,7 @@ class Supervised:
 
 
 def is_alive(pid: int) -> bool:
-    """Whether a process runs; a zombie does not."""
+    """Return whether a process runs. A zombie does not."""
     try:
         status = Path(f"/proc/{pid}/stat").read_text()
     except OSError:
@@ -129,7 +129,7 @@ async def start(
 async def supervised(
     mode: str, *flags: str, count: int = 1, restart: dict[str, Any] | None = None, **options: Any
 ) -> AsyncIterator[Supervised]:
-    """Run a supervisor of `count` toy workers; keywords override its options."""
+    """Run a supervisor of `count` toy workers. Keywords change its options."""
     settings = {**OPTIONS, **options, "restart": {**RESTART, **(restart or {})}}
     command = [sys.executable, "-m", "tests.support.toy_worker", mode, *flags]
     parent = ["-m", "tests.support.supervise", json.dumps(settings), str(count)]

@@ -1,4 +1,4 @@
-"""Waiting for what happens, with a deadline; never for a length of time."""
+"""Waits for events with a deadline, never for a duration."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _LOOK_EVERY_S = 0.01
 
 
 async def eventually(look: Callable[[], Awaitable[T | None]], *, deadline_s: float = 10.0) -> T:
-    """The first true answer of `look`. AssertionError with the last answer after the deadline."""
+    """Return the first true result of `look`. AssertionError with the last one at the deadline."""
     end = time.monotonic() + deadline_s
     while True:
         found = await look()
@@ -25,7 +25,7 @@ async def eventually(look: Callable[[], Awaitable[T | None]], *, deadline_s: flo
 
 
 def eventually_sync(look: Callable[[], T], *, deadline_s: float = 10.0) -> T:
-    """The same where there is no event loop."""
+    """Like `eventually`, without an event loop."""
     end = time.monotonic() + deadline_s
     while True:
         found = look()

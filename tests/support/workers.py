@@ -1,4 +1,4 @@
-"""A worker inside the test's process, and settings that point at the test's own servers."""
+"""Runs a worker inside the test's process, with settings for the test's own servers."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from worker.app.service import build_worker
 
 
 def quick_settings(url: str, **overrides: Any) -> Settings:
-    """Loopback allowed, retries and polls within milliseconds."""
+    """Settings that allow loopback, with retries and polls within milliseconds."""
     values: dict[str, Any] = {
         "redis_url": url,
         "webhook_allow_cidrs": "127.0.0.0/8",
