@@ -26,7 +26,7 @@ from worker.llm.states import LookupResult, OnAmbiguous, UnconfirmedDecision, de
 
 pytestmark = pytest.mark.unit
 
-MENDABLE = Answer(kind="expired", mendable=True)
+RETRYABLE = Answer(kind="expired", retryable=True)
 ABSENT, UNSEEN = LookupResult(), LookupResult(complete=False)
 
 
@@ -35,12 +35,12 @@ ABSENT, UNSEEN = LookupResult(), LookupResult(complete=False)
     [
         (Answer(body={}), 1, None, Fate.ANSWER),
         (Answer(kind="invalid_request"), 1, None, Fate.ANSWER),
-        (MENDABLE, 1, None, Fate.PUT_BACK),
-        (MENDABLE, 3, None, Fate.ANSWER),
-        (MENDABLE, 1, 1000.0, Fate.PUT_BACK),
-        (MENDABLE, 1, 60.0, Fate.SINGLE),
-        (MENDABLE, 3, 60.0, Fate.SINGLE),
-        (MENDABLE, 3, -1.0, Fate.ANSWER),
+        (RETRYABLE, 1, None, Fate.PUT_BACK),
+        (RETRYABLE, 3, None, Fate.ANSWER),
+        (RETRYABLE, 1, 1000.0, Fate.PUT_BACK),
+        (RETRYABLE, 1, 60.0, Fate.SINGLE),
+        (RETRYABLE, 3, 60.0, Fate.SINGLE),
+        (RETRYABLE, 3, -1.0, Fate.ANSWER),
     ],
 )
 def test_an_item_is_finished_put_back_or_sent_by_itself(
@@ -71,7 +71,7 @@ def test_a_suspect_batch_is_sent_again_only_when_it_was_not_there(
 
 
 @pytest.mark.parametrize(
-    ("item", "kind", "mendable"),
+    ("item", "kind", "retryable"),
     [
         ({"response": {"status_code": 200, "body": {"a": 1}}, "error": None}, "", False),
         ({"response": None, "error": {"code": "batch_expired"}}, "batch_expired", True),
@@ -81,13 +81,13 @@ def test_a_suspect_batch_is_sent_again_only_when_it_was_not_there(
         ({}, "malformed", False),
     ],
 )
-def test_lines_of_openai_are_read(item: dict[str, Any], kind: str, mendable: bool) -> None:
+def test_lines_of_openai_are_read(item: dict[str, Any], kind: str, retryable: bool) -> None:
     answer = read_item(item)
-    assert (answer.kind, answer.mendable) == (kind, mendable)
+    assert (answer.kind, answer.retryable) == (kind, retryable)
 
 
 @pytest.mark.parametrize(
-    ("result", "kind", "mendable"),
+    ("result", "kind", "retryable"),
     [
         ({"type": "succeeded", "message": {"a": 1}}, "", False),
         ({"type": "expired"}, "expired", True),
@@ -102,9 +102,9 @@ def test_lines_of_openai_are_read(item: dict[str, Any], kind: str, mendable: boo
         (None, "malformed", False),
     ],
 )
-def test_lines_of_anthropic_are_read(result: Any, kind: str, mendable: bool) -> None:
+def test_lines_of_anthropic_are_read(result: Any, kind: str, retryable: bool) -> None:
     answer = read_message_item({"custom_id": "c", "result": result})
-    assert (answer.kind, answer.mendable) == (kind, mendable)
+    assert (answer.kind, answer.retryable) == (kind, retryable)
 
 
 def test_usage_is_counted_in_either_provider_s_words() -> None:

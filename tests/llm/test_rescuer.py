@@ -13,7 +13,7 @@ from tests.support.wait import eventually
 from tests.support.workers import running_worker
 from worker import JobQueue, RequestFailed
 from worker.app.composition import build_llm_context
-from worker.llm.rescuer import look_after
+from worker.llm.rescuer import rescue_orphans
 
 pytestmark = pytest.mark.integration
 
@@ -60,9 +60,9 @@ async def test_a_request_that_lost_its_job_gets_another_and_is_answered(
         await lose(queue, f"llm:single:{id_}", reason=reason)
         context = build_llm_context(settings, stores_of(queue))
         # A look at once finds nothing idle; a later one does.
-        assert await look_after(context, idle_s=60) == 0
-        assert await look_after(context) == 1
-        assert await look_after(context) == 0
+        assert await rescue_orphans(context, idle_s=60) == 0
+        assert await rescue_orphans(context) == 1
+        assert await rescue_orphans(context) == 0
         assert await queue.dead.count() == 0
         async with running_worker(settings):
             assert await outcome(queue, id_) == "echo: hello"
@@ -78,9 +78,9 @@ async def test_a_request_whose_job_is_lost_again_and_again_ends_with_an_error(
         context = build_llm_context(settings, stores_of(queue))
         for _ in range(3):
             await lose(queue, f"llm:single:{id_}", reason="poison")
-            assert await look_after(context) == 1
+            assert await rescue_orphans(context) == 1
         await lose(queue, f"llm:single:{id_}", reason="poison")
-        assert await look_after(context) == 0
+        assert await rescue_orphans(context) == 0
         with pytest.raises(RequestFailed, match="poison") as caught:
             await queue.llm_result(id_, timeout_s=5)
         assert caught.value.kind == "job_lost"
@@ -102,7 +102,7 @@ async def test_a_batch_that_lost_its_job_gets_another_however_often(
         context = build_llm_context(settings, stores_of(queue))
         for _ in range(5):
             await lose(queue, f"llm:batch:{shown['id']}", reason="poison")
-            assert await look_after(context) == 1
+            assert await rescue_orphans(context) == 1
         fake.set(polls=0)
         async with running_worker(settings):
             assert await outcomes(queue, ids) == ["echo: a", "echo: b"]

@@ -24,7 +24,7 @@ USAGE = {
 RESULTS = {
     "ok": None,
     "invalid": Answer(kind="invalid_prompt", message="no"),
-    "expired": Answer(kind="batch_expired", message="late", mendable=True),
+    "expired": Answer(kind="batch_expired", message="late", retryable=True),
     "canceled": CANCELED,
 }
 

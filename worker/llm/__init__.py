@@ -1,1 +1,1 @@
-"""LLM requests: batches, providers, rate limits, answers, the jobs."""
+"""LLM requests: batches, providers, rate limits, answers and the jobs that run them."""

@@ -1,5 +1,5 @@
 """
-After the end: a request's webhook is told of it, a batch's files are deleted at the provider.
+Jobs that run after an end: send a request's webhook, delete a batch's files at the provider.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ log = structlog.get_logger(__name__)
 
 async def send_llm_callback(ctx: JobContext, url: str) -> str:
     """
-    Send the webhook of a request's end.
+    Send the webhook that reports a request's end.
 
-    The job's id names request and caller: llm:callback:<id>:<nth>:<who>, or <who>.<mark> for a
-    caller that shares it.
+    The job's id names the request and the caller: llm:callback:<id>:<nth>:<who>. A caller that
+    shares the request has <who>.<caller's suffix> there.
 
-    An answer too large for a webhook is left out; its receiver asks for it by the id.
+    An answer too large for a webhook is left out; the receiver can fetch it by the request's id.
     """
     context, job_id = LLMContext.of(ctx), str(ctx["job_id"])
     _, _, request_id, _, who = job_id.split(":", 4)
@@ -59,7 +59,7 @@ async def delete_llm_files(ctx: JobContext, batch_id: str) -> int:
         return 0
     names = ["file_id", *(["result_files"] if context.options.delete_files == "all" else [])]
     ids = " ".join(batch.fields.get(name, "") for name in names).split()
-    # A file of whose upload only a crash or a lost answer is left is found by its name.
+    # After a crash or a lost reply an uploaded file's id is unknown; its name finds it.
     unknown = batch.number("uploads") > (1 if batch.fields.get("file_id") else 0)
     since_ms = batch.number("created") if unknown else None
     provider = context.providers[batch.group.provider]

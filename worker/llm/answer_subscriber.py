@@ -1,8 +1,8 @@
 """
-Wakes the waiters of one process when their ids appear on a channel.
+Wakes a process's waiting callers when their request ids are published on a channel.
 
-A message can be lost (Pub/Sub keeps none), so a waiter also looks for itself
-now and then: the channel makes it fast, the look makes it certain.
+Pub/Sub can lose a message, so each caller also polls: the channel makes an answer
+arrive quickly, the poll makes sure that it arrives.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _RECONNECT_S = 0.5
 
 
 class AnswerSubscriber:
-    """One subscription for all waiters; it runs only while somebody waits."""
+    """One subscription for all waiting callers; it runs only while somebody waits."""
 
     def __init__(self, client: Any, channel: str) -> None:
         self._client = client
@@ -30,11 +30,11 @@ class AnswerSubscriber:
 
     @contextlib.asynccontextmanager
     async def watch(self, id_: str) -> AsyncIterator[asyncio.Event]:
-        """An event that is set whenever the id is told; clear it before looking again."""
+        """Yield an event that is set whenever the id is published; clear it before polling again."""
         event = asyncio.Event()
         self._waiters[id_].add(event)
         if self._task is None or self._task.done():
-            self._task = asyncio.create_task(self._listen(), name="notices")
+            self._task = asyncio.create_task(self._listen(), name="answer-subscriber")
         try:
             yield event
         finally:
@@ -57,10 +57,10 @@ class AnswerSubscriber:
                 await asyncio.sleep(_RECONNECT_S)
 
     async def _listen_once(self) -> None:
-        # Its own connection: a subscribed one never goes back to the pool.
+        # A subscribed connection cannot serve commands, so it never returns to the pool.
         async with self._client.pubsub() as pubsub:
             await pubsub.subscribe(self._channel)
-            # What was told before the subscription stood is looked for once.
+            # Messages from before the subscription are lost, so every caller polls once.
             self._wake_all()
             while self._waiters:
                 message = await pubsub.get_message(

@@ -1,5 +1,5 @@
 """
-LLM batches for their operator: what waits and what is under way; cancel it, try it again.
+Shows LLM batches and waiting requests to the operator, and cancels or retries them.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ class Batches:
     """
     `queue.llm.batches`.
 
-    Raises, from every method:
+    Every method raises:
         QueueUnavailable: the server cannot be reached.
     """
 
@@ -44,23 +44,23 @@ class Batches:
         self._prepared = prepared
         self._price_factor = price_factor
 
-    # -- looking -----------------------------------------------------------------
+    # -- reading -----------------------------------------------------------------
 
     async def get(self, batch_id: str) -> dict[str, Any]:
         """
-        A batch: state, counts of its requests, usage in tokens.
+        A batch: state, counts of its requests, token usage.
 
         Raises:
-            NotFound: no such batch, or it ended over 7 days ago.
+            NotFound: no such batch, or it ended more than 7 days ago.
         """
         return await self._shown(await self._batch(batch_id))
 
     async def list(self, *, limit: int = 50) -> _Rows:
-        """The newest batches, newest first, each as `get` shows it."""
+        """The newest batches, newest first, each in the form that `get` returns."""
         return [await self._shown(batch) for batch in await reach(self._batches.listed(limit))]
 
     async def groups(self) -> _Rows:
-        """The groups in which requests wait: how many, their bytes and tokens, usage so far."""
+        """Groups with waiting requests: their number, bytes and tokens, and the group's usage."""
         return [
             {
                 "provider": group.provider,
@@ -72,13 +72,13 @@ class Batches:
             for group in await reach(self._batches.groups())
         ]
 
-    # -- acting ------------------------------------------------------------------
+    # -- changing ------------------------------------------------------------------
 
     async def cancel(self, batch_id: str) -> bool:
         """
-        Give up what a batch has not answered; what the provider has done already is kept.
+        Cancel a batch; answers that the provider has already produced are kept.
 
-        False when it has ended.
+        Returns False when the batch has ended.
 
         Raises:
             NotFound: no such batch.
@@ -90,7 +90,7 @@ class Batches:
         return True
 
     async def cancel_unwanted(self, batch_id: str) -> bool:
-        """Give up a batch of which nobody waits for anything; False when somebody does."""
+        """Cancel a batch with no unanswered request; returns False when it has one."""
         if await reach(self._batches.outstanding(batch_id)):
             return False
         await self._cancel_at_provider(batch_id)
@@ -98,7 +98,7 @@ class Batches:
 
     async def cancel_group(self, provider: str, endpoint: str, model: str) -> int:
         """
-        Give up a group: its waiting requests and its batches; returns how many of both.
+        Cancel a group's waiting requests and batches; returns how many of both in total.
 
         Raises:
             UnknownProvider, InvalidArgument.
@@ -119,9 +119,9 @@ class Batches:
 
     async def retry(self, batch_id: str) -> int:
         """
-        Let a batch's requests that ended with an error wait again; returns how many.
+        Return a batch's failed requests to the waiting list; returns how many.
 
-        A batch that has not ended is looked at now.
+        If the batch has not ended, its job runs now instead.
 
         Raises:
             NotFound: no such batch.
@@ -143,7 +143,7 @@ class Batches:
         arguments.require_name("batch_id", batch_id)
         found = await reach(self._batches.read(batch_id))
         if found is None:
-            raise NotFound(f"no batch {batch_id!r}, or it ended over 7 days ago")
+            raise NotFound(f"no batch {batch_id!r}, or it ended more than 7 days ago")
         return found
 
     async def _cancel_at_provider(self, batch_id: str) -> None:
@@ -173,16 +173,16 @@ class Batches:
             "bytes": batch.number("bytes"),
             "estimated_tokens": batch.number("tokens"),
             "usage": usage,
-            # What the same tokens would be by themselves, in whole-price tokens.
+            # In tokens at full price, so that batches and direct calls can be compared.
             "billed_tokens": round((usage["input"] + usage["output"]) * self._price_factor),
             "ambiguous": batch.number("ambiguous"),
-            # A refused batch is looked through by parts.
+            # A refused batch is split to find the rejected lines.
             "split_from": batch.fields.get("parent"),
             "error": batch.fields.get("error") or None,
         }
 
 
 def require_names(provider: Any, endpoint: Any) -> None:
-    """Names before they are looked up; whether they are known is `check_endpoint`'s to say."""
+    """Check that both are names; `check_endpoint` checks that they are known."""
     arguments.require_name("provider", provider)
     arguments.require_name("endpoint", endpoint)

@@ -1,5 +1,5 @@
 """
-LLM batches as they are in Redis: read whole, listed, their requests a page at a time.
+Reads LLM batches from Redis: one batch, the list of batches, and their requests page by page.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from worker.llm.requests import StoredRequest, decode_group, is_wrong_type
 from worker.llm.states import BatchState
 from worker.numbers import whole
 
-# A slice of a batch read at a time, so that a large one is never in memory whole.
+# Requests read at a time, so that a large batch is never in memory as a whole.
 PAGE = 500
 
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """One run's view of a batch: `epoch` is the run's own, and what its moves are compared with."""
+    """A batch as one run sees it. `epoch` is the run's fencing token for every transition."""
 
     id: str
     state: BatchState
@@ -34,7 +34,7 @@ class Batch:
 
     @property
     def provider_id(self) -> str:
-        """The provider's name for it, "" before it is submitted."""
+        """The provider's id of the batch; "" before it is submitted."""
         return self.fields.get("provider_id", "")
 
     @property
@@ -47,11 +47,11 @@ class Batch:
 
     @property
     def is_guess(self) -> bool:
-        """Adopted by time and size alone: its `provider_id` may be another batch's."""
+        """Whether it was adopted by time and size alone: `provider_id` may be another batch's."""
         return self.fields.get("guess") == "1"
 
     def moved(self, to: BatchState, fields: dict[str, str]) -> Batch:
-        """As it is after a move of this run."""
+        """The batch after a transition of this run."""
         return replace(self, state=to, fields={**self.fields, **fields})
 
     def number(self, name: str) -> int:
@@ -71,7 +71,7 @@ class BatchReads:
         return [group for data in rows.values() if (group := readable_group(data)) is not None]
 
     async def waiting(self, group: Group) -> dict[str, int]:
-        """How many requests of a group wait, their bytes and estimated tokens."""
+        """A group's waiting requests: their number, bytes and estimated tokens."""
         async with self.client.pipeline(transaction=True) as pipe:
             pipe.llen(self.keys.llm_pending(group.id))
             pipe.hmget(self.keys.llm_sizes(group.id), "bytes", "tokens")
@@ -94,7 +94,7 @@ class BatchReads:
         return int(await self.client.scard(self.keys.llm_open(batch_id)))
 
     async def ids(self, batch_id: str) -> AsyncIterator[list[str]]:
-        """The ids of a batch's requests in the order of its file, a page at a time."""
+        """The ids of a batch's requests in the order of its file, page by page."""
         start = 0
         while rows := await self.client.lrange(
             self.keys.llm_items(batch_id), start, start + PAGE - 1
@@ -103,7 +103,7 @@ class BatchReads:
             start += PAGE
 
     async def sizes(self, batch_id: str) -> tuple[int, int]:
-        """How many unanswered requests a batch holds, and the bytes of their bodies and ids."""
+        """The number of unanswered requests of a batch, and the bytes of their bodies and ids."""
         count = size = 0
         async for ids in self.ids(batch_id):
             async with self.client.pipeline(transaction=False) as pipe:
@@ -118,7 +118,7 @@ class BatchReads:
         return count, size
 
     async def unanswered(self, batch_id: str) -> AsyncIterator[list[StoredRequest]]:
-        """The requests of a batch that have no answer yet, a page at a time."""
+        """The requests of a batch that have no answer yet, page by page."""
         names = ("body", "deadline", "tokens", "batch", "group", "expires")
         async for ids in self.ids(batch_id):
             async with self.client.pipeline(transaction=False) as pipe:
@@ -143,7 +143,7 @@ class BatchReads:
     async def open_items(
         self, batch_id: str, request_ids: Sequence[str]
     ) -> dict[str, tuple[int, int | None]]:
-        """Of these requests, those open in the batch: batches that carried it, deadline in Unix ms."""
+        """Those of the requests that are open in the batch: id -> (batches so far, deadline in Unix ms)."""
         async with self.client.pipeline(transaction=False) as pipe:
             for id_ in request_ids:
                 pipe.hmget(self.keys.llm_request(id_), "batch", "tries", "deadline")

@@ -1,5 +1,5 @@
 """
-LLM batches in Redis: sealed from what waits, moved by compare-and-set, read a page at a time.
+Stores LLM batches in Redis: seals waiting requests into them, moves them by compare-and-set.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ _MOVE = load(__package__, "move_batch", "..queue")
 _SPLIT = load(__package__, "split_batch", "..queue")
 _DETACH = load(__package__, "detach_llm", "..queue")
 _HASTEN = load(__package__, "hasten_batch", "..queue")
-# Requests that one call of seal_batch.lua moves: about 10 ms of the server.
+# Requests that one call of seal_batch.lua moves: it occupies the server for about 10 ms.
 _SEAL_CHUNK = 1000
-# After this a batch that its flush left unsealed is sealed as it is.
+# If a flush dies half way, the batch's own job seals it after this time.
 _UNSEALED_MS = 60_000
 
 
@@ -44,9 +44,9 @@ class BatchStore(BatchReads):
         job_keys: list[str],
     ) -> int:
         """
-        Move waiting requests into a new batch until it is full or none waits; returns how many.
+        Move waiting requests into a new batch until it is full or none is left; returns how many.
 
-        `full_only`: only when they fill one.
+        `full_only`: do nothing unless they fill a batch.
         """
         keys = self.keys
         names = [*self._keys(batch_id), keys.llm_batches, keys.llm_underway, *job_keys]
@@ -80,9 +80,9 @@ class BatchStore(BatchReads):
         self, batch: Batch, to: BatchState, *, then: PreparedJob | None = None, **fields: str | int
     ) -> int:
         """
-        1 moved; 0 another run has the batch; -1 it cannot end, for requests of it are open.
+        Change the state; returns 1 done, 0 another run owns the batch, -1 open requests forbid the end.
 
-        `then` starts in the same step when the batch has ended.
+        The job `then` is enqueued in the same step when the batch ends.
         """
         flat = [part for pair in fields.items() for part in pair]
         ttl = LLM_BATCH_TTL_S * 1000 if to.is_end else ""
@@ -95,7 +95,7 @@ class BatchStore(BatchReads):
     async def split(
         self, old: Batch, new_id: str, ids: Sequence[str], *, seal: bool, job: PreparedJob
     ) -> bool:
-        """Move open requests of `old` into a new batch; False when that one was sealed before."""
+        """Move open requests of `old` into a new batch; returns False when that one is sealed."""
         keys = self.keys
         family = old.fields.get("family") or old.id
         names = [*self._keys(new_id), keys.llm_batches, keys.llm_underway]
@@ -125,7 +125,7 @@ class BatchStore(BatchReads):
         mode: Literal["wait", "single", "urgent"],
         delay_ms: int = 0,
     ) -> int:
-        """Take requests out of a batch, each with its job: to wait again, or to go by themselves."""
+        """Take requests out of a batch, each with its job: to wait again, or for a direct call."""
         calls = [
             (
                 [self.keys.llm_request(id_), *job_keys],
@@ -136,7 +136,7 @@ class BatchStore(BatchReads):
         return sum(await run_many(self.client, _DETACH, calls))
 
     async def hasten(self, job: PreparedJob, job_keys: list[str]) -> bool:
-        """Let a batch's job run now; False when it runs already."""
+        """Make a batch's job due now; returns False when it is running."""
         names = [*job_keys, self.keys.in_progress(job.id)]
         return bool(await _HASTEN.run(self.client, names, [job.id, job.body]))
 
@@ -151,7 +151,7 @@ class BatchStore(BatchReads):
         await self.client.hset(self.keys.llm_batch(batch_id), "cancel", 1)
 
     async def note(self, batch_id: str, **fields: str | int) -> None:
-        """Write down what is no transition."""
+        """Store fields without a transition."""
         await self.client.hset(self.keys.llm_batch(batch_id), mapping=fields)
 
     def _keys(self, batch_id: str) -> list[str]:

@@ -1,5 +1,5 @@
 """
-LLM requests for a service: hand them in, wait for their answers, give them up.
+Submits LLM requests, waits for their answers and cancels them.
 """
 
 from __future__ import annotations
@@ -27,17 +27,17 @@ from worker.queue.encoder import PreparedJob
 from worker.queue.job import Job, reach
 from worker.queue.priority import Priority
 
-# Answers are told on a channel; this look is for a message that was lost.
+# A message on the channel announces an answer; this poll covers a lost message.
 _ANSWER_POLL_S = 1.0
-# Requests of one script call: a longer one would keep the server from its other clients.
+# Requests of one script call. More would block the server's other clients.
 _CHUNK = 250
 
 
 class LLMRequests:
     """
-    `queue.llm`; the batches that requests go in are `queue.llm.batches`.
+    `queue.llm`; its batches are `queue.llm.batches`.
 
-    Raises, from every method:
+    Every method raises:
         QueueUnavailable: the server cannot be reached; nothing is known to be stored.
     """
 
@@ -76,18 +76,20 @@ class LLMRequests:
         webhook_url: str | None = None,
     ) -> str:
         """
-        Hand in one LLM request; returns the id to give to `result`.
+        Submit one LLM request; returns the id to give to `result`.
 
-        It waits for others of its provider, endpoint and model, and goes with
-        them in a batch. `urgent`, or a `deadline` (aware) that a batch would
-        likely miss, sends it by itself at once; one whose deadline comes near
-        while its batch is under way is sent by itself then. A request whose
-        deadline passes before it is sent ends with the error
-        `deadline_exceeded`. With `dedupe` an equal request that is still
-        unanswered is shared: it is sent once, and its answer is everybody's; each
-        caller has an id of its own, and what one of them cancels, or has no time
-        left for, stays the others'. `webhook_url` is told of its end (event type
-        `llm.request.ended`, with this caller's id), once each time it ends.
+        The request waits for others with the same provider, endpoint and model,
+        and they are sent in one batch. With `urgent`, or with a `deadline` (aware)
+        that a batch would likely miss, it is sent at once as a direct call. If the
+        deadline comes near while the batch runs, the request is sent as a direct
+        call then. A request whose deadline passes before it is sent ends with the
+        error `deadline_exceeded`.
+
+        With `dedupe`, callers of equal unanswered requests share one: it is sent
+        once, and each caller gets its answer under its own id. If one caller
+        cancels or its deadline passes, the others still get the answer.
+        `webhook_url` receives a webhook (event type `llm.request.ended`, with this
+        caller's id) each time the request ends.
 
         Raises:
             UnknownProvider, InvalidArgument, PayloadTooLarge, InvalidWebhookURL.
@@ -95,7 +97,7 @@ class LLMRequests:
         """
         request = self._checked(body, provider, endpoint)
         deadline_ms = None if deadline is None else arguments.unix_ms("deadline", deadline)
-        callback = self._tell(webhook_url)
+        callback = self._callback_for(webhook_url)
         await self._memory.admit()
         if urgent or self._is_near(deadline):
             return await self._submit_urgent(request, deadline_ms, callback)
@@ -113,15 +115,15 @@ class LLMRequests:
         webhook_url: str | None = None,
     ) -> list[str]:
         """
-        Hand in many LLM requests for batches; returns their ids in order.
+        Submit many LLM requests; returns their ids in order.
 
-        All are checked before the first is stored, then stored some hundreds at
-        a time: when that fails half way, what was stored is answered all the
-        same. Otherwise as `submit`.
+        All are checked before the first is stored. They are stored a few hundred
+        at a time: if that fails half way, the stored ones are answered
+        nevertheless. Otherwise as `submit`.
         """
         requests = [self._checked(body, provider, endpoint) for body in bodies]
         deadline_ms = None if deadline is None else arguments.unix_ms("deadline", deadline)
-        callback = self._tell(webhook_url)
+        callback = self._callback_for(webhook_url)
         if self._is_near(deadline):
             await self._memory.admit()
             return [await self._submit_urgent(each, deadline_ms, callback) for each in requests]
@@ -145,22 +147,22 @@ class LLMRequests:
 
     async def result(self, request_id: str, *, timeout_s: float | None = None) -> Any:
         """
-        Wait for one request's answer: the provider's response body.
+        Wait for a request's answer; returns the provider's response body.
 
         Raises:
-            RequestFailed: this request ended with an error of its own.
+            RequestFailed: the request ended with an error.
             ResultTimeout: not answered within `timeout_s`; ask again later.
-            NotFound: unknown, or its answer is no longer kept (LETTA_LLM_RESULT_TTL_S,
+            NotFound: unknown, or the answer has expired (LETTA_LLM_RESULT_TTL_S,
                 LETTA_LLM_READ_RESULT_TTL_S).
         """
         arguments.require_name("request_id", request_id)
         requests = self._requests
         try:
-            # Those who share a request are told of it by its one id.
+            # Callers that share a request are notified under its one id.
             shared_id, _ = split_request_id(request_id)
-            async with asyncio.timeout(timeout_s), self._answers.watch(shared_id) as told:
+            async with asyncio.timeout(timeout_s), self._answers.watch(shared_id) as published:
                 while True:
-                    told.clear()
+                    published.clear()
                     answer = await reach(requests.read_answer(request_id))
                     if answer is not None:
                         break
@@ -169,25 +171,25 @@ class LLMRequests:
                         if answer is None:
                             raise NotFound(f"no request {request_id!r}, or its answer has expired")
                         break
-                    await _wait_for(told, _ANSWER_POLL_S)
+                    await _wait_for(published, _ANSWER_POLL_S)
         except TimeoutError:
-            raise ResultTimeout(f"{request_id!r} is not answered after {timeout_s} s") from None
+            raise ResultTimeout(f"{request_id!r} has no answer after {timeout_s} s") from None
         if not answer.ok:
             raise RequestFailed(answer.kind, answer.message)
         return answer.body
 
     async def flush(self) -> Job:
-        """Send every waiting request now; the job's result is how many batches were made."""
+        """Send every waiting request now; the job's result is the number of new batches."""
         return await self._jobs.enqueue(FLUSH_LLM_BATCHES, priority=Priority.HIGH)
 
     async def cancel(self, request_id: str, *, everybody: bool = False) -> bool:
         """
-        Give up a request: it ends with the error `canceled` unless others wait for it too.
+        Cancel a request: it ends with the error `canceled` unless other callers share it.
 
-        Every caller has an id of its own and gives up its own share, once.
-        `everybody`, for operators, ends it for all who share it. Its batch is
-        cancelled at the provider when nobody waits for any of it. False when it is
-        answered already, or unknown.
+        Each caller cancels only for itself, by its own id. `everybody`, for
+        operators, cancels for all callers. The batch is canceled at the provider
+        when none of its requests is wanted. Returns False when the request is
+        answered or unknown.
         """
         arguments.require_name("request_id", request_id)
         code, batch_id = await reach(self._requests.cancel(request_id, everybody=everybody))
@@ -222,8 +224,8 @@ class LLMRequests:
         return await reach(
             self._requests.submit(
                 pairs,
-                # Named after the request that would complete the batch: a call
-                # that is sent again starts no second flush.
+                # Named after the first request, so that a call that is sent again
+                # starts no second flush.
                 flush_now=PreparedJob(f"llm:full:{first}", now),
                 flush_later=PreparedJob(f"llm:age:{first}", later),
                 rules=self._rules[group.provider],
@@ -235,9 +237,9 @@ class LLMRequests:
 
     def _flush_bodies(self, group: Group) -> tuple[bytes, bytes]:
         """
-        The jobs that flush a group when it is full, and when its first request is old enough.
+        The bodies of the jobs that flush a group when it is full, and at its maximum age.
 
-        Few of them are ever stored, so that their time of enqueueing may be a second old.
+        Encoded at most once a second: few are stored, and their enqueue time need not be exact.
         """
         known, made, now, later = self._flushes
         if known != group or time.monotonic() - made > 1:
@@ -262,19 +264,18 @@ class LLMRequests:
             )
         )
 
-    def _tell(self, url: str | None) -> Callback:
+    def _callback_for(self, url: str | None) -> Callback:
         if url is None:
             return NOBODY
         arguments.require_webhook_url(url, "webhook_url")
-        # The job's own id names the request: an equal one's may be answered in its place.
+        # The script adds the request's id: the request may turn out to be a shared one.
         who = hashlib.sha256(url.encode()).hexdigest()[:16]
         return Callback(who, self._prepared.callback_body(url))
 
     def _is_near(self, deadline: datetime | None) -> bool:
         if deadline is None:
             return False
-        # A batch takes its gathering time and then the provider's, which is
-        # never shorter than that.
+        # A batch first gathers requests, then the provider needs at least as long again.
         left_s = deadline.timestamp() - datetime.now(UTC).timestamp()
         gathering_s = 2 * self._options.batch_max_age_s
         return left_s < max(gathering_s, self._options.deadline_margin_s)

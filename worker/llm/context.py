@@ -1,4 +1,4 @@
-"""What the LLM jobs are handed: stores, clients, providers, options, clock and randomness."""
+"""The dependencies of the LLM jobs: stores, clients, providers, options, clock and randomness."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def _no_checkpoint(_name: str) -> None:
 
 @dataclass(frozen=True, slots=True)
 class LLMContext:
-    """Built once a worker by worker/app/composition.py."""
+    """Built once per worker by worker/app/composition.py."""
 
     keys: QueueKeys
     requests: RequestStore
@@ -50,7 +50,7 @@ class LLMContext:
     options: BatchOptions
     now: Callable[[], datetime] = utc_now
     rng: Callable[[], float] = random.random
-    # Told of every step of a batch that a crash may come behind; fault tests let one come.
+    # Called after every step of a batch; fault tests crash the worker there.
     reached: Callable[[str], None] = _no_checkpoint
 
     @staticmethod
@@ -60,7 +60,7 @@ class LLMContext:
 
     @staticmethod
     def find(ctx: JobContext) -> LLMContext | None:
-        """None in a worker that ended before its startup."""
+        """None in a worker that stopped before its startup ended."""
         return ctx.get(_KEY)
 
     def put_into(self, ctx: dict[Any, Any]) -> None:

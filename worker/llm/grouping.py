@@ -1,5 +1,5 @@
 """
-LLM requests: what is accepted, and which may share a batch.
+Checks LLM requests and decides which of them may share a batch.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any
 
 from worker.errors import InvalidArgument, PayloadTooLarge, UnknownProvider
 
-# Provider -> endpoint -> the field of the body that carries the input.
+# Provider -> endpoint -> the body's field that contains the input.
 ENDPOINTS: Mapping[str, Mapping[str, str]] = {
     "openai": {
         "/v1/chat/completions": "messages",
@@ -22,18 +22,18 @@ ENDPOINTS: Mapping[str, Mapping[str, str]] = {
     },
     "anthropic": {"/v1/messages": "messages"},
 }
-# Where a body says how long its answer may be.
+# Fields of a body that limit the length of the answer.
 _OUTPUT_LIMITS = ("max_tokens", "max_completion_tokens", "max_output_tokens")
 _canonical = json.JSONEncoder(sort_keys=True, separators=(",", ":"), allow_nan=False).encode
-# English text has about four bytes a token; other text has fewer, and JSON around it has more.
+# English text has about four bytes per token; other languages fewer, JSON syntax more.
 _BYTES_PER_TOKEN = 4
-# More than any model gives out. Estimates are summed in the server, so each is bounded.
+# More than any model returns. The server sums estimates, so each is bounded.
 MOST_OUTPUT_TOKENS = 10_000_000
 
 
 @dataclass(frozen=True, slots=True)
 class BatchLimits:
-    """What a provider takes in one batch."""
+    """What a provider accepts in one batch."""
 
     requests: int
     bytes: int
@@ -47,7 +47,7 @@ LIMITS: Mapping[str, BatchLimits] = {
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """Requests that may travel in one batch: a provider takes one endpoint and model a file."""
+    """Requests that may share a batch: a provider accepts one endpoint and model per file."""
 
     provider: str
     endpoint: str
@@ -72,9 +72,9 @@ def _group_id(provider: str, endpoint: str, model: str) -> str:
 @dataclass(frozen=True, slots=True)
 class LLMRequest:
     """
-    A checked request: `body` is canonical JSON, so equal requests have equal bytes.
+    A checked request. `body` is canonical JSON, so equal requests have equal bytes.
 
-    `tokens` is an estimate of what it takes in and may give out.
+    `tokens` is an estimate of input and output together.
     """
 
     group: Group
@@ -90,7 +90,7 @@ def check_endpoint(provider: str, endpoint: str) -> str:
     The endpoint in full (`chat/completions` -> `/v1/chat/completions`).
 
     Raises:
-        UnknownProvider, InvalidArgument: with what is known.
+        UnknownProvider, InvalidArgument: the message lists the known ones.
     """
     if provider not in ENDPOINTS:
         raise UnknownProvider(f"unknown provider {provider!r}; known: {', '.join(ENDPOINTS)}")
@@ -103,10 +103,10 @@ def check_endpoint(provider: str, endpoint: str) -> str:
 
 def checked_group(provider: Any, endpoint: Any, model: Any) -> Group:
     """
-    A group that was named elsewhere: by a job's arguments, or read back from the server.
+    A group from a job's arguments, or read back from the server.
 
     Raises:
-        UnknownProvider, InvalidArgument: no request of ours can belong to it.
+        UnknownProvider, InvalidArgument: no accepted request can belong to it.
     """
     if not isinstance(provider, str) or not isinstance(endpoint, str):
         raise InvalidArgument("a group's provider and endpoint are text")
@@ -125,7 +125,7 @@ def check_request(
     body: Mapping[str, Any], *, provider: str, endpoint: str, max_bytes: int
 ) -> LLMRequest:
     """
-    Check a request by its provider's rules before anything is stored.
+    Check a request against its provider's rules before anything is stored.
 
     Raises:
         UnknownProvider, InvalidArgument, PayloadTooLarge: the message names the field.
@@ -137,7 +137,7 @@ def check_request(
     if not body.get(ENDPOINTS[provider][full]):
         raise InvalidArgument(f"body['{ENDPOINTS[provider][full]}'] is missing or empty")
     if body.get("stream"):
-        raise InvalidArgument("body['stream'] cannot be true: a batch's answer comes whole")
+        raise InvalidArgument("body['stream'] cannot be true: a batch returns complete answers")
     if provider == "anthropic" and not _is_count(body.get("max_tokens")):
         raise InvalidArgument("body['max_tokens'] must be a whole number above 0 for anthropic")
     for name in _OUTPUT_LIMITS:
@@ -145,7 +145,7 @@ def check_request(
             raise InvalidArgument(f"body['{name}'] must be at most {MOST_OUTPUT_TOKENS}")
     try:
         data = _canonical(body).encode()
-        if b"\\ud" in data:  # an emoji, or half of one: no provider takes that, for the whole file
+        if b"\\ud" in data:  # a lone surrogate makes a provider refuse the whole file
             json.dumps(body, ensure_ascii=False).encode()
     except (TypeError, ValueError, RecursionError) as exc:
         raise InvalidArgument(f"the body is not JSON: {exc}") from None
@@ -155,7 +155,7 @@ def check_request(
 
 
 def estimate_tokens(body: Mapping[str, Any], size: int) -> int:
-    """A guess at input and output tokens, for limits: on the high side for English text."""
+    """Estimate input and output tokens for the limits; for English text it is on the high side."""
     allowed = (body.get(name) for name in _OUTPUT_LIMITS)
     output = next((value for value in allowed if _is_count(value)), 0)
     return size // _BYTES_PER_TOKEN + 1 + int(output or 0)
@@ -163,15 +163,15 @@ def estimate_tokens(body: Mapping[str, Any], size: int) -> int:
 
 def most_parts(size: int) -> int:
     """
-    How many batches may come of one that was refused, while its guilty lines are looked for.
+    How many batches a refused one may be split into while its rejected lines are searched.
 
-    One guilty line takes two for each halving; this is enough for eight apart.
+    One rejected line needs two batches for each halving; this is enough for eight lines.
     """
     return 16 * max(size - 1, 1).bit_length()
 
 
 def _is_excessive(value: Any) -> bool:
-    # A negated comparison: not-a-number is excessive too.
+    # The comparison is negated so that NaN counts as excessive.
     return isinstance(value, int | float) and not value <= MOST_OUTPUT_TOKENS
 
 

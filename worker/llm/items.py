@@ -1,5 +1,5 @@
 """
-The requests of a batch on their way out of it: answered, put back, or sent by themselves.
+Takes requests out of a batch: answers them, puts them back, or sends them as direct calls.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from worker.queue.priority import Priority
 
 log = structlog.get_logger(__name__)
 
-# Results that are stored in one round trip: what is in memory at a time.
+# Results stored in one round trip, and so held in memory at a time.
 _CHUNK = 100
 
 
 class NotOurs(Exception):
-    """The results are another batch's."""
+    """The results belong to another batch."""
 
 
 class Items:
@@ -39,10 +39,10 @@ class Items:
 
     async def take_results(self, provider: Provider, remote: RemoteBatch) -> int:
         """
-        Store what the provider has answered, streamed; returns how many lines were ours.
+        Store the provider's results while they stream; returns how many lines were this batch's.
 
         Raises:
-            NotOurs: the batch was adopted, and its custom ids name another.
+            NotOurs: the batch was adopted, and its custom ids name another one.
         """
         lines, chunk = 0, []
         async for custom_id, answer in provider.results(remote):
@@ -61,11 +61,11 @@ class Items:
         return lines
 
     async def _settle(self, answers: Sequence[tuple[str, Answer]]) -> None:
-        """Answer, put back or send singly, by what each answer is."""
+        """Answer each request, put it back, or send it as a direct call."""
         if not answers:
             return
-        # What is answered needs no look at its request; the rest is rare.
-        doubtful = {id_: answer for id_, answer in answers if answer.mendable}
+        # Only retryable errors, which are rare, need a read of the request.
+        doubtful = {id_: answer for id_, answer in answers if answer.retryable}
         final = [(id_, answer) for id_, answer in answers if id_ not in doubtful]
         known = await self.store.open_items(self.batch.id, list(doubtful)) if doubtful else {}
         back: list[str] = []
@@ -87,13 +87,13 @@ class Items:
         await self._send_singly(single, urgent=True)
 
     async def miss_rest(self) -> None:
-        """What has no line: as if the provider had never seen it."""
+        """Treat requests without a result line as never seen by the provider."""
         missing = await self.store.outstanding(self.batch.id)
         log.warning("batch.items_missing", batch_id=self.batch.id, requests=missing)
         await self.settle_rest(MISSING)
 
     async def settle_rest(self, answer: Answer) -> None:
-        """What is open is answered so, or goes again where that may help."""
+        """Give open requests this answer, or send them again if the answer is retryable."""
         async for page in self.store.unanswered(self.batch.id):
             await self._settle([(request.id, answer) for request in page])
 
@@ -102,14 +102,14 @@ class Items:
             await self.requests.answer_many([(request.id, answer) for request in page])
 
     async def rescue(self) -> None:
-        """What is late gets its error; what would be late goes to the synchronous endpoint."""
+        """Fail requests past their deadline; send those close to it as direct calls."""
         now_ms, margin_ms = self._now_ms(), self.context.options.deadline_margin_s * 1000
         if self.batch.deadline_ms is None or self.batch.deadline_ms - margin_ms > now_ms:
             return
         next_ms: int | None = None
         async for page in self.store.unanswered(self.batch.id):
             dated = [(r.id, r.deadline_ms) for r in page if r.deadline_ms is not None]
-            # Of several callers the last to run out of time decides.
+            # A shared request expires with the latest deadline of its callers.
             late = {r.id for r in page if r.expires_ms is not None and r.expires_ms <= now_ms}
             near = [
                 id_ for id_, due_ms in dated if due_ms <= now_ms + margin_ms and id_ not in late
@@ -121,7 +121,7 @@ class Items:
         await self.store.note(self.batch.id, deadline="" if next_ms is None else next_ms)
 
     async def detach_all(self) -> int:
-        """Every open request goes by itself; returns how many."""
+        """Send every open request as a direct call; returns how many."""
         moved = 0
         async for page in self.store.unanswered(self.batch.id):
             moved += await self._send_singly([request.id for request in page], urgent=False)
@@ -131,13 +131,13 @@ class Items:
         if not ids:
             return
         group = self.batch.group
-        # A name of its own each time: an earlier flush of that name may be ending just now.
+        # The job id is new each time: an earlier flush of the same id may be just ending.
         job = self.context.prepared.flush(f"llm:again:{uuid.uuid4().hex}", group)
         keys = self._job_keys(job, Priority.DEFAULT)
         delay_ms = self.context.options.rules[group.provider].max_age_ms
         rows = [(id_, job, keys) for id_ in ids]
         moved = await self.store.detach(self.batch.id, rows, mode="wait", delay_ms=delay_ms)
-        # And one behind them all, should the first have run before the last was back.
+        # A second flush, because the first may run before the last request is back.
         row = (group.provider, group.endpoint, group.model)
         await self.context.jobs.enqueue(FLUSH_LLM_GROUP, *row, delay_s=delay_ms / 1000)
         log.info("batch.items_put_back", batch_id=self.batch.id, requests=moved)

@@ -1,9 +1,8 @@
 """
-The LLM jobs: seal waiting requests into batches, carry a batch to its answers,
-answer one request by itself.
+The LLM jobs: seal waiting requests into batches, run a batch, make one direct call.
 
-A run may be cut off anywhere and made again: the batch's state says where to go
-on, and a request's first answer is the one that stays.
+A run may be interrupted anywhere and repeated: the batch's state says where to
+continue, and a request keeps its first answer.
 """
 
 from __future__ import annotations
@@ -23,22 +22,22 @@ from worker.llm.grouping import Group, checked_group
 from worker.llm.moves import Later, Overtaken
 from worker.llm.providers import BatchesUnsupported, Busy
 from worker.llm.requests import is_wrong_type
-from worker.llm.rescuer import look_after
+from worker.llm.rescuer import rescue_orphans
 from worker.llm.run import BatchRun
 from worker.queue.context import JobContext
 from worker.queue.priority import Priority
 
 log = structlog.get_logger(__name__)
 
-# After an outage of the provider: wait a little longer each time, up to a minute.
+# Backoff while the provider is unavailable.
 _OUTAGE_BASE_S, _OUTAGE_CAP_S = 2.0, 60.0
 
 
 async def flush_llm_batches(ctx: JobContext) -> int:
-    """Seal every group's waiting requests; returns how many batches were made."""
+    """Seal every group's waiting requests; returns the number of new batches."""
     context = LLMContext.of(ctx)
     made = sum([await _flush(context, group) for group in await context.batches.groups()])
-    await look_after(context)
+    await rescue_orphans(context)
     return made
 
 
@@ -46,9 +45,9 @@ async def flush_llm_group(
     ctx: JobContext, provider: str, endpoint: str, model: str, *, full_only: bool = False
 ) -> int:
     """
-    Seal one group's waiting requests; returns how many batches were made.
+    Seal one group's waiting requests; returns the number of new batches.
 
-    `full_only` leaves what does not fill a batch to its greatest age or the cron.
+    `full_only` seals full batches only; the rest waits for its maximum age or the cron job.
     """
     try:
         group = checked_group(provider, endpoint, model)
@@ -78,7 +77,7 @@ async def _flush(context: LLMContext, group: Group, *, full_only: bool = False) 
 
 async def run_llm_batch(ctx: JobContext, batch_id: str) -> str:
     """
-    Carry a batch as far as it goes now, in the end until every request of it is answered.
+    Run a batch as far as it can go now; repeated runs end when every request is answered.
 
     Raises:
         Retry: the provider works on it, or is away; the job runs again later.
@@ -127,11 +126,11 @@ async def _run_batch(context: LLMContext, ctx: JobContext, batch_id: str) -> str
 
 async def run_llm_request(ctx: JobContext, request_id: str) -> str:
     """
-    Answer one request by the synchronous endpoint, within the limits of all workers.
+    Answer one request by a direct call, within the rate limits that all workers share.
 
     Raises:
-        Retry: it is not its turn, or the provider is away or overloaded.
-        Undecodable: it is not what was handed in; its waiters are told so.
+        Retry: the rate limit delays it, or the provider is unavailable or overloaded.
+        Undecodable: the stored request cannot be read; its callers get that error.
     """
     context = LLMContext.of(ctx)
     try:

@@ -1,5 +1,5 @@
 """
-What every step of a batch's run stands on: moves by compare-and-set, the end, and who is told of it.
+The base of a batch's run: transitions by compare-and-set, the end and its webhook.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ from worker.llm.states import BatchState
 
 log = structlog.get_logger(__name__)
 
-# Looks for a lost submission, and at results that lacked a line.
+# Interval of lookups for a lost submission and of second reads of incomplete results.
 LOOK_AGAIN_S = 10.0
-# Batches whose provider ids a look for a lost submission leaves out.
+# Batches whose provider ids a lookup for a lost submission excludes.
 _KNOWN_BATCHES = 10_000
 
 
 class Overtaken(Exception):
-    """A later run has begun; this one does nothing more."""
+    """A later run has begun; this run must stop."""
 
 
 class Later(Exception):
@@ -34,7 +34,7 @@ class Later(Exception):
 
 
 class Moves:
-    """One run's hold on a batch; `batch` is as this run has moved it."""
+    """One run of a batch; `batch` reflects the transitions that this run made."""
 
     def __init__(self, context: LLMContext, batch: Batch) -> None:
         self.context = context
@@ -45,10 +45,13 @@ class Moves:
 
     async def move(self, to: BatchState, **fields: str | int) -> None:
         """
+        Change the batch's state.
+
         Raises:
-            Overtaken: another run has the batch. Later: it cannot end, for requests of it are open.
+            Overtaken: another run owns the batch.
+            Later: it cannot end, because some of its requests are open.
         """
-        # Files are deleted only when all that was in them is stored.
+        # Files are deleted only after all of their results are stored.
         then = self.context.prepared.files(self.batch.id) if to.is_end and self._has_files else None
         moved = await self.store.move(self.batch, to, then=then, **fields)
         if moved == 0:
@@ -61,14 +64,14 @@ class Moves:
         self.items.batch = self.batch
 
     async def end(self, state: BatchState, *, error: str = "") -> str:
-        """As `move`, and the operator's webhook is told."""
-        await self._tell(state)
+        """Change to an end state, as `move`, and notify the operator's webhook."""
+        await self._notify_operator(state)
         await self.move(state, error=error)
         self.reached("ended")
         return state.value
 
     async def lines(self) -> Lines:
-        """What the batch sends: its requests that have no answer yet."""
+        """The lines that the batch sends: its requests without an answer."""
         batch = self.batch
         count, size = await self.store.sizes(batch.id)
         return Lines(
@@ -81,10 +84,9 @@ class Moves:
 
     async def taken(self) -> tuple[set[str], set[str]]:
         """
-        Provider ids that are not this batch's, and those that another holds on a guess.
+        Provider ids that certainly belong to other batches, and those that others only guessed.
 
-        The first are other batches' for certain, or were found to be; the second may
-        turn out to be this one's when their results come.
+        A guessed id may turn out to be this batch's when its results are read.
         """
         known = set(self.batch.fields.get("refused", "").split())
         guessed: set[str] = set()
@@ -95,7 +97,7 @@ class Moves:
         return known, guessed - known
 
     def until_next_look(self) -> float:
-        """Seconds until the provider is asked again: less when a deadline comes near before."""
+        """Seconds until the next poll of the provider; less when a deadline comes first."""
         config, deadline_ms = self.context.options, self.batch.deadline_ms
         if deadline_ms is None:
             return config.poll_interval_s
@@ -112,13 +114,14 @@ class Moves:
     def _has_files(self) -> bool:
         return self.context.options.delete_files != "none" and bool(self.batch.number("uploads"))
 
-    async def _tell(self, state: BatchState) -> None:
+    async def _notify_operator(self, state: BatchState) -> None:
         url = self.context.options.webhook_url
         if url is None:
             return
         shown = await self.context.batch_client.get(self.batch.id)
         try:
-            # Before the state: a crash between the two sends it once, by its id.
+            # Sent before the state changes. After a crash between the two, the webhook id
+            # prevents a second one.
             await self.context.webhooks.send(
                 url,
                 {**shown, "state": state.value, "outstanding": 0},

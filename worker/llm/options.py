@@ -1,4 +1,4 @@
-"""What clients may hand in, when requests become a batch, and how workers carry batches."""
+"""Options of LLM clients and workers: limits of requests, rules for batches, retention."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from worker.llm.states import OnAmbiguous
 @dataclass(frozen=True, slots=True)
 class LLMOptions:
     """
-    Of one client. Sizes are bytes, times seconds, tokens estimates.
+    Options of one client. Sizes are bytes, times are seconds, tokens are estimates.
 
     Args:
-        batch_max_tokens: 0 is no limit.
-        deadline_margin_s: a request whose deadline is nearer than this goes by itself.
-        result_ttl_s, read_result_ttl_s: an answer is kept this long unread, and once read.
-        cache_ttl_s: an equal request gets a kept answer for this long; 0 never.
-        batch_price_factor: price of a token in a batch, as a share of the full price.
+        batch_max_tokens: 0 means no limit.
+        deadline_margin_s: a request whose deadline is nearer than this is sent as a direct call.
+        result_ttl_s, read_result_ttl_s: lifetime of an answer before and after its first read.
+        cache_ttl_s: how long an equal request gets a stored answer; 0 means never.
+        batch_price_factor: price of a batch token as a share of the full price.
     """
 
     max_bytes: int
@@ -36,7 +36,7 @@ class LLMOptions:
 
 @dataclass(frozen=True, slots=True)
 class FlushRules:
-    """When a group's waiting requests become a batch. Tokens are estimates; 0 is no limit."""
+    """When a group's waiting requests become a batch. Tokens are estimates; 0 means no limit."""
 
     max_requests: int
     max_bytes: int
@@ -46,7 +46,7 @@ class FlushRules:
 
 @dataclass(frozen=True, slots=True)
 class Retention:
-    """How long answers are kept, seconds: unread, after the first read, for equal requests."""
+    """Lifetime of answers in seconds: unread, after the first read, and for equal requests."""
 
     unread_s: float
     read_s: float
@@ -55,7 +55,7 @@ class Retention:
 
 @dataclass(frozen=True, slots=True)
 class BatchOptions:
-    """How workers make batches and watch them. Times are seconds."""
+    """How workers create and poll batches. Times are seconds."""
 
     rules: Mapping[str, FlushRules]
     poll_interval_s: float
@@ -72,7 +72,7 @@ def retention(options: LLMOptions) -> Retention:
 
 
 def flush_rules(options: LLMOptions, provider: str) -> FlushRules:
-    """When a group is full: what the operator set, within what the provider takes."""
+    """The operator's limits of a batch, capped by what the provider accepts."""
     limits = LIMITS[provider]
     return FlushRules(
         max_requests=min(options.batch_max_requests, limits.requests),

@@ -1,5 +1,5 @@
 """
-Upkeep of LLM requests and batches: what is open has a live job, whatever became of its last one.
+Finds open LLM requests and batches whose job was lost, and gives them a new job.
 """
 
 from __future__ import annotations
@@ -15,23 +15,23 @@ from worker.queue.priority import Priority
 
 _RESCUE = load(__package__, "rescue_llm", "..queue")
 _PAGE = 500
-# Looked after in one go, the longest neglected first; the next go sees the others.
+# Checked in one run, least recently checked first; the next run continues.
 _MOST = 10_000
 
 
 class Orphans:
-    """Looks for jobs that were lost, through one client."""
+    """Replaces lost jobs through one client."""
 
     def __init__(self, client: Any, keys: QueueKeys) -> None:
         self._client = client
         self._keys = keys
 
     def orphaned_requests(self, *, idle_s: float) -> AsyncIterator[list[str]]:
-        """Requests with a job of their own, not looked after for so long, a page at a time."""
+        """Requests with their own job, not checked for `idle_s` seconds, page by page."""
         return self._orphaned(self._keys.llm_single, idle_s)
 
     def orphaned_batches(self, *, idle_s: float) -> AsyncIterator[list[str]]:
-        """Batches that have not ended, the same way."""
+        """Batches that have not ended, not checked for `idle_s` seconds, page by page."""
         return self._orphaned(self._keys.llm_underway, idle_s)
 
     async def _orphaned(self, index: str, idle_s: float) -> AsyncIterator[list[str]]:
@@ -45,9 +45,9 @@ class Orphans:
         self, jobs: Sequence[tuple[str, PreparedJob]], *, most: int
     ) -> tuple[list[str], list[str]]:
         """
-        Give each request that has lost its job another, `most` times at most.
+        Enqueue a new job for each request that lost its job, at most `most` times each.
 
-        Returns the ids of the revived, and of those that lost too many.
+        Returns the ids of the rescued requests, and of those that lost too many jobs.
         """
         keys = self._keys
         rows = [(keys.llm_request(id_), keys.llm_single, id_, job) for id_, job in jobs]
@@ -56,7 +56,7 @@ class Orphans:
         return [id_ for id_, code in found if code == 1], [id_ for id_, code in found if code < 0]
 
     async def rescue_batches(self, jobs: Sequence[tuple[str, PreparedJob]]) -> list[str]:
-        """Give each batch that has lost its job another; returns the ids of those."""
+        """Enqueue a new job for each batch that lost its job; returns the ids of those batches."""
         keys = self._keys
         rows = [(keys.llm_batch(id_), keys.llm_underway, id_, job) for id_, job in jobs]
         codes = await self._rescue(rows, Priority.DEFAULT, 0)

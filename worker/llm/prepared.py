@@ -1,4 +1,4 @@
-"""The jobs of the LLM feature, encoded for the scripts that store them."""
+"""Encodes the jobs of the LLM feature for the scripts that store them."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ SEND_LLM_CALLBACK = "send_llm_callback"
 
 class PreparedJobs:
     """
-    Prepares jobs by their purpose. A job's id derives from what it works on, so that
-    it is stored once.
+    Prepares jobs by their purpose. A job's id derives from its request or batch, so
+    each job is stored once.
     """
 
     def __init__(self, encoder: JobEncoder) -> None:
         self._encoder = encoder
 
     def batch(self, batch_id: str) -> PreparedJob:
-        """Carries a batch on."""
+        """Runs a batch."""
         body = self._encoder.encode(RUN_LLM_BATCH, [batch_id])
         return PreparedJob(f"llm:batch:{batch_id}", body)
 
     def single(self, request_id: str) -> PreparedJob:
-        """Answers one request by itself."""
+        """Answers one request by a direct call."""
         body = self._encoder.encode(RUN_LLM_REQUEST, [request_id])
         return PreparedJob(f"llm:single:{request_id}", body)
 
@@ -44,5 +44,5 @@ class PreparedJobs:
         return PreparedJob(job_id, self._encoder.encode(FLUSH_LLM_GROUP, row, kwargs))
 
     def callback_body(self, url: str) -> bytes:
-        """The body of the job that sends the webhook of a request's end; its id names the request."""
+        """The body of the job that sends the webhook of a request's end; the job's id names the request."""
         return self._encoder.encode(SEND_LLM_CALLBACK, [url])

@@ -1,8 +1,8 @@
 """
-The synchronous lane's limits, shared by all workers: one script admits, one releases.
+Limits the rate of direct calls over all workers: one script admits a call, one releases it.
 
-A worker that dies frees its slots when their leases end. A provider's own
-`Retry-After` pauses everybody; 429 and 529 lower the limit on calls in flight,
+The slots of a worker that dies become free when their leases end. A provider's
+`Retry-After` pauses all calls. A 429 or 529 lowers the limit on calls in flight;
 successes raise it again.
 """
 
@@ -17,10 +17,10 @@ from worker.llm.rate_policy import RateLimits, call_pace
 _ADMIT = load(__package__, "admit_llm", "..queue")
 _RELEASE = load(__package__, "release_llm", "..queue")
 
-# How far ahead a turn is reserved. Short for the patient: an urgent call comes before all
-# that have none yet.
+# How far ahead a start time may be reserved. Other calls reserve a short time ahead, so that an
+# urgent call precedes all that have no reservation yet.
 _AHEAD_MS, _URGENT_AHEAD_MS = 1000, 60_000
-# A turn used later than this would crowd those after it.
+# A reservation used later than this would exceed the rate of the calls after it.
 _LATE_MS = 250
 
 Outcome = Literal["ok", "busy", "other"]
@@ -44,12 +44,12 @@ class RateLimiter:
         self._tokens = call_pace(limits.tokens_per_minute)
 
     async def admit(self, call_id: str, *, urgent: bool, tokens: int) -> float:
-        """0 when the call may begin (then release it), else the seconds until to ask again."""
+        """Return 0 when the call may start (release it afterwards), else the seconds to wait."""
         limits = self._limits
         args = [
             call_id,
             int(urgent),
-            # Who asks for more than a minute's tokens takes a whole minute, and books no other.
+            # A call larger than a minute's tokens uses one whole minute, not several.
             min(tokens, limits.tokens_per_minute),
             self._requests.step_ms,
             self._requests.burst,
@@ -65,7 +65,7 @@ class RateLimiter:
         return float(await _ADMIT.run(self._client, self._keys, args)) / 1000
 
     async def release(self, call_id: str, outcome: Outcome, *, wait_s: float | None = None) -> int:
-        """The call has ended; returns how many may be in flight from now on."""
+        """Record the end of a call; returns the new limit on calls in flight."""
         args = [
             call_id,
             outcome,

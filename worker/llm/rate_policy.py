@@ -1,4 +1,4 @@
-"""How many calls a minute: limits as given, and the pace that keeps within them over any minute."""
+"""Computes the pace of calls that stays within a limit per minute, over any minute."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class RateLimits:
-    """Limits of the synchronous lane over all workers; 0 is no limit. `urgent_share` is 0 to 0.9."""
+    """Limits of direct calls over all workers; 0 means no limit. `urgent_share` is 0 to 0.9."""
 
     requests_per_minute: int
     tokens_per_minute: int
@@ -18,7 +18,7 @@ class RateLimits:
 
 @dataclass(frozen=True, slots=True)
 class CallPace:
-    """One every `step_ms` (0: no limit), of which `burst` may come at once."""
+    """One unit every `step_ms` (0: no limit), of which `burst` may come at once."""
 
     step_ms: float
     burst: int
@@ -26,8 +26,8 @@ class CallPace:
 
 def call_pace(per_minute: int) -> CallPace:
     """
-    The pace for a limit. What may come at once is taken off the steady rate, so
-    that no minute, wherever it begins, holds more than the limit.
+    The pace for a limit. The burst is subtracted from the steady rate, so that no
+    minute, whenever it starts, contains more than the limit.
     """
     if not per_minute:
         return CallPace(0.0, 1)

@@ -1,9 +1,10 @@
 """
-What becomes of a batch that the provider refused whole: the guilty lines fail, the others go on.
+Handles a batch that the provider refused as a whole: rejected lines fail, the others are sent again.
 
-Lines that the provider names are to blame, and the rest goes again at once. Where it names none,
-the requests go in two halves, each a batch of its own, until a refused one is alone. A family of
-such batches has a limited number of parts; beyond it requests go one by one.
+If the provider names lines, those are rejected and the rest is sent again at once. If it names
+none, the requests are split into two halves, each a new batch, until a refused batch has one
+request. One original batch may be split into a limited number of batches; beyond that, its
+requests are sent as direct calls.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from itertools import pairwise
 
 import structlog
 
-from worker.llm.answers import Answer, blame_all
+from worker.llm.answers import Answer, whole_batch_error
 from worker.llm.batches import Batch
 from worker.llm.grouping import most_parts
 from worker.llm.moves import Moves
@@ -26,20 +27,20 @@ async def settle_refusal(
     run: Moves, reason: str, *, code: str = "", bad_lines: Mapping[int, str] | None = None
 ) -> None:
     """
-    Leave no request open in a batch of which the provider did nothing.
+    Answer or move every open request of a batch that the provider refused.
 
-    `bad_lines`: 1-based line of the file -> why. `code` is the provider's word for it all.
+    `bad_lines`: 1-based line of the file -> reason. `code` is the provider's error code.
     """
     batch, store = run.batch, run.store
     outstanding = await store.outstanding(batch.id)
-    everybody = blame_all(code, reason)
+    everybody = whole_batch_error(code, reason)
     if everybody is not None:
         await run.items.settle_rest(everybody)
         return
-    # Where a request has left since, the numbers of the lines say nothing.
+    # Line numbers are valid only while no request has left the batch.
     named = bad_lines if bad_lines and outstanding == batch.number("lines") else {}
     if named:
-        outstanding -= await _blame(run, named)
+        outstanding -= await _reject_lines(run, named)
     elif outstanding == 1 and _sent(batch) == 1:
         await run.items.answer_rest(Answer(kind="invalid_request", message=reason))
         return
@@ -53,12 +54,12 @@ async def settle_refusal(
 
 
 def _sent(batch: Batch) -> int:
-    """How many requests the provider was sent: of a part that a crash left over, more than are open."""
+    """The number of requests sent to the provider; after a crash it can exceed the open ones."""
     return batch.number("lines") or batch.number("sent") or batch.size
 
 
-async def _blame(run: Moves, named: Mapping[int, str]) -> int:
-    """Answer the named lines; returns how many."""
+async def _reject_lines(run: Moves, named: Mapping[int, str]) -> int:
+    """Answer the named lines with an error; returns how many."""
     line = rejected = 0
     async for page in run.store.unanswered(run.batch.id):
         answers = []
@@ -77,7 +78,7 @@ async def _may_split(run: Moves) -> bool:
 
 
 async def _split(run: Moves, outstanding: int, parts: int) -> None:
-    """Move what is open into so many new batches."""
+    """Move the open requests into `parts` new batches."""
     size, left = -(-outstanding // parts), outstanding
     new_id, filled = _new_id(), 0
     async for page in run.store.unanswered(run.batch.id):
@@ -88,20 +89,20 @@ async def _split(run: Moves, outstanding: int, parts: int) -> None:
             run.reached("splitting")
             if full:
                 new_id, filled = _new_id(), 0
-    if filled:  # a request was answered since they were counted
+    if filled:  # a request was answered after the count
         await _move(run, new_id, [], seal=True)
     log.info("batch.refused", batch_id=run.batch.id, parts=parts)
     run.reached("split")
 
 
 def _pieces(ids: Sequence[str], first: int, size: int) -> list[Sequence[str]]:
-    """A page, cut where a part is full."""
+    """Cut a page where a new batch is full."""
     cuts = [0, *range(min(first, len(ids)), len(ids), size), len(ids)]
     return [ids[a:b] for a, b in pairwise(cuts) if a < b]
 
 
 async def _move(run: Moves, new_id: str, ids: Sequence[str], *, seal: bool) -> str:
-    """Returns the batch that took them: another, where that one was sealed in between."""
+    """Move requests; returns the id of their batch, a new one if the given one is sealed."""
     prepared = run.context.prepared
     while not await run.store.split(run.batch, new_id, ids, seal=seal, job=prepared.batch(new_id)):
         new_id = _new_id()

@@ -1,9 +1,9 @@
 """
-LLM requests in Redis: taken in once, answered once.
+Stores LLM requests and their answers in Redis.
 
-A request waits in its group's list, belongs to a batch, or has a job of its
-own; its answer is stored once, and a message on one channel wakes whoever
-waits for it, in any process. docs/states.md draws it.
+A request waits in its group's list, belongs to a batch, or has its own job. Its
+answer is stored once, and a message on one channel wakes the callers that wait
+for it in any process. docs/states.md shows the states.
 """
 
 from __future__ import annotations
@@ -38,22 +38,22 @@ _ANSWER = load(__package__, "answer_llm", "..queue")
 _CANCEL = load(__package__, "cancel_llm", "..queue")
 _RETRY = load(__package__, "retry_llm", "..queue")
 
-# Larger answers are compressed: `z` and zlib's bytes; shared ones have an `s` before that
-# (_llm_finish.lua). What msgpack cannot hold (integers over 64 bits, lone surrogates) is JSON:
-# `j` and its bytes. Msgpack's lists begin with none of them.
+# Prefixes of stored answers. `z`: zlib, for larger answers. `s`, before the others: shared by
+# several callers (_llm_finish.lua). `j`: JSON, for what msgpack cannot encode (integers over 64
+# bits, lone surrogates). A msgpack list starts with none of these bytes.
 _COMPRESS_FROM, _COMPRESSED, _SHARED, _JSON = 8192, b"z", b"s", b"j"
-# A larger answer is not kept. What would shrink to less than a thirty-second is kept as it is, so
-# that nothing stored may inflate further than that: its reader's memory is bounded by its size.
+# A larger answer is not stored. Data that would compress by more than 32:1 is stored plain, so that
+# the stored size bounds the reader's memory.
 _MOST_ANSWER, _MOST_RATIO, _ANY_RATIO_BELOW = 67_108_864, 32, 1_048_576
 _TOO_LARGE = Answer(
-    kind="response_too_large", message=f"encoded, the answer is over {_MOST_ANSWER} bytes"
+    kind="response_too_large", message=f"the encoded answer is over {_MOST_ANSWER} bytes"
 )
-_UNREADABLE = Answer(kind="unreadable", message="what is stored as its answer cannot be read")
+_UNREADABLE = Answer(kind="unreadable", message="the stored answer cannot be decoded")
 
 
 @dataclass(frozen=True, slots=True)
 class Callback:
-    """Who is told of a request's end, and the body of the job that does it."""
+    """The receiver of a request's end, and the body of the job that notifies it."""
 
     who: str
     body: bytes
@@ -65,10 +65,10 @@ NOBODY = Callback("", b"")
 @dataclass(frozen=True, slots=True)
 class StoredRequest:
     """
-    A request that is not answered yet.
+    A request without an answer.
 
-    `deadline_ms` is the first of its callers' deadlines, `expires_ms` the last:
-    Unix milliseconds, or None where one of them has none.
+    `deadline_ms` is the earliest deadline of its callers, None if none has one;
+    `expires_ms` the latest, None if one caller has none. Both are Unix milliseconds.
     """
 
     id: str
@@ -81,13 +81,13 @@ class StoredRequest:
 
 
 def split_request_id(request_id: str) -> tuple[str, str]:
-    """A caller's id -> the id of the request, and the caller's mark ("" for the first caller)."""
+    """Split a caller's id into the request's id and the caller's suffix ("" for the first caller)."""
     id_, _, mark = request_id.partition(".")
     return id_, mark
 
 
 class RequestStore:
-    """Takes requests in, keeps their answers, through one client."""
+    """Stores requests and answers through one client."""
 
     def __init__(self, client: Any, keys: QueueKeys, retention: Retention) -> None:
         self.client = client
@@ -105,7 +105,7 @@ class RequestStore:
         deadline_ms: int | None,
         callback: Callback = NOBODY,
     ) -> list[str]:
-        """Store requests of one group, 500 at most; returns the ids that will be answered."""
+        """Store at most 500 requests of one group; returns the callers' ids."""
         keys, group = self.keys, requests[0][1].group
         group_id = group.id
         names = [keys.queue(Priority.DEFAULT), keys.wake]
@@ -144,7 +144,7 @@ class RequestStore:
         deadline_ms: int | None,
         callback: Callback = NOBODY,
     ) -> str:
-        """Store a request with a job of its own."""
+        """Store a request with its own job."""
         keys = self.keys
         names = [keys.llm_request(request_id), keys.llm_result(request_id), *job_keys]
         names += [keys.llm_single, keys.llm_callback(request_id)]
@@ -164,7 +164,7 @@ class RequestStore:
         return request_id
 
     async def read(self, request_id: str) -> StoredRequest | None:
-        """An unanswered request; None once it is answered."""
+        """The request; None when it is answered or unknown."""
         names = ("body", "deadline", "group", "tokens", "single", "expires")
         request_id, _ = split_request_id(request_id)
         row = await self.client.hmget(self.keys.llm_request(request_id), *names)
@@ -181,14 +181,14 @@ class RequestStore:
         )
 
     async def answer(self, request_id: str, answer: Answer) -> bool:
-        """Store an answer and wake its waiters; False when there is one already."""
+        """Store an answer and wake its callers; returns False when one is stored already."""
         return bool(await self.answer_many([(request_id, answer)]))
 
     async def answer_many(self, answers: Sequence[tuple[str, Answer]], *, line_of: str = "") -> int:
         """
         Store answers in one round trip; returns how many are new.
 
-        `line_of`: the batch that they are lines of; it answers only what it has carried.
+        `line_of`: the batch whose results they are; it can answer only requests that it contained.
         """
         calls = [
             ([self.keys.llm_request(id_)], [*self._answer_args(id_, answer), line_of])
@@ -215,7 +215,7 @@ class RequestStore:
         ]
 
     async def read_answer(self, request_id: str) -> Answer | None:
-        """A request's answer; from its first read on one that nobody shares is kept for less long."""
+        """Return a request's answer; the first read of an unshared answer shortens its lifetime."""
         key, keep = self.keys.llm_result(split_request_id(request_id)[0]), self.retention
         data: bytes | None = await self.client.get(key)
         if data is None:
@@ -226,21 +226,21 @@ class RequestStore:
         return decode_answer(data)
 
     async def peek_answer(self, request_id: str) -> Answer | None:
-        """The same, without counting as a read."""
+        """Return a request's answer without changing its lifetime."""
         id_, _ = split_request_id(request_id)
         data = await self.client.get(self.keys.llm_result(id_))
         return None if data is None else decode_answer(data)
 
     async def is_open(self, request_id: str) -> bool:
-        """Whether the request is known and not answered."""
+        """Whether the request is known and has no answer."""
         id_, _ = split_request_id(request_id)
         return bool(await self.client.exists(self.keys.llm_request(id_)))
 
     async def cancel(self, request_id: str, *, everybody: bool = False) -> tuple[int, str]:
         """
-        The caller whose id it is (or everybody) gives up a request.
+        Cancel a request for the caller with this id, or for all callers.
 
-        Returns 0 unknown, 1 others still wait for it, 2 it ended so; and its batch, or "".
+        Returns (code, batch id or ""); code 0: unknown, 1: other callers still wait, 2: it ended.
         """
         id_, mark = split_request_id(request_id)
         args = [
@@ -258,7 +258,7 @@ class RequestStore:
     async def retry(
         self, request_ids: Sequence[str], *, job: PreparedJob, job_keys: list[str]
     ) -> int:
-        """Let requests that ended with an error wait again; returns how many did."""
+        """Return failed requests to the waiting list; returns how many."""
         keys = self.keys
         calls = [
             (
@@ -330,7 +330,7 @@ def _as_json(row: list[Any]) -> bytes:
 
 
 def decode_answer(data: bytes) -> Answer:
-    """What `encode_answer` made; anything else is an answer that says so."""
+    """Decode the bytes of `encode_answer`; anything else becomes an answer of kind `unreadable`."""
     data = data.removeprefix(_SHARED)
     try:
         if data.startswith(_COMPRESSED):
@@ -353,7 +353,7 @@ def encode_group(group: Group) -> bytes:
 @lru_cache(maxsize=1024)
 def decode_group(data: bytes) -> Group:
     """
-    A stored group, checked as when it was handed in: its endpoint is called with our key.
+    Decode and check a stored group. It is checked because its endpoint is called with our key.
 
     Raises:
         Undecodable: it is no group, or one that this service would not have stored.

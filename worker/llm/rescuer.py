@@ -1,9 +1,9 @@
 """
-Upkeep of the LLM half: no request and no batch stays open without a job that carries it on.
+Gives open LLM requests and batches a new job when theirs was lost.
 
-A job can be lost: its workers died under it too often (a dead letter), somebody purged it, its
-body cannot be read. A batch gets another job as often as need be; a request that goes by itself
-a few times, for it may be what kills the workers, and then ends with the error `job_lost`.
+A job is lost when its workers died too often (a dead letter), somebody purged it, or its body
+cannot be read. A batch gets a new job without limit. A request with its own job gets a few,
+because it may be what kills the workers; then it ends with the error `job_lost`.
 """
 
 from __future__ import annotations
@@ -17,19 +17,19 @@ from worker.queue.context import JobContext
 log = structlog.get_logger(__name__)
 
 RESCUE_LLM = "rescue_llm"
-# A job that has just been lost is seen within twice this.
+# A lost job is found within two of these intervals.
 RESCUE_LLM_CRON = "*/15 * * * * *"
 _IDLE_S = 15.0
 _MOST_LOST = 3
 
 
 async def rescue_llm(ctx: JobContext) -> int:
-    """Give what has lost its job another; returns how many jobs that made."""
-    return await look_after(LLMContext.of(ctx), idle_s=_IDLE_S)
+    """Enqueue new jobs for orphaned requests and batches; returns how many."""
+    return await rescue_orphans(LLMContext.of(ctx), idle_s=_IDLE_S)
 
 
-async def look_after(context: LLMContext, *, idle_s: float = 0.0) -> int:
-    """The same for what nobody has looked after for `idle_s` seconds."""
+async def rescue_orphans(context: LLMContext, *, idle_s: float = 0.0) -> int:
+    """Rescue requests and batches not checked for `idle_s` seconds; returns how many."""
     orphans, prepared = context.orphans, context.prepared
     rescued = 0
     async for ids in orphans.orphaned_batches(idle_s=idle_s):
@@ -48,7 +48,7 @@ async def look_after(context: LLMContext, *, idle_s: float = 0.0) -> int:
 
 async def _give_up(context: LLMContext, request_id: str) -> None:
     letter = await context.dead.get(context.prepared.single(request_id).id)
-    reason = "it vanished" if letter is None else letter.reason
-    message = f"its job was lost {_MOST_LOST + 1} times, the last time: {reason}"
+    reason = "the job disappeared" if letter is None else letter.reason
+    message = f"the request's job was lost {_MOST_LOST + 1} times; the last reason: {reason}"
     await context.requests.answer(request_id, Answer(kind="job_lost", message=message))
     log.error("llm.given_up", request_id=request_id, reason=reason)

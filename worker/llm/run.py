@@ -1,11 +1,11 @@
 """
-One run of a batch: from the state in which it is, step by step, as far as it goes.
+Runs a batch step by step, from its current state as far as it can go now.
 
-Every step does its work and then moves the batch, compare-and-set; a run that
-was overtaken moves nothing. Between `submitting` and `submitted` lies the one
-call that must not be made twice: whoever finds a batch there makes it
-`unconfirmed`, and looks for the submission before anything is sent again.
-docs/states.md draws it.
+Each step does its work and then changes the state by compare-and-set, so a run
+that was overtaken changes nothing. The call between `submitting` and `submitted`
+must not be made twice: a run that finds a batch there makes it `unconfirmed` and
+looks the submission up at the provider before anything is sent again.
+docs/states.md shows the states.
 """
 
 from __future__ import annotations
@@ -33,21 +33,22 @@ from worker.llm.states import (
 
 log = structlog.get_logger(__name__)
 
-# A provider may not find a batch at once after it was created.
+# A new batch may be missing at the provider for this long.
 _ABSENT_S = 600.0
-# States in which a refusal is of the requests that were sent.
+# States in which a refusal concerns the requests that were sent.
 _SENDING = {BatchState.UPLOADING, BatchState.SUBMITTING}
 
 
 class BatchRun(Moves):
-    """One run, from the state in which it finds the batch."""
+    """One run of a batch."""
 
     async def advance(self) -> str:
         """
         Take steps until the batch has ended; returns the end state.
 
         Raises:
-            Later: nothing can be done now. Overtaken: another run has the batch.
+            Later: nothing can be done now.
+            Overtaken: another run owns the batch.
             BatchesUnsupported, Permanent, Transient: from the provider.
         """
         while not self.batch.state.is_end:
@@ -55,15 +56,20 @@ class BatchRun(Moves):
         return self.batch.state.value
 
     async def go_singly(self) -> str:
-        """The endpoint has no batches: every request goes by itself."""
+        """Send every request as a direct call, because the endpoint has no batches."""
         moved = await self.items.detach_all()
         log.info("batch.split", batch_id=self.batch.id, requests=moved)
         return await self.end(BatchState.DONE)
 
     async def fail(self, exc: Permanent) -> str:
-        """The provider refused: what it was sent, or us; then every open request gets that error."""
+        """
+        End the batch after a permanent error.
+
+        If the provider refused the requests themselves, the rejected ones fail and the others are
+        sent again; otherwise every open request gets the error.
+        """
         if isinstance(exc, Denied) and self.batch.provider_id:
-            # What is paid for is not given up for a key that can be mended.
+            # The batch is paid for, and the operator can fix the key.
             log.error("batch.denied", batch_id=self.batch.id, error=str(exc))
             raise Later(max(LOOK_AGAIN_S, self.context.options.poll_interval_s))
         if isinstance(exc, Refused) and self.batch.state in _SENDING:
@@ -75,7 +81,7 @@ class BatchRun(Moves):
     # -- steps: each leaves the batch in another state, or raises ---------------
 
     async def _seal(self) -> None:
-        await self.move(BatchState.SEALED)  # its flush died half way
+        await self.move(BatchState.SEALED)  # the flush that filled it died
 
     async def _prepare(self) -> None:
         if await self._is_over():
@@ -92,7 +98,7 @@ class BatchRun(Moves):
             await self.store.drop_lost(self.batch.id)
             await self._is_over()
             return
-        # Whoever uploads twice leaves a file whose id nobody has written down.
+        # Counted first: an upload whose reply is lost leaves a file with an unknown id.
         uploads = self.batch.number("uploads") + 1
         await self.store.note(self.batch.id, uploads=uploads)
         self.reached("uploading")
@@ -100,7 +106,7 @@ class BatchRun(Moves):
             file_id = await self.provider.upload(lines)
         except (Unsent, Unclear):
             if lines.changed:
-                return  # once more, without the request that was answered
+                return  # upload again, without the request that was answered meanwhile
             raise
         self.reached("uploaded")
         await self.move(BatchState.UPLOADED, file_id=file_id, lines=lines.count, uploads=uploads)
@@ -109,11 +115,11 @@ class BatchRun(Moves):
         if await self._is_over():
             return
         lines = await self.lines()
+        # From here on nothing is sent again before a lookup.
         if not lines.count:
             await self.store.drop_lost(self.batch.id)
             await self._is_over()
             return
-        # From here on nothing is sent again before it was looked for.
         await self.move(BatchState.SUBMITTING, submitting_at=self.now_ms(), sent=lines.count)
         self.reached("submitting")
         try:
@@ -123,7 +129,7 @@ class BatchRun(Moves):
             await self.move(BatchState.UPLOADED)
             raise
         except Unclear as exc:
-            if lines.changed:  # broken off by ourselves, in the middle of the body
+            if lines.changed:  # our side aborted the request in the middle of its body
                 await self.move(BatchState.UPLOADED)
                 return
             await self._unconfirmed(str(exc))
@@ -140,7 +146,7 @@ class BatchRun(Moves):
         raise Later(self.until_next_look())
 
     async def _find_unconfirmed(self) -> None:
-        await self._unconfirmed("an earlier run ended while it submitted")
+        await self._unconfirmed("an earlier run ended during the submission")
 
     async def _unconfirmed(self, reason: str) -> None:
         log.warning("batch.unconfirmed", batch_id=self.batch.id, error=reason)
@@ -163,7 +169,7 @@ class BatchRun(Moves):
             and guessed
             and (await self._look(known)).provider_id
         ):
-            # What fits is held by another that only guessed, too: its results will tell.
+            # The only match is a guess of another batch; its results will show whose it is.
             decision = UnconfirmedDecision.WAIT
         log.info("batch.reconciled", batch_id=batch.id, decision=decision.value)
         if decision is UnconfirmedDecision.ADOPT:
@@ -175,7 +181,7 @@ class BatchRun(Moves):
             await self.move(BatchState.UPLOADED)
         elif decision is UnconfirmedDecision.FAIL:
             raise Permanent(
-                "it cannot be told whether the batch was submitted "
+                "it is unknown whether the batch was submitted "
                 f"(LETTA_LLM_ON_AMBIGUOUS={OnAmbiguous.FAIL})"
             )
         else:
@@ -196,13 +202,13 @@ class BatchRun(Moves):
             remote = await self.provider.read(self.batch.provider_id)
         except Absent as exc:
             if self.now_ms() - self.batch.submitting_ms > _ABSENT_S * 1000:
-                raise Permanent(f"the provider has no such batch any more: {exc}") from None
+                raise Permanent(f"the provider no longer has the batch: {exc}") from None
             raise
         if remote.ended:
             await self.move(BatchState.FETCHING)
             return
         if self.batch.state is BatchState.SUBMITTED and await self._is_unwanted():
-            with contextlib.suppress(Absent):  # it knows no cancelling: its end is waited for
+            with contextlib.suppress(Absent):  # cannot be canceled: wait for its end instead
                 await self.provider.cancel(self.batch.provider_id)
             await self.move(BatchState.CANCELING)
             log.info("batch.canceled", batch_id=self.batch.id)
@@ -210,7 +216,7 @@ class BatchRun(Moves):
 
     async def _is_unwanted(self) -> bool:
         if self.batch.is_guess:
-            return False  # it may be another's
+            return False  # it may be another batch's
         return self.batch.is_canceled or not await self.store.outstanding(self.batch.id)
 
     async def _fetch(self) -> None:
@@ -218,7 +224,7 @@ class BatchRun(Moves):
         remote = await self.provider.read(batch.provider_id)
         await self.store.note(batch.id, result_files=" ".join(remote.files))
         try:
-            # One that was refused whole may still have an error file.
+            # Even a batch that was refused as a whole may have an error file.
             answered = await self.items.take_results(self.provider, remote)
         except NotOurs:
             refused = " ".join([batch.fields.get("refused", ""), batch.provider_id]).strip()
@@ -233,7 +239,11 @@ class BatchRun(Moves):
         await self.end(state, error=remote.error)
 
     async def _settle_rest(self, remote: RemoteBatch) -> None:
-        """What has no line: refused, cancelled, or missing; that is believed at the second look."""
+        """
+        Answer requests that have no result line: refused, canceled or missing.
+
+        Missing lines are read a second time, because the provider's files may appear late.
+        """
         batch = self.batch
         if not await self.store.outstanding(batch.id):
             return
@@ -262,7 +272,7 @@ class BatchRun(Moves):
     # -- inside ----------------------------------------------------------------
 
     async def _is_over(self) -> bool:
-        """Before anything was submitted: whether nobody waits, or wants it, any more."""
+        """Before the submission: end the batch if no request of it is still wanted."""
         if self.batch.is_canceled:
             await self.items.answer_rest(CANCELED)
         else:

@@ -1,5 +1,5 @@
 """
-The states of a batch, and what is decided between them. docs/states.md draws it.
+Defines the states of a batch and decides what happens to an unconfirmed one (docs/states.md).
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from enum import StrEnum
 
 
 class BatchState(StrEnum):
-    """Where a batch is; `unconfirmed` is the one in which nothing may be sent."""
+    """The state of a batch; in `unconfirmed` nothing may be sent."""
 
     OPEN = "open"
     SEALED = "sealed"
@@ -29,7 +29,7 @@ class BatchState(StrEnum):
 
 
 class OnAmbiguous(StrEnum):
-    """What the operator wants when it cannot be told whether a batch was submitted."""
+    """The operator's choice for a batch that may or may not have been submitted."""
 
     ADOPT = "adopt"
     RESUBMIT = "resubmit"
@@ -39,10 +39,10 @@ class OnAmbiguous(StrEnum):
 @dataclass(frozen=True, slots=True)
 class LookupResult:
     """
-    What a look for a submission gave: its id, or whether the look was complete.
+    The result of a lookup for a submission.
 
-    A complete look that found nothing says that nothing was there when it was made.
-    One that is not `certain` was told by its time and size alone: its results say whose it is.
+    `complete`: the whole list was read, so an empty `provider_id` means that the provider had
+    no such batch. Not `certain`: only time and size match, and the results will show whose it is.
     """
 
     provider_id: str = ""
@@ -51,7 +51,7 @@ class LookupResult:
 
 
 class UnconfirmedDecision(StrEnum):
-    """What becomes of a suspect batch."""
+    """What happens to an unconfirmed batch."""
 
     ADOPT = "adopt"
     WAIT = "wait"
@@ -63,10 +63,11 @@ def decide_unconfirmed(
     lookup: LookupResult, *, on_ambiguous: OnAmbiguous, age_s: float, wait_s: float
 ) -> UnconfirmedDecision:
     """
-    `age_s` since the submission began, `wait_s` after which what is not listed was not taken.
+    Decide what happens to an unconfirmed batch.
 
-    Nothing is sent again unless a complete look after that time found nothing,
-    or the operator prefers paying twice to waiting.
+    `age_s` is the time since the submission began. After `wait_s`, a batch that the provider
+    does not list was not accepted. Nothing is sent again unless a complete lookup after that
+    time found nothing, or the operator prefers paying twice to waiting.
     """
     if lookup.provider_id:
         return UnconfirmedDecision.ADOPT

@@ -1,4 +1,4 @@
-"""LLM providers behind one small protocol: OpenAI and whatever speaks like it, and Anthropic."""
+"""LLM providers behind one protocol: OpenAI-compatible endpoints and Anthropic."""
 
 from worker.llm.providers.anthropic import AnthropicProvider
 from worker.llm.providers.openai import OpenAIProvider

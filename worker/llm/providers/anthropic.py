@@ -1,9 +1,9 @@
 """
-An Anthropic-compatible endpoint: /v1/messages, and message batches.
+Calls an Anthropic-compatible endpoint: /v1/messages and message batches.
 
-POST /v1/messages/batches carries the requests themselves and has neither an
-idempotency key nor metadata. A submission whose answer was lost is looked for
-by time and count; that it is ours, its custom ids say when its results are read.
+POST /v1/messages/batches contains the requests themselves and has neither an
+idempotency key nor metadata. A submission whose reply was lost is looked up by
+time and count; the custom ids of its results confirm later that it is ours.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ _SKEW_MS = 300_000
 
 
 class AnthropicProvider:
-    """One base URL (without /v1) and key. `timeout_s` limits each call whole."""
+    """One base URL (without /v1) and key. `timeout_s` limits each whole call."""
 
     uploads = False
 
@@ -82,7 +82,7 @@ class AnthropicProvider:
         file_id: str,  # noqa: ARG002
     ) -> RemoteBatch:
         head, tail = b'{"requests":[', b"]}"
-        around = len(_line("", b"")) + 1  # and a comma, but for the first
+        around = len(_line("", b"")) + 1  # a comma precedes every line but the first
         size = len(head) + lines.total(around) - 1 + len(tail)
 
         async def content() -> AsyncIterator[bytes]:
@@ -117,7 +117,7 @@ class AnthropicProvider:
             fitting = [usable_id(row.get("id")) for row in recent if _total(row) == count]
             found += [id_ for id_ in fitting if id_ is not None and id_ not in taken]
             if not page.get("has_more") or len(recent) < len(rows) or not rows:
-                # The oldest that fits: a later one may be another submission's.
+                # Take the oldest match: a later one may be another submission.
                 return LookupResult(found[-1], certain=False) if found else LookupResult()
             after = page_after(rows, after)
             if after is None:

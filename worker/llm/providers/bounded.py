@@ -1,8 +1,8 @@
 """
-Reads a provider's reply piece by piece, and inflates no more of it than is read.
+Reads a provider's reply within a size limit, and decompresses it in small pieces.
 
-We ask for no compression. Some gateways compress all the same, and what they send
-was paid for, so gzip and deflate are read, in small pieces, up to the same limit.
+Requests ask for no compression. Some gateways compress nevertheless, and the reply
+is paid for, so gzip and deflate are accepted, up to the same limit.
 """
 
 from __future__ import annotations
@@ -16,22 +16,22 @@ import httpx
 from worker.llm.providers.protocol import Unclear
 
 _WBITS = {"gzip": 31, "x-gzip": 31, "deflate": 15}
-# Inflated at a time; and between two turns of the event loop.
 _PIECE_BYTES = 65_536
-_TURN_BYTES = 1_048_576
+# After this many decompressed bytes other tasks of the event loop may run.
+_YIELD_BYTES = 1_048_576
 
 
 class ResponseTooLarge(Unclear):
-    """The reply is over the limit; the rest of it was not read."""
+    """The reply is over the limit; the rest was not read."""
 
 
 async def read_within(reply: httpx.Response, limit: int, *, cut: bool = False) -> bytes:
     """
-    A reply's body; with `cut` only its first `limit` bytes.
+    Read a reply's body; with `cut` only its first `limit` bytes.
 
     Raises:
-        ResponseTooLarge: it is longer.
-        httpx.HTTPError: it broke off, or is not what its Content-Encoding says.
+        ResponseTooLarge: the body is longer.
+        httpx.HTTPError: the body ended early, or does not match its Content-Encoding.
     """
     body = bytearray()
     async for piece in inflated(reply):
@@ -46,13 +46,13 @@ async def read_within(reply: httpx.Response, limit: int, *, cut: bool = False) -
 
 
 async def inflated(reply: httpx.Response) -> AsyncIterator[bytes]:
-    """A reply's body in pieces, none larger than what was received or 64 KiB inflated."""
+    """Yield a reply's body in pieces as received, or decompressed pieces of at most 64 KiB."""
     wbits = _WBITS.get(reply.headers.get("content-encoding", "").strip().lower())
     if wbits is None:
         async for piece in reply.aiter_raw():
             yield piece
         return
-    inflater, since_turn = zlib.decompressobj(wbits), 0
+    inflater, since_yield = zlib.decompressobj(wbits), 0
     async for piece in reply.aiter_raw():
         rest = piece
         while rest and not inflater.eof:
@@ -61,11 +61,11 @@ async def inflated(reply: httpx.Response) -> AsyncIterator[bytes]:
             except zlib.error as exc:
                 raise httpx.DecodingError(str(exc), request=reply.request) from None
             rest = inflater.unconsumed_tail
-            since_turn += len(data)
-            if since_turn >= _TURN_BYTES:
-                # A little of it may become much: other jobs of this worker go on meanwhile.
-                since_turn = 0
+            since_yield += len(data)
+            if since_yield >= _YIELD_BYTES:
+                # A few received bytes can decompress to many; let other jobs run meanwhile.
+                since_yield = 0
                 await asyncio.sleep(0)
             yield data
     if not inflater.eof:
-        raise httpx.DecodingError("the reply's compressed body broke off", request=reply.request)
+        raise httpx.DecodingError("the reply's compressed body ended early", request=reply.request)

@@ -1,4 +1,4 @@
-"""HTTP to a provider: one whole deadline a call, and what a failure says about the request."""
+"""Makes HTTP calls to a provider, each with one deadline, and classifies their failures."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ from worker.llm.providers.protocol import Absent, Busy, Denied, Refused, Unclear
 
 _ERROR_CHARS = 300
 _MOST_WAIT_S = 3600.0
-# A large body has more time: a second for each so many bytes.
+# A large body gets more time: one second for each of these.
 _BYTES_A_SECOND = 1_000_000
 _MOST_LINE_BYTES = 64 * 1024 * 1024
-# Of a refusal only its message is wanted.
+# Only the message of a refusal is needed.
 _MOST_ERROR_BYTES = 65_536
 DEFAULT_MAX_BYTES = 16_777_216
-# Statuses that are about the request's content.
+# Statuses that concern the request's content.
 _REFUSED = frozenset({400, 413, 422})
 # Failures before the request was sent.
 _UNSENT = frozenset({"dns", "connect", "tls"})
@@ -35,9 +35,9 @@ _UNSENT = frozenset({"dns", "connect", "tls"})
 
 class ProviderCalls:
     """
-    One base URL and its headers, over one guarded client.
+    Calls to one base URL with its headers, through one guarded client.
 
-    `timeout_s` limits each call whole, `max_bytes` what is read of its reply.
+    `timeout_s` limits each whole call, `max_bytes` the bytes read of its reply.
     """
 
     def __init__(
@@ -60,12 +60,12 @@ class ProviderCalls:
 
     async def call(self, method: str, path: str, *, size: int = 0, **parts: Any) -> httpx.Response:
         """
-        One call; `size` is its body's, bytes.
+        Make one call; `size` is the body's length in bytes.
 
         Raises:
             Unsent, Unclear.
-            ResponseTooLarge: more than is read; also an Unclear.
-            TargetForbidden: the path would lead to another host than the base URL's.
+            ResponseTooLarge: the reply is over `max_bytes`; also an Unclear.
+            TargetForbidden: the path leads to another host than the base URL's.
         """
         url = self._url(path)
         headers = {**self._headers, **parts.pop("headers", {})}
@@ -82,9 +82,9 @@ class ProviderCalls:
 
     async def lines(self, path: str) -> AsyncIterator[Mapping[str, Any]]:
         """
-        JSON lines of a reply, streamed; the limit is on the silence between two pieces.
+        Stream the JSON lines of a reply; `timeout_s` limits the pause between two pieces.
 
-        Lines that are not JSON objects are passed over.
+        Lines that are not JSON objects are skipped.
         """
         url = self._url(path)
         try:
@@ -100,11 +100,11 @@ class ProviderCalls:
             raise Transient(f"reading results: {describe(exc)}") from None
 
     def _url(self, path: str) -> httpx.URL:
-        """Below the base URL, whatever the path came from: the key goes along."""
+        """Join base URL and path; refuses another host, because the key is sent with the call."""
         try:
             url = httpx.URL(self._base_url + path)
         except httpx.InvalidURL:
-            raise TargetForbidden("the provider's path", "it is not a path of a URL") from None
+            raise TargetForbidden("the provider's path", "it is not a valid URL path") from None
         if not path.startswith("/") or _origin(url) != self._origin:
             raise TargetForbidden(url.host, "it is not the host of the provider's base URL")
         return url
@@ -115,7 +115,7 @@ def _origin(url: httpx.URL) -> tuple[str, bytes, int | None, bytes]:
 
 
 async def _whole(reply: httpx.Response, limit: int, hidden: tuple[bytes, ...]) -> httpx.Response:
-    """The reply with its body, which is read within the limit and repeats no key."""
+    """Read the reply's body within the limit and remove our keys from it."""
     if reply.status_code < 300:
         body = await read_within(reply, limit)
     else:
@@ -160,12 +160,15 @@ async def _split(pieces: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
 
 def checked(reply: httpx.Response, *, absent: type[Exception] = Absent) -> Mapping[str, Any]:
     """
-    A reply's JSON object.
+    Return a reply's JSON object.
 
     Raises:
-        Busy: asked to wait. Unclear: the provider failed. Permanent: it refused.
-        Refused: for what it was sent. Denied: for who sent it.
-        absent: there is no such thing: at once after a batch was created, it may not be found yet.
+        Busy: the provider asked to wait.
+        Unclear: the provider failed.
+        Refused: it refused the content.
+        Denied: it refused the key.
+        Permanent: it refused for another reason.
+        absent: not found; a new batch may not be found at once.
     """
     status = reply.status_code
     if status in {429, 529}:
@@ -189,7 +192,7 @@ def checked(reply: httpx.Response, *, absent: type[Exception] = Absent) -> Mappi
 
 
 def retry_after_s(headers: httpx.Headers) -> float | None:
-    """What the provider asks to wait, seconds; None when it does not say, or says no time."""
+    """The seconds that the provider asks to wait; None without a valid header."""
     wait_s = _number(headers.get("retry-after-ms"), 1000)
     if wait_s is None:
         wait_s = _number(headers.get("retry-after"), 1)
@@ -217,7 +220,7 @@ def _decode(data: bytes) -> Any:
     except (msgspec.MsgspecError, ValueError, RecursionError):
         pass
     try:
-        # It takes what some servers write beyond JSON: NaN, 1e309, lone surrogates.
+        # The standard library also reads what some servers write: NaN, 1e309, lone surrogates.
         return json.loads(data)
     except (ValueError, RecursionError):
         return None

@@ -1,9 +1,9 @@
 """
-An OpenAI-compatible endpoint: single calls, and batches where it has them.
+Calls an OpenAI-compatible endpoint: direct calls, and batches if it has them.
 
 Batches: POST /files (JSONL), POST /batches, GET /batches/{id}, GET
-/files/{id}/content. `POST /batches` has no idempotency key, so every batch
-carries our id in its metadata and can be found again by it.
+/files/{id}/content. `POST /batches` has no idempotency key, so every batch has
+our id in its metadata, by which a lookup finds it.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ _SKEW_MS = 300_000
 
 
 class OpenAIProvider:
-    """One base URL (it ends in /v1) and key. `timeout_s` limits each call whole."""
+    """One base URL (it ends in /v1) and key. `timeout_s` limits each whole call."""
 
     uploads = True
 
@@ -81,7 +81,7 @@ class OpenAIProvider:
         return read_single(reply)
 
     async def upload(self, lines: Lines) -> str:
-        # Written out here, since httpx's own multipart reads a file whole.
+        # Built by hand, because httpx's multipart needs the whole file in memory.
         boundary = uuid.uuid4().hex
         head = (
             f'--{boundary}\r\nContent-Disposition: form-data; name="purpose"\r\n\r\nbatch\r\n'
@@ -89,7 +89,7 @@ class OpenAIProvider:
             f'filename="{_file_name(lines.batch_id)}"\r\nContent-Type: application/jsonl\r\n\r\n'
         ).encode()
         tail = f"\r\n--{boundary}--\r\n".encode()
-        # The endpoint is the same in every line, and its bytes are known before.
+        # Every line has the same endpoint, so its length is known in advance.
         around = len(_line("", b"", lines.endpoint))
         size = len(head) + lines.total(around) + len(tail)
 
@@ -127,7 +127,7 @@ class OpenAIProvider:
         batch_id: str,
         *,
         since_ms: int,
-        count: int,  # noqa: ARG002  (the tag says it all)
+        count: int,  # noqa: ARG002  (the tag identifies the batch)
         taken: Collection[str],  # noqa: ARG002
     ) -> LookupResult:
         after: str | None = None
@@ -137,7 +137,7 @@ class OpenAIProvider:
                 reply = await self._calls.call("GET", "/batches", params=query)
                 page = checked(reply, absent=Permanent)
             except Permanent:
-                return LookupResult(complete=False)  # there is no list to look at
+                return LookupResult(complete=False)  # the endpoint has no list of batches
             rows = rows_of(page)
             for row in rows:
                 if mapping(row.get("metadata")).get(_BATCH_TAG) == batch_id:
@@ -158,7 +158,7 @@ class OpenAIProvider:
             reply = await self._calls.call("POST", f"/batches/{in_path(provider_id)}/cancel")
             return _remote(checked(reply), provider_id)
         except Permanent:
-            # It has ended, which is as good.
+            # It has ended already.
             return await self.read(provider_id)
 
     async def delete_files(
@@ -173,7 +173,7 @@ class OpenAIProvider:
         return len(ids)
 
     async def _inputs(self, batch_id: str, since_ms: int) -> set[str]:
-        """Files that were uploaded as this batch's input."""
+        """Ids of the files that were uploaded as this batch's input."""
         found: set[str] = set()
         query = {"purpose": "batch", "order": "desc", "limit": str(_FILES_PAGE)}
         after: str | None = None
@@ -197,16 +197,16 @@ class OpenAIProvider:
 
 
 def too_large(exc: ResponseTooLarge) -> Answer:
-    """Asked again it would be paid for again, and be as large."""
+    """The final answer for a reply over the limit: a retry would be paid again and be as large."""
     return Answer(kind="response_too_large", message=str(exc))
 
 
 def read_single(reply: httpx.Response) -> Answer:
     """
-    The answer of a synchronous endpoint.
+    Read the answer of a direct call.
 
     Raises:
-        Busy, Transient: another time it may answer.
+        Busy, Transient: a later attempt may succeed.
     """
     status = reply.status_code
     if status in {429, 529}:
@@ -221,7 +221,7 @@ def _file_name(batch_id: str) -> str:
 
 
 def _line(custom_id: str, body: bytes, endpoint: str) -> bytes:
-    # The body is JSON already; decoding it only to encode it again would double the work.
+    # The body is JSON already; to decode and encode it again would double the work.
     head = f'{{"custom_id":"{custom_id}","method":"POST","url":{json.dumps(endpoint)},"body":'
     return head.encode() + body + b"}\n"
 
@@ -240,7 +240,7 @@ def _remote(row: Mapping[str, Any], id_: str) -> RemoteBatch:
         id=id_,
         status=status,
         ended=status in _ENDED,
-        # error_file_id may be empty text as well as absent.
+        # error_file_id may be absent or empty.
         files=tuple(id_of({"id": name}, "file") for name in files if name),
         failed=status == "failed",
         error=clipped("; ".join(_reason(e) for e in errors[:3]), _ERROR_CHARS),

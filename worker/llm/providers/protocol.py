@@ -1,11 +1,15 @@
 """
-What a provider does for us, and how its calls fail.
+Defines the protocol of a provider and the errors of its calls.
 
 Transient
-├── Unsent        the provider did not receive it: do it again
-├── Busy(wait_s)  it refused for now, and did nothing: do it again later
-├── Absent        there is no such thing, perhaps not yet
-└── Unclear       it may have received it: look before doing it again
+├── Unsent        the provider did not receive the call: repeat it
+├── Busy(wait_s)  the provider did nothing and asks to wait: repeat the call later
+├── Absent        the batch or file does not exist, or not yet
+└── Unclear       the provider may have acted on the call: look before repeating it
+Permanent
+├── BatchesUnsupported  the endpoint has no batches
+├── Denied              the provider refused the key
+└── Refused(code)       the provider refused the content
 """
 
 from __future__ import annotations
@@ -29,7 +33,7 @@ class Unsent(Transient):
 
 
 class Busy(Transient):
-    """The provider refused for now and did nothing; `wait_s` is what it asked for, if it did."""
+    """The provider did nothing and asks to wait; `wait_s` is the requested time, or None."""
 
     def __init__(self, message: str, wait_s: float | None) -> None:
         super().__init__(message)
@@ -37,23 +41,23 @@ class Busy(Transient):
 
 
 class Absent(Transient):
-    """There is no such batch or file; one just created may not be found at once."""
+    """No such batch or file; a new one may not be found at once."""
 
 
 class Unclear(Transient):
-    """The provider may have received the request, and acted on it."""
+    """The provider may have received the request and acted on it."""
 
 
 class BatchesUnsupported(Permanent):
-    """The endpoint has no batches: its requests go one by one."""
+    """The endpoint has no batches; its requests are sent as direct calls."""
 
 
 class Denied(Permanent):
-    """The provider does not let us in: the key is wrong, or was withdrawn."""
+    """The provider refused the key: it is wrong or revoked."""
 
 
 class Refused(Permanent):
-    """The provider refused what it was sent, and did nothing; `code` is its word for it."""
+    """The provider refused the content and did nothing; `code` is its error code."""
 
     def __init__(self, message: str, code: str = "") -> None:
         super().__init__(message)
@@ -63,11 +67,11 @@ class Refused(Permanent):
 @dataclass(frozen=True, slots=True)
 class RemoteBatch:
     """
-    The provider's view of a batch; `files` are read in any order.
+    A batch as the provider reports it; `files` may be read in any order.
 
-    failed: it was refused whole, and nothing of it was done, for the reasons `code`
-    (the provider's word) and `error`. bad_lines: 1-based line -> message, where it
-    names what it refused it for.
+    `failed`: the provider refused the whole batch and did nothing; `code` (its error
+    code) and `error` are its reasons. `bad_lines`: 1-based line -> message, for lines
+    that the provider named as the reason.
     """
 
     id: str
@@ -82,10 +86,10 @@ class RemoteBatch:
 
 class Lines:
     """
-    A batch's requests on their way out: a page in memory at a time.
+    Streams a batch's requests, one page in memory at a time.
 
-    `count` and `size` (bytes of ids and bodies) were taken before; a request
-    that was answered since makes them wrong, and `changed` true.
+    `count` and `size` (bytes of ids and bodies) are computed in advance. If a
+    request is answered while the batch is sent, `changed` becomes true.
     """
 
     def __init__(
@@ -105,17 +109,17 @@ class Lines:
         self._pages = pages
 
     def custom_id(self, request_id: str) -> str:
-        """Names the request and the batch: at most 64 of [A-Za-z0-9_-]."""
+        """The custom id of a request in this batch: at most 64 characters of [A-Za-z0-9_-]."""
         return f"{request_id}-{self.batch_id}"
 
     def total(self, around: int) -> int:
-        """Bytes of the whole when each line has `around` bytes besides its custom id and body."""
+        """The total size in bytes, if each line has `around` bytes besides custom id and body."""
         return self.size + self.count * (around + 1 + len(self.batch_id))
 
     async def pages(
         self, line: Callable[[str, bytes], bytes], *, between: bytes = b""
     ) -> AsyncIterator[bytes]:
-        """`line(custom_id, body)` of every request, a page a chunk."""
+        """Yield `line(custom_id, body)` of every request, one chunk per page."""
         seen = 0
         async for page in self._pages():
             chunk = between.join(line(self.custom_id(r.id), r.body) for r in page)
@@ -128,28 +132,28 @@ class Lines:
 
 
 def split_custom_id(custom_id: str) -> tuple[str, str]:
-    """A custom id -> request id, batch id ("" where it is not ours: it may be any text)."""
+    """Split a custom id into request id and batch id; the latter is "" when it is not ours."""
     request_id, dash, batch_id = custom_id.rpartition("-")
     is_ours = dash and _CUSTOM_ID.fullmatch(custom_id)
     return (request_id, batch_id) if is_ours else (custom_id, "")
 
 
 class Provider(Protocol):
-    """One endpoint and key. Every call may raise Transient (see above) or Permanent."""
+    """One endpoint and key. Every call may raise Transient or Permanent, as drawn above."""
 
     @property
     def uploads(self) -> bool:
         """Whether a batch's input is uploaded before it is submitted."""
 
     async def complete(self, group: Group, body: bytes) -> Answer:
-        """One call of the synchronous endpoint."""
+        """Answer one request by a direct call."""
 
     async def upload(self, lines: Lines) -> str:
-        """Upload a batch's input; returns its id. A second copy does no harm."""
+        """Upload a batch's input; returns the file's id. A second copy does no harm."""
 
     async def submit(self, group: Group, lines: Lines, *, file_id: str) -> RemoteBatch:
         """
-        Submit a batch. After `Unclear` look with `find` first, never call this again.
+        Submit a batch. After `Unclear`, call `find` before you call this again.
 
         Raises:
             BatchesUnsupported, Permanent, Unsent, Busy, Unclear.
@@ -159,22 +163,25 @@ class Provider(Protocol):
         self, batch_id: str, *, since_ms: int, count: int, taken: Collection[str]
     ) -> LookupResult:
         """
-        Look for a submission of ours: begun at `since_ms`, of `count` requests, none of `taken`.
+        Look up a submission of ours, begun at `since_ms`, with `count` requests.
+
+        `taken`: provider ids that belong to other batches.
         """
 
     async def read(self, provider_id: str) -> RemoteBatch:
-        """A batch just created may not be found at once: Transient."""
+        """Read a batch; Transient while a new one is not found yet."""
 
     async def cancel(self, provider_id: str) -> RemoteBatch:
-        """Ask for its end; what was done stays, and can be read when it has ended."""
+        """Request a batch's cancellation; finished results can be read after its end."""
 
     async def delete_files(
         self, batch_id: str, file_ids: Collection[str], *, since_ms: int | None
     ) -> int:
         """
-        Delete files of ours, and with `since_ms` any input of this batch that was uploaded since
-        then; returns how many. What is gone already is as good.
+        Delete files; with `since_ms` also every input of this batch that was uploaded since then.
+
+        Returns how many; files that do not exist count as deleted.
         """
 
     def results(self, remote: RemoteBatch) -> AsyncIterator[tuple[str, Answer]]:
-        """Custom id and answer of every line, streamed, in any order."""
+        """Stream custom id and answer of every line, in any order."""

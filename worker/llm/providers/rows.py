@@ -1,8 +1,8 @@
 """
-Reads the rows of a provider's JSON: ids that can be used, lists that are lists.
+Reads ids and lists from a provider's JSON and checks their form.
 
-An id goes into paths, into Redis and into logs, so it is short printable ASCII.
-One that is not would be asked for in vain again and again; its batch ends instead.
+Ids are used in paths, in Redis and in logs, so they must be short printable ASCII.
+A batch with another id could never be polled, so it ends with an error instead.
 """
 
 from __future__ import annotations
@@ -15,35 +15,35 @@ from urllib.parse import quote
 from worker.errors import Permanent
 
 _ID = re.compile(r"[\x21-\x7e]{1,256}")
-# A list longer than this is not gone through: at 100 rows a page, a hundred thousand.
+# Pages read of a list: at 100 rows a page, 100,000 rows.
 MOST_PAGES = 1000
 
 
 def id_of(row: Mapping[str, Any], what: str) -> str:
     """
-    A row's id.
+    Return a row's id.
 
     Raises:
-        Permanent: it has none that can be used.
+        Permanent: the row has no valid id.
     """
     found = usable_id(row.get("id"))
     if found is None:
-        raise Permanent(f"the provider named the {what} with no id that can be used")
+        raise Permanent(f"the provider returned no valid id of the {what}")
     return found
 
 
 def usable_id(value: Any) -> str | None:
-    """An id as text, or None."""
+    """The id as text, or None when it is not valid."""
     if isinstance(value, int) and not isinstance(value, bool) and abs(value) < 10**30:
         value = str(value)
     if not isinstance(value, str) or not _ID.fullmatch(value):
         return None
-    # Some servers' ids have slashes; none may climb out of the path that it is put into.
+    # Ids of some servers contain slashes; none may leave the path that contains it.
     return None if {"", ".", ".."} & set(value.split("/")) else value
 
 
 def in_path(id_: str) -> str:
-    """An id for a path: no query, fragment or escape begins in it."""
+    """Quote an id for a path, so that it starts no query, fragment or escape."""
     return quote(id_, safe="/:@=,~")
 
 
@@ -54,11 +54,11 @@ def rows_of(page: Mapping[str, Any]) -> list[Mapping[str, Any]]:
 
 
 def page_after(rows: list[Mapping[str, Any]], before: str | None) -> str | None:
-    """The id behind which the list goes on; None where it does not say, or says it again."""
+    """The id after which the list continues; None when it is missing or repeated."""
     found = usable_id(rows[-1].get("id")) if rows else None
     return None if found == before else found
 
 
 def mapping(value: Any) -> Mapping[str, Any]:
-    """The value where it is an object, else an empty one."""
+    """The value if it is an object, else an empty one."""
     return value if isinstance(value, Mapping) else {}
