@@ -1,1 +1,1 @@
-"""Webhooks: sending, signing, limits of endpoints and hosts, the jobs."""
+"""Webhooks: sending, signing, limits of endpoints and hosts, and the jobs that deliver them."""

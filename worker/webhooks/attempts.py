@@ -1,10 +1,10 @@
 """
-Attempts at deliveries in Redis: begun, and recorded as they ended.
+Begins attempts at deliveries in Redis and records how they ended.
 
-All that a worker's jobs ask for in one tick of the event loop goes in one script
-call, and while that is under way the next ones gather: a call costs the same for
-one delivery as for sixty. While the server is away they wait for it, as long as
-their jobs may.
+What a worker's jobs request in one tick of the event loop is sent in one script
+call; requests that arrive during the call form the next one. A call costs the
+same for one delivery as for sixty. While the server is unavailable, the jobs
+wait for it until their own timeouts.
 """
 
 from __future__ import annotations
@@ -51,10 +51,10 @@ __all__ = [
 
 _ATTEMPT = load(__package__, "attempt_deliveries", "..queue")
 _END_JOBLESS = load(__package__, "end_jobless", "..queue")
-# The job that tells a delivery's end to the function that was named for it.
+# The job that reports a delivery's end to the function given as `on_end`.
 REPORT_WEBHOOK = "report_webhook"
 _MARK = "<delivery>"
-# Not every RedisError: a script that fails would fail again.
+# Not every RedisError: a script error would repeat.
 _AWAY = (
     exceptions.ConnectionError,
     exceptions.TimeoutError,
@@ -62,7 +62,7 @@ _AWAY = (
     OSError,
 )
 _BACKOFF_BASE_S, _BACKOFF_CAP_S = 0.05, 1.0
-# Scripts are short: more than this goes into the next call.
+# Keeps a script call short; the rest is sent in the next call.
 _MOST = 64
 
 
@@ -81,7 +81,7 @@ class _Terms:
 class _Asked:
     terms: _Terms
     is_end: bool
-    row: bytes  # encoded, so that one that cannot be fails its own caller alone
+    row: bytes  # encoded early, so that an encoding error fails only its own caller
     answer: asyncio.Future[list[Any]]
 
 
@@ -100,7 +100,7 @@ class AttemptStore:
     async def begin(
         self, delivery_id: str, now: datetime, limits: TargetLimits, *, max_attempts: int
     ) -> ClaimedDelivery | Throttled | EndedUnsent | None:
-        """Begin an attempt, or say why not; None when the delivery has ended or is unknown."""
+        """Begin an attempt, or return why not; None when the delivery has ended or is unknown."""
         row = [
             delivery_id,
             codec.lua_text(encode_attempt(Attempt(now, None, "interrupted", None))),
@@ -127,9 +127,9 @@ class AttemptStore:
         max_attempts: int,
     ) -> list[str]:
         """
-        Write down how attempt `number` ended; nothing when a later one has begun.
+        Record how attempt `number` ended; does nothing when a later attempt has begun.
 
-        `draw` is a random number in [0, 1). Returns what it led to:
+        `draw` is a random number in [0, 1). Returns the events that it caused:
         circuit_opened, circuit_closed, endpoint_disabled.
         """
         row = [
@@ -152,10 +152,10 @@ class AttemptStore:
 
     async def end_jobless(self, *, seen_s: float, most: int) -> tuple[int, list[str]]:
         """
-        End open deliveries whose job is gone, as dead with the reason job_removed.
+        End open deliveries whose job no longer exists, as dead with the reason job_removed.
 
-        Looks at `most` that were not looked at for `seen_s`; returns how many it
-        saw and the ids of those that it ended.
+        Checks at most `most` that were not checked for `seen_s`; returns how many it
+        checked and the ids of those that it ended.
         """
         retention_ms = int(self.retention_s * 1000)
         args = [self.keys.prefix, int(seen_s * 1000), most, retention_ms, *_report()]
@@ -167,7 +167,7 @@ class AttemptStore:
         asked = _Asked(terms, is_end, codec.encode(row), loop.create_future())
         self._asked.append(asked)
         if self._sending is None:
-            # It runs behind all that is ready now, so that it finds what they ask for, too.
+            # The task starts after all ready jobs, so that their requests are in the same call.
             self._sending = loop.create_task(self._send(), name="webhook-attempts")
         answer = await asked.answer
         if answer[0] == b"error":
@@ -181,7 +181,7 @@ class AttemptStore:
                 batch = self._next()
                 try:
                     await self._send_batch(batch)
-                except Exception as exc:  # noqa: BLE001  (for those that wait, each in its own job)
+                except Exception as exc:  # noqa: BLE001  (raised in each waiting job)
                     for asked in batch:
                         if not asked.answer.done():
                             asked.answer.set_exception(exc)
@@ -206,8 +206,8 @@ class AttemptStore:
             try:
                 await self._send_once(batch)
             except _AWAY:
-                # To give up would forget how attempts ended, and have them made again. Both
-                # kinds can be sent again; whoever waits has a limit of its own.
+                # Giving up would lose the outcomes, and the attempts would be repeated. Both
+                # kinds are safe to send again; each waiting job has its own timeout.
                 failures += 1
                 await asyncio.sleep(backoff.compute(failures))
                 batch = [asked for asked in batch if not asked.answer.done()]
@@ -253,7 +253,7 @@ def _packed(terms: _Terms) -> bytes:
 
 
 def _report() -> tuple[bytes, bytes]:
-    """The body of the job that reports an end, cut where the delivery's id belongs."""
+    """The body of the job that reports an end, split where the delivery's id is inserted."""
     body = job_body(REPORT_WEBHOOK, [_MARK], {}, now_ms=now_ms())
     head, _, tail = body.partition(codec.encode(_MARK))
     return head, tail

@@ -1,5 +1,5 @@
 """
-Webhooks for a service: send, look, replay, ping, enable and disable. Needs no arq.
+Sends, reads and replays webhooks for a service, and enables or disables endpoints. Needs no arq.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class Webhooks:
     """
     `queue.webhooks`.
 
-    Raises, from every method:
+    Every method raises:
         QueueUnavailable: the server cannot be reached; nothing is known to be stored.
     """
 
@@ -85,20 +85,20 @@ class Webhooks:
         """
         Store a webhook for delivery; returns its id, the receiver's `webhook-id`.
 
-        `payload` is bytes, sent as they are, or anything that JSON can hold. A
-        `webhook_id` that was used before stores nothing and returns the same
-        id: sending again is safe. `secret`, `secrets` (`whsec_...` or `whsk_...`,
-        several while one replaces another) sign this one instead of
-        LETTA_WEBHOOK_SECRET; `bearer` is sent as `Authorization: Bearer`.
-        `headers` are stored encrypted, but for well-known harmless ones
-        (worker/webhooks/headers.py): any may carry a key, whatever its name.
+        `payload` is bytes, sent unchanged, or any JSON value. A `webhook_id` that
+        was used before stores nothing and returns the same id, so sending again is
+        safe. `secret` and `secrets` (`whsec_...` or `whsk_...`, several during a
+        rotation) sign this webhook instead of LETTA_WEBHOOK_SECRET; `bearer` is
+        sent as `Authorization: Bearer`. `headers` are stored encrypted, except
+        well-known harmless ones (worker/webhooks/headers.py), because any header
+        may contain a key.
 
         Attempts at one `endpoint_id`, or at one host without it, share limits and
-        a circuit breaker. Of deliveries with one `ordering_key` at the same
-        endpoint, the next is tried when the one before has ended. At the
-        `deadline` (aware) it is dead, whatever is left of its attempts. `on_end`
-        names a worker's function that is called with the delivery, as a dict,
-        when it has ended: `async def f(ctx, delivery)`, once or more.
+        a circuit breaker. Deliveries with the same `ordering_key` and endpoint are
+        attempted one after another: each starts when the one before has ended. At
+        the `deadline` (aware) the delivery is dead, even with attempts left.
+        `on_end` names a function of the workers, `async def f(ctx, delivery)`; it
+        is called with the delivery as a dict at least once after its end.
 
         Raises:
             InvalidWebhookURL, InvalidArgument, NotSerializable, PayloadTooLarge.
@@ -129,10 +129,10 @@ class Webhooks:
         if ordering_key is not None:
             arguments.require_name("ordering_key", ordering_key, longest=256)
             fields["ordering_key"] = ordering_key
-        told = self._options.on_end if on_end is None else on_end
-        if told:
-            arguments.require_job_name(told, "on_end")
-            fields["on_end"] = told
+        callback = self._options.on_end if on_end is None else on_end
+        if callback:
+            arguments.require_job_name(callback, "on_end")
+            fields["on_end"] = callback
         target = target_of(url, endpoint_id)
         job_id = f"webhook:{id_}"
         await self._memory.admit()
@@ -151,14 +151,14 @@ class Webhooks:
         return id_
 
     async def ping(self, url: str, **more: Any) -> str:
-        """Send a test event of type `ping`; takes what `send` takes, returns its id."""
+        """Send a test event of type `ping`, with the options of `send`; returns its id."""
         return await self.send(url, {"type": PING}, event_type=PING, **more)
 
-    # -- looking -----------------------------------------------------------------
+    # -- reading -----------------------------------------------------------------
 
     async def get(self, delivery_id: str) -> Delivery:
         """
-        A webhook's state and attempts.
+        Return a webhook's state and attempts.
 
         Raises:
             NotFound: never sent, or ended longer ago than LETTA_WEBHOOK_RETENTION_S.
@@ -170,7 +170,7 @@ class Webhooks:
         return found
 
     async def find(self, wanted: Selection | None = None, *, limit: int = 100) -> list[str]:
-        """Ids of ended deliveries: dead and disabled ones, unless the selection says otherwise."""
+        """Ids of ended deliveries; dead and disabled ones without a selection."""
         found: list[str] = []
         async for id_ in self._deliveries.select(_checked(wanted)):
             found.append(id_)
@@ -179,19 +179,19 @@ class Webhooks:
         return found
 
     async def disabled_endpoints(self) -> list[Endpoint]:
-        """Disabled endpoints, longest first; at most 1,000."""
+        """Disabled endpoints, the longest disabled first; at most 1,000."""
         return await reach(self._endpoints.disabled())
 
     async def target(self, url: str = "", *, endpoint_id: str | None = None) -> TargetState:
-        """What holds back the webhooks to a URL's host, or to an endpoint id."""
+        """The breaker, pause and queue of a URL's host, or of an endpoint id."""
         _, target, _ = _names(url, endpoint_id)
         return await reach(self._endpoints.target(target))
 
     async def events(self, *, after: str = "0", limit: int = 100) -> list[WebhookEvent]:
         """
-        What happened to lanes and endpoints, oldest first: the newest 1,000 are kept.
+        Events of targets and endpoints, oldest first; about the newest 1,000 are kept.
 
-        Give the last event's `id` as `after` to go on from there.
+        Pass the last event's `id` as `after` to continue from there.
         """
         if not isinstance(after, str) or not _EVENT_ID.fullmatch(after):
             raise InvalidArgument("after must be the id of an event, or 0")
@@ -200,12 +200,20 @@ class Webhooks:
     # -- switching -----------------------------------------------------------------
 
     async def enable(self, url: str = "", *, endpoint_id: str | None = None) -> bool:
-        """Send to an endpoint again; False when it was not disabled. Its deliveries: `replay_many`."""
+        """
+        Allow deliveries to an endpoint again; returns False when it was not disabled.
+
+        Its ended deliveries can be sent with `replay_many`.
+        """
         endpoint, target, name = _names(url, endpoint_id)
         return await reach(self._endpoints.switch(endpoint, on=True, target=target, name=name))
 
     async def disable(self, url: str = "", *, endpoint_id: str | None = None) -> bool:
-        """Send no more to an endpoint: its deliveries end as `disabled`, to be replayed later."""
+        """
+        Stop deliveries to an endpoint; returns False when it was disabled already.
+
+        Its deliveries end as `disabled` and can be replayed later.
+        """
         endpoint, target, name = _names(url, endpoint_id)
         return await reach(self._endpoints.switch(endpoint, on=False, target=target, name=name))
 
@@ -215,9 +223,9 @@ class Webhooks:
         self, delivery_id: str, *, secrets: Sequence[str] = (), delay_s: float = 0
     ) -> None:
         """
-        Send a delivery that has ended again, under its id, with priority LOW.
+        Send an ended delivery again, under its id, with priority LOW.
 
-        One that was delivered with secrets of its own needs them again.
+        A delivery that succeeded with its own secrets needs them again, in `secrets`.
 
         Raises:
             NotFound: unknown, or its retention has passed.
@@ -238,12 +246,11 @@ class Webhooks:
         rate: float | None = None,
     ) -> dict[str, int]:
         """
-        Replay ended deliveries: dead and disabled ones, unless the selection says otherwise.
+        Replay ended deliveries; dead and disabled ones without a selection.
 
-        They come back `rate` a second (LETTA_WEBHOOK_REPLAY_RATE) with priority
-        LOW, so that new events go first. Returns how many were `replayed`, and how
-        many were passed over as `endpoint_disabled`, `secret_needed`, `open` or
-        `unknown`.
+        At most `rate` a second are sent (LETTA_WEBHOOK_REPLAY_RATE), with priority
+        LOW, so that new events go first. Returns the number `replayed`, and the
+        numbers skipped as `endpoint_disabled`, `secret_needed`, `open` or `unknown`.
         """
         pace = self._options.replay_rate if rate is None else rate
         if not 0 < pace <= 10_000:
@@ -278,7 +285,7 @@ class Webhooks:
     def _deadline_ms(self, deadline: datetime | None, delay_ms: int) -> int:
         now = arguments.now_ms()
         if deadline is None:
-            # What is put off has its whole time from then.
+            # A delayed delivery has its full time after the delay.
             return now + delay_ms + round(self._options.deadline_s * 1000)
         found = arguments.unix_ms("deadline", deadline)
         if found <= now + delay_ms:
@@ -314,7 +321,7 @@ class Webhooks:
 _REFUSALS = {
     "open": "it has not ended",
     "endpoint_disabled": "its endpoint is disabled; enable it first",
-    "secret_needed": "its secrets were its own and are not kept; give them again",
+    "secret_needed": "its own secrets are deleted after success; pass them again in secrets",
 }
 
 
@@ -349,7 +356,7 @@ def _checked(wanted: Selection | None) -> Selection:
         arguments.require_webhook_url(found.url)
     for state in found.states:
         if not isinstance(state, DeliveryState):
-            raise InvalidArgument(f"states: {state!r} is no DeliveryState")
+            raise InvalidArgument(f"states: {state!r} is not a DeliveryState")
     for what, moment in (("since", found.since), ("until", found.until)):
         if moment is not None:
             arguments.unix_ms(what, moment)

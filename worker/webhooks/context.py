@@ -1,4 +1,4 @@
-"""What the webhook jobs are handed: stores, the HTTP client, options, clock and randomness."""
+"""The dependencies of the webhook jobs: stores, the HTTP client, options, clock and randomness."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _KEY = "letta_redis.webhooks"
 
 @dataclass(frozen=True, slots=True)
 class WebhookContext:
-    """Built once a worker by worker/app/composition.py."""
+    """Built once per worker by worker/app/composition.py."""
 
     attempts: AttemptStore
     deliveries: DeliveryStore
@@ -43,7 +43,7 @@ class WebhookContext:
 
     @staticmethod
     def find(ctx: JobContext) -> WebhookContext | None:
-        """None in a worker that ended before its startup."""
+        """None in a worker that stopped before its startup ended."""
         return ctx.get(_KEY)
 
     def put_into(self, ctx: dict[Any, Any]) -> None:

@@ -1,8 +1,8 @@
 """
-Webhook deliveries in Redis: one hash and one list of attempts each.
+Stores webhook deliveries in Redis: one hash and one list of attempts each.
 
-A delivery and its job are stored together. It has no expiry until it ends;
-then it can be read, and replayed, for the retention that the settings name.
+A delivery and its job are stored together. A delivery has no expiry until it
+ends; then it can be read and replayed for LETTA_WEBHOOK_RETENTION_S.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ __all__ = ["Delivery", "DeliveryStore", "Selection"]
 _CREATE = load(__package__, "create_delivery", "..queue")
 _REPLAY = load(__package__, "replay_delivery", "..queue")
 
-# Deliveries looked at in one round trip while some are selected.
+# Deliveries read in one round trip of a selection.
 _PAGE = 200
 
 
 @dataclass(frozen=True, slots=True)
 class Selection:
-    """Which ended deliveries: all that are given must hold. `until` is exclusive."""
+    """Selects ended deliveries that match all given fields. `until` is exclusive."""
 
     states: tuple[DeliveryState, ...] = (DeliveryState.DEAD, DeliveryState.DISABLED)
     since: datetime | None = None
@@ -39,7 +39,7 @@ class Selection:
 
 
 class DeliveryStore:
-    """Creates, reads and replays deliveries through one client; attempts are `attempts.py`'s."""
+    """Creates, reads and replays deliveries through one client; `attempts.py` makes attempts."""
 
     def __init__(self, client: Any, keys: QueueKeys) -> None:
         self.client = client
@@ -57,14 +57,14 @@ class DeliveryStore:
         job_body: bytes,
         delay_ms: int,
     ) -> bool:
-        """Store the delivery and its job; False when one of this id exists already."""
+        """Store the delivery and its job; returns False when the id exists already."""
         flat = [part for pair in fields.items() for part in pair]
         keys = [self.keys.webhook(delivery_id), *job_keys]
         args = [self.keys.prefix, delivery_id, job_id, job_body, delay_ms, target, order, *flat]
         return bool(await _CREATE.run(self.client, keys, args))
 
     async def read(self, delivery_id: str) -> Delivery | None:
-        """The delivery and its attempts, oldest first; None when unknown (any more)."""
+        """The delivery and its attempts, oldest first; None when unknown or expired."""
         record, attempts = self._keys(delivery_id)
         async with self.client.pipeline(transaction=True) as pipe:
             pipe.hmget(record, *SHOWN)
@@ -73,12 +73,12 @@ class DeliveryStore:
         return delivery(delivery_id, dict(zip(SHOWN, values, strict=True)), rows)
 
     async def url(self, delivery_id: str) -> str | None:
-        """Where it is sent; None when unknown."""
+        """The delivery's URL; None when unknown."""
         found = await self.client.hget(self.keys.webhook(delivery_id), "url")
         return None if found is None else found.decode("utf-8", "replace")
 
     async def on_end(self, delivery_id: str) -> tuple[str, int] | None:
-        """The function that is told of the end, and how often the delivery was replayed."""
+        """The function to call at the end, and the number of replays; None without a function."""
         name, replays = await self.client.hmget(self.keys.webhook(delivery_id), "on_end", "replays")
         return None if name is None else (name.decode(), int(replays or 0))
 
@@ -94,14 +94,14 @@ class DeliveryStore:
         deadline_ms: int,
         secret: bytes,
     ) -> str:
-        """Returns replayed, unknown, open, endpoint_disabled or secret_needed."""
+        """Replay; returns replayed, unknown, open, endpoint_disabled or secret_needed."""
         args = [self.keys.prefix, delivery_id, token, job_id, job_body, delay_ms, deadline_ms]
         keys = [*self._keys(delivery_id), *job_keys]
         found: bytes = await _REPLAY.run(self.client, keys, [*args, secret])
         return found.decode()
 
     async def select(self, wanted: Selection) -> AsyncIterator[str]:
-        """Ids of the ended deliveries that are wanted, oldest end first within a state."""
+        """Ids of the selected deliveries, by state and then by the time of their end."""
         low = "-inf" if wanted.since is None else to_ms(wanted.since)
         high = "+inf" if wanted.until is None else f"({to_ms(wanted.until)}"
         for state in wanted.states:
@@ -115,7 +115,7 @@ class DeliveryStore:
                     yield id_
                 if len(page) < _PAGE:
                     break
-                # What was replayed meanwhile has left the index.
+                # Deliveries that were replayed meanwhile have left the index.
                 left = await self.client.zmscore(index, page)
                 offset += sum(score is not None for score in left)
 

@@ -1,4 +1,4 @@
-"""Signing with ed25519; the package `cryptography` is asked for only when a key is used."""
+"""Signs with ed25519; imports the package `cryptography` only when a key is used."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 def sign(private_key: bytes, data: bytes) -> bytes:
     """
-    The signature, 64 bytes, of data under a private key of 32 bytes.
+    Return the signature (64 bytes) of data by a private key of 32 bytes.
 
     Raises:
         InvalidArgument: the cryptography package is absent.

@@ -1,4 +1,4 @@
-"""Lanes and endpoints of webhooks as their operator sees them: what is held back, what is disabled."""
+"""Shows the operator which webhook targets are throttled and which endpoints are disabled."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _MOST = 1000
 
 @dataclass(frozen=True, slots=True)
 class Endpoint:
-    """An endpoint; `name` is its URL or id, `reason` gone, failing or by_hand."""
+    """An endpoint; `name` is its URL or id, `reason` is gone, failing or by_hand."""
 
     key: str
     name: str
@@ -39,7 +39,7 @@ class Endpoint:
 
 @dataclass(frozen=True, slots=True)
 class TargetState:
-    """What holds a lane back: attempts under way, deliveries in line, breaker, pause."""
+    """A target's attempts under way, parked deliveries, breaker and pause."""
 
     target: str
     sending: int
@@ -60,8 +60,10 @@ class TargetState:
 @dataclass(frozen=True, slots=True)
 class WebhookEvent:
     """
-    circuit_opened, circuit_closed (`subject` is a lane), endpoint_disabled or
-    endpoint_enabled (an endpoint's key). `id` orders events.
+    An event of a target or endpoint; `id` orders events.
+
+    `kind` is circuit_opened or circuit_closed (`subject` is a target), or
+    endpoint_disabled or endpoint_enabled (`subject` is an endpoint's key).
     """
 
     id: str
@@ -78,7 +80,7 @@ class EndpointStore:
         self.keys = keys
 
     async def switch(self, endpoint: str, *, on: bool, target: str, name: str) -> bool:
-        """Enable or disable; False when it was so already."""
+        """Enable or disable an endpoint; returns False when nothing changed."""
         args = [self.keys.prefix, endpoint, "on" if on else "off", target, name]
         return bool(await _SWITCH.run(self.client, [self.keys.webhook_endpoint(endpoint)], args))
 
@@ -96,7 +98,7 @@ class EndpointStore:
         )
 
     async def disabled(self) -> list[Endpoint]:
-        """The disabled endpoints, longest first; at most 1,000."""
+        """Disabled endpoints, the longest disabled first; at most 1,000."""
         found = await self.client.zrange(self.keys.webhook_disabled, 0, _MOST - 1)
         return [await self.endpoint(member.decode()) for member in found]
 
@@ -124,7 +126,7 @@ class EndpointStore:
         )
 
     async def events(self, after: str, limit: int) -> list[WebhookEvent]:
-        """Events after an id ("0" for all that are kept), oldest first."""
+        """Events after an id ("0" for all), oldest first."""
         rows = await self.client.xrange(
             self.keys.webhook_events, min=f"({after}", max="+", count=limit
         )

@@ -1,4 +1,4 @@
-"""Which headers of its own a webhook may carry, and which of them are secrets."""
+"""Checks the custom headers of a webhook, and decides which of them are secrets."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from worker.errors import InvalidArgument
 _NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]{1,128}")
 _VALUE = re.compile(r"[\t\x20-\x7e\xa0-\xff]{0,2048}")
 _MOST = 32
-# The transport's own, and those that say who sent it.
+# Headers of the transport, and those that identify the sender.
 _RESERVED = frozenset(
     {
         "accept-encoding", "connection", "content-length", "expect", "host", "keep-alive",
@@ -19,7 +19,7 @@ _RESERVED = frozenset(
         "webhook-timestamp",
     }
 )  # fmt: skip
-# Whoever reads the server may read these. Any other may carry a key, whatever its name.
+# Stored in clear. Any other header may contain a key, whatever its name.
 _HARMLESS = frozenset(
     {
         "accept", "accept-charset", "accept-language", "cache-control", "content-encoding",
@@ -34,10 +34,10 @@ _HARMLESS = frozenset(
 
 def check_headers(headers: Mapping[str, str]) -> dict[str, str]:
     """
-    The headers with names in lower case.
+    Return the headers with names in lower case.
 
     Raises:
-        InvalidArgument: too many, a reserved name, or what HTTP does not allow.
+        InvalidArgument: too many headers, a reserved name, or a form that HTTP forbids.
     """
     if not isinstance(headers, Mapping):
         raise InvalidArgument(f"headers must be a mapping, not {type(headers).__name__}")
@@ -46,10 +46,10 @@ def check_headers(headers: Mapping[str, str]) -> dict[str, str]:
     found: dict[str, str] = {}
     for name, value in headers.items():
         if not isinstance(name, str) or not _NAME.fullmatch(name):
-            raise InvalidArgument(f"headers: {str(name)[:100]!r} is not the name of a header")
+            raise InvalidArgument(f"headers: {str(name)[:100]!r} is not a valid header name")
         lower = name.lower()
         if lower in _RESERVED:
-            raise InvalidArgument(f"headers: {name!r} is not the caller's to set")
+            raise InvalidArgument(f"headers: {name!r} is reserved; remove it")
         if not is_value(value):
             # The value may be a secret, so it is not repeated.
             raise InvalidArgument(f"headers: the value of {name!r} is not text of one line")
@@ -58,10 +58,10 @@ def check_headers(headers: Mapping[str, str]) -> dict[str, str]:
 
 
 def is_value(value: object) -> bool:
-    """Whether a header may have this value: text of one line that HTTP can carry."""
+    """Whether it is a valid header value: one line of text in ISO 8859-1."""
     return isinstance(value, str) and _VALUE.fullmatch(value) is not None
 
 
 def is_secret(name: str) -> bool:
-    """Whether a header may carry what must not be stored in clear: all but the harmless ones."""
+    """Whether the header must be stored encrypted: every header except the harmless ones."""
     return name.lower() not in _HARMLESS

@@ -1,4 +1,4 @@
-"""The webhook jobs: one attempt a run, put off by `Retry` until the delivery has ended; and its report."""
+"""The webhook jobs: one run makes one attempt and retries until the delivery ends; one reports the end."""
 
 from __future__ import annotations
 
@@ -41,8 +41,10 @@ _OPERATIONAL = {
 
 async def deliver_webhook(ctx: JobContext, delivery_id: str) -> str:
     """
-    Attempt one delivery; returns its state. Safe to run twice: every attempt is
-    counted before it is made, and recorded only as the latest.
+    Attempt one delivery; returns its state.
+
+    Safe to run twice: every attempt is counted before it is made, and only the
+    latest attempt can be recorded.
 
     Raises:
         Retry: the receiver did not take it, or is held back; the job runs again later.
@@ -98,7 +100,7 @@ async def _end_unreadable(
 
 
 async def report_webhook(ctx: JobContext, delivery_id: str) -> str:
-    """Enqueue the function that was named for a delivery's end, once a delivery and replay."""
+    """Enqueue the delivery's `on_end` function, once per delivery and replay."""
     context = WebhookContext.of(ctx)
     found = await context.deliveries.on_end(delivery_id)
     if found is None:
@@ -107,7 +109,7 @@ async def report_webhook(ctx: JobContext, delivery_id: str) -> str:
     delivery = await context.deliveries.read(delivery_id)
     if delivery is None:
         return "skipped"
-    # A digest, since a delivery's own id may be as long as a job's.
+    # A digest, because a delivery's id may be as long as a job's id may be.
     job_id = f"webhook-ended:{replays}:{digest(delivery_id)}"
     await context.jobs.enqueue(name, delivery.to_dict(), job_id=job_id)
     return name
@@ -117,7 +119,7 @@ async def _attempt(context: WebhookContext, delivery: ClaimedDelivery, now: date
     try:
         headers = _headers(context, delivery, now)
     except InvalidArgument:
-        # The key it was sealed with is not this worker's: for an operator to mend.
+        # This worker has another encryption key than the client; the operator must fix it.
         return HTTPReply(None, b"", None, 0.0, error="secret_unusable", internal=True)
     reply = await post_webhook(
         context.http,
@@ -141,7 +143,7 @@ def _headers(context: WebhookContext, delivery: ClaimedDelivery, now: datetime) 
             context.secrets.open(delivery.secret, owner=delivery.id, url=delivery.url)
         )
         hidden = opened["headers"]
-        # A bearer key alone replaces no signature.
+        # A delivery with only a bearer token is still signed by the worker's secrets.
         secrets = tuple(opened["signing"]) or secrets
     signed = sign_headers(
         delivery.id,
@@ -186,14 +188,14 @@ async def _record(
         draw=context.rng(),
         max_attempts=context.options.schedule.max_attempts,
     )
-    _tell(delivery, reply, verdict)
+    _log_outcome(delivery, reply, verdict)
     for event in events:
         log.warning(_OPERATIONAL[event], delivery_id=delivery.id)
 
 
-def _tell(delivery: ClaimedDelivery, reply: HTTPReply, verdict: Verdict) -> None:
+def _log_outcome(delivery: ClaimedDelivery, reply: HTTPReply, verdict: Verdict) -> None:
     if not _levels.isEnabledFor(logging.INFO):
-        # Making a line that is dropped would take a tenth of an attempt's time.
+        # Building a line that is dropped would take a tenth of an attempt's time.
         return
     log.info(
         _EVENTS[verdict.state],

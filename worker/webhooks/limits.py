@@ -1,9 +1,9 @@
 """
-What a delivery shares with others: its lane (limits, breaker) and its endpoint (disabling).
+Names the target (limits, breaker) and the endpoint (disabling) that a delivery shares with others.
 
-An `endpoint_id` names both. Without one, the lane is scheme, host and port, which
-is what can be overloaded, and the endpoint is the URL, its query included, which is
-what can be gone: `?token=a` that answers 410 says nothing of `?token=b`.
+An `endpoint_id` names both. Without one, the target is scheme, host and port, which
+can be overloaded. The endpoint is the URL with its query, which can be gone: a 410
+for `?token=a` does not concern `?token=b`.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ _MOST_CHARS = 200
 @dataclass(frozen=True, slots=True)
 class TargetLimits:
     """
-    How an endpoint is held back. Times are seconds; 0 switches rate, breaker or disabling off.
+    The limits of one target. Times are seconds; 0 turns rate, breaker or disabling off.
 
-    `slot_s`: an attempt's place is free again after this, should its worker die.
+    `slot_s`: the lease of an attempt's slot; after it the slot of a dead worker is free.
     """
 
     concurrency: int
@@ -47,7 +47,7 @@ def endpoint_of(url: str, endpoint_id: str | None) -> str:
     """`id:<endpoint id>`, or a digest of the URL without its fragment."""
     if endpoint_id is not None:
         return f"id:{endpoint_id}"
-    # A path or a query may hold a token, so that it does not belong in a key's name.
+    # A digest, because path or query may contain a token, and key names are visible.
     return digest(url.partition("#")[0])
 
 

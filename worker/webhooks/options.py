@@ -1,4 +1,4 @@
-"""What clients may send as webhooks, and how workers attempt them. Sizes are bytes, times seconds."""
+"""Options of webhook clients and workers. Sizes are bytes, times are seconds."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from worker.webhooks.policy import RetrySchedule
 @dataclass(frozen=True, slots=True)
 class WebhookOptions:
     """
-    What one client may send.
+    Options of one client.
 
     Args:
-        deadline_s: of a delivery that names no deadline.
-        replay_rate: deliveries a second that `replay_many` sends again.
-        on_end: function of deliveries that name none; "" for no function.
-        retention_s: an ended delivery is kept this long.
-        encryption_key: seals secrets of single webhooks; None refuses such secrets.
+        deadline_s: deadline of a delivery without its own.
+        replay_rate: deliveries per second that `replay_many` sends.
+        on_end: function of deliveries without their own; "" for none.
+        retention_s: how long an ended delivery is kept.
+        encryption_key: encrypts secrets of single webhooks; without it they are refused.
     """
 
     max_bytes: int
@@ -32,9 +32,9 @@ class WebhookOptions:
 @dataclass(frozen=True, slots=True)
 class DeliveryOptions:
     """
-    How workers attempt deliveries; `secrets` sign those that bring none of their own.
+    How workers attempt deliveries; `secrets` sign deliveries without their own.
 
-    Of a response `keep_response_bytes` are kept, `max_response_bytes` read.
+    At most `max_response_bytes` of a response are read, and `keep_response_bytes` stored.
     """
 
     secrets: tuple[str, ...] = field(repr=False)

@@ -1,9 +1,9 @@
 """
-What an attempt's outcome means: for the delivery, for its endpoint and for the host behind it.
+Decides what an attempt's outcome means for the delivery, its endpoint and its host.
 
-A delay is drawn at random up to its ceiling (full jitter; Brooker, "Exponential
-Backoff And Jitter"). The ceilings are a list, Standard Webhooks' by default, or
-double from a base.
+A delay is random, up to a ceiling (full jitter; Brooker, "Exponential Backoff And
+Jitter"). The ceilings are a list, by default that of Standard Webhooks, or double
+from a base.
 """
 
 from __future__ import annotations
@@ -16,16 +16,16 @@ from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from enum import StrEnum
 
+# A status that rejects the request itself rarely changes. A few attempts cover a
+# deployment that answers 404 while it starts.
 from worker import backoff
 
-# A receiver that calls the request itself wrong rarely changes its mind; these
-# few tries cover a deploy that answers 404 while it starts.
 FEW_ATTEMPTS = 3
 _RETRIED_4XX = frozenset({408, 425, 429})
 _SLOW_DOWN = frozenset({429, 503})
-# While our own side fails nothing is used up, so it may be tried often, but not in a loop.
+# Our own failures use up no attempts, so they need a backoff of their own.
 _INTERNAL_BASE_S, _INTERNAL_CAP_S = 1.0, 300.0
-# A Retry-After names one moment to many: what it adds at random, as a share.
+# Many deliveries may get the same Retry-After, so a random share of it is added.
 _RETRY_AFTER_SPREAD = 0.1
 
 
@@ -44,7 +44,7 @@ ENDED = (DeliveryState.DELIVERED, DeliveryState.DEAD, DeliveryState.DISABLED)
 
 
 class HostSign(StrEnum):
-    """What an attempt says of the host: it answers, it does not, or nothing."""
+    """What an attempt shows about the host: alive, failing, or nothing."""
 
     ALIVE = "alive"
     FAILING = "failing"
@@ -52,7 +52,7 @@ class HostSign(StrEnum):
 
 
 class EndpointSign(StrEnum):
-    """What an attempt says of the endpoint: it takes webhooks, refuses, is gone, or nothing."""
+    """What an attempt shows about the endpoint: it takes webhooks, refuses, is gone, or nothing."""
 
     TAKES = "takes"
     REFUSES = "refuses"
@@ -63,8 +63,8 @@ class EndpointSign(StrEnum):
 @dataclass(frozen=True, slots=True)
 class Outcome:
     """
-    How one attempt ended: an HTTP status, an error of the way there, or both (an
-    answer that broke off). `internal`: our side failed. `retry_after_s`: as asked for.
+    How one attempt ended: an HTTP status, a transport error, or both when the response
+    ended early. `internal`: our side failed. `retry_after_s`: from the response.
     """
 
     status: int | None = None
@@ -81,9 +81,11 @@ class Outcome:
 @dataclass(frozen=True, slots=True)
 class Verdict:
     """
-    What becomes of the delivery. `wait_s` is meant for WAITING only; `charged`
-    False leaves the attempt uncounted. `slow_down`: the host asked for less, and
-    for no attempt within `pause_s`, if that is known.
+    The decision about a delivery after an attempt.
+
+    `wait_s` applies to WAITING only. An attempt that is not `charged` does not count
+    against the limit. `slow_down`: the host asked for a lower rate, and for no attempt
+    within `pause_s` unless that is None.
     """
 
     state: DeliveryState
@@ -99,10 +101,10 @@ class Verdict:
 @dataclass(frozen=True, slots=True)
 class RetrySchedule:
     """
-    Attempts in all, and the ceilings of the delays between them, seconds.
+    The maximum number of attempts, and the ceilings of the delays between them in seconds.
 
-    `delays_s` is a list, its last item repeating; empty, they double from
-    `base_s`. `jitter` is the share of a delay that is drawn at random.
+    `delays_s` lists the ceilings; its last item repeats. If it is empty, they double
+    from `base_s`. `jitter` is the random share of a delay.
     """
 
     max_attempts: int
@@ -129,14 +131,14 @@ def decide(
     internal_failures: int = 0,
 ) -> Verdict:
     """
-    Judge attempt number `attempt` (from 1, uncharged ones left out).
+    Decide what follows from attempt number `attempt` (from 1, without uncharged ones).
 
-    `rng` returns a float in [0, 1); `left_s` is the time to the delivery's
-    deadline; `internal_failures` is how often in a row our own side failed before.
+    `rng` returns a float in [0, 1); `left_s` is the time to the delivery's deadline;
+    `internal_failures` counts our own side's preceding failures in a row.
 
-    2xx is success. 410 and a permanent error end it; other 3xx and 4xx get few
-    attempts; our own failures use none up; everything else is tried again until
-    the schedule is used up. No wait reaches past the deadline.
+    2xx is success. 410 and permanent errors end the delivery; other 3xx and 4xx get a
+    few attempts; our own failures use up none; everything else is retried until the
+    schedule is used up. No wait extends past the deadline.
     """
     if outcome.is_success:
         return Verdict(DeliveryState.DELIVERED, host=HostSign.ALIVE, endpoint=EndpointSign.TAKES)
@@ -158,13 +160,13 @@ def decide(
 
 def parse_retry_after(value: str | None, now: datetime) -> float | None:
     """
-    `Retry-After` in seconds from `now` (aware): digits or an HTTP date; None when it is neither.
+    Parse `Retry-After` (digits or an HTTP date) into seconds from `now` (aware).
 
-    A moment that has passed is 0.
+    Returns None for another form, and 0 for a time in the past.
     """
     text = (value or "").strip()
     if re.fullmatch(r"[0-9]+", text):
-        # More digits than any clamp leaves room for would overflow a float.
+        # Longer numbers could overflow a float; callers clamp the value anyway.
         return float(text[:15]) if len(text) <= 15 else 1e15
     try:
         moment = parsedate_to_datetime(text)
@@ -184,7 +186,7 @@ def _signs(outcome: Outcome, schedule: RetrySchedule) -> Verdict:
     host = HostSign.ALIVE if answered else HostSign.FAILING
     endpoint = EndpointSign.GONE if status == 410 else EndpointSign.REFUSES
     if outcome.permanent:
-        # Nothing was sent, so nothing is known of the receiver.
+        # Nothing was sent, so nothing is known about the host.
         host = HostSign.NONE
     pause_s = outcome.retry_after_s
     if pause_s is not None:

@@ -1,4 +1,4 @@
-"""What is read back of a webhook delivery, and how it is written in Redis."""
+"""Defines what is read of a webhook delivery, and how it is encoded in Redis."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from worker.numbers import whole
 from worker.webhooks.headers import check_headers
 from worker.webhooks.policy import DeliveryState
 
-# Beside these a record holds body, headers and sealed secrets, which stay where they are.
+# Body, headers and sealed secrets are left out: callers never see them again.
 SHOWN = (
     "url", "event_type", "state", "created", "attempts", "next", "ended", "deadline", "replays",
     "status", "error", "target", "endpoint_id", "ordering_key", "on_end", "uncharged",
@@ -25,8 +25,8 @@ SHOWN = (
 @dataclass(frozen=True, slots=True)
 class Attempt:
     """
-    One attempt: `error` is "interrupted" where a crash cut it off before it was
-    recorded; `response` is the beginning of the answer.
+    One attempt. `error` is "interrupted" when the worker died before it recorded the
+    outcome; `response` is the beginning of the response body.
     """
 
     time: datetime
@@ -43,12 +43,12 @@ class Attempt:
 @dataclass(frozen=True, slots=True)
 class Delivery:
     """
-    A delivery as `queue.delivery(id)` shows it.
+    A delivery, as `queue.delivery(id)` returns it.
 
-    `attempt_count` counts beyond the attempts that are kept, and over replays;
-    `uncharged_count` of them were our own side's failures, or came before the
-    last replay. `status` and `error` are the last attempt's, or why it ended
-    without one.
+    `attempt_count` counts all attempts, including those no longer kept and those
+    before a replay. `uncharged_count` of them were our own side's failures or came
+    before the last replay. `status` and `error` are those of the last attempt, or the
+    reason why the delivery ended without one.
     """
 
     id: str
@@ -94,8 +94,8 @@ class Delivery:
 @dataclass(frozen=True, slots=True)
 class ClaimedDelivery:
     """
-    What a worker needs for one attempt. `attempt` counts all (it is the fencing
-    token), `charged` those the policy counts; `secret` is sealed as it was stored.
+    What a worker needs for one attempt. `attempt` counts all attempts and is the fencing
+    token; `charged` counts those that the policy counts; `secret` is sealed.
     """
 
     id: str
@@ -112,7 +112,7 @@ class ClaimedDelivery:
 
 @dataclass(frozen=True, slots=True)
 class Throttled:
-    """No attempt now: `reason` is ordered, closed, probing, busy, rate or early."""
+    """No attempt is allowed now: `reason` is ordered, closed, probing, busy, rate or early."""
 
     wait_s: float
     reason: str
@@ -120,7 +120,7 @@ class Throttled:
 
 @dataclass(frozen=True, slots=True)
 class EndedUnsent:
-    """It ended without this attempt: its deadline has passed, or its endpoint is disabled."""
+    """The delivery ended without this attempt: by its deadline, its limit or a disabled endpoint."""
 
     state: DeliveryState
     reason: str
@@ -165,7 +165,7 @@ def claimed(delivery_id: str, go: Sequence[Any]) -> ClaimedDelivery:
 def delivery(
     delivery_id: str, row: Mapping[str, bytes | None], attempts: list[bytes]
 ) -> Delivery | None:
-    """From the fields SHOWN and the list of attempts; None when there is no such delivery."""
+    """Build it from the fields SHOWN and the list of attempts; None when it does not exist."""
     if row["state"] is None:
         return None
     return Delivery(

@@ -1,10 +1,10 @@
 """
-Upkeep of webhooks: a delivery that is open has a live job, whatever became of its last one.
+Retries the dead letters of open deliveries, and ends open deliveries without a job.
 
-A job whose workers died under it too often is a dead letter of the queue. Of a
-delivery's job that is never the last word: a delivery ends by its own attempts
-and deadline, and being cut off uses up an attempt. A job that somebody aborted,
-purged or deleted does not come back: its delivery ends as dead, to be replayed.
+The queue makes a job a dead letter when its workers died too often. A delivery's
+job is then enqueued again, because a delivery ends only by its own attempts and
+deadline; an interrupted attempt counts. A job that somebody aborted, purged or
+deleted is not restored: its delivery ends as dead and can be replayed.
 """
 
 from __future__ import annotations
@@ -19,22 +19,22 @@ from worker.webhooks.context import WebhookContext
 log = structlog.get_logger(__name__)
 
 RESCUE_WEBHOOKS = "rescue_webhooks"
-# Every quarter of a minute: a delivery waits no longer for its job's revival.
+# Also the longest time that a delivery waits for its rescue.
 RESCUE_CRON = "*/15 * * * * *"
 _PAGE = 500
-# An open delivery's job is looked for no more often than this, and by one run for so many.
+# An open delivery's job is checked at most this often; one run checks at most _MOST_PAGES pages.
 _SEEN_S = 15.0
 _MOST_PAGES = 10
 _PREFIXES = ("webhook:", "webhook-replay:", "webhook-end:")
 
 
 async def rescue_webhooks(ctx: JobContext) -> int:
-    """Enqueue the dead letters of open deliveries again; returns how many. Ends those without a job."""
+    """Retry the dead letters of open deliveries and end those without a job; returns the retries."""
     context = WebhookContext.of(ctx)
     rescued = 0
     for offset in range(0, await context.dead.count(), _PAGE):
         for letter in await context.dead.list(limit=_PAGE, offset=offset):
-            # The body may be unreadable, so that its name alone decides nothing.
+            # A poison job's body may be unreadable, so its name may be missing.
             ours = letter.name in {DELIVER_WEBHOOK, REPORT_WEBHOOK} or letter.reason == "poison"
             # What cannot be read would only come back as a dead letter once more.
             ours = ours and letter.reason != "undecodable"

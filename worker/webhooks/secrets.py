@@ -1,11 +1,11 @@
 """
-Sealing what must not be in Redis in clear: AES-256-GCM, bound to the delivery and its URL.
+Encrypts secrets for storage in Redis with AES-256-GCM, bound to the delivery and its URL.
 
-Whoever can write to the server could otherwise have a secret sent to another host: by
-storing another URL beside it, or it beside another delivery.
+Without the binding, somebody who can write to the server could have a secret sent to
+another host, by changing the URL or by moving the secret to another delivery.
 
 Sealed form: 12 bytes of nonce, then the ciphertext with its tag. The package
-`cryptography` is asked for only when something is to be sealed.
+`cryptography` is imported only when it is needed.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _NONCE_BYTES = 12
 
 
 class SecretBox:
-    """Seals and opens with one key of 32 bytes; without a key it refuses, naming the remedy."""
+    """Seals and opens secrets with one key of 32 bytes; without a key both raise an error."""
 
     def __init__(self, key: bytes | None) -> None:
         self._key = key
@@ -53,16 +53,16 @@ class SecretBox:
             return plain.decode()
         except (InvalidTag, ValueError):
             raise InvalidArgument(
-                "a stored signing secret cannot be opened: LETTA_WEBHOOK_ENCRYPTION_KEY differs "
-                "from the one it was sealed with, or it was sealed for another delivery or URL"
+                "a stored signing secret cannot be opened: it was sealed with another "
+                "LETTA_WEBHOOK_ENCRYPTION_KEY, or for another delivery or URL"
             ) from None
 
     def _cipher(self) -> AESGCM:
         if self._key is None:
             raise InvalidArgument(
-                "a secret of one webhook is stored only encrypted: set "
+                "the secret of a single webhook must be stored encrypted: set "
                 "LETTA_WEBHOOK_ENCRYPTION_KEY (base64 of 32 bytes) for clients and workers, or "
-                "sign all with LETTA_WEBHOOK_SECRET"
+                "sign all webhooks with LETTA_WEBHOOK_SECRET"
             )
         try:
             from cryptography.hazmat.primitives.ciphers import aead
@@ -74,5 +74,5 @@ class SecretBox:
 
 
 def _place(owner: str, url: str) -> bytes:
-    # Neither holds a line break (worker/queue/arguments.py), so no two pairs give the same bytes.
+    # Neither contains a line break (worker/queue/arguments.py), so every pair has its own bytes.
     return f"{owner}\n{url}".encode()

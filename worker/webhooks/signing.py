@@ -1,5 +1,5 @@
 """
-Webhook signatures: Standard Webhooks v1 (HMAC-SHA256) and v1a (ed25519).
+Signs webhooks by Standard Webhooks: v1 (HMAC-SHA256) and v1a (ed25519).
 
 Source: github.com/standard-webhooks/standard-webhooks, spec/standard-webhooks.md.
 """
@@ -14,7 +14,7 @@ from functools import lru_cache
 
 SECRET_PREFIX = "whsec_"  # noqa: S105  (the prefix, not a secret)
 PRIVATE_KEY_PREFIX = "whsk_"
-# Enough for a rotation in which neither side is in a hurry.
+# Enough for a slow rotation.
 MAX_SECRETS = 10
 
 # (private key's 32 bytes, data) -> signature of 64 bytes.
@@ -23,10 +23,10 @@ Ed25519Sign = Callable[[bytes, bytes], bytes]
 
 def decode_secret(secret: str) -> bytes:
     """
-    `whsec_` + base64 of 24-64 bytes -> the key.
+    Decode `whsec_` + base64 of 24-64 bytes.
 
     Raises:
-        ValueError: another form; the message does not repeat the secret.
+        ValueError: another form; the message does not contain the secret.
     """
     key = _base64(secret.removeprefix(SECRET_PREFIX))
     if not secret.startswith(SECRET_PREFIX) or not 24 <= len(key) <= 64:
@@ -36,10 +36,10 @@ def decode_secret(secret: str) -> bytes:
 
 def decode_private_key(secret: str) -> bytes:
     """
-    `whsk_` + base64 of an ed25519 key (32 bytes, or 64 with its public half) -> the 32 bytes.
+    Decode `whsk_` + base64 of an ed25519 key (32 bytes, or 64 with the public key) to 32 bytes.
 
     Raises:
-        ValueError: another form; the message does not repeat the key.
+        ValueError: another form; the message does not contain the key.
     """
     key = _base64(secret.removeprefix(PRIVATE_KEY_PREFIX))
     if not secret.startswith(PRIVATE_KEY_PREFIX) or len(key) not in (32, 64):
@@ -48,7 +48,7 @@ def decode_private_key(secret: str) -> bytes:
 
 
 def check_secret(secret: str) -> None:
-    """Raise ValueError unless it is a `whsec_` secret or a `whsk_` key."""
+    """Raise ValueError unless it is a valid `whsec_` secret or `whsk_` key."""
     if not isinstance(secret, str):
         raise ValueError("a signing secret must be text")  # noqa: TRY004  (as every other fault of it)
     if secret.startswith(PRIVATE_KEY_PREFIX):
@@ -66,11 +66,10 @@ def sign_headers(
     sign_ed25519: Ed25519Sign | None = None,
 ) -> dict[str, str]:
     """
-    The three headers of Standard Webhooks; `timestamp` is Unix seconds.
+    Return the headers of Standard Webhooks; `timestamp` is Unix seconds.
 
-    Each secret signs (several while one replaces another): `whsec_` as v1,
-    `whsk_` as v1a, for which `sign_ed25519` is needed. With none there is no
-    signature header.
+    Each secret adds a signature (several during a rotation): `whsec_` a v1, `whsk_`
+    a v1a, which needs `sign_ed25519`. Without secrets there is no signature header.
     """
     signed = b".".join((message_id.encode(), str(timestamp).encode(), body))
     headers = {"webhook-id": message_id, "webhook-timestamp": str(timestamp)}
@@ -85,7 +84,7 @@ def _signature(signed: bytes, secret: str, sign_ed25519: Ed25519Sign | None) -> 
         digest = hmac.digest(_cached_secret(secret), signed, "sha256")
         return "v1," + base64.b64encode(digest).decode()
     if sign_ed25519 is None:
-        raise ValueError("a whsk_ key was given without the means to sign with it")
+        raise ValueError("a whsk_ key needs sign_ed25519")
     return "v1a," + base64.b64encode(sign_ed25519(decode_private_key(secret), signed)).decode()
 
 

@@ -1,13 +1,12 @@
--- Shared step: those who named a webhook for a request's end are told, each by a job of its own.
--- p: what the LLM keys begin with (`arq:llm:`); keys: callback:<id>, and those of _put_job.lua, which
--- begin with the same prefix without `llm:`. A job's id: llm:callback:<id>:<nth end>:<who>
--- stands after _types.lua and _put_job.lua; whoever tells calls expect_callbacks before it writes
+-- Shared step: enqueue a job for each webhook that reports a request's end.
+-- Needs put_job before it.
+-- p: prefix of the LLM keys (`arq:llm:`). Keys: tell:<id>: webhook -> job body, '#': number of the end;
+-- and those of _put_job.lua, under the same prefix without `llm:`.
+-- A job's id: llm:callback:<id>:<number of the end>:<who>
 local function expect_callbacks(p)
   local base = string.sub(p, 1, -5)
   expect('zset', base .. 'queue', base .. 'queue:wake')
 end
-
--- Those to tell and their jobs, flat. A key of another type in their place is nobody's, and goes.
 local function callback_rows(p, id)
   local rows = redis.pcall('HGETALL', p .. 'callback:' .. id)
   if rows.err then
@@ -16,7 +15,6 @@ local function callback_rows(p, id)
   end
   return rows
 end
-
 local function put_callback(p, id, who, body)
   local base = string.sub(p, 1, -5)
   local nth = redis.call('HGET', p .. 'callback:' .. id, '#') or '1'
@@ -36,7 +34,7 @@ local function callback(p, id, rows, ok, ttl)
       put_callback(p, id, rows[i], rows[i + 1])
     end
   end
-  -- One that failed may be let go again, and then end again.
+  -- A failed request may be retried and end again.
   if ok == '1' then
     redis.call('UNLINK', key)
   else

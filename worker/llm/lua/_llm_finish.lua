@@ -1,13 +1,11 @@
--- Shared step: a request's answer is stored, once; the first one stays. Then the waiters are told.
--- p: what the LLM keys begin with; keys: request:<id>, result:<id>, failed:<id>, batch:<bid>,
--- open:<bid>, usage:<gid>, single, the equal request's mark, those of _llm_callback.lua, and with
--- `waiting` pending, sizes, groups
+-- Shared step: store a request's answer once (the first one stays), then notify its callers.
+-- Needs put_job, llm_callback and llm_waiting before it.
+-- p: prefix of the LLM keys. Keys: request:<id>, result:<id>, failed:<id>, batch:<bid>, open:<bid>,
+-- usage:<gid>, single, dedupe:<digest>, answered (channel), those of _llm_callback.lua and _llm_waiting.lua
 -- data: the answer; ok: '1' | '0'; ttl, cache_ttl, usage_ttl: ms; usage: {input, output, cached, reasoning}
--- line_of: the batch whose line it is, which must have carried the request; '' when it is no batch's
--- An answer that several share is stored behind an `s`: no reader shortens its life for the others.
--- returns 1 stored | 0 answered already, no such request, or not of that batch; stands after _types.lua,
--- _put_job.lua, _llm_callback.lua, _llm_waiting.lua. An answer is stored whatever became of the keys around
--- it: those of another type are passed over.
+-- line_of: the batch that the answer came from, which must have contained the request; '' for no batch
+-- An answer shared by several callers gets the prefix `s`: a reader must not shorten its lifetime.
+-- returns 1 stored | 0 answered already, no such request, or not of that batch
 local function count_end(counted, ok, usage)
   local names, more = {ok == '1' and 'succeeded' or 'failed'}, {1}
   for name, number in pairs(usage) do
@@ -24,7 +22,6 @@ local function count_end(counted, ok, usage)
   end
   redis.call('HSET', counted, unpack(flat))
 end
-
 local function finish_llm(p, id, data, ok, ttl, cache_ttl, usage_ttl, usage, line_of)
   local key = p .. 'request:' .. id
   local row = fields_of(key, 'gid', 'batch', 'dedupe', 'bytes', 'tokens', 'single', 'callers', 'left:' .. line_of)
@@ -39,7 +36,7 @@ local function finish_llm(p, id, data, ok, ttl, cache_ttl, usage_ttl, usage, lin
     data = 's' .. data
   end
   redis.call('SET', p .. 'result:' .. id, data, 'PX', ttl)
-  -- The next equal request is a new one, unless answers are kept for it.
+  -- Without a cache time the next equal request is sent again.
   if row[3] and text_of(row[3]) == id then
     if ok == '1' and tonumber(cache_ttl) > 0 then
       redis.call('PEXPIRE', row[3], cache_ttl)

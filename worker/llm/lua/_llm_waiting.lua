@@ -1,20 +1,18 @@
--- Shared step: a request's place among those of its group that wait for a batch.
--- p: what the LLM keys begin with (`arq:llm:`); keys written: groups, pending:<gid>, sizes:<gid>
--- Returns how many wait now, their bytes and tokens. The caller has checked the types of all three.
+-- Shared step: add a request to the waiting list of its group, or update the sums after a removal.
+-- p: prefix of the LLM keys (`arq:llm:`). Keys written: groups, pending:<gid>, sizes:<gid>
+
+-- returns the number of waiting requests, their bytes, their tokens
 local function add_sizes(sizes, bytes, tokens)
   local row = redis.call('HMGET', sizes, 'bytes', 'tokens')
-  -- Computed here, since HINCRBY fails on what is no number.
   bytes = math.max(0, number_of(row[1], 0) + bytes)
   tokens = math.max(0, number_of(row[2], 0) + tokens)
   redis.call('HSET', sizes, 'bytes', bytes, 'tokens', tokens)
   return bytes, tokens
 end
-
 local function expect_waiting(p, gid)
   expect('list', p .. 'pending:' .. gid)
   expect('hash', p .. 'groups', p .. 'sizes:' .. gid)
 end
-
 local function start_waiting(p, gid, descriptor, id, bytes, tokens, command)
   local count = redis.call(command, p .. 'pending:' .. gid, id)
   if count == 1 then
@@ -23,7 +21,7 @@ local function start_waiting(p, gid, descriptor, id, bytes, tokens, command)
   return count, add_sizes(p .. 'sizes:' .. gid, number_of(bytes, 0), number_of(tokens, 0))
 end
 
--- Takes `bytes` and `tokens` of requests that left the list off the group's sums.
+-- Subtracts `bytes` and `tokens` of requests that left the list from the group's sums.
 local function stopped_waiting(p, gid, bytes, tokens)
   if redis.call('EXISTS', p .. 'pending:' .. gid) == 0 then
     redis.call('HDEL', p .. 'groups', gid)

@@ -1,12 +1,12 @@
--- admit_llm.lua: may a call of the synchronous lane begin? Requests and tokens a minute, calls in
--- flight and the provider's own pause, one answer for all workers.
--- KEYS[1] rate hash  KEYS[2] calls in flight  KEYS[3] reserved turns
+-- admit_llm.lua: decide whether a direct call may start, for all workers: by requests and tokens per
+-- minute, calls in flight and the provider's requested pause.
+-- KEYS[1] rate hash  KEYS[2] calls in flight  KEYS[3] reserved start times
 -- ARGV[1] call id  ARGV[2] urgent: 1 | 0  ARGV[3] tokens
 -- ARGV[4] ms between requests, 0 no limit  ARGV[5] requests that may come at once
 -- ARGV[6] ms between tokens, 0 no limit  ARGV[7] tokens that may come at once
 -- ARGV[8] most in flight  ARGV[9] share of it kept for urgent calls  ARGV[10] lease ms
--- ARGV[11] ms ahead that a turn may be reserved  ARGV[12] ms that a turn may be late  ARGV[13] ttl_ms
--- returns 0 go (in flight until released) | ms to wait before asking again
+-- ARGV[11] ms ahead that a start may be reserved  ARGV[12] ms that it may be used late  ARGV[13] ttl_ms
+-- returns 0 start now (in flight until released) | ms to wait before asking again
 --@include types
 expect('zset', KEYS[3])
 local t = redis.call('TIME')
@@ -18,7 +18,7 @@ local function keep()
   end
 end
 if redis.call('ZSCORE', KEYS[2], ARGV[1]) then
-  -- This very call was sent again after its reply was lost.
+  -- The same call was sent again after its reply was lost.
   return 0
 end
 local pause = number_of(row[4], 0)
@@ -26,7 +26,7 @@ if pause > now then
   return math.ceil(pause - now)
 end
 
--- Who is refused is told to come in turn, not all at once.
+-- Refused calls get staggered waits, so that they do not all return at once.
 local function refuse(base, step)
   local window = math.floor(now / 1000)
   local crowd = number_of(row[6], 0) == window and number_of(row[5], 0) or 0
@@ -58,7 +58,7 @@ end
 if turn and now - turn <= tonumber(ARGV[12]) then
   return go()
 end
--- A turn that was missed is lost: using it late would crowd the ones after it.
+-- A reservation that was missed is void: a late use would exceed the rate of the calls after it.
 local step, token_step = tonumber(ARGV[4]), tonumber(ARGV[6])
 local cost = tonumber(ARGV[3]) * token_step
 local requests = math.max(number_of(row[1], 0), now)

@@ -1,10 +1,10 @@
--- answer_llm.lua: store a request's answer, once; the first one stays. Then tell the waiters.
+-- answer_llm.lua: store a request's answer once (the first one stays), then notify its callers.
 -- KEYS[1] request
 -- ARGV[1] prefix p of the LLM keys (see _llm_finish.lua)  ARGV[2] request id  ARGV[3] answer
 -- ARGV[4] ok: 1 | 0  ARGV[5] ttl_ms  ARGV[6] ttl_ms for equal requests, 0 none  ARGV[7] usage's ttl_ms
 -- ARGV[8] input  ARGV[9] output  ARGV[10] cached  ARGV[11] reasoning tokens
--- ARGV[12] the batch whose line it is, or ''
--- returns 1 stored | 0 answered already, no such request, or that batch never carried it
+-- ARGV[12] the batch that the answer came from, or ''
+-- returns 1 stored | 0 answered already, no such request, or that batch never contained it
 --@include types
 --@include put_job
 --@include llm_callback

@@ -1,8 +1,8 @@
--- cancel_llm.lua: one caller gives up a request, once; it ends when no other waits for it.
+-- cancel_llm.lua: cancel a request for one caller, once; it ends when no other caller waits for it.
 -- KEYS[1] request
 -- ARGV[1] prefix p of the LLM keys (see _llm_finish.lua)  ARGV[2] request id  ARGV[3] answer
--- ARGV[4] ttl_ms  ARGV[5] usage's ttl_ms  ARGV[6] the caller's mark (see submit_llm.lua)  ARGV[7] all callers: 1 | 0
--- returns {0 unknown, answered, or no caller of it | 1 others still wait | 2 ended, batch id or ''}
+-- ARGV[4] ttl_ms  ARGV[5] usage's ttl_ms  ARGV[6] the caller's suffix (see submit_llm.lua)  ARGV[7] all callers: 1 | 0
+-- returns {0 unknown, answered, or not this caller's | 1 others still wait | 2 ended, batch id or ''}
 --@include types
 --@include put_job
 --@include llm_callback

@@ -1,9 +1,9 @@
--- detach_llm.lua: take a request out of a batch: back among those that wait, or to a job of its own.
+-- detach_llm.lua: take a request out of a batch: back to the waiting list, or to its own job.
 -- KEYS[1] request  KEYS[2] queue  KEYS[3] job body  KEYS[4] job result  KEYS[5] wake token
 -- ARGV[1] prefix p of the LLM keys; written: batch:<bid>, open:<bid>, single, those of _llm_waiting.lua
 -- ARGV[2] request id  ARGV[3] batch id  ARGV[4] wait | single | urgent  ARGV[5] job id  ARGV[6] job body
 -- ARGV[7] delay_ms of the job
--- returns 1 | 0 the request is not in this batch any more
+-- returns 1 detached | 0 the request is no longer in this batch
 --@include types
 --@include put_job
 --@include llm_waiting
@@ -19,7 +19,7 @@ if ARGV[4] == 'wait' then
 end
 local moved = redis.call('HGET', p .. 'batch:' .. ARGV[3], 'moved')
 redis.call('HDEL', KEYS[1], 'batch')
--- What that batch answers all the same is its answer still.
+-- An answer from that batch is still accepted.
 redis.call('HSET', KEYS[1], 'left:' .. ARGV[3], 1)
 redis.call('SREM', p .. 'open:' .. ARGV[3], ARGV[2])
 redis.call('HSET', p .. 'batch:' .. ARGV[3], 'moved', number_of(moved, 0) + 1)

@@ -1,11 +1,11 @@
 -- move_batch.lua: one transition of a batch, compare-and-set on its state and epoch.
--- KEYS[1] batch  KEYS[2] items list  KEYS[3] open set  KEYS[4] those under way
+-- KEYS[1] batch  KEYS[2] items list  KEYS[3] open set  KEYS[4] index of batches under way
 -- KEYS[5] queue  KEYS[6] job body  KEYS[7] job result  KEYS[8] wake token
 -- ARGV[1] from  ARGV[2] epoch  ARGV[3] to  ARGV[4] ttl_ms when it has ended, or ''
 -- ARGV[5] batch id
 -- ARGV[6] job to start when it has ended, or ''  ARGV[7] its body  ARGV[8..] field, value, ...
--- returns 1 moved (also when this very call moved it before) | 0 another run has it
--- -1 requests are open, and it was to end
+-- returns 1 moved (also when the same call moved it before) | 0 another run owns it
+--   | -1 not ended, because requests are open
 --@include types
 --@include put_job
 if ARGV[4] ~= '' then

@@ -1,9 +1,9 @@
--- release_llm.lua: a call of the synchronous lane has ended; the limit on calls in flight follows
--- how it went (additive increase, multiplicative decrease).
+-- release_llm.lua: record the end of a direct call and adapt the limit on calls in flight
+-- (additive increase, multiplicative decrease).
 -- KEYS[1] rate hash  KEYS[2] calls in flight
--- ARGV[1] call id  ARGV[2] how: ok | busy | other  ARGV[3] ms that the provider asks to wait, or 0
+-- ARGV[1] call id  ARGV[2] outcome: ok | busy | other  ARGV[3] ms that the provider asks to wait, or 0
 -- ARGV[4] most in flight  ARGV[5] ttl_ms
--- returns the limit on calls in flight from now on
+-- returns the new limit on calls in flight
 --@include types
 expect('hash', KEYS[1])
 local t = redis.call('TIME')
@@ -16,7 +16,7 @@ if not known then
   return math.floor(limit)
 end
 if ARGV[2] == 'busy' then
-  -- The calls that were in flight at a cut tell of the load before it.
+  -- Calls that were in flight at the last cut report the load before it, so they cause no second cut.
   if now - number_of(row[3], 0) > 1000 then
     limit = math.max(1, limit * 0.7)
     redis.call('HSET', KEYS[1], 'limit', tostring(limit), 'successes', 0, 'cut', tostring(now))

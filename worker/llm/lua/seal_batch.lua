@@ -1,7 +1,7 @@
--- seal_batch.lua: move the oldest waiting requests of a group into a batch, a chunk a call; the call
--- that fills it, or takes the last that wait, seals it and starts its job.
+-- seal_batch.lua: move the oldest waiting requests of a group into a batch, one chunk per call; the
+-- call that fills it, or moves the last waiting request, seals it and starts its job.
 -- KEYS[1] batch  KEYS[2] items list  KEYS[3] open set  KEYS[4] batches index
--- KEYS[5] those under way  KEYS[6] queue  KEYS[7] job body  KEYS[8] job result  KEYS[9] wake token
+-- KEYS[5] index of batches under way  KEYS[6] queue  KEYS[7] job body  KEYS[8] job result  KEYS[9] wake token
 -- ARGV[1] prefix p of the LLM keys; used: pending:<gid>, groups, sizes:<gid>, request:<id>
 -- ARGV[2] group id  ARGV[3] group descriptor  ARGV[4] batch id
 -- ARGV[5] most requests  ARGV[6] most bytes  ARGV[7] most tokens, 0 none  ARGV[8] full batches only: 1 | 0
@@ -79,7 +79,7 @@ end
 local sealed = full or redis.call('EXISTS', pending) == 0
 redis.call('HSET', KEYS[1], 'state', sealed and 'sealed' or 'open', 'items', items, 'bytes', bytes,
   'tokens', tokens, 'deadline', deadline or '')
--- A flush that dies in between leaves an unsealed batch: its job seals it as it is.
+-- If the flush dies between two calls, the batch's own job seals it.
 put_job(KEYS[6], KEYS[7], KEYS[8], KEYS[9], ARGV[9], ARGV[10], now + (sealed and 0 or ARGV[12]))
 if sealed then
   redis.call('ZADD', KEYS[6], 'XX', 'LT', now, ARGV[9])

@@ -1,13 +1,13 @@
--- split_batch.lua: move open requests of a refused batch into a new one, a page a call.
+-- split_batch.lua: move open requests of a refused batch into a new one, one page per call.
 -- KEYS[1] new batch  KEYS[2] its items list  KEYS[3] its open set  KEYS[4] batches index
--- KEYS[5] those under way  KEYS[6] queue  KEYS[7] job body  KEYS[8] job result  KEYS[9] wake token
--- KEYS[10] old batch  KEYS[11] its open set  KEYS[12] the first of its family
+-- KEYS[5] index of batches under way  KEYS[6] queue  KEYS[7] job body  KEYS[8] job result  KEYS[9] wake token
+-- KEYS[10] old batch  KEYS[11] its open set  KEYS[12] the original batch
 -- ARGV[1] prefix p of the LLM keys; used: request:<id>
--- ARGV[2] old batch id  ARGV[3] new batch id  ARGV[4] id of the first of the family
+-- ARGV[2] old batch id  ARGV[3] new batch id  ARGV[4] id of the original batch
 -- ARGV[5] job id  ARGV[6] job body  ARGV[7] due ms of an unsealed batch's job
 -- ARGV[8] most batches in the index  ARGV[9] the index's ttl ms  ARGV[10] seal it: 1 | 0
 -- ARGV[11..] request ids, <= 500
--- returns {requests of the new batch, 1 | 0 it was sealed before: take another}
+-- returns {requests of the new batch, 1 moved | 0 it is sealed: use another id}
 --@include types
 --@include put_job
 local p, old, new = ARGV[1], ARGV[2], ARGV[3]
@@ -63,7 +63,7 @@ end
 local sealed = ARGV[10] == '1'
 redis.call('HSET', KEYS[1], 'state', sealed and 'sealed' or 'open', 'items', items, 'bytes', bytes,
   'tokens', tokens, 'deadline', deadline or '')
--- A run that dies in between leaves an unsealed batch: its job seals it as it is.
+-- If the run dies between two calls, the new batch's own job seals it.
 put_job(KEYS[6], KEYS[7], KEYS[8], KEYS[9], ARGV[5], ARGV[6], now + (sealed and 0 or ARGV[7]))
 if sealed then
   redis.call('ZADD', KEYS[6], 'XX', 'LT', now, ARGV[5])

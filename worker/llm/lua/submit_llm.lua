@@ -1,5 +1,5 @@
--- submit_llm.lua: take in LLM requests of one group; start a flush when the group is full, and one
--- for later when they are the first.
+-- submit_llm.lua: store LLM requests of one group; enqueue a flush now when the group is full, and a
+-- later one (by age) when they are the group's first.
 -- KEYS[1] queue  KEYS[2] wake token  KEYS[3] now-job body  KEYS[4] now-job result
 -- KEYS[5] age-job body  KEYS[6] age-job result
 -- ARGV[1] prefix p of the LLM keys; written: request:<id>, dedupe:<digest>, batch:<id> (deadline),
@@ -7,11 +7,12 @@
 -- ARGV[2] group id  ARGV[3] group descriptor  ARGV[4] dedupe: 1 | 0  ARGV[5] deadline, Unix ms, or ''
 -- ARGV[6] most requests of a batch  ARGV[7] most bytes  ARGV[8] most tokens, 0 none  ARGV[9] max age ms
 -- ARGV[10] now-job id  ARGV[11] now-job body  ARGV[12] age-job id  ARGV[13] age-job body
--- ARGV[14] whom to tell of their ends, or ''  ARGV[15] the job that does it
+-- ARGV[14] webhook to notify of their ends, or ''  ARGV[15] body of the job that sends it
 -- ARGV[16..] request id, digest, body, tokens, ...: at most 500 requests
--- returns the ids that will be answered, one a caller: the new one, or "<an equal one's>.<16 of the new one's>"
--- Who shares a request has a mark of its own in it, `by:<those 16>` ('by:' is the first caller's): 1, or
--- 0 once that caller has given it up.
+-- returns each caller's id: the new request's, or "<equal request's id>.<suffix>"; the suffix is the last
+-- 16 characters of the new id
+-- Each caller has a field `by:<suffix>` in the request ('by:' for the first caller): 1, or 0 once that
+-- caller has canceled.
 --@include types
 --@include put_job
 --@include llm_callback
@@ -28,7 +29,7 @@ local function bring_forward(key, field)
   end
 end
 
--- It ends for want of time when the last of its callers has none left.
+-- A shared request expires with the latest deadline of its callers.
 local function put_off(key)
   local known = number_of(redis.call('HGET', key, 'expires'))
   if known and (deadline == '' or tonumber(deadline) > known) then
@@ -36,7 +37,7 @@ local function put_off(key)
   end
 end
 
--- An equal request that is unanswered, or whose answer may serve again.
+-- Finds an equal request that is unanswered, or whose answer is still cached.
 local function twin_of(mark, id)
   local twin = text_of(mark)
   if not twin then

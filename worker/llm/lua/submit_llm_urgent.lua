@@ -1,9 +1,9 @@
--- submit_llm_urgent.lua: take in one LLM request with a job of its own, past the batches.
+-- submit_llm_urgent.lua: store one LLM request with its own job, for a direct call without a batch.
 -- KEYS[1] request  KEYS[2] answer  KEYS[3] queue  KEYS[4] job body  KEYS[5] job result  KEYS[6] wake token
--- KEYS[7] those with a job of their own  KEYS[8] whom its end is told
+-- KEYS[7] index of requests with their own job  KEYS[8] webhooks to notify of its end
 -- ARGV[1] request id  ARGV[2] request body  ARGV[3] group id  ARGV[4] group descriptor
 -- ARGV[5] deadline, Unix ms, or ''  ARGV[6] tokens  ARGV[7] job id  ARGV[8] job body
--- ARGV[9] whom to callback, or ''  ARGV[10] the job that does it
+-- ARGV[9] webhook to notify, or ''  ARGV[10] body of the job that sends it
 -- returns the request id
 --@include types
 --@include put_job
