@@ -1,9 +1,9 @@
 """
-JobQueue: what services and the Letta server call. Needs no arq.
+Provides JobQueue, the facade that services and the Letta server call. Needs no arq.
 
-A facade: each call is documented at the method of the feature that it names.
-Every method that stores something checks its arguments first, raises a named
-error (worker/errors.py) when it refuses, and stores all or nothing.
+Each method names the feature's method that documents it. Methods that store
+something check their arguments first; when they refuse, they raise a named error
+(worker/errors.py) and store nothing.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ class JobQueue:
     """
     The queue's client; see `worker.open_queue`.
 
-    `jobs`, `webhooks`, `llm` and `dead` are the features, with all that they can do.
+    `jobs`, `webhooks`, `llm` and `dead` are the features with all their methods.
 
-    Raises, from every method:
+    Every method raises:
         QueueUnavailable: the server cannot be reached; nothing is known to be stored.
     """
 
@@ -41,7 +41,7 @@ class JobQueue:
         self.dead = dead
 
     async def aclose(self) -> None:
-        """Stop what waits in the background; the Redis client stays its owner's."""
+        """Stop background tasks; the owner of the Redis client closes it."""
         await self.llm.aclose()
 
     # -- jobs --------------------------------------------------------------------
@@ -80,7 +80,7 @@ class JobQueue:
     async def schedule(
         self, schedule_id: str, job: Call, *, every_s: float | None = None, cron: str | None = None
     ) -> None:
-        """Run a job again and again: `queue.jobs.schedule`."""
+        """Register a repeating job: `queue.jobs.schedule`."""
         await self.jobs.schedule(schedule_id, job, every_s=every_s, cron=cron)
 
     async def stats(self) -> dict[str, dict[str, float]]:
@@ -142,7 +142,7 @@ class JobQueue:
         dedupe: bool = True,
         webhook_url: str | None = None,
     ) -> str:
-        """Hand in one LLM request, return its id: `queue.llm.submit`."""
+        """Submit one LLM request, return its id: `queue.llm.submit`."""
         return await self.llm.submit(
             body,
             provider=provider,
@@ -163,7 +163,7 @@ class JobQueue:
         dedupe: bool = True,
         webhook_url: str | None = None,
     ) -> list[str]:
-        """Hand in many LLM requests, return their ids in order: `queue.llm.submit_many`."""
+        """Submit many LLM requests, return their ids in order: `queue.llm.submit_many`."""
         return await self.llm.submit_many(
             bodies,
             provider=provider,

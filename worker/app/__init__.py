@@ -1,1 +1,1 @@
-"""Composition root: builds what a worker runs from the settings."""
+"""Composition root: builds clients and workers from the settings."""

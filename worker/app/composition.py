@@ -1,7 +1,7 @@
 """
-Builds the features over one Redis client: their stores, what services call, what jobs are handed.
+Builds the features over one Redis client: stores, client objects and the contexts of the jobs.
 
-The only place that builds them. A service needs no arq and no aiohttp for it.
+It is the only place that builds them. Clients need neither arq nor aiohttp.
 """
 
 from __future__ import annotations
@@ -51,13 +51,13 @@ if TYPE_CHECKING:
     from settings import Settings
     from worker.http.client import GuardedClient
 
-# Of one process; the limit on calls in flight is LETTA_LLM_MAX_CONCURRENCY, over all.
+# Per process. LETTA_LLM_MAX_CONCURRENCY limits calls in flight over all workers.
 _LLM_CONNECTIONS = 100
 
 
 @dataclass(frozen=True, slots=True)
 class Stores:
-    """What the features share over one Redis client: stores, and what encodes and seals."""
+    """The objects that the features share over one Redis client."""
 
     client: Any
     keys: QueueKeys
@@ -77,7 +77,7 @@ class Stores:
 
 
 def build_stores(client: Any, options: QueueOptions, keys: QueueKeys | None = None) -> Stores:
-    """Connects to nothing; `keys` other than the default are for tests."""
+    """Build the stores without connecting; only tests pass other `keys`."""
     keys = keys or QueueKeys()
     encoder = JobEncoder(keys, max_bytes=options.jobs.max_job_bytes)
     return Stores(
@@ -100,7 +100,7 @@ def build_stores(client: Any, options: QueueOptions, keys: QueueKeys | None = No
 
 
 def build_queue(stores: Stores, options: QueueOptions) -> JobQueue:
-    """What services call."""
+    """Build the client for services."""
     jobs = build_jobs(stores, options)
     llm = LLMRequests(
         stores.keys,
@@ -149,7 +149,7 @@ def build_batches(stores: Stores, options: QueueOptions) -> Batches:
 
 def build_webhook_context(settings: Settings, stores: Stores) -> WebhookContext:
     """
-    What the webhook jobs are handed, with an HTTP client of its own.
+    Build the context of the webhook jobs, with its own HTTP client.
 
     Raises:
         settings.SettingsError: a certificate file cannot be used.
@@ -167,7 +167,7 @@ def build_webhook_context(settings: Settings, stores: Stores) -> WebhookContext:
 
 def build_webhook_client(settings: Settings) -> GuardedClient:
     """
-    The guarded client of the webhooks.
+    Build the guarded HTTP client of the webhooks.
 
     Raises:
         settings.SettingsError: a certificate file cannot be used.
@@ -196,7 +196,7 @@ def build_webhook_client(settings: Settings) -> GuardedClient:
 
 
 def build_llm_context(settings: Settings, stores: Stores) -> LLMContext:
-    """What the LLM jobs are handed, with an HTTP client of its own."""
+    """Build the context of the LLM jobs, with its own HTTP client."""
     from worker.http.client import build_http_client
 
     options = queue_options(settings)

@@ -1,4 +1,4 @@
-"""Lists what a worker runs: our jobs and crons, and the operator's, loaded by name."""
+"""Builds the list of jobs and crons that a worker runs: ours, and the operator's by name."""
 
 from __future__ import annotations
 
@@ -34,12 +34,12 @@ from worker.webhooks.rescuer import RESCUE_CRON, RESCUE_WEBHOOKS, rescue_webhook
 if TYPE_CHECKING:
     from settings import Settings
 
-# These jobs decide themselves when to give up; arq's count of tries must not.
+# These jobs decide themselves when to give up, so arq's limit on tries must not apply.
 _NO_LIMIT = 1_000_000
 
 
 def build_functions(settings: Settings) -> list[Function]:
-    """Return our jobs, and the operator's (LETTA_WORKER_FUNCTIONS) under their own names."""
+    """Our jobs, and the operator's (LETTA_WORKER_FUNCTIONS) under their function names."""
     http_s = settings.llm_timeout_s + JOB_MARGIN_S
     ours = [
         func(
@@ -63,7 +63,7 @@ def build_functions(settings: Settings) -> list[Function]:
 
 
 def build_crons(settings: Settings) -> list[CronExpression]:
-    """Return our crons (flush and rescuers) and the operator's (LETTA_WORKER_CRONS)."""
+    """Our cron jobs, and the operator's (LETTA_WORKER_CRONS)."""
     crons = [
         _cron(
             flush_llm_batches,

@@ -1,4 +1,4 @@
-"""From settings to the values that the features are handed. Imports neither arq nor aiohttp."""
+"""Converts settings into the options of the features. Imports neither arq nor aiohttp."""
 
 from __future__ import annotations
 
@@ -32,15 +32,15 @@ __all__ = [
     "reveal",
 ]
 
-# Time beyond the HTTP calls of one run for the reads and writes around them.
+# Added to the HTTP timeout of a job for its reads and writes of Redis.
 JOB_MARGIN_S = 5.0
-# Of attempts at one endpoint, unless a worker's jobs are so few that half of them are less.
+# Default for attempts at one endpoint; half of a worker's jobs if that is less.
 _ENDPOINT_CONCURRENCY = 16
 
 
 @dataclass(frozen=True, slots=True)
 class QueueOptions:
-    """What one client of the queue is told, a part for each feature."""
+    """The options of one client, by feature."""
 
     jobs: JobOptions
     webhooks: WebhookOptions
@@ -100,7 +100,7 @@ def delivery_options(settings: Settings) -> DeliveryOptions:
             open_s=settings.webhook_breaker_open_s,
             open_max_s=settings.webhook_breaker_open_max_s,
             disable_after_s=settings.webhook_disable_after_s,
-            # Not before the job's own limit has ended the attempt.
+            # Longer than the job's timeout, so that a slot outlives its attempt.
             slot_s=settings.webhook_timeout_s + 2 * JOB_MARGIN_S,
         ),
         keep_response_bytes=settings.webhook_keep_response_bytes,

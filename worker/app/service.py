@@ -1,8 +1,8 @@
 """
-Starts a worker: the class for `arq worker.WorkerSettings`, and a process of `letta-workers run`.
+Starts a worker, for `arq worker.WorkerSettings` and for a process of `letta-workers run`.
 
-Both run the same worker. Its functions are in functions.py, the features that
-they work with are built in composition.py.
+Both run the same worker: functions.py lists its jobs, composition.py builds what
+they need.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ _HEALTH_INTERVAL_S = 5
 
 
 class WorkerRedis(SharedScripts, ArqRedis):
-    """arq's client with its scripts on one connection. Jobs enqueue with it (`ctx["redis"]`)."""
+    """arq's client with our scripts on one connection; jobs use it as `ctx["redis"]`."""
 
     async def enqueue_job(
         self, function: str, *args: Any, _job_id: str | None = None, **kwargs: Any
@@ -122,7 +122,7 @@ def _startup(settings: Settings) -> Callable[[dict[Any, Any]], Any]:
 
 async def _shutdown(ctx: dict[Any, Any]) -> None:
     webhooks, llm = WebhookContext.find(ctx), LLMContext.find(ctx)
-    if webhooks is None or llm is None:  # ended before the server was ever reached
+    if webhooks is None or llm is None:  # stopped before the startup ended
         return
     await webhooks.aclose()
     await llm.aclose()
@@ -166,7 +166,7 @@ def await_server(settings: Settings, *, once: bool) -> None:
         async with open_pool(settings.redis_url, options, name="letta-redis-start") as client:
             await wait_until_ready(client, settings.redis_url, deadline_s=0 if once else None)
 
-    # Use a separate loop: asyncio.run would leave arq without a current one.
+    # Not asyncio.run, which would leave arq without a current event loop.
     loop = asyncio.new_event_loop()
     try:
         loop.run_until_complete(probe())
@@ -175,14 +175,14 @@ def await_server(settings: Settings, *, once: bool) -> None:
 
 
 class HiddenRedisSettings(RedisSettings):
-    """arq's own, whose repr shows the password."""
+    """arq's settings without the password in `repr`."""
 
     def __repr__(self) -> str:
         return f"RedisSettings(host={self.host!r}, port={self.port!r}, database={self.database!r})"
 
 
 def arq_redis_settings(target: Target, settings: Settings) -> RedisSettings:
-    """What stock arq's own client, as used by `arq --check`, needs to reach the same server."""
+    """Settings of the same server for arq's own client, which `arq --check` uses."""
     files = (settings.redis_ca_file, settings.redis_cert_file, settings.redis_key_file)
     ca, cert, key = (str(path) if path else None for path in files)
     return HiddenRedisSettings(

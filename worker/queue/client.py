@@ -1,5 +1,5 @@
 """
-Stores jobs for a service: one, many at once, gathered, repeating; handles and statistics.
+Enqueues jobs for a service (one, many, gathered, repeating), returns handles and statistics.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from worker.queue.priority import Priority
 from worker.queue.schedules import Schedule, ScheduleStore
 from worker.queue.store import QueueStore
 
-# Jobs of one script call: a longer one would keep the server from its other clients.
+# Jobs of one script call. More would block the server's other clients.
 _CHUNK = 500
-# A gathering is stored by one call, so that it is there before any part ends.
+# One call stores all gathered jobs, so that the gathering exists before any of them ends.
 _MOST_PARTS = 1000
 
 
@@ -29,7 +29,7 @@ class Jobs:
     """
     `queue.jobs`.
 
-    Raises, from every method:
+    Every method raises:
         QueueUnavailable: the server cannot be reached; nothing is known to be stored.
     """
 
@@ -65,19 +65,19 @@ class Jobs:
         """
         Store a job that calls the worker's function `name` with these arguments.
 
-        `delay_s` or `at` (an aware datetime) puts it off. With a `job_id` that
-        waits or runs already nothing is stored, and `Job.is_new` is False; a
-        kept result of an earlier job of that id is no hindrance. `unique` (a
-        key, or `Unique`) stores nothing while another job holds the key: the
-        handle is that job's. Not started within `expires_s` of now, it is a
-        dead letter. `then` is enqueued with the result as its first argument
-        when this one succeeds, in the same step.
+        `delay_s` or `at` (an aware datetime) delays it. If a job with the same
+        `job_id` waits or runs, nothing is stored and `Job.is_new` is False; a
+        stored result of an earlier job does not count. `unique` (a key, or
+        `Unique`) stores nothing while another job holds the key, and the handle is
+        that job's. A job that has not started `expires_s` after now becomes a dead
+        letter. When the job succeeds, `then` is enqueued in the same step, with the
+        result as its first argument.
 
         Raises:
             InvalidArgument: bad name, id, delay, time or key.
             NotSerializable: an argument has no safe encoding.
             PayloadTooLarge: over LETTA_QUEUE_MAX_JOB_BYTES.
-            QueueFull, QueueMemoryFull: no room; nothing was stored.
+            QueueFull, QueueMemoryFull: a limit is reached; nothing was stored.
         """
         if job_id is not None:
             arguments.require_job_id("job_id", job_id)
@@ -86,7 +86,7 @@ class Jobs:
             raise InvalidArgument("give delay_s or at, not both")
         options = self._encoder.options(expires_s, then)
         lock = _as_unique(unique)
-        # A window frees itself; the others are freed with the job.
+        # A window's key expires; the job's end deletes the other keys.
         if lock is not None and lock.scope != "window":
             options |= {"u": self._keys.unique(lock.key), "us": lock.scope}
         chosen = job_id or uuid.uuid4().hex
@@ -106,19 +106,19 @@ class Jobs:
         )
         if stored.holder is not None:
             return Job(stored.holder, self._store, is_new=False)
-        # Without an id of the caller's, "there already" can only be this very
-        # call, sent again after its reply was lost.
+        # Without the caller's id, an existing job can only come from this call, sent
+        # again after its reply was lost.
         return Job(chosen, self._store, is_new=stored.is_new or job_id is None)
 
     async def enqueue_many(self, calls: Iterable[Call]) -> list[Job]:
         """
-        Store many jobs, 500 a step, each step whole or not at all; handles in the calls' order.
+        Store many jobs in atomic steps of 500; returns handles in the order of the calls.
 
-        Calls whose `job_id` waits or runs already are left as they are.
+        Calls whose `job_id` waits or runs already store nothing.
 
         Raises:
-            As `enqueue`. Every call is checked before the first is stored; steps
-            before a refusal for want of room stay.
+            As `enqueue`. Every call is checked before the first is stored. When a
+            limit is reached, jobs of earlier steps stay stored.
         """
         rows = [self._row(call) for call in calls]
         for at in range(0, len(rows), _CHUNK):
@@ -128,14 +128,14 @@ class Jobs:
 
     async def gather(self, calls: Sequence[Call], *, then: Call) -> Job:
         """
-        Store jobs, and when all have succeeded enqueue `then` with the list of their results.
+        Store jobs; when all have succeeded, enqueue `then` with the list of their results.
 
-        The handle is `then`'s. Results are in the calls' order. When a part
-        dies `then` does not run; it still does when the dead letter is retried
+        Returns the handle of `then`. Results are in the order of the calls. If a job
+        becomes a dead letter, `then` does not run unless the dead letter is retried
         within a week and succeeds.
 
         Raises:
-            InvalidArgument: no call, or more than 1,000; else as `enqueue`.
+            InvalidArgument: no call, or more than 1,000. Otherwise as `enqueue`.
         """
         if not 1 <= len(calls) <= _MOST_PARTS:
             raise InvalidArgument(f"gather takes 1 to {_MOST_PARTS} calls, not {len(calls)}")
@@ -163,13 +163,14 @@ class Jobs:
         self, schedule_id: str, job: Call, *, every_s: float | None = None, cron: str | None = None
     ) -> None:
         """
-        Run a job again and again, once a tick for all workers; the same id changes it.
+        Register a repeating job; each tick runs once, however many workers there are.
 
-        `every_s` counts from now; `cron` is five fields, or six with seconds
-        first, in UTC. Ticks that passed while no worker was up run once.
+        The same id again replaces the schedule. `every_s` counts from now; `cron` has
+        five fields, or six with seconds first, in UTC. Ticks that were missed while no
+        worker ran are run once together.
 
         Raises:
-            InvalidArgument: neither or both were given, or the rhythm is no such.
+            InvalidArgument: neither or both were given, or the value is not valid.
         """
         arguments.require_id("schedule_id", schedule_id)
         priority = arguments.require_call("job", job)
@@ -179,7 +180,7 @@ class Jobs:
         await reach(self._schedules.put(Schedule(schedule_id, job, every_s, cron), queue))
 
     async def unschedule(self, schedule_id: str) -> bool:
-        """End a repeating job; runs that are queued already stay. False when there was none."""
+        """Remove a repeating job; queued runs stay. Returns False when there is none."""
         arguments.require_name("schedule_id", schedule_id)
         return await reach(self._schedules.remove(schedule_id))
 
@@ -187,10 +188,10 @@ class Jobs:
         """All repeating jobs."""
         return await reach(self._schedules.list())
 
-    # -- looking -----------------------------------------------------------------
+    # -- reading -----------------------------------------------------------------
 
     def get(self, job_id: str) -> Job:
-        """A handle on a job enqueued before, by anybody; asks the server nothing."""
+        """A handle on an existing job of any client; does not contact the server."""
         arguments.require_name("job_id", job_id)
         return Job(job_id, self._store)
 
@@ -228,7 +229,7 @@ def _as_unique(unique: Unique | str | None) -> Unique | None:
     if lock.scope not in ("queued", "running", "window"):
         raise InvalidArgument(f"{lock.scope!r} is not a scope; accepted: queued, running, window")
     if (lock.scope == "window") != (lock.window_s is not None):
-        raise InvalidArgument("window_s belongs to the scope window, and the scope to it")
+        raise InvalidArgument("the scope window needs window_s; other scopes must not have it")
     return lock
 
 

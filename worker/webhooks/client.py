@@ -303,7 +303,7 @@ class Webhooks:
         hidden = {name: value for name, value in headers.items() if is_secret(name)}
         if bearer is not None:
             if not isinstance(bearer, str) or not is_value(bearer):
-                raise InvalidArgument("bearer must be text of one line")
+                raise InvalidArgument("bearer must be one line of text")
             hidden |= check_headers({"authorization": f"Bearer {bearer}"})
         if not signing and not hidden:
             return {}

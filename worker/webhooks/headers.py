@@ -52,7 +52,7 @@ def check_headers(headers: Mapping[str, str]) -> dict[str, str]:
             raise InvalidArgument(f"headers: {name!r} is reserved; remove it")
         if not is_value(value):
             # The value may be a secret, so it is not repeated.
-            raise InvalidArgument(f"headers: the value of {name!r} is not text of one line")
+            raise InvalidArgument(f"headers: the value of {name!r} is not one line of text")
         found[lower] = value
     return found
 

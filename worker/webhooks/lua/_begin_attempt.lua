@@ -1,8 +1,8 @@
--- Shared step: begin one attempt of a delivery and count it, if its target has room for it.
--- Needs types, put_job, delivery, finish_delivery and shared_states before it.
--- A begin: {id, the new attempt's record, token of the run that asks}
+-- Shared step: begin one attempt of a delivery and count it, if its target has a free slot.
+-- Needs put_job, delivery, finish_delivery and shared_states before it.
+-- A begin: {id, the new attempt's record, token of the run}
 
--- At the head of its order, or behind one that is open.
+-- returns true at the head of its order | false, rank behind an open delivery
 local function is_first(order, id)
   local line = p .. 'webhook-order:' .. order
   local head = redis.call('ZRANGE', line, 0, 0)[1]
@@ -17,7 +17,7 @@ local function is_first(order, id)
   return true
 end
 
--- Why a target takes no more now, and ms to wait for it; nil when it does.
+-- returns why a target accepts no attempt now, and ms to wait | nil when it accepts one
 local function refusal(target, id, state, reserved)
   if target.closed > now then
     return 'closed', target.closed - now
@@ -26,7 +26,7 @@ local function refusal(target, id, state, reserved)
     return 'probing', 0
   end
   local room = math.min(terms.concurrency, math.max(1, math.floor(target.share or math.huge)))
-  -- A run after a crash has its place still.
+  -- A delivery whose worker died still has its slot.
   if target.used >= room and not (state == 'sending' and redis.call('ZSCORE', target.slots, id)) then
     return 'busy', 0
   end
@@ -48,7 +48,7 @@ local function take_place(target, id)
   end
   target.used = target.used + redis.call('ZADD', target.slots, now + terms.slot, id)
   if not target.kept then
-    -- Never sooner than another worker's places end, whatever its limits are.
+    -- The key must not expire before another worker's slots, whose limits may be longer.
     target.kept = true
     redis.call('PEXPIRE', target.slots, terms.slot, 'NX')
     redis.call('PEXPIRE', target.slots, terms.slot, 'GT')
@@ -56,8 +56,8 @@ local function take_place(target, id)
 end
 
 -- returns {'skip'} no such delivery, or it has ended
---       | {'end', state, reason} it ends without this attempt
---       | {'wait', ms, reason} held back; nothing was counted
+--       | {'end', state, reason} ended without this attempt
+--       | {'wait', ms, reason} throttled; nothing was counted
 --       | {'go', attempt >= 1, now, url, event type, body, headers, secret, deadline, uncharged, internal_failures}
 local function begin(b)
   local id, run = b[1], b[3]
@@ -73,7 +73,7 @@ local function begin(b)
       unpack(redis.call('HMGET', key, 'url', 'event_type', 'body', 'headers', 'secret', 'deadline', 'uncharged', 'internal_failures'))}
   end
   if state == 'sending' and f[13] == run then
-    -- This very call, sent again after its reply was lost.
+    -- The same call, sent again after its reply was lost.
     return go()
   end
   local deadline, target = number_of(f[5]), target_of(name)

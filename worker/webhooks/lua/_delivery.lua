@@ -8,21 +8,20 @@ local TARGET_TTL_MS, ENDPOINT_TTL_MS = 86400000, 7776000000
 local MOST_EVENTS = 1000
 local ENDED = {delivered = true, dead = true, disabled = true}
 
--- The times that a delivery held back looks by itself, in case nobody wakes it: later
--- ones more seldom, so that a long line costs little.
+-- The interval at which a waiting delivery tries without being woken. It grows with the delivery's
+-- rank, so that a long queue costs little.
 local function look_ms(rank)
   return math.min(60000, 1000 + 20 * rank)
 end
 
--- Never fails: it may come behind other writes.
--- Make a waiting delivery's job due, unless its `after` is yet to come. returns moved | running | gone
+-- Make a waiting delivery's job due, but not before its `after`. returns moved | running | gone
 local function wake(p, id, due)
   local row = fields_of(p .. 'webhook:' .. id, 'job', 'after')
   local job = row[1]
   if not job then
     return 'gone'
   end
-  -- A delay that the caller or the policy asked for stands.
+  -- `after` is a delay that the caller or the policy requested.
   due = math.max(number_of(due, 0), number_of(row[2], 0))
   if redis.call('EXISTS', p .. 'in-progress:' .. job) == 1 then
     return 'running'
@@ -41,7 +40,7 @@ local function wake(p, id, due)
   return 'moved'
 end
 
--- Let the longest parked deliveries of a target try: as many as have just found room.
+-- Wake at most `most` parked deliveries of a target, the longest parked first.
 local function promote(p, target, most)
   local key = p .. 'webhook-parked:' .. target
   local rows, moved = redis.pcall('ZRANGE', key, 0, most + 9, 'WITHSCORES'), 0
@@ -59,7 +58,7 @@ local function promote(p, target, most)
   end
 end
 
--- Put a delivery into its target's line. returns ms until it looks by itself
+-- Park a delivery behind its target. returns ms until it tries without being woken
 local function park(p, target, id, since, wait)
   local key = p .. 'webhook-parked:' .. target
   redis.call('ZADD', key, since, id)
@@ -72,7 +71,7 @@ local function tell(p, kind, name, value)
   redis.pcall('XADD', p .. 'webhook-events', 'MAXLEN', '~', MOST_EVENTS, '*', 'kind', kind, name, value)
 end
 
--- Take no more webhooks to an endpoint, until it is enabled.
+-- Stop deliveries to an endpoint until it is enabled.
 local function disable(p, endpoint, reason, now)
   local key = p .. 'webhook-endpoint:' .. endpoint
   redis.call('HSET', key, 'disabled', now, 'reason', reason)
@@ -81,7 +80,7 @@ local function disable(p, endpoint, reason, now)
   tell(p, 'endpoint_disabled', 'endpoint', endpoint)
 end
 
--- Until when a target is closed, Unix ms (0: open), and whether its breaker has opened.
+-- returns the time until which a target is closed, Unix ms (0: open), and how often its breaker opened
 local function closed_until(p, target)
   local row = redis.call('HMGET', p .. 'webhook-target:' .. target, 'pause', 'open_until', 'opens')
   return math.max(number_of(row[1], 0), number_of(row[2], 0)), number_of(row[3], 0)

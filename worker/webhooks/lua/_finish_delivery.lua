@@ -1,5 +1,5 @@
--- Shared step: end deliveries. Needs types, put_job and delivery before it.
--- report: {head, tail} of the body of the job that reports an end; its id belongs between them
+-- Shared step: end deliveries. Needs put_job and delivery before it.
+-- report: {head, tail} of the body of the job that reports an end; the delivery's id goes between them
 
 local function leave_order(p, order, id, now)
   local key = p .. 'webhook-order:' .. order
@@ -11,7 +11,7 @@ local function leave_order(p, order, id, now)
 end
 
 local trimmed = {}
--- Forget what is past its retention: once a call, whatever ends in it.
+-- Remove entries past their retention, once per call and index.
 local function trim(index, now, retention)
   if not trimmed[index] then
     trimmed[index] = true
@@ -39,7 +39,7 @@ local function finish(p, id, state, status, err, now, retention, d, report)
   local key = p .. 'webhook:' .. id
   redis.call('HSET', key, 'state', state, 'status', status, 'error', err, 'ended', now)
   if state == 'delivered' then
-    -- The secret is of no more use; the others keep theirs, sealed, for a replay.
+    -- Delivered: the secret is no longer needed. Other ends keep it, sealed, for a replay.
     redis.call('HDEL', key, 'next', 'parked', 'reserved', 'run', 'secret')
   else
     redis.call('HDEL', key, 'next', 'parked', 'reserved', 'run')

@@ -1,5 +1,5 @@
--- Shared step: write down how an attempt ended, and what it says of host and endpoint.
--- Needs types, put_job, delivery, finish_delivery and shared_states before it.
+-- Shared step: record how an attempt ended, and update the state of its target and endpoint.
+-- Needs put_job, delivery, finish_delivery and shared_states before it.
 -- An end: {id, attempt, state: delivered | waiting | dead, the attempt's record, wait_ms, status or '',
 --   error or '', charged, host: alive | failing | none, slow down, pause_ms or -1,
 --   endpoint: takes | refuses | gone | none, random in [0, 1)}
@@ -15,7 +15,7 @@ local function host_answers(name, target, slow_down, said)
     end
   end
   if target.share and not slow_down then
-    -- What was halved grows back by one for each round of answers.
+    -- Additive increase: the share grows by one for each `share` answers.
     local share = target.share + 1 / target.share
     redis.call('HDEL', target.key, 'slow')
     if share >= terms.concurrency then
@@ -37,7 +37,7 @@ local function host_fails(name, target, draw, said)
     local opens = target.opens + 1
     redis.call('HSET', target.key, 'opens', opens)
     local length = math.min(terms.open_max, terms.open * 2 ^ math.min(opens - 1, 30))
-    -- Breakers that opened together do not probe together.
+    -- Random, so that breakers that opened together do not probe together.
     redis.call('HSET', target.key, 'open_until', now + math.ceil(length * (0.8 + 0.4 * draw)))
     redis.call('HDEL', target.key, 'probe', 'probe_until')
     tell(p, 'circuit_opened', 'target', name)
@@ -48,17 +48,17 @@ end
 local function host_is_slow(name, target, pause, draw)
   local slow, share = 0, math.min(target.share or terms.concurrency, terms.concurrency)
   if now - target.cut >= 1000 then
-    -- One cut for all that was under way when it first said so.
+    -- At most one cut a second: attempts that were under way at the cut report the same overload.
     redis.call('HSET', target.key, 'share', math.max(1, share / 2), 'cut', now)
     slow = target.slow + 1
     redis.call('HSET', target.key, 'slow', slow)
   end
-  -- Three cuts with no answer between them ask for a rest.
+  -- After three cuts without an answer between them the target pauses.
   if pause < 0 and slow >= 3 then
     pause = math.min(60000, 1000 * 2 ^ math.min(slow - 3, 10)) * draw
   end
   if pause >= 0 then
-    -- A long one concerns this delivery; the host may have said it of one of many tenants.
+    -- A longer pause applies to this delivery only: the host may mean one of many tenants.
     local till = now + math.ceil(math.min(pause, terms.open_max))
     redis.call('HSET', target.key, 'pause', math.max(till, target.pause))
   end
@@ -66,7 +66,7 @@ local function host_is_slow(name, target, pause, draw)
   forget_target(name)
 end
 
--- Since when it has taken nothing, and whether that is long enough.
+-- Counts an endpoint's failures and disables it when it is gone or has failed for too long.
 local function endpoint_says(name, sign, delivery_key, said)
   local endpoint = endpoint_of(name)
   if endpoint.disabled or sign == 'none' then
@@ -93,8 +93,9 @@ local function endpoint_says(name, sign, delivery_key, said)
   end
 end
 
--- freed: target -> places that ends have freed. returns {0} another run has begun a later attempt, or
--- ended it: nothing written | {1, event, ...}: circuit_opened | circuit_closed | endpoint_disabled
+-- freed: target -> slots that ends have freed
+-- returns {0} another run has begun a later attempt or ended the delivery: nothing written
+--       | {1, event, ...}: circuit_opened | circuit_closed | endpoint_disabled
 local function record(e, freed)
   local id, state, host = e[1], e[3], e[9]
   local key = p .. 'webhook:' .. id
@@ -122,7 +123,7 @@ local function record(e, freed)
   end
   if state == 'waiting' then
     local due = now + e[5]
-    -- `after` holds it back, whoever would have it tried sooner.
+    -- No wake makes it due before `after`.
     redis.call('HSET', key, 'state', state, 'status', e[6], 'error', e[7], 'next', due, 'after', due)
   else
     finish(p, id, state, e[6], e[7], now, terms.retention, d, terms.report)

@@ -1,8 +1,8 @@
--- Shared step: what many deliveries of one call have in common is read once.
--- Needs types, and p, now and terms, before it. Whoever changes a target's or an endpoint's hash forgets it here.
+-- Shared step: read the targets and endpoints of one call's deliveries once each.
+-- Needs p, now and terms before it. Code that changes a target's or an endpoint's hash must forget it here.
 local targets, endpoints = {}, {}
 
--- {key, slots, used: places taken, closed: until when, ...}; times are Unix ms
+-- {key, slots, used: slots in use, closed: until when, ...}; times are Unix ms
 local function target_of(name)
   local target = targets[name]
   if not target then

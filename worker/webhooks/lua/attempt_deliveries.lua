@@ -1,16 +1,16 @@
 #!lua flags=allow-oom
--- attempt_deliveries.lua: write down how attempts ended, then begin others: all that one worker asks
--- for in one tick of its loop.
+-- attempt_deliveries.lua: record how attempts ended, then begin others: everything that one worker
+-- requests in one tick of its event loop.
 -- Every key is derived from the prefix: those of _delivery.lua
 -- ARGV[1] prefix
 -- ARGV[2] terms, msgpack {concurrency, rate: attempts a second, 0: any, slot, breaker_failures, 0: never,
 --   open, open_max, disable_after, 0: never, retention, max_attempts: charged ones, most_records}; times ms
 -- ARGV[3] ends  ARGV[4] begins, msgpack lists: _record_attempt.lua, _begin_attempt.lua
--- ARGV[5], ARGV[6] the body of the job that reports a delivery's end, before and behind the delivery's id
--- returns {{what became of each end, ...}, {of each begin, ...}}; {'error', text} for one that failed
--- An attempt that a crash cut off stays in the list as it was begun, and is counted. A record counts
--- only for the newest attempt, a begin once for its run: both can be sent again.
--- allow-oom: a full server must be able to end what is there.
+-- ARGV[5], ARGV[6] the body of the job that reports a delivery's end, before and after the delivery's id
+-- returns {{result of each end, ...}, {result of each begin, ...}}; {'error', text} for one that failed
+-- An attempt that a crash interrupted stays in the list as it was begun, and is counted. Both calls are
+-- safe to send again: a record applies only to the newest attempt, a begin once per run.
+-- allow-oom: a full server must be able to end its deliveries.
 --@include types
 --@include put_job
 --@include delivery
@@ -22,7 +22,7 @@ terms.report = {ARGV[5], ARGV[6]}
 --@include record_attempt
 --@include begin_attempt
 
--- One delivery that cannot be read, for what reason ever, is no other's concern.
+-- An error in one delivery must not fail the others of the call.
 local function apart(work, item, more)
   local ok, reply = pcall(work, item, more)
   if ok then
@@ -36,7 +36,7 @@ for i, e in ipairs(cmsgpack.unpack(ARGV[3])) do
   recorded[i] = apart(record, e, freed)
 end
 for name, places in pairs(freed) do
-  -- For one place two may come, so that a target fills up again after a pause.
+  -- Two deliveries for each free slot, so that a target fills up again after a pause.
   if target_of(name).closed <= now then
     promote(p, name, 2 * places)
   end

@@ -4,7 +4,8 @@
 -- ARGV[1] prefix  ARGV[2] delivery id  ARGV[3] job id  ARGV[4] job body  ARGV[5] delay_ms >= 0
 -- ARGV[6] target  ARGV[7] order, or ''  ARGV[8..] field, value, ... of the delivery
 -- returns 1 stored | 0 a delivery of this id exists already, nothing written
--- A target that is closed, or has a line, is joined at its end: no worker is troubled before its turn.
+-- If the target is closed or has parked deliveries, the new one is parked behind them: no worker runs
+-- its job in vain.
 --@include types
 --@include put_job
 --@include delivery
@@ -29,7 +30,7 @@ if order ~= '' then
   redis.call('HSET', KEYS[1], 'order', order)
   local rank = redis.call('ZRANK', line, id)
   if rank > 0 then
-    -- The one before wakes it.
+    -- The delivery before it wakes it at its end.
     due = math.max(due, now + look_ms(25 * rank))
   end
 elseif due == now then

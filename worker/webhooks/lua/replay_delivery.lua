@@ -1,11 +1,12 @@
--- replay_delivery.lua: bring a delivery that has ended back, under the same id, with a new job.
+-- replay_delivery.lua: make an ended delivery pending again, under the same id, with a new job.
 -- KEYS[1] delivery  KEYS[2] attempts  KEYS[3] queue  KEYS[4] job body  KEYS[5] result  KEYS[6] wake token
 --   and those of _delivery.lua
 -- ARGV[1] prefix  ARGV[2] delivery id  ARGV[3] token of this replay, never used before
 -- ARGV[4] job id  ARGV[5] job body  ARGV[6] delay_ms  ARGV[7] deadline_ms from now
--- ARGV[8] sealed secrets, or '' for those that it has
+-- ARGV[8] sealed secrets, or '' to keep the stored ones
 -- returns replayed | unknown | open | endpoint_disabled | secret_needed
 -- Its attempts stay in the list; the policy counts from one again.
+-- The token makes the call safe to send again.
 --@include types
 --@include put_job
 --@include delivery

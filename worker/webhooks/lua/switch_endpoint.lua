@@ -1,7 +1,7 @@
 -- switch_endpoint.lua: enable or disable an endpoint by hand.
 -- KEYS[1] endpoint; and those of _delivery.lua
 -- ARGV[1] prefix  ARGV[2] endpoint  ARGV[3] on | off  ARGV[4] target, or ''  ARGV[5] name, to show
--- returns 1 switched | 0 it was so already
+-- returns 1 switched | 0 nothing changed
 --@include types
 --@include put_job
 --@include delivery
@@ -20,7 +20,7 @@ end
 redis.call('DEL', KEYS[1])
 redis.call('ZREM', p .. 'webhook-disabled', endpoint)
 if ARGV[4] ~= '' then
-  -- It is said to be well: the first attempt need not wait for a probe.
+  -- The operator says that it works, so the breaker closes without a probe.
   redis.call('HDEL', p .. 'webhook-target:' .. ARGV[4], 'failures', 'opens', 'open_until', 'probe', 'probe_until', 'pause')
   promote(p, ARGV[4], 2)
 end
