@@ -1,1 +1,1 @@
-"""Small programs that show one thing each; README.md lists them."""
+"""Small example programs; README.md lists them."""

@@ -1,5 +1,5 @@
 """
-The cache beside SQLAlchemy: read through `get_or_load`, invalidate after the commit.
+Uses the cache with SQLAlchemy: reads with `get_or_load`, invalidates after the commit.
 
     .venv/bin/python -m examples.cache_sqlalchemy
 """
@@ -27,7 +27,7 @@ class Agent(Base):
 
 
 class Agents:
-    """A repository: the only place that knows that there is a cache."""
+    """A repository; only this class uses the cache."""
 
     def __init__(self, sessions: async_sessionmaker[AsyncSession], cache: Cache) -> None:
         self._sessions = sessions
@@ -35,15 +35,15 @@ class Agents:
         self.database_reads = 0
 
     async def get(self, agent_id: str) -> Any:
-        """One process loads, however many ask at once; the others get its answer."""
+        """One process loads, and all concurrent callers get its result."""
         return await self._cache.agents.get_or_load(agent_id, lambda: self._load(agent_id))
 
     async def rename(self, agent_id: str, name: str) -> None:
         async with self._sessions.begin() as session:
             agent = await session.get_one(Agent, agent_id)
             agent.name = name
-        # After the commit. Before it, a reader could load the old row and cache it
-        # once more; a load that is under way now is refused by the cache.
+        # After the commit: before it, a reader could load the old row and cache it
+        # again. The cache refuses the result of a load that started earlier.
         await self._cache.agents.invalidate(agent_id)
 
     async def _load(self, agent_id: str) -> dict[str, str]:

@@ -1,10 +1,10 @@
 """
-Jobs that follow others: `then` chains one, `gather` waits for many.
+Runs jobs after other jobs: `then` after one, `gather` after many.
 
     .venv/bin/python -m examples.chained_jobs
 
-The next job is stored in the step that ends the one before it: a crash in
-between loses neither.
+The following job is stored in the same step that ends the job before it, so a
+crash loses neither.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ async def read_document(_ctx: dict[str, Any], name: str) -> str:
 
 
 async def count_words(_ctx: dict[str, Any], text: str, *, unit: str = "words") -> str:
-    """As the job that follows, it gets the result of the one before first."""
+    """After `then`, the first argument is the result of the job before."""
     return f"{len(text.split())} {unit}"
 
 
 async def merge(_ctx: dict[str, Any], texts: list[str]) -> str:
-    """After `gather`, it gets the list of the results, in the order of the calls."""
+    """After `gather`, the first argument is the list of results, in the order of the calls."""
     return " / ".join(texts)
 
 
@@ -36,7 +36,7 @@ async def main() -> None:
         read = await queue.enqueue(
             "read_document", "a.txt", then=call("count_words", unit="words", job_id="count:a.txt")
         )
-        # The job that follows exists from the moment the first has its result.
+        # When the first job has its result, the following job exists.
         await read.result(timeout_s=60)
         print("chained:", await queue.jobs.get("count:a.txt").result(timeout_s=60))
 

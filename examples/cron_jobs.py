@@ -3,7 +3,7 @@ Jobs by the clock: a cron job that the workers get as a setting, and a schedule 
 
     .venv/bin/python -m examples.cron_jobs
 
-Each tick runs once, whatever the number of workers. Cron expressions are UTC.
+Each tick runs once, however many workers there are. Cron expressions are in UTC.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ def database() -> sqlite3.Connection:
 
 
 async def purge_sessions(_ctx: dict[str, Any]) -> None:
-    """LETTA_WORKER_CRONS names it with its expression: here, every second."""
+    """LETTA_WORKER_CRONS contains its name and expression: here, every second."""
     with closing(database()) as db:
         db.execute("DELETE FROM sessions WHERE expired")
 
@@ -37,7 +37,7 @@ async def count_sessions(_ctx: dict[str, Any], label: str) -> None:
 
 
 async def wait_for(query: str) -> Any:
-    """The first row of a query, as soon as there is one."""
+    """Wait until a query has a row; returns the first."""
     async with asyncio.timeout(DEADLINE_S):
         while True:
             with closing(database()) as db:
@@ -57,7 +57,7 @@ async def main() -> None:
     print("the cron job has deleted the expired sessions")
 
     async with open_queue() as queue:
-        # The same id again changes the schedule; it lives until `unschedule`.
+        # The same id again replaces the schedule; it runs until `unschedule`.
         await queue.schedule("session-report", call("count_sessions", "hourly"), every_s=0.5)
         label, sessions = await wait_for("SELECT * FROM reports")
         print(f"the schedule has written the {label} report: {sessions} session")

@@ -1,9 +1,9 @@
 """
-FastAPI: queue and cache open with the application's lifespan and reach the routes by `Depends`.
+Uses the queue in FastAPI: the application's lifespan opens it, and routes get it by `Depends`.
 
     .venv/bin/python -m examples.fastapi_service
 
-Your own service runs under any ASGI server: `uvicorn examples.fastapi_service:app`.
+The service runs under any ASGI server: `uvicorn examples.fastapi_service:app`.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from letta_redis import JobFailed, JobQueue, QueueUnavailable, ResultTimeout, op
 
 
 async def send_welcome(_ctx: dict[str, Any], address: str) -> str:
-    """Runs in a worker process, so the request does not wait for the mail server."""
+    """Run in a worker process, so the request does not wait for the mail server."""
     return f"welcome mail sent to {address}"
 
 
@@ -54,7 +54,7 @@ class Accepted(BaseModel):
 @app.post("/signups", status_code=202)
 async def sign_up(signup: Signup, queue: Jobs) -> Accepted:
     try:
-        # A request that is repeated while the mail is under way gets the same job.
+        # A repeated request gets the same job until the mail is sent.
         job = await queue.enqueue(
             "send_welcome", signup.address, unique=f"welcome:{signup.address}"
         )
@@ -80,7 +80,7 @@ async def read_job(
 
 
 async def main() -> None:
-    """Start the service and use it as a browser would."""
+    """Start the service and send requests to it."""
     async with serving(app) as url, httpx.AsyncClient(base_url=url, timeout=90) as browser:
         accepted = await browser.post("/signups", json={"address": "ada@example.com"})
         print(accepted.status_code, list(accepted.json()))

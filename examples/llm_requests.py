@@ -1,9 +1,9 @@
 """
-LLM requests: gathered into one batch, each with its own answer or its own error.
+Submits LLM requests that share one batch; each gets its own answer or error.
 
     .venv/bin/python -m examples.llm_requests
 
-Talks to a local OpenAI-compatible server. For OpenAI itself, set
+It uses a local OpenAI-compatible server. For OpenAI itself, set
 LETTA_OPENAI_BASE_URL=https://api.openai.com/v1 and LETTA_OPENAI_API_KEY;
 a batch may take hours there.
 """
@@ -29,7 +29,7 @@ def text_of(answer: dict[str, Any]) -> str:
 
 async def main() -> None:
     async with open_queue() as queue:
-        # A batch costs half as much. It is sent when it is full, old enough, or flushed.
+        # A batch costs half the price. It is sent when it is full, at its maximum age, or by a flush.
         bodies = [chat("one"), chat("please fail"), chat("two")]
         ids = await queue.submit_many(bodies, provider="openai", endpoint=ENDPOINT)
         job = await queue.flush_llm_batches()
@@ -40,7 +40,7 @@ async def main() -> None:
             except RequestFailed as exc:
                 print("error:", exc)
 
-        # An urgent one is sent by itself, at once.
+        # An urgent request is sent at once as a direct call.
         urgent = await queue.submit_llm_request(
             chat("now"), provider="openai", endpoint=ENDPOINT, urgent=True
         )

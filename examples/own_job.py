@@ -1,5 +1,5 @@
 """
-A job of your own: `Transient` runs it again, `Permanent` makes it a dead letter at once.
+Defines a job: `Transient` retries it, `Permanent` makes it a dead letter at once.
 
     .venv/bin/python -m examples.own_job
 """
@@ -15,14 +15,14 @@ from letta_redis import JobFailed, Permanent, Priority, Transient, open_queue
 
 async def charge_card(ctx: dict[str, Any], order_id: str, *, card: str) -> str:
     """
-    A job is a coroutine function that takes arq's `ctx` first; LETTA_WORKER_FUNCTIONS names it.
+    Charge a card. LETTA_WORKER_FUNCTIONS names the job; its first argument is arq's `ctx`.
 
-    It may run more than once, so hand `ctx["job_id"]` to the payment service
+    A job may run more than once, so send `ctx["job_id"]` to the payment service
     as the idempotency key.
     """
     if card == "expired":
         raise Permanent("the card has expired")
-    await asyncio.sleep(0)  # here the call of the payment service
+    await asyncio.sleep(0)  # call the payment service here
     if ctx["job_try"] < 3:
         raise Transient("the payment service is busy")
     return f"{order_id} is paid, in try {ctx['job_try']}"
@@ -44,7 +44,7 @@ async def main() -> None:
         except JobFailed as exc:
             print(f"order-2 failed with {exc}")
         for letter in await queue.dead.list():
-            # `letta-workers dead retry ID` runs it again once its cause is gone.
+            # After the cause is fixed, `letta-workers dead retry ID` runs it again.
             print(f"dead letter: {letter.name}, {letter.reason} after {letter.tries} try")
 
 

@@ -1,8 +1,8 @@
 """
-Runs an example's `main` beside one worker process, on LETTA_REDIS_URL or else an embedded server.
+Runs an example with one worker process, on LETTA_REDIS_URL or else an embedded server.
 
-In production the workers are started by `letta-workers run`, a process
-manager or a container; an example does it for you, so that it is one command.
+In production `letta-workers run`, a process manager or a container starts the
+workers. An example starts one itself, so that it is a single command.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ _STOP_DEADLINE_S = 20.0
 
 def run(main: Callable[[], Awaitable[None]], *, workers: bool = True, **settings: Any) -> None:
     """
-    Run `main` to its end.
+    Run `main` until it returns.
 
     `settings` become LETTA_... variables of this process and of the worker;
-    a variable that you have set yourself wins.
+    variables that are already set take precedence.
     """
     with tempfile.TemporaryDirectory() as home:
         values = {"redis_url": f"embedded://{home}/valkey", "worker_log_level": "ERROR", **settings}
@@ -40,7 +40,7 @@ def run(main: Callable[[], Awaitable[None]], *, workers: bool = True, **settings
 
 
 async def _run(main: Callable[[], Awaitable[None]], *, workers: bool) -> None:
-    # Open during the whole run: an embedded server ends with the process that started it.
+    # The open queue keeps the embedded server running for the worker and for `main`.
     async with open_queue():
         if not workers:
             await main()
@@ -51,7 +51,7 @@ async def _run(main: Callable[[], Awaitable[None]], *, workers: bool) -> None:
 
 @contextmanager
 def worker_process() -> Iterator[None]:
-    """`letta-workers run --count 1` until the block ends."""
+    """Run `letta-workers run --count 1` until the block ends."""
     command = Path(sys.executable).with_name("letta-workers")
     process = subprocess.Popen([command, "run", "--count", "1"], start_new_session=True)
     try:
@@ -72,7 +72,7 @@ async def serving(app: Any) -> AsyncIterator[str]:
     server = uvicorn.Server(uvicorn.Config(app, log_level="warning"))
     task = asyncio.create_task(server.serve(sockets=[listener]))
     try:
-        # The socket listens already: a request waits until the application has started.
+        # The socket listens already, so a request waits until the application has started.
         yield f"http://127.0.0.1:{listener.getsockname()[1]}"
     finally:
         server.should_exit = True

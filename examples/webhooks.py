@@ -1,5 +1,5 @@
 """
-A webhook to an endpoint that fails first: signed, retried, and every attempt on record.
+Sends a signed webhook to an endpoint that fails twice, and shows the recorded attempts.
 
     .venv/bin/python -m examples.webhooks
 """
@@ -27,7 +27,7 @@ DEADLINE_S = 60.0
 
 
 class Receiver:
-    """Somebody else's service: down for its first requests, then it checks the signature."""
+    """A receiver that fails its first requests and then checks the signature."""
 
     def __init__(self) -> None:
         self.requests = 0
@@ -46,7 +46,7 @@ class Receiver:
 async def main() -> None:
     receiver = Receiver()
     async with serving(receiver.app) as url, open_queue() as queue:
-        # The id makes it safe to send again: the receiver gets one webhook.
+        # The id makes sending again safe: the receiver gets one webhook.
         for _ in range(2):
             webhook_id = await queue.send_webhook(
                 f"{url}/hooks",
@@ -56,7 +56,7 @@ async def main() -> None:
             )
         async with asyncio.timeout(DEADLINE_S):
             print("received and verified:", await receiver.events.get())
-            # The worker records the attempt after the receiver has answered it.
+            # The worker records the attempt after the receiver's response.
             while (delivery := await queue.delivery(webhook_id)).ended_at is None:  # noqa: ASYNC110
                 await asyncio.sleep(0.05)
         print(f"{webhook_id} is {delivery.state}")

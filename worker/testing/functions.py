@@ -1,4 +1,4 @@
-"""Registers a test's functions and cron jobs under plain names, without backoff."""
+"""Prepares functions and cron jobs for a testing queue: plain names and no backoff."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ if TYPE_CHECKING:
 
 
 def named(function: Any) -> Function:
-    """Use the plain name: arq names a function inside a test `test_x.<locals>.send_mail`."""
+    """Register it by `__name__`; arq would use `test_x.<locals>.send_mail` for a local function."""
     from arq.worker import Function, func
 
     return function if isinstance(function, Function) else func(function, name=function.__name__)
 
 
 def plain(cron: CronJob) -> Function:
-    """Turn a cron job into a function that no clock calls and whose result a test can read."""
+    """Turn a cron job into a plain function, which keeps its result for the test to read."""
     from arq.worker import Function
 
     return Function(cron.name, cron.coroutine, cron.timeout_s, None, None, cron.max_tries)

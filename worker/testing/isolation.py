@@ -14,7 +14,7 @@ from worker.errors import InvalidArgument
 if TYPE_CHECKING:
     from settings import Settings
 
-# Database 0 is left to direct users of embedded://.
+# Database 0 is for direct uses of embedded://.
 _free_databases = set(range(1, 16))
 
 _LOOPBACK = "127.0.0.0/8,::1/128"
@@ -26,7 +26,7 @@ _SETTINGS: Mapping[str, Any] = {
     "anthropic_base_url": "http://127.0.0.1:9",
     "llm_batch_max_age_s": 0.05,
     "llm_poll_interval_s": 0.05,
-    # There is no other worker that could know an unknown job's name.
+    # No other worker could know a job that this one does not know.
     "worker_park_s": 0,
 }
 _SETTINGS_WITHOUT_BACKOFF: Mapping[str, Any] = {
@@ -53,16 +53,16 @@ def own_database() -> Iterator[str]:
 
 @functools.cache
 def _server_url() -> str:
-    """Start the server once; it ends at exit, because a start takes longer than most tests."""
+    """Start the server once; it runs until exit, because a start takes longer than most tests."""
     return embedded.acquire("embedded://")
 
 
 def isolated_settings(url: str, overrides: Mapping[str, Any], *, retry_at_once: bool) -> Settings:
     """
-    Settings for the server at `url`, from no source but the arguments.
+    Build settings for the server at `url` from the arguments alone.
 
     Raises:
-        InvalidArgument: an override names no field, or the server itself.
+        InvalidArgument: an override is not a field of `Settings`, or is `redis_url`.
     """
     from settings import Settings
 
@@ -70,8 +70,8 @@ def isolated_settings(url: str, overrides: Mapping[str, Any], *, retry_at_once: 
     if unknown:
         raise InvalidArgument(f"not a field of Settings: {', '.join(unknown)}")
     if "redis_url" in overrides:
-        raise InvalidArgument("redis_url: a testing queue brings its own server")
+        raise InvalidArgument("redis_url cannot be set: a testing queue has its own server")
     quick = _SETTINGS_WITHOUT_BACKOFF if retry_at_once else {}
     values = {**_SETTINGS, **quick, **overrides, "redis_url": url}
-    # No variable has this prefix, and there is no file to read.
+    # No variable has this prefix, and no file is read.
     return Settings(_env_prefix="_NO_VARIABLE_", _env_file=None, _secrets_dir=None, **values)

@@ -1,5 +1,5 @@
 # ruff: noqa: PT028  (testing_queue is no test)
-"""Implements testing_queue: composes server, settings, worker and facade, and closes them."""
+"""Provides testing_queue, which opens and closes server, settings, worker and facade for a test."""
 
 from __future__ import annotations
 
@@ -36,20 +36,20 @@ async def testing_queue(
     """
     Open an empty queue on an embedded server, with a worker that runs its jobs at once.
 
-    functions: the jobs, as for a worker; a coroutine function goes by its `__name__`.
-    cron_jobs: run by `queue.trigger(name)` only, never by the clock.
-    ctx: what the jobs find in their context, as an `on_startup` hook would leave it.
+    functions: the jobs, as for a worker; a coroutine function is registered by its `__name__`.
+    cron_jobs: run only by `queue.trigger(name)`, never by the clock.
+    ctx: entries of the jobs' context, as an `on_startup` hook would set them.
     settings: fields of `Settings` by name, such as `{"webhook_secret": "whsec_..."}`.
         Webhooks and LLM requests may reach the loopback interface.
-    run_jobs: False leaves jobs waiting until `queue.drained()`.
-    retry_at_once: False keeps the real delays between tries of jobs and webhooks.
+    run_jobs: if False, jobs wait until `queue.drained()`.
+    retry_at_once: if False, jobs and webhooks have their real delays between tries.
 
-    What runs when the block ends is canceled, and the database is emptied.
+    At the end of the block running jobs are canceled, and the database is emptied.
 
     Raises:
         MissingExtra: a package is missing; the message says what to install.
         EmbeddedServerError: the server did not start, or 15 queues are open already.
-        InvalidArgument: `settings` names no field of `Settings`.
+        InvalidArgument: `settings` contains a name that is not a field of `Settings`.
     """
     _require_packages()
     from worker.app import composition
@@ -117,7 +117,7 @@ async def testing_queue(
                 await client.flushdb()
 
 
-# pytest would collect it as a test because of its name.
+# Because of its name, pytest would collect it as a test.
 testing_queue.__test__ = False  # type: ignore[attr-defined]
 
 

@@ -1,4 +1,4 @@
-"""Extends the facade `JobQueue` for tests: drain, inspect, assert, trigger."""
+"""Extends `JobQueue` for tests: drain the queue, list and assert jobs, trigger cron jobs."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class EnqueuedJob:
 
 @dataclass(frozen=True, slots=True)
 class DrainCounts:
-    """Counts of runs since the queue was opened; `failed` counts dead and aborted jobs."""
+    """Runs since the queue was opened, by outcome; `failed` counts dead and aborted jobs."""
 
     completed: int = 0
     retried: int = 0
@@ -47,7 +47,7 @@ class DrainCounts:
 
 @dataclass(frozen=True, slots=True)
 class _Place:
-    """Where a job is. The `due_ms` of a running job has no meaning."""
+    """Where a job is; `due_ms` has no meaning for a running job."""
 
     id: str
     priority: Priority
@@ -57,13 +57,13 @@ class _Place:
 
 class TestingQueue(JobQueue):
     """
-    The ordinary `JobQueue`, with what a test needs besides.
+    `JobQueue` with methods for tests.
 
-    settings: opens more clients on the same database: `open_queue(queue.settings)`,
+    settings: to open more clients on the same database: `open_queue(queue.settings)`,
         `open_cache(queue.settings)`, or LETTA_REDIS_URL = `queue.settings.redis_url`.
     """
 
-    __test__ = False  # pytest would take the name for a class of tests
+    __test__ = False  # because of its name, pytest would collect it as a test class
 
     def __init__(
         self,
@@ -86,11 +86,10 @@ class TestingQueue(JobQueue):
 
     async def drained(self, *, timeout_s: float = 5.0, scheduled: bool = False) -> DrainCounts:
         """
-        Run jobs until none is left, those included that they enqueue or retry.
+        Run jobs until none is left, including jobs that they enqueue and retries.
 
-        Waits for a job that is due before the timeout and leaves a later one
-        alone; with `scheduled` every waiting job is made due now. Without a
-        worker (`run_jobs=False`) one runs for the duration of the call.
+        Jobs that are due after the timeout stay; with `scheduled` every waiting job
+        is made due now. With `run_jobs=False` a worker runs during the call.
 
         Raises:
             ResultTimeout: jobs are left; the message names them.
@@ -100,7 +99,7 @@ class TestingQueue(JobQueue):
         async with self.working() as (worker, main):
             while True:
                 jobs = await self._unfinished(deadline, scheduled=scheduled)
-                # A job's end reaches the server before its worker counts it.
+                # The server records a job's end before its worker counts it.
                 if not jobs and not worker.has_unsent_ends:
                     return _add(self._counts, worker)
                 if main.done():
@@ -112,10 +111,10 @@ class TestingQueue(JobQueue):
 
     async def enqueued(self, name: str | None = None) -> list[EnqueuedJob]:
         """
-        The jobs that wait, first due first; with a name, only that function's.
+        The waiting jobs in the order of their due times; with a name, only that function's.
 
-        A job that runs or has ended is not among them: open the queue with
-        `run_jobs=False` to see what the code under test enqueues.
+        Running and ended jobs are not included: open the queue with `run_jobs=False`
+        to see what the code under test enqueues.
         """
         places, _ = await self._snapshot()
         waiting = sorted((p for p in places if not p.is_running), key=lambda p: p.due_ms)
@@ -127,7 +126,7 @@ class TestingQueue(JobQueue):
         Return the first waiting job of that name whose arguments begin with `args` and contain `kwargs`.
 
         Raises:
-            AssertionError: there is none; the message lists what waits.
+            AssertionError: there is none; the message lists the waiting jobs.
         """
         waiting = await self.enqueued()
         for job in waiting:
@@ -139,14 +138,14 @@ class TestingQueue(JobQueue):
                 return job
         wanted = _call_text(name, args, kwargs)
         found = "; ".join(_call_text(job.name, job.args, job.kwargs) for job in waiting)
-        raise AssertionError(f"{wanted} is not enqueued; what waits: {found or 'nothing'}")
+        raise AssertionError(f"{wanted} is not enqueued; waiting jobs: {found or 'none'}")
 
     async def trigger(self, name: str) -> Job:
         """
-        Enqueue a cron job, or a job that `schedule` registered, as if its time had come.
+        Enqueue a cron job, or a job that `schedule` registered, as if it were due.
 
         Raises:
-            NotFound: there is none of that name; the message lists the names.
+            NotFound: there is none of that name; the message lists the known names.
         """
         for cron in (name, f"cron:{name}"):
             if cron in self._crons:
@@ -154,7 +153,7 @@ class TestingQueue(JobQueue):
         schedules = {schedule.id: schedule.job for schedule in await self.jobs.schedules()}
         if name not in schedules:
             known = ", ".join([*self._crons, *schedules])
-            raise NotFound(f"no cron job or schedule {name!r}; there are: {known}")
+            raise NotFound(f"no cron job or schedule {name!r}; known: {known}")
         (job,) = await self.enqueue_many([schedules[name]])
         return job
 
@@ -162,7 +161,7 @@ class TestingQueue(JobQueue):
 
     @asynccontextmanager
     async def working(self) -> AsyncIterator[tuple[Worker, asyncio.Task[None]]]:
-        """Run one worker for the block, unless one already runs."""
+        """Run a worker during the block, unless one runs already."""
         if self._working is not None:
             yield self._working
             return
@@ -178,14 +177,14 @@ class TestingQueue(JobQueue):
             self._counts = _add(self._counts, worker)
 
     async def _unfinished(self, deadline: float, *, scheduled: bool) -> list[_Place]:
-        """Return the jobs to wait for; make deferred ones due if asked to."""
+        """The jobs to wait for; with `scheduled`, makes later ones due now."""
         places, now_ms = await self._snapshot()
         left_ms = (deadline - asyncio.get_running_loop().time()) * 1000
         found = []
         for place in places:
             is_later = not place.is_running and place.due_ms > now_ms
             if is_later and scheduled:
-                # XX: the job may have been claimed, or even have ended, since the read.
+                # XX: the job may have been claimed, or have ended, after the snapshot.
                 queue = self._keys.queue(place.priority)
                 await self._client.zadd(queue, {place.id: now_ms}, xx=True)
                 await self._client.zadd(self._keys.wake, {"w": 0})
@@ -195,7 +194,7 @@ class TestingQueue(JobQueue):
         return found
 
     async def _snapshot(self) -> tuple[list[_Place], int]:
-        """Where all jobs are, and the server's time in Unix ms."""
+        """The places of all jobs, and the server's time in Unix ms."""
         async with self._client.pipeline(transaction=True) as pipe:
             pipe.time()
             pipe.zrange(f"{self._keys.queue()}:running", 0, -1)
