@@ -1,4 +1,4 @@
-"""After the end: webhooks of single requests, and files that are left at the provider."""
+"""Tests the jobs after an end: webhooks of requests, and deletion of files at the provider."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from worker import InvalidWebhookURL, JobQueue
 
 pytestmark = pytest.mark.integration
 
-HOOK, OTHER = "http://127.0.0.1:9/told", "http://127.0.0.1:9/other"
+HOOK, OTHER = "http://127.0.0.1:9/hook", "http://127.0.0.1:9/other"
 
 
 @pytest.fixture(scope="module")
@@ -32,8 +32,8 @@ def fake(one_fake: FakeProvider) -> FakeProvider:
     return one_fake
 
 
-async def told(queue: JobQueue) -> list[tuple[str, dict[str, Any]]]:
-    """URL and payload of every webhook so far."""
+async def webhooks_sent(queue: JobQueue) -> list[tuple[str, dict[str, Any]]]:
+    """URL and payload of every webhook that was sent so far."""
     found = []
     async for key in stores_of(queue).client.scan_iter(stores_of(queue).keys.webhook("*")):
         if await stores_of(queue).client.type(key) == b"hash":
@@ -42,12 +42,12 @@ async def told(queue: JobQueue) -> list[tuple[str, dict[str, Any]]]:
     return found
 
 
-async def told_of(queue: JobQueue, count: int) -> list[tuple[str, dict[str, Any]]] | None:
-    found = await told(queue)
+async def webhooks_if_sent(queue: JobQueue, count: int) -> list[tuple[str, dict[str, Any]]] | None:
+    found = await webhooks_sent(queue)
     return found if len(found) == count else None
 
 
-async def test_each_caller_is_told_once_of_the_end_that_they_share(
+async def test_each_caller_of_a_shared_request_gets_one_webhook(
     private_valkey_url: str, fake: FakeProvider
 ) -> None:
     settings = settings_for(private_valkey_url, fake)
@@ -58,7 +58,7 @@ async def test_each_caller_is_told_once_of_the_end_that_they_share(
         await submit(queue, "openai", "silent")
         async with running_worker(settings):
             assert await outcome(queue, id_) == "echo: same"
-            found = await eventually(lambda: told_of(queue, 3))
+            found = await eventually(lambda: webhooks_if_sent(queue, 3))
         assert not await stores_of(queue).client.exists(stores_of(queue).keys.llm_callback(id_))
     whom = sorted((url, payload["id"]) for url, payload in found)
     assert whom == sorted([(HOOK, id_), (HOOK, again), (OTHER, other)])
@@ -67,7 +67,7 @@ async def test_each_caller_is_told_once_of_the_end_that_they_share(
         assert payload["response"]["choices"][0]["message"]["content"] == "echo: same"
 
 
-async def test_an_error_is_told_and_what_a_retry_gives_is_told_again(
+async def test_an_error_and_the_answer_of_its_retry_send_a_webhook_each(
     private_valkey_url: str, fake: FakeProvider
 ) -> None:
     fake.set(outcome="failed", polls=0)
@@ -75,7 +75,7 @@ async def test_an_error_is_told_and_what_a_retry_gives_is_told_again(
     async with open_queue(settings) as queue, running_worker(settings):
         (id_,) = await submit(queue, "openai", "a", webhook_url=HOOK)
         assert await outcome(queue, id_) == "error invalid_request"
-        ((_, payload),) = await eventually(lambda: told_of(queue, 1))
+        ((_, payload),) = await eventually(lambda: webhooks_if_sent(queue, 1))
         assert payload["error"] == {"kind": "invalid_request", "message": "line 1 is not JSON"}
         assert (payload["status"], payload["response"]) == ("failed", None)
         assert await stores_of(queue).client.pttl(stores_of(queue).keys.llm_callback(id_)) > 0
@@ -83,11 +83,11 @@ async def test_an_error_is_told_and_what_a_retry_gives_is_told_again(
         (shown,) = await queue.llm.batches.list()
         assert await queue.llm.batches.retry(shown["id"]) == 1
         assert await outcome(queue, id_) == "echo: a"
-        found = await eventually(lambda: told_of(queue, 2))
+        found = await eventually(lambda: webhooks_if_sent(queue, 2))
     assert sorted(payload["status"] for _, payload in found) == ["failed", "succeeded"]
 
 
-async def test_an_urgent_request_and_a_kept_answer_are_told_as_well(
+async def test_an_urgent_request_and_a_cached_answer_send_webhooks(
     private_valkey_url: str, fake: FakeProvider
 ) -> None:
     settings = settings_for(private_valkey_url, fake, llm_cache_ttl_s=60)
@@ -103,22 +103,22 @@ async def test_an_urgent_request_and_a_kept_answer_are_told_as_well(
             urgent=True,
             webhook_url=OTHER,
         )
-        found = dict(await eventually(lambda: told_of(queue, 2)))
+        found = dict(await eventually(lambda: webhooks_if_sent(queue, 2)))
     texts = {url: row["response"]["choices"][0]["message"]["content"] for url, row in found.items()}
     assert texts == {HOOK: "echo: again", OTHER: "echo: now"}
 
 
-async def test_an_answer_too_large_for_a_webhook_is_asked_for_by_its_id(
+async def test_an_answer_too_large_for_a_webhook_is_fetched_by_its_id(
     private_valkey_url: str, fake: FakeProvider
 ) -> None:
     settings = settings_for(private_valkey_url, fake, webhook_max_body_bytes=1024)
     async with open_queue(settings) as queue, running_worker(settings):
         (id_,) = await submit(queue, "openai", "long " * 500, webhook_url=HOOK)
-        ((_, payload),) = await eventually(lambda: told_of(queue, 1))
+        ((_, payload),) = await eventually(lambda: webhooks_if_sent(queue, 1))
     assert payload == {"id": id_, "status": "succeeded", "response": None, "error": None}
 
 
-async def test_a_url_that_cannot_be_told_is_refused_before_anything_is_stored(
+async def test_an_invalid_webhook_url_is_refused_and_nothing_is_stored(
     valkey_url: str, private_valkey_url: str, fake: FakeProvider
 ) -> None:
     async with open_queue(settings_for(private_valkey_url, fake)) as queue:
@@ -134,7 +134,7 @@ async def ended(queue: JobQueue) -> bool:
 
 
 @pytest.mark.parametrize(("choice", "kept"), [("none", 3), ("input", 2), ("all", 0)])
-async def test_files_of_an_ended_batch_are_deleted_as_the_setting_says(
+async def test_an_ended_batchs_files_are_deleted_by_the_setting(
     private_valkey_url: str, fake: FakeProvider, choice: str, kept: int
 ) -> None:
     settings = settings_for(private_valkey_url, fake, llm_delete_files=choice)
@@ -151,7 +151,7 @@ async def files_are(fake: FakeProvider, count: int) -> bool:
 
 
 @pytest.mark.parametrize("fault", ["drop", "cancelled"])
-async def test_a_file_whose_upload_came_to_nothing_is_found_by_its_name_and_deleted(
+async def test_a_file_of_a_lost_upload_is_found_by_name_and_deleted(
     private_valkey_url: str, fake: FakeProvider, fault: str
 ) -> None:
     fake.set(list_limit=1)
@@ -160,7 +160,7 @@ async def test_a_file_whose_upload_came_to_nothing_is_found_by_its_name_and_dele
     async with open_queue(settings) as queue:
         ids = await submit(queue, "openai", "a")
         if fault == "cancelled":
-            # Its only upload lost its answer, and then nobody wanted it any more.
+            # The reply of its only upload was lost, and then all callers canceled.
             fake.fault("POST", "/v1/files", "status", status=503, times=1000)
         async with running_worker(settings):
             if fault == "cancelled":
@@ -168,12 +168,12 @@ async def test_a_file_whose_upload_came_to_nothing_is_found_by_its_name_and_dele
                 assert await queue.llm.cancel(ids[0])
             assert await outcome(queue, ids[0]) in {"echo: a", "error canceled"}
             await eventually(lambda: ended(queue))
-            # Its results stay, where there are any.
+            # Result files stay, if there are any.
             await eventually(lambda: files_are(fake, 0 if fault == "cancelled" else 1))
     assert fake.calls("GET /v1/files") >= 1
 
 
-async def test_a_provider_that_is_away_holds_up_the_deletion_not_the_answers(
+async def test_an_unavailable_provider_delays_the_deletion_not_the_answers(
     private_valkey_url: str, fake: FakeProvider
 ) -> None:
     fake.fault("DELETE", "/v1/files", "status", status=503, times=2)

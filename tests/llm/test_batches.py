@@ -1,4 +1,4 @@
-"""Batches against a provider that fails in every way that providers do."""
+"""Tests batches against a provider with every kind of fault."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def quick_retries(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("provider", PROVIDERS)
-async def test_items_that_expire_vanish_or_meet_an_overload_are_put_back(
+async def test_expired_missing_and_overloaded_items_are_put_back(
     private_valkey_url: str, fake: FakeProvider, provider: str
 ) -> None:
     texts = ["a", "please fail", "please expire", "please overload", "please vanish"]
@@ -73,7 +73,7 @@ async def test_items_that_expire_vanish_or_meet_an_overload_are_put_back(
 
 
 async def ended(queue: Any, least: int) -> Any:
-    """All batches, once at least so many have ended and none is under way."""
+    """All batches, when at least `count` have ended and none is under way."""
     shown = await queue.llm.batches.list()
     over = [row for row in shown if row["state"] in {"done", "failed"}]
     return shown if len(over) == len(shown) >= least else None
@@ -90,13 +90,13 @@ async def test_an_item_that_never_succeeds_ends_with_its_error(
     assert kinds[0] == "echo: a"
     assert kinds[1] in {"error expired", "error batch_expired"}
     assert kinds[2] == "error missing"
-    # The expired one went again first, the missing one after a second look for its line.
+    # The expired item was resent first, the missing one after a second read of the results.
     assert fake.calls(CREATE[provider]) in {2, 3}
 
 
 @pytest.mark.parametrize("provider", PROVIDERS)
 @pytest.mark.parametrize("fault", ["drop", "lose"])
-async def test_a_submission_without_an_answer_is_looked_for_and_never_made_twice(
+async def test_a_submission_without_a_reply_is_looked_up_not_repeated(
     private_valkey_url: str, fake: FakeProvider, provider: str, fault: str
 ) -> None:
     fake.fault("POST", CREATE[provider].removeprefix("POST "), fault)
@@ -106,12 +106,12 @@ async def test_a_submission_without_an_answer_is_looked_for_and_never_made_twice
         assert await outcomes(queue, ids) == [f"echo: q{n}" for n in range(7)]
         (shown,) = await eventually(lambda: ended(queue, 1))
     assert shown["ambiguous"] == 1
-    # Lost before it was taken: sent once more, after the wait. Taken: adopted.
+    # If the submission was lost, it is sent again after the wait; if it arrived, it is adopted.
     assert len(fake.report()["batches"]) == 1
     assert fake.calls(CREATE[provider]) == (1 if fault == "drop" else 2)
 
 
-async def test_a_foreign_batch_of_the_same_size_is_not_taken_for_ours(
+async def test_a_foreign_batch_of_the_same_size_is_not_adopted(
     private_valkey_url: str, fake: FakeProvider
 ) -> None:
     import anthropic
@@ -127,7 +127,7 @@ async def test_a_foreign_batch_of_the_same_size_is_not_taken_for_ours(
     assert len(fake.report()["batches"]) == 2
 
 
-async def test_the_operator_may_have_ambiguous_batches_fail(
+async def test_ambiguous_batches_fail_if_the_operator_says_so(
     private_valkey_url: str, fake: FakeProvider
 ) -> None:
     fake.fault("POST", "/v1/batches", "lose")
@@ -137,13 +137,13 @@ async def test_the_operator_may_have_ambiguous_batches_fail(
         assert await outcomes(queue, ids) == ["error batch_refused"]
         (shown,) = await eventually(lambda: ended(queue, 1))
         assert "LETTA_LLM_ON_AMBIGUOUS" in shown["error"]
-        # The operator has looked, and lets its requests go again.
+        # The operator has checked and retries the requests.
         assert await queue.llm.batches.retry(shown["id"]) == 1
         assert await outcomes(queue, ids) == ["echo: a"]
 
 
 @pytest.mark.parametrize("provider", PROVIDERS)
-async def test_a_refusal_for_now_is_tried_again_without_suspicion(
+async def test_a_busy_provider_is_retried_without_a_lookup(
     private_valkey_url: str, fake: FakeProvider, provider: str
 ) -> None:
     path = CREATE[provider].removeprefix("POST ")
@@ -159,7 +159,7 @@ async def test_a_refusal_for_now_is_tried_again_without_suspicion(
 
 
 @pytest.mark.parametrize("provider", PROVIDERS)
-async def test_a_batch_that_is_not_found_at_first_is_looked_for_again(
+async def test_a_batch_that_is_not_found_at_first_is_polled_again(
     private_valkey_url: str, fake: FakeProvider, provider: str
 ) -> None:
     fake.set(not_found=2, empty_error_file=True)
@@ -182,7 +182,7 @@ async def test_a_file_refused_for_one_line_fails_that_line_only(
 
 
 @pytest.mark.parametrize("status", [401, 403])
-async def test_a_key_that_is_refused_gives_up_nothing_that_was_submitted(
+async def test_a_refused_key_keeps_submitted_batches(
     private_valkey_url: str, fake: FakeProvider, monkeypatch: pytest.MonkeyPatch, status: int
 ) -> None:
     monkeypatch.setattr("worker.llm.run.LOOK_AGAIN_S", 0.05)
@@ -191,13 +191,13 @@ async def test_a_key_that_is_refused_gives_up_nothing_that_was_submitted(
     async with open_queue(settings) as queue, running_worker(settings):
         ids = await submit(queue, "openai", "a")
         assert await outcomes(queue, ids) == ["echo: a"]
-        # Before anything is paid for, the callers are told at once.
+        # Nothing is paid for yet, so the callers get the error at once.
         fake.fault("POST", "/v1/batches", "status", status=status)
         ids = await submit(queue, "openai", "b")
         assert await outcomes(queue, ids) == ["error batch_refused"]
 
 
-async def test_an_expired_batch_gives_what_is_done_and_the_rest_goes_again(
+async def test_an_expired_batch_keeps_its_results_and_resends_the_rest(
     private_valkey_url: str, fake: FakeProvider
 ) -> None:
     fake.set(outcome="expired")
@@ -208,7 +208,7 @@ async def test_an_expired_batch_gives_what_is_done_and_the_rest_goes_again(
     assert fake.calls(CREATE["openai"]) == 3  # 4, 2, 1
 
 
-async def test_a_request_whose_deadline_comes_near_leaves_its_batch(
+async def test_a_request_close_to_its_deadline_leaves_its_batch(
     private_valkey_url: str, fake: FakeProvider
 ) -> None:
     fake.set(polls=1_000_000)
@@ -219,13 +219,13 @@ async def test_a_request_whose_deadline_comes_near_leaves_its_batch(
         assert await outcome(queue, id_) == "echo: soon"
         shown = await eventually(lambda: ended(queue, 1))
     assert fake.calls("POST /v1/chat/completions") == 1
-    # Nobody waits for the batch any more, so it was not left to run at the provider.
+    # No caller waits for the batch, so it was canceled at the provider.
     assert shown[0]["moved"] == 1
     assert list(fake.report()["status"].values()) == ["cancelled"]
 
 
 @pytest.mark.parametrize("provider", PROVIDERS)
-async def test_cancelling_a_batch_keeps_what_the_provider_has_done(
+async def test_canceling_a_batch_keeps_finished_results(
     private_valkey_url: str, fake: FakeProvider, provider: str
 ) -> None:
     fake.set(polls=1_000_000)
@@ -246,7 +246,7 @@ async def under_way(queue: Any) -> bool:
     return any(row["state"] == "submitted" for row in await queue.llm.batches.list())
 
 
-async def test_a_request_is_cancelled_only_when_no_other_caller_waits_for_it(
+async def test_a_request_is_canceled_only_when_no_caller_waits(
     valkey_url: str, private_valkey_url: str, fake: FakeProvider
 ) -> None:
     settings = settings_for(private_valkey_url, fake)
@@ -261,7 +261,7 @@ async def test_a_request_is_cancelled_only_when_no_other_caller_waits_for_it(
         assert await queue.llm.batches.groups() == []
 
 
-async def test_cancelling_a_group_ends_what_waits_and_what_is_under_way(
+async def test_canceling_a_group_ends_waiting_requests_and_batches(
     private_valkey_url: str, fake: FakeProvider
 ) -> None:
     fake.set(polls=1_000_000)
@@ -281,7 +281,7 @@ async def test_cancelling_a_group_ends_what_waits_and_what_is_under_way(
     assert got[2] == "error canceled"
 
 
-async def test_a_successful_answer_serves_equal_requests_for_as_long_as_it_may(
+async def test_a_cached_answer_serves_equal_requests_until_it_expires(
     private_valkey_url: str, fake: FakeProvider
 ) -> None:
     settings = settings_for(private_valkey_url, fake, llm_cache_ttl_s=60)
@@ -297,7 +297,7 @@ async def test_a_successful_answer_serves_equal_requests_for_as_long_as_it_may(
         assert not anew.startswith(other)
 
 
-async def test_large_answers_are_compressed_and_kept_for_less_long_once_read(
+async def test_large_answers_are_compressed_and_a_read_shortens_the_ttl(
     private_valkey_url: str, fake: FakeProvider
 ) -> None:
     settings = settings_for(private_valkey_url, fake, llm_read_result_ttl_s=50)
@@ -315,10 +315,10 @@ async def test_large_answers_are_compressed_and_kept_for_less_long_once_read(
         assert await stores_of(queue).client.pttl(key) <= 50_000
 
 
-async def test_the_end_of_a_batch_is_told_by_a_webhook(
+async def test_the_end_of_a_batch_sends_a_webhook(
     private_valkey_url: str, fake: FakeProvider
 ) -> None:
-    settings = settings_for(private_valkey_url, fake, llm_webhook_url="http://127.0.0.1:9/told")
+    settings = settings_for(private_valkey_url, fake, llm_webhook_url="http://127.0.0.1:9/hook")
     async with open_queue(settings) as queue, running_worker(settings):
         ids = await submit(queue, "openai", "a")
         await outcomes(queue, ids)
@@ -346,10 +346,10 @@ async def test_a_group_is_flushed_when_any_of_its_limits_is_reached(
     assert sizes <= {3, 4}
 
 
-async def test_a_caller_is_woken_by_an_answer_that_another_process_stores(
+async def test_an_answer_stored_by_another_process_wakes_the_caller(
     private_valkey_url: str, fake: FakeProvider, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # Without the message it would look again after an hour.
+    # Without the message the next poll would be in an hour.
     monkeypatch.setattr("worker.llm.client._ANSWER_POLL_S", 3600.0)
     settings = settings_for(private_valkey_url, fake)
     raw = settings.model_dump(mode="json", exclude_unset=True)
@@ -402,7 +402,7 @@ async def test_many_requests_keep_their_order_and_groups(
             await queue.llm.batches.cancel_group("openai", "chat/completions", model)
 
 
-async def test_urgent_requests_go_to_either_provider_by_themselves(
+async def test_urgent_requests_are_direct_calls_at_either_provider(
     private_valkey_url: str, fake: FakeProvider
 ) -> None:
     settings = settings_for(private_valkey_url, fake)
@@ -417,7 +417,7 @@ async def test_urgent_requests_go_to_either_provider_by_themselves(
     assert fake.report()["batches"] == {}
 
 
-async def test_an_overtaken_run_moves_nothing_and_no_batch_is_done_with_open_requests(
+async def test_an_overtaken_run_moves_nothing_and_open_items_block_the_end(
     private_valkey_url: str, fake: FakeProvider
 ) -> None:
     settings = settings_for(private_valkey_url, fake)
@@ -437,7 +437,7 @@ async def test_an_overtaken_run_moves_nothing_and_no_batch_is_done_with_open_req
         assert fresh is not None
         assert await stores_of(queue).batches.move(stale, BatchState.UPLOADING) == 0
         assert await stores_of(queue).batches.move(fresh, BatchState.UPLOADING) == 1
-        # Sent again after its reply was lost, it is the same move.
+        # A move that is sent again after a lost reply is the same move.
         assert await stores_of(queue).batches.move(fresh, BatchState.UPLOADING) == 1
         moved = fresh.moved(BatchState.UPLOADING, {})
         assert await stores_of(queue).batches.move(moved, BatchState.DONE) == -1

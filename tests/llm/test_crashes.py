@@ -1,4 +1,4 @@
-"""Workers killed at every named point of a batch: nothing lost, one answer, one batch each."""
+"""Kills workers at every named point of a batch: nothing is lost, each request has one answer."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ from worker.llm.grouping import Group, most_parts
 pytestmark = pytest.mark.faults
 
 REQUESTS = 120
-# In the order in which a batch comes by them. `unconfirmed` comes after `submitting`, since the
-# next worker looks for what it finds there.
+# In the order in which a batch reaches them. `unconfirmed` follows `submitting`, because the next
+# worker looks up the submission that it finds there.
 POINTS = {
     "openai": (
         "sealed",
@@ -49,7 +49,7 @@ def fake() -> Iterator[FakeProvider]:
 
 
 async def die_at(point: str, settings: dict[str, Any]) -> None:
-    """A worker process runs until it reaches the point, and is gone with signal 9."""
+    """Run a worker process until it reaches the point and dies by SIGKILL."""
     process = await asyncio.create_subprocess_exec(
         sys.executable,
         "-m",
@@ -69,11 +69,11 @@ async def die_at(point: str, settings: dict[str, Any]) -> None:
 
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("provider", POINTS)
-async def test_a_worker_killed_at_every_point_of_one_batch_loses_and_doubles_nothing(
+async def test_a_worker_killed_at_any_point_of_a_batch_loses_nothing(
     private_valkey_url: str, fake: FakeProvider, provider: str
 ) -> None:
-    # The engine buries a job that took too many workers with it; the cron's flush looks after
-    # the batch all the same.
+    # The job becomes a dead letter after too many worker deaths; the flush of the cron job
+    # rescues the batch.
     overrides = {
         "worker_lease_s": 1,
         "llm_unconfirmed_wait_s": 0.3,
@@ -96,13 +96,13 @@ async def test_a_worker_killed_at_every_point_of_one_batch_loses_and_doubles_not
     assert usage["succeeded"] == REQUESTS
     assert [len(items) for items in fake.report()["batches"].values()] == [REQUESTS]
     assert fake.calls(CREATE[provider]) == 1
-    # Two deaths were ambiguous: before the POST (sent after the look), and after it (adopted).
+    # Two deaths were ambiguous: before the POST (sent after the lookup), and after it (adopted).
     assert shown["ambiguous"] == 2
 
 
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("provider", POINTS)
-async def test_a_worker_killed_while_guilty_lines_are_looked_for_loses_and_doubles_nothing(
+async def test_a_worker_killed_during_a_split_loses_and_doubles_nothing(
     private_valkey_url: str, fake: FakeProvider, provider: str
 ) -> None:
     overrides = {
@@ -126,7 +126,7 @@ async def test_a_worker_killed_while_guilty_lines_are_looked_for_loses_and_doubl
     assert got == [f"echo: q{n}" for n in range(15)]
     assert sum(row["failed"] for row in shown) == 1
     assert sum(row["succeeded"] for row in shown) == 15
-    # Nobody was answered from two batches: each request is in one that was not refused.
+    # No request was answered by two batches: each is in one batch that was not refused.
     report = fake.report()
     taken = [
         id_ for batch, ids in report["batches"].items() for id_ in ids if is_done(report, batch)

@@ -1,4 +1,4 @@
-"""LLM requests through a real worker to an OpenAI-compatible server in its own process."""
+"""Tests LLM requests with a real worker and an OpenAI-compatible server in its own process."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ async def calls(provider: str) -> dict[str, int]:
     return found
 
 
-async def test_requests_one_by_one_are_gathered_by_size_and_each_gets_its_own(
+async def test_single_requests_are_batched_by_size_and_get_their_answers(
     private_valkey_url: str, provider: str
 ) -> None:
     settings = quick_settings(
@@ -65,11 +65,13 @@ async def test_requests_one_by_one_are_gathered_by_size_and_each_gets_its_own(
         ids = [await submit(queue, f"question {n}") for n in range(20)]
         texts = await asyncio.gather(*(text_of(queue, id_) for id_ in ids))
     assert texts == [f"echo: question {n}" for n in range(20)]
-    # One batch or two: the first flush may find all twenty waiting and seals ten at a time.
+    # One batch or two: the first flush may find all twenty waiting, and it seals ten at a time.
     assert await calls(provider) == {"files": 2, "batches": 2}
 
 
-async def test_an_item_s_error_is_its_own(private_valkey_url: str, provider: str) -> None:
+async def test_an_error_of_one_item_affects_no_other(
+    private_valkey_url: str, provider: str
+) -> None:
     settings = quick_settings(
         private_valkey_url, openai_base_url=f"{provider}/v1", llm_batch_max_requests=3
     )
@@ -101,7 +103,7 @@ async def test_a_batch_that_does_not_fill_is_flushed(
         assert await text_of(queue, id_) == "echo: alone"
 
 
-async def test_urgent_and_nearly_due_requests_go_by_themselves(
+async def test_urgent_and_nearly_due_requests_are_direct_calls(
     private_valkey_url: str, provider: str
 ) -> None:
     settings = quick_settings(
@@ -117,7 +119,7 @@ async def test_urgent_and_nearly_due_requests_go_by_themselves(
     assert await calls(provider) == {"chat": 2}
 
 
-async def test_an_endpoint_without_batches_answers_one_by_one(private_valkey_url: str) -> None:
+async def test_an_endpoint_without_batches_gets_direct_calls(private_valkey_url: str) -> None:
     with running("worker.demo.openai_server", ["--no-batches"]) as provider:
         settings = quick_settings(
             private_valkey_url, openai_base_url=f"{provider}/v1", llm_batch_max_requests=4
@@ -129,7 +131,7 @@ async def test_an_endpoint_without_batches_answers_one_by_one(private_valkey_url
         assert await calls(provider) == {"chat": 4}
 
 
-async def test_a_provider_that_is_away_is_tried_again(
+async def test_an_unavailable_provider_is_retried(
     private_valkey_url: str, provider: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("worker.llm.jobs._OUTAGE_BASE_S", 0.01)
@@ -172,7 +174,7 @@ def shared_id(id_: str) -> str:
     return id_.partition(".")[0]
 
 
-async def test_a_submission_cut_off_before_it_was_written_down_is_not_made_twice(
+async def test_a_submission_that_was_not_recorded_is_not_repeated(
     private_valkey_url: str, provider: str
 ) -> None:
     settings = quick_settings(
@@ -183,7 +185,7 @@ async def test_a_submission_cut_off_before_it_was_written_down_is_not_made_twice
         async with running_worker(settings):
             for id_ in ids:
                 await text_of(queue, id_)
-        # As a crash between POST /batches and its record would leave it.
+        # The state after a crash between POST /batches and its record.
         (key,) = [
             k async for k in stores_of(queue).client.scan_iter(stores_of(queue).keys.llm_batch("*"))
         ]
@@ -196,7 +198,7 @@ async def test_a_submission_cut_off_before_it_was_written_down_is_not_made_twice
     assert (await calls(provider))["batches"] == 1
 
 
-async def test_an_unanswered_request_says_so_and_can_be_asked_again(valkey_url: str) -> None:
+async def test_an_unanswered_request_times_out_and_can_be_read_later(valkey_url: str) -> None:
     async with open_queue(quick_settings(valkey_url)) as queue:
         id_ = await submit(queue, "nobody works here")
         with pytest.raises(ResultTimeout):
@@ -233,9 +235,7 @@ async def test_bad_requests_are_refused_at_the_call(private_valkey_url: str) -> 
         assert await stores_of(queue).client.dbsize() == before
 
 
-async def test_nothing_is_left_behind_but_answers_with_a_ttl(
-    private_valkey_url: str, provider: str
-) -> None:
+async def test_only_answers_with_a_ttl_are_left(private_valkey_url: str, provider: str) -> None:
     settings = quick_settings(
         private_valkey_url,
         openai_base_url=f"{provider}/v1",

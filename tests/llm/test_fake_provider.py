@@ -1,4 +1,4 @@
-"""The providers' own SDKs drive our fake: it speaks the protocol, not merely our idea of it."""
+"""Tests the fake provider with the providers' own SDKs, so that it follows the real protocol."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def submit(gpt: openai.OpenAI, *texts: str) -> Any:
 
 
 def ended(look: Callable[[], Any], states: set[str], field: str) -> Any:
-    """Each look moves the fake on, so a few are enough."""
+    """Each poll advances the fake's batch, so a few polls are enough."""
     for _ in range(5):
         batch = look()
         if getattr(batch, field) in states:
@@ -94,7 +94,7 @@ def test_openai_batches_hold_answers_and_errors(gpt: openai.OpenAI) -> None:
     assert bad["c4"]["error"]["code"] == "batch_expired"
 
 
-def test_openai_batches_fail_whole_expire_and_are_cancelled(
+def test_openai_batches_fail_expire_and_are_canceled(
     gpt: openai.OpenAI, fake: FakeProvider
 ) -> None:
     fake.set(outcome="failed")
@@ -166,13 +166,13 @@ def test_openai_single_calls_and_faults(gpt: openai.OpenAI, fake: FakeProvider) 
     assert gpt.batches.retrieve(id_).status == "in_progress"
 
 
-def test_the_official_client_posts_a_batch_again_when_the_answer_is_lost(
+def test_the_official_client_posts_a_batch_twice_after_a_lost_reply(
     fake: FakeProvider,
 ) -> None:
     with openai.OpenAI(base_url=fake.openai_url, api_key="k", max_retries=2) as gpt:
         fake.fault("POST", "/v1/batches", "drop", times=2)
         submit(gpt, "a")
-    # This is what the state `submitting` is for.
+    # The state `submitting` exists for this case.
     assert len(fake.report()["batches"]) == 3
 
 

@@ -1,4 +1,4 @@
-"""Against a provider that none of us wrote: what we send is understood, what it answers we read."""
+"""Tests against an independent provider server: it accepts our requests, and we read its replies."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ async def test_urgent_requests_are_answered_and_their_errors_are_read(
 
 
 @pytest.mark.parametrize("provider", PROVIDERS)
-async def test_a_429_with_its_retry_after_holds_the_request_back_until_it_is_answered(
+async def test_a_429_with_retry_after_delays_the_request_until_answered(
     private_valkey_url: str, foreign: str, provider: str
 ) -> None:
     async with at_work(settings_for(private_valkey_url, foreign)) as queue:
@@ -91,7 +91,7 @@ async def test_a_429_with_its_retry_after_holds_the_request_back_until_it_is_ans
     ],
 )
 @pytest.mark.parametrize("by_itself", [True, False])
-async def test_responses_and_embeddings_are_answered_by_themselves_and_in_batches(
+async def test_responses_and_embeddings_work_as_direct_calls_and_in_batches(
     private_valkey_url: str,
     foreign: str,
     endpoint: str,
@@ -132,7 +132,7 @@ async def test_a_submission_of_ours_is_found_in_a_foreign_list_by_its_tag(
         ids = await submit(queue, "openai", "a")
         async with running_worker(settings):
             shown = await eventually(lambda: in_state(queue, "submitted"))
-        # As a crash between the submission and its record would leave it.
+        # The state after a crash between the submission and its record.
         row = {"state": "submitting", "provider_id": ""}
         await stores_of(queue).batches.note(shown["id"], **row)
         await queue.llm.batches.retry(shown["id"])
@@ -146,7 +146,7 @@ async def test_a_submission_of_ours_is_found_in_a_foreign_list_by_its_tag(
 @pytest.mark.parametrize(
     ("how", "kind"), [("failed", "mock_failure"), ("expired", "missing"), ("cancelled", "missing")]
 )
-async def test_batches_that_end_badly_tell_every_request_so(
+async def test_every_request_of_a_failed_batch_gets_an_error(
     private_valkey_url: str,
     foreign: str,
     monkeypatch: pytest.MonkeyPatch,
@@ -168,8 +168,8 @@ async def test_batches_that_end_badly_tell_every_request_so(
         await eventually(lambda: ended(queue))
 
 
-async def test_cancelling_reaches_a_foreign_provider(private_valkey_url: str, foreign: str) -> None:
-    # It ends at its second look: the cancelling comes between.
+async def test_canceling_reaches_a_foreign_provider(private_valkey_url: str, foreign: str) -> None:
+    # The batch ends at its second poll; the cancellation comes before that.
     settings = settings_for(private_valkey_url, foreign, llm_poll_interval_s=3600)
     async with at_work(settings) as queue:
         ids = await submit(queue, "openai", "a", "b")
@@ -183,7 +183,7 @@ async def test_cancelling_reaches_a_foreign_provider(private_valkey_url: str, fo
     assert found.json()["status"] == "cancelled"
 
 
-async def test_a_messages_endpoint_without_batches_answers_one_by_one(
+async def test_a_messages_endpoint_without_batches_gets_direct_calls(
     private_valkey_url: str, foreign: str
 ) -> None:
     async with at_work(settings_for(private_valkey_url, foreign)) as queue:

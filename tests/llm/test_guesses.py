@@ -1,8 +1,8 @@
 """
-Batches that were found by time and size alone: Anthropic's list does not say whose one is.
+Tests batches that were adopted by time and size alone: Anthropic's list shows no owner.
 
-Two of ours may so hold each other's. Their results tell; until then neither may be sent again,
-and neither cancelled.
+Two of our batches may adopt each other's submission. Their results show it; until then neither
+may be sent again or canceled.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def settings(private_valkey_url: str, fake: FakeProvider) -> Settings:
 
 @asynccontextmanager
 async def two_submitted(settings: Settings) -> AsyncIterator[tuple[JobQueue, list[str], list[str]]]:
-    """A queue, its two requests, and their batches, one a model, at the provider."""
+    """A queue, its two requests, and their batches (one per model) at the provider."""
     async with open_queue(settings) as queue:
         async with running_worker(settings):
             ids = [
@@ -79,7 +79,7 @@ async def remotes(queue: JobQueue, batches: list[str]) -> list[bytes]:
     return list(rows)
 
 
-async def test_two_that_hold_each_others_find_their_own_and_send_nothing_again(
+async def test_two_swapped_guesses_are_corrected_without_a_new_submission(
     settings: Settings, fake: FakeProvider
 ) -> None:
     async with two_submitted(settings) as (queue, ids, batches):
@@ -93,18 +93,18 @@ async def test_two_that_hold_each_others_find_their_own_and_send_nothing_again(
     assert fake.calls(CREATE["anthropic"]) == 2
 
 
-async def test_what_another_holds_on_a_guess_is_waited_for(
+async def test_a_match_that_another_batch_guessed_is_waited_for(
     settings: Settings, fake: FakeProvider
 ) -> None:
     async with two_submitted(settings) as (queue, ids, batches):
         first, second = await remotes(queue, batches)
         await guess(queue, batches[1], first)
-        # As if its run had died after the POST. Nothing that is free fits: its own is held.
+        # As if the run had died after the POST. Its own submission is held by the other batch.
         row = {"state": "submitting", "provider_id": "", "refused": second}
         await stores_of(queue).client.hset(stores_of(queue).keys.llm_batch(batches[0]), mapping=row)
         async with running_worker(settings):
             before = fake.calls(LIST)
-            # With two lists a look, these are looks of well over the time to wait.
+            # With two lists per lookup, these lookups take longer than the wait.
             await eventually(lambda: _is(fake.calls(LIST) >= before + 12))
             fake.set(polls=0)
             assert [await outcome(queue, id_) for id_ in ids] == ["echo: x", "echo: y"]
@@ -112,7 +112,7 @@ async def test_what_another_holds_on_a_guess_is_waited_for(
     assert fake.calls(CREATE["anthropic"]) == 2
 
 
-async def test_one_that_may_be_anothers_is_not_cancelled_when_nobody_waits(
+async def test_a_guessed_batch_is_not_canceled_when_nobody_waits(
     settings: Settings, fake: FakeProvider
 ) -> None:
     async with two_submitted(settings) as (queue, ids, batches):
@@ -121,7 +121,7 @@ async def test_one_that_may_be_anothers_is_not_cancelled_when_nobody_waits(
         assert await queue.llm.cancel(ids[1])
         before = looks(fake)
         async with running_worker(settings):
-            # Three looks by each of the two: time enough to cancel it.
+            # Three polls by each of the two would be enough to cancel it.
             await eventually(lambda: _is(looks(fake) >= before + 6))
             fake.set(polls=0)
             assert await outcome(queue, ids[0]) == "echo: x"

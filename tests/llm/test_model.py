@@ -1,9 +1,9 @@
 """
-LLM requests and batches against a model: any order of intake, seal, run, crash, end, cancel, retry.
+Tests LLM requests and batches against a model, with operations and crashes in any order.
 
-The server is real, the provider does what the machine says. After every step each request is in
-exactly one place or has exactly one answer, which never changes; limits hold; sums are right; no
-batch was taken by the provider twice, or cancelled there while anybody waited for it.
+The server is real; the state machine controls the provider. After every step each request is in
+exactly one place or has exactly one answer, which never changes; limits hold; sums are right; the
+provider accepted no batch twice, and no batch was canceled there while a caller waited.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ pytestmark = pytest.mark.property
 CHAT = "/v1/chat/completions"
 GROUP = Group("openai", CHAT, "m")
 PLAIN = options_of()
-# Smaller than the settings allow, so that a few short requests fill a batch.
+# Smaller than the settings allow: a few short requests fill a batch.
 OPTIONS = replace(
     PLAIN,
     llm=replace(PLAIN.llm, batch_max_requests=5, batch_max_bytes=400, batch_max_age_s=1),
@@ -60,7 +60,7 @@ POINTS = [
     "split",
     "ended",
 ]
-# What a request may end with besides its answer, without anybody having cancelled it.
+# Errors that may end a request that nobody canceled.
 ERRORS = {"invalid_prompt", "invalid_request", "batch_expired", "missing"}
 VERDICTS = st.lists(
     st.sampled_from(["ok", "ok", "invalid", "expired", "missing"]), min_size=1, max_size=5
@@ -68,11 +68,11 @@ VERDICTS = st.lists(
 
 
 class Crash(Exception):
-    """The process ends here."""
+    """Simulates the death of the process."""
 
 
 class Model(RuleBasedStateMachine):
-    """`open`: id -> its text; `ended`: id -> the answer that was seen first."""
+    """`open`: id -> text of the request; `ended`: id -> the first answer that was read."""
 
     url = ""
 
@@ -89,7 +89,7 @@ class Model(RuleBasedStateMachine):
         self.crash_at = ""
         self.open: dict[str, str] = {}
         self.texts: dict[str, str] = {}
-        self.callers: dict[str, list[str]] = defaultdict(list)  # who has not given it up
+        self.callers: dict[str, list[str]] = defaultdict(list)  # callers that have not canceled
         self.shared: dict[str, str] = {}  # text -> the open request that equal ones join
         self.dated: set[str] = set()
         self.may_be_canceled: set[str] = set()
@@ -195,7 +195,7 @@ class Model(RuleBasedStateMachine):
         caller = self.callers[id_].pop(number % len(self.callers[id_]))
         assert self.run(self.queue.llm.cancel(caller))
         if self.callers[id_]:
-            # It has left: that it says so again is nobody else's loss.
+            # This caller has canceled before: a second time must change nothing.
             assert self.run(self.queue.llm.cancel(caller))
             assert self.run(self.stores.requests.is_open(id_))
         else:
@@ -248,7 +248,7 @@ class Model(RuleBasedStateMachine):
 
     @rule(number=st.integers(0, 50), at_once=st.integers(1, 2), point=st.sampled_from(POINTS))
     def run_batch(self, number: int, at_once: int, point: str) -> None:
-        """One batch, perhaps by two workers, perhaps into a crash."""
+        """Run one batch, perhaps by two workers, perhaps into a crash."""
         batch_id = pick(self.under_way(), number)
         if batch_id is not None:
             self.crash_at = point
@@ -273,7 +273,7 @@ class Model(RuleBasedStateMachine):
 
     @rule(rounds=st.integers(1, 3), verdicts=VERDICTS)
     def work(self, rounds: int, verdicts: list[str]) -> None:
-        """A stretch in which all goes its way."""
+        """Let everything succeed for a while."""
         self.seal(2)
         for _ in range(rounds):
             self.run_batches()
@@ -373,7 +373,7 @@ class Model(RuleBasedStateMachine):
         found = {
             id_.decode() for id_ in self.run(self.client.zrange(self.keys.llm_underway, 0, -1))
         }
-        # In the order in which they were first seen: a failure can be played again.
+        # In the order of their first appearance, so that a failure can be replayed.
         self.seen += sorted(found.difference(self.seen))
         return [id_ for id_ in self.seen if id_ in found]
 
@@ -391,7 +391,7 @@ class Model(RuleBasedStateMachine):
         self.runner.close()
 
     def work_off(self) -> None:
-        """However it stands: from here on with a good provider, everything ends."""
+        """From any state, everything ends once the provider works."""
         for _ in range(60):
             self.seal(1)
             self.run_batches()
@@ -424,7 +424,7 @@ def pick(ids: list[str], number: int) -> str | None:
 
 
 async def go(work: Any) -> None:
-    """A job's run: cut off, or to be run again later, as the engine would."""
+    """Run a job; a crash or a retry ends the run, as in the engine."""
     try:
         await work
     except (Crash, Retry):

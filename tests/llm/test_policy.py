@@ -1,4 +1,4 @@
-"""What answers mean, what becomes of items and of suspect batches: no server, no clock."""
+"""Tests how answers are read and what is decided about items and unconfirmed batches."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ ABSENT, UNSEEN = LookupResult(), LookupResult(complete=False)
         (RETRYABLE, 3, -1.0, Fate.ANSWER),
     ],
 )
-def test_an_item_is_finished_put_back_or_sent_by_itself(
+def test_an_item_is_answered_put_back_or_sent_as_a_direct_call(
     answer: Answer, tries: int, left_s: float | None, fate: Fate
 ) -> None:
     assert decide_fate(answer, tries=tries, max_tries=3, left_s=left_s, margin_s=120) is fate
@@ -63,7 +63,7 @@ def test_an_item_is_finished_put_back_or_sent_by_itself(
         (ABSENT, OnAmbiguous.FAIL, 121, UnconfirmedDecision.FAIL),
     ],
 )
-def test_a_suspect_batch_is_sent_again_only_when_it_was_not_there(
+def test_an_unconfirmed_batch_is_resent_only_after_a_complete_lookup(
     lookup: LookupResult, choice: OnAmbiguous, age_s: float, decision: UnconfirmedDecision
 ) -> None:
     found = decide_unconfirmed(lookup, on_ambiguous=choice, age_s=age_s, wait_s=120)
@@ -107,7 +107,7 @@ def test_lines_of_anthropic_are_read(result: Any, kind: str, retryable: bool) ->
     assert (answer.kind, answer.retryable) == (kind, retryable)
 
 
-def test_usage_is_counted_in_either_provider_s_words() -> None:
+def test_usage_is_read_by_either_providers_field_names() -> None:
     openai = {
         "prompt_tokens": 10,
         "completion_tokens": 5,
@@ -140,14 +140,14 @@ def test_usage_is_counted_in_either_provider_s_words() -> None:
         ),
     ],
 )
-def test_what_a_provider_asks_to_wait_is_read(
+def test_the_requested_wait_of_a_provider_is_read(
     headers: dict[str, str], wait_s: float | None
 ) -> None:
     assert retry_after_s(httpx.Headers(headers)) == wait_s
 
 
 @pytest.mark.parametrize("size", [10, 100_000])
-def test_an_answer_survives_its_storage(size: int) -> None:
+def test_a_stored_answer_is_read_back_unchanged(size: int) -> None:
     answer = Answer(body={"text": "x" * size}, kind="", message="")
     data = encode_answer(answer)
     assert decode_answer(data) == answer
@@ -174,6 +174,6 @@ def test_an_anthropic_request_needs_its_max_tokens() -> None:
     assert good.tokens > 50
 
 
-def test_a_refused_single_call_keeps_its_kind() -> None:
+def test_a_refused_direct_call_keeps_its_error_kind() -> None:
     error = {"type": "error", "error": {"type": "invalid_request_error", "message": "no"}}
     assert read_response(400, error) == Answer(kind="invalid_request_error", message="no")

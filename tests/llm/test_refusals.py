@@ -1,4 +1,4 @@
-"""Batches that the provider refuses whole: the guilty lines fail, the others are answered."""
+"""Tests batches that the provider refuses: rejected lines fail, the others are answered."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ async def all_ended(queue: JobQueue) -> list[dict[str, Any]] | None:
     ("provider", "poison_at"),
     [("openai", "validation"), ("openai", "create"), ("openai", "upload"), ("anthropic", "create")],
 )
-async def test_a_line_that_is_not_named_is_found_by_halves_and_fails_alone(
+async def test_an_unnamed_rejected_line_is_found_by_halving_and_fails_alone(
     private_valkey_url: str, fake: FakeProvider, provider: str, poison_at: str
 ) -> None:
     fake.set(poison_at=poison_at, polls=0)
@@ -56,7 +56,7 @@ async def test_a_line_that_is_not_named_is_found_by_halves_and_fails_alone(
         shown = await eventually(lambda: all_ended(queue))
     assert got.pop(11) == "error invalid_request"
     assert got == [f"echo: q{n}" for n in range(GOOD)]
-    # 32 requests are halved five times: two batches for each halving, and the first.
+    # 32 requests are halved five times: two batches per halving, and the original.
     assert len(shown) == 11
     sent = CREATE[provider] if poison_at != "upload" else "POST /v1/files"
     assert fake.calls(sent) == 11
@@ -65,7 +65,7 @@ async def test_a_line_that_is_not_named_is_found_by_halves_and_fails_alone(
     assert {row["state"] for row in shown if row["split_from"] is None} == {"failed"}
 
 
-async def test_a_refused_batch_holds_up_no_other_of_its_group(
+async def test_a_refused_batch_delays_no_other_batch_of_its_group(
     private_valkey_url: str, fake: FakeProvider
 ) -> None:
     fake.set(polls=0)
@@ -78,7 +78,7 @@ async def test_a_refused_batch_holds_up_no_other_of_its_group(
     assert got == ["echo: a", bad, bad, "echo: b", *(f"echo: q{n}" for n in range(8))]
 
 
-async def test_where_too_many_lines_are_guilty_the_rest_goes_one_by_one(
+async def test_after_too_many_splits_the_rest_is_sent_as_direct_calls(
     private_valkey_url: str, fake: FakeProvider, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("worker.llm.refusals.most_parts", lambda _size: 6)
@@ -95,13 +95,13 @@ async def test_where_too_many_lines_are_guilty_the_rest_goes_one_by_one(
     assert fake.calls("POST /v1/chat/completions") == 16
 
 
-async def test_the_others_of_a_refused_file_go_again_without_using_up_a_try(
+async def test_accepted_lines_of_a_refused_file_use_up_no_try(
     private_valkey_url: str, fake: FakeProvider
 ) -> None:
     fake.set(outcome="failed", polls=0)
     settings = settings_for(private_valkey_url, fake, llm_item_max_tries=1)
     async with open_queue(settings) as queue, running_worker(settings):
-        # Each file is refused for its first line, and so each request fails alone, in the end.
+        # Each file is refused for its first line, so in the end each request fails alone.
         ids = await submit(queue, "openai", "a", "b", "c")
         assert await outcomes(queue, ids) == ["error invalid_request"] * 3
         shown = await eventually(lambda: all_ended(queue))
@@ -111,7 +111,7 @@ async def test_the_others_of_a_refused_file_go_again_without_using_up_a_try(
 @pytest.mark.parametrize(
     ("code", "batches"), [("token_limit_exceeded", 2), ("billing_hard_limit_reached", 1)]
 )
-async def test_a_refusal_for_no_line_s_sake_is_not_looked_through(
+async def test_a_refusal_of_the_whole_batch_is_not_split(
     private_valkey_url: str, fake: FakeProvider, code: str, batches: int
 ) -> None:
     fake.set(outcome="failed", failed_code=code, polls=0)
@@ -120,11 +120,11 @@ async def test_a_refusal_for_no_line_s_sake_is_not_looked_through(
         ids = await submit(queue, "openai", "a", "b", "c")
         assert await outcomes(queue, ids) == [f"error {code}"] * 3
         shown = await eventually(lambda: all_ended(queue))
-    # What may pass goes again as often as an item may.
+    # A transient error is retried up to the item's limit.
     assert len(shown) == batches
 
 
-async def test_one_that_is_left_of_a_refused_file_is_not_blamed_for_the_others(
+async def test_the_last_open_line_is_not_rejected_for_the_other_lines(
     private_valkey_url: str, fake: FakeProvider
 ) -> None:
     fake.set(polls=1_000_000)
@@ -141,7 +141,7 @@ async def submitted(queue: JobQueue) -> bool:
     return any(row["state"] == "submitted" for row in await queue.llm.batches.list())
 
 
-async def test_a_part_that_its_run_left_unfinished_is_carried_on(
+async def test_an_unfinished_split_is_continued(
     private_valkey_url: str, fake: FakeProvider, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("worker.llm.batch_reads.PAGE", 3)
@@ -175,6 +175,6 @@ async def test_a_part_that_its_run_left_unfinished_is_carried_on(
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 500, 50_000, 100_000])
-def test_the_search_for_guilty_lines_is_logarithmic_in_the_batch(size: int) -> None:
+def test_the_search_for_rejected_lines_is_logarithmic_in_the_batch(size: int) -> None:
     halvings = (size - 1).bit_length()
     assert 2 * halvings <= most_parts(size) <= max(16 * halvings, 16)

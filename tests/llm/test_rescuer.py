@@ -1,4 +1,4 @@
-"""No request and no batch stays open without a job, whatever became of its last one."""
+"""Tests that open requests and batches get a new job when theirs was lost."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ async def urgent(queue: JobQueue, text: str) -> str:
 
 
 async def lose(queue: JobQueue, job_id: str, *, reason: str | None = None) -> None:
-    """As the engine leaves a dead job, or as a purge leaves none."""
+    """Remove a job, as a dead letter with `reason` or as a purge."""
     raw = await stores_of(queue).client.get(stores_of(queue).keys.job(job_id))
     assert raw is not None
     await stores_of(queue).client.delete(stores_of(queue).keys.job(job_id))
@@ -51,7 +51,7 @@ async def lose(queue: JobQueue, job_id: str, *, reason: str | None = None) -> No
 
 
 @pytest.mark.parametrize("reason", [None, "poison", "undecodable"])
-async def test_a_request_that_lost_its_job_gets_another_and_is_answered(
+async def test_a_request_without_its_job_gets_a_new_one_and_is_answered(
     private_valkey_url: str, fake: FakeProvider, reason: str | None
 ) -> None:
     settings = settings_for(private_valkey_url, fake)
@@ -59,7 +59,7 @@ async def test_a_request_that_lost_its_job_gets_another_and_is_answered(
         id_ = await urgent(queue, "hello")
         await lose(queue, f"llm:single:{id_}", reason=reason)
         context = build_llm_context(settings, stores_of(queue))
-        # A look at once finds nothing idle; a later one does.
+        # A check at once finds nothing idle; a later one does.
         assert await rescue_orphans(context, idle_s=60) == 0
         assert await rescue_orphans(context) == 1
         assert await rescue_orphans(context) == 0
@@ -69,7 +69,7 @@ async def test_a_request_that_lost_its_job_gets_another_and_is_answered(
         assert await stores_of(queue).client.zcard(stores_of(queue).keys.llm_single) == 0
 
 
-async def test_a_request_whose_job_is_lost_again_and_again_ends_with_an_error(
+async def test_a_request_whose_job_is_lost_too_often_ends_with_an_error(
     private_valkey_url: str, fake: FakeProvider
 ) -> None:
     settings = settings_for(private_valkey_url, fake)
@@ -84,12 +84,12 @@ async def test_a_request_whose_job_is_lost_again_and_again_ends_with_an_error(
         with pytest.raises(RequestFailed, match="poison") as caught:
             await queue.llm_result(id_, timeout_s=5)
         assert caught.value.kind == "job_lost"
-        # The dead letter stays, for the operator to look at.
+        # The dead letter stays for the operator.
         assert await queue.dead.count() == 1
         assert await stores_of(queue).client.zcard(stores_of(queue).keys.llm_single) == 0
 
 
-async def test_a_batch_that_lost_its_job_gets_another_however_often(
+async def test_a_batch_without_its_job_always_gets_a_new_one(
     private_valkey_url: str, fake: FakeProvider
 ) -> None:
     fake.set(polls=1_000_000)
@@ -119,7 +119,7 @@ async def nothing_under_way(queue: JobQueue) -> bool:
     )
 
 
-async def test_the_workers_look_by_themselves(
+async def test_workers_run_the_rescuer_by_cron(
     private_valkey_url: str, fake: FakeProvider, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("worker.llm.rescuer._IDLE_S", 0.0)

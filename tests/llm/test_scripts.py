@@ -1,4 +1,4 @@
-"""The scripts of the LLM half, each by itself: what is atomic, what is compared, what stays."""
+"""Tests each LLM script alone: atomicity, compare-and-set and repeated calls."""
 
 from __future__ import annotations
 
@@ -60,10 +60,10 @@ async def members(queue: JobQueue, batch_id: str) -> list[str]:
     return [id_ async for page in stores_of(queue).batches.ids(batch_id) for id_ in page]
 
 
-async def test_many_that_seal_at_once_neither_lose_nor_double_a_request(
+async def test_concurrent_seals_neither_lose_nor_double_a_request(
     queue: JobQueue, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # Small chunks, so that the sealers take turns in the middle of a batch.
+    # Small chunks, so that the sealers alternate within a batch.
     monkeypatch.setattr("worker.llm.batches._SEAL_CHUNK", 7)
     ids = await hand_in(queue, 1000)
 
@@ -81,30 +81,30 @@ async def test_many_that_seal_at_once_neither_lose_nor_double_a_request(
     assert waiting == {"requests": 0, "bytes": 0, "tokens": 0}
 
 
-async def test_a_sealed_batch_takes_in_no_more(queue: JobQueue) -> None:
+async def test_a_sealed_batch_accepts_no_request(queue: JobQueue) -> None:
     await hand_in(queue, 5)
     assert await seal(queue, "b", most=3) == 3
-    # Sent again after its reply was lost, it is the same sealing.
+    # A seal that is sent again after a lost reply is the same seal.
     assert await seal(queue, "b", most=100) == 3
     assert len(await members(queue, "b")) == 3
     assert (await stores_of(queue).batches.waiting(GROUP))["requests"] == 2
 
 
-async def test_a_batch_stays_below_its_bytes(queue: JobQueue) -> None:
+async def test_a_batch_stays_within_its_byte_limit(queue: JobQueue) -> None:
     await hand_in(queue, 10)
     size = (await stores_of(queue).batches.waiting(GROUP))["bytes"] // 10
     assert await seal(queue, "b", most_bytes=4 * size + 1) == 4
-    # One request alone may be larger than a batch: it goes by itself, and blocks nobody.
+    # A request larger than a batch gets its own batch and blocks no other.
     assert await seal(queue, "c", most_bytes=1) == 1
 
 
-async def test_a_move_counts_only_from_the_state_in_which_the_batch_is(queue: JobQueue) -> None:
+async def test_a_move_from_another_state_is_refused(queue: JobQueue) -> None:
     await hand_in(queue, 1)
     await seal(queue, "b")
     batch = await stores_of(queue).batches.take("b")
     assert batch is not None
     assert await stores_of(queue).batches.move(batch, BatchState.UPLOADING) == 1
-    # The same run, but as if it did not know how far it has come.
+    # The same run with an outdated state.
     assert await stores_of(queue).batches.move(batch, BatchState.SUBMITTING) == 0
     found = await stores_of(queue).batches.read("b")
     assert found is not None
@@ -144,7 +144,7 @@ async def test_the_sum_of_a_batch_is_the_sum_of_its_items(queue: JobQueue) -> No
     assert (shown["succeeded"], shown["failed"], shown["outstanding"]) == (2, 1, 0)
 
 
-async def test_over_the_memory_watermark_every_way_in_is_refused_and_stores_nothing(
+async def test_over_the_memory_limit_every_submission_is_refused(
     tmp_path: Path,
 ) -> None:
     options = PoolOptions()
@@ -164,14 +164,14 @@ async def test_over_the_memory_watermark_every_way_in_is_refused_and_stores_noth
             assert await client.dbsize() == 0
 
 
-async def test_a_split_moves_what_is_open_there_and_no_more(queue: JobQueue) -> None:
+async def test_a_split_moves_only_open_requests(queue: JobQueue) -> None:
     ids = await hand_in(queue, 4)
     await seal(queue, "old")
     old = await stores_of(queue).batches.take("old")
     assert old is not None
     await stores_of(queue).requests.answer(ids[0], Answer(body={}))
     job = stores_of(queue).prepared.batch("new")
-    # Sent again after its reply was lost, it is the same move.
+    # A split that is sent again after a lost reply is the same split.
     for _ in range(2):
         assert await stores_of(queue).batches.split(old, "new", ids, seal=True, job=job)
         assert await members(queue, "new") == ids[1:]
@@ -181,7 +181,7 @@ async def test_a_split_moves_what_is_open_there_and_no_more(queue: JobQueue) -> 
     assert (part["bytes"], part["estimated_tokens"]) > (0, 0)
 
 
-async def test_a_part_that_was_sealed_takes_in_no_more(queue: JobQueue) -> None:
+async def test_a_sealed_split_batch_accepts_no_request(queue: JobQueue) -> None:
     ids = await hand_in(queue, 2)
     await seal(queue, "old")
     old = await stores_of(queue).batches.take("old")
@@ -193,8 +193,8 @@ async def test_a_part_that_was_sealed_takes_in_no_more(queue: JobQueue) -> None:
     assert (await queue.llm.batches.get("old"))["outstanding"] == 1
 
 
-async def test_whom_to_tell_is_kept_as_long_as_the_request(queue: JobQueue) -> None:
-    url = "https://example.com/told"
+async def test_callbacks_are_kept_as_long_as_the_request(queue: JobQueue) -> None:
+    url = "https://example.com/hook"
     (id_,) = await queue.submit_many([body("a")], provider="openai", endpoint=CHAT, webhook_url=url)
     key = stores_of(queue).keys.llm_callback(id_)
     assert await stores_of(queue).client.pttl(key) == -1
@@ -207,7 +207,7 @@ async def test_whom_to_tell_is_kept_as_long_as_the_request(queue: JobQueue) -> N
     assert await stores_of(queue).client.pttl(key) == -1
 
 
-async def test_one_odd_request_gives_nobody_anothers_id(queue: JobQueue) -> None:
+async def test_an_invalid_request_shifts_no_ids(queue: JobQueue) -> None:
     async def ask(number: int) -> str:
         asked = body(f"q{number}")
         if number % 5 == 0:

@@ -1,4 +1,4 @@
-"""Credentials go only where they were meant to go, whatever somebody wrote into the server."""
+"""Tests that credentials are sent only to their hosts, even if the server's data is forged."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ async def test_a_forged_endpoint_gets_no_key(
         5,
     ],
 )
-def test_a_stored_group_that_was_never_handed_in_is_refused(row: Any) -> None:
+def test_a_forged_stored_group_is_refused(row: Any) -> None:
     with pytest.raises(Undecodable):
         decode_group(codec.encode(row))
 
@@ -111,7 +111,7 @@ async def test_a_request_whose_endpoint_was_forged_ends_as_undecodable(
 
 
 @pytest.mark.parametrize("field", ["url", "secret"])
-async def test_a_sealed_secret_goes_to_no_other_url(private_valkey_url: str, field: str) -> None:
+async def test_a_sealed_secret_is_sent_to_no_other_url(private_valkey_url: str, field: str) -> None:
     seen: list[Headers] = []
 
     async def take(_path: str, headers: Headers, _body: bytes) -> bytes:

@@ -1,4 +1,4 @@
-"""One caller cancels, answers and disables what is its own, and nothing of another's."""
+"""Tests that one caller's cancellations, answers and endpoints do not affect another's."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def queue(client: Any, prefix: str) -> JobQueue:
 # -- equal requests that callers share ---------------------------------------------
 
 
-async def test_who_cancels_twice_gives_up_only_its_own_share(queue: JobQueue) -> None:
+async def test_canceling_twice_counts_once(queue: JobQueue) -> None:
     (first,) = await submit(queue, "openai", "same")
     (second,) = await submit(queue, "openai", "same")
     assert first != second
@@ -77,7 +77,7 @@ async def test_an_operator_ends_a_request_for_all_who_share_it(queue: JobQueue) 
     assert [await outcome(queue, id_) for id_ in ids] == ["error canceled"] * 2
 
 
-async def test_a_retried_request_can_be_given_up_by_its_first_caller(queue: JobQueue) -> None:
+async def test_a_retried_request_can_be_canceled_by_its_first_caller(queue: JobQueue) -> None:
     ids = await submit(queue, "openai", "same", "same")
     for id_ in ids:
         assert await queue.llm.cancel(id_)
@@ -117,7 +117,7 @@ async def test_one_callers_deadline_does_not_end_the_request_of_another(
         read = await stores_of(queue).requests.read(patient)
         assert read is not None
         assert (read.deadline_ms, read.expires_ms) == (int(soon.timestamp() * 1000), None)
-        # The hasty one's time runs out while nobody works; the answer comes all the same.
+        # The shorter deadline passes while no worker runs; the answer still arrives.
         await eventually(lambda: passed(soon))
         async with running_worker(settings):
             assert await outcome(queue, patient) == "echo: same"
@@ -148,7 +148,7 @@ async def test_a_request_ends_late_when_no_caller_has_time_left(
 
 
 @pytest.mark.parametrize("provider", PROVIDERS)
-async def test_a_line_for_a_request_of_another_batch_answers_nobody(
+async def test_a_line_for_a_request_of_another_batch_answers_nothing(
     private_valkey_url: str, fake: FakeProvider, provider: str
 ) -> None:
     settings = settings_for(private_valkey_url, fake, llm_batch_max_age_s=60)
@@ -169,11 +169,11 @@ async def test_a_line_for_a_request_of_another_batch_answers_nobody(
         assert await outcome(queue, victim) == "echo: victim"
 
 
-async def test_a_line_answers_what_its_batch_has_carried_before(queue: JobQueue) -> None:
+async def test_a_late_line_answers_a_request_that_left_its_batch(queue: JobQueue) -> None:
     (id_,) = await submit(queue, "openai", "moved")
     store = stores_of(queue).requests
     assert await store.answer_many([(id_, Answer(body={}))], line_of="never") == 0
-    # As near its deadline: by itself now, while the batch goes on at the provider.
+    # Close to its deadline the request is a direct call, while the batch continues at the provider.
     await stores_of(queue).client.hset(stores_of(queue).keys.llm_request(id_), "batch", "b")
     job = stores_of(queue).prepared.single(id_)
     rows = [(id_, job, stores_of(queue).keys.job_keys(job.id, Priority.HIGH))]
@@ -189,13 +189,13 @@ LIMITS = target_limits()
 
 
 async def attempt(queue: JobQueue, url: str, status: int, **more: Any) -> Any:
-    """One delivery to `url` whose receiver answers so; what its claim was when it was not sent."""
+    """Attempt one delivery to `url` with this status; returns the claim if it was not sent."""
     id_ = await queue.send_webhook(url, {}, event_type="x", **more)
     found = await stores_of(queue).attempts.begin(id_, datetime.now(UTC), LIMITS, max_attempts=10)
     if not isinstance(found, ClaimedDelivery):
         return found
-    told = Outcome(status=status)
-    decision = decide(told, attempt=1, schedule=retry_schedule(), rng=lambda: 0.5)
+    outcome = Outcome(status=status)
+    decision = decide(outcome, attempt=1, schedule=retry_schedule(), rng=lambda: 0.5)
     tried = Attempt(datetime.now(UTC), status, "", 1.0)
     return await stores_of(queue).attempts.record(
         id_, found.attempt, tried, decision, LIMITS, draw=0.5, max_attempts=10

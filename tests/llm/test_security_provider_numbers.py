@@ -1,4 +1,4 @@
-"""Numbers, ids and texts that a provider or a caller may send: each is bounded, none stops a batch."""
+"""Tests that numbers, ids and texts from providers and callers are bounded and stop no batch."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def test_an_output_limit_beyond_any_model_is_refused(name: str, value: Any) -> N
         check_request(request, provider="openai", endpoint=CHAT.endpoint, max_bytes=10**6)
 
 
-def test_the_largest_output_limit_is_taken() -> None:
+def test_the_largest_output_limit_is_accepted() -> None:
     request = {"model": "m", "messages": ["x"], "max_tokens": MOST_OUTPUT_TOKENS}
     checked = check_request(request, provider="openai", endpoint=CHAT.endpoint, max_bytes=10**6)
     assert checked.tokens > MOST_OUTPUT_TOKENS
@@ -44,7 +44,7 @@ def test_the_largest_output_limit_is_taken() -> None:
 @pytest.mark.parametrize(
     "count", [2**63 - 1, 2**63, 10**30, -5, True, "7 tokens", [1], None, float("nan"), 1.5]
 )
-def test_usage_that_is_no_count_of_tokens_is_not_summed(count: Any) -> None:
+def test_usage_that_is_not_a_token_count_is_not_summed(count: Any) -> None:
     usage = {"prompt_tokens": count, "completion_tokens": 3}
     assert read_usage({"usage": usage}) == Usage(0, 3, 0, 0)
 
@@ -70,7 +70,7 @@ def test_a_status_of_any_type_leaves_a_paid_answer_readable(status: Any, is_answ
     assert answer.ok is is_answer
 
 
-def test_an_error_under_a_status_that_cannot_be_read_stays_an_error() -> None:
+def test_an_error_with_an_invalid_status_stays_an_error() -> None:
     error = {"error": {"code": "bad", "message": "no"}}
     assert read_item({"response": {"status_code": "oops", "body": error}}).kind == "bad"
 
@@ -93,11 +93,11 @@ def test_an_error_code_of_any_type_is_short_text(code: Any) -> None:
         {"x": float("inf"), "n": 2**70},
     ],
 )
-def test_an_answer_beyond_64_bits_or_utf8_is_kept_as_it_is(body: Any) -> None:
+def test_an_answer_beyond_64_bits_or_utf8_is_stored_unchanged(body: Any) -> None:
     assert decode_answer(encode_answer(Answer(body=body))).body == body
 
 
-def test_an_answer_that_nothing_can_hold_becomes_an_error() -> None:
+def test_an_answer_that_cannot_be_encoded_becomes_an_error() -> None:
     body: Any = []
     for _ in range(100_000):
         body = [body]
@@ -111,7 +111,7 @@ def test_an_answer_that_nothing_can_hold_becomes_an_error() -> None:
     "text",
     ['{"n": 1e309}', '{"n": NaN}', '{"n": "\\ud800"}', f'{{"n": {10**40}}}'],
 )
-def test_json_beyond_the_standard_is_read_all_the_same(text: str) -> None:
+def test_json_beyond_the_standard_is_read(text: str) -> None:
     assert isinstance(json_of(httpx.Response(200, content=text.encode())), dict)
 
 
@@ -131,9 +131,7 @@ def test_json_beyond_the_standard_is_read_all_the_same(text: str) -> None:
         ({"retry-after": ""}, None),
     ],
 )
-def test_a_retry_after_that_is_no_time_counts_for_nothing(
-    headers: dict[str, str], wait_s: float | None
-) -> None:
+def test_an_invalid_retry_after_is_ignored(headers: dict[str, str], wait_s: float | None) -> None:
     assert retry_after_s(httpx.Headers(headers)) == wait_s
 
 
@@ -144,12 +142,12 @@ def test_a_retry_after_that_is_no_time_counts_for_nothing(
         *(None, True, 1.5, {}, [], ["a"]),
     ],
 )
-def test_a_providers_id_that_cannot_be_used_is_none(value: Any) -> None:
+def test_an_invalid_provider_id_is_none(value: Any) -> None:
     assert usable_id(value) is None
 
 
 @pytest.mark.parametrize("value", ["batch_1", "batches/12", "YmF0Y2g=", "a:b@c", 12])
-def test_a_providers_id_that_can_be_used_is_text(value: Any) -> None:
+def test_a_valid_provider_id_is_text(value: Any) -> None:
     assert usable_id(value) == str(value)
     assert in_path("a?b#c%2f") == "a%3Fb%23c%252f"
 
@@ -161,7 +159,7 @@ def provider_answering(answers: dict[str, Any], kind: str = "openai") -> Any:
     def answer(request: httpx.Request) -> httpx.Response:
         path = request.url.path.removeprefix("/v1")
         body = json.dumps(answers[f"{request.method} {path}"]).encode()
-        # As from a socket: content that is given as bytes counts as read already.
+        # A stream, as from a socket: httpx treats content in bytes as read already.
         return httpx.Response(200, stream=httpx.ByteStream(body))
 
     client = httpx.AsyncClient(transport=httpx.MockTransport(answer))
@@ -184,14 +182,14 @@ class NoLines:
 
 
 @pytest.mark.parametrize("id_", ODD_IDS)
-async def test_a_batch_that_is_named_with_an_odd_id_ends(id_: Any) -> None:
+async def test_a_batch_with_an_invalid_provider_id_ends(id_: Any) -> None:
     provider = provider_answering({"POST /batches": {"id": id_, "status": "validating"}})
     with pytest.raises(Permanent, match="no id"):
         await provider.submit(CHAT, NoLines(), file_id="f")
 
 
 @pytest.mark.parametrize("id_", [id_ for id_ in ODD_IDS if id_])
-async def test_a_result_file_with_an_odd_id_ends_the_batch(id_: Any) -> None:
+async def test_a_result_file_with_an_invalid_id_ends_the_batch(id_: Any) -> None:
     row = {"id": "b", "status": "completed", "output_file_id": id_}
     with pytest.raises(Permanent, match="no id"):
         await provider_answering({"GET /batches/b": row}).read("b")
@@ -223,7 +221,7 @@ async def test_a_batch_row_of_any_shape_is_read(row: Any) -> None:
         {"data": {"id": "x"}, "has_more": True},
     ],
 )
-async def test_a_list_of_any_shape_ends_the_look(kind: str, page: Any) -> None:
+async def test_a_list_of_any_shape_ends_the_lookup(kind: str, page: Any) -> None:
     path = "/batches" if kind == "openai" else "/messages/batches"
     provider = provider_answering({f"GET {path}": page}, kind)
     lookup = await provider.find("b", since_ms=0, count=1, taken=())
@@ -233,7 +231,7 @@ async def test_a_list_of_any_shape_ends_the_look(kind: str, page: Any) -> None:
 @pytest.mark.parametrize(
     "custom_id", ["\ud800-b", "a b-b", "x" * 100 + "-b", "r\n-b", "", "-", "None"]
 )
-def test_a_line_named_otherwise_than_ours_is_nobodys(custom_id: str) -> None:
+def test_a_line_with_a_foreign_custom_id_belongs_to_no_batch(custom_id: str) -> None:
     assert split_custom_id(custom_id)[1] == ""
 
 

@@ -1,4 +1,4 @@
-"""What comes from outside is read and inflated within limits, however small it arrives."""
+"""Tests that data from outside is read and decompressed within limits."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ pytestmark = pytest.mark.integration
 
 MB = 1_000_000
 LIMIT = MB
-PEAK = 12 * MB  # what a test may take beyond its own data
+PEAK = 12 * MB  # memory that a test may use beyond its own data
 Handler = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 
 
@@ -50,7 +50,7 @@ def bounded_memory(peak: int = PEAK) -> Iterator[None]:
 
 
 def reply(body: bytes, *headers: str, status: str = "200 OK") -> Handler:
-    """A server that answers everything so, and says how much of it was taken."""
+    """A server with one reply to everything, which counts the bytes that were read."""
     head = "\r\n".join([f"HTTP/1.1 {status}", "connection: close", *headers, "", ""]).encode()
 
     async def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -66,7 +66,7 @@ def reply(body: bytes, *headers: str, status: str = "200 OK") -> Handler:
 
 @asynccontextmanager
 async def asked(name: str, handler: Handler, **more: Any) -> AsyncIterator[Any]:
-    """A provider of that name whose server is the handler."""
+    """A provider client whose server is the handler."""
     kind = OpenAIProvider if name == "openai" else AnthropicProvider
     client = build_http_client(EgressPolicy(parse_networks("127.0.0.0/8")), max_connections=4)
     async with raw_server(handler) as port, client:
@@ -93,7 +93,7 @@ def answer_bytes(text: str) -> bytes:
 
 @pytest.mark.parametrize("name", PROVIDERS)
 @pytest.mark.parametrize("encoding", ["gzip", "deflate"])
-async def test_a_compressed_bomb_is_inflated_no_further_than_the_limit(
+async def test_a_compression_bomb_is_inflated_up_to_the_limit_only(
     name: str, encoding: str
 ) -> None:
     pack = gzip.compress if encoding == "gzip" else zlib.compress
@@ -137,7 +137,7 @@ async def test_a_compressed_answer_within_the_limit_is_kept(encoding: str) -> No
     assert len(answer.body["choices"][0]["message"]["content"]) == 500_000
 
 
-async def test_a_compressed_answer_that_breaks_off_is_no_answer() -> None:
+async def test_a_truncated_compressed_answer_is_no_answer() -> None:
     packed = gzip.compress(answer_bytes("hello"))
     for cut in (packed[:-9], b"no gzip at all"):
         async with asked("openai", reply(cut, "content-encoding: gzip")) as provider:
@@ -146,7 +146,7 @@ async def test_a_compressed_answer_that_breaks_off_is_no_answer() -> None:
 
 
 @pytest.mark.parametrize("status", ["400 Bad Request", "503 Busy"])
-async def test_a_refusal_costs_no_more_than_its_message(status: str) -> None:
+async def test_only_the_message_of_a_refusal_is_read(status: str) -> None:
     message = json.dumps({"error": {"message": "no", "filler": "x" * (50 * MB)}}).encode()
     async with asked("openai", reply(message, status=status)) as provider:
         with bounded_memory():
@@ -161,7 +161,7 @@ async def test_a_refusal_costs_no_more_than_its_message(status: str) -> None:
 # -- batches -----------------------------------------------------------------------
 
 
-async def test_a_too_large_view_of_a_batch_is_asked_for_again() -> None:
+async def test_a_too_large_batch_status_is_polled_again() -> None:
     handler = reply(gzip.compress(b" " * (50 * MB)), "content-encoding: gzip")
     async with asked("openai", handler) as provider:
         with bounded_memory(), pytest.raises(Unclear):
@@ -194,7 +194,7 @@ async def test_results_are_inflated_piece_by_piece() -> None:
     assert ticks > 20
 
 
-async def test_refused_results_cost_no_more_than_their_message() -> None:
+async def test_only_the_message_of_refused_results_is_read() -> None:
     handler = reply(b"x" * (50 * MB), status="500 Internal Server Error")
     async with asked("openai", handler) as provider:
         remote = RemoteBatch("b", "completed", ended=True, files=("f",))
@@ -232,7 +232,7 @@ async def test_a_stored_bomb_is_an_unreadable_answer(client: Any, prefix: str) -
     "stored",
     [b"", b"s", b"z", b"zz", b"\x93", b"\x90", b"\xc0", b"\x93\x01\x02", b"z" + b"\xff" * 99],
 )
-def test_a_stored_answer_of_another_form_says_so(stored: bytes) -> None:
+def test_a_stored_answer_of_another_form_is_unreadable(stored: bytes) -> None:
     assert decode_answer(stored).kind == "unreadable"
 
 

@@ -1,4 +1,4 @@
-"""docs/states.md draws what batches and requests do: every arrow is walked, and no other exists."""
+"""Tests that batches and requests make exactly the transitions of docs/states.md."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def fake(one_fake: FakeProvider) -> FakeProvider:
 
 @pytest.fixture
 def walked(monkeypatch: pytest.MonkeyPatch) -> set[Arrow]:
-    """Every transition of a batch that the script has made."""
+    """All transitions of a batch that the script made."""
     seen: set[Arrow] = set()
     move = BatchStore.move
 
@@ -95,7 +95,7 @@ async def in_state(queue: JobQueue, state: str) -> str | None:
 
 
 class Way:
-    """One scenario: a provider that behaves so, and what the caller does meanwhile."""
+    """One scenario: a provider's behavior and the caller's actions."""
 
     def __init__(
         self,
@@ -175,7 +175,7 @@ async def walk(way: Way, fake: FakeProvider, settings: Settings) -> None:
 
 
 @pytest.mark.timeout(100)
-async def test_batches_go_every_drawn_way_and_no_other(
+async def test_batches_make_exactly_the_documented_transitions(
     private_valkey_url: str, fake: FakeProvider, walked: set[Arrow]
 ) -> None:
     for name, way in WAYS.items():
@@ -197,7 +197,7 @@ async def test_batches_go_every_drawn_way_and_no_other(
 
 
 async def another_s(url: str, fake: FakeProvider) -> None:
-    """A foreign batch of the same size is adopted, and given back."""
+    """A foreign batch of the same size is adopted and released again."""
     import anthropic
 
     fake.set(polls=0)
@@ -235,7 +235,7 @@ async def unwanted_when_sealed(url: str, fake: FakeProvider) -> None:
 
 
 async def left_open(url: str, fake: FakeProvider) -> None:
-    """A flush that dies half way leaves a batch open; its job seals it as it is."""
+    """A flush dies half way and leaves the batch open; the batch's job seals it."""
     fake.set(polls=0)
     settings = settings_for(url, fake)
     async with open_queue(settings) as queue:
@@ -248,7 +248,7 @@ async def left_open(url: str, fake: FakeProvider) -> None:
 
 
 async def split_off(queue: JobQueue, request_id: str, *, seal: bool) -> str:
-    """A batch of one request, made by hand."""
+    """Make a batch of one request by hand."""
     old = Batch(
         "old", BatchState.FETCHING, 1, (await stores_of(queue).batches.groups())[0], 1, None
     )
@@ -276,7 +276,7 @@ async def split_off(queue: JobQueue, request_id: str, *, seal: bool) -> str:
 
 
 async def place(queue: JobQueue, request_id: str) -> str:
-    """Where a request is, by what is stored of it: its own fields and where they say it is listed."""
+    """The state of a request, from its stored fields and the lists that contain it."""
     keys = stores_of(queue).keys
     fields: list[bytes | None] = []
     while True:
@@ -304,11 +304,13 @@ async def place(queue: JobQueue, request_id: str) -> str:
             listed = lpos is not None
         if listed:
             return where
-        # It may have moved between the two looks; twice the same is a contradiction.
+        # It may have moved between two reads; the same result twice is a contradiction.
         assert fields != before, (where, fields)
 
 
-async def test_requests_go_every_drawn_way(private_valkey_url: str, fake: FakeProvider) -> None:
+async def test_requests_make_exactly_the_documented_transitions(
+    private_valkey_url: str, fake: FakeProvider
+) -> None:
     settings = settings_for(private_valkey_url, fake, llm_batch_max_age_s=3600)
     seen: set[Arrow] = set()
     async with open_queue(settings) as queue:
@@ -359,7 +361,7 @@ async def is_in(queue: JobQueue, request_id: str, where: str) -> bool:
 
 
 async def seal(queue: JobQueue, settings: Settings) -> None:
-    """A flush without a worker."""
+    """Flush without a worker."""
     ctx: dict[Any, Any] = {}
     build_llm_context(settings, stores_of(queue)).put_into(ctx)
     assert await flush_llm_batches(ctx) == 1

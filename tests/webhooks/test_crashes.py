@@ -1,4 +1,4 @@
-"""Workers killed between POST and record, and a server restarted in a backlog: nothing is lost."""
+"""Tests that killed workers and a restarted server lose no delivery."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ KILLS = 25
 
 class Receiver:
     """
-    Counts each webhook-id; `arrived` is set by a POST on a connection that was made
-    after `watch()`, so that a test can strike right then.
+    Counts each webhook-id. A POST on a connection made after `watch()` sets `arrived`,
+    so that a test can act at that moment.
     """
 
     def __init__(self) -> None:
@@ -53,7 +53,7 @@ class Receiver:
                 self.seen[headers["webhook-id"]] += 1
                 if watch == self._watch:
                     self.arrived.set()
-                # A moment in which the worker has sent and not yet recorded.
+                # Keeps the worker between its POST and its record for a while.
                 await asyncio.sleep(random.uniform(0, 0.02))
                 writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n")
                 await writer.drain()
@@ -80,9 +80,9 @@ def environment(url: str) -> dict[str, str]:
         "LETTA_WEBHOOK_ALLOW_CIDRS": "127.0.0.0/8",
         "LETTA_WEBHOOK_RETRY_BASE_S": "0.02",
         "LETTA_WEBHOOK_TIMEOUT_S": "1",
-        # A dead worker's places lapse later than these tests kill the next one.
+        # A dead worker's slots expire later than these tests kill the next worker.
         "LETTA_WEBHOOK_ENDPOINT_CONCURRENCY": "1000",
-        # One that is cut off again and again goes on all the same.
+        # A job that is interrupted often must still continue.
         "LETTA_WEBHOOK_MAX_ATTEMPTS": "50",
         "LETTA_WORKER_LEASE_S": "2",
         "LETTA_WORKER_MAX_JOBS": "4",
@@ -99,7 +99,7 @@ async def all_delivered(queue: JobQueue, ids: list[str], deadline_s: float) -> l
 
 
 @pytest.mark.serial
-async def test_workers_killed_between_post_and_record_lose_and_miscount_nothing(
+async def test_workers_killed_between_post_and_record_lose_nothing(
     private_valkey_url: str, tmp_path: Path
 ) -> None:
     receiver = Receiver()
@@ -113,7 +113,7 @@ async def test_workers_killed_between_post_and_record_lose_and_miscount_nothing(
             for _ in range(KILLS):
                 receiver.watch()
                 pid = workers.start()
-                # Its first POST has arrived and is not answered: nothing is recorded of it.
+                # Its first POST has arrived and is not answered, so nothing is recorded yet.
                 async with asyncio.timeout(30):
                     await receiver.arrived.wait()
                 workers.kill(pid)
@@ -134,7 +134,7 @@ async def test_workers_killed_between_post_and_record_lose_and_miscount_nothing(
 
 
 @pytest.mark.serial
-async def test_a_server_restart_in_a_backlog_loses_no_delivery(tmp_path: Path) -> None:
+async def test_a_server_restart_with_a_backlog_loses_no_delivery(tmp_path: Path) -> None:
     receiver, port = Receiver(), free_port()
     url = f"redis://127.0.0.1:{port}/0"
     aof = ("--appendonly", "yes", "--appendfsync", "always")
@@ -182,7 +182,7 @@ async def test_a_job_does_not_end_before_its_deliverys_record_is_stored(
         id_ = await queue.send_webhook(receiver.url, {}, event_type="x")
         async with asyncio.timeout(30):
             await asked.wait()
-        # A later job has come and gone: an end of the first would have been told by now.
+        # A later job has ended, so an end of the first job would be visible by now.
         await (await queue.enqueue("marker")).result(timeout_s=30)
         assert await queue.jobs.get(f"webhook:{id_}").status() == "in_progress"
         assert (await queue.delivery(id_)).state == "sending"

@@ -1,4 +1,4 @@
-"""Webhooks through a real worker to a real receiver in its own process."""
+"""Tests webhooks with a real worker and a real receiver in its own process."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ async def test_a_webhook_is_posted_once_signed_with_the_exact_body(
     assert Webhook(SECRET).verify(body, seen["headers"]) == {"name": "Zoë", "n": 1}
 
 
-async def test_5xx_is_retried_with_the_same_id_until_it_is_taken(
+async def test_5xx_is_retried_with_the_same_id_until_success(
     private_valkey_url: str, receiver: str
 ) -> None:
     settings = quick_settings(private_valkey_url)
@@ -108,7 +108,7 @@ async def test_a_redirect_is_not_followed(private_valkey_url: str, receiver: str
     assert len(await attempts_at(receiver, id_)) == 1
 
 
-async def test_nobody_at_the_address_is_recorded_and_retried(private_valkey_url: str) -> None:
+async def test_a_refused_connection_is_recorded_and_retried(private_valkey_url: str) -> None:
     settings = quick_settings(private_valkey_url, webhook_max_attempts=2)
     async with open_queue(settings) as queue, running_worker(settings):
         id_ = await queue.send_webhook("http://127.0.0.1:1/x", {}, event_type="x")
@@ -117,7 +117,7 @@ async def test_nobody_at_the_address_is_recorded_and_retried(private_valkey_url:
     assert delivery.state == "dead"
 
 
-async def test_a_receiver_that_never_answers_costs_its_timeout_only(
+async def test_a_receiver_that_never_answers_costs_only_the_timeout(
     private_valkey_url: str,
 ) -> None:
     async def hang(reader: asyncio.StreamReader, _writer: asyncio.StreamWriter) -> None:
@@ -174,7 +174,7 @@ async def test_a_webhook_id_is_sent_once_however_often_it_is_given(
     assert len(await attempts_at(receiver, id_)) == 1
 
 
-async def test_a_secret_of_its_own_signs_and_is_stored_only_sealed(
+async def test_a_deliverys_own_secret_signs_and_is_stored_sealed(
     private_valkey_url: str, receiver: str
 ) -> None:
     settings = quick_settings(private_valkey_url, webhook_secret=SECRET, webhook_encryption_key=KEY)
@@ -193,7 +193,7 @@ async def test_a_secret_of_its_own_signs_and_is_stored_only_sealed(
     assert Webhook(OWN).verify(base64.b64decode(seen["body"]), seen["headers"]) == {"a": 1}
 
 
-async def test_a_delayed_webhook_says_when_it_is_next(private_valkey_url: str) -> None:
+async def test_a_delayed_webhook_shows_its_next_attempt(private_valkey_url: str) -> None:
     async with open_queue(quick_settings(private_valkey_url)) as queue:
         id_ = await queue.send_webhook("https://example.com/", {}, event_type="x", delay_s=60)
         delivery = await queue.delivery(id_)
@@ -211,7 +211,7 @@ async def test_a_delayed_webhook_says_when_it_is_next(private_valkey_url: str) -
         "http://exam ple.com/", "http://example.com/\r\nX: 1", "http://[::1", "http://a/" + "x" * 2048,
     ],
 )  # fmt: skip
-async def test_what_is_no_webhook_url_is_refused_at_the_call(valkey_url: str, url: str) -> None:
+async def test_an_invalid_webhook_url_is_refused_at_the_call(valkey_url: str, url: str) -> None:
     async with open_queue(quick_settings(valkey_url)) as queue:
         with pytest.raises(InvalidWebhookURL) as caught:
             await queue.send_webhook(url, {}, event_type="x")

@@ -1,4 +1,4 @@
-"""What a receiver gets and a sender learns, through a real worker."""
+"""Tests what receivers and senders of webhooks get, with a real worker."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ OK = b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n"
 
 @asynccontextmanager
 async def receiver(handler: Handler, host: str = "127.0.0.1") -> AsyncIterator[str]:
-    """A small HTTP server of the test's own: the handler returns the whole answer."""
+    """A small HTTP server whose handler returns the whole response."""
     tasks: set[asyncio.Task[None]] = set()
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -75,7 +75,7 @@ async def note_end(_ctx: dict[str, Any], delivery: dict[str, Any]) -> dict[str, 
     return delivery
 
 
-async def test_headers_bearer_and_signatures_arrive_and_no_secret_is_stored_in_clear(
+async def test_headers_bearer_and_signatures_arrive_and_are_stored_sealed(
     private_valkey_url: str,
 ) -> None:
     seen: list[tuple[Headers, bytes]] = []
@@ -122,7 +122,7 @@ async def test_the_beginning_of_each_answer_is_kept_with_its_attempt(
     assert found.to_dict()["attempts"][0]["response"] == "not t"
 
 
-async def test_the_named_function_is_called_with_how_it_ended(private_valkey_url: str) -> None:
+async def test_the_on_end_function_is_called_with_the_delivery(private_valkey_url: str) -> None:
     async def refuse(_path: str, _headers: Headers, _body: bytes) -> bytes:
         return b"HTTP/1.1 410 Gone\r\ncontent-length: 4\r\n\r\ngone"
 
@@ -132,13 +132,13 @@ async def test_the_named_function_is_called_with_how_it_ended(private_valkey_url
     async with receiver(refuse) as url, open_queue(settings) as queue, running_worker(settings):
         id_ = await queue.send_webhook(url, {}, event_type="x")
 
-        async def told() -> Any:
+        async def reported() -> Any:
             keys = await stores_of(queue).client.keys(
                 stores_of(queue).keys.result("webhook-ended:*")
             )
             return keys and keys[0].decode().removeprefix(stores_of(queue).keys.result(""))
 
-        result = await queue.jobs.get(await eventually(told)).result(timeout_s=10)
+        result = await queue.jobs.get(await eventually(reported)).result(timeout_s=10)
     assert (result["id"], result["state"], result["status"]) == (id_, "dead", 410)
     assert result["attempts"][0]["response"] == "gone"
 
@@ -173,7 +173,7 @@ async def test_one_hanging_endpoint_delays_no_other(
         assert sum(counts) == most
 
 
-async def test_a_burst_at_one_endpoint_flows_through_its_few_places(
+async def test_a_burst_at_one_endpoint_stays_within_its_slots(
     private_valkey_url: str,
 ) -> None:
     running = most = 0
@@ -270,7 +270,7 @@ async def test_a_key_that_does_not_open_a_secret_charges_nothing(private_valkey_
         ({"bearer": "k\n"}, "one line"),
     ],
 )
-async def test_what_cannot_be_sent_is_refused_at_the_call_and_not_repeated(
+async def test_an_invalid_webhook_is_refused_without_repeating_secrets(
     client: Any, prefix: str, arguments: dict[str, Any], message: str
 ) -> None:
 

@@ -1,4 +1,4 @@
-"""What holds deliveries back, over all workers: room, rate, breaker, pauses, order, disabling."""
+"""Tests the limits over all workers: slots, rate, breaker, pauses, order, disabled endpoints."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ SCHEDULE = retry_schedule(max_attempts=10, base_s=0.001)
 
 @dataclass
 class Lab:
-    """A worker's view of the store, without HTTP: outcomes are told, not made."""
+    """Uses the store like a worker, but without HTTP: the test gives the outcomes."""
 
     queue: JobQueue
     limits: TargetLimits = LIMITS
@@ -71,17 +71,17 @@ class Lab:
     async def end(
         self, claimed: ClaimedDelivery, *, wait: bool = False, **outcome: Any
     ) -> tuple[Verdict, list[str]]:
-        """Record it; unless the test is to `wait`, the time of its retry has come."""
-        told = Outcome(**outcome)
+        """Record an outcome; without `wait` the retry is due at once."""
+        ended = Outcome(**outcome)
         verdict = decide(
-            told,
+            ended,
             attempt=claimed.charged,
             schedule=SCHEDULE,
             rng=lambda: 0.5,
             left_s=claimed.left_s,
             internal_failures=claimed.internal_failures,
         )
-        attempt = Attempt(datetime.now(UTC), told.status, told.error, 1.0)
+        attempt = Attempt(datetime.now(UTC), ended.status, ended.error, 1.0)
         events = await self.stores.attempts.record(
             claimed.id, claimed.attempt, attempt, verdict, self.limits, draw=0.5, max_attempts=10
         )
@@ -104,7 +104,7 @@ class Lab:
         return float(due / 1000 - seconds - micros / 1e6)
 
     async def tick(self) -> None:
-        """Until the server's clock shows another millisecond: what comes then is later."""
+        """Wait until the server's clock shows another millisecond, so that times differ."""
         start = await self._ms()
 
         async def later() -> bool:
@@ -129,7 +129,7 @@ async def lab(client: Any, prefix: str) -> Lab:
 # -- room ----------------------------------------------------------------------
 
 
-async def test_no_more_attempts_at_once_than_the_lane_has_room_for(lab: Lab) -> None:
+async def test_a_target_limits_concurrent_attempts(lab: Lab) -> None:
     ids = [await lab.send() for _ in range(4)]
     first, _ = await lab.go(ids[0]), await lab.go(ids[1])
     assert (await lab.held(ids[2])).reason == "busy"
@@ -140,21 +140,21 @@ async def test_no_more_attempts_at_once_than_the_lane_has_room_for(lab: Lab) -> 
     assert (await lab.held(ids[3])).reason == "busy"
 
 
-async def test_an_end_wakes_those_that_have_waited_longest(lab: Lab) -> None:
+async def test_an_end_wakes_the_longest_parked_deliveries(lab: Lab) -> None:
     ids = [await lab.send() for _ in range(6)]
     running = [await lab.go(id_) for id_ in ids[:2]]
     later = datetime.now(UTC) + timedelta(hours=1)
     for id_ in ids[2:]:
         await lab.tick()
         await lab.held(id_)
-        # As the engine does it: back into its queue, for later.
+        # The engine returns the job to its queue with a delay.
         job = await lab.stores.client.hget(lab.stores.keys.webhook(id_), "job")
         await lab.stores.client.zadd(lab.stores.keys.queue(), {job: later.timestamp() * 1000})
     await lab.end(running[0], status=200)
     assert [await lab.due_in_s(id_) <= 0 for id_ in ids[2:]] == [True, True, False, False]
 
 
-async def test_what_comes_to_a_line_joins_its_end_without_troubling_a_worker(lab: Lab) -> None:
+async def test_a_new_delivery_is_parked_behind_others_without_a_run(lab: Lab) -> None:
     ids = [await lab.send() for _ in range(3)]
     for id_ in ids[:2]:
         await lab.go(id_)
@@ -165,9 +165,9 @@ async def test_what_comes_to_a_line_joins_its_end_without_troubling_a_worker(lab
     assert await lab.due_in_s(elsewhere) <= 0
 
 
-async def test_a_dead_workers_place_is_free_again_when_its_slot_lapses(lab: Lab) -> None:
+async def test_a_dead_workers_slot_is_free_after_its_lease(lab: Lab) -> None:
     ids = [await lab.send() for _ in range(3)]
-    # A neighbor that is alive keeps the slots' key from expiring as a whole.
+    # A live slot keeps the key from expiring as a whole.
     await lab.go(ids[0])
     lab.limits = replace(LIMITS, slot_s=0.05)
     await lab.go(ids[1])
@@ -180,7 +180,7 @@ async def test_a_dead_workers_place_is_free_again_when_its_slot_lapses(lab: Lab)
     await eventually(free)
 
 
-async def test_a_run_after_a_crash_keeps_its_own_place(lab: Lab) -> None:
+async def test_a_run_after_a_crash_keeps_its_slot(lab: Lab) -> None:
     ids = [await lab.send() for _ in range(2)]
     for id_ in ids:
         await lab.go(id_)
@@ -190,7 +190,7 @@ async def test_a_run_after_a_crash_keeps_its_own_place(lab: Lab) -> None:
     assert [a.error for a in attempts] == ["interrupted"] * 2
 
 
-async def test_attempts_that_crashes_cut_off_are_used_up_like_others(lab: Lab) -> None:
+async def test_attempts_interrupted_by_crashes_count(lab: Lab) -> None:
     id_ = await lab.send()
     for _ in range(10):
         await lab.go(id_)
@@ -198,7 +198,7 @@ async def test_attempts_that_crashes_cut_off_are_used_up_like_others(lab: Lab) -
     assert len((await lab.queue.delivery(id_)).attempts) == 10
 
 
-async def test_a_rate_gives_everyone_a_turn_of_its_own(lab: Lab) -> None:
+async def test_a_rate_spaces_attempts_evenly(lab: Lab) -> None:
     lab.limits = replace(LIMITS, concurrency=100, rate_per_s=2.0)
     ids = [await lab.send() for _ in range(4)]
     await lab.go(ids[0])
@@ -206,15 +206,15 @@ async def test_a_rate_gives_everyone_a_turn_of_its_own(lab: Lab) -> None:
     assert [h.reason for h in held] == ["rate"] * 3
     assert [h.wait_s for h in held] == pytest.approx([0.5, 1.0, 1.5], abs=0.3)
 
-    async def its_turn() -> Any:
+    async def reservation_is_due() -> Any:
         found = await lab.claim(ids[1])
         return found if isinstance(found, ClaimedDelivery) else None
 
     lab.limits = replace(lab.limits, rate_per_s=1000.0)
-    await eventually(its_turn)
+    await eventually(reservation_is_due)
 
 
-async def test_an_endpoint_id_is_a_lane_of_its_own(lab: Lab) -> None:
+async def test_an_endpoint_id_is_its_own_target(lab: Lab) -> None:
     for _ in range(2):
         await lab.go(await lab.send(endpoint_id="tenant-1"))
     assert (await lab.held(await lab.send(endpoint_id="tenant-1"))).reason == "busy"
@@ -225,7 +225,7 @@ async def test_an_endpoint_id_is_a_lane_of_its_own(lab: Lab) -> None:
 # -- the breaker -----------------------------------------------------------------
 
 
-async def test_failures_in_a_row_open_the_breaker_and_then_nothing_is_attempted(lab: Lab) -> None:
+async def test_failures_in_a_row_open_the_breaker_and_stop_attempts(lab: Lab) -> None:
     waiting = await lab.send()
     assert await lab.attempt(await lab.send(), status=500) == []
     assert await lab.attempt(await lab.send(), error="timeout") == []
@@ -234,7 +234,7 @@ async def test_failures_in_a_row_open_the_breaker_and_then_nothing_is_attempted(
     assert held.reason == "closed"
     assert 40 < held.wait_s < 80
     assert (await lab.queue.delivery(waiting)).attempt_count == 0
-    # What comes now waits without a worker.
+    # A new delivery waits without a worker.
     assert await lab.due_in_s(await lab.send()) > 40
     target = await lab.queue.webhooks.target(URL)
     assert (target.breaker, target.parked) == ("open", 2)
@@ -245,14 +245,12 @@ async def test_failures_in_a_row_open_the_breaker_and_then_nothing_is_attempted(
 
 
 @pytest.mark.parametrize("status", [200, 404, 422, 429])
-async def test_an_answer_that_shows_the_host_alive_starts_the_count_anew(
-    lab: Lab, status: int
-) -> None:
+async def test_any_answer_of_the_host_resets_the_failure_count(lab: Lab, status: int) -> None:
     for outcome in (500, 500, status, 500, 500):
         assert "circuit_opened" not in await lab.attempt(await lab.send(), status=outcome)
 
 
-async def test_a_half_open_breaker_lets_one_probe_through_and_closes_on_its_success(
+async def test_a_half_open_breaker_allows_one_probe_and_closes_on_success(
     lab: Lab,
 ) -> None:
     ids = [await lab.send() for _ in range(5)]
@@ -273,12 +271,12 @@ async def test_a_half_open_breaker_lets_one_probe_through_and_closes_on_its_succ
     _, events = await lab.end(claimed, status=200)
     assert events == ["circuit_closed"]
     assert (await lab.queue.webhooks.target(URL)).breaker == "closed"
-    # As many as there are places, not two as after any other end.
+    # As many as there are slots, not two as after any other end.
     assert [await lab.due_in_s(id_) <= 0 for id_ in ids[1:]] == [True] * 4
     await lab.go(ids[1])
 
 
-async def test_a_failed_probe_opens_it_again_for_twice_as_long(lab: Lab) -> None:
+async def test_a_failed_probe_opens_the_breaker_for_twice_as_long(lab: Lab) -> None:
     id_ = await lab.send()
     lab.limits = replace(LIMITS, open_s=0.05)
     await lab.trip()
@@ -296,7 +294,7 @@ async def test_a_failed_probe_opens_it_again_for_twice_as_long(lab: Lab) -> None
     assert 55 < (target.open_until - datetime.now(UTC)).total_seconds() < 65
 
 
-async def test_our_own_failures_open_nothing_and_use_nothing_up(lab: Lab) -> None:
+async def test_our_own_failures_open_no_breaker_and_use_up_no_attempt(lab: Lab) -> None:
     id_ = await lab.send()
     for number in range(1, 6):
         claimed = await lab.go(id_)
@@ -312,7 +310,7 @@ async def test_our_own_failures_open_nothing_and_use_nothing_up(lab: Lab) -> Non
     assert (shown.attempt_count, shown.uncharged_count) == (6, 5)
 
 
-async def test_a_probe_that_our_own_side_fails_leaves_the_next_one_to_probe(lab: Lab) -> None:
+async def test_after_our_own_failure_of_a_probe_the_next_one_probes(lab: Lab) -> None:
     ids = [await lab.send() for _ in range(2)]
     lab.limits = replace(LIMITS, open_s=0.05)
     await lab.trip()
@@ -327,7 +325,7 @@ async def test_a_probe_that_our_own_side_fails_leaves_the_next_one_to_probe(lab:
     await lab.go(ids[1])
 
 
-async def test_our_own_failures_in_a_row_are_counted_anew_after_another_end(lab: Lab) -> None:
+async def test_another_outcome_resets_the_count_of_our_own_failures(lab: Lab) -> None:
     id_ = await lab.send()
     for _ in range(2):
         await lab.attempt(id_, error="no_route", internal=True)
@@ -339,7 +337,7 @@ async def test_our_own_failures_in_a_row_are_counted_anew_after_another_end(lab:
 # -- many in one call ----------------------------------------------------------------
 
 
-async def test_ends_of_one_call_count_as_if_they_came_one_by_one(lab: Lab) -> None:
+async def test_ends_in_one_call_count_like_separate_ones(lab: Lab) -> None:
     lab.limits = replace(LIMITS, concurrency=10)
     running = [await lab.go(await lab.send()) for _ in range(5)]
     statuses = (500, 500, 200, 500, 500)
@@ -351,7 +349,7 @@ async def test_ends_of_one_call_count_as_if_they_came_one_by_one(lab: Lab) -> No
     assert (await lab.queue.webhooks.target(URL)).failures == 2
 
 
-async def test_a_begin_sees_what_the_ends_before_it_in_the_same_call_have_changed(
+async def test_a_begin_sees_the_ends_of_the_same_call(
     lab: Lab,
 ) -> None:
     waiting = await lab.send()
@@ -372,7 +370,7 @@ async def test_a_begin_sees_what_the_ends_before_it_in_the_same_call_have_change
 # -- slowing down ------------------------------------------------------------------
 
 
-async def test_retry_after_pauses_the_whole_lane(lab: Lab) -> None:
+async def test_retry_after_pauses_the_whole_target(lab: Lab) -> None:
     other = await lab.send()
     verdict, _ = await lab.end(await lab.go(await lab.send()), status=429, retry_after_s=30)
     assert 30 <= verdict.wait_s <= 33
@@ -381,14 +379,14 @@ async def test_retry_after_pauses_the_whole_lane(lab: Lab) -> None:
     assert 29 < held.wait_s < 33
 
 
-async def test_a_very_long_retry_after_holds_its_delivery_but_not_the_host(lab: Lab) -> None:
+async def test_a_very_long_retry_after_delays_its_delivery_not_the_host(lab: Lab) -> None:
     other = await lab.send()
     verdict, _ = await lab.end(await lab.go(await lab.send()), status=503, retry_after_s=50_000)
     assert verdict.wait_s >= 50_000
     assert (await lab.held(other)).wait_s < LIMITS.open_max_s + 5
 
 
-async def test_an_overloaded_host_is_sent_half_as_much_at_once_and_then_more_again(
+async def test_overload_halves_the_concurrency_and_success_raises_it(
     lab: Lab,
 ) -> None:
     lab.limits = replace(LIMITS, concurrency=8)
@@ -403,24 +401,24 @@ async def test_an_overloaded_host_is_sent_half_as_much_at_once_and_then_more_aga
     assert 4.5 < found < 5.5
 
 
-async def test_a_burst_of_overload_answers_is_one_sign_of_it(lab: Lab) -> None:
+async def test_a_burst_of_overload_answers_cuts_once(lab: Lab) -> None:
     lab.limits = replace(LIMITS, concurrency=8, breaker_failures=0)
     running = [await lab.go(await lab.send()) for _ in range(8)]
-    # All of them were under way when the first one said so.
+    # All of them were under way at the first overload answer.
     await asyncio.gather(*(lab.end(claimed, wait=True, status=503) for claimed in running))
     target = await lab.queue.webhooks.target(URL)
     assert (target.concurrency, target.paused_until) == (4, None)
 
 
 @pytest.mark.parametrize(("between", "rests"), [(None, True), (200, False), (422, False)])
-async def test_overload_again_and_again_with_no_answer_between_asks_for_a_rest(
+async def test_repeated_overload_without_an_answer_pauses_the_target(
     lab: Lab, between: int | None, rests: bool
 ) -> None:
     lab.limits = replace(LIMITS, concurrency=8, breaker_failures=0)
     key = lab.stores.keys.webhook_target("https://hooks.example.com:443")
     for status in (503, 429, between, 503):
         if status is not None:
-            # As if the last cut were longer ago than a second.
+            # Make the last cut older than a second.
             await lab.stores.client.hset(key, "cut", 1)
             await lab.attempt(await lab.send(), status=status)
     target = await lab.queue.webhooks.target(URL)
@@ -433,7 +431,7 @@ async def test_overload_again_and_again_with_no_answer_between_asks_for_a_rest(
 # -- order -----------------------------------------------------------------------
 
 
-async def test_deliveries_of_one_ordering_key_go_one_after_another(lab: Lab) -> None:
+async def test_deliveries_of_one_ordering_key_are_sent_in_order(lab: Lab) -> None:
     ids = [await lab.send(ordering_key="agent-1") for _ in range(3)]
     other = await lab.send(ordering_key="agent-2")
     assert (await lab.held(ids[1])).reason == "ordered"
@@ -449,7 +447,7 @@ async def test_deliveries_of_one_ordering_key_go_one_after_another(lab: Lab) -> 
     assert isinstance(await lab.claim(ids[2]), EndedUnsent)
 
 
-async def test_a_delivery_that_is_gone_blocks_no_order(lab: Lab) -> None:
+async def test_a_missing_delivery_blocks_no_order(lab: Lab) -> None:
     ids = [await lab.send(ordering_key="k") for _ in range(2)]
     await lab.stores.client.delete(lab.stores.keys.webhook(ids[0]))
     await lab.go(ids[1])
@@ -458,7 +456,7 @@ async def test_a_delivery_that_is_gone_blocks_no_order(lab: Lab) -> None:
 # -- disabling and replay ----------------------------------------------------------
 
 
-async def test_410_disables_its_url_and_what_comes_after_is_kept_for_a_replay(lab: Lab) -> None:
+async def test_410_disables_its_url_and_later_deliveries_can_be_replayed(lab: Lab) -> None:
     before = await lab.send()
     assert await lab.attempt(await lab.send(URL + "#part"), status=410) == ["endpoint_disabled"]
     assert await lab.claim(before) == EndedUnsent(DeliveryState.DISABLED, "endpoint_disabled")
@@ -482,20 +480,20 @@ async def test_410_disables_its_url_and_what_comes_after_is_kept_for_a_replay(la
     assert kinds == ["endpoint_disabled", "endpoint_enabled"]
 
 
-async def test_an_endpoint_that_only_failed_for_long_enough_is_disabled(lab: Lab) -> None:
+async def test_an_endpoint_that_failed_for_long_enough_is_disabled(lab: Lab) -> None:
     lab.limits = replace(LIMITS, breaker_failures=0, disable_after_s=0.001, concurrency=10)
-    told = []
+    events = []
     for _ in range(6):
         id_ = await lab.send()
         found = await lab.claim(id_)
         if isinstance(found, ClaimedDelivery):
-            told += (await lab.end(found, status=500))[1]
-    assert told == ["endpoint_disabled"]
+            events += (await lab.end(found, status=500))[1]
+    assert events == ["endpoint_disabled"]
     (found,) = await lab.queue.webhooks.disabled_endpoints()
     assert (found.reason, found.failures) == ("failing", 5)
 
 
-async def test_one_success_makes_an_endpoint_well_again(lab: Lab) -> None:
+async def test_one_success_resets_the_failures_of_an_endpoint(lab: Lab) -> None:
     lab.limits = replace(LIMITS, breaker_failures=0, disable_after_s=0.001)
     for status in (500, 500, 500, 500, 200, 500):
         assert await lab.attempt(await lab.send(), status=status) == []
@@ -512,7 +510,7 @@ async def test_an_endpoint_is_disabled_and_enabled_by_hand(lab: Lab) -> None:
     await lab.go(await lab.send(endpoint_id="t1"))
 
 
-async def test_a_replay_keeps_the_id_and_the_attempts_and_counts_anew(lab: Lab) -> None:
+async def test_a_replay_keeps_id_and_attempts_and_counts_from_one(lab: Lab) -> None:
     id_ = await lab.send()
     await lab.attempt(id_, status=410)
     await lab.queue.webhooks.enable(URL)
@@ -529,7 +527,7 @@ async def test_a_replay_keeps_the_id_and_the_attempts_and_counts_anew(lab: Lab) 
         await lab.queue.webhooks.replay("msg_unknown")
 
 
-async def test_replays_are_chosen_by_state_time_type_and_url_and_come_at_a_rate(lab: Lab) -> None:
+async def test_replays_are_selected_by_fields_and_limited_by_rate(lab: Lab) -> None:
     lab.limits = replace(LIMITS, breaker_failures=0, concurrency=50)
     hooks = lab.queue.webhooks
     old = await lab.send()
@@ -557,7 +555,7 @@ async def test_replays_are_chosen_by_state_time_type_and_url_and_come_at_a_rate(
     assert await lab.stores.client.zcard(lab.stores.keys.queue("low")) == 3
 
 
-async def test_a_selection_of_more_than_a_page_is_replayed_whole(lab: Lab) -> None:
+async def test_a_selection_of_several_pages_is_replayed_completely(lab: Lab) -> None:
     ids = [await lab.send() for _ in range(230)]
     verdict = Verdict(DeliveryState.DEAD, host=HostSign.NONE, endpoint=EndpointSign.NONE)
     for id_ in ids:
@@ -585,7 +583,7 @@ async def test_a_delivery_past_its_deadline_is_dead_without_an_attempt(lab: Lab)
     assert (shown.state, shown.error) == ("dead", "deadline")
 
 
-async def test_a_delivery_that_ends_in_line_leaves_the_line(lab: Lab) -> None:
+async def test_a_parked_delivery_that_ends_is_no_longer_parked(lab: Lab) -> None:
     for _ in range(2):
         await lab.go(await lab.send())
     id_ = await lab.send(deadline=datetime.now(UTC) + timedelta(seconds=0.2))
@@ -600,7 +598,7 @@ async def test_a_delivery_that_ends_in_line_leaves_the_line(lab: Lab) -> None:
     assert (await lab.queue.webhooks.target(URL)).parked == 0
 
 
-async def test_no_wait_reaches_past_the_deadline(lab: Lab) -> None:
+async def test_no_wait_extends_past_the_deadline(lab: Lab) -> None:
     await lab.trip()
     soon = datetime.now(UTC) + timedelta(seconds=5)
     assert (await lab.held(await lab.send(deadline=soon))).wait_s <= 5
@@ -620,7 +618,7 @@ async def test_an_attempt_that_was_overtaken_records_nothing(lab: Lab) -> None:
     assert (shown.state, [a.status for a in shown.attempts]) == ("delivered", [None, 200])
 
 
-async def test_a_retry_is_not_made_sooner_by_a_run_that_a_crash_brought_back(lab: Lab) -> None:
+async def test_a_run_after_a_crash_does_not_retry_early(lab: Lab) -> None:
     id_ = await lab.send()
     await lab.end(await lab.go(id_), wait=True, status=503, retry_after_s=90)
     lab.limits = replace(LIMITS, breaker_failures=0)
@@ -631,7 +629,7 @@ async def test_a_retry_is_not_made_sooner_by_a_run_that_a_crash_brought_back(lab
     assert (await lab.queue.delivery(id_)).attempt_count == 1
 
 
-async def test_a_retry_at_the_head_of_an_order_keeps_its_time_when_one_behind_it_ends(
+async def test_a_retry_at_the_head_of_an_order_keeps_its_time(
     lab: Lab,
 ) -> None:
     first = await lab.send(ordering_key="k")
@@ -672,7 +670,7 @@ async def test_a_begin_that_is_sent_again_counts_one_attempt(lab: Lab) -> None:
     assert (shown.state, shown.attempt_count, len(shown.attempts)) == ("delivered", 1, 1)
 
 
-async def test_how_an_attempt_ended_is_told_to_a_server_that_comes_back(lab: Lab) -> None:
+async def test_an_outcome_is_recorded_after_a_server_outage(lab: Lab) -> None:
     ids = [await lab.send() for _ in range(2)]
     claimed = [await lab.go(id_) for id_ in ids]
     failures, evalsha = 0, lab.stores.client.evalsha
@@ -694,7 +692,7 @@ async def test_how_an_attempt_ended_is_told_to_a_server_that_comes_back(lab: Lab
     ]
     async with asyncio.timeout(10):
         await given_up.wait()
-    # A job whose time is over waits no longer, and its record is not sent any more.
+    # After its timeout a job stops waiting, and its record is not sent.
     recording[0].cancel()
     with pytest.raises(asyncio.CancelledError):
         await recording[0]
@@ -704,7 +702,7 @@ async def test_how_an_attempt_ended_is_told_to_a_server_that_comes_back(lab: Lab
     assert (await lab.queue.delivery(ids[1])).attempt_count == 1
 
 
-async def test_one_delivery_that_cannot_be_read_spoils_no_others_attempt(lab: Lab) -> None:
+async def test_an_unreadable_delivery_fails_no_other_attempt(lab: Lab) -> None:
     ids = [await lab.send() for _ in range(2)]
     broken = lab.stores.keys.webhook(ids[0])
     await lab.stores.client.delete(broken)
@@ -714,7 +712,7 @@ async def test_one_delivery_that_cannot_be_read_spoils_no_others_attempt(lab: La
     assert isinstance(found[1], ClaimedDelivery)
 
 
-async def test_what_is_asked_for_together_goes_in_one_call(lab: Lab) -> None:
+async def test_requests_of_one_tick_are_sent_in_one_call(lab: Lab) -> None:
     lab.limits = replace(LIMITS, concurrency=100)
     ids = [await lab.send() for _ in range(30)]
     calls, evalsha = [], lab.stores.client.evalsha
@@ -733,14 +731,14 @@ async def test_what_is_asked_for_together_goes_in_one_call(lab: Lab) -> None:
         assert await lab.state(id_) == "delivered"
 
 
-async def test_a_delay_that_was_asked_for_stands_when_its_turn_comes(lab: Lab) -> None:
+async def test_a_requested_delay_holds_when_the_order_reaches_it(lab: Lab) -> None:
     first = await lab.send(ordering_key="k")
     second = await lab.send(ordering_key="k", delay_s=300)
     await lab.attempt(first, status=200)
     assert await lab.due_in_s(second) > 290
 
 
-async def test_every_end_is_reported_once_to_the_function_that_was_named(lab: Lab) -> None:
+async def test_every_end_is_reported_once_to_the_on_end_function(lab: Lab) -> None:
     id_ = await lab.send(on_end="note_callback")
     silent = await lab.send()
     await lab.attempt(id_, status=200)
@@ -751,7 +749,7 @@ async def test_every_end_is_reported_once_to_the_function_that_was_named(lab: La
     assert reports == [f"webhook-end:0:{id_}"]
 
 
-async def test_secrets_of_its_own_are_needed_again_once_delivered(client: Any, prefix: str) -> None:
+async def test_a_replay_after_success_needs_the_secrets_again(client: Any, prefix: str) -> None:
     import base64
 
     own = "whsec_" + base64.b64encode(b"o" * 32).decode()
@@ -777,11 +775,11 @@ async def test_every_key_of_a_finished_delivery_expires_or_is_gone(lab: Lab) -> 
     async for key in lab.stores.client.scan_iter(match=lab.stores.keys.prefix + "*"):
         if await lab.stores.client.pttl(key) == -1:
             lasting.add(key.decode().removeprefix(lab.stores.keys.prefix))
-    # The job is the engine's to end.
+    # The engine ends the job.
     assert lasting <= {f"job:webhook:{id_}", "queue", "queue:wake"}
 
 
-async def test_a_full_server_lets_what_is_there_be_sent_and_recorded(
+async def test_a_full_server_still_sends_and_records_stored_deliveries(
     private_valkey_url: str,
 ) -> None:
     async with open_queue(quick_settings(private_valkey_url)) as queue:
@@ -798,7 +796,7 @@ async def test_a_full_server_lets_what_is_there_be_sent_and_recorded(
             await stores_of(queue).client.config_set("maxmemory", 0)
 
 
-async def test_the_list_of_what_ended_forgets_what_is_past_its_retention(lab: Lab) -> None:
+async def test_the_index_of_ended_deliveries_is_trimmed_by_retention(lab: Lab) -> None:
     index = lab.stores.keys.webhook_ended("delivered")
     await lab.stores.client.zadd(index, {"long_ago": 1})
     id_ = await lab.send()

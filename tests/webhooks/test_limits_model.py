@@ -1,9 +1,9 @@
 """
-Attempts against a model: any order of sends, begins, ends, crashes, removals and replays.
+Tests attempts against a model, with sends, begins, ends, crashes, removals and replays in any order.
 
-The server is real. Each call carries what several workers' jobs ask for at once,
-and the model goes through it one by one: both must give every delivery the same
-answer, and leave it in the same state.
+The server is real. Each call contains the requests of several workers' jobs; the
+model processes them one by one. Both must return the same answers and reach the
+same states.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ ENDED = {"delivered", "dead"}
 
 @dataclass
 class Expected:
-    """One delivery as the model has it; `number` is its place in time."""
+    """One delivery of the model; `number` is its position in time."""
 
     id: str
     number: int
@@ -69,7 +69,7 @@ class Model(RuleBasedStateMachine):
         self.stores = stores_of(self.queue)
         self.store: AttemptStore = self.stores.attempts
         self.all: list[Expected] = []
-        # Attempts under way, those of dead or overtaken runs too.
+        # Attempts under way, including those of dead or overtaken runs.
         self.claims: list[ClaimedDelivery] = []
 
     def run(self, work: Any) -> Any:
@@ -100,7 +100,7 @@ class Model(RuleBasedStateMachine):
     @precondition(lambda self: self.all)
     @rule(data=st.data())
     def call(self, data: st.DataObject) -> None:
-        """What jobs ask for in one tick: ends of attempts, then begins, each of any delivery."""
+        """The requests of one tick: ends of attempts, then begins, of any deliveries."""
         ends: list[tuple[ClaimedDelivery, Outcome]] = []
         if self.claims:
             pair = st.tuples(st.sampled_from(self.claims), st.sampled_from(OUTCOMES))
@@ -135,7 +135,7 @@ class Model(RuleBasedStateMachine):
     ) -> list[Any]:
         now = datetime.now(UTC)
         for delivery in begins:
-            # Its retry's time has come.
+            # Its retry is due.
             await self.client.hdel(self.keys.webhook(delivery.id), "after")
         asked: list[Any] = []
         for claimed, outcome in ends:
@@ -173,7 +173,7 @@ class Model(RuleBasedStateMachine):
             assert isinstance(answer, EndedUnsent)
             delivery.state = "dead"
         elif isinstance(answer, Throttled) and answer.reason == "early":
-            # An end in the same call has put its retry off.
+            # An end in the same call has delayed its retry.
             assert delivery.id in ended_now
         elif self._is_behind(delivery):
             assert isinstance(answer, Throttled), answer
@@ -215,7 +215,7 @@ class Model(RuleBasedStateMachine):
 
 
 @pytest.mark.timeout(120)
-def test_attempts_asked_for_together_are_what_they_would_be_one_by_one(valkey_url: str) -> None:
+def test_batched_attempts_equal_separate_ones(valkey_url: str) -> None:
     Model.url = valkey_url
     run_machine(
         Model,

@@ -1,4 +1,4 @@
-"""What an attempt's outcome means."""
+"""Tests the decisions about an attempt's outcome."""
 
 from __future__ import annotations
 
@@ -36,18 +36,18 @@ def test_2xx_is_delivered(status: int) -> None:
 
 
 @pytest.mark.parametrize("status", [500, 502, 503, 504, 429, 408, 425])
-def test_a_passing_failure_is_tried_until_the_schedule_ends(status: int) -> None:
+def test_a_transient_failure_is_retried_until_the_schedule_ends(status: int) -> None:
     assert state(Outcome(status=status), attempt=4) is DeliveryState.WAITING
     assert state(Outcome(status=status), attempt=5) is DeliveryState.DEAD
 
 
 @pytest.mark.parametrize("status", [301, 302, 400, 401, 404, 422])
-def test_a_request_the_receiver_calls_wrong_gets_few_attempts(status: int) -> None:
+def test_a_rejected_request_gets_few_attempts(status: int) -> None:
     assert state(Outcome(status=status), attempt=FEW_ATTEMPTS - 1) is DeliveryState.WAITING
     assert state(Outcome(status=status), attempt=FEW_ATTEMPTS) is DeliveryState.DEAD
 
 
-def test_410_and_a_permanent_error_end_it_at_once() -> None:
+def test_410_and_a_permanent_error_end_the_delivery_at_once() -> None:
     assert state(Outcome(status=410)) is DeliveryState.DEAD
     assert state(Outcome(error="target_forbidden", permanent=True)) is DeliveryState.DEAD
 
@@ -59,7 +59,7 @@ def test_410_and_a_permanent_error_end_it_at_once() -> None:
     limit=st.integers(1, 50),
     rng=st.floats(0, 1, exclude_max=True),
 )
-def test_it_ends_and_every_wait_is_within_its_ceiling(
+def test_a_schedule_ends_and_every_wait_is_within_its_ceiling(
     status: int | None, permanent: bool, attempt: int, limit: int, rng: float
 ) -> None:
     schedule = retry_schedule(max_attempts=limit, base_s=5.0, cap_s=36_000.0)
@@ -84,11 +84,11 @@ def test_the_standard_schedule_spans_75_hours() -> None:
     assert STANDARD.ceiling_s(50) == 86_400
 
 
-def test_an_answer_that_breaks_off_is_no_success() -> None:
+def test_a_truncated_answer_is_no_success() -> None:
     assert state(Outcome(status=200, error="timeout")) is DeliveryState.WAITING
 
 
-def test_our_own_failures_are_charged_to_nobody() -> None:
+def test_our_own_failures_are_not_charged() -> None:
     for internal_failures in range(100):
         verdict = decide(
             Outcome(error="no_route", internal=True),
@@ -115,7 +115,7 @@ def test_our_own_failures_are_charged_to_nobody() -> None:
         (Outcome(error="target_forbidden", permanent=True), HostSign.NONE, EndpointSign.REFUSES),
     ],
 )
-def test_what_an_attempt_says_of_host_and_endpoint(
+def test_the_signs_of_an_attempt_about_host_and_endpoint(
     outcome: Outcome, host: HostSign, endpoint: EndpointSign
 ) -> None:
     verdict = decide(outcome, attempt=1, schedule=SCHEDULE, rng=lambda: 0.5)
@@ -136,7 +136,7 @@ def test_retry_after_is_read_as_seconds_or_a_date(value: str | None, seconds: fl
     assert parse_retry_after(value, NOW) == seconds
 
 
-def test_a_retry_after_is_waited_for_but_no_longer_than_the_clamp() -> None:
+def test_a_retry_after_is_honored_up_to_the_clamp() -> None:
     schedule = retry_schedule(max_attempts=10, base_s=1.0, retry_after_max_s=600.0)
     for asked, least, most in ((60.0, 60.0, 66.0), (90_000.0, 600.0, 660.0), (0.0, 0.0, 1.0)):
         outcome = Outcome(status=503, retry_after_s=asked)

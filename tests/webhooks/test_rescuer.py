@@ -1,4 +1,4 @@
-"""A delivery whose job became a dead letter goes on; other dead letters stay what they are."""
+"""Tests that dead letters of open deliveries are retried, and other dead letters are not."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ pytestmark = pytest.mark.integration
 
 
 def context_of(queue: JobQueue) -> dict[str, Any]:
-    """What the rescuer is handed; it sends nothing."""
+    """The rescuer's context; it sends nothing."""
     stores, unused = stores_of(queue), cast("Any", None)
     context = WebhookContext(
         attempts=stores.attempts,
@@ -37,7 +37,7 @@ def context_of(queue: JobQueue) -> dict[str, Any]:
 
 
 async def bury(queue: JobQueue, job_id: str, name: str, reason: str) -> None:
-    """As `poll.lua` leaves a job that is over."""
+    """Leave a job as `poll.lua` does at its end."""
     stores = stores_of(queue)
     keys, client = stores.keys, stores.client
     body = await client.getdel(keys.job(job_id))
@@ -62,7 +62,7 @@ async def test_a_poisoned_job_of_an_open_delivery_is_enqueued_again(
     assert await rescue_webhooks(context_of(queue)) == 0
 
 
-async def test_workers_revive_by_themselves(private_valkey_url: str) -> None:
+async def test_workers_run_the_webhook_rescuer_by_cron(private_valkey_url: str) -> None:
     settings = quick_settings(private_valkey_url)
     async with open_queue(settings) as queue:
         id_ = await queue.send_webhook("http://127.0.0.1:1/", {}, event_type="x")
@@ -77,7 +77,7 @@ async def test_workers_revive_by_themselves(private_valkey_url: str) -> None:
 
 
 @pytest.mark.parametrize("how", ["aborted", "purged", "deleted"])
-async def test_a_delivery_whose_job_somebody_took_away_ends_and_says_so(
+async def test_a_delivery_whose_job_was_removed_ends_as_dead(
     client: Any, prefix: str, how: str
 ) -> None:
     queue = queue_of(client, prefix)
@@ -90,14 +90,14 @@ async def test_a_delivery_whose_job_somebody_took_away_ends_and_says_so(
         await bury(queue, job_id, "deliver_webhook", "poison")
         assert await queue.dead.purge(job_id) == 1
     else:
-        # An abort leaves as little of a job behind as a deletion, and a mark of its own.
+        # An abort leaves no more of a job than a deletion, and an abort entry.
         await client.zrem(stores_of(queue).keys.queue(), job_id)
         await client.delete(stores_of(queue).keys.job(job_id))
     assert await stores_of(queue).attempts.end_jobless(seen_s=0, most=10) == (2, [id_])
     shown = await queue.delivery(id_)
     assert (shown.state, shown.error, shown.attempt_count) == ("dead", "job_removed", 0)
     assert await client.pttl(stores_of(queue).keys.webhook(id_)) > 0
-    # It is reported, stands in nobody's way, and can be brought back.
+    # It is reported, blocks no other delivery, and can be replayed.
     assert await client.zscore(stores_of(queue).keys.queue(), f"webhook-end:0:{id_}")
     assert isinstance(
         await stores_of(queue).attempts.begin(
@@ -110,21 +110,17 @@ async def test_a_delivery_whose_job_somebody_took_away_ends_and_says_so(
     assert await stores_of(queue).attempts.end_jobless(seen_s=0, most=10) == (2, [])
 
 
-async def test_a_delivery_whose_job_is_a_dead_letter_is_left_to_its_revival(
-    client: Any, prefix: str
-) -> None:
+async def test_a_delivery_whose_job_is_a_dead_letter_is_not_ended(client: Any, prefix: str) -> None:
     queue = queue_of(client, prefix)
     id_ = await queue.send_webhook("https://example.com/", {}, event_type="x")
     await bury(queue, f"webhook:{id_}", "deliver_webhook", "poison")
     assert await stores_of(queue).attempts.end_jobless(seen_s=0, most=10) == (1, [])
-    # What was looked at is not looked at again at once, and what has ended never.
+    # A checked delivery is not checked again at once, and an ended one never.
     assert await stores_of(queue).attempts.end_jobless(seen_s=60, most=10) == (0, [])
     assert (await queue.delivery(id_)).state == "pending"
 
 
-async def test_a_place_that_a_jobless_delivery_held_is_the_next_ones(
-    client: Any, prefix: str
-) -> None:
+async def test_the_slot_of_a_jobless_delivery_is_freed(client: Any, prefix: str) -> None:
     queue = queue_of(client, prefix)
     limits = target_limits(concurrency=1)
     ids = [

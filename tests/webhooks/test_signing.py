@@ -1,4 +1,4 @@
-"""Signatures, judged by the Standard Webhooks project's own library."""
+"""Verifies signatures with the Standard Webhooks project's own library."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ SEED = bytes(range(32))
 PRIVATE = "whsk_" + base64.b64encode(SEED).decode()
 
 
-def test_a_v1a_signature_verifies_with_the_public_key_and_nothing_else() -> None:
+def test_a_v1a_signature_verifies_with_its_public_key_only() -> None:
     headers = sign_headers("msg_1", 1_700_000_000, BODY, [PRIVATE], sign_ed25519=ed25519.sign)
     version, _, text = headers["webhook-signature"].partition(",")
     assert version == "v1a"
@@ -69,7 +69,7 @@ def test_a_v1a_signature_verifies_with_the_public_key_and_nothing_else() -> None
         public.verify(base64.b64decode(text), signed + b" ")
 
 
-def test_both_kinds_sign_side_by_side_and_v1_still_verifies() -> None:
+def test_both_kinds_sign_together_and_v1_still_verifies() -> None:
     now = int(time.time())
     headers = sign_headers("msg_1", now, BODY, [PRIVATE, NEW], sign_ed25519=ed25519.sign)
     kinds = [part.partition(",")[0] for part in headers["webhook-signature"].split()]

@@ -1,4 +1,4 @@
-"""Signatures, judged by the Standard Webhooks project's own library for Node.js."""
+"""Verifies signatures with the Standard Webhooks project's own library for Node.js."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ const { Webhook } = require("standardwebhooks");
 const { secret, body, headers } = JSON.parse(require("fs").readFileSync(0, "utf8"));
 console.log(JSON.stringify(new Webhook(secret).verify(body, headers)));
 """
-# The project's libraries for Python and Node.js verify no v1a: this is the text of the specification.
+# The project's libraries for Python and Node.js do not verify v1a, so this follows the specification.
 VERIFY_V1A = """
 const crypto = require("crypto");
 const { key, body, headers } = JSON.parse(require("fs").readFileSync(0, "utf8"));
@@ -42,7 +42,7 @@ console.log(found.some((part) =>
 
 @pytest.fixture(scope="module")
 def library() -> Path:
-    """Installed once, beside the other caches of the checkout."""
+    """Install the library once, next to the checkout's other caches."""
     _, npm = node_and_npm()
 
     def install(fresh: Path) -> None:
@@ -75,7 +75,7 @@ def test_a_changed_body_does_not_verify_in_node(library: Path) -> None:
     assert "No matching signature found" in verify(library, NEW, BODY + " ", headers)
 
 
-def test_a_v1a_signature_verifies_in_node_with_the_public_key_and_no_other_body() -> None:
+def test_a_v1a_signature_verifies_in_node_for_its_body_only() -> None:
     seed = bytes(range(32))
     private = "whsk_" + base64.b64encode(seed).decode()
     public = Ed25519PrivateKey.from_private_bytes(seed).public_key().public_bytes_raw()

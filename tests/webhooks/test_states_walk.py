@@ -1,4 +1,4 @@
-"""docs/states.md draws a delivery's states: every arrow is walked, and no other is found."""
+"""Tests that deliveries make exactly the transitions of docs/states.md."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ URL = "https://hooks.example.com/a"
 PAGE = Path(__file__).parents[2] / "docs" / "states.md"
 LIMITS = target_limits(concurrency=2, breaker_failures=0)
 STATES = ("pending", "sending", "waiting", "delivered", "dead", "disabled")
-# The diagram's sign for what is not there.
+# The diagram's symbol for a missing delivery.
 NOTHING = "[*]"
 
 
@@ -43,7 +43,7 @@ def drawn() -> set[tuple[str, str]]:
 
 @dataclass
 class Walk:
-    """One queue; each delivery walks alone, to a host of its own."""
+    """One queue; each delivery is alone and has its own host."""
 
     queue: JobQueue
     number: int = 0
@@ -53,7 +53,7 @@ class Walk:
         return stores_of(self.queue)
 
     async def into(self, state: str) -> str:
-        """A delivery that is in this state."""
+        """Make a delivery in this state."""
         self.number += 1
         endpoint = f"e{self.number}"
         id_ = await self.queue.send_webhook(
@@ -81,7 +81,7 @@ class Walk:
         return "e" + id_[1:]
 
     async def begin(self, id_: str, limits: TargetLimits = LIMITS, most: int = 10) -> bool:
-        """Whether there was an answer other than that it has ended."""
+        """Whether the begin returned anything except that the delivery has ended."""
         found = await self.stores.attempts.begin(id_, datetime.now(UTC), limits, max_attempts=most)
         return isinstance(found, ClaimedDelivery | Throttled)
 
@@ -227,26 +227,26 @@ async def walk(client: Any, prefix: str) -> Walk:
     return Walk(queue_of(client, prefix))
 
 
-async def test_every_arrow_of_the_drawing_is_walked_and_there_is_no_other(walk: Walk) -> None:
+async def test_deliveries_make_exactly_the_documented_transitions(walk: Walk) -> None:
     walked: dict[tuple[str, str], list[str]] = {}
     for state in STATES:
         for step in STEPS:
             id_ = await walk.into(state)
             answered = await step(walk, id_)
             after = await walk.state(id_)
-            # Who is told to wait, or to send once more, has been moved though the state's name stays.
+            # A wait or a repeated attempt is a transition, although the state's name stays.
             if after != state or answered:
                 walked.setdefault((state, after), []).append(step.__name__)
     arrows = {arrow for arrow in drawn() if NOTHING not in arrow}
     assert set(walked) == arrows, walked
 
 
-async def test_only_what_has_ended_is_forgotten_with_time(walk: Walk) -> None:
+async def test_only_ended_deliveries_expire(walk: Walk) -> None:
     found = {(NOTHING, "pending")}
     for state in STATES:
         id_ = await walk.into(state)
         if await walk.stores.client.pttl(walk.stores.keys.webhook(id_)) != -1:
-            # As the server would end it, only sooner.
+            # The same end as by the server, but sooner.
             await walk.stores.client.pexpire(walk.stores.keys.webhook(id_), 0)
             found.add((state, await walk.state(id_)))
     assert found == {arrow for arrow in drawn() if NOTHING in arrow}

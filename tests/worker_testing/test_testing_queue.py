@@ -255,7 +255,7 @@ async def test_assert_enqueued_matches_leading_and_named_arguments() -> None:
         found = await queue.assert_enqueued("send_mail", "ada@example.com", html=True)
         assert found.id == sent.id
         for args, kwargs in (((3,), {}), ((), {"html": False}), ((), {"cc": "x"})):
-            with pytest.raises(AssertionError, match="what waits: send_mail"):
+            with pytest.raises(AssertionError, match="waiting jobs: send_mail"):
                 await queue.assert_enqueued("send_mail", *args, **kwargs)
 
 
