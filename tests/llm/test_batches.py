@@ -96,7 +96,7 @@ async def test_an_item_that_never_succeeds_ends_with_its_error(
 
 @pytest.mark.parametrize("provider", PROVIDERS)
 @pytest.mark.parametrize("fault", ["drop", "lose"])
-async def test_a_submission_without_a_reply_is_looked_up_not_repeated(
+async def test_a_submission_without_a_reply_is_looked_up_first(
     private_valkey_url: str, fake: FakeProvider, provider: str, fault: str
 ) -> None:
     fake.fault("POST", CREATE[provider].removeprefix("POST "), fault)

@@ -330,7 +330,7 @@ class Model(RuleBasedStateMachine):
             assert id_ in self.dated
         else:
             assert answer.kind in ERRORS
-            assert answer.kind != "invalid_request" or text == POISON, "an innocent line was blamed"
+            assert answer.kind != "invalid_request" or text == POISON, "a correct line was rejected"
 
     @invariant()
     def limits_and_sums_are_right(self) -> None:

@@ -145,14 +145,14 @@ WAYS = {
     "no batches": Way("uploading", "done", fault=on("POST", "/v1/files", "status", status=404)),
     "only files": Way("submitting", "done", fault=on("POST", "/v1/batches", "status", status=404)),
     "unknown": Way("submitted", "failed", fake={"not_found": 1_000_000}),
-    "cancelled": Way("submitted", "canceling", "fetching", fake=NEVER, cancel_in="submitted"),
-    "cancelled while uploaded": Way(
+    "canceled": Way("submitted", "canceling", "fetching", fake=NEVER, cancel_in="submitted"),
+    "canceled while uploaded": Way(
         "uploading",
         "done",
         fault=on("POST", "/v1/files", "status", **AWAY),
         cancel_in="uploading",
     ),
-    "cancelled while refused": Way(
+    "canceled while refused": Way(
         "uploaded",
         "done",
         fault=on("POST", "/v1/batches", "status", status=429, times=1000),
@@ -189,7 +189,7 @@ async def test_batches_make_exactly_the_documented_transitions(
         await walk(way, fake, settings_for(private_valkey_url, fake, **way.settings))
         assert way.arrows <= walked, name
         walked |= before
-    for other in (another_s, forgotten_while_cancelled, unwanted_when_sealed, left_open):
+    for other in (another_s, forgotten_while_canceled, unwanted_when_sealed, left_open):
         fake.reset()
         await other(private_valkey_url, fake)
     assert walked == listed("An LLM batch", BATCH_STATES)
@@ -208,7 +208,7 @@ async def another_s(url: str, fake: FakeProvider) -> None:
     await walk(Way(provider="anthropic", texts=("mine",)), fake, settings_for(url, fake))
 
 
-async def forgotten_while_cancelled(url: str, fake: FakeProvider) -> None:
+async def forgotten_while_canceled(url: str, fake: FakeProvider) -> None:
     fake.set(**NEVER)
     settings = settings_for(url, fake)
     async with open_queue(settings) as queue, running_worker(settings):

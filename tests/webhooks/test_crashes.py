@@ -125,8 +125,8 @@ async def test_workers_killed_between_post_and_record_lose_nothing(
             assert errors[-1] == ""
             assert set(errors[:-1]) <= {"interrupted"}
             assert delivery.attempt_count == len(delivery.attempts)
-            # Each POST was counted before it was made; one that was cut off before it left is
-            # counted and was not seen.
+            # Each POST is counted before it is made, so one that was interrupted before it was
+            # sent is counted although the receiver did not see it.
             assert 1 <= receiver.seen[delivery.id] <= delivery.attempt_count
             interrupted += len(errors) - 1
         assert interrupted >= KILLS

@@ -90,7 +90,7 @@ async def test_a_delivery_whose_job_was_removed_ends_as_dead(
         await bury(queue, job_id, "deliver_webhook", "poison")
         assert await queue.dead.purge(job_id) == 1
     else:
-        # An abort leaves no more of a job than a deletion, and an abort entry.
+        # An abort removes a job like a deletion does (and leaves an abort entry).
         await client.zrem(stores_of(queue).keys.queue(), job_id)
         await client.delete(stores_of(queue).keys.job(job_id))
     assert await stores_of(queue).attempts.end_jobless(seen_s=0, most=10) == (2, [id_])

@@ -28,11 +28,11 @@ async def send_llm_callback(ctx: JobContext, url: str) -> str:
     """
     context, job_id = LLMContext.of(ctx), str(ctx["job_id"])
     _, _, request_id, _, who = job_id.split(":", 4)
-    mark = who.partition(".")[2]
+    suffix = who.partition(".")[2]
     answer = await context.requests.peek_answer(request_id)
     if answer is None:
         return "expired"
-    payload = _payload(f"{request_id}.{mark}" if mark else request_id, answer)
+    payload = _payload(f"{request_id}.{suffix}" if suffix else request_id, answer)
     send = partial(context.webhooks.send, url, event_type="llm.request.ended", webhook_id=job_id)
     try:
         try:

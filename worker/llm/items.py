@@ -84,7 +84,7 @@ class Items:
                 (back if fate is Fate.PUT_BACK else single).append(id_)
         await self.requests.answer_many(final, line_of=self.batch.id)
         await self._put_back(back)
-        await self._send_singly(single, urgent=True)
+        await self._send_directly(single, urgent=True)
 
     async def miss_rest(self) -> None:
         """Treat requests without a result line as never seen by the provider."""
@@ -115,7 +115,7 @@ class Items:
                 id_ for id_, due_ms in dated if due_ms <= now_ms + margin_ms and id_ not in late
             ]
             await self.requests.answer_many([(id_, LATE) for id_ in late])
-            await self._send_singly(near, urgent=True)
+            await self._send_directly(near, urgent=True)
             rest = [due_ms for _, due_ms in dated if due_ms > now_ms + margin_ms]
             next_ms = min([*rest, *([] if next_ms is None else [next_ms])], default=None)
         await self.store.note(self.batch.id, deadline="" if next_ms is None else next_ms)
@@ -124,7 +124,7 @@ class Items:
         """Send every open request as a direct call; returns how many."""
         moved = 0
         async for page in self.store.unanswered(self.batch.id):
-            moved += await self._send_singly([request.id for request in page], urgent=False)
+            moved += await self._send_directly([request.id for request in page], urgent=False)
         return moved
 
     async def _put_back(self, ids: Sequence[str]) -> None:
@@ -142,7 +142,7 @@ class Items:
         await self.context.jobs.enqueue(FLUSH_LLM_GROUP, *row, delay_s=delay_ms / 1000)
         log.info("batch.items_put_back", batch_id=self.batch.id, requests=moved)
 
-    async def _send_singly(self, ids: Sequence[str], *, urgent: bool) -> int:
+    async def _send_directly(self, ids: Sequence[str], *, urgent: bool) -> int:
         if not ids:
             return 0
         priority = Priority.HIGH if urgent else Priority.DEFAULT

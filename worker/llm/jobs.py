@@ -111,7 +111,7 @@ async def _run_batch(context: LLMContext, ctx: JobContext, batch_id: str) -> str
         try:
             return await run.advance()
         except BatchesUnsupported:
-            return await run.go_singly()
+            return await run.send_directly()
         except Permanent as exc:
             return await run.fail(exc)
     except Overtaken:

@@ -82,8 +82,8 @@ class StoredRequest:
 
 def split_request_id(request_id: str) -> tuple[str, str]:
     """Split a caller's id into the request's id and the caller's suffix ("" for the first caller)."""
-    id_, _, mark = request_id.partition(".")
-    return id_, mark
+    id_, _, suffix = request_id.partition(".")
+    return id_, suffix
 
 
 class RequestStore:
@@ -242,14 +242,14 @@ class RequestStore:
 
         Returns (code, batch id or ""); code 0: unknown, 1: other callers still wait, 2: it ended.
         """
-        id_, mark = split_request_id(request_id)
+        id_, suffix = split_request_id(request_id)
         args = [
             self.keys.llm,
             id_,
             encode_answer(CANCELED),
             int(self.retention.unread_s * 1000),
             LLM_USAGE_TTL_S * 1000,
-            mark,
+            suffix,
             int(everybody),
         ]
         code, batch = await _CANCEL.run(self.client, [self.keys.llm_request(id_)], args)

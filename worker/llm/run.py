@@ -55,7 +55,7 @@ class BatchRun(Moves):
             await self._steps[self.batch.state](self)
         return self.batch.state.value
 
-    async def go_singly(self) -> str:
+    async def send_directly(self) -> str:
         """Send every request as a direct call, because the endpoint has no batches."""
         moved = await self.items.detach_all()
         log.info("batch.split", batch_id=self.batch.id, requests=moved)
