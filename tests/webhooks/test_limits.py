@@ -759,7 +759,7 @@ async def test_a_replay_after_success_needs_the_secrets_again(client: Any, prefi
     dead = await lab.send(secret=own)
     await lab.attempt(delivered, status=200)
     await lab.attempt(dead, error="x", permanent=True)
-    with pytest.raises(InvalidArgument, match="give them again"):
+    with pytest.raises(InvalidArgument, match="pass them again"):
         await lab.queue.webhooks.replay(delivered)
     await lab.queue.webhooks.replay(delivered, secrets=[own])
     await lab.queue.webhooks.replay(dead)
