@@ -50,7 +50,7 @@ def test_an_item_is_answered_put_back_or_sent_as_a_direct_call(
 
 
 @pytest.mark.parametrize(
-    ("lookup", "choice", "age_s", "verdict"),
+    ("lookup", "choice", "age_s", "decision"),
     [
         (LookupResult("b1"), OnAmbiguous.FAIL, 0, UnconfirmedDecision.ADOPT),
         (ABSENT, OnAmbiguous.ADOPT, 119, UnconfirmedDecision.WAIT),
