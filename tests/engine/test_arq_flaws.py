@@ -416,7 +416,7 @@ async def test_14_a_workers_own_clock_is_ignored_from_the_start(
     async def hourly(ctx: dict[str, Any]) -> None: ...
 
     ahead_ms = 3_600_000
-    monkeypatch.setattr("worker.engine.worker.timestamp_ms", lambda: time.time() * 1000 + ahead_ms)
+    monkeypatch.setattr("worker.engine.state.timestamp_ms", lambda: time.time() * 1000 + ahead_ms)
     crons = [cron(hourly, name="cron:h", hour=set(range(24)), minute=0)]
     keys = EngineKeys(QueueKeys(prefix))
     async with running(client, prefix, [], cron_jobs=crons):

@@ -79,13 +79,13 @@ async def test_a_command_that_does_not_exist_is_a_bad_configuration() -> None:
 
 
 async def test_a_stopped_child_is_killed_and_replaced() -> None:
-    async with supervised("serve", heartbeat_timeout_s=3) as running:
+    async with supervised("serve", heartbeat_timeout_s=6) as running:
         stopped = await running.event("supervisor.child_ready")
 
         os.kill(stopped["pid"], signal.SIGSTOP)
 
         lost = await running.event("supervisor.heartbeat_lost", pid=stopped["pid"])
-        assert lost["silence_s"] >= 3
+        assert lost["silence_s"] >= 6
         await running.event("supervisor.child_ended", pid=stopped["pid"], signal="SIGKILL")
         await running.event("supervisor.child_ready", count=2)
 
@@ -94,7 +94,7 @@ async def test_a_child_with_a_blocked_loop_is_killed_and_replaced(tmp_path: Path
     flag = tmp_path / "blocked"
     flag.touch()
     arguments = ("blocked", "--while-file", str(flag))
-    async with supervised(*arguments, heartbeat_timeout_s=3) as running:
+    async with supervised(*arguments, heartbeat_timeout_s=6) as running:
         blocked = await running.event("toy.running")
         lost = await running.event("supervisor.heartbeat_lost", pid=blocked["pid"])
         flag.unlink()
@@ -123,12 +123,12 @@ async def test_without_a_heartbeat_timeout_a_stopped_child_is_left_alone() -> No
 
 
 async def test_a_supervisor_that_was_stopped_kills_no_child() -> None:
-    async with supervised("serve", heartbeat_timeout_s=3) as running:
+    async with supervised("serve", heartbeat_timeout_s=6) as running:
         child = await running.event("supervisor.child_ready")
         # A frozen container stops and continues both.
         os.kill(child["pid"], signal.SIGSTOP)
         running.signal(signal.SIGSTOP)
-        await _later(child["pid"], by_s=4.0)
+        await _later(child["pid"], by_s=7.0)
         running.signal(signal.SIGCONT)
         os.kill(child["pid"], signal.SIGCONT)
 

@@ -159,12 +159,12 @@ class CronRunner:
         try:
             due = int(score)
             if not 0 <= due == score:
-                raise ValueError(f"{score} is no time in ms")
+                raise ValueError(f"{score} is not a time in ms")
             row = codec.decode(data)
             next_due = next_run_ms(row, due, self._now_ms())
             if next_due <= self._now_ms():
-                raise ValueError("its next run is not ahead")
-            # No id that a caller gives has a tilde, so that none takes the place of a run.
+                raise ValueError("its next run is not in the future")
+            # Callers' ids may not contain a tilde, so none collides with a run's id.
             queue, job_id = _queue_of(row), f"{id_.decode()}:{due}:~"
             body = self._encode(
                 {"t": None, "f": row["f"], "a": row["a"], "k": row["k"], "et": self._now_ms()}
@@ -193,7 +193,7 @@ class CronRunner:
 def _queue_of(row: dict[str, Any]) -> str:
     queue = row["q"]
     if not isinstance(queue, str) or not queue:
-        raise ValueError("it names no queue")
+        raise ValueError("it has no queue name")
     return queue
 
 

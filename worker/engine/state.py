@@ -1,4 +1,4 @@
-"""A worker as its parts see it: its arguments, its counters, and the server's clock."""
+"""The state of a worker that its components use: arguments, counters, the server's clock."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from worker.keys import QUEUE_PREFIX, QueueKeys
 
 
 def new_worker_id() -> str:
-    """Unique among workers, and readable: host, process, and digits for a reused pid."""
+    """Return a unique, readable id: host, process, and random digits in case a pid is reused."""
     return f"{socket.gethostname()}:{os.getpid()}:{uuid.uuid4().hex[:6]}"
 
 
 class WorkerState(ArqWorker):
-    """arq's Worker with our arguments and counters; `worker.engine.Worker` adds its life."""
+    """arq's Worker with our arguments and counters; `worker.engine.Worker` runs it."""
 
     loop: asyncio.AbstractEventLoop
 
@@ -58,7 +58,7 @@ class WorkerState(ArqWorker):
 
     @property
     def jobs_done(self) -> int:
-        """Runs of jobs that ended since the start, however they ended."""
+        """Number of runs that ended since the start, however they ended."""
         return self.jobs_complete + self.jobs_failed + self.jobs_retried
 
     @property
@@ -66,12 +66,12 @@ class WorkerState(ArqWorker):
         return self._draining
 
     def learn_from(self, polled: PollResult) -> None:
-        """What a turn tells of the server: its clock, and how many jobs are there."""
+        """Take the server's clock and the queue's size from a poll."""
         self._clock_offset_s = polled.now / 1000 - self.loop.time()
         self.jobs_queued = polled.size
 
     def server_ms(self) -> int:
-        """The server's clock, Unix ms, as of the last turn."""
+        """Return the server's clock, Unix ms, extrapolated from the last poll."""
         if not self._clock_offset_s:
             return timestamp_ms()
         return int((self.loop.time() + self._clock_offset_s) * 1000)
