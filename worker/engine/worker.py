@@ -216,7 +216,7 @@ class Worker(WorkerState):
         finally:
             await end(ready, asked, limit_s=float("inf"))
 
-    # -- clock and health ------------------------------------------------------------
+    # -- health ----------------------------------------------------------------------
 
     async def write_health(self, interval_s: float) -> None:
         """Write arq's health key; its TTL is at least three times `interval_s`."""
