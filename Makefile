@@ -12,7 +12,7 @@ MKDOCS := found=$$(NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict 
 OR_SHOW := ) || { echo "$$found"; exit 1; }
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo run test check bench soak docs site format clean
+.PHONY: help setup demo run test check bench soak docs site lock format clean
 
 help: ## List these commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -23,7 +23,8 @@ $(VENV)/.ready: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed")'
 	@echo "setting up $(VENV) (once; about a minute)"
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[worker,dev]'
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes --no-deps -r constraints.txt
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
 	@touch $@
 
 demo: $(VENV)/.ready ## Run webhooks and LLM requests end to end on an embedded Valkey, with a report
@@ -50,6 +51,22 @@ docs: $(VENV)/.ready ## Generate docs/settings.md and docs/keys.md
 site: $(VENV)/.ready ## Build the documentation as a website into out/site
 	@$(MKDOCS) $(OR_SHOW)
 
+# One line a package. `make lock` keeps the versions that are there and adds what is missing;
+# `make lock UPGRADE=1` takes the newest. The oldest Python is the first that all have files for.
+LOCK := $(VENV)/lock/bin/uv pip compile --quiet --universal --python-version 3.11.5 --generate-hashes \
+  --no-config --no-header --no-annotate --no-emit-index-url pyproject.toml
+ONE_LINE := awk '/^\#/ {next} {sub(/^ +/, " ")} sub(/ *\\$$/, "") {printf "%s", $$0; next} {print}'
+
+lock: ## Write constraints.txt and compose/requirements.txt anew, with hashes
+	@test -x $(VENV)/lock/bin/uv || { $(PYTHON) -m venv $(VENV)/lock && \
+	  $(VENV)/lock/bin/python -m pip install --quiet --disable-pip-version-check uv; }
+	@mkdir -p out
+	@$(LOCK) --extra worker --extra dev --extra bench $(if $(UPGRADE),,-c constraints.txt) -o out/all.txt > /dev/null
+	@{ sed -n '/^\#/p' constraints.txt; $(ONE_LINE) out/all.txt; } > out/constraints.txt
+	@$(LOCK) --extra worker -c out/constraints.txt -o out/worker.txt > /dev/null
+	@{ sed -n '/^\#/p' compose/requirements.txt; $(ONE_LINE) out/worker.txt; } > out/requirements.txt
+	@mv out/constraints.txt constraints.txt; mv out/requirements.txt compose/requirements.txt
+
 format: $(VENV)/.ready ## Format the code
 	@$(BIN)/ruff check --quiet --fix . ; $(BIN)/ruff format --quiet .
 
@@ -61,7 +78,6 @@ $(VENV)/peers/.ready: benchmarks/peers.txt $(VENV)/.ready
 	@echo "setting up $(VENV)/peers (once)"
 	@$(PYTHON) -m venv $(VENV)/peers
 	@$(VENV)/peers/bin/python -m pip install --quiet --disable-pip-version-check -r benchmarks/peers.txt
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[bench]'
 	@touch $@
 
 soak: $(VENV)/.ready ## Break the queue, the cache and the network at random: make soak SEED=7 MINUTES=10
