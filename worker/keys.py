@@ -211,6 +211,11 @@ class QueueKeys:
         """Hash: digest of a callback URL -> the job that calls it when the request ends."""
         return f"{self.llm}callback:{request_id}"
 
+    @property
+    def llm_callbacks(self) -> str:
+        """List: ended requests whose callbacks have no job yet."""
+        return f"{self.llm}callbacks"
+
 
 _ENDS = "deleted when the job ends"
 
@@ -290,13 +295,19 @@ CATALOGUE: tuple[KeySpec, ...] = (
         "arq:webhook-endpoint:<endpoint>",
         "hash",
         "an endpoint that fails or is disabled: since when, why, its URL",
-        "deleted when it accepts a webhook; TTL 90 d, none while disabled",
+        "deleted when it accepts a webhook; TTL 90 d, none when disabled by an operator",
     ),
     KeySpec(
         "arq:webhook-disabled",
         "sorted set",
-        "disabled endpoint -> since, Unix ms",
-        "one member per disabled endpoint",
+        "disabled endpoint -> since, Unix ms; by an operator: less 10^13",
+        "newest 10,000, 90 d; those of an operator until they are enabled",
+    ),
+    KeySpec(
+        "arq:webhook-failing",
+        "sorted set",
+        "endpoint that fails and is not disabled -> its last failure, Unix ms",
+        "newest 10,000, 90 d",
     ),
     KeySpec(
         "arq:webhook-open",
@@ -418,6 +429,12 @@ CATALOGUE: tuple[KeySpec, ...] = (
         "hash",
         "digest of a callback URL -> the job that calls it when the request ends",
         "deleted when answered; after an error, TTL LETTA_LLM_RESULT_TTL_S",
+    ),
+    KeySpec(
+        "arq:llm:callbacks",
+        "list",
+        "id, number of the end, outcome and cursor of an ended request with callbacks to enqueue",
+        "one member per ended request, until the queue has room for its callbacks",
     ),
     KeySpec(
         "arq:llm:answered", "channel", "ids of requests when they are answered", "stores nothing"

@@ -653,6 +653,14 @@ def cancel_llm_of_several(client: Any) -> Steps:
 
 
 @case
+def callbacks_llm(client: Any) -> Steps:
+    # The queue is full when the request ends, so that its callback still waits for its job.
+    full = RequestStore(client, KEYS, requests(client).retention, most_jobs=1)
+    prepare = after(submit(client, "a"), lambda: full.answer("a", ANSWER))
+    return prepare, requests(client).send_callbacks
+
+
+@case
 def retry_llm(client: Any) -> Steps:
     keys = KEYS.job_keys("again", Priority.DEFAULT)
     job = PreparedJob("again", BODY)

@@ -92,7 +92,9 @@ def build_stores(client: Any, options: QueueOptions, keys: QueueKeys | None = No
         deliveries=DeliveryStore(client, keys),
         endpoints=EndpointStore(client, keys),
         attempts=AttemptStore(client, keys, retention_s=options.webhooks.retention_s),
-        requests=RequestStore(client, keys, retention(options.llm)),
+        requests=RequestStore(
+            client, keys, retention(options.llm), most_jobs=options.jobs.max_length
+        ),
         batches=BatchStore(client, keys),
         orphans=Orphans(client, keys),
         prepared=PreparedJobs(encoder),

@@ -111,6 +111,8 @@ class Batches:
             for id_ in ids:
                 code, _ = await reach(self._requests.cancel(id_, everybody=True))
                 ended += code == 2
+                if code == 0:
+                    await reach(self._batches.leave_line(group, id_))
         for batch in await reach(self._batches.listed(10_000)):
             if batch.group == group and not batch.state.is_end:
                 await self._cancel_at_provider(batch.id)

@@ -30,7 +30,7 @@ from worker.queue.priority import Priority
 # A message on the channel announces an answer; this poll covers a lost message.
 _ANSWER_POLL_S = 1.0
 # Requests of one script call. More would block the server's other clients.
-_CHUNK = 250
+_CHUNK = 125
 
 
 class LLMRequests:

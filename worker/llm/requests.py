@@ -35,9 +35,12 @@ log = structlog.get_logger(__name__)
 _SUBMIT = load(__package__, "submit_llm", "..queue")
 _SUBMIT_URGENT = load(__package__, "submit_llm_urgent", "..queue")
 _ANSWER = load(__package__, "answer_llm", "..queue")
+_CALLBACKS = load(__package__, "callbacks_llm", "..queue")
 _CANCEL = load(__package__, "cancel_llm", "..queue")
 _RETRY = load(__package__, "retry_llm", "..queue")
 
+# Jobs that one call of callbacks_llm.lua enqueues: it occupies the server for about 1 ms.
+_CALLBACKS_A_STEP = 100
 # Prefixes of stored answers. `z`: zlib, for larger answers. `s`, before the others: shared by
 # several callers (_llm_finish.lua). `j`: JSON, for what msgpack cannot encode (integers over 64
 # bits, lone surrogates). A msgpack list starts with none of these bytes.
@@ -87,12 +90,15 @@ def split_request_id(request_id: str) -> tuple[str, str]:
 
 
 class RequestStore:
-    """Stores requests and answers through one client."""
+    """Stores requests and answers through one client. `most_jobs` limits the queue; 0 is no limit."""
 
-    def __init__(self, client: Any, keys: QueueKeys, retention: Retention) -> None:
+    def __init__(
+        self, client: Any, keys: QueueKeys, retention: Retention, *, most_jobs: int = 0
+    ) -> None:
         self.client = client
         self.keys = keys
         self.retention = retention
+        self.most_jobs = most_jobs
 
     async def submit(
         self,
@@ -180,6 +186,20 @@ class RequestStore:
             expires_ms=whole(row[5]) or None,
         )
 
+    async def send_callbacks(self) -> bool:
+        """
+        Enqueue the callbacks of ended requests. Returns False while the queue is full.
+
+        The next end of a request, or the rescuer, continues.
+        """
+        names = [self.keys.llm_callbacks, *(self.keys.queue(priority) for priority in Priority)]
+        args = [self.keys.llm, self.most_jobs, _CALLBACKS_A_STEP]
+        code = 1
+        while code == 1:
+            # A key of another type is logged and counts as a full queue.
+            (code,) = await run_many(self.client, _CALLBACKS, [(names, args)], refused=-1)
+        return code == 0
+
     async def answer(self, request_id: str, answer: Answer) -> bool:
         """Store an answer and wake its callers; returns False when one is stored already."""
         return bool(await self.answer_many([(request_id, answer)]))
@@ -194,7 +214,10 @@ class RequestStore:
             ([self.keys.llm_request(id_)], [*self._answer_args(id_, answer), line_of])
             for id_, answer in answers
         ]
-        return sum(await run_many(self.client, _ANSWER, calls))
+        codes = await run_many(self.client, _ANSWER, calls)
+        if 2 in codes:
+            await self.send_callbacks()
+        return sum(code > 0 for code in codes)
 
     def _answer_args(self, request_id: str, answer: Answer) -> list[Any]:
         usage = read_usage(answer.body) if answer.ok else read_usage(None)
@@ -253,7 +276,9 @@ class RequestStore:
             int(everybody),
         ]
         code, batch = await _CANCEL.run(self.client, [self.keys.llm_request(id_)], args)
-        return int(code), batch.decode()
+        if code == 3:
+            await self.send_callbacks()
+        return min(2, code), batch.decode()
 
     async def retry(
         self, request_ids: Sequence[str], *, job: PreparedJob, job_keys: list[str]
@@ -276,12 +301,16 @@ def is_wrong_type(error: BaseException) -> bool:
 
 
 async def run_many(
-    client: Any, script: Script, calls: Sequence[tuple[Sequence[Any], Sequence[Any]]]
+    client: Any,
+    script: Script,
+    calls: Sequence[tuple[Sequence[Any], Sequence[Any]]],
+    *,
+    refused: int = 0,
 ) -> list[int]:
     """
     Run a script once for each (keys, args) in one round trip; the numbers it returned.
 
-    A call that a key of another type refused counts as 0, and stops no other.
+    A call that a key of another type refused counts as `refused`, and stops no other.
     """
     if not calls:
         return []
@@ -296,7 +325,7 @@ async def run_many(
             if not is_wrong_type(reply):
                 raise reply
             log.error("llm.keys_unreadable", error=str(reply)[:200])
-            replies[number] = 0
+            replies[number] = refused
     return [int(reply) for reply in replies]
 
 

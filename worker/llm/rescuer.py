@@ -41,6 +41,7 @@ async def rescue_orphans(context: LLMContext, *, idle_s: float = 0.0) -> int:
         rescued += len(again)
         for id_ in lost:
             await _give_up(context, id_)
+    await context.requests.send_callbacks()
     if rescued:
         log.warning("llm.jobs_rescued", jobs=rescued)
     return rescued

@@ -29,6 +29,8 @@ log = structlog.get_logger(__name__)
 
 _RETRY = load(__package__, "dead_retry")
 _PAGE = 500
+# Bodies may be large: so many are in memory at a time.
+_BODIES = 20
 # The last millisecond that a datetime can name.
 _MOST_MS = 253_402_300_799_999
 _QUEUES = ("critical", "high", "default", "low")
@@ -56,6 +58,7 @@ class DeadLetter:
 # Inside `DeadLetters`, the name `list` means its method.
 _Letters = list[DeadLetter]
 _Ids = list[str]
+_Rows = list[tuple[str, str, str]]
 
 
 class DeadLetters:
@@ -80,6 +83,28 @@ class DeadLetters:
     async def count(self) -> int:
         return int(await reach(self._client.zcard(self._keys.dead)))
 
+    async def names(self, prefixes: tuple[str, ...]) -> AsyncIterator[tuple[str, str, str]]:
+        """Id, function's name ("" where unknown) and reason of those whose ids begin so; no bodies."""
+        for offset in range(0, await self.count(), _PAGE):
+            page = await reach(self._client.zrange(self._keys.dead, offset, offset + _PAGE - 1))
+            ids = [id_.decode(errors="replace") for id_ in page]
+            for row in await self._names([id_ for id_ in ids if id_.startswith(prefixes)]):
+                yield row
+
+    async def _names(self, ids: _Ids) -> _Rows:
+        if not ids:
+            return []
+        async with self._client.pipeline(transaction=False) as pipe:
+            for id_ in ids:
+                pipe.exists(self._keys.dead_job(id_))
+                pipe.hmget(self._keys.dead_job(id_), "name", "reason")
+            rows = await reach(pipe.execute(raise_on_error=False))
+        return [
+            (id_, *_name_and_reason(row))
+            for id_, is_there, row in zip(ids, rows[::2], rows[1::2], strict=True)
+            if is_there
+        ]
+
     async def retry(self, job_id: str | None = None, *, since: datetime | None = None) -> int:
         """
         Enqueue one dead letter again, or all that died since a time. Return how many.
@@ -91,8 +116,10 @@ class DeadLetters:
         """
         _require_one(job_id, since)
         done = 0
-        async for letter in self._chosen(job_id, since, None):
-            done += await self._retry(letter)
+        async for ids in self._chosen(job_id, since, None):
+            for at in range(0, len(ids), _BODIES):
+                for letter in await self._read(ids[at : at + _BODIES]):
+                    done += await self._retry(letter)
         return done
 
     async def purge(self, job_id: str | None = None, *, before: datetime | None = None) -> int:
@@ -104,14 +131,15 @@ class DeadLetters:
         """
         _require_one(job_id, before)
         done = 0
-        async for letter in self._chosen(job_id, None, before):
-            async with self._client.pipeline(transaction=True) as pipe:
-                pipe.delete(self._keys.dead_job(letter.id))
-                pipe.zrem(self._keys.dead, letter.id)
-                _, removed = await reach(pipe.execute())
-            if removed:
-                done += 1
-                log.info("dead.purged", job_id=letter.id, task=letter.name, reason=letter.reason)
+        async for ids in self._chosen(job_id, None, before):
+            for id_, name, reason in await self._names(ids):
+                async with self._client.pipeline(transaction=True) as pipe:
+                    pipe.unlink(self._keys.dead_job(id_))
+                    pipe.zrem(self._keys.dead, id_)
+                    _, removed = await reach(pipe.execute())
+                if removed:
+                    done += 1
+                    log.info("dead.purged", job_id=id_, task=name or None, reason=reason)
         return done
 
     async def _retry(self, letter: DeadLetter) -> bool:
@@ -126,18 +154,15 @@ class DeadLetters:
 
     async def _chosen(
         self, job_id: str | None, since: datetime | None, before: datetime | None
-    ) -> AsyncIterator[DeadLetter]:
+    ) -> AsyncIterator[_Ids]:
         if job_id is not None:
-            for letter in await self._read([job_id]):
-                yield letter
+            yield [job_id]
             return
         low = "-inf" if since is None else unix_ms("since", since)
         high = "+inf" if before is None else f"({unix_ms('before', before)}"
         ids = await reach(self._client.zrange(self._keys.dead, low, high, byscore=True))
         for at in range(0, len(ids), _PAGE):
-            page = [id_.decode(errors="replace") for id_ in ids[at : at + _PAGE]]
-            for letter in await self._read(page):
-                yield letter
+            yield [id_.decode(errors="replace") for id_ in ids[at : at + _PAGE]]
 
     async def _read(self, ids: _Ids) -> _Letters:
         async with self._client.pipeline(transaction=False) as pipe:
@@ -165,6 +190,15 @@ def _letter(id_: str, row: dict[bytes, bytes] | ResponseError) -> DeadLetter:
         died_at=datetime.fromtimestamp(died_ms / 1000, UTC),
         body=body,
     )
+
+
+def _name_and_reason(row: list[bytes | None] | ResponseError) -> tuple[str, str]:
+    if isinstance(row, ResponseError):
+        if not str(row).startswith("WRONGTYPE"):
+            raise row
+        row = [None, None]
+    name, reason = ((part or b"").decode(errors="replace") for part in row)
+    return name, reason or "undecodable"
 
 
 def _text(row: dict[bytes, bytes], name: bytes) -> str:

@@ -21,10 +21,10 @@ log = structlog.get_logger(__name__)
 RESCUE_WEBHOOKS = "rescue_webhooks"
 # Also the longest time that a delivery waits for its rescue.
 RESCUE_CRON = "*/15 * * * * *"
-_PAGE = 500
+_PAGE = 100
 # An open delivery's job is checked at most this often; one run checks at most _MOST_PAGES pages.
 _SEEN_S = 15.0
-_MOST_PAGES = 10
+_MOST_PAGES = 50
 _PREFIXES = ("webhook:", "webhook-replay:", "webhook-end:")
 
 
@@ -32,14 +32,13 @@ async def rescue_webhooks(ctx: JobContext) -> int:
     """Retry the dead letters of open deliveries and end those without a job; returns the retries."""
     context = WebhookContext.of(ctx)
     rescued = 0
-    for offset in range(0, await context.dead.count(), _PAGE):
-        for letter in await context.dead.list(limit=_PAGE, offset=offset):
-            # A poison job's body may be unreadable, so its name may be missing.
-            ours = letter.name in {DELIVER_WEBHOOK, REPORT_WEBHOOK} or letter.reason == "poison"
-            # What cannot be read would only come back as a dead letter once more.
-            ours = ours and letter.reason != "undecodable"
-            if ours and letter.id.startswith(_PREFIXES):
-                rescued += await context.dead.retry(letter.id)
+    # Names only: the bodies of all dead letters may not fit into this process's memory.
+    async for id_, name, reason in context.dead.names(_PREFIXES):
+        # A poison job's body may be unreadable, so its name may be missing.
+        ours = name in {DELIVER_WEBHOOK, REPORT_WEBHOOK} or reason == "poison"
+        # What cannot be read would only come back as a dead letter once more.
+        if ours and reason != "undecodable":
+            rescued += await context.dead.retry(id_)
     if rescued:
         log.warning("webhook.jobs_rescued", jobs=rescued)
     await _end_jobless(context.attempts)

@@ -10,13 +10,20 @@ local function bury(d, id, why)
     'queue', why.queue, 'queue_name', d.queues[why.queue], 'tries', why.tries or 0, 'died', d.now, 'name', why.name or '')
   redis.call('PEXPIRE', key, d.age)
   redis.call('ZADD', d.set, d.now, id)
-  redis.call('ZREMRANGEBYSCORE', d.set, '-inf', d.now - d.age)
-  local over = math.min(1000, redis.call('ZCARD', d.set) - d.cap)
+  -- Each burial makes room for itself; one script removes at most about 100 more.
+  d.room = d.room or 100
+  local old = math.min(d.room, redis.call('ZCOUNT', d.set, '-inf', d.now - d.age))
+  if old > 0 then
+    -- Their own keys have expired.
+    redis.call('ZREMRANGEBYRANK', d.set, 0, old - 1)
+    d.room = d.room - old
+  end
+  local over = math.min(math.max(1, d.room), redis.call('ZCARD', d.set) - d.cap)
   if over > 0 then
-    d.dropped = d.dropped + over
-    for _, old in ipairs(redis.call('ZRANGE', d.set, 0, over - 1)) do
-      redis.call('DEL', d.prefix .. 'dead:' .. old)
-      redis.call('ZREM', d.set, old)
+    d.dropped, d.room = d.dropped + over, d.room - over
+    for _, one in ipairs(redis.call('ZRANGE', d.set, 0, over - 1)) do
+      redis.call('UNLINK', d.prefix .. 'dead:' .. one)
     end
+    redis.call('ZREMRANGEBYRANK', d.set, 0, over - 1)
   end
 end

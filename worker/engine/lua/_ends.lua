@@ -73,6 +73,11 @@ local function gathered(prefix, keys, id, g)
     redis.call('DEL', key)
     return
   end
+  -- The fields are size, head, tail, queue, job and one per finished part. Read the parts only when
+  -- all are there.
+  if redis.call('HLEN', key) < size + 5 then
+    return
+  end
   local values = {}
   for i = 0, size - 1 do
     local value = redis.call('HGET', key, i)

@@ -1,43 +1,41 @@
 -- Shared step: enqueue a job for each webhook that reports a request's end.
--- Needs put_job before it.
--- p: prefix of the LLM keys (`arq:llm:`). Keys: tell:<id>: webhook -> job body, '#': number of the end;
--- and those of _put_job.lua, under the same prefix without `llm:`.
+-- Needs types and put_job before it. Call expect_callbacks before any write and put_callback after it.
+-- p: prefix of the LLM keys (`arq:llm:`). Keys: callback:<id>: webhook -> job body, '#': number of the end;
+-- callbacks; and those of _put_job.lua, under the same prefix without `llm:`.
 -- A job's id: llm:callback:<id>:<number of the end>:<who>
 local function expect_callbacks(p)
   local base = string.sub(p, 1, -5)
   expect('zset', base .. 'queue', base .. 'queue:wake')
 end
-local function callback_rows(p, id)
-  local rows = redis.pcall('HGETALL', p .. 'callback:' .. id)
-  if rows.err then
-    redis.call('DEL', p .. 'callback:' .. id)
-    return {}
-  end
-  return rows
-end
-local function put_callback(p, id, who, body)
+
+local function put_callback(p, id, nth, who, body)
   local base = string.sub(p, 1, -5)
-  local nth = redis.call('HGET', p .. 'callback:' .. id, '#') or '1'
   local job = 'llm:callback:' .. id .. ':' .. nth .. ':' .. who
   put_job(base .. 'queue', base .. 'job:' .. job, base .. 'result:' .. job, base .. 'queue:wake',
     job, body, server_ms())
 end
 
-local function callback(p, id, rows, ok, ttl)
-  local key = p .. 'callback:' .. id
-  if #rows == 0 then
-    return
+-- A request may have any number of callbacks. The end only lists the request; callbacks_llm.lua
+-- enqueues the jobs, a bounded number per call. A key of another type is deleted.
+-- returns 1 it has callbacks | 0
+local function callback(p, id, ok, ttl)
+  local key, list = p .. 'callback:' .. id, p .. 'callbacks'
+  local count = redis.pcall('HLEN', key)
+  if count == 0 then
+    return 0
   end
-  redis.call('HSET', key, '#', number_of(redis.call('HGET', key, '#'), 0) + 1)
-  for i = 1, #rows, 2 do
-    if rows[i] ~= '#' then
-      put_callback(p, id, rows[i], rows[i + 1])
-    end
+  if type(count) ~= 'number' then
+    redis.call('DEL', key)
+    return 0
   end
-  -- A failed request may be retried and end again.
-  if ok == '1' then
-    redis.call('UNLINK', key)
-  else
+  local nth = number_of(redis.call('HGET', key, '#'), 0) + 1
+  redis.call('HSET', key, '#', nth)
+  if ok ~= '1' then
     redis.call('PEXPIRE', key, ttl)
   end
+  if not fits('list', list) then
+    redis.call('DEL', list)
+  end
+  redis.call('RPUSH', list, id .. ':' .. string.format('%.0f', nth) .. ':' .. ok .. ':0')
+  return 1
 end

@@ -5,7 +5,8 @@
 -- data: the answer; ok: '1' | '0'; ttl, cache_ttl, usage_ttl: ms; usage: {input, output, cached, reasoning}
 -- line_of: the batch that the answer came from, which must have contained the request; '' for no batch
 -- An answer shared by several callers gets the prefix `s`: a reader must not shorten its lifetime.
--- returns 1 stored | 0 answered already, no such request, or not of that batch
+-- Keys of another type around the request are skipped: the answer is stored in any case.
+-- returns 1 stored | 2 stored, and it has callbacks | 0 answered already, no such request, or not of that batch
 local function count_end(counted, ok, usage)
   local names, more = {ok == '1' and 'succeeded' or 'failed'}, {1}
   for name, number in pairs(usage) do
@@ -28,10 +29,6 @@ local function finish_llm(p, id, data, ok, ttl, cache_ttl, usage_ttl, usage, lin
   if not row[1] or (line_of ~= '' and row[2] ~= line_of and not row[8]) then
     return 0
   end
-  local told = redis.pcall('HLEN', p .. 'callback:' .. id)
-  if told ~= 0 then
-    expect_callbacks(p)
-  end
   if number_of(row[7], 1) > 1 then
     data = 's' .. data
   end
@@ -51,7 +48,8 @@ local function finish_llm(p, id, data, ok, ttl, cache_ttl, usage_ttl, usage, lin
   elseif row[6] then
     redis.pcall('ZREM', p .. 'single', id)
   elseif fits('hash', p .. 'sizes:' .. row[1]) and fits('hash', p .. 'groups')
-      and redis.pcall('LREM', p .. 'pending:' .. row[1], 1, id) == 1 then
+      and fits('list', p .. 'pending:' .. row[1]) then
+    leave_line(p .. 'pending:' .. row[1], id)
     stopped_waiting(p, row[1], row[4], row[5])
   end
   for _, counted in ipairs(counts) do
@@ -64,9 +62,7 @@ local function finish_llm(p, id, data, ok, ttl, cache_ttl, usage_ttl, usage, lin
     redis.call('RENAME', key, p .. 'failed:' .. id)
     redis.call('PEXPIRE', p .. 'failed:' .. id, ttl)
   end
-  if told ~= 0 then
-    callback(p, id, callback_rows(p, id), ok, ttl)
-  end
+  local has_callbacks = callback(p, id, ok, ttl)
   redis.call('PUBLISH', p .. 'answered', id)
-  return 1
+  return 1 + has_callbacks
 end

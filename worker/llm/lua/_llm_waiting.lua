@@ -21,6 +21,16 @@ local function start_waiting(p, gid, descriptor, id, bytes, tokens, command)
   return count, add_sizes(p .. 'sizes:' .. gid, number_of(bytes, 0), number_of(tokens, 0))
 end
 
+-- Removes a request from the list. It is searched only near both ends, for a search takes as long as
+-- the list is long. In the middle its id stays, and seal_batch.lua skips it.
+local function leave_line(pending, id)
+  if redis.call('LPOS', pending, id, 'MAXLEN', 1000) then
+    redis.call('LREM', pending, 1, id)
+  elseif redis.call('LPOS', pending, id, 'RANK', -1, 'MAXLEN', 1000) then
+    redis.call('LREM', pending, -1, id)
+  end
+end
+
 -- Subtracts `bytes` and `tokens` of requests that left the list from the group's sums.
 local function stopped_waiting(p, gid, bytes, tokens)
   if redis.call('EXISTS', p .. 'pending:' .. gid) == 0 then

@@ -4,7 +4,8 @@
 -- ARGV[4] ok: 1 | 0  ARGV[5] ttl_ms  ARGV[6] ttl_ms for equal requests, 0 none  ARGV[7] usage's ttl_ms
 -- ARGV[8] input  ARGV[9] output  ARGV[10] cached  ARGV[11] reasoning tokens
 -- ARGV[12] the batch that the answer came from, or ''
--- returns 1 stored | 0 answered already, no such request, or that batch never contained it
+-- returns 1 stored | 2 stored, and it has callbacks: call callbacks_llm.lua | 0 answered already, no such
+--   request, or that batch never contained it
 --@include types
 --@include put_job
 --@include llm_callback

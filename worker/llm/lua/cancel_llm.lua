@@ -2,7 +2,8 @@
 -- KEYS[1] request
 -- ARGV[1] prefix p of the LLM keys (see _llm_finish.lua)  ARGV[2] request id  ARGV[3] answer
 -- ARGV[4] ttl_ms  ARGV[5] usage's ttl_ms  ARGV[6] the caller's suffix (see submit_llm.lua)  ARGV[7] all callers: 1 | 0
--- returns {0 unknown, answered, or not this caller's | 1 others still wait | 2 ended, batch id or ''}
+-- returns {0 unknown, answered, or not this caller's | 1 others still wait | 2 ended | 3 ended, and it has
+--   callbacks: call callbacks_llm.lua, batch id or ''}
 --@include types
 --@include put_job
 --@include llm_callback
@@ -18,13 +19,10 @@ if ARGV[7] == '0' then
     return {1, ''}
   end
   local callers = number_of(row[4], 1) - 1
-  if callers <= 0 then
-    expect_callbacks(ARGV[1])
-  end
   redis.call('HSET', KEYS[1], mark, 0, 'callers', callers)
   if callers > 0 then
     return {1, ''}
   end
 end
-finish_llm(ARGV[1], ARGV[2], ARGV[3], '0', ARGV[4], '0', ARGV[5], {}, '')
-return {2, row[2] or ''}
+local ended = finish_llm(ARGV[1], ARGV[2], ARGV[3], '0', ARGV[4], '0', ARGV[5], {}, '')
+return {1 + ended, row[2] or ''}

@@ -5,7 +5,7 @@
 -- ARGV[1] prefix p of the LLM keys; used: pending:<gid>, groups, sizes:<gid>, request:<id>
 -- ARGV[2] group id  ARGV[3] group descriptor  ARGV[4] batch id
 -- ARGV[5] most requests  ARGV[6] most bytes  ARGV[7] most tokens, 0 none  ARGV[8] full batches only: 1 | 0
--- ARGV[9] job id  ARGV[10] job body  ARGV[11] chunk, <= 1000  ARGV[12] due ms of an unsealed batch's job
+-- ARGV[9] job id  ARGV[10] job body  ARGV[11] chunk, <= 250  ARGV[12] due ms of an unsealed batch's job
 -- ARGV[13] most batches in the index  ARGV[14] the index's ttl ms
 -- returns {requests of the batch, 1 sealed | 0 call again}
 --@include types
@@ -33,14 +33,19 @@ if not state and ARGV[8] == '1' then
   end
 end
 
-local moved, left_bytes, left_tokens, full = {}, 0, 0, items >= most
-while not full and #moved < tonumber(ARGV[11]) do
+local moved, left_bytes, left_tokens, full, looks = {}, 0, 0, items >= most, 0
+while not full and #moved < tonumber(ARGV[11]) and looks < 2 * ARGV[11] do
+  looks = looks + 1
   local id = redis.call('LINDEX', pending, 0)
   if not id then
     break
   end
   local key = p .. 'request:' .. id
-  local size = fields_of(key, 'bytes', 'tokens', 'deadline', 'tries')
+  local size = fields_of(key, 'bytes', 'tokens', 'deadline', 'tries', 'batch')
+  if size[5] then
+    -- It is in the list twice: retried after its id stayed in the middle of the list.
+    size = {}
+  end
   local more_bytes, more_tokens = number_of(size[1], 0), number_of(size[2], 0)
   -- One request alone may be larger than the limits of a batch.
   full = items > 0 and (bytes + more_bytes > most_bytes
@@ -62,7 +67,7 @@ while not full and #moved < tonumber(ARGV[11]) do
 end
 stopped_waiting(p, gid, left_bytes, left_tokens)
 if items == 0 then
-  return {0, 1}
+  return {0, 1 - redis.call('EXISTS', pending)}
 end
 if #moved > 0 then
   redis.call('RPUSH', KEYS[2], unpack(moved))

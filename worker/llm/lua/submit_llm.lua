@@ -94,7 +94,8 @@ for i = 16, #ARGV, 4 do
     if redis.call('EXISTS', p .. 'request:' .. id) == 1 then
       redis.call('HSET', p .. 'callback:' .. id, ARGV[14] .. suffix, ARGV[15])
     else
-      put_callback(p, id, ARGV[14] .. suffix, ARGV[15])
+      local nth = number_of(redis.call('HGET', p .. 'callback:' .. id, '#'), 1)
+      put_callback(p, id, nth, ARGV[14] .. suffix, ARGV[15])
     end
   end
 end

@@ -24,10 +24,22 @@ if pairs_ > 0 and redis.call('EXISTS', KEYS[6]) == 0 then
   redis.call('HSET', KEYS[6], unpack(ARGV, 5, first - 1))
   redis.call('PEXPIRE', KEYS[6], ARGV[3])
 end
-local now, new = server_ms(), 0
+-- The same as put_job, with one command for all jobs of a queue.
+local now, results, due = server_ms(), {}, {{}, {}, {}, {}}
 for i = first, #ARGV, 4 do
-  local id = ARGV[i]
-  new = new + put_job(KEYS[1 + tonumber(ARGV[i + 1])], prefix .. 'job:' .. id,
-    prefix .. 'result:' .. id, KEYS[1], id, ARGV[i + 3], now + tonumber(ARGV[i + 2]))
+  local id, rows = ARGV[i], due[tonumber(ARGV[i + 1])]
+  if redis.call('SET', prefix .. 'job:' .. id, ARGV[i + 3], 'NX') then
+    results[#results + 1] = prefix .. 'result:' .. id
+    rows[#rows + 1], rows[#rows + 2] = now + tonumber(ARGV[i + 2]), id
+  end
 end
-return new
+if #results > 0 then
+  redis.call('DEL', unpack(results))
+  for number = 1, 4 do
+    if #due[number] > 0 then
+      redis.call('ZADD', KEYS[1 + number], unpack(due[number]))
+    end
+  end
+  redis.call('ZADD', KEYS[1], 0, 'w')
+end
+return #results

@@ -1,20 +1,22 @@
--- stats.lua: count the jobs of every priority in one atomic step.
+-- stats.lua: count the jobs of every priority, and those of one page of the running and dead jobs.
 -- KEYS[1..4] queues critical, high, default, low  KEYS[5] running  KEYS[6] dead
 --   and, derived from the prefix: in-progress:<id> dead:<id>
--- ARGV[1] prefix
--- returns four of {due, later, age of the oldest due job (ms) | -1, running, dead}
+-- ARGV[1] prefix  ARGV[2] first rank of the page  ARGV[3] its length, <= 1000
+-- returns {1 there is a next page | 0, four of {due, later, age of the oldest due job (ms) | -1, and of
+--   this page: running, dead}}
 --@include types
 local t = redis.call('TIME')
 local now = t[1] * 1000 + math.floor(t[2] / 1000)
+local from, to = tonumber(ARGV[2]), ARGV[2] + ARGV[3] - 1
 local running, dead = {0, 0, 0, 0}, {0, 0, 0, 0}
-for _, id in ipairs(redis.call('ZRANGE', KEYS[5], 0, -1)) do
+for _, id in ipairs(redis.call('ZRANGE', KEYS[5], from, to)) do
   local claim = text_of(ARGV[1] .. 'in-progress:' .. id) or ''
   local number = tonumber(string.match(claim, '|([1-4])|'))
   if number then
     running[number] = running[number] + 1
   end
 end
-for _, id in ipairs(redis.call('ZRANGE', KEYS[6], 0, -1)) do
+for _, id in ipairs(redis.call('ZRANGE', KEYS[6], from, to)) do
   local queue = redis.pcall('HGET', ARGV[1] .. 'dead:' .. id, 'queue')
   local number = type(queue) == 'string' and number_of(queue)
   if number and dead[number] then
@@ -27,6 +29,7 @@ for i = 1, 4 do
   local later = redis.call('ZCARD', KEYS[i]) - due
   local head = redis.call('ZRANGE', KEYS[i], 0, 0, 'WITHSCORES')
   local age = due > 0 and math.floor(now - number_of(head[2], 0)) or -1
-  rows[i] = {due, math.max(0, later - running[i]), age, running[i], dead[i]}
+  rows[i] = {due, later, age, running[i], dead[i]}
 end
-return rows
+local longest = math.max(redis.call('ZCARD', KEYS[5]), redis.call('ZCARD', KEYS[6]))
+return {longest > to + 1 and 1 or 0, rows}

@@ -1,11 +1,13 @@
 -- Shared steps of the delivery scripts. Needs types and put_job before it.
 -- Every key is derived from the prefix p: webhook:<id> webhook-attempts:<id> webhook-target:<target>
--- webhook-slots:<target> webhook-parked:<target> webhook-endpoint:<endpoint> webhook-disabled
+-- webhook-slots:<target> webhook-parked:<target> webhook-endpoint:<endpoint> webhook-disabled webhook-failing
 -- webhook-order:<order> webhook-ended:<state> webhook-events webhook-open; of jobs: the four queues,
 -- queue:wake, job:<id> in-progress:<id> result:<id>
 local QUEUES = {'queue:critical', 'queue:high', 'queue', 'queue:low'}
 local TARGET_TTL_MS, ENDPOINT_TTL_MS = 86400000, 7776000000
-local MOST_EVENTS = 1000
+local MOST_EVENTS, MOST_ENDPOINTS = 1000, 10000
+-- Added to the score of an endpoint that an operator disabled: it sorts first and does not expire.
+local BY_HAND = -1e13
 local ENDED = {delivered = true, dead = true, disabled = true}
 
 -- The interval at which a waiting delivery tries without being woken. It grows with the delivery's
@@ -71,12 +73,37 @@ local function tell(p, kind, name, value)
   redis.pcall('XADD', p .. 'webhook-events', 'MAXLEN', '~', MOST_EVENTS, '*', 'kind', kind, name, value)
 end
 
+-- Forget the oldest endpoints of an index that are past their TTL or over the limit, at most 20 per
+-- call. An endpoint that is used again is judged anew. Scores below 0 are an operator's: they stay.
+local function thin(p, index, now)
+  local first = redis.call('ZCOUNT', index, '-inf', '(0')
+  local old = redis.call('ZCOUNT', index, 0, now - ENDPOINT_TTL_MS)
+  local over = math.min(20, math.max(old, redis.call('ZCARD', index) - first - MOST_ENDPOINTS))
+  if over > 0 then
+    for _, endpoint in ipairs(redis.call('ZRANGE', index, first, first + over - 1)) do
+      redis.call('DEL', p .. 'webhook-endpoint:' .. endpoint)
+    end
+    redis.call('ZREMRANGEBYRANK', index, first, first + over - 1)
+  end
+end
+
+-- Call before any write to an endpoint.
+local function expect_endpoints(p)
+  expect('zset', p .. 'webhook-disabled', p .. 'webhook-failing')
+end
+
 -- Stop deliveries to an endpoint until it is enabled.
 local function disable(p, endpoint, reason, now)
-  local key = p .. 'webhook-endpoint:' .. endpoint
+  local key, by_hand = p .. 'webhook-endpoint:' .. endpoint, reason == 'by_hand'
   redis.call('HSET', key, 'disabled', now, 'reason', reason)
-  redis.call('PERSIST', key)
-  redis.call('ZADD', p .. 'webhook-disabled', now, endpoint)
+  redis.call('ZREM', p .. 'webhook-failing', endpoint)
+  redis.call('ZADD', p .. 'webhook-disabled', by_hand and now + BY_HAND or now, endpoint)
+  if by_hand then
+    redis.call('PERSIST', key)
+  else
+    redis.call('PEXPIRE', key, ENDPOINT_TTL_MS)
+    thin(p, p .. 'webhook-disabled', now)
+  end
   tell(p, 'endpoint_disabled', 'endpoint', endpoint)
 end
 

@@ -11,11 +11,15 @@ local function leave_order(p, order, id, now)
 end
 
 local trimmed = {}
--- Remove entries past their retention, once per call and index.
+-- Remove entries past their retention, once per call and index. The limit is above the number of
+-- deliveries that one call can end, so the index does not grow.
 local function trim(index, now, retention)
   if not trimmed[index] then
     trimmed[index] = true
-    redis.call('ZREMRANGEBYSCORE', index, '-inf', now - retention)
+    local old = math.min(500, redis.call('ZCOUNT', index, '-inf', now - retention))
+    if old > 0 then
+      redis.call('ZREMRANGEBYRANK', index, 0, old - 1)
+    end
     redis.call('PEXPIRE', index, retention)
   end
 end

@@ -75,6 +75,7 @@ local function endpoint_says(name, sign, delivery_key, said)
   if sign == 'takes' then
     if endpoint.since or endpoint.failures > 0 then
       redis.call('DEL', endpoint.key)
+      redis.pcall('ZREM', p .. 'webhook-failing', name)
       forget_endpoint(name)
     end
     return
@@ -90,6 +91,9 @@ local function endpoint_says(name, sign, delivery_key, said)
   if sign == 'gone' or failed_long then
     disable(p, name, sign == 'gone' and 'gone' or 'failing', now)
     said[#said + 1] = 'endpoint_disabled'
+  else
+    redis.call('ZADD', p .. 'webhook-failing', now, name)
+    thin(p, p .. 'webhook-failing', now)
   end
 end
 
@@ -110,7 +114,7 @@ local function record(e, freed)
     expect_end(p, state, d)
   end
   if e[12] ~= 'takes' and e[12] ~= 'none' then
-    expect('zset', p .. 'webhook-disabled')
+    expect_endpoints(p)
   end
   endpoint_of(f[4])
   redis.call('LSET', p .. 'webhook-attempts:' .. id, -1, e[4])

@@ -6,7 +6,7 @@
 --@include put_job
 --@include delivery
 local p, endpoint = ARGV[1], ARGV[2]
-expect('zset', p .. 'webhook-disabled')
+expect_endpoints(p)
 expect('hash', p .. 'webhook-target:' .. ARGV[4])
 local is_off = redis.call('HEXISTS', KEYS[1], 'disabled') == 1
 if ARGV[3] == 'off' then
@@ -19,6 +19,7 @@ if ARGV[3] == 'off' then
 end
 redis.call('DEL', KEYS[1])
 redis.call('ZREM', p .. 'webhook-disabled', endpoint)
+redis.call('ZREM', p .. 'webhook-failing', endpoint)
 if ARGV[4] ~= '' then
   -- The operator says that it works, so the breaker closes without a probe.
   redis.call('HDEL', p .. 'webhook-target:' .. ARGV[4], 'failures', 'opens', 'open_until', 'probe', 'probe_until', 'pause')
