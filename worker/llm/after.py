@@ -33,7 +33,13 @@ async def send_llm_callback(ctx: JobContext, url: str) -> str:
     if answer is None:
         return "expired"
     payload = _payload(f"{request_id}.{suffix}" if suffix else request_id, answer)
-    send = partial(context.webhooks.send, url, event_type="llm.request.ended", webhook_id=job_id)
+    send = partial(
+        context.webhooks.send,
+        url,
+        event_type="llm.request.ended",
+        # The signature separates its parts with dots, so a webhook id must not have one.
+        webhook_id=job_id.replace(".", ":"),
+    )
     try:
         try:
             await send(payload)
