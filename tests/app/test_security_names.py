@@ -214,19 +214,19 @@ QUEUE = [
         "enqueue_many", "priority",
         lambda q, x: q.enqueue_many([call("f"), replace(call("f"), priority=x)]),
     ),
-    Case("gather", "call's name", lambda q, x: q.gather([call("f"), call(x)], then=call("f"))),
-    Case("gather", "then", lambda q, x: q.gather([call("f")], then=x)),
-    Case("gather", "then's name", lambda q, x: q.gather([call("f")], then=call(x))),
+    Case("jobs.gather", "call's name", lambda q, x: q.jobs.gather([call("f"), call(x)], then=call("f"))),
+    Case("jobs.gather", "then", lambda q, x: q.jobs.gather([call("f")], then=x)),
+    Case("jobs.gather", "then's name", lambda q, x: q.jobs.gather([call("f")], then=call(x))),
     Case(
         "gather", "then's job_id",
-        lambda q, x: q.gather([call("f")], then=call("f", job_id=x)), OPTIONAL,
+        lambda q, x: q.jobs.gather([call("f")], then=call("f", job_id=x)), OPTIONAL,
     ),
     Case("schedule", "schedule_id", lambda q, x: q.schedule(x, call("f"), every_s=9)),
     Case("schedule", "job", lambda q, x: q.schedule("s", x, every_s=9)),
     Case("schedule", "job's name", lambda q, x: q.schedule("s", call(x), every_s=9)),
     Case("schedule", "cron", lambda q, x: q.schedule("s", call("f"), cron=x and f"{x} * * * *" if isinstance(x, str) else x), OPTIONAL),
-    Case("unschedule", "schedule_id", lambda q, x: q.unschedule(x)),
-    Case("job", "job_id", lambda q, x: q.job(x)),
+    Case("jobs.unschedule", "schedule_id", lambda q, x: q.jobs.unschedule(x)),
+    Case("jobs.get", "job_id", lambda q, x: q.jobs.get(x)),
     Case("send_webhook", "url", send(url=...)),
     Case("send_webhook", "event_type", send(event_type=...)),
     Case("send_webhook", "webhook_id", send(webhook_id=...), OPTIONAL),
@@ -266,13 +266,14 @@ QUEUE = [
     Case("submit_many", "model", lambda q, x: q.submit_many([BODY, BODY | {"model": x}], **CHAT)),
     Case("submit_many", "webhook_url", lambda q, x: q.submit_many([BODY], webhook_url=x, **CHAT), OPTIONAL),
     Case("llm_result", "request_id", lambda q, x: q.llm_result(x)),
-    Case("cancel_llm_request", "request_id", lambda q, x: q.cancel_llm_request(x)),
-    Case("cancel_llm_batch", "batch_id", lambda q, x: q.cancel_llm_batch(x)),
-    Case("cancel_llm_group", "provider", lambda q, x: q.cancel_llm_group(x, "chat/completions", "m")),
-    Case("cancel_llm_group", "endpoint", lambda q, x: q.cancel_llm_group("openai", x, "m")),
-    Case("cancel_llm_group", "model", lambda q, x: q.cancel_llm_group("openai", "chat/completions", x)),
-    Case("retry_llm_batch", "batch_id", lambda q, x: q.retry_llm_batch(x)),
-    Case("llm_batch", "batch_id", lambda q, x: q.llm_batch(x)),
+    Case("llm.cancel", "request_id", lambda q, x: q.llm.cancel(x)),
+    Case("llm.batches.cancel", "batch_id", lambda q, x: q.llm.batches.cancel(x)),
+    Case("llm.batches.cancel_unwanted", "batch_id", lambda q, x: q.llm.batches.cancel_unwanted(x)),
+    Case("llm.batches.cancel_group", "provider", lambda q, x: q.llm.batches.cancel_group(x, "chat/completions", "m")),
+    Case("llm.batches.cancel_group", "endpoint", lambda q, x: q.llm.batches.cancel_group("openai", x, "m")),
+    Case("llm.batches.cancel_group", "model", lambda q, x: q.llm.batches.cancel_group("openai", "chat/completions", x)),
+    Case("llm.batches.retry", "batch_id", lambda q, x: q.llm.batches.retry(x)),
+    Case("llm.batches.get", "batch_id", lambda q, x: q.llm.batches.get(x)),
     Case("dead.get", "job_id", lambda q, x: q.dead.get(x)),
     Case("dead.retry", "job_id", lambda q, x: q.dead.retry(x), OPTIONAL),
     Case("dead.purge", "job_id", lambda q, x: q.dead.purge(x), OPTIONAL),
@@ -365,20 +366,21 @@ async def test_no_public_argument_is_left_out(cache: Any, client: Any, prefix: s
         *_arguments(cache.messages, "messages."),
         *_arguments(cache, ""),
         *_arguments(queue, ""),
+        *_arguments(queue.jobs, "jobs."),
         *_arguments(queue.webhooks, "webhooks."),
+        *_arguments(queue.llm, "llm."),
+        *_arguments(queue.llm.batches, "llm.batches."),
         *_arguments(queue.dead, "dead."),
     }
     tried = {(case.method, case.argument) for case in CACHE + QUEUE}
-    aliases = {
-        ("webhooks.send", name) for method, name in tried if method == "send_webhook"
-    }  # what send_webhook calls
-    inside = {
-        # What workers and scripts are handed, with ids that were made here.
-        (method, name)
-        for method, name in public
-        if method in {"batch_job", "single_job", "files_job", "prepared"}
-    }
-    assert public - tried - aliases - inside == set()
+    # What a method of the facade calls.
+    behind = {
+        "enqueue": "jobs.enqueue", "schedule": "jobs.schedule", "send_webhook": "webhooks.send",
+        "submit_llm_request": "llm.submit", "submit_many": "llm.submit_many",
+        "llm_result": "llm.result",
+    }  # fmt: skip
+    tried |= {(behind[method], name) for method, name in tried if method in behind}
+    assert public - tried == set()
 
 
 # -- names at the edges of what is fine ---------------------------------------------------
@@ -488,7 +490,7 @@ async def test_every_job_of_ours_has_an_id_that_callers_cannot_give(
         return any(id_.startswith("s:") for id_ in ids)
 
     async with running(client, prefix, [func(other, name="other")]):
-        await eventually(scheduled)
+        await eventually(scheduled, deadline_s=30)
     assert len(ids) >= 4
     for id_ in ids:
         with pytest.raises(InvalidArgument, match="job_id"):

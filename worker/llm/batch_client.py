@@ -91,6 +91,7 @@ class Batches:
 
     async def cancel_unwanted(self, batch_id: str) -> bool:
         """Cancel a batch with no unanswered request; returns False when it has one."""
+        arguments.require_name("batch_id", batch_id)
         if await reach(self._batches.outstanding(batch_id)):
             return False
         await self._cancel_at_provider(batch_id)
