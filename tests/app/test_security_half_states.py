@@ -831,7 +831,8 @@ def era(client: Any) -> Steps:
     other = ["join", "n", 1000, 10**13, b"r" * 16, 5000]
     keys = ["members", "era"]
     first = run(client, "cache.coherence", "era", keys, other)
-    return first, run(client, "cache.coherence", "era", keys, args)
+    lapsed = lambda: client.zadd("members", {"gone": 1})  # noqa: E731
+    return after(first, lapsed), run(client, "cache.coherence", "era", keys, args)
 
 
 @case

@@ -17,13 +17,13 @@ local now_ms = time[1] * 1000 + math.floor(time[2] / 1000)
 
 -- The nameless member says that the set is whole. Without it, it was evicted or never was: nobody
 -- knows who ought to be in it.
-local whole = redis.call('ZSCORE', members, '')
+-- Both keys are read before anything is written: who has lapsed must not be forgotten for nothing.
+local whole, now_era = redis.call('ZSCORE', members, ''), redis.call('GET', era)
 local lapsed = redis.call('ZREMRANGEBYSCORE', members, '-inf', now_ms)
 if not whole then
   redis.call('UNLINK', members)
   redis.call('ZADD', members, '+inf', '')
 end
-local now_era = redis.call('GET', era)
 if not whole or lapsed > 0 or not now_era or string.sub(now_era, 1, 8) ~= string.sub(fresh, 1, 8) then
   now_era = fresh
   redis.call('SET', era, fresh)
