@@ -71,6 +71,10 @@ class BatchStore(BatchReads):
             if sealed:
                 return int(items)
 
+    async def stop_rescue(self, batch_id: str) -> None:
+        """Give the batch no new job when it has none."""
+        await self.client.zrem(self.keys.llm_underway, batch_id)
+
     async def take(self, batch_id: str) -> Batch | None:
         """Begin a run: no earlier run's move counts any more. None when there is no such batch."""
         flat = await _TAKE.run(self.client, [self.keys.llm_batch(batch_id)])

@@ -99,6 +99,8 @@ async def _end_unreadable(context: LLMContext, batch_id: str, exc: Exception) ->
         async for ids in store.ids(batch_id):
             known = await store.open_items(batch_id, ids)
             await context.requests.answer_many([(id_, answer) for id_ in known])
+    # The next run could not read it either, so it gets no other job.
+    await store.stop_rescue(batch_id)
     log.error("batch.undecodable", batch_id=batch_id, error=str(exc))
 
 

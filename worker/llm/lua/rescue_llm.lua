@@ -15,11 +15,6 @@ redis.call('ZADD', KEYS[2], 'XX', server_ms(), ARGV[1])
 if redis.call('EXISTS', KEYS[4]) == 1 then
   return 0
 end
--- What could not be read would not be read the next time.
-if fields_of(KEYS[8], 'reason')[1] == 'undecodable' then
-  redis.call('ZREM', KEYS[2], ARGV[1])
-  return 0
-end
 local most, lost = tonumber(ARGV[4]), number_of(redis.call('HGET', KEYS[1], 'lost'), 0) + 1
 redis.call('HSET', KEYS[1], 'lost', lost)
 if lost > most and most > 0 then
