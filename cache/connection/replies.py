@@ -38,7 +38,7 @@ def as_error(text: str) -> ResponseError:
 
 
 class Receiver(Protocol):
-    """Whose replies are read: told of what happens to its connection."""
+    """Owns the connection whose replies are read, and hears what happens to it."""
 
     def progress(self) -> None:
         """Bytes have arrived."""

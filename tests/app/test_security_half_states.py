@@ -433,8 +433,8 @@ def begin_attempt(client: Any) -> Steps:
 @case
 def begin_attempt_that_probes(client: Any) -> Steps:
     fields = {"opens": 1, "open_until": 1, "failures": 3}
-    lane = lambda: client.hset(KEYS.webhook_target("l"), mapping=fields)  # noqa: E731
-    return after(create(client), lane), begin(client)
+    target = lambda: client.hset(KEYS.webhook_target("l"), mapping=fields)  # noqa: E731
+    return after(create(client), target), begin(client)
 
 
 @case
@@ -482,8 +482,8 @@ def record_delivered(client: Any) -> Steps:
 def record_a_recovery(client: Any) -> Steps:
     verdict = Verdict(DeliveryState.DELIVERED, host=HostSign.ALIVE, endpoint=EndpointSign.TAKES)
     fields = {"opens": 1, "open_until": 1, "failures": 3, "share": 1}
-    lane = lambda: client.hset(KEYS.webhook_target("l"), mapping=fields)  # noqa: E731
-    return after(create(client), begin(client), lane), record(client, verdict)
+    target = lambda: client.hset(KEYS.webhook_target("l"), mapping=fields)  # noqa: E731
+    return after(create(client), begin(client), target), record(client, verdict)
 
 
 @case
@@ -745,8 +745,8 @@ def hasten_batch(client: Any) -> Steps:
 def rescue_llm(client: Any) -> Steps:
     gone = lambda: client.delete(KEYS.job("job"))  # noqa: E731
     prepare = after(submit(client, "a"), sealed(client), gone)
-    upkeep = Orphans(client, KEYS)
-    return prepare, lambda: upkeep.rescue_batches([("batch", PreparedJob("job", BODY))])
+    orphans = Orphans(client, KEYS)
+    return prepare, lambda: orphans.rescue_batches([("batch", PreparedJob("job", BODY))])
 
 
 def limiter(client: Any) -> RateLimiter:

@@ -78,7 +78,7 @@ async def spoil(queue: JobQueue, id_: str, how: str) -> None:
         await client.delete(key)
     elif how == "a dedupe key of another type":
         await client.hset(key, "dedupe", stores_of(queue).keys.llm_groups)
-    elif how == "tell is a list":
+    elif how == "callbacks are a list":
         await client.rpush(stores_of(queue).keys.llm_callback(id_), "x")
     elif how == "usage is a list":
         await client.delete(stores_of(queue).keys.llm_usage(GROUP.id))
@@ -94,7 +94,7 @@ SPOILED = [
     "another type",
     "deleted",
     "a dedupe key of another type",
-    "tell is a list",
+    "callbacks are a list",
     "usage is a list",
     "group is forged",
     "bytes=x",

@@ -1,7 +1,7 @@
 """
 Proves of a script that an error leaves nothing behind: it wrote all that it writes, or nothing.
 
-A step is made once while the server's MONITOR tells which keys its script uses. Then it is made
+A step is made once while the server's MONITOR shows which keys its script uses. Then it is made
 again with each of them spoiled in turn: a key of another type in its place, or a field or
 element that is no number. A step that fails then must leave the keyspace as it found it.
 """
@@ -128,7 +128,7 @@ async def prove(client: Any, prepare: Step, step: Step) -> Trials:
 
 
 class RefusedStep(Exception):
-    """For steps whose script tells of an error in its reply."""
+    """For steps whose script reports an error in its reply."""
 
 
 async def make(client: Any, key: bytes, kind: str) -> None:

@@ -81,7 +81,7 @@ async def run_llm_batch(ctx: JobContext, batch_id: str) -> str:
 
     Raises:
         Retry: the provider works on it, or is away; the job runs again later.
-        Undecodable: it is not what was sealed; its requests are told so.
+        Undecodable: it is not what was sealed; its requests end with that error.
     """
     context = LLMContext.of(ctx)
     try:

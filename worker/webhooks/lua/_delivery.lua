@@ -68,13 +68,13 @@ local function park(p, target, id, since, wait)
   return math.max(wait, 0) + look_ms(rank)
 end
 
-local function tell(p, kind, name, value)
+local function add_event(p, kind, name, value)
   -- For whoever looks: nothing else depends on it.
   redis.pcall('XADD', p .. 'webhook-events', 'MAXLEN', '~', MOST_EVENTS, '*', 'kind', kind, name, value)
 end
 
 -- Forget the oldest endpoints of an index that are past their TTL or over the limit, at most 20 per
--- call. An endpoint that is used again is judged anew. Scores below 0 are an operator's: they stay.
+-- call. An endpoint that is used again is checked anew. Scores below 0 are an operator's: they stay.
 local function thin(p, index, now)
   local first = redis.call('ZCOUNT', index, '-inf', '(0')
   local old = redis.call('ZCOUNT', index, 0, now - ENDPOINT_TTL_MS)
@@ -104,7 +104,7 @@ local function disable(p, endpoint, reason, now)
     redis.call('PEXPIRE', key, ENDPOINT_TTL_MS)
     thin(p, p .. 'webhook-disabled', now)
   end
-  tell(p, 'endpoint_disabled', 'endpoint', endpoint)
+  add_event(p, 'endpoint_disabled', 'endpoint', endpoint)
 end
 
 -- returns the time until which a target is closed, Unix ms (0: open), and how often its breaker opened

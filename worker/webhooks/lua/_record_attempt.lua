@@ -9,7 +9,7 @@ local function host_answers(name, target, slow_down, said)
     redis.call('HDEL', target.key, 'failures', 'opens', 'open_until', 'probe', 'probe_until')
     forget_target(name)
     if target.opens > 0 then
-      tell(p, 'circuit_closed', 'target', name)
+      add_event(p, 'circuit_closed', 'target', name)
       said[#said + 1] = 'circuit_closed'
       promote(p, name, terms.concurrency)
     end
@@ -40,7 +40,7 @@ local function host_fails(name, target, draw, said)
     -- Random, so that breakers that opened together do not probe together.
     redis.call('HSET', target.key, 'open_until', now + math.ceil(length * (0.8 + 0.4 * draw)))
     redis.call('HDEL', target.key, 'probe', 'probe_until')
-    tell(p, 'circuit_opened', 'target', name)
+    add_event(p, 'circuit_opened', 'target', name)
     said[#said + 1] = 'circuit_opened'
   end
 end

@@ -13,7 +13,7 @@
 local p, now = ARGV[1], server_ms()
 local open, report = p .. 'webhook-open', {ARGV[5], ARGV[6]}
 local ids = redis.call('ZRANGEBYSCORE', open, '-inf', now - ARGV[2], 'LIMIT', 0, ARGV[3])
-local told = {#ids}
+local rows = {#ids}
 
 local function has_job(job)
   if redis.call('EXISTS', p .. 'job:' .. job) == 1 then
@@ -38,7 +38,7 @@ local function look_at(id)
     if freed == 1 then
       promote(p, d.target, 2)
     end
-    told[#told + 1] = id
+    rows[#rows + 1] = id
   end
 end
 
@@ -48,4 +48,4 @@ for _, id in ipairs(ids) do
     redis.call('ZADD', open, 'XX', now, id)
   end
 end
-return told
+return rows

@@ -28,5 +28,5 @@ end
 if not is_off then
   return 0
 end
-tell(p, 'endpoint_enabled', 'endpoint', endpoint)
+add_event(p, 'endpoint_enabled', 'endpoint', endpoint)
 return 1
