@@ -362,6 +362,8 @@ def _workers_environment(queue: ValkeyService, cache: ValkeyService) -> dict[str
     for name, server in (("valkey-queue", queue), ("valkey-cache", cache)):
         for variable, value in environ.items():
             environ[variable] = value.replace(f"{name}:6379", f"127.0.0.1:{server.port}")
+    # These servers have no users file; test_security_compose.py has one.
+    del environ["LETTA_REDIS_USERNAME"]
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
     return {**environ, "PATH": path, "LETTA_SECRETS_DIR": "/nonexistent"}
 

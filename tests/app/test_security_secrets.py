@@ -181,6 +181,7 @@ async def marked_settings(tmp_path: Path, form: str) -> AsyncIterator[tuple[Sett
                     webhook_secret=SIGNING,
                     webhook_encryption_key=WEBHOOK_KEY,
                     webhook_max_attempts=2,
+                    worker_retry_base_s=0.01,
                     cache_encryption_keys=f"k1:{CACHE_KEY}",
                     openai_base_url=f"http://127.0.0.1:{http}/v1",
                     openai_api_key=OPENAI,

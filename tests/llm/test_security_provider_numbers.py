@@ -184,14 +184,14 @@ class NoLines:
 @pytest.mark.parametrize("id_", ODD_IDS)
 async def test_a_batch_with_an_invalid_provider_id_ends(id_: Any) -> None:
     provider = provider_answering({"POST /batches": {"id": id_, "status": "validating"}})
-    with pytest.raises(Permanent, match="no id"):
+    with pytest.raises(Permanent, match="no valid id"):
         await provider.submit(CHAT, NoLines(), file_id="f")
 
 
 @pytest.mark.parametrize("id_", [id_ for id_ in ODD_IDS if id_])
 async def test_a_result_file_with_an_invalid_id_ends_the_batch(id_: Any) -> None:
     row = {"id": "b", "status": "completed", "output_file_id": id_}
-    with pytest.raises(Permanent, match="no id"):
+    with pytest.raises(Permanent, match="no valid id"):
         await provider_answering({"GET /batches/b": row}).read("b")
 
 

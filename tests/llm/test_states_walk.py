@@ -296,7 +296,7 @@ async def place(queue: JobQueue, request_id: str) -> str:
                 keys.llm_open(batch.decode()), request_id
             )
         elif single is not None:
-            where = "by itself"
+            where = "direct call"
             listed = await stores_of(queue).client.zscore(keys.llm_single, request_id) is not None
         else:
             where = "waiting"

@@ -25,7 +25,8 @@ def context_of(queue: JobQueue) -> dict[str, Any]:
     context = WebhookContext(
         attempts=stores.attempts,
         deliveries=stores.deliveries,
-        jobs=queue.jobs,
+        jobs=stores.jobs,
+        encoder=stores.encoder,
         dead=queue.dead,
         http=unused,
         secrets=stores.secrets,

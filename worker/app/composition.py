@@ -159,7 +159,8 @@ def build_webhook_context(settings: Settings, stores: Stores) -> WebhookContext:
     return WebhookContext(
         attempts=stores.attempts,
         deliveries=stores.deliveries,
-        jobs=build_jobs(stores, queue_options(settings)),
+        jobs=stores.jobs,
+        encoder=stores.encoder,
         dead=stores.dead,
         http=build_webhook_client(settings),
         secrets=stores.secrets,

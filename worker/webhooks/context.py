@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
-from worker.queue.client import Jobs
 from worker.queue.context import JobContext, utc_now
 from worker.queue.dead import DeadLetters
+from worker.queue.encoder import JobEncoder
+from worker.queue.store import QueueStore
 from worker.webhooks.attempts import AttemptStore
 from worker.webhooks.deliveries import DeliveryStore
 from worker.webhooks.options import DeliveryOptions
@@ -28,7 +29,8 @@ class WebhookContext:
 
     attempts: AttemptStore
     deliveries: DeliveryStore
-    jobs: Jobs
+    jobs: QueueStore
+    encoder: JobEncoder
     dead: DeadLetters
     http: GuardedClient
     secrets: SecretBox
