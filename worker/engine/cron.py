@@ -161,8 +161,10 @@ class CronRunner:
             if not 0 <= due == score:
                 raise ValueError(f"{score} is not a time in ms")
             row = codec.decode(data)
-            next_due = next_run_ms(row, due, self._now_ms())
-            if next_due <= self._now_ms():
+            # One look at the clock: a short interval may pass between two.
+            now = self._now_ms()
+            next_due = next_run_ms(row, due, now)
+            if next_due <= now:
                 raise ValueError("its next run is not in the future")
             # Callers' ids may not contain a tilde, so none collides with a run's id.
             queue, job_id = _queue_of(row), f"{id_.decode()}:{due}:~"
