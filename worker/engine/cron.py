@@ -210,4 +210,4 @@ def next_run_ms(row: dict[str, Any], due: int, now: int) -> int:
         moment = datetime.fromtimestamp(max(due, now) / 1000, tz=UTC)
         return round(next(CronSim(row["cron"], moment)).timestamp() * 1000)
     every: int = row["every"]
-    return due + every * max(1, -(-(now - due) // every))
+    return due + every * max(1, (now - due) // every + 1)
