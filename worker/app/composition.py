@@ -31,7 +31,6 @@ from worker.llm.grouping import LIMITS
 from worker.llm.options import retention
 from worker.llm.orphans import Orphans
 from worker.llm.prepared import PreparedJobs
-from worker.llm.providers import AnthropicProvider, OpenAIProvider
 from worker.llm.rate_limits import RateLimiter
 from worker.llm.requests import RequestStore
 from worker.queue.admission import MemoryGuard
@@ -201,6 +200,7 @@ def build_webhook_client(settings: Settings) -> GuardedClient:
 def build_llm_context(settings: Settings, stores: Stores) -> LLMContext:
     """Build the context of the LLM jobs, with its own HTTP client."""
     from worker.http.client import build_http_client
+    from worker.llm.providers import AnthropicProvider, OpenAIProvider
 
     options = queue_options(settings)
     egress = EgressPolicy(parse_networks(settings.llm_allow_cidrs))

@@ -6,7 +6,7 @@ import random
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import httpx
 
@@ -16,13 +16,15 @@ from worker.llm.batches import BatchStore
 from worker.llm.options import BatchOptions
 from worker.llm.orphans import Orphans
 from worker.llm.prepared import PreparedJobs
-from worker.llm.providers import Provider
 from worker.llm.rate_limits import RateLimiter
 from worker.llm.requests import RequestStore
 from worker.queue.client import Jobs
 from worker.queue.context import JobContext, utc_now
 from worker.queue.dead import DeadLetters
 from worker.webhooks.client import Webhooks
+
+if TYPE_CHECKING:
+    from worker.llm.providers import Provider
 
 _KEY = "letta_redis.llm"
 
