@@ -43,9 +43,9 @@ class Node:
         eventually_sync(lambda: answers(self.port))
 
     def kill(self) -> None:
-        assert self._process is not None
-        self._process.kill()
-        self._process.wait(10)
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait(10)
 
     async def ask(self, *words: Any) -> Any:
         return await self.client.execute_command(*words)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import random
 import socket
 import ssl
 import subprocess
@@ -14,11 +15,17 @@ from typing import Any
 from cache.connection.embedded import server_binary
 from tests.support.wait import eventually_sync
 
+# Below the range that the system gives to clients and to servers on port 0 (from 32,768):
+# a port from that range could be taken between this look and the start of its server.
+_PORTS = iter(random.SystemRandom().sample(range(15_000, 32_000), 17_000))
+
 
 def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        port: int = listener.getsockname()[1]
-    return port
+    """Return a TCP port of the loopback address that nothing uses and no test was given before."""
+    for port in _PORTS:
+        with suppress(OSError), socket.create_server(("127.0.0.1", port)):
+            return port
+    raise AssertionError("no port is free")
 
 
 def answers(port: int) -> bool:
