@@ -30,6 +30,10 @@ LLM_USAGE_TTL_S = 2_592_000
 LLM_RATE_TTL_S = 3600
 
 
+# The names of the priorities, by urgency: a queue's number is its position here, from 1.
+_PRIORITIES = ("critical", "high", "default", "low")
+
+
 @dataclass(frozen=True, slots=True)
 class QueueKeys:
     """Builds the key names on the queue's server. Ids are the caller's, or 32 hex digits."""
@@ -215,6 +219,48 @@ class QueueKeys:
     def llm_callbacks(self) -> str:
         """List: ended requests whose callbacks have no job yet."""
         return f"{self.llm}callbacks"
+
+
+@dataclass(frozen=True, slots=True)
+class EngineKeys:
+    """Keys of one queue; `queue_name` None is the prefix's default queue, as arq names it."""
+
+    base: QueueKeys
+    queue_name: str | None = None
+
+    @property
+    def default_queue(self) -> str:
+        return self.queue_name or self.base.queue()
+
+    @property
+    def queues(self) -> list[str]:
+        """Queue keys by number: critical, high, default, low."""
+        name = self.default_queue
+        return [name if p == "default" else f"{name}:{p}" for p in _PRIORITIES]
+
+    @property
+    def running(self) -> str:
+        return f"{self.default_queue}:running"
+
+    @property
+    def wake(self) -> str:
+        return f"{self.default_queue}:wake"
+
+    @property
+    def schedules(self) -> str:
+        return f"{self.default_queue}:schedules"
+
+    @property
+    def schedule_jobs(self) -> str:
+        return f"{self.default_queue}:schedules:jobs"
+
+    @property
+    def cron(self) -> str:
+        return f"{self.default_queue}:cron"
+
+    @property
+    def listener(self) -> str:
+        return f"{self.default_queue}:listener"
 
 
 _ENDS = "deleted when the job ends"

@@ -19,8 +19,7 @@ from tests.support.options import call_limits, target_limits
 from worker import Priority, QueueUnavailable
 from worker.engine.options import EngineOptions
 from worker.engine.poll import Poll, PollStopped
-from worker.engine.records import EngineKeys
-from worker.keys import QueueKeys
+from worker.keys import EngineKeys, QueueKeys
 from worker.llm.answers import Answer
 from worker.llm.batches import BatchStore
 from worker.llm.grouping import Group, LLMRequest

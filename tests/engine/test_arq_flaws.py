@@ -24,9 +24,8 @@ from tests.support.queues import queue_of
 from tests.support.wait import eventually
 from worker.engine import EngineOptions, RetryPolicy, Worker, job
 from worker.engine.cron import CronRunner
-from worker.engine.records import EngineKeys
 from worker.errors import JobFailed
-from worker.keys import QueueKeys
+from worker.keys import EngineKeys, QueueKeys
 
 pytestmark = pytest.mark.faults
 

@@ -15,8 +15,7 @@ from tests.support.queues import queue_of
 from tests.support.wait import eventually
 from worker.engine import EngineOptions, Worker
 from worker.engine.poll import MOST_AHEAD, Poll
-from worker.engine.records import EngineKeys
-from worker.keys import QueueKeys
+from worker.keys import EngineKeys, QueueKeys
 from worker.queue.calls import Call
 from worker.queue.priority import Priority
 

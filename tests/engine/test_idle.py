@@ -17,8 +17,7 @@ from tests.support.queues import queue_of
 from tests.support.wait import eventually
 from worker.engine import EngineOptions
 from worker.engine.listen import Changes, Listener
-from worker.engine.records import EngineKeys
-from worker.keys import QueueKeys
+from worker.keys import EngineKeys, QueueKeys
 from worker.queue.store import job_body
 
 pytestmark = pytest.mark.integration

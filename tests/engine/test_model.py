@@ -25,8 +25,8 @@ from tests.support.queues import queue_of
 from worker.engine import EngineOptions
 from worker.engine.leases import renew
 from worker.engine.poll import POLL, Poll, WakePoll
-from worker.engine.records import Claim, End, EngineKeys, read_claims
-from worker.keys import QueueKeys
+from worker.engine.records import Claim, End, read_claims
+from worker.keys import EngineKeys, QueueKeys
 from worker.queue.priority import Priority
 
 pytestmark = pytest.mark.property

@@ -15,8 +15,8 @@ from tests.support.queues import queue_of
 from tests.support.wait import eventually
 from worker.engine import EngineOptions, Worker
 from worker.engine.poll import NEXT_JOB, Poll, WakePoll
-from worker.engine.records import EngineKeys, read_claims
-from worker.keys import QueueKeys
+from worker.engine.records import read_claims
+from worker.keys import EngineKeys, QueueKeys
 from worker.queue.priority import Priority
 from worker.queue.store import job_body
 

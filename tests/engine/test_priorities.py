@@ -15,8 +15,8 @@ from tests.support.queues import queue_of
 from worker import call
 from worker.engine import EngineOptions
 from worker.engine.poll import Poll
-from worker.engine.records import ORDER, Claim, EngineKeys
-from worker.keys import QueueKeys
+from worker.engine.records import ORDER, Claim
+from worker.keys import EngineKeys, QueueKeys
 from worker.queue.priority import Priority
 
 pytestmark = pytest.mark.integration

@@ -12,8 +12,8 @@ from tests.support.queues import queue_of
 from worker.engine import EngineOptions
 from worker.engine.leases import renew
 from worker.engine.poll import Poll
-from worker.engine.records import Claim, EngineKeys
-from worker.keys import QueueKeys
+from worker.engine.records import Claim
+from worker.keys import EngineKeys, QueueKeys
 
 pytestmark = pytest.mark.integration
 

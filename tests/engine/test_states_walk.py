@@ -29,8 +29,8 @@ from worker.engine import EngineOptions
 from worker.engine.cron import CronRunner
 from worker.engine.leases import renew
 from worker.engine.poll import Poll
-from worker.engine.records import Claim, EngineKeys, PollResult, read_claims
-from worker.keys import QueueKeys
+from worker.engine.records import Claim, PollResult, read_claims
+from worker.keys import EngineKeys, QueueKeys
 from worker.queue.job import Job
 
 pytestmark = pytest.mark.integration

@@ -20,8 +20,7 @@ from tests.support.wait import eventually
 from worker import call
 from worker.engine import EngineOptions
 from worker.engine.poller import Poller
-from worker.engine.records import EngineKeys
-from worker.keys import QueueKeys
+from worker.keys import EngineKeys, QueueKeys
 
 pytestmark = pytest.mark.integration
 

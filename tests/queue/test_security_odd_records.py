@@ -13,8 +13,7 @@ from tests.support.queues import queue_of
 from tests.support.wait import eventually
 from worker import Call
 from worker.engine import EngineOptions
-from worker.engine.records import EngineKeys
-from worker.keys import QueueKeys
+from worker.keys import EngineKeys, QueueKeys
 
 pytestmark = pytest.mark.integration
 

@@ -22,7 +22,7 @@ from redis.exceptions import ResponseError
 from cache.connection.pool import OUTAGE
 from cache.connection.scripts import load
 from cache.encoding import codec
-from worker.engine.records import EngineKeys
+from worker.keys import EngineKeys
 from worker.numbers import whole
 
 log = structlog.get_logger(__name__)

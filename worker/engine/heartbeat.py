@@ -15,7 +15,7 @@ from cache.connection.scripts import load
 from cache.connection.tasks import end
 from worker.engine.listen import Listener
 from worker.engine.options import EngineOptions
-from worker.engine.records import EngineKeys
+from worker.keys import EngineKeys
 
 _HOUSEKEEPING = load(__package__, "housekeeping", "..queue")
 _LEAVE = load(__package__, "leave", "..queue")

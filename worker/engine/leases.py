@@ -19,7 +19,8 @@ import structlog
 from cache.connection.pool import OUTAGE, close_client
 from cache.connection.scripts import load
 from cache.connection.siblings import sibling
-from worker.engine.records import Claim, EngineKeys
+from worker.engine.records import Claim
+from worker.keys import EngineKeys
 
 log = structlog.get_logger(__name__)
 

@@ -16,7 +16,7 @@ import hiredis
 from redis.exceptions import ConnectionError as RedisConnectionError
 
 from cache.connection.pool import OUTAGE
-from worker.engine.records import EngineKeys
+from worker.keys import EngineKeys
 
 _RETRY_S = 0.5
 # Changes within this time cause one poll, and a token arrives before them.

@@ -24,15 +24,8 @@ from redis.backoff import ExponentialWithJitterBackoff
 from cache.connection.pool import OUTAGE, explain
 from cache.connection.scripts import load
 from worker.engine.options import EngineOptions
-from worker.engine.records import (
-    Claim,
-    End,
-    EngineKeys,
-    PollReply,
-    PollResult,
-    encode_ends,
-    read_poll,
-)
+from worker.engine.records import Claim, End, PollReply, PollResult, encode_ends, read_poll
+from worker.keys import EngineKeys
 
 log = structlog.get_logger(__name__)
 

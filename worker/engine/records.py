@@ -24,7 +24,6 @@ from typing import Any
 import msgspec
 
 from cache.encoding.codec import lua_text
-from worker.keys import QueueKeys
 from worker.numbers import whole
 from worker.queue.priority import Priority
 
@@ -37,48 +36,6 @@ MOST_TRIES = 1_000_000
 _FAULTS = {-1: "job:<id> is not a string", -2: "job:<id> is over 64 MiB"}
 _encode = msgspec.msgpack.Encoder().encode
 End = list[Any]
-
-
-@dataclass(frozen=True, slots=True)
-class EngineKeys:
-    """Keys of one queue; `queue_name` None is the prefix's default queue, as arq names it."""
-
-    base: QueueKeys
-    queue_name: str | None = None
-
-    @property
-    def default_queue(self) -> str:
-        return self.queue_name or self.base.queue()
-
-    @property
-    def queues(self) -> list[str]:
-        """Queue keys by number: critical, high, default, low."""
-        name = self.default_queue
-        return [name if p is Priority.DEFAULT else f"{name}:{p}" for p in ORDER]
-
-    @property
-    def running(self) -> str:
-        return f"{self.default_queue}:running"
-
-    @property
-    def wake(self) -> str:
-        return f"{self.default_queue}:wake"
-
-    @property
-    def schedules(self) -> str:
-        return f"{self.default_queue}:schedules"
-
-    @property
-    def schedule_jobs(self) -> str:
-        return f"{self.default_queue}:schedules:jobs"
-
-    @property
-    def cron(self) -> str:
-        return f"{self.default_queue}:cron"
-
-    @property
-    def listener(self) -> str:
-        return f"{self.default_queue}:listener"
 
 
 @dataclass(slots=True, eq=False)

@@ -14,9 +14,9 @@ from arq.worker import Worker as ArqWorker
 
 from cache.encoding import codec
 from worker.engine.options import EngineOptions
-from worker.engine.records import Claim, EngineKeys, PollResult
+from worker.engine.records import Claim, PollResult
 from worker.engine.settings import Observer
-from worker.keys import QUEUE_PREFIX, QueueKeys
+from worker.keys import QUEUE_PREFIX, EngineKeys, QueueKeys
 
 
 def new_worker_id() -> str:

@@ -22,7 +22,8 @@ from redis.exceptions import NoScriptError, ResponseError
 from cache.connection.multiplexed import MultiplexedConnection
 from cache.connection.pool import OUTAGE
 from worker.engine.poll import Poll, WakePoll
-from worker.engine.records import Claim, EngineKeys, read_claims
+from worker.engine.records import Claim, read_claims
+from worker.keys import EngineKeys
 
 log = structlog.get_logger(__name__)
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from cache.connection.scripts import load
 from cache.encoding import codec
-from worker.keys import QueueKeys
+from worker.keys import EngineKeys, QueueKeys
 from worker.queue.calls import Call
 from worker.queue.priority import Priority
 
@@ -29,8 +29,8 @@ class ScheduleStore:
 
     def __init__(self, client: Any, keys: QueueKeys) -> None:
         self._client = client
-        self._due = f"{keys.queue()}:schedules"
-        self._jobs = f"{keys.queue()}:schedules:jobs"
+        engine = EngineKeys(keys)
+        self._due, self._jobs = engine.schedules, engine.schedule_jobs
         self._wake = keys.wake
 
     async def put(self, schedule: Schedule, queue: str) -> None:
