@@ -219,8 +219,9 @@ class Settings(BaseSettings):
     cache_encryption_keys: SecretStr | None = Field(
         None,
         description=(
-            "Keys as `id:base64` of 32 bytes, separated by spaces: the first encrypts, all "
-            "decrypt. Unset: values are stored in clear text. Needs letta-redis[encryption]."
+            "Encrypts cached values: base64 of 32 bytes. To rotate, give several as `id:base64`, "
+            "separated by spaces: the first encrypts, all decrypt. Unset: values are stored in "
+            "clear text. Needs letta-redis[encryption]."
         ),
     )
     cache_message_ttl_s: float = Field(
@@ -403,8 +404,9 @@ class Settings(BaseSettings):
     webhook_encryption_key: SecretStr | None = Field(
         None,
         description=(
-            "Base64 of 32 bytes. Encrypts the secrets of single webhooks while they wait in Redis. "
-            "Needed only by callers of send_webhook(secret=...) and their workers."
+            "Encrypts the secrets of single webhooks while they wait in Redis: base64 of 32 bytes. "
+            "To rotate, give several as `id:base64`, separated by spaces: the first encrypts, all "
+            "decrypt. Needed only by callers of send_webhook(secret=...) and their workers."
         ),
     )
     webhook_timeout_s: float = Field(
@@ -827,31 +829,20 @@ class Settings(BaseSettings):
             raise ValueError("is not a proxy URL; accepted: http://[user:password@]host:port")
         return value
 
-    @field_validator("webhook_encryption_key")
-    @classmethod
-    def _key(cls, value: SecretStr | None) -> SecretStr | None:
-        try:
-            if value and len(base64.b64decode(value.get_secret_value(), validate=True)) == 32:
-                return value
-        except binascii.Error:
-            pass
-        if value is None:
-            return None
-        raise ValueError("is not a key; accepted: base64 of 32 bytes")
-
-    @field_validator("cache_encryption_keys")
+    @field_validator("webhook_encryption_key", "cache_encryption_keys")
     @classmethod
     def _keyring(cls, value: SecretStr | None) -> SecretStr | None:
         names: set[str] = set()
         for part in value.get_secret_value().split() if value else ():
-            name, _, key = part.partition(":")
+            name, colon, key = part.rpartition(":")
             try:
                 size = len(base64.b64decode(key, validate=True))
             except binascii.Error:
                 size = 0
-            if size != 32 or not 1 <= len(name) <= 32 or name in names:
+            if size != 32 or bool(colon) != (1 <= len(name) <= 32) or name in names:
                 raise ValueError(
-                    "is not a list of keys; accepted: id:base64 of 32 bytes, each id once"
+                    "is not a list of keys; accepted: base64 of 32 bytes, or several of them as "
+                    "id:base64, each id once"
                 )
             names.add(name)
         return value

@@ -40,7 +40,7 @@ class Keyring:
     @classmethod
     def parse(cls, text: str) -> Keyring:
         """
-        Parse `id:base64 id:base64 ...`; each key has 32 bytes.
+        Parse `base64` or `id:base64 id:base64 ...`; each key has 32 bytes.
 
         Raises:
             ValueError: the text has another form; the message never contains a key.
@@ -63,7 +63,8 @@ class Keyring:
         """
         from cryptography.exceptions import InvalidTag
 
-        name, rest = data[1 : 1 + data[0]], data[1 + data[0] :]
+        size = 1 + int.from_bytes(data[:1])
+        name, rest = data[1:size], data[size:]
         cipher = self._ciphers.get(name)
         if cipher is None:
             raise CodecError("encrypted with a key that is not in the keyring")
@@ -77,12 +78,12 @@ def parse_keys(text: str) -> dict[str, bytes]:
     """The keys of a keyring by id, in order. Raises ValueError, whose message contains no key."""
     keys: dict[str, bytes] = {}
     for part in text.split():
-        name, colon, encoded = part.partition(":")
+        name, colon, encoded = part.rpartition(":")
         try:
             key = base64.b64decode(encoded, validate=True)
         except binascii.Error:
             key = b""
-        if not colon or not 1 <= len(name) <= 32 or len(key) != KEY_BYTES or name in keys:
+        if bool(colon) != (1 <= len(name) <= 32) or len(key) != KEY_BYTES or name in keys:
             raise ValueError("is not a list of id:base64 keys of 32 bytes with different ids")
         keys[name] = key
     return keys

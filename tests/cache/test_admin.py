@@ -113,7 +113,7 @@ async def test_a_setting_turns_the_cache_off(valkey_url: str) -> None:
         assert await cache.agents.get("switched-off") is None
 
 
-@pytest.mark.parametrize("keys", ["nonsense", "k1:short", f"k1:{KEY} k1:{KEY}", KEY])
+@pytest.mark.parametrize("keys", ["nonsense", "k1:short", f"k1:{KEY} k1:{KEY}", f":{KEY}"])
 def test_wrong_encryption_keys_are_refused_without_being_shown(keys: str) -> None:
     with pytest.raises(ValidationError) as error:
         Settings(cache_encryption_keys=keys)

@@ -8,6 +8,7 @@ from typing import Any
 import httpx
 import pytest
 
+from cache import Keyring
 from cache.encoding import codec
 from tests.support.queues import open_queue, stores_of
 from tests.support.wait import eventually
@@ -19,7 +20,7 @@ from worker.llm.grouping import Group
 from worker.llm.providers import AnthropicProvider, OpenAIProvider
 from worker.llm.requests import decode_group
 from worker.webhooks.deliveries import Delivery
-from worker.webhooks.secrets import SecretBox
+from worker.webhooks.secrets import DeliverySecrets
 
 pytestmark = pytest.mark.integration
 
@@ -183,7 +184,7 @@ async def test_a_replay_with_new_secrets_is_bound_to_the_stored_url(
 def test_a_secret_opens_only_with_its_delivery_and_url(
     sealed_for: tuple[str, str], opened_for: tuple[str, str]
 ) -> None:
-    box = SecretBox(KEY)
+    box = DeliverySecrets(Keyring({"a": KEY}))
     sealed = box.seal("secret", owner=sealed_for[0], url=sealed_for[1])
     assert box.open(sealed, owner=sealed_for[0], url=sealed_for[1]) == "secret"
     with pytest.raises(InvalidArgument):
@@ -193,4 +194,13 @@ def test_a_secret_opens_only_with_its_delivery_and_url(
 @pytest.mark.parametrize("sealed", [b"", b"short", b"x" * 12, b"x" * 200])
 def test_bytes_that_were_never_sealed_are_refused_by_name(sealed: bytes) -> None:
     with pytest.raises(InvalidArgument):
-        SecretBox(KEY).open(sealed, owner="a", url="https://x.test")
+        DeliverySecrets(Keyring({"a": KEY})).open(sealed, owner="a", url="https://x.test")
+
+
+def test_secrets_open_with_every_key_of_the_keyring_until_it_leaves() -> None:
+    old, new = Keyring({"1": KEY}), Keyring({"2": b"n" * 32, "1": KEY})
+    sealed = DeliverySecrets(old).seal("s", owner="a", url="u")
+    assert DeliverySecrets(new).open(sealed, owner="a", url="u") == "s"
+    sealed = DeliverySecrets(new).seal("s", owner="a", url="u")
+    with pytest.raises(InvalidArgument, match="LETTA_WEBHOOK_ENCRYPTION_KEY"):
+        DeliverySecrets(old).open(sealed, owner="a", url="u")

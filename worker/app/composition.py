@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from cache import Keyring
 from settings import SettingsError, variable_name
 from worker.app.options import (
     JOB_MARGIN_S,
@@ -44,7 +45,7 @@ from worker.webhooks.client import Webhooks
 from worker.webhooks.context import WebhookContext
 from worker.webhooks.deliveries import DeliveryStore
 from worker.webhooks.endpoints import EndpointStore
-from worker.webhooks.secrets import SecretBox
+from worker.webhooks.secrets import DeliverySecrets
 
 if TYPE_CHECKING:
     from settings import Settings
@@ -65,7 +66,7 @@ class Stores:
     dead: DeadLetters
     encoder: JobEncoder
     memory: MemoryGuard
-    secrets: SecretBox
+    secrets: DeliverySecrets
     deliveries: DeliveryStore
     endpoints: EndpointStore
     attempts: AttemptStore
@@ -78,6 +79,7 @@ class Stores:
 def build_stores(client: Any, options: QueueOptions, keys: QueueKeys | None = None) -> Stores:
     """Build the stores without connecting; only tests pass other `keys`."""
     keys = keys or QueueKeys()
+    sealing = options.webhooks.encryption_keys
     encoder = JobEncoder(keys, max_bytes=options.jobs.max_job_bytes)
     return Stores(
         client=client,
@@ -87,7 +89,7 @@ def build_stores(client: Any, options: QueueOptions, keys: QueueKeys | None = No
         dead=DeadLetters(client, keys),
         encoder=encoder,
         memory=MemoryGuard(client, share=options.jobs.max_memory_share),
-        secrets=SecretBox(options.webhooks.encryption_key),
+        secrets=DeliverySecrets(Keyring.parse(sealing) if sealing else None),
         deliveries=DeliveryStore(client, keys),
         endpoints=EndpointStore(client, keys),
         attempts=AttemptStore(client, keys, retention_s=options.webhooks.retention_s),

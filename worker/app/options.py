@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -48,7 +47,6 @@ class QueueOptions:
 
 
 def queue_options(settings: Settings) -> QueueOptions:
-    key = reveal(settings.webhook_encryption_key)
     return QueueOptions(
         jobs=JobOptions(
             max_job_bytes=settings.queue_max_job_bytes,
@@ -61,7 +59,7 @@ def queue_options(settings: Settings) -> QueueOptions:
             replay_rate=settings.webhook_replay_rate,
             on_end=settings.webhook_on_end,
             retention_s=settings.webhook_retention_s,
-            encryption_key=None if key is None else base64.b64decode(key),
+            encryption_keys=reveal(settings.webhook_encryption_key),
         ),
         llm=LLMOptions(
             max_bytes=settings.llm_max_body_bytes,

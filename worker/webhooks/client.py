@@ -25,7 +25,7 @@ from worker.webhooks.headers import check_headers, is_secret, is_value
 from worker.webhooks.limits import endpoint_of, order_of, target_of
 from worker.webhooks.options import WebhookOptions
 from worker.webhooks.policy import DeliveryState
-from worker.webhooks.secrets import SecretBox
+from worker.webhooks.secrets import DeliverySecrets
 from worker.webhooks.signing import MAX_SECRETS, check_secret
 
 DELIVER_WEBHOOK = "deliver_webhook"
@@ -49,7 +49,7 @@ class Webhooks:
         deliveries: DeliveryStore,
         endpoints: EndpointStore,
         *,
-        secrets: SecretBox,
+        secrets: DeliverySecrets,
         encoder: JobEncoder,
         memory: MemoryGuard,
         options: WebhookOptions,

@@ -15,7 +15,7 @@ from worker.queue.store import QueueStore
 from worker.webhooks.attempts import AttemptStore
 from worker.webhooks.deliveries import DeliveryStore
 from worker.webhooks.options import DeliveryOptions
-from worker.webhooks.secrets import SecretBox
+from worker.webhooks.secrets import DeliverySecrets
 
 if TYPE_CHECKING:
     from worker.http.client import GuardedClient
@@ -33,7 +33,7 @@ class WebhookContext:
     encoder: JobEncoder
     dead: DeadLetters
     http: GuardedClient
-    secrets: SecretBox
+    secrets: DeliverySecrets
     options: DeliveryOptions
     now: Callable[[], datetime] = utc_now
     rng: Callable[[], float] = random.random

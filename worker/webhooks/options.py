@@ -18,7 +18,7 @@ class WebhookOptions:
         replay_rate: deliveries per second that `replay_many` sends.
         on_end: function of deliveries without their own; "" for none.
         retention_s: how long an ended delivery is kept.
-        encryption_key: encrypts secrets of single webhooks; without it they are refused.
+        encryption_keys: encrypt secrets of single webhooks; without it they are refused.
     """
 
     max_bytes: int
@@ -26,7 +26,7 @@ class WebhookOptions:
     replay_rate: float
     on_end: str
     retention_s: float
-    encryption_key: bytes | None = field(repr=False)
+    encryption_keys: str | None = field(repr=False)
 
 
 @dataclass(frozen=True, slots=True)
