@@ -12,7 +12,7 @@ MKDOCS := found=$$(NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict 
 OR_SHOW := ) || { echo "$$found"; exit 1; }
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo run test check bench soak docs site lock format clean
+.PHONY: help setup demo run test coverage check bench soak docs site lock format clean
 
 help: ## List these commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -33,9 +33,13 @@ demo: $(VENV)/.ready ## Run webhooks and LLM requests end to end on an embedded 
 run: $(VENV)/.ready ## Run the workers against LETTA_REDIS_URL
 	@$(BIN)/letta-workers run
 
-test: check $(BASE)/.ready ## Run all checks, then all tests with coverage
-	@$(PYTEST) -q -n $(JOBS) --dist worksteal -m "not serial" --cov --cov-report=
-	@$(PYTEST) -q -m serial --cov --cov-append --cov-report=term
+test: $(VENV)/.ready ## Run all checks, then all tests
+	@$(MAKE) --no-print-directory -j2 check $(BASE)/.ready
+	@$(PYTEST) -q -n $(JOBS) --dist worksteal -m "not serial" $(COVER)
+	@$(PYTEST) -q -m serial $(COVER) $(if $(COVER),--cov-append)
+
+coverage: $(VENV)/.ready ## Run `make test` with a report of coverage; takes about half as long again
+	@$(MAKE) --no-print-directory test COVER=--cov
 
 check: $(VENV)/.ready ## Check lint, format, types, import direction, generated docs, website
 	@$(BIN)/ruff check --quiet .
