@@ -20,7 +20,8 @@ if TYPE_CHECKING:
     from arq.cron import CronJob
     from arq.worker import Function
 
-    from worker.engine import Worker
+    from settings import Settings
+    from worker.engine import EngineOptions, Worker
 
 
 @asynccontextmanager
@@ -52,11 +53,8 @@ async def testing_queue(
         InvalidArgument: `settings` contains a name that is not a field of `Settings`.
     """
     _require_packages()
-    from worker.app import composition
-    from worker.app.functions import build_crons, build_functions
-    from worker.app.options import pool_options, queue_options
-    from worker.app.service import WorkerRedis, engine_options
-    from worker.engine import Worker
+    from worker.app.functions import build_crons
+    from worker.app.service import engine_options
 
     with own_database() as url:
         chosen = isolated_settings(url, settings or {}, retry_at_once=retry_at_once)
@@ -66,55 +64,75 @@ async def testing_queue(
         if retry_at_once:
             theirs = [without_backoff(function) for function in theirs]
             options = retrying_at_once(options)
-        async with open_pool(
-            url,
-            pool_options(chosen),
-            name="letta-redis-testing",
-            client_class=WorkerRedis,
-            job_serializer=codec.encode,
-            job_deserializer=codec.decode,
-        ) as client:
-            await client.flushdb()
-            client_options = queue_options(chosen)
-            stores = composition.build_stores(client, client_options)
-            jobs_ctx = dict(ctx or {})
-            webhooks = composition.build_webhook_context(chosen, stores)
-            webhooks.put_into(jobs_ctx)
-            llm = composition.build_llm_context(chosen, stores)
-            llm.put_into(jobs_ctx)
+        async with _opened(chosen, theirs, options, dict(ctx or {}), crons) as queue:
+            if not run_jobs:
+                yield queue
+                return
+            async with queue.working():
+                yield queue
 
-            def new_worker() -> Worker:
-                return Worker(
-                    [*build_functions(chosen), *theirs],
-                    redis_pool=client,
-                    ctx=jobs_ctx,
-                    options=options,
-                    max_jobs=chosen.worker_max_jobs,
-                    job_timeout=chosen.worker_job_timeout_s,
-                    keep_result=chosen.worker_keep_result_s,
-                    allow_abort_jobs=True,
-                    handle_signals=False,
-                )
 
-            queue = TestingQueue(
-                composition.build_queue(stores, client_options),
-                client,
-                stores.keys,
-                settings=chosen,
-                crons=[cron.name for cron in crons],
-                new_worker=new_worker,
+@asynccontextmanager
+async def _opened(
+    settings: Settings,
+    functions: Sequence[Function],
+    options: EngineOptions,
+    ctx: dict[str, Any],
+    crons: Sequence[CronJob],
+) -> AsyncIterator[TestingQueue]:
+    """A queue on an empty database, with workers to start on it."""
+    from worker.app import composition
+    from worker.app.functions import build_functions
+    from worker.app.options import pool_options, queue_options
+    from worker.app.service import WorkerRedis
+    from worker.engine import Worker
+
+    async with open_pool(
+        settings.redis_url,
+        pool_options(settings),
+        name="letta-redis-testing",
+        client_class=WorkerRedis,
+        job_serializer=codec.encode,
+        job_deserializer=codec.decode,
+    ) as client:
+        await client.flushdb()
+        client_options = queue_options(settings)
+        stores = composition.build_stores(client, client_options)
+        contexts = (
+            composition.build_webhook_context(settings, stores),
+            composition.build_llm_context(settings, stores),
+        )
+        for context in contexts:
+            context.put_into(ctx)
+
+        def new_worker() -> Worker:
+            return Worker(
+                [*build_functions(settings), *functions],
+                redis_pool=client,
+                ctx=ctx,
+                options=options,
+                max_jobs=settings.worker_max_jobs,
+                job_timeout=settings.worker_job_timeout_s,
+                keep_result=settings.worker_keep_result_s,
+                allow_abort_jobs=True,
+                handle_signals=False,
             )
-            try:
-                if run_jobs:
-                    async with queue.working():
-                        yield queue
-                else:
-                    yield queue
-            finally:
-                await queue.aclose()
-                await webhooks.aclose()
-                await llm.aclose()
-                await client.flushdb()
+
+        queue = TestingQueue(
+            composition.build_queue(stores, client_options),
+            client,
+            stores.keys,
+            settings=settings,
+            crons=[cron.name for cron in crons],
+            new_worker=new_worker,
+        )
+        try:
+            yield queue
+        finally:
+            await queue.aclose()
+            for context in contexts:
+                await context.aclose()
+            await client.flushdb()
 
 
 # Because of its name, pytest would collect it as a test.
