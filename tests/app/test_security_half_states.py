@@ -170,8 +170,8 @@ def claimed(client: Any, *ids: str) -> Callable[[], Awaitable[Any]]:
     async def prepare() -> None:
         for id_ in ids or ("a",):
             await put(client, id_)()
-        turn = await poller(client).run([], 9)
-        assert len(turn.claims) == len(ids or ("a",))
+        polled = await poller(client).run([], 9)
+        assert len(polled.claims) == len(ids or ("a",))
 
     return prepare
 
@@ -288,9 +288,9 @@ def poll_ends_dead(client: Any) -> Steps:
 @case
 def next_job(client: Any) -> Steps:
     async def step() -> None:
-        turn = poller(client).wake_poll()
+        poll = poller(client).wake_poll()
         await client.script_load(load("worker.engine", "next_job", "..queue").source)
-        await client.execute_command(*turn.command)
+        await client.execute_command(*poll.command)
 
     return put(client), step
 
