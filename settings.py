@@ -14,21 +14,20 @@ from __future__ import annotations
 
 import base64
 import binascii
+import logging
 import os
 import re
 import stat
+import sys
 from functools import lru_cache
 from ipaddress import ip_network
 from pathlib import Path
 from typing import Any, Literal, Self
 from urllib.parse import quote
 
-import structlog
 from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
-
-log = structlog.get_logger(__name__)
 
 __all__ = ["Settings", "SettingsError", "get_settings", "load_settings"]
 
@@ -727,7 +726,7 @@ class Settings(BaseSettings):
         reason = why_untrusted(Path(".env"))
         if reason is not None:
             path = str(Path(".env").absolute())
-            log.warning("settings.env_file_ignored", path=path, reason=reason)
+            _warn("settings.env_file_ignored", path=path, reason=reason)
             return init_settings, env_settings, file_secret_settings
         return init_settings, env_settings, dotenv_settings, file_secret_settings
 
@@ -877,6 +876,16 @@ class Settings(BaseSettings):
     def _cron(cls, value: str) -> str:
         _require_cron(value)
         return value
+
+
+def _warn(event: str, **fields: str) -> None:
+    """Log to structlog if the application configured it, else to `logging`, as cache/logs.py does."""
+    structlog: Any = sys.modules.get("structlog")
+    if structlog is not None and structlog.is_configured():
+        structlog.get_logger(__name__).warning(event, **fields)
+    else:
+        text = " ".join(f"{key}={value!r}" for key, value in fields.items())
+        logging.getLogger(__name__).warning("%s %s", event, text)
 
 
 def _with_login(url: str, username: str, password: str) -> str:

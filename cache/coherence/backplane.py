@@ -13,7 +13,6 @@ import asyncio
 from collections.abc import Callable
 from typing import Any
 
-import structlog
 from redis.exceptions import ResponseError
 
 from cache.coherence.guarded import GuardedConnection
@@ -22,8 +21,9 @@ from cache.connection.pool import OUTAGE, explain
 from cache.connection.protocol import Away
 from cache.connection.tasks import end
 from cache.keys import CACHE_BACKPLANE_EVENTS, CACHE_MAX_TTL_S
+from cache.logs import get_logger
 
-log = structlog.get_logger(__name__)
+log = get_logger(__name__)
 
 _BLOCK_MS = 1000
 _READ_TIMEOUT_S = 3.0

@@ -11,14 +11,13 @@ from __future__ import annotations
 
 import os
 
-import structlog
-
 from cache.coherence.guarded import GuardedConnection
 from cache.connection import scripts
 from cache.connection.protocol import Connection
 from cache.keys import CACHE_MAX_TTL_S, CacheKeys
+from cache.logs import get_logger
 
-log = structlog.get_logger(__name__)
+log = get_logger(__name__)
 
 ERA_BYTES = 16
 _MAX_TTL_MS = int(CACHE_MAX_TTL_S * 1000)

@@ -13,16 +13,16 @@ import random
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, cast
 
-import structlog
 from redis.exceptions import ResponseError
 
 from cache.coherence.breaker import Breaker
 from cache.connection.protocol import Away, Connection, Decode, Ended, SingleServerConnection
 from cache.connection.scripts import Script
 from cache.connection.tasks import end
+from cache.logs import get_logger
 from cache.stats import Counters
 
-log = structlog.get_logger(__name__)
+log = get_logger(__name__)
 
 # More missed invalidations than this are replaced by one of everything.
 MAX_MISSED = 10_000

@@ -12,17 +12,16 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
-import structlog
-
 from cache.coherence.backplane import Backplane
 from cache.coherence.flight import Loader, LoadOptions, Slot
 from cache.coherence.results import Held, Lease, Reading
 from cache.connection.protocol import Away
 from cache.errors import InvalidName, LoaderTimeout, NotEncodable
+from cache.logs import get_logger
 from cache.options import CacheOptions
 from cache.stats import Counters
 
-log = structlog.get_logger(__name__)
+log = get_logger(__name__)
 
 # A waiter that misses its wake-up looks again after this.
 _LOOK_AGAIN_S = 0.25

@@ -22,7 +22,6 @@ from collections.abc import Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, suppress
 from dataclasses import dataclass
 
-import structlog
 from redis.exceptions import ResponseError
 
 from cache.coherence.era import heard, script_args
@@ -30,8 +29,9 @@ from cache.connection import scripts
 from cache.connection.pool import OUTAGE
 from cache.connection.protocol import Connection
 from cache.keys import CacheKeys
+from cache.logs import get_logger
 
-log = structlog.get_logger(__name__)
+log = get_logger(__name__)
 
 _SCRIPT = scripts.load(__package__, "era")
 # Clocks may differ by this share in their rates, and by this much in their granularity.

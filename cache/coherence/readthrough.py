@@ -20,18 +20,17 @@ import random
 from collections.abc import Hashable
 from typing import Any
 
-import structlog
-
 from cache.coherence.backplane import Backplane
 from cache.coherence.flight import Flight, Loaded, Loader, LoadOptions, Slot, usable
 from cache.coherence.loads import LeasedLoads
 from cache.coherence.results import Lease, Reading
 from cache.connection.protocol import Away
 from cache.connection.tasks import end
+from cache.logs import get_logger
 from cache.options import CacheOptions
 from cache.stats import Counters
 
-log = structlog.get_logger(__name__)
+log = get_logger(__name__)
 
 # A caller that starts over runs a loader each time. After this many, it loads for itself alone.
 _ATTEMPTS = 4

@@ -26,7 +26,6 @@ import asyncio
 from collections.abc import Awaitable, Sequence
 from typing import Any
 
-import structlog
 from redis.exceptions import ResponseError
 
 from cache.connection.commands import encode_command
@@ -35,8 +34,9 @@ from cache.connection.liveness import Vicinity, has_ended
 from cache.connection.protocol import Away, Connection, Decode, Ended
 from cache.connection.replies import Replies
 from cache.connection.tasks import end
+from cache.logs import get_logger
 
-log = structlog.get_logger(__name__)
+log = get_logger(__name__)
 
 # If a timer fires this much late, the event loop was busy, and replies may lie unread.
 _LAG_S = 0.005

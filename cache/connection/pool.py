@@ -19,7 +19,6 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import structlog
 from redis.asyncio import (
     BlockingConnectionPool,
     Redis,
@@ -36,8 +35,9 @@ from redis.exceptions import ReadOnlyError, RedisError
 from cache.connection import embedded
 from cache.connection.urls import Target, parse_url, redacted, refuse_cluster
 from cache.errors import RedisUnavailable, UnsupportedRedisURL
+from cache.logs import get_logger
 
-log = structlog.get_logger(__name__)
+log = get_logger(__name__)
 
 _BACKOFF_BASE_S, _BACKOFF_CAP_S = 0.02, 0.5
 _READY_BASE_S, _READY_CAP_S = 0.1, 5.0

@@ -41,7 +41,7 @@ async def main():
             "cached": [first, again, await cache.agents.get("base-install")],
             "redis": version("redis"),
             "version": letta_redis.__version__,
-            "forbidden": [n for n in ("arq", "aiohttp", "letta") if n in sys.modules],
+            "forbidden": [n for n in ("arq", "aiohttp", "letta", "structlog", "rich") if n in sys.modules],
             "arq_installed": importlib.util.find_spec("arq") is not None,
             "owner": packages_distributions().get("letta_redis"),
             "others": [n for n in sys.argv[2:] if importlib.util.find_spec(n) is not None],

@@ -11,7 +11,6 @@ import asyncio
 from collections.abc import Callable
 from typing import Any
 
-import structlog
 from arq.connections import ArqRedis, RedisSettings
 from arq.jobs import Job
 
@@ -21,6 +20,7 @@ from cache.connection.shared_scripts import SharedScripts
 from cache.connection.urls import Target, parse_url
 from cache.encoding import codec
 from cache.errors import CacheError
+from cache.logs import get_logger
 from settings import Settings, SettingsError, get_settings
 from worker.app import composition
 from worker.app.functions import build_crons, build_functions
@@ -37,7 +37,7 @@ from worker.process.supervisor import SupervisorOptions
 from worker.queue import arguments
 from worker.webhooks.context import WebhookContext
 
-log = structlog.get_logger(__name__)
+log = get_logger(__name__)
 
 _HEALTH_INTERVAL_S = 5
 

@@ -14,7 +14,6 @@ from collections.abc import Callable, Sequence
 from datetime import UTC, datetime, tzinfo
 from typing import Any
 
-import structlog
 from arq.cron import CronJob
 from cronsim import CronSim
 from redis.exceptions import ResponseError
@@ -22,10 +21,11 @@ from redis.exceptions import ResponseError
 from cache.connection.pool import OUTAGE
 from cache.connection.scripts import load
 from cache.encoding import codec
+from cache.logs import get_logger
 from worker.keys import EngineKeys
 from worker.numbers import whole
 
-log = structlog.get_logger(__name__)
+log = get_logger(__name__)
 
 _CRON = load(__package__, "cron", "..queue")
 _SCHEDULE = load(__package__, "schedule_run", "..queue")

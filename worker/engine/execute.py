@@ -16,6 +16,7 @@ from typing import Any
 import structlog
 from arq.utils import ms_to_datetime
 
+from cache.logs import get_logger
 from worker.engine.deadlines import Deadlines
 from worker.engine.outcome import Body, Decider, describe
 from worker.engine.prepare import Preparer
@@ -50,7 +51,7 @@ class Executor:
         self._decider = Decider(settings, now_ms)
         self._preparer = Preparer(settings, self._decider, now_ms)
         self._deadlines = Deadlines(lambda claim: interrupt(claim, "timeout"))
-        self._log = structlog.get_logger(__name__).bind()
+        self._log = get_logger(__name__).bind()
 
     def close(self) -> None:
         self._deadlines.close()

@@ -14,15 +14,14 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import structlog
-
 from cache.connection.pool import OUTAGE, close_client
 from cache.connection.scripts import load
 from cache.connection.siblings import sibling
+from cache.logs import get_logger
 from worker.engine.records import Claim
 from worker.keys import EngineKeys
 
-log = structlog.get_logger(__name__)
+log = get_logger(__name__)
 
 _RENEW = load(__package__, "renew", "..queue")
 _MOST_PAIRS = 2000

@@ -12,10 +12,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import structlog
 from arq.worker import Function, JobExecutionFailed, Retry, RetryJob
 
 from cache.encoding.codec import lua_text
+from cache.logs import get_logger
 from worker.engine import chain
 from worker.engine.records import Claim, End
 from worker.engine.settings import Settings
@@ -47,7 +47,7 @@ class Decider:
     def __init__(self, settings: Settings, now_ms: Callable[[], int]) -> None:
         self._settings = settings
         self._now_ms = now_ms
-        self._log = structlog.get_logger(__name__).bind()
+        self._log = get_logger(__name__).bind()
 
     def succeeded(self, claim: Claim, body: Body, value: Any, start_ms: int) -> tuple[End, str]:
         details = self.result(body, claim, True, value, start_ms)

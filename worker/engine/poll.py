@@ -18,16 +18,16 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import structlog
 from redis.backoff import ExponentialWithJitterBackoff
 
 from cache.connection.pool import OUTAGE, explain
 from cache.connection.scripts import load
+from cache.logs import get_logger
 from worker.engine.options import EngineOptions
 from worker.engine.records import Claim, End, PollReply, PollResult, encode_ends, read_poll
 from worker.keys import EngineKeys
 
-log = structlog.get_logger(__name__)
+log = get_logger(__name__)
 
 POLL = load(__package__, "poll", "..queue")
 NEXT_JOB = load(__package__, "next_job", "..queue")

@@ -18,6 +18,7 @@ import structlog
 
 from cache.connection.pool import OUTAGE
 from cache.connection.tasks import end
+from cache.logs import get_logger
 from worker.engine import stalled
 from worker.engine.cron import CronRunner
 from worker.engine.poll import MOST_ENDS, Poll
@@ -26,7 +27,7 @@ from worker.engine.slots import Outcome, Slots
 from worker.engine.state import WorkerState
 from worker.engine.wake import Waker
 
-log = structlog.get_logger(__name__)
+log = get_logger(__name__)
 
 # An idle worker sends a full poll at least this often: it also reads the server's clock.
 _FULL_POLL_S = 30.0

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-import structlog
-
+from cache.logs import get_logger
 from worker.errors import UnsafeServer
 
-log = structlog.get_logger(__name__)
+log = get_logger(__name__)
 
 
 async def check_server(client: Any, *, allow_eviction: bool) -> None:

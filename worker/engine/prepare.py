@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import structlog
 from arq.worker import JobExecutionFailed
 
+from cache.logs import get_logger
 from worker.engine.outcome import Body, Decider
 from worker.engine.records import Claim, End
 from worker.engine.settings import Settings
@@ -20,7 +20,7 @@ class Preparer:
         self._settings = settings
         self._decider = decider
         self._now_ms = now_ms
-        self._log = structlog.get_logger(__name__).bind()
+        self._log = get_logger(__name__).bind()
 
     def prepare(self, claim: Claim) -> Body | tuple[End, str]:
         if claim.fault:

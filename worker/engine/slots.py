@@ -15,15 +15,14 @@ from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-import structlog
-
+from cache.logs import get_logger
 from worker.engine.claim_ahead import ClaimAhead
 from worker.engine.execute import Executor, interrupt
 from worker.engine.outcome import given_back
 from worker.engine.poll import MOST_AHEAD
 from worker.engine.records import Claim, End
 
-log = structlog.get_logger(__name__)
+log = get_logger(__name__)
 
 # A job claimed ahead that has not started after this time goes back to its queue.
 STALE_S = 1.0

@@ -16,16 +16,16 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
-import structlog
 from redis.exceptions import NoScriptError, ResponseError
 
 from cache.connection.multiplexed import MultiplexedConnection
 from cache.connection.pool import OUTAGE
+from cache.logs import get_logger
 from worker.engine.poll import Poll, WakePoll
 from worker.engine.records import Claim, read_claims
 from worker.keys import EngineKeys
 
-log = structlog.get_logger(__name__)
+log = get_logger(__name__)
 
 # The server ends a wait after the first; a reply that is later than both is an outage.
 _WAIT_S, _REPLY_MARGIN_S = 20, 5.0

@@ -15,16 +15,15 @@ import signal
 from datetime import UTC, datetime
 from typing import Any
 
-import structlog
-
 from cache.connection.pool import OUTAGE, close_client, wait_until_ready
 from cache.connection.tasks import end
+from cache.logs import get_logger
 from worker.engine import preflight
 from worker.engine.composition import Run, assemble, connect
 from worker.engine.poll import PollStopped
 from worker.engine.state import WorkerState
 
-log = structlog.get_logger(__name__)
+log = get_logger(__name__)
 
 # After the grace, canceled jobs have this long to clean up.
 _CLEANUP_S = 2.0

@@ -7,14 +7,13 @@ from __future__ import annotations
 from functools import partial
 from typing import Any
 
-import structlog
-
+from cache.logs import get_logger
 from worker.errors import InvalidArgument, PayloadTooLarge, Permanent
 from worker.llm.answers import Answer
 from worker.llm.context import LLMContext
 from worker.queue.context import JobContext
 
-log = structlog.get_logger(__name__)
+log = get_logger(__name__)
 
 
 async def send_llm_callback(ctx: JobContext, url: str) -> str:

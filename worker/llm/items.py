@@ -7,8 +7,7 @@ from __future__ import annotations
 import uuid
 from collections.abc import Sequence
 
-import structlog
-
+from cache.logs import get_logger
 from worker.llm.answers import LATE, MISSING, Answer, Fate, decide_fate
 from worker.llm.batches import Batch
 from worker.llm.context import LLMContext
@@ -18,7 +17,7 @@ from worker.llm.providers.protocol import split_custom_id
 from worker.queue.encoder import PreparedJob
 from worker.queue.priority import Priority
 
-log = structlog.get_logger(__name__)
+log = get_logger(__name__)
 
 # Results stored in one round trip, and so held in memory at a time.
 _CHUNK = 100

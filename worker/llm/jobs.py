@@ -10,10 +10,10 @@ from __future__ import annotations
 import contextlib
 import uuid
 
-import structlog
 from arq.worker import Retry
 from redis.exceptions import ResponseError
 
+from cache.logs import get_logger
 from worker.backoff import full_jitter_s
 from worker.errors import InvalidArgument, Permanent, Transient, Undecodable
 from worker.llm.answers import LATE, Answer
@@ -27,7 +27,7 @@ from worker.llm.run import BatchRun
 from worker.queue.context import JobContext
 from worker.queue.priority import Priority
 
-log = structlog.get_logger(__name__)
+log = get_logger(__name__)
 
 # Backoff while the provider is unavailable.
 _OUTAGE_BASE_S, _OUTAGE_CAP_S = 2.0, 60.0

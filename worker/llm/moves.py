@@ -4,8 +4,7 @@ The base of a batch's run: transitions by compare-and-set, the end and its webho
 
 from __future__ import annotations
 
-import structlog
-
+from cache.logs import get_logger
 from worker.errors import InvalidArgument
 from worker.llm.batches import Batch
 from worker.llm.context import LLMContext
@@ -13,7 +12,7 @@ from worker.llm.items import Items
 from worker.llm.providers import Lines
 from worker.llm.states import BatchState
 
-log = structlog.get_logger(__name__)
+log = get_logger(__name__)
 
 # Interval of lookups for a lost submission and of second reads of incomplete results.
 LOOK_AGAIN_S = 10.0

@@ -13,14 +13,13 @@ import uuid
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
 
-import structlog
-
+from cache.logs import get_logger
 from worker.llm.answers import Answer, whole_batch_error
 from worker.llm.batches import Batch
 from worker.llm.grouping import most_parts
 from worker.llm.moves import Moves
 
-log = structlog.get_logger(__name__)
+log = get_logger(__name__)
 
 
 async def settle_refusal(

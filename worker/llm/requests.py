@@ -15,12 +15,12 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
-import structlog
 from redis.exceptions import NoScriptError, RedisError, ResponseError
 
 from cache.connection.scripts import Script, load
 from cache.encoding import codec
 from cache.errors import CodecError, NotEncodable
+from cache.logs import get_logger
 from worker.errors import InvalidArgument, Undecodable
 from worker.keys import LLM_USAGE_TTL_S, QueueKeys
 from worker.llm.answers import CANCELED, Answer, read_usage
@@ -30,7 +30,7 @@ from worker.numbers import whole
 from worker.queue.encoder import PreparedJob
 from worker.queue.priority import Priority
 
-log = structlog.get_logger(__name__)
+log = get_logger(__name__)
 
 _SUBMIT = load(__package__, "submit_llm", "..queue")
 _SUBMIT_URGENT = load(__package__, "submit_llm_urgent", "..queue")

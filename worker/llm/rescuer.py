@@ -8,13 +8,12 @@ because it may be what kills the workers; then it ends with the error `job_lost`
 
 from __future__ import annotations
 
-import structlog
-
+from cache.logs import get_logger
 from worker.llm.answers import Answer
 from worker.llm.context import LLMContext
 from worker.queue.context import JobContext
 
-log = structlog.get_logger(__name__)
+log = get_logger(__name__)
 
 RESCUE_LLM = "rescue_llm"
 # A lost job is found within two of these intervals.

@@ -14,8 +14,7 @@ import contextlib
 from collections.abc import Awaitable, Callable
 from typing import ClassVar
 
-import structlog
-
+from cache.logs import get_logger
 from worker.errors import Permanent
 from worker.llm.answers import CANCELED, Answer
 from worker.llm.items import NotOurs
@@ -31,7 +30,7 @@ from worker.llm.states import (
     decide_unconfirmed,
 )
 
-log = structlog.get_logger(__name__)
+log = get_logger(__name__)
 
 # A new batch may be missing at the provider for this long.
 _ABSENT_S = 600.0

@@ -24,8 +24,7 @@ import time
 from dataclasses import dataclass
 from typing import Protocol
 
-import structlog
-
+from cache.logs import get_logger
 from worker.process.pipes import (
     COMPLAINT,
     HEARTBEAT,
@@ -37,7 +36,7 @@ from worker.process.pipes import (
 from worker.process.policy import ExitCode
 from worker.terminal import printable_lines
 
-log = structlog.get_logger(__name__)
+log = get_logger(__name__)
 
 # Below PIPE_BUF even in UTF-8, so that a message is written atomically.
 _MAX_COMPLAINT_CHARS = 1000

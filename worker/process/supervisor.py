@@ -22,8 +22,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-import structlog
-
+from cache.logs import get_logger
 from worker.process.policy import (
     CrashWindow,
     Ending,
@@ -35,7 +34,7 @@ from worker.process.policy import (
 from worker.process.process import ChildProcess, signal_name, spawn
 from worker.terminal import printable_lines
 
-log = structlog.get_logger(__name__)
+log = get_logger(__name__)
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,19 +13,19 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
-import structlog
 from redis.exceptions import ResponseError
 
 from cache.connection.scripts import load
 from cache.encoding import codec
 from cache.errors import CodecError
+from cache.logs import get_logger
 from worker.errors import InvalidArgument
 from worker.keys import QueueKeys
 from worker.numbers import whole
 from worker.queue.arguments import require_name, unix_ms
 from worker.queue.job import reach
 
-log = structlog.get_logger(__name__)
+log = get_logger(__name__)
 
 _RETRY = load(__package__, "dead_retry")
 _PAGE = 500

@@ -7,9 +7,9 @@ import logging
 from dataclasses import replace
 from datetime import datetime
 
-import structlog
 from arq.worker import Retry
 
+from cache.logs import get_logger
 from worker.errors import InvalidArgument
 from worker.http.client import HTTPReply, post_webhook
 from worker.http.scrub import scrub, spellings
@@ -24,7 +24,7 @@ from worker.webhooks.policy import DeliveryState, Outcome, Verdict, decide, pars
 from worker.webhooks.records import UnreadableDelivery
 from worker.webhooks.signing import sign_headers
 
-log = structlog.get_logger(__name__)
+log = get_logger(__name__)
 _levels = logging.getLogger(__name__)
 
 _EVENTS = {

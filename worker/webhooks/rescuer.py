@@ -9,14 +9,13 @@ deleted is not restored: its delivery ends as dead and can be replayed.
 
 from __future__ import annotations
 
-import structlog
-
+from cache.logs import get_logger
 from worker.queue.context import JobContext
 from worker.webhooks.attempts import REPORT_WEBHOOK, AttemptStore
 from worker.webhooks.client import DELIVER_WEBHOOK
 from worker.webhooks.context import WebhookContext
 
-log = structlog.get_logger(__name__)
+log = get_logger(__name__)
 
 RESCUE_WEBHOOKS = "rescue_webhooks"
 # Also the longest time that a delivery waits for its rescue.

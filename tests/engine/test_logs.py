@@ -1,0 +1,85 @@
+"""A failing job is logged without its locals and arguments, however the application logs."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from typing import Any
+
+import pytest
+import structlog
+
+from tests.support.engine import burst
+from tests.support.queues import queue_of
+from worker.engine import RetryPolicy
+from worker.engine.options import EngineOptions
+from worker.logs import configure_logging
+
+pytestmark = pytest.mark.integration
+
+SECRET = "hunter2" * 2
+ONCE = EngineOptions(retry=RetryPolicy(max_tries=1))
+
+
+async def leak(ctx: dict[str, Any], password: str) -> None:
+    """Hold the secret in an argument, in locals of two frames and in a cause's frame."""
+    nested = {"headers": [password]}
+    try:
+        _fail(nested)
+    except KeyError as exc:
+        raise RuntimeError("broken as asked") from exc
+
+
+def _fail(nested: dict[str, list[str]]) -> None:
+    first = nested["headers"][0]
+    raise KeyError(len(first))
+
+
+def _nothing() -> None:
+    logging.getLogger().handlers.clear()
+
+
+def _basic_logging() -> None:
+    logging.basicConfig(stream=sys.stderr, force=True)
+
+
+def _structlog_defaults() -> None:
+    structlog.configure(logger_factory=structlog.PrintLoggerFactory(sys.stderr))
+
+
+def _structlog_with_dicts() -> None:
+    structlog.configure(
+        processors=[structlog.processors.dict_tracebacks, structlog.processors.JSONRenderer()],
+        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+    )
+
+
+@pytest.mark.parametrize(
+    "configure",
+    [
+        lambda: configure_logging("DEBUG", "json"),
+        lambda: configure_logging("DEBUG", "console"),
+        _nothing,
+        _basic_logging,
+        _structlog_defaults,
+        _structlog_with_dicts,
+    ],
+    ids=["json", "console", "unconfigured", "logging", "structlog", "structlog with dicts"],
+)
+async def test_a_secret_in_a_local_or_argument_is_never_logged(
+    client: Any, prefix: str, capsys: pytest.CaptureFixture[str], configure: Any
+) -> None:
+    configure()
+    await queue_of(client, prefix).enqueue("leak", SECRET)
+    await burst(client, prefix, [leak], options=ONCE)
+    out, err = capsys.readouterr()
+    assert "job.died" in err
+    assert "broken as asked" in err
+    assert SECRET not in out + err
+    assert out == ""
+    if configure is _nothing:
+        events = [line.split()[0] for line in err.splitlines()]
+        assert events == ["queue.server_without_aof", "job.died"]
+    else:
+        assert "Traceback" in err
+        assert "KeyError" in err
