@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
+import msgspec
+
 from worker.errors import InvalidArgument, PayloadTooLarge, UnknownProvider
 
 # Provider -> endpoint -> the body's field that contains the input.
@@ -24,7 +26,8 @@ ENDPOINTS: Mapping[str, Mapping[str, str]] = {
 }
 # Fields of a body that limit the length of the answer.
 _OUTPUT_LIMITS = ("max_tokens", "max_completion_tokens", "max_output_tokens")
-_canonical = json.JSONEncoder(sort_keys=True, separators=(",", ":"), allow_nan=False).encode
+# In the order of the keys: a model writes the fields of a schema in the order that it was given.
+_compact = json.JSONEncoder(separators=(",", ":"), allow_nan=False).encode
 # English text has about four bytes per token; other languages fewer, JSON syntax more.
 _BYTES_PER_TOKEN = 4
 # More than any model returns. The server sums estimates, so each is bounded.
@@ -72,7 +75,9 @@ def _group_id(provider: str, endpoint: str, model: str) -> str:
 @dataclass(frozen=True, slots=True)
 class LLMRequest:
     """
-    A checked request. `body` is canonical JSON, so equal requests have equal bytes.
+    A checked request. `body` is compact JSON with its keys in the caller's order.
+
+    Requests are equal if these bytes are.
 
     `tokens` is an estimate of input and output together.
     """
@@ -144,11 +149,13 @@ def check_request(
         if _is_excessive(body.get(name)):
             raise InvalidArgument(f"body['{name}'] must be at most {MOST_OUTPUT_TOKENS}")
     try:
-        data = _canonical(body).encode()
+        data = _compact(body).encode()
         if b"\\ud" in data:  # a lone surrogate makes a provider refuse the whole file
             json.dumps(body, ensure_ascii=False).encode()
     except (TypeError, ValueError, RecursionError) as exc:
         raise InvalidArgument(f"the body is not JSON: {exc}") from None
+    if not _reads_as(data, body):
+        _check_keys(body)
     if len(data) > max_bytes:
         raise PayloadTooLarge("the request body", len(data), max_bytes, "LETTA_LLM_MAX_BODY_BYTES")
     return LLMRequest(Group(provider, full, model), data, estimate_tokens(body, len(data)))
@@ -168,6 +175,25 @@ def most_parts(size: int) -> int:
     One rejected line needs two batches for each halving; this is enough for eight lines.
     """
     return 16 * max(size - 1, 1).bit_length()
+
+
+def _reads_as(data: bytes, body: Mapping[str, Any]) -> bool:
+    try:
+        return bool(msgspec.json.decode(data) == body)
+    except msgspec.DecodeError:  # a number beyond its range
+        return False
+
+
+def _check_keys(value: Any) -> None:
+    """JSON's keys are text; the encoder would turn 1, None and True into it without a word."""
+    if isinstance(value, dict):
+        for key, inner in value.items():
+            if not isinstance(key, str):
+                raise InvalidArgument(f"the body has a key that is no text: {key!r}")
+            _check_keys(inner)
+    elif isinstance(value, list | tuple):
+        for inner in value:
+            _check_keys(inner)
 
 
 def _is_excessive(value: Any) -> bool:
