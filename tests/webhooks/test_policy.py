@@ -84,8 +84,9 @@ def test_the_standard_schedule_spans_75_hours() -> None:
     assert STANDARD.ceiling_s(50) == 86_400
 
 
-def test_a_truncated_answer_is_no_success() -> None:
-    assert state(Outcome(status=200, error="timeout")) is DeliveryState.WAITING
+@pytest.mark.parametrize("error", ["timeout", "read", "protocol", "response_too_large"])
+def test_a_2xx_is_delivered_whatever_came_after_it(error: str) -> None:
+    assert state(Outcome(status=200, error=error)) is DeliveryState.DELIVERED
 
 
 def test_our_own_failures_are_not_charged() -> None:
@@ -111,7 +112,9 @@ def test_our_own_failures_are_not_charged() -> None:
         (Outcome(status=429), HostSign.ALIVE, EndpointSign.REFUSES),
         (Outcome(status=500), HostSign.FAILING, EndpointSign.REFUSES),
         (Outcome(error="timeout"), HostSign.FAILING, EndpointSign.REFUSES),
-        (Outcome(status=200, error="read"), HostSign.FAILING, EndpointSign.REFUSES),
+        (Outcome(status=200, error="read"), HostSign.ALIVE, EndpointSign.TAKES),
+        (Outcome(status=404, error="read"), HostSign.ALIVE, EndpointSign.REFUSES),
+        (Outcome(status=500, error="read"), HostSign.FAILING, EndpointSign.REFUSES),
         (Outcome(error="target_forbidden", permanent=True), HostSign.NONE, EndpointSign.REFUSES),
     ],
 )
@@ -191,7 +194,7 @@ def test_every_verdict_keeps_the_policys_promises(
         status=status, error=error, internal=internal and bool(error), retry_after_s=asked
     )
     verdict = decide(outcome, attempt=attempt, schedule=schedule, rng=lambda: draw, left_s=left_s)
-    ok = status is not None and 200 <= status < 300 and not error
+    ok = status is not None and 200 <= status < 300
     assert (verdict.state is DeliveryState.DELIVERED) == ok
     assert verdict.charged or outcome.internal
     assert (verdict.endpoint is EndpointSign.GONE) == (status == 410 and not outcome.internal)

@@ -20,6 +20,7 @@ import httpx
 from worker.errors import TargetForbidden
 from worker.http.policy import EgressPolicy
 from worker.http.resolver import ResolverUnavailable, check_address, is_address
+from worker.http.response import StatusLine
 from worker.http.transport import GuardedTransport
 
 __all__ = [
@@ -63,9 +64,10 @@ def build_http_client(
 @dataclass(frozen=True, slots=True)
 class HTTPReply:
     """
-    How a POST ended. `error` is "" when the whole response was read; an error may come
-    with a `status`. `body` is the beginning of the response. `internal`: our own side
-    failed, not the receiver. `permanent`: the URL itself is forbidden or invalid.
+    How a POST ended. `status` is set as soon as a status line was read; `error` then says
+    what went wrong after it. `error` is "" when the whole response was read. `body` is the
+    beginning of the response. `internal`: our own side failed, not the receiver.
+    `permanent`: the URL itself is forbidden or invalid.
     """
 
     status: int | None
@@ -94,38 +96,33 @@ async def post_webhook(
     and `keep_bytes` kept; a longer response is the error `response_too_large`.
     """
     start = time.perf_counter()
-    status, kept, retry_after, error, exc = None, bytearray(), None, "", None
+    kept, retry_after, error, exc = bytearray(), None, "", None
+    response, status_line = None, StatusLine()
     try:
         async with asyncio.timeout(timeout_s):
             # Bypass httpx: building its request and response objects takes as long as
             # all of aiohttp's work, and its cookies, redirects and hooks are not needed.
-            response = await client.guarded.post(url, {**_HEADERS, **headers}, body)
+            response = await client.guarded.post(url, {**_HEADERS, **headers}, body, status_line)
             try:
-                status = response.status
                 retry_after = response.headers.get("retry-after")
                 if not await _read(response.content, kept, keep_bytes, max_bytes):
                     error = "response_too_large"
             finally:
                 # Closes the connection unless the response was read to its end.
                 response.close()
-    except (
-        TargetForbidden,
-        httpx.HTTPError,
-        httpx.InvalidURL,
-        aiohttp.ClientError,
-        TimeoutError,
-        OSError,
-        ValueError,
-    ) as caught:
+    except Exception as caught:  # noqa: BLE001  (whatever a response makes a library raise)
         exc, error = caught, describe(caught)
+    status = status_line.status if response is None else response.status
+    # Once a status line was read, neither our side nor the URL is at fault.
+    unanswered = exc if status is None else None
     return HTTPReply(
         status=status,
         body=bytes(kept),
         retry_after=retry_after,
         ms=round((time.perf_counter() - start) * 1000, 3),
         error=error,
-        internal=exc is not None and is_internal(exc),
-        permanent=isinstance(exc, TargetForbidden | httpx.InvalidURL | aiohttp.InvalidURL),
+        internal=unanswered is not None and is_internal(unanswered),
+        permanent=isinstance(unanswered, TargetForbidden | httpx.InvalidURL | aiohttp.InvalidURL),
     )
 
 

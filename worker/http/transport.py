@@ -19,7 +19,6 @@ from typing import Any
 
 import aiohttp
 import httpx
-from aiohttp.http_exceptions import HttpProcessingError
 from httpx_aiohttp import AiohttpTransport
 from yarl import URL
 
@@ -32,35 +31,20 @@ from worker.http.resolver import (
     check_address,
     is_address,
 )
+from worker.http.response import (
+    MAX_HEADER_BYTES,
+    BoundedResponse,
+    NotingConnector,
+    NotingRequest,
+    StatusLine,
+    noted,
+)
 
 # Checked URLs to cache: few endpoints get most webhooks.
 _MOST_CHECKED_URLS = 1024
-# Limit of 1xx responses before the final one: a 100 and some early hints are usual.
-_MOST_INFORMATIONAL = 20
 
 # The host for which the current task opens a connection.
 _host: ContextVar[str] = ContextVar("egress_host", default="")
-
-
-class BoundedResponse(aiohttp.ClientResponse):
-    """Limits the 1xx responses before the final one: a flood would keep the event loop busy."""
-
-    async def start(self, connection: Any) -> aiohttp.ClientResponse:
-        protocol, responses = connection.protocol, 0
-        read = protocol.read
-
-        async def counted() -> Any:
-            nonlocal responses
-            responses += 1
-            if responses > _MOST_INFORMATIONAL:
-                raise HttpProcessingError(message="too many informational responses")
-            return await read()
-
-        protocol.read = counted
-        try:
-            return await super().start(connection)
-        finally:
-            del protocol.read
 
 
 class GuardedTransport(httpx.AsyncBaseTransport):
@@ -91,21 +75,25 @@ class GuardedTransport(httpx.AsyncBaseTransport):
         self._checked_url = lru_cache(maxsize=_MOST_CHECKED_URLS)(self._check_url)
 
     async def post(
-        self, url: str, headers: Mapping[str, str], body: bytes
+        self, url: str, headers: Mapping[str, str], body: bytes, status_line: StatusLine
     ) -> aiohttp.ClientResponse:
         """
         POST once, without the cost of httpx's objects; the caller closes the response.
+
+        `status_line` has the status as soon as it is read, also when this raises.
 
         Raises:
             TargetForbidden, httpx.InvalidURL, aiohttp.ClientError, OSError.
         """
         target = self._checked_url(url)
         token = await self._enter(target)
+        noting = noted.set(status_line)
         try:
             return await self._session().post(
                 target, data=body, headers=headers, allow_redirects=False, proxy=self._proxy
             )
         finally:
+            noted.reset(noting)
             _host.reset(token)
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
@@ -124,7 +112,7 @@ class GuardedTransport(httpx.AsyncBaseTransport):
         if self._client is None:
             # With a proxy the only connections go to the proxy, which the operator chose.
             through_proxy = self._proxy is not None
-            connector = aiohttp.TCPConnector(
+            connector = NotingConnector(
                 resolver=None if through_proxy else self._resolver,
                 socket_factory=None if through_proxy else self._socket,
                 use_dns_cache=False,
@@ -134,7 +122,9 @@ class GuardedTransport(httpx.AsyncBaseTransport):
             self._client = aiohttp.ClientSession(
                 connector=connector,
                 cookie_jar=aiohttp.DummyCookieJar(),
+                request_class=NotingRequest,
                 response_class=BoundedResponse,
+                max_field_size=MAX_HEADER_BYTES,
                 auto_decompress=False,
                 timeout=aiohttp.ClientTimeout(total=None, sock_connect=None),
                 trust_env=False,

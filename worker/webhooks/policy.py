@@ -63,8 +63,9 @@ class EndpointSign(StrEnum):
 @dataclass(frozen=True, slots=True)
 class Outcome:
     """
-    How one attempt ended: an HTTP status, a transport error, or both when the response
-    ended early. `internal`: our side failed. `retry_after_s`: from the response.
+    How one attempt ended: an HTTP status, an error, or both when something after the status
+    line was odd. A status decides alone: a receiver that said 2xx has the webhook.
+    `internal`: our side failed. `retry_after_s`: from the response.
     """
 
     status: int | None = None
@@ -75,7 +76,7 @@ class Outcome:
 
     @property
     def is_success(self) -> bool:
-        return not self.error and self.status is not None and 200 <= self.status < 300
+        return self.status is not None and 200 <= self.status < 300
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,7 +183,7 @@ def parse_retry_after(value: str | None, now: datetime) -> float | None:
 
 def _signs(outcome: Outcome, schedule: RetrySchedule) -> Verdict:
     status = outcome.status
-    answered = status is not None and not outcome.error and status < 500
+    answered = status is not None and status < 500
     host = HostSign.ALIVE if answered else HostSign.FAILING
     endpoint = EndpointSign.GONE if status == 410 else EndpointSign.REFUSES
     if outcome.permanent:
