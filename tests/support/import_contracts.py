@@ -12,10 +12,12 @@ from importlinter.domain.helpers import module_expressions_to_modules
 _IMPURE = frozenset(
     ["asyncio", "os", "secrets", "socket", "ssl", "subprocess", "threading", "time", "uuid"]
 )
+# Pure libraries: idna is tables and functions over text.
+_PURE_LIBRARIES = frozenset(["idna"])
 
 
 class PureContract(Contract):
-    """`pure_modules` import each other and the pure part of the standard library, nothing else."""
+    """`pure_modules` import each other, the pure part of the standard library and pure libraries."""
 
     type_name = "pure"
 
@@ -24,7 +26,7 @@ class PureContract(Contract):
     def check(self, graph: ImportGraph, verbose: bool) -> ContractCheck:  # noqa: ARG002
         expressions = self.pure_modules
         pure = {module.name for module in module_expressions_to_modules(graph, expressions)}  # type: ignore[arg-type]
-        allowed = pure | (sys.stdlib_module_names - _IMPURE)
+        allowed = pure | _PURE_LIBRARIES | (sys.stdlib_module_names - _IMPURE)
         found = [
             f"{module} imports {imported}"
             for module in sorted(pure)

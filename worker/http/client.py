@@ -22,6 +22,7 @@ from worker.http.policy import EgressPolicy
 from worker.http.resolver import ResolverUnavailable, check_address, is_address
 from worker.http.response import StatusLine
 from worker.http.transport import GuardedTransport
+from worker.http.urls import BadURL
 
 __all__ = [
     "HTTPReply",
@@ -122,7 +123,7 @@ async def post_webhook(
         ms=round((time.perf_counter() - start) * 1000, 3),
         error=error,
         internal=unanswered is not None and is_internal(unanswered),
-        permanent=isinstance(unanswered, TargetForbidden | httpx.InvalidURL | aiohttp.InvalidURL),
+        permanent=isinstance(unanswered, TargetForbidden | BadURL | aiohttp.InvalidURL),
     )
 
 
@@ -154,7 +155,7 @@ _ERRORS: tuple[tuple[type[BaseException], str], ...] = (
     (aiohttp.ClientPayloadError, "read"),
     (aiohttp.ClientResponseError, "protocol"),
     (aiohttp.ClientOSError, "connection"),
-    (httpx.InvalidURL, "invalid_url"),
+    (BadURL, "invalid_url"),
     (aiohttp.InvalidURL, "invalid_url"),
     (TimeoutError, "timeout"),
     (httpx.TimeoutException, "timeout"),

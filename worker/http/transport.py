@@ -39,6 +39,7 @@ from worker.http.response import (
     StatusLine,
     noted,
 )
+from worker.http.urls import read_url
 
 # Checked URLs to cache: few endpoints get most webhooks.
 _MOST_CHECKED_URLS = 1024
@@ -72,7 +73,7 @@ class GuardedTransport(httpx.AsyncBaseTransport):
             verify=self._tls,
         )
         # The check of a URL's text can be cached; its name is resolved each time.
-        self._checked_url = lru_cache(maxsize=_MOST_CHECKED_URLS)(self._check_url)
+        self._checked_url = lru_cache(maxsize=_MOST_CHECKED_URLS)(self._check_webhook_url)
 
     async def post(
         self, url: str, headers: Mapping[str, str], body: bytes, status_line: StatusLine
@@ -83,7 +84,7 @@ class GuardedTransport(httpx.AsyncBaseTransport):
         `status_line` has the status as soon as it is read, also when this raises.
 
         Raises:
-            TargetForbidden, httpx.InvalidURL, aiohttp.ClientError, OSError.
+            TargetForbidden, BadURL, aiohttp.ClientError, OSError.
         """
         target = self._checked_url(url)
         token = await self._enter(target)
@@ -136,9 +137,20 @@ class GuardedTransport(httpx.AsyncBaseTransport):
         check_address(self._policy, _host.get(), str(address[0]))
         return socket.socket(family=family, type=kind, proto=proto)
 
-    def _check_url(self, url: httpx.URL | str) -> URL:
-        """Check port and literal address of a URL as aiohttp parses it; httpx may differ."""
-        target = URL(str(httpx.URL(url)))
+    def _check_webhook_url(self, url: str) -> URL:
+        """Check the URL and return it so that aiohttp sends exactly its path and query."""
+        found = read_url(url)
+        # All of the request line's target as the path: yarl would drop an empty query.
+        target = URL.build(
+            scheme=found.scheme, authority=found.authority, path=found.target, encoded=True
+        )
+        return self._check(target)
+
+    def _check_url(self, url: httpx.URL) -> URL:
+        return self._check(URL(str(url)))
+
+    def _check(self, target: URL) -> URL:
+        """Check port and literal address of a URL as aiohttp sees it."""
         host = target.raw_host or ""
         reason = self._policy.port_refusal(target.port or 0)
         if reason is not None:

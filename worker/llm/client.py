@@ -267,7 +267,7 @@ class LLMRequests:
     def _callback_for(self, url: str | None) -> Callback:
         if url is None:
             return NOBODY
-        arguments.require_webhook_url(url, "webhook_url")
+        url = arguments.require_webhook_url(url, "webhook_url")
         # The script adds the request's id: the request may turn out to be a shared one.
         who = hashlib.sha256(url.encode()).hexdigest()[:16]
         return Callback(who, self._prepared.callback_body(url))

@@ -8,15 +8,14 @@ import re
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any
-from urllib.parse import urlsplit
 
 from cache.names import MAX_NAME, name_problem
 from worker.errors import InvalidArgument, InvalidWebhookURL, NotSerializable, PayloadTooLarge
+from worker.http.urls import MAX_URL, BadURL, read_url
 from worker.queue.calls import Call
 from worker.queue.priority import Priority
 
 MAX_DELAY_S = 366 * 86_400.0
-_LONGEST_URL = 2048
 _ID = re.compile(r"[A-Za-z0-9_.:-]{1,128}")
 # Signatures cover `id.timestamp.body`: an id with a dot would let one signature fit two messages.
 _WEBHOOK_ID = re.compile(r"[A-Za-z0-9_:-]{1,128}")
@@ -164,24 +163,14 @@ def require_rhythm(every_s: Any, cron: Any) -> None:
             raise InvalidArgument(f"{cron!r} is not a cron expression of five or six fields")
 
 
-def require_webhook_url(url: Any, what: str = "url") -> None:
-    problem = _url_problem(url)
-    if problem:
-        raise InvalidWebhookURL(f"{what} is not a webhook URL: {problem}")
-
-
-def _url_problem(url: str) -> str | None:
-    if (problem := name_problem(url, longest=_LONGEST_URL)) is not None:
-        return f"it {problem}"
-    if " " in url or not url.isprintable():
-        return "it must have no spaces or invisible characters"
+def require_webhook_url(url: Any, what: str = "url") -> str:
+    """Return the URL as it is stored and sent: its host and other Unicode text in ASCII."""
+    problem = name_problem(url, longest=MAX_URL)
+    if problem is None and (" " in url or not url.isprintable()):
+        problem = "must have no spaces or invisible characters"
     try:
-        parts = urlsplit(url)
-        port = parts.port
-    except ValueError as exc:
-        return str(exc)
-    if parts.scheme not in {"http", "https"} or not parts.hostname:
-        return "it must begin with http:// or https:// and name a host"
-    if parts.username is not None or parts.password is not None:
-        return "it must not carry a user or password"
-    return "port 0 cannot be connected to" if port == 0 else None
+        if problem is None:
+            return read_url(url).text
+    except BadURL as exc:
+        problem = str(exc)
+    raise InvalidWebhookURL(f"{what} is not a webhook URL: it {problem}")

@@ -103,7 +103,7 @@ class Webhooks:
         Raises:
             InvalidWebhookURL, InvalidArgument, NotSerializable, PayloadTooLarge.
         """
-        arguments.require_webhook_url(url)
+        url = arguments.require_webhook_url(url)
         arguments.require_event_type(event_type)
         if webhook_id is not None:
             arguments.require_webhook_id(webhook_id)
@@ -303,7 +303,9 @@ class Webhooks:
         hidden = {name: value for name, value in headers.items() if is_secret(name)}
         if bearer is not None:
             if not isinstance(bearer, str) or not is_value(bearer):
-                raise InvalidArgument("bearer must be one line of text")
+                raise InvalidArgument("bearer must be one line of ASCII without outer spaces")
+            if "authorization" in headers:
+                raise InvalidArgument("headers: bearer gives the authorization; remove one of them")
             hidden |= check_headers({"authorization": f"Bearer {bearer}"})
         if not signing and not hidden:
             return {}

@@ -8,7 +8,9 @@ from collections.abc import Mapping
 from worker.errors import InvalidArgument
 
 _NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]{1,128}")
-_VALUE = re.compile(r"[\t\x20-\x7e\xa0-\xff]{0,2048}")
+# A receiver strips outer spaces, and reads other characters in its own encoding.
+_VALUE = re.compile(r"(?:[\x21-\x7e](?:[\t\x20-\x7e]*[\x21-\x7e])?)?")
+_LONGEST_VALUE = 2048
 _MOST = 32
 # Headers of the transport, and those that identify the sender.
 _RESERVED = frozenset(
@@ -37,7 +39,8 @@ def check_headers(headers: Mapping[str, str]) -> dict[str, str]:
     Return the headers with names in lower case.
 
     Raises:
-        InvalidArgument: too many headers, a reserved name, or a form that HTTP forbids.
+        InvalidArgument: too many headers, a reserved name or one given twice, or a value
+            that does not arrive as it is.
     """
     if not isinstance(headers, Mapping):
         raise InvalidArgument(f"headers must be a mapping, not {type(headers).__name__}")
@@ -52,14 +55,22 @@ def check_headers(headers: Mapping[str, str]) -> dict[str, str]:
             raise InvalidArgument(f"headers: {name!r} is reserved; remove it")
         if not is_value(value):
             # The value may be a secret, so it is not repeated.
-            raise InvalidArgument(f"headers: the value of {name!r} is not one line of text")
+            raise InvalidArgument(
+                f"headers: the value of {name!r} is not one line of ASCII without outer spaces"
+            )
+        if lower in found:
+            raise InvalidArgument(f"headers: {name!r} is given twice; names ignore case")
         found[lower] = value
     return found
 
 
 def is_value(value: object) -> bool:
-    """Whether it is a valid header value: one line of text in ISO 8859-1."""
-    return isinstance(value, str) and _VALUE.fullmatch(value) is not None
+    """Whether every receiver reads it as it is: one line of ASCII without outer spaces."""
+    return (
+        isinstance(value, str)
+        and len(value) <= _LONGEST_VALUE
+        and _VALUE.fullmatch(value) is not None
+    )
 
 
 def is_secret(name: str) -> bool:
