@@ -49,7 +49,9 @@ def test_another_order_of_a_schema_is_another_request() -> None:
     one = checked(schema={"reasoning": "string", "answer": "string"})
     two = checked(schema={"answer": "string", "reasoning": "string"})
     assert one.digest("g") != two.digest("g")
-    assert one.digest("g") == checked(schema={"reasoning": "string", "answer": "string"}).digest("g")
+    assert one.digest("g") == checked(schema={"reasoning": "string", "answer": "string"}).digest(
+        "g"
+    )
 
 
 @pytest.mark.parametrize("key", [1, 1.5, True, None])

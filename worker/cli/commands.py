@@ -19,6 +19,7 @@ from worker.app.options import pool_options
 from worker.cli.batches import batches
 from worker.cli.cache import cache
 from worker.cli.dead import dead
+from worker.cli.jobs import jobs, schedules, workers
 from worker.cli.support import EXIT_FAILED, Commands, json_option, show, with_queue
 from worker.cli.webhooks import webhooks
 from worker.keys import QueueKeys
@@ -193,3 +194,6 @@ def status(as_json: bool) -> None:
 
 
 main.add_command(webhooks)
+main.add_command(jobs)
+main.add_command(schedules)
+main.add_command(workers)

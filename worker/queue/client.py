@@ -15,7 +15,9 @@ from worker.queue.admission import MemoryGuard
 from worker.queue.calls import Call, Unique
 from worker.queue.encoder import JobEncoder
 from worker.queue.job import Job, reach
+from worker.queue.listing import JobListing, JobPage
 from worker.queue.priority import Priority
+from worker.queue.rows import JobRow, JobState, WorkerRow
 from worker.queue.schedules import Schedule, ScheduleStore
 from worker.queue.store import QueueStore
 
@@ -47,6 +49,7 @@ class Jobs:
         self._encoder = encoder
         self._memory = memory
         self._keys = store.keys
+        self._listing = JobListing(store.client, store.keys)
         self._max_length = max_length
 
     async def enqueue(
@@ -194,6 +197,42 @@ class Jobs:
         """A handle on an existing job of any client; does not contact the server."""
         arguments.require_name("job_id", job_id)
         return Job(job_id, self._store)
+
+    async def list(
+        self,
+        state: JobState | str | None = None,
+        *,
+        function: str | None = None,
+        priority: Priority | None = None,
+        limit: int = 100,
+        cursor: str = "",
+    ) -> JobPage:
+        """
+        List jobs that have not ended, by priority and due time; their arguments are left out.
+
+        The filters combine. `JobPage.cursor` gives the next page: pass it with the same filters.
+        A page has at most `limit` jobs, and fewer where few of the 10,000 that it looked at match.
+        Dead letters are in `queue.dead`.
+
+        Raises:
+            InvalidArgument: no such state, a limit outside 1 to 1,000, or a foreign cursor.
+        """
+        return await self._listing.page(
+            state, function=function, priority=priority, limit=limit, cursor=cursor
+        )
+
+    async def describe(self, job_id: str) -> JobRow:
+        """
+        One job that has not ended, without its arguments.
+
+        Raises:
+            NotFound: no job of this id waits or runs.
+        """
+        return await self._listing.get(job_id)
+
+    async def workers(self) -> Sequence[WorkerRow]:
+        """The live workers, by host and process."""
+        return await self._listing.workers()
 
     async def stats(self) -> dict[str, dict[str, float]]:
         """Per priority: queued, deferred, running, dead (jobs) and oldest_age_s."""

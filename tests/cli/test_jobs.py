@@ -1,0 +1,52 @@
+"""`letta-workers jobs`, `workers` and `schedules` on a real server."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from typing import Any
+
+import pytest
+from click.testing import CliRunner
+
+from settings import load_settings
+from worker import call, open_queue
+from worker.cli import main
+
+pytestmark = pytest.mark.acceptance
+
+
+def letta_workers(*words: str) -> Any:
+    return CliRunner().invoke(main, list(words))
+
+
+def test_jobs_are_listed_shown_and_aborted(
+    private_valkey_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LETTA_REDIS_URL", private_valkey_url)
+
+    async def fill() -> None:
+        async with open_queue(load_settings()) as queue:
+            for number in range(3):
+                await queue.enqueue("tidy", "secret", job_id=f"j{number}", delay_s=60)
+            await queue.schedule("nightly", call("tidy"), cron="0 3 * * *")
+
+    asyncio.run(fill())
+
+    first = json.loads(letta_workers("jobs", "list", "--limit", "2", "--json").output)
+    rest = letta_workers("jobs", "list", "--cursor", first["cursor"])
+    shown = letta_workers("jobs", "show", "j1")
+    assert [row["id"] for row in first["jobs"]] == ["j0", "j1"]
+    assert "j2  tidy  deferred  default  tries=0" in rest.output
+    assert "more:" not in rest.output
+    assert "state: deferred" in shown.output
+    assert "secret" not in first["cursor"] + rest.output + shown.output
+    assert "no jobs" in letta_workers("jobs", "list", "--state", "running").output
+
+    schedules = letta_workers("schedules").output
+    assert "nightly  tidy  0 3 * * *  default" in schedules
+    assert "no worker is alive" in letta_workers("workers").output
+    missing = letta_workers("jobs", "show", "nobody")
+    assert missing.exit_code == 1
+    assert "no job 'nobody' waits or runs" in missing.output
+    assert letta_workers("jobs", "abort", "nobody").exit_code == 1

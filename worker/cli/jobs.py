@@ -1,0 +1,164 @@
+"""Implements `letta-workers jobs`, `workers` and `schedules`: what waits, what runs, and where."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any
+
+import click
+
+from worker.cli.support import json_option, show, with_queue
+from worker.client import JobQueue
+from worker.errors import NotFound
+from worker.queue.listing import MOST_ROWS, JobPage
+from worker.queue.priority import Priority
+from worker.queue.rows import JobRow, JobState, WorkerRow
+from worker.queue.schedules import Schedule
+
+
+@click.group()
+def jobs() -> None:
+    """List, show and abort jobs that wait or run. `dead` has those that failed for good."""
+
+
+@jobs.command("list")
+@click.option("--state", type=click.Choice([state.value for state in JobState]))
+@click.option("--function", help="Only jobs of this function.")
+@click.option("--priority", type=click.Choice([priority.value for priority in Priority]))
+@click.option("--limit", type=click.IntRange(1, MOST_ROWS), default=50, show_default=True)
+@click.option("--cursor", default="", help="Go on behind this cursor of an earlier call.")
+@json_option
+def jobs_list(
+    *,
+    state: str | None,
+    function: str | None,
+    priority: str | None,
+    limit: int,
+    cursor: str,
+    as_json: bool,
+) -> None:
+    """List jobs by priority and due time. Arguments are not shown: they may hold secrets.
+
+    \b
+    Examples:
+      letta-workers jobs list --state running
+      letta-workers jobs list --function send_mail --limit 1000 --json
+      letta-workers jobs list --cursor 2:1790000000000.0:5f0c6a...
+    """
+
+    async def read(queue: JobQueue) -> JobPage:
+        """Follow cursors of pages that a filter left short."""
+        found: list[JobRow] = []
+        after = cursor
+        while True:
+            page = await queue.jobs.list(
+                state,
+                function=function,
+                priority=None if priority is None else Priority(priority),
+                limit=limit - len(found),
+                cursor=after,
+            )
+            found, after = [*found, *page.jobs], page.cursor
+            if not after or len(found) == limit:
+                return JobPage(found, after)
+
+    page = with_queue(read)
+    lines = [_job_line(row) for row in page.jobs] or ["no jobs"]
+    more = [f"more: --cursor {page.cursor}"] if page.cursor else []
+    show(asdict(page), as_json, lambda: lines + more)
+
+
+@jobs.command("show")
+@click.argument("job_id")
+@json_option
+def jobs_show(job_id: str, as_json: bool) -> None:
+    """Show one job: what it is, whether it waits or runs, and where.
+
+    \b
+    Examples:
+      letta-workers jobs show 5f0c6a...
+    """
+    row = with_queue(lambda queue: queue.jobs.describe(job_id))
+    show(asdict(row), as_json, lambda: [f"{name}: {value}" for name, value in asdict(row).items()])
+
+
+@jobs.command("abort")
+@click.argument("job_id")
+@json_option
+def jobs_abort(job_id: str, as_json: bool) -> None:
+    """Abort one job, whether it waits or runs, and wait up to 10 s for its end.
+
+    \b
+    Examples:
+      letta-workers jobs abort 5f0c6a...
+    """
+    if not with_queue(lambda queue: queue.jobs.get(job_id).abort()):
+        raise NotFound(f"no job {job_id!r} waits or runs")
+    show({"aborted": job_id}, as_json, lambda: [f"aborted {job_id}"])
+
+
+@click.command()
+@json_option
+def workers(as_json: bool) -> None:
+    """List the live workers of all machines: where they run, and what they have done.
+
+    \b
+    Examples:
+      letta-workers workers
+      letta-workers workers --json | jq '.[].running'
+    """
+    rows: Sequence[WorkerRow] = with_queue(lambda queue: queue.jobs.workers())
+    lines = [_worker_line(row) for row in rows]
+    nothing = ["no worker is alive; start them with `letta-workers run`"]
+    show([asdict(row) for row in rows], as_json, lambda: lines or nothing)
+
+
+@click.command()
+@json_option
+def schedules(as_json: bool) -> None:
+    """List the repeating jobs that clients registered.
+
+    \b
+    Examples:
+      letta-workers schedules
+      letta-workers schedules --json
+    """
+    found: list[Schedule] = with_queue(lambda queue: queue.jobs.schedules())
+    rows = [_schedule(each) for each in found]
+    show(
+        rows,
+        as_json,
+        lambda: (
+            [f"{row['id']}  {row['function']}  {row['rhythm']}  {row['priority']}" for row in rows]
+            or ["no schedules"]
+        ),
+    )
+
+
+def _job_line(row: JobRow) -> str:
+    due = row.due_at.isoformat(timespec="seconds")
+    where = f"  on {row.worker}" if row.worker else ""
+    return (
+        f"{due}  {row.id}  {row.function or '<unreadable>'}  {row.state}  {row.priority}"
+        f"  tries={row.tries}{where}"
+    )
+
+
+def _worker_line(row: WorkerRow) -> str:
+    since = row.started_at.isoformat(timespec="seconds")
+    draining = "  draining" if row.draining else ""
+    return (
+        f"{row.id}  {row.host} pid={row.pid}  since {since}  running={row.running}/{row.max_jobs}"
+        f"  completed={row.completed} failed={row.failed} retried={row.retried}{draining}"
+    )
+
+
+def _schedule(schedule: Schedule) -> dict[str, Any]:
+    every = None if schedule.every_s is None else f"every {schedule.every_s:g} s"
+    return {
+        "id": schedule.id,
+        "function": schedule.job.name,
+        "rhythm": every or schedule.cron,
+        "priority": Priority(schedule.job.priority).value,
+    }

@@ -1,0 +1,237 @@
+"""
+Lists the jobs that wait, run or are parked, page by page, and the live workers.
+
+A page costs the server a few short commands, however long the queue is. A cursor names
+the last job that was looked at, so jobs that come, run or end between two pages make no
+other job appear twice or be left out.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import quote_from_bytes, unquote_to_bytes
+
+from worker.errors import InvalidArgument, NotFound
+from worker.keys import EngineKeys, QueueKeys
+from worker.queue.arguments import require_name, require_priority
+from worker.queue.job import reach
+from worker.queue.priority import Priority
+from worker.queue.rows import JobRow, JobState, Place, WorkerRow, claimed_place, job_row, worker_row
+
+MOST_ROWS = 1000
+# Jobs looked at for one page: a filter that few jobs match gives short pages, not long calls.
+_MOST_LOOKS = 10_000
+_STEP = 200
+# Three characters a byte of an id, and the place before it.
+_LONGEST_CURSOR = 3 * 1024 + 64
+# Bodies may be large: so many are in memory at a time.
+_BODIES = 20
+
+
+@dataclass(frozen=True, slots=True)
+class JobPage:
+    """A page of jobs. `cursor` gives the next page; "" after the last one."""
+
+    jobs: list[JobRow]
+    cursor: str
+
+
+class JobListing:
+    """Reads jobs and workers through one client."""
+
+    def __init__(self, client: Any, keys: QueueKeys) -> None:
+        self._client = client
+        self._keys = keys
+        self._engine = EngineKeys(keys)
+
+    async def page(
+        self,
+        state: JobState | str | None,
+        *,
+        function: str | None,
+        priority: Priority | None,
+        limit: int,
+        cursor: str,
+    ) -> JobPage:
+        """As `Jobs.list`."""
+        _check(state, limit)
+        if function is not None:
+            require_name("function", function)
+        only = None if priority is None else require_priority(priority)
+        after = _read_cursor(cursor)
+        steps = (
+            self._running(after) if state == JobState.RUNNING else self._waiting(after, state, only)
+        )
+        found: list[JobRow] = []
+        looks = 0
+        async for places in steps:
+            rows = await self._rows(places)
+            for place, row in zip(places, rows, strict=True):
+                if row is not None and _is_wanted(row, state, function, only):
+                    found.append(row)
+                if len(found) == limit:
+                    return JobPage(found, _cursor(place))
+            looks += len(places)
+            if looks >= _MOST_LOOKS:
+                return JobPage(found, _cursor(places[-1]))
+        return JobPage(found, "")
+
+    async def get(self, job_id: str) -> JobRow:
+        """
+        Raises:
+            NotFound: no job of this id waits or runs.
+        """
+        require_name("job_id", job_id)
+        async with self._client.pipeline(transaction=True) as pipe:
+            for each in Priority:
+                pipe.zscore(self._keys.queue(each), job_id)
+            scores = await reach(pipe.execute())
+        for number, score in enumerate(scores):
+            if score is not None:
+                (row,) = await self._rows([Place(number, score, job_id.encode())])
+                if row is not None:
+                    return row
+        raise NotFound(f"no job {job_id!r} waits or runs")
+
+    async def workers(self) -> list[WorkerRow]:
+        """The live workers, by host and process. A worker is live for three heartbeats."""
+        ids = await reach(self._client.zrange(self._keys.workers, 0, -1))
+        names = [self._keys.worker(id_.decode(errors="replace")) for id_ in ids]
+        beats = await reach(self._client.mget(names)) if names else []
+        rows = [row for beat in beats if beat is not None and (row := worker_row(beat)) is not None]
+        return sorted(rows, key=lambda row: (row.host, row.pid))
+
+    async def _waiting(
+        self, after: Place | None, state: str | None, only: Priority | None
+    ) -> AsyncIterator[list[Place]]:
+        """The places of the queues behind `after`, in steps; running jobs are among them."""
+        now_ms = await self._now_ms()
+        for number, priority in enumerate(Priority):
+            if only not in (None, priority) or (after is not None and number < after.queue):
+                continue
+            key = self._keys.queue(priority)
+            last = after if after is not None and after.queue == number else None
+            if last is None and state == JobState.DEFERRED:
+                last = Place(number, now_ms, b"")
+            while True:
+                rank = 0 if last is None else await self._rank_behind(key, last)
+                rows = await reach(
+                    self._client.zrange(key, rank, rank + _STEP - 1, withscores=True)
+                )
+                if not rows or (state == JobState.QUEUED and rows[0][1] > now_ms):
+                    break
+                places = [Place(number, score, id_) for id_, score in rows]
+                yield places
+                last = places[-1]
+
+    async def _running(self, after: Place | None) -> AsyncIterator[list[Place]]:
+        """The places of running jobs in the order of their ids: as many as the fleet can run."""
+        ids = sorted(await reach(self._client.zrange(self._engine.running, 0, -1)))
+        left = [id_ for id_ in ids if after is None or id_ > after.id]
+        for at in range(0, len(left), _STEP):
+            step = left[at : at + _STEP]
+            claims = await reach(self._client.mget([self._claim_key(id_) for id_ in step]))
+            yield [claimed_place(id_, claim) for id_, claim in zip(step, claims, strict=True)]
+
+    def _claim_key(self, job_id: bytes) -> bytes:
+        return self._keys.in_progress("").encode() + job_id
+
+    async def _now_ms(self) -> int:
+        seconds, micros = await reach(self._client.time())
+        return int(seconds * 1000 + micros // 1000)
+
+    async def _rank_behind(self, key: str, after: Place) -> int:
+        """The rank of the first job behind a place, whose own job may have left."""
+        async with self._client.pipeline(transaction=True) as pipe:
+            pipe.zrank(key, after.id)
+            pipe.zscore(key, after.id)
+            rank, score = await reach(pipe.execute())
+        if score == after.score:
+            return int(rank) + 1
+        low = int(await reach(self._client.zcount(key, "-inf", f"({after.score!r}")))
+        high = int(await reach(self._client.zcount(key, "-inf", repr(after.score))))
+        while low < high:  # among jobs of one due time, which are sorted by their ids' bytes
+            middle = (low + high) // 2
+            rows = await reach(self._client.zrange(key, middle, middle))
+            if rows and rows[0] <= after.id:
+                low = middle + 1
+            else:
+                high = middle
+        return low
+
+    async def _rows(self, places: Sequence[Place]) -> list[JobRow | None]:
+        """Read the jobs at these places; None for one that has just ended."""
+        if not places:
+            return []
+        ids = [place.id for place in places]
+        async with self._client.pipeline(transaction=True) as pipe:
+            pipe.time()
+            pipe.zmscore(self._engine.running, ids)
+            pipe.hmget(self._keys.parked, ids)
+            (seconds, micros), running, parked = await reach(pipe.execute())
+        now_ms = seconds * 1000 + micros // 1000
+        rows: list[JobRow | None] = []
+        for at in range(0, len(places), _BODIES):
+            part = slice(at, at + _BODIES)
+            bodies = await self._bodies(ids[part])
+            rows += [
+                job_row(place, body, claim, tries, now_ms, is_running=runs is not None, since=since)
+                for place, runs, since, (body, claim, tries) in zip(
+                    places[part], running[part], parked[part], bodies, strict=True
+                )
+            ]
+        return rows
+
+    async def _bodies(self, ids: Sequence[bytes]) -> list[tuple[Any, Any, Any]]:
+        """Body, claim and charged tries of each job."""
+        names = [
+            make("").encode() for make in (self._keys.job, self._keys.in_progress, self._keys.retry)
+        ]
+        async with self._client.pipeline(transaction=False) as pipe:
+            for id_ in ids:
+                for name in names:
+                    pipe.get(name + id_)
+            # A key of a foreign type is an error in its place: that job cannot be read.
+            found = await reach(pipe.execute(raise_on_error=False))
+        values = [None if isinstance(value, Exception) else value for value in found]
+        return list(zip(values[::3], values[1::3], values[2::3], strict=True))
+
+
+def _is_wanted(
+    row: JobRow, state: str | None, function: str | None, priority: Priority | None
+) -> bool:
+    return (
+        state in (None, row.state)
+        and function in (None, row.function)
+        and priority in (None, row.priority)
+    )
+
+
+def _check(state: str | None, limit: Any) -> None:
+    if state is not None and state not in list(JobState):
+        accepted = ", ".join(JobState)
+        raise InvalidArgument(f"state {state!r} is not one; accepted: {accepted}")
+    if not isinstance(limit, int) or not 1 <= limit <= MOST_ROWS:
+        raise InvalidArgument(f"limit must be 1 to {MOST_ROWS:,}, not {limit!r}")
+
+
+def _cursor(place: Place) -> str:
+    return f"{place.queue}:{place.score!r}:{quote_from_bytes(place.id)}"
+
+
+def _read_cursor(cursor: str) -> Place | None:
+    if cursor == "":
+        return None
+    require_name("cursor", cursor, longest=_LONGEST_CURSOR)
+    queue, _, rest = cursor.partition(":")
+    score, _, job_id = rest.partition(":")
+    try:
+        place = Place(int(queue), float(score), unquote_to_bytes(job_id))
+    except ValueError:
+        place = Place(-1, 0.0, b"")
+    if not 0 <= place.queue < len(Priority) or math.isnan(place.score) or not place.id:
+        raise InvalidArgument("cursor is not one that a page gave")
+    return place

@@ -1,0 +1,150 @@
+"""Reads jobs and workers as they are stored, for lists that operators see."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from enum import StrEnum
+from typing import Any
+
+from cache.encoding import codec
+from cache.errors import CodecError
+from worker.numbers import whole
+from worker.queue.priority import Priority
+
+# The last millisecond that a datetime can name.
+_MOST_MS = 253_402_300_799_999
+
+
+class JobState(StrEnum):
+    """The state of a job that has not ended."""
+
+    QUEUED = "queued"  # due
+    DEFERRED = "deferred"  # due later, a retry included
+    RUNNING = "running"
+    PARKED = "parked"  # no worker knows its function
+
+
+@dataclass(frozen=True, slots=True)
+class JobRow:
+    """
+    One job that has not ended. Its arguments are left out: they may hold secrets.
+
+    due_at: when it was or will be due. tries: charged so far. bytes: size of its body.
+    worker: the id of the worker that runs it, else "". function: "" if its body cannot be read.
+    """
+
+    id: str
+    function: str
+    state: JobState
+    priority: Priority
+    due_at: datetime
+    enqueued_at: datetime | None
+    tries: int
+    worker: str
+    bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerRow:
+    """A worker that is alive, by its last heartbeat. The counts are of its own process."""
+
+    id: str
+    host: str
+    pid: int
+    started_at: datetime
+    running: int
+    max_jobs: int
+    completed: int
+    failed: int
+    retried: int
+    draining: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """A job's place in the queues: its queue's index, its due time there (Unix ms), its id."""
+
+    queue: int
+    score: float
+    id: bytes
+
+
+def job_row(
+    place: Place,
+    body: bytes | None,
+    claim: bytes | None,
+    tries: bytes | None,
+    now_ms: int,
+    *,
+    is_running: bool,
+    since: bytes | None,
+) -> JobRow | None:
+    if body is None and not is_running and claim is None:
+        return None
+    fields = _fields(body or b"")
+    state = JobState.DEFERRED if place.score > now_ms else JobState.QUEUED
+    if is_running or claim is not None:
+        state = JobState.RUNNING
+    elif since is not None:
+        state = JobState.PARKED
+    name = fields.get("f")
+    return JobRow(
+        id=place.id.decode(errors="replace"),
+        function=name if isinstance(name, str) else "",
+        state=state,
+        priority=list(Priority)[place.queue],
+        # A running job's place is where its lease ends.
+        due_at=_time(claimed_place(place.id, claim).score if claim else place.score),
+        enqueued_at=_time(fields["et"]) if "et" in fields else None,
+        tries=whole(tries),
+        worker=_worker_of(claim) if state is JobState.RUNNING else "",
+        bytes=len(body or b""),
+    )
+
+
+def claimed_place(job_id: bytes, claim: bytes | None) -> Place:
+    """The place that a claim names: "token|queue number|due|stalled count" (lua/poll.lua)."""
+    _, number, due, *_ = [*(claim or b"").split(b"|"), b"", b""]
+    queue = whole(number, most=len(Priority)) or list(Priority).index(Priority.DEFAULT) + 1
+    return Place(queue - 1, whole(due), job_id)
+
+
+def worker_row(beat: bytes) -> WorkerRow | None:
+    try:
+        fields = json.loads(beat)
+        return WorkerRow(
+            id=str(fields["worker_id"]),
+            host=str(fields["host"]),
+            pid=whole(fields["pid"]),
+            started_at=_time(float(fields["started"]) * 1000),
+            draining=bool(fields["draining"]),
+            **{
+                name: whole(fields[name])
+                for name in ("running", "max_jobs", "completed", "failed", "retried")
+            },
+        )
+    except (ValueError, KeyError, TypeError):
+        return None  # somebody else's bytes
+
+
+def _worker_of(claim: bytes | None) -> str:
+    """The worker's id in a claim, "<worker>:<run>:<poll>|..." (lua/poll.lua); "" for stock arq's."""
+    token, bar, _ = (claim or b"").decode(errors="replace").partition("|")
+    return token.rsplit(":", 2)[0] if bar else ""
+
+
+def _fields(body: bytes) -> dict[str, Any]:
+    try:
+        fields = codec.decode(body)
+    except CodecError:
+        return {}
+    return fields if isinstance(fields, dict) else {}
+
+
+def _time(ms: Any) -> datetime:
+    if isinstance(ms, float) and math.isfinite(ms):
+        ms = round(ms)
+    return datetime.fromtimestamp(whole(ms, most=_MOST_MS) / 1000, UTC)
