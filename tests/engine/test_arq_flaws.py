@@ -385,6 +385,32 @@ async def test_13_a_tick_whose_job_is_forgotten_does_not_run_again(
     assert await client.zcard(keys.default_queue) == 0
 
 
+async def test_two_schedules_of_one_function_both_run(client: Any, prefix: str) -> None:
+    async def hourly(ctx: dict[str, Any]) -> None: ...
+
+    keys = EngineKeys(QueueKeys(prefix))
+    now = 1_800_000_000_000  # 08:00
+
+    def at(minute: int, job_id: str | None = None) -> Any:
+        return cron(hourly, name="cron:h", minute=minute, microsecond=0, job_id=job_id)
+
+    crons = CronRunner(
+        client,
+        keys,
+        [at(10), at(20), at(30, "a"), at(30, "b")],
+        encode=codec.encode,
+        missed="once",
+        now_ms=lambda: now,
+        timezone=UTC,
+    )
+    queued = []
+    for _ in range(4):
+        await crons.tick()
+        queued.append(await client.zcard(keys.default_queue))
+        now += 600_000
+    assert queued == [0, 1, 2, 4]
+
+
 async def test_13_several_workers_run_each_tick_once(client: Any, prefix: str) -> None:
     ran: list[str] = []
 

@@ -215,7 +215,7 @@ async def _(walk: Walk) -> None:
         )
         for _ in range(2)
     ]
-    await walk.client.hset(walk.keys.cron, "cron:f", now - 2 * HOUR_MS)
+    await walk.client.hset(walk.keys.cron, f"cron:f:{JOB}", now - 2 * HOUR_MS)
     for runner in runners:
         await runner.tick()
     # The same for a client's repeating job: each run has its own id.

@@ -111,7 +111,6 @@ def assemble(worker: WorkerState, *, report: Callable[[], dict[str, Any]]) -> Ru
             keys,
             options,
             worker_id=worker.worker_id,
-            health_key=worker.health_check_key,
             report=report,
             hint=waker.hint,
         ),

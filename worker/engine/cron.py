@@ -59,7 +59,7 @@ class CronRunner:
         self._missed = missed
         self._now_ms = now_ms
         self._timezone = timezone
-        self._next: dict[str, int] = {}
+        self._next: dict[int, int] = {}  # by the job's place: names repeat
         self._busy = False
 
     async def run(self) -> None:
@@ -73,13 +73,13 @@ class CronRunner:
 
     async def tick(self) -> float:
         """Enqueue what is due; return the seconds until the next tick, at most 10."""
-        for job in self._jobs:
-            if job.name not in self._next:
-                await self._begin(job)
-            due = self._next[job.name]
+        for place, job in enumerate(self._jobs):
+            if place not in self._next:
+                self._next[place] = await self._begin(job)
+            due = self._next[place]
             if due <= self._now_ms():
                 await self._fire(job, due)
-                self._next[job.name] = max(self.after(job, due), self.after(job, self._now_ms()))
+                self._next[place] = max(self.after(job, due), self.after(job, self._now_ms()))
         waits = [(due - self._now_ms()) / 1000 for due in self._next.values()]
         return max(0.001, min([_MAX_WAIT_S, *waits]))
 
@@ -89,12 +89,13 @@ class CronRunner:
         assert job.next_run is not None  # noqa: S101
         return round(job.next_run.timestamp() * 1000)
 
-    async def _begin(self, job: CronJob) -> None:
+    async def _begin(self, job: CronJob) -> int:
+        """Run what is due at the start; return the first tick after now."""
         now = self._now_ms()
         if job.run_at_startup:
-            await self._fire(job, now - now % _STARTUP_MS, name=f"startup:{job.name}")
-        await self._client.hsetnx(self._keys.cron, job.name, now)
-        seen = await self._client.hget(self._keys.cron, job.name)
+            await self._fire(job, now - now % _STARTUP_MS, name=f"startup:{_name(job)}")
+        await self._client.hsetnx(self._keys.cron, _name(job), now)
+        seen = await self._client.hget(self._keys.cron, _name(job))
         last = whole(seen, fallback=now)
         missed = self.after(job, last)
         # A missed tick lies in the future when the server's clock was set back: nothing to catch up.
@@ -103,8 +104,8 @@ class CronRunner:
                 log.info("cron.catching_up", task=job.name, tick_ms=missed)
                 await self._fire(job, missed, seen=seen, last=now)
             else:
-                await self._client.hset(self._keys.cron, job.name, now)
-        self._next[job.name] = self.after(job, now)
+                await self._client.hset(self._keys.cron, _name(job), now)
+        return self.after(job, now)
 
     async def _fire(
         self,
@@ -115,10 +116,10 @@ class CronRunner:
         seen: bytes = b"",
         last: int | None = None,
     ) -> None:
-        unique_id = f"{name or job.name}:{tick}" if job.unique else uuid.uuid4().hex
+        unique_id = f"{name or _name(job)}:{tick}" if job.unique else uuid.uuid4().hex
         job_id = job.job_id or unique_id
         body: dict[str, Any] = {"t": None, "f": job.name, "a": [], "k": {}, "et": self._now_ms()}
-        args = [name or job.name, tick, job_id, self._encode(body), int(job.unique)]
+        args = [name or _name(job), tick, job_id, self._encode(body), int(job.unique)]
         args += [seen, tick if last is None else last]
         if await _CRON.run(self._client, [self._keys.cron, *self._job_keys(job_id)], args):
             log.info("cron.enqueued", task=job.name, job_id=job_id)
@@ -190,6 +191,11 @@ class CronRunner:
         log.error("schedule.bad", schedule=id_.decode(errors="replace"), error=str(exc))
         bad_until = self._now_ms() + _BAD_SCHEDULE_MS
         await self._client.zadd(self._keys.schedules, {id_: bad_until}, xx=True)
+
+
+def _name(job: CronJob) -> str:
+    """Return the name of the job's ticks: one function may run by several schedules."""
+    return f"{job.name}:{job.job_id}" if job.job_id else job.name
 
 
 def _queue_of(row: dict[str, Any]) -> str:

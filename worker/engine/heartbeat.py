@@ -34,7 +34,6 @@ class Heartbeat:
         options: EngineOptions,
         *,
         worker_id: str,
-        health_key: str,
         report: Callable[[], dict[str, Any]],
         hint: Callable[[], None],
     ) -> None:
@@ -43,10 +42,6 @@ class Heartbeat:
         base = keys.base
         self._key = base.worker(worker_id)
         self._keys = [base.workers, base.abort, keys.listener]
-        self._leave_keys = [
-            *(self._key, base.workers, keys.listener, health_key),
-            base.last_poll(worker_id),
-        ]
         self._prefix = base.prefix
         self._interval_s = options.heartbeat_s
         self._report = report
@@ -96,11 +91,18 @@ class Heartbeat:
     def _ms(self, heartbeats: int) -> int:
         return int(self._interval_s * 1000 * heartbeats)
 
-    async def leave(self) -> None:
-        await _LEAVE.run(self._client, self._leave_keys, [self._worker_id])
-
     def _listen(self, listen: bool) -> None:
         if listen and (self._listening is None or self._listening.done()):
             self._listening = asyncio.create_task(self._listener.run())
         elif not listen and self._listening is not None:
             self._listening.cancel()
+
+
+async def leave(
+    client: Any, keys: EngineKeys, worker_id: str, health_key: str, *, closed: bool
+) -> None:
+    """Delete the keys of a worker that ends; those of the last one and `closed`, arq's health key too."""
+    base = keys.base
+    of_worker = (base.worker(worker_id), base.workers, keys.listener)
+    all_keys = [*of_worker, health_key, base.last_poll(worker_id)]
+    await _LEAVE.run(client, all_keys, [worker_id, int(closed)])

@@ -77,6 +77,8 @@ class Decider:
                 self._log.info("job.retry_scheduled", wait_s=delay_ms / 1000, error=error)
                 return claim.end("retry", details), "retried"
             decision = Dead("expired")
+        # As in arq, a run that asked for another one counts as retried, also when it may not.
+        claim.asked_again = decision.reason == "exhausted" and isinstance(exc, (Retry, RetryJob))
         return self.dead(claim, body, exc, decision.reason, start_ms=start_ms)
 
     def _decide(self, body: Body, exc: BaseException) -> Again | Dead:
@@ -113,12 +115,14 @@ class Decider:
         reason: str,
         *,
         start_ms: int | None = None,
+        result: BaseException | None = None,
     ) -> tuple[End, str]:
+        """Build the end of a dead letter. `result` is what waits for its caller, if not `exc`."""
         shown: BaseException = exc
-        if isinstance(exc, (Retry, RetryJob)):
+        if reason == "exhausted" and isinstance(exc, (Retry, RetryJob)):
             shown = JobExecutionFailed(f"max {self.max_tries(body.function)} retries exceeded")
         at = self._now_ms() if start_ms is None else start_ms
-        details = self.result(body, claim, False, shown, at)
+        details = self.result(body, claim, False, result or shown, at)
         details |= {
             "reason": reason,
             "error": describe(shown),
@@ -188,7 +192,8 @@ class Decider:
         self._log.warning("job.result_not_kept", job_id=fields["id"], error=problem)
         # The job's own exception tells more than the encoding error.
         what = describe(value) if isinstance(value, BaseException) else f"result: {problem}"
-        replaced = JobExecutionFailed(f"unable to serialize {what}")
+        # Text, as arq stores it: a serializer may know no exceptions.
+        replaced = f"unable to serialize {what}"
         return self._settings.serializer({**fields, "s": False, "r": replaced, "a": [], "k": {}})
 
 

@@ -175,6 +175,7 @@ class Poller:
                 self._yields_until = asyncio.get_running_loop().time() + _YIELD_FOR_S
             elif outcome not in ("started", "unstarted"):
                 worker.jobs_failed += 1
+                worker.jobs_retried += claim.asked_again
                 worker.jobs_dead += outcome != "aborted"
 
     def _accept(self, polled: PollResult) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from arq.jobs import DeserializationError
 from arq.worker import JobExecutionFailed
 
 from cache.logs import get_logger
@@ -38,7 +39,8 @@ class Preparer:
                 f"unable to deserialize job: {exc}; give the worker the job_deserializer of the "
                 "client that enqueued it (pickle is never read by default)"
             )
-            return self._decider.dead(claim, unread, error, "undecodable")
+            told = DeserializationError("unable to deserialize job")
+            return self._decider.dead(claim, unread, error, "undecodable", result=told)
         if self._settings.allow_abort_jobs and _is_aborted(claim, body):
             self._log.info("job.aborted", job_id=claim.job_id, task=body.name, started=False)
             return self._decider.aborted(claim, body, self._now_ms())

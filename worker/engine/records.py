@@ -55,6 +55,7 @@ class Claim:
     started: bool = False
     vacated: bool = False  # its run is over and its slot is free; its end is being built
     ended: bool = False
+    asked_again: bool = False  # its last try raised `Retry`
     stop: str = ""  # why it was canceled: "timeout" | "abort" | "lost" | "shutdown"
     deadline: float = float("inf")  # loop time at which renewal of its lease stops
     timeout_s: float = 0.0

@@ -20,6 +20,7 @@ from cache.connection.tasks import end
 from cache.logs import get_logger
 from worker.engine import preflight
 from worker.engine.composition import Run, assemble, connect
+from worker.engine.heartbeat import leave
 from worker.engine.poll import PollStopped
 from worker.engine.state import WorkerState
 
@@ -166,9 +167,7 @@ class Worker(WorkerState):
                 await run.scripts.aclose()
             await run.leases.stop()
             self._run = None
-            with contextlib.suppress(*OUTAGE):
-                async with asyncio.timeout(_LAST_POLL_S):
-                    await run.heartbeat.leave()
+            await self._leave(closed=not self.burst)
             log.info("engine.stopped", worker_id=self.worker_id, jobs_done=self.jobs_done)
 
     async def close(self) -> None:
@@ -178,10 +177,23 @@ class Worker(WorkerState):
             await self._run.over.wait()
         if self._pool is None:
             return
-        if self.on_shutdown and self._started_up:
-            await self.on_shutdown(self.ctx)
+        if self._started_up:
+            if self.burst:
+                await self._leave(closed=True)
+            if self.on_shutdown:
+                await self.on_shutdown(self.ctx)
         await close_client(self.pool)
         self._pool = None
+
+    async def _leave(self, *, closed: bool) -> None:
+        """Delete this worker's keys. As in arq, a burst's health is read until it is closed."""
+        with contextlib.suppress(*OUTAGE):
+            async with asyncio.timeout(_LAST_POLL_S):
+                if not closed:
+                    await self.write_health(0)  # it may be over before its first heartbeat
+                await leave(
+                    self.pool, self.keys, self.worker_id, self.health_check_key, closed=closed
+                )
 
     async def _until_over(self, poller: asyncio.Task[None]) -> None:
         canceled = False

@@ -1,7 +1,7 @@
 #!lua flags=allow-oom
 -- leave.lua: delete the keys of a worker that ends.
 -- KEYS[1] its heartbeat  KEYS[2] workers  KEYS[3] listener  KEYS[4] health key  KEYS[5] its last poll
--- ARGV[1] worker id
+-- ARGV[1] worker id  ARGV[2] 1: the last worker also deletes the health key | 0: it stays
 -- returns how many workers are left
 -- Its waker's last poll stays until its TTL: a wake poll that still arrives must find it.
 --@include types
@@ -13,7 +13,7 @@ if text_of(KEYS[3]) == ARGV[1] then
 end
 local left = redis.call('ZCARD', KEYS[2])
 -- All workers share arq's health key, so the last one deletes it.
-if left == 0 then
+if left == 0 and ARGV[2] == '1' then
   redis.call('DEL', KEYS[4])
 end
 return left
