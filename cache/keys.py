@@ -27,6 +27,9 @@ CACHE_INDEX_MARGIN_MS = 120_000
 # Longest TTL of any cached value, seconds; settings and calls stay below it.
 CACHE_MAX_TTL_S = 604_800.0
 
+# The counters on the server are forgotten after this time without an addition, seconds.
+CACHE_COUNTERS_TTL_S = 2_592_000
+
 # About this many of the newest backplane events are kept.
 CACHE_BACKPLANE_EVENTS = 10_000
 
@@ -73,6 +76,11 @@ class CacheKeys:
     def members(self) -> str:
         """Sorted set: process -> end of its lease, the server's Unix ms. On the era's slot."""
         return f"{self.prefix}members:{{era}}"
+
+    @property
+    def counters(self) -> str:
+        """Hash: counter -> its sum over all processes."""
+        return f"{self.prefix}counters"
 
     @property
     def backplane(self) -> str:
@@ -158,6 +166,12 @@ CATALOGUE: tuple[KeySpec, ...] = (
         "sorted set",
         "member process -> end of its lease, Unix ms",
         "one member for each open cache, removed after LETTA_CACHE_MEMBER_LEASE_S; TTL 7 d, renewed",
+    ),
+    KeySpec(
+        "lc:counters",
+        "hash",
+        "counters of all processes, summed: `letta-workers cache stats`",
+        "one field for each counter; TTL 30 d, renewed",
     ),
     KeySpec(
         "lc:backplane",

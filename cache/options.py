@@ -59,6 +59,7 @@ class CacheOptions:
         compress_min_bytes: larger values are compressed with zstd; 0 compresses none.
         keyring: encrypts stored values; None stores plaintext.
         message_window: most messages stored of one conversation.
+        totals_interval_s: a process adds its counters to those on the server this often.
     """
 
     enabled: bool = True
@@ -79,4 +80,5 @@ class CacheOptions:
     message_ttl_s: float = 3600.0
     message_window: int = 200
     session_ttl_s: float = 1800.0
+    totals_interval_s: float = 10.0
     local: LocalOptions = field(default_factory=LocalOptions)

@@ -33,6 +33,7 @@ from cache.messages import MessageCache
 from cache.options import CacheOptions
 from cache.records import Records
 from cache.stats import Counters, PerAgent
+from cache.totals import Totals
 
 _FIRST_CONNECT_S = 2.0
 _MEMBER_TIMEOUT_S = 1.0
@@ -73,6 +74,9 @@ class Cache:
         self._local = LocalLevel(options.local, counters) if options.local.enabled else None
         if self._local is not None:
             self._local.usable = lambda: backplane.caught_up
+        self._totals = Totals(
+            connection, keys.counters, counters, every_s=options.totals_interval_s
+        )
         self._flights = ReadThrough(backplane, options, counters)
         self._membership = Membership(
             lambda: connect_beside(client, _MEMBER_TIMEOUT_S, name="letta-cache-member"),
@@ -94,6 +98,7 @@ class Cache:
         """Try to connect, for at most two seconds each: the server may also come later."""
         if self.options.enabled:
             self._membership.start()
+            self._totals.start()
             try:
                 async with asyncio.timeout(_FIRST_CONNECT_S):
                     await self._unguarded.connect()
@@ -114,6 +119,7 @@ class Cache:
         traceback: TracebackType | None,
     ) -> None:
         await self._flights.close()
+        await self._totals.stop()
         await self._backplane.close()
         # With undelivered invalidations, the lease must lapse, so that the others notice.
         await self._membership.stop(leave=self._connection.missed == 0)
@@ -134,9 +140,18 @@ class Cache:
             return True
         return await self.components.invalidation.everything()
 
+    async def totals(self) -> dict[str, int]:
+        """
+        Counters of all processes on this server. Another's last seconds may be missing.
+
+        Raises:
+            RedisError: the server cannot be reached.
+        """
+        return await self._totals.read()
+
     def stats(self) -> dict[str, int]:
         """
-        Counters since the cache was opened, and current gauges (docs/caching.md).
+        Counters of this process since the cache was opened, and current gauges (docs/caching.md).
 
         Gauges: `breaker_open` and `trusted` (0 or 1), `invalidations_missed`, `local_values`,
         `local_bytes`.

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import json
+import socket
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +17,7 @@ from cache import admin, open_cache
 from settings import Settings
 from tests.support.caches import Loader, cache_on
 from tests.support.outages import fragile_server
+from tests.support.wait import eventually
 
 pytestmark = pytest.mark.integration
 
@@ -30,9 +34,43 @@ async def test_stats_name_counters_server_and_keys(valkey_url: str, prefix: str)
     assert report["counters"]["fills"] == 2
     assert report["server"]["used_memory"] > 0
     assert report["keys"] == {
-        "era": 1, "members": 1, "version": 1, "state": 1, "session": 1, "messages": 1, "window state": 1,
+        "era": 1, "members": 1, "counters": 1, "version": 1, "state": 1, "session": 1, "messages": 1, "window state": 1,
         "window window": 1, "dependency": 1, "generation": 1,
     }  # fmt: skip
+
+
+async def test_counters_of_all_processes_are_summed(valkey_url: str, prefix: str) -> None:
+    async with cache_on(valkey_url, prefix) as ended:
+        await ended.agents.get_or_load("a1", Loader(1))
+    async with (
+        cache_on(valkey_url, prefix, totals_interval_s=0.01) as running,
+        cache_on(valkey_url, prefix) as asking,
+    ):
+        await running.agents.get("a1")
+        await running.agents.get("a2")
+        await asking.agents.get("a1")
+
+        async def summed() -> bool:
+            report = await admin.stats(asking)
+            names = ("hits", "misses", "loads", "fills")
+            return [report["counters"][name] for name in names] == [2, 2, 1, 1]
+
+        await eventually(summed)
+        assert await summed(), "asking twice adds nothing"
+
+
+async def test_counters_of_an_outage_arrive_after_it(tmp_path: Path, prefix: str) -> None:
+    with fragile_server(tmp_path) as server:
+        async with cache_on(server.url, prefix, totals_interval_s=0.01) as cache:
+            await cache.agents.get("a1")
+            server.kill()
+            await cache.agents.get("a1")
+            server.start()
+            await cache.settled()
+            counted = cache.stats()
+            totals = await cache.totals()
+        assert {name: counted[name] for name in totals} == totals
+        assert totals["outages"] == 1
 
 
 async def test_counting_keys_has_an_end(valkey_url: str, prefix: str) -> None:
@@ -74,6 +112,21 @@ async def test_stats_report_that_the_server_is_away(tmp_path: Path, prefix: str)
             report = await admin.stats(cache)
             assert "error" in report["server"]
             json.dumps(report)
+
+
+@pytest.mark.parametrize("command", [admin.stats, partial(admin.invalidate, everything=True)])
+@pytest.mark.parametrize("listens", [True, False])
+async def test_a_command_ends_soon_without_a_server(command: Any, listens: bool) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:  # accepts, and never answers
+        port = server.getsockname()[1]
+        if not listens:
+            server.close()
+        async with (
+            asyncio.timeout(4),
+            open_cache(Settings(redis_url=f"redis://127.0.0.1:{port}")) as cache,
+        ):
+            found = await command(cache)
+    assert found.get("delivered") is False or "error" in found["server"]
 
 
 async def test_warming_goes_through_the_agents(valkey_url: str, prefix: str) -> None:

@@ -32,7 +32,7 @@ def cache() -> None:
 @cache.command("stats")
 @json_option
 def cache_stats(as_json: bool) -> None:
-    """Show the server's memory, and the number of the cache's keys by kind.
+    """Show the server's memory, the cache's keys by kind, and the counters of all processes.
 
     \b
     Examples:
@@ -42,7 +42,8 @@ def cache_stats(as_json: bool) -> None:
     found = with_cache(admin.stats)
 
     def lines() -> list[str]:
-        rows = [f"{part}.{k}: {v}" for part in ("server", "keys") for k, v in found[part].items()]
+        parts = ("server", "keys", "counters")
+        rows = [f"{part}.{k}: {v}" for part in parts for k, v in found[part].items()]
         return [*rows, *(f"warning: {text}" for text in found["warnings"])]
 
     show(found, as_json, lines)
