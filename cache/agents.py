@@ -131,7 +131,7 @@ class AgentStateCache(Values):
         write, `invalidate` is the safe call.
 
         Raises:
-            NotEncodable: the value holds something that has no safe encoding.
+            NotEncodable: a part of the value would not come back as given.
         """
         dependencies = checked_dependencies(depends_on)
         slot = self._slot(agent_id, scope, organisation, ttl_s=ttl_s, dependencies=dependencies)

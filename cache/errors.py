@@ -9,7 +9,7 @@ CacheError
 ├── InvalidName                     an id, scope, tag, ... is not valid: also a ValueError
 ├── LoaderTimeout                   a loader passed its hard limit: also a TimeoutError
 └── CodecError                      stored bytes cannot be read: also a ValueError
-    └── NotEncodable                a value has no safe encoding: also a TypeError
+    └── NotEncodable                a value would not come back as given: also a TypeError
 
 Reading through the cache raises only InvalidName and LoaderTimeout: an outage or an
 unreadable value is a miss (docs/architecture.md).
@@ -62,4 +62,13 @@ class CodecError(CacheError, ValueError):
 
 
 class NotEncodable(CodecError, TypeError):
-    """A value has no safe encoding. The message names its type."""
+    """
+    A value would not come back as it was given. The message says which part, and what to pass.
+
+    `problem` is the same without `path`, the part's place in the value.
+    """
+
+    def __init__(self, problem: str, path: str | None = None) -> None:
+        super().__init__(problem if path is None else f"the value{path} {problem}")
+        self.problem = problem
+        self.path = path or ""

@@ -30,9 +30,9 @@ class Records:
     def seal(self, message: Any, key: bytes) -> bytes:
         """
         Raises:
-            NotEncodable: the message holds something that has no safe encoding.
+            NotEncodable: a part of the message would not come back as given.
         """
-        flags, body = 0, codec.encode(message)
+        flags, body = 0, codec.encode_exact(message)
         if self._compress_min and len(body) >= self._compress_min:
             packed = encryption.compress(body, _MAX_INFLATED)
             if packed is not None:

@@ -62,7 +62,7 @@ class Sessions:
         Store a session. False when the server is away or the data is too large.
 
         Raises:
-            NotEncodable: the data holds something that has no safe encoding.
+            NotEncodable: a part of the data would not come back as given.
         """
         components, key = self._components, self._key(agent_id, session_id)
         life_s = max(1, round(min(ttl_s or components.options.session_ttl_s, CACHE_MAX_TTL_S)))

@@ -6,7 +6,7 @@ WorkerError
 │   ├── InvalidArgument            a value is wrong: also a ValueError
 │   │   ├── InvalidWebhookURL(url)
 │   │   ├── UnknownProvider(provider)
-│   │   ├── NotSerializable        an argument has no safe encoding: also a TypeError
+│   │   ├── NotSerializable        an argument would not arrive as given: also a TypeError
 │   │   └── PayloadTooLarge(size, limit)
 │   ├── QueueFull                  too many jobs wait: retry later, or raise LETTA_QUEUE_MAX_LENGTH
 │   ├── QueueMemoryFull            memory is over the watermark: retry later, or raise maxmemory
@@ -48,7 +48,7 @@ class UnknownProvider(InvalidArgument):
 
 
 class NotSerializable(InvalidArgument, TypeError):
-    """An argument has no safe encoding; the message names its type."""
+    """An argument would not arrive as it was given. Names the argument and what to pass instead."""
 
 
 class PayloadTooLarge(InvalidArgument):

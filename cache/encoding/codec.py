@@ -1,76 +1,72 @@
 """
 Encodes values as msgpack and decodes them. Never pickle.
 
-Exceptions are an extension type (code 1: class name and message; code 2: a
-cancellation). They are read as `RemoteError` or `asyncio.CancelledError`:
-decoding never imports or runs anything that the writer named.
+A value comes back equal and with its type, or it is refused. Two kinds change:
+a tuple comes back as a list (except in a set or as a key), a bytearray or
+memoryview as bytes. extensions.py has the types that msgpack lacks.
+
+msgpack encodes, because its packer can insist on exact types: msgspec writes a
+UUID, a date or a dataclass as text or a map without asking. msgspec decodes,
+because it is faster. Decoding never imports or runs anything that the writer
+named: an exception is read as `RemoteError` or `asyncio.CancelledError`.
 """
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import msgspec
-from pydantic import BaseModel
+from msgpack import Packer
 
+from cache.encoding.extensions import RemoteError, exception, extension, read_extension
+from cache.encoding.refusals import refusal
 from cache.errors import CodecError, NotEncodable
 
-_EXCEPTION, _CANCELLED = 1, 2
+__all__ = ["RemoteError", "array", "decode", "encode", "encode_exact", "encode_row", "lua_text"]
 
-
-class RemoteError(Exception):
-    """An exception that another process raised: its class name and message, not its class."""
-
-    def __init__(self, kind: str, message: str) -> None:
-        super().__init__(f"{kind}: {message}" if message else kind)
-        self.kind = kind
-        self.message = message
-
-
-def _encode_hook(value: Any) -> Any:
-    if isinstance(value, asyncio.CancelledError):
-        return msgspec.msgpack.Ext(_CANCELLED, b"")
-    if isinstance(value, RemoteError):
-        return msgspec.msgpack.Ext(_EXCEPTION, msgspec.msgpack.encode([value.kind, value.message]))
-    if isinstance(value, BaseException):
-        pair = [type(value).__name__, str(value)]
-        return msgspec.msgpack.Ext(_EXCEPTION, msgspec.msgpack.encode(pair))
-    if isinstance(value, BaseModel):
-        return value.model_dump(mode="json")
-    if isinstance(value, Mapping):
-        return dict(value)
-    raise NotEncodable(f"a value of type {type(value).__name__} has no safe encoding")
-
-
-def _ext_hook(code: int, data: memoryview) -> Any:
-    if code == _CANCELLED:
-        return asyncio.CancelledError()
-    if code == _EXCEPTION:
-        kind, message = msgspec.msgpack.decode(data, type=tuple[str, str])
-        return RemoteError(kind, message)
-    raise CodecError(f"unknown msgpack extension {code}")
-
-
-_encoder = msgspec.msgpack.Encoder(enc_hook=_encode_hook)
-_decoder = msgspec.msgpack.Decoder(ext_hook=_ext_hook)
+# Each set inside a set has a packer of its own, and nests Python calls when it is read.
+_MOST_NESTED_SETS = 16
+# A job's size; it grows. The default would allocate 256 KiB at every call.
+_BUFFER_BYTES = 256
+_row_encoder = msgspec.msgpack.Encoder()
+_decoder = msgspec.msgpack.Decoder(ext_hook=read_extension)
 
 
 def encode(value: Any) -> bytes:
     """
-    Encode a value. Bytes and aware datetimes keep their type; tuples and sets become lists.
+    Encode a value. An exception is read as a `RemoteError`, everything else as it was given.
 
     Raises:
-        NotEncodable: the value holds something that has no safe encoding; the message names its
-            type.
+        NotEncodable: a part would not come back as given. The message says which, and what to
+            pass instead.
     """
     try:
-        return _encoder.encode(value)
-    except NotEncodable:
-        raise
-    except (TypeError, ValueError, OverflowError, RecursionError) as exc:
-        raise NotEncodable(str(exc) or type(exc).__name__) from None
+        return _pack(value, _stand_in)
+    except Exception as exc:  # noqa: BLE001  (a foreign object may raise anything)
+        raise refusal(value, exc, partial(_pack, default=_stand_in)) from None
+
+
+def encode_exact(value: Any) -> bytes:
+    """As `encode`, but refuse exceptions too: for what a caller gives us to keep."""
+    try:
+        return _pack(value, _exact)
+    except Exception as exc:  # noqa: BLE001  (a foreign object may raise anything)
+        raise refusal(value, exc, partial(_pack, default=_exact)) from None
+
+
+def encode_row(row: Sequence[Any]) -> bytes:
+    """
+    Encode what a script gets: our own values, also those of `lua_text`.
+
+    Raises:
+        NotEncodable: a value is not msgpack's.
+    """
+    try:
+        return _row_encoder.encode(row)
+    except (TypeError, ValueError, OverflowError) as exc:
+        raise NotEncodable(f"a script's argument has no encoding: {type(exc).__name__}") from None
 
 
 def decode(data: bytes | memoryview) -> Any:
@@ -85,7 +81,7 @@ def decode(data: bytes | memoryview) -> Any:
         return _decoder.decode(data)
     except CodecError:
         raise
-    except (msgspec.MsgspecError, ValueError, RecursionError) as exc:
+    except (msgspec.MsgspecError, TypeError, ValueError, RecursionError) as exc:
         raise CodecError(f"not a msgpack value: {exc}") from None
 
 
@@ -97,3 +93,27 @@ def array(items: Sequence[bytes]) -> bytes:
 def lua_text(data: bytes) -> msgspec.Raw:
     """Bytes as a msgpack str: cmsgpack in the server's Lua cannot read a bin."""
     return msgspec.Raw(b"\xdb" + len(data).to_bytes(4, "big") + data)
+
+
+def _pack(value: Any, default: Callable[[Any], Any]) -> bytes:
+    # A packer per call: one that is in use would be corrupted by another thread.
+    data: bytes = Packer(default=default, strict_types=True, buf_size=_BUFFER_BYTES).pack(value)
+    return data
+
+
+def _stand_in(part: Any, exceptions: bool = True, sets: int = 0) -> Any:
+    """What to encode for a part that is not exactly of a type of msgpack."""
+    if type(part) is tuple:
+        return list(part)
+    if exceptions and isinstance(part, BaseException):
+        return exception(part)
+    found = None
+    if sets < _MOST_NESTED_SETS:
+        inside = partial(_stand_in, exceptions=exceptions, sets=sets + 1)
+        found = extension(part, lambda items: _pack(items, inside))
+    if found is None:
+        raise TypeError(type(part).__name__)
+    return found
+
+
+_exact = partial(_stand_in, exceptions=False)

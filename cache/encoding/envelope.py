@@ -34,7 +34,7 @@ from cache.encoding.header import (
     Stamp,
     StoredValue,
 )
-from cache.errors import CodecError
+from cache.errors import CodecError, NotEncodable
 
 _RAW, _MSGPACK, _MODEL, _ABSENT = range(4)
 _ZSTD, _ENCRYPTED = 1, 2
@@ -46,6 +46,14 @@ _make = tuple.__new__  # Header._make takes three times as long
 
 def _ends_crc(body: bytes) -> int:
     return zlib.crc32(body[-_END_BYTES:], zlib.crc32(body[:_END_BYTES]))
+
+
+def _as_json(model: BaseModel) -> bytes:
+    try:
+        return model.model_dump_json(by_alias=True, round_trip=True).encode()
+    except Exception as exc:  # noqa: BLE001  (a model's own serializers raise anything)
+        reason = type(exc).__name__
+        raise NotEncodable(f"{type(model).__name__} cannot be dumped as JSON: {reason}") from None
 
 
 class Unreadable(CodecError):
@@ -95,7 +103,7 @@ class Envelopes:
         The envelope of a value, bound to its key.
 
         Raises:
-            NotEncodable: the value holds something that has no safe encoding.
+            NotEncodable: a part of the value would not come back as given.
         """
         kind, name, payload = self._encode(value)
         key_bytes = key.encode()
@@ -171,12 +179,11 @@ class Envelopes:
     def _encode(self, value: Any) -> tuple[int, bytes, bytes]:
         if value is None:
             return _ABSENT, b"", b""
-        if isinstance(value, (bytes, bytearray, memoryview)):
+        if type(value) in (bytes, bytearray, memoryview):
             return _RAW, b"", bytes(value)
         if isinstance(value, BaseModel):
-            name = self.models.add(type(value)).encode()[-255:]
-            return _MODEL, name, value.model_dump_json(by_alias=True, round_trip=True).encode()
-        return _MSGPACK, b"", codec.encode(value)
+            return _MODEL, self.models.add(type(value)).encode()[-255:], _as_json(value)
+        return _MSGPACK, b"", codec.encode_exact(value)
 
     def _decode(self, kind: int, name: bytes, body: bytes, model: type[BaseModel] | None) -> Any:
         if kind == _MODEL:

@@ -79,7 +79,7 @@ def build_worker_settings(settings: Settings | None = None) -> type:
         pool_options(chosen),
         name="letta-redis-worker",
         client_class=WorkerRedis,
-        job_serializer=codec.encode,
+        job_serializer=codec.encode_exact,
         job_deserializer=codec.decode,
     )
     keys = QueueKeys()

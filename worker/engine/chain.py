@@ -44,7 +44,7 @@ def following(
                 "id": next_id,
                 "queue": then["q"],
                 "delay": then["delay"],
-                "body": codec.lua_text(codec.encode(body)),
+                "body": codec.lua_text(codec.encode_exact(body)),
             }
         ]
     part = options.get("g")
@@ -52,6 +52,6 @@ def following(
         details["gather"] = {
             "id": part["id"],
             "index": part["i"],
-            "value": codec.lua_text(codec.encode(result)),
+            "value": codec.lua_text(codec.encode_exact(result)),
         }
     return details

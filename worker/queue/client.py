@@ -78,7 +78,7 @@ class Jobs:
 
         Raises:
             InvalidArgument: bad name, id, delay, time or key.
-            NotSerializable: an argument has no safe encoding.
+            NotSerializable: an argument would not arrive as given; names it and the remedy.
             PayloadTooLarge: over LETTA_QUEUE_MAX_JOB_BYTES.
             QueueFull, QueueMemoryFull: a limit is reached; nothing was stored.
         """

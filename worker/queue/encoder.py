@@ -50,14 +50,14 @@ class JobEncoder:
 
         Raises:
             InvalidArgument: `name` is no job name.
-            NotSerializable: an argument has no safe encoding.
+            NotSerializable: an argument would not arrive as given; the message names it.
             PayloadTooLarge: over LETTA_QUEUE_MAX_JOB_BYTES.
         """
         arguments.require_job_name(name)
         try:
             body = job_body(name, args, kwargs or {}, now_ms=arguments.now_ms(), options=options)
         except NotEncodable as exc:
-            raise NotSerializable(f"arguments of {name!r}: {exc}") from None
+            raise _refusal(name, args, kwargs or {}, exc) from None
         if len(body) > self._max_bytes:
             raise PayloadTooLarge(
                 f"job {name!r}", len(body), self._max_bytes, "LETTA_QUEUE_MAX_JOB_BYTES"
@@ -79,6 +79,7 @@ class JobEncoder:
             options["x"] = arguments.now_ms() + arguments.delay_ms(expires_s)
         if then is not None:
             priority = arguments.require_call("then", then)
+            self.encode(then.name, then.args, then.kwargs)  # a refusal names the job and argument
             options["then"] = {
                 "f": then.name,
                 "a": list(then.args),
@@ -91,3 +92,17 @@ class JobEncoder:
                 "o": self.options(None, then.then),
             }
         return options
+
+
+def _refusal(
+    name: str, args: Sequence[Any], kwargs: Mapping[str, Any], exc: NotEncodable
+) -> NotSerializable:
+    """The error that names the argument which cannot be encoded."""
+    given = [(f"argument {number}", value) for number, value in enumerate(args, 1)]
+    given += [(f"argument {key!r}", value) for key, value in kwargs.items()]
+    for what, value in given:
+        try:
+            codec.encode_exact(value)
+        except NotEncodable as found:
+            return NotSerializable(f"{what}{found.path} of {name!r} {found.problem}")
+    return NotSerializable(f"the arguments of {name!r}: {exc}")

@@ -81,7 +81,7 @@ def job_body(
     Encode a job in arq's format.
 
     Raises:
-        cache.errors.NotEncodable: an argument has no safe encoding.
+        cache.errors.NotEncodable: an argument would not arrive as it was given.
     """
     fields: dict[str, Any] = {
         "t": try_,
@@ -93,7 +93,7 @@ def job_body(
     if options:
         # Stock arq ignores this field. See worker/queue/client.py.
         fields["o"] = options
-    return codec.encode(fields)
+    return codec.encode_exact(fields)
 
 
 class QueueStore:

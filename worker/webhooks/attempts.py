@@ -164,7 +164,7 @@ class AttemptStore:
 
     async def _ask(self, terms: _Terms, is_end: bool, row: list[Any]) -> list[Any]:
         loop = asyncio.get_running_loop()
-        asked = _Asked(terms, is_end, codec.encode(row), loop.create_future())
+        asked = _Asked(terms, is_end, codec.encode_row(row), loop.create_future())
         self._asked.append(asked)
         if self._sending is None:
             # The task starts after all ready jobs, so that their requests are in the same call.

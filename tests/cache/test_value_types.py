@@ -1,0 +1,69 @@
+"""Cached values come back as they were given, or are not stored."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+from pydantic import BaseModel
+
+from cache import Cache, NotEncodable
+from tests.support.caches import Loader, cache_on
+from tests.support.values import CARRIED, REFUSED, Model, shape
+
+pytestmark = pytest.mark.integration
+
+
+@pytest.fixture
+async def cache(valkey_url: str, prefix: str) -> AsyncIterator[Cache]:
+    async with cache_on(valkey_url, prefix) as cache:
+        yield cache
+
+
+class Undumpable(BaseModel):
+    data: bytes = b"\xff"
+
+
+async def test_every_cached_value_keeps_its_types(cache: Cache) -> None:
+    agents, value = cache.agents, {"values": CARRIED}
+    await agents.get_or_load("a1", Loader(value))
+    await agents.set("a2", value)
+    await agents.blocks.set("a1", "human", value)
+    await agents.sessions.set("a1", "s1", value)
+    message = {"id": "m1", "sequence_id": 1, **value}
+    await cache.messages.get_or_load("a1", Loader([message]))
+    for found in (
+        await agents.get_or_load("a1", Loader("never")),
+        await agents.get("a2"),
+        await agents.blocks.get("a1", "human"),
+        await agents.sessions.get("a1", "s1"),
+    ):
+        assert found == value
+        assert shape(found) == shape(value)
+    page = await cache.messages.list("a1", limit=1)
+    assert page is not None
+    assert shape(page[0]) == shape(message)
+
+
+@pytest.mark.parametrize("value", [v for v, _ in REFUSED.values() if not isinstance(v, Model)])
+async def test_a_value_that_would_change_is_returned_and_not_stored(
+    cache: Cache, value: Any
+) -> None:
+    loader = Loader({"part": value})
+    for calls in (1, 2):
+        found = await cache.agents.get_or_load("a1", loader)
+        assert type(found["part"]) is type(value)
+        assert loader.calls == calls
+    with pytest.raises(NotEncodable, match=r"the value\['part'\]"):
+        await cache.agents.set("a1", {"part": value})
+    with pytest.raises(NotEncodable):
+        await cache.agents.sessions.set("a1", "s1", {"part": value})
+    with pytest.raises(NotEncodable):
+        await cache.messages.append("a1", [{"id": "m1", "sequence_id": 1, "x": value}], after=None)
+
+
+async def test_a_model_that_cannot_be_dumped_is_returned(cache: Cache) -> None:
+    model = Undumpable()
+    assert await cache.agents.get_or_load("a1", Loader(model)) == model
+    assert cache.stats()["not_encodable"] == 1
