@@ -16,6 +16,7 @@ import atexit
 import contextlib
 import fcntl
 import os
+import re
 import shutil
 import signal
 import socket
@@ -32,6 +33,10 @@ from cache.errors import EmbeddedServerError
 
 _START_DEADLINE_S = 10.0
 _STOP_DEADLINE_S = 5.0
+
+_DIRECTORY, _SOCKET = "valkey-", "valkey.sock"
+_MOST_SOCKET_PATH = 103  # bytes: the lowest limit of a system
+_PLAIN_PATH = re.compile(r"[A-Za-z0-9_./~-]+")
 
 # The child asks the kernel for a signal at its parent's death, then executes the server. The
 # request survives exec.
@@ -155,14 +160,17 @@ def _open_directory(directory: Path) -> EmbeddedServer:
                 ) from None
             time.sleep(0.02)
         else:
-            return _launch(home, lock)
+            try:
+                return _launch(home, lock)
+            except BaseException:
+                lock.close()  # or the next try would wait for this one
+                raise
 
 
 def _launch(directory: Path | None, lock: IO[str] | None) -> EmbeddedServer:
     binary = server_binary()
-    # A socket's path may have about 100 bytes, so the socket gets a short directory.
-    home = Path(tempfile.mkdtemp(prefix="valkey-"))
-    path = home / "valkey.sock"
+    home = _socket_directory()
+    path = home / _SOCKET
     data = directory or home
     log = data / "valkey.log"
     options = {
@@ -199,6 +207,21 @@ def _launch(directory: Path | None, lock: IO[str] | None) -> EmbeddedServer:
         lock.write(str(path))
         lock.flush()
     return server
+
+
+def _socket_directory() -> Path:
+    """A new directory, closed to others, for a socket that a unix:// URL can name."""
+    folders = [tempfile.gettempdir(), os.environ.get("XDG_RUNTIME_DIR"), "/tmp", "/var/tmp"]  # noqa: S108
+    for folder in filter(None, folders):
+        # mkdtemp adds eight characters.
+        socket_path = f"{folder}/{_DIRECTORY}12345678/{_SOCKET}"
+        if len(socket_path) <= _MOST_SOCKET_PATH and _PLAIN_PATH.fullmatch(folder):
+            with contextlib.suppress(OSError):
+                return Path(tempfile.mkdtemp(prefix=_DIRECTORY, dir=folder))
+    raise EmbeddedServerError(
+        f"embedded:// found no directory for its socket: {', '.join(filter(None, folders))} are too "
+        "long, not writable, or have special characters; set TMPDIR to another one"
+    )
 
 
 def _wait_until_ready(server: EmbeddedServer, log: Path) -> None:

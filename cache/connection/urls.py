@@ -29,6 +29,9 @@ class Target:
     service: str = ""  # name of the master, for Sentinel
 
 
+# Linux's limit, without the ending zero.
+_MOST_SOCKET_PATH = 107
+
 # Components of a URL that may be shown unchanged. Everything else becomes `***`.
 _SHOWN_USER = re.compile(r"[A-Za-z0-9_.-]{1,64}:")
 _SHOWN_HOSTS = re.compile(r"(\[[0-9A-Fa-f:.%]+\]|[A-Za-z0-9_.-]*)(:\d{1,5})?(,|$)")
@@ -79,18 +82,21 @@ def parse_url(url: str) -> Target:
         if scheme == "embedded":
             return Target("embedded")
         if scheme == "unix":
-            return Target("unix", (), int(query.get("db", 0)), *login, path=unquote(parts.path))
+            path = _socket_path(url, unquote(parts.path))
+            return Target("unix", (), int(query.get("db", 0)), *login, path=path)
         default_port = 26379 if scheme.endswith("+sentinel") else 6379
         nodes = tuple(_host_port(item, default_port) for item in hosts.split(","))
-        path = [p for p in parts.path.split("/") if p]
+        steps = [p for p in parts.path.split("/") if p]
         if scheme in {"redis", "rediss"} and len(nodes) == 1:
-            db = int(query.get("db", path[0] if path else 0))
+            db = int(query.get("db", steps[0] if steps else 0))
             return Target("standalone", nodes, db, *login, tls=tls)
-        if scheme in {"redis+sentinel", "rediss+sentinel"} and path:
-            db = int(path[1]) if len(path) > 1 else 0
-            return Target("sentinel", nodes, db, *login, tls=tls, service=path[0])
+        if scheme in {"redis+sentinel", "rediss+sentinel"} and steps:
+            db = int(steps[1]) if len(steps) > 1 else 0
+            return Target("sentinel", nodes, db, *login, tls=tls, service=steps[0])
         if scheme in {"redis+cluster", "rediss+cluster"}:
             return Target("cluster", nodes, 0, *login, tls=tls)
+    except UnsupportedRedisURL:
+        raise
     except ValueError:
         # Without the cause: its text repeats the value, which may be a password.
         raise UnsupportedRedisURL(
@@ -100,6 +106,15 @@ def parse_url(url: str) -> Target:
     raise UnsupportedRedisURL(
         f"{redacted(url)}: unknown form of URL; use one that docs/settings.md lists"
     )
+
+
+def _socket_path(url: str, path: str) -> str:
+    if len(path.encode()) > _MOST_SOCKET_PATH:
+        raise UnsupportedRedisURL(
+            f"{redacted(url)}: a socket's path has at most {_MOST_SOCKET_PATH} bytes; "
+            "make a link to it with a shorter path"
+        )
+    return path
 
 
 def _host_port(text: str, default: int) -> tuple[str, int]:

@@ -6,13 +6,15 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
 
 from cache.connection import embedded
 from cache.connection.pool import PoolOptions, open_pool
-from cache.errors import EmbeddedServerError
+from cache.connection.urls import parse_url
+from cache.errors import EmbeddedServerError, UnsupportedRedisURL
 from tests.support.wait import eventually_sync
 
 pytestmark = pytest.mark.integration
@@ -65,6 +67,39 @@ async def test_users_of_one_process_share_a_server_and_the_last_stops_it() -> No
             await first.set("shared", "1")
             assert await second.get("shared") == b"1"
         assert await first.get("shared") == b"1"
+
+
+@pytest.mark.parametrize("name", ["t" * 120, "a b", "a#b", "a%41", "a?b"])
+def test_any_temporary_folder_will_do(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / name
+    folder.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(folder))
+    path = parse_url(embedded.acquire("embedded://")).path
+    try:
+        assert embedded.answers(Path(path))
+        assert Path(path).parent.stat().st_mode & 0o077 == 0
+    finally:
+        embedded.release("embedded://")
+    assert not Path(path).parent.exists()
+
+
+def test_a_socket_without_a_usable_folder_is_refused_by_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(**options: str) -> str:
+        raise PermissionError
+
+    monkeypatch.setattr(tempfile, "mkdtemp", refuse)
+    with pytest.raises(EmbeddedServerError, match="TMPDIR"):
+        embedded.acquire(f"embedded://{tmp_path}/data")
+
+
+def test_a_url_with_too_long_a_socket_path_is_refused() -> None:
+    with pytest.raises(UnsupportedRedisURL, match="107 bytes"):
+        parse_url(f"unix:///{'s' * 107}")
+    assert parse_url(f"unix:///{'s' * 106}").path == "/" + "s" * 106
 
 
 @pytest.mark.parametrize("end", [signal.SIGKILL, signal.SIGTERM])
