@@ -7,6 +7,7 @@ from typing import Any, cast
 
 import pytest
 
+from cache.encoding.codec import lua_text
 from tests.support.wait import eventually
 from worker.engine.records import Claim
 from worker.engine.slots import Slots
@@ -120,3 +121,17 @@ async def test_a_vacated_slot_is_not_free_after_its_job_came_back(
     assert slots.claims[b"second"].task is None
     slots.collect(first, first.end("done", {}), "completed")
     assert slots.claims[b"second"].task is None
+
+
+async def test_ends_too_large_for_one_poll_are_sent_one_after_the_other(at_work: Running) -> None:
+    slots = at_work.slots
+    result = lua_text(bytes(40 * 1024 * 1024))
+    large = [claim(name) for name in ("first", "second", "third")]
+    for each in large:
+        slots.collect(each, each.end("done", {"result": result, "ttl": 1}), "completed")
+    for expected in large:
+        slots.kick.clear()
+        [(sent, _, _)] = slots.post(256)
+        assert sent is expected
+        # The rest does not wait for another end.
+        assert slots.kick.is_set() == bool(slots.outbox)

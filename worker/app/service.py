@@ -32,6 +32,7 @@ from worker.keys import QueueKeys
 from worker.llm.context import LLMContext
 from worker.logs import configure_logging
 from worker.process.child import ChildOptions, ManagedWorker, serve
+from worker.process.loop import run_loop
 from worker.process.policy import RestartPolicy
 from worker.process.supervisor import SupervisorOptions
 from worker.queue import arguments
@@ -147,7 +148,7 @@ def run_child(settings: Settings, foreign: type | None = None) -> int:
         worker = build_worker(settings, foreign)
         return await serve(worker, child_options(settings))
 
-    return asyncio.run(run())
+    return run_loop(run())
 
 
 def await_server(settings: Settings, *, once: bool) -> None:

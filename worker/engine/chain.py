@@ -10,7 +10,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import msgspec
+
 from cache.encoding import codec
+from cache.errors import NotEncodable
+from worker.engine.results import MOST_RESULT_BYTES
 
 
 def following(
@@ -22,7 +26,7 @@ def following(
     The next job's id derives from this one's, so a repeated end creates no second job.
 
     Raises:
-        cache.errors.NotEncodable: the result cannot be passed to the next job.
+        cache.errors.NotEncodable: the result cannot be passed to the next job, or is over 64 MiB.
     """
     details: dict[str, Any] = {}
     then = options.get("then")
@@ -44,7 +48,7 @@ def following(
                 "id": next_id,
                 "queue": then["q"],
                 "delay": then["delay"],
-                "body": codec.lua_text(codec.encode_exact(body)),
+                "body": _encode(body),
             }
         ]
     part = options.get("g")
@@ -52,6 +56,15 @@ def following(
         details["gather"] = {
             "id": part["id"],
             "index": part["i"],
-            "value": codec.lua_text(codec.encode_exact(result)),
+            "value": _encode(result),
         }
     return details
+
+
+def _encode(value: Any) -> msgspec.Raw:
+    data = codec.encode_exact(value)
+    if len(data) > MOST_RESULT_BYTES:
+        raise NotEncodable(
+            f"the next job would take {len(data)} bytes, over the limit of {MOST_RESULT_BYTES}"
+        )
+    return codec.lua_text(data)

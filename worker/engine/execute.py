@@ -2,8 +2,8 @@
 Runs one claimed job, from its bytes to its end. No Redis here: the result is an `End`.
 
 prepare.py decodes the job, this module runs it with hooks and a timeout, and
-outcome.py decides how it ended. Nothing that a job, a hook or a serializer
-raises leaves `run`.
+outcome.py decides how it ended. Nothing that a job, a hook, a policy, an observer
+or a serializer raises leaves `run`, `SystemExit` included: it ends the try.
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ from arq.utils import ms_to_datetime
 
 from cache.logs import get_logger
 from worker.engine.deadlines import Deadlines
-from worker.engine.outcome import Body, Decider, describe
+from worker.engine.failures import SafeLog, describe, is_closed
+from worker.engine.outcome import Body, Decider, broken
 from worker.engine.prepare import Preparer
 from worker.engine.records import Claim, End
 from worker.engine.settings import Hook, Settings
@@ -51,7 +52,7 @@ class Executor:
         self._decider = Decider(settings, now_ms)
         self._preparer = Preparer(settings, self._decider, now_ms)
         self._deadlines = Deadlines(lambda claim: interrupt(claim, "timeout"))
-        self._log = get_logger(__name__).bind()
+        self._log = SafeLog(get_logger(__name__).bind())
 
     def close(self) -> None:
         self._deadlines.close()
@@ -60,10 +61,12 @@ class Executor:
         """Run one claim to its end; pass exactly one end to `collect`."""
         try:
             await self._run(claim)
-        except Exception as exc:  # noqa: BLE001  (a job ends, whatever it breaks)
+        except BaseException as exc:
+            if claim.ended or is_closed(exc, claim.task):
+                raise
             # Giving it back would break the next worker as well.
             self._log.exception("job.broken", job_id=claim.job_id, error=describe(exc))
-            self._collect(claim, self._decider.broken(claim, exc), "dead")
+            self._collect(claim, broken(claim, exc), "dead")
 
     async def _run(self, claim: Claim) -> None:
         body = self._preparer.prepare(claim)
@@ -92,7 +95,9 @@ class Executor:
         start_ms, begun = self._now_ms(), self._loop.time()
         try:
             value = await self._call(claim, body, ctx, begun)
-        except (Exception, asyncio.CancelledError) as exc:  # noqa: BLE001  (a job may raise anything)
+        except BaseException as exc:
+            if is_closed(exc, claim.task):
+                raise
             end, outcome = self._decider.failed(claim, body, exc, start_ms)
         else:
             await self._make_way(claim, begun)
@@ -142,7 +147,7 @@ class Executor:
     async def _hook(self, name: str, hook: Hook, ctx: dict[Any, Any]) -> None:
         try:
             await hook(ctx)
-        except (Exception, asyncio.CancelledError) as exc:  # noqa: BLE001  (a hook may raise anything)
+        except BaseException as exc:  # noqa: BLE001  (a hook may raise anything)
             # The job is over; a hook cannot change how it ended.
             self._log.warning("hook.failed", hook=name, error=describe(exc))
 
@@ -151,7 +156,9 @@ class Executor:
             self._log.info("job.completed", run_s=round(run_s, 4))
         elif outcome in ("aborted", "given_back"):
             self._log.info("job." + outcome, run_s=round(run_s, 4), why=claim.stop)
-        if self.settings.observer is not None:
+        if self.settings.observer is None:
+            return
+        try:
             self.settings.observer.job_ended(
                 task=body.name,
                 queue=claim.priority.value,
@@ -159,6 +166,8 @@ class Executor:
                 run_s=run_s,
                 queue_s=max(0.0, (start_ms - float(claim.due)) / 1000),
             )
+        except BaseException as exc:  # noqa: BLE001  (an observer may raise anything)
+            self._log.warning("hook.failed", hook="observer", error=describe(exc))
 
 
 def interrupt(claim: Claim, why: str) -> None:

@@ -17,15 +17,16 @@ from arq.worker import Function, JobExecutionFailed, Retry, RetryJob
 from cache.encoding.codec import lua_text
 from cache.logs import get_logger
 from worker.engine import chain
+from worker.engine.failures import SafeLog, describe
 from worker.engine.records import Claim, End
+from worker.engine.results import encode_result
 from worker.engine.settings import Settings
 from worker.errors import JobError
 from worker.queue.arguments import MAX_DELAY_S
 from worker.queue.policy import Again, Dead, RetryPolicy
 
-# Leaves room below the server's protocol limits.
-_MOST_RESULT_BYTES = 64 * 1024 * 1024
-_MOST_ERROR_CHARS = 2000
+# The server refuses a TTL that reaches beyond its numbers, and with it the whole poll.
+_MOST_KEEP_S = 1e12
 
 
 @dataclass(slots=True)
@@ -47,7 +48,7 @@ class Decider:
     def __init__(self, settings: Settings, now_ms: Callable[[], int]) -> None:
         self._settings = settings
         self._now_ms = now_ms
-        self._log = get_logger(__name__).bind()
+        self._log = SafeLog(get_logger(__name__).bind())
 
     def succeeded(self, claim: Claim, body: Body, value: Any, start_ms: int) -> tuple[End, str]:
         details = self.result(body, claim, True, value, start_ms)
@@ -56,30 +57,39 @@ class Decider:
         if body.options:
             try:
                 details |= chain.following(claim.job_id, body.options, value, now_ms=self._now_ms())
-            except Exception as exc:  # noqa: BLE001  (the result cannot be encoded)
+            except BaseException as exc:  # noqa: BLE001  (the result cannot be encoded)
                 return self.dead(claim, body, exc, "permanent")
         return claim.end("done", details), "completed"
 
     def failed(
         self, claim: Claim, body: Body, exc: BaseException, start_ms: int
     ) -> tuple[End, str]:
-        if isinstance(exc, asyncio.CancelledError) and claim.stop:
+        if _is(exc, asyncio.CancelledError) and claim.stop:
             if claim.stop == "abort":
                 return self.aborted(claim, body, start_ms)
             return given_back(claim), "given_back"
-        decision = self._decide(body, exc)
-        if isinstance(decision, Again):
-            delay_ms = _delay_ms(decision.delay_s)
+        decision = self._decide_safely(body, exc)
+        if isinstance(decision, int):
+            delay_ms = decision
             expires = body.options.get("x")
             if expires is None or self._now_ms() + delay_ms <= expires:
                 details = {"delay": delay_ms, "tries": body.tries}
-                error = None if isinstance(exc, Retry) else describe(exc)
+                error = None if _is(exc, Retry) else describe(exc)
                 self._log.info("job.retry_scheduled", wait_s=delay_ms / 1000, error=error)
                 return claim.end("retry", details), "retried"
             decision = Dead("expired")
         # As in arq, a run that asked for another one counts as retried, also when it may not.
-        claim.asked_again = decision.reason == "exhausted" and isinstance(exc, (Retry, RetryJob))
+        claim.asked_again = decision.reason == "exhausted" and _is(exc, Retry, RetryJob)
         return self.dead(claim, body, exc, decision.reason, start_ms=start_ms)
+
+    def _decide_safely(self, body: Body, exc: BaseException) -> int | Dead:
+        """Return the delay of the next try in ms, or why there is none."""
+        try:
+            decision = self._decide(body, exc)
+            return _delay_ms(decision.delay_s) if isinstance(decision, Again) else decision
+        except BaseException as problem:  # noqa: BLE001  (a user's policy or exception may raise)
+            self._log.error("job.retry_undecided", error=describe(problem))
+            return Dead("failed")
 
     def _decide(self, body: Body, exc: BaseException) -> Again | Dead:
         limit = self.max_tries(body.function)
@@ -119,7 +129,7 @@ class Decider:
     ) -> tuple[End, str]:
         """Build the end of a dead letter. `result` is what waits for its caller, if not `exc`."""
         shown: BaseException = exc
-        if reason == "exhausted" and isinstance(exc, (Retry, RetryJob)):
+        if reason == "exhausted" and _is(exc, Retry, RetryJob):
             shown = JobExecutionFailed(f"max {self.max_tries(body.function)} retries exceeded")
         at = self._now_ms() if start_ms is None else start_ms
         details = self.result(body, claim, False, result or shown, at)
@@ -137,14 +147,9 @@ class Decider:
             reason=reason,
             tries=body.tries,
             error=describe(shown),
-            exc_info=None if isinstance(shown, JobError | JobExecutionFailed) else shown,
+            exc_info=None if _is(shown, JobError, JobExecutionFailed) else shown,
         )
         return claim.end("dead", details), "dead"
-
-    def broken(self, claim: Claim, exc: Exception) -> End:
-        """Build a minimal end for a job that raised in the engine's own steps."""
-        details = {"reason": "failed", "error": describe(exc), "tries": claim.tries + 1}
-        return claim.end("dead", {**details, "name": "<unknown>", "unique": claim.unique})
 
     def aborted(self, claim: Claim, body: Body, start_ms: int) -> tuple[End, str]:
         error = asyncio.CancelledError()
@@ -178,23 +183,13 @@ class Decider:
             "q": self._settings.queue_names[claim.number - 1],
             "id": claim.job_id,
         }
-        data = self._encode(fields, value)
-        return {"result": lua_text(data), "ttl": None if forever else max(1, round(keep_s * 1000))}
-
-    def _encode(self, fields: dict[str, Any], value: Any) -> bytes:
-        try:
-            data = self._settings.serializer(fields)
-            if len(data) <= _MOST_RESULT_BYTES:
-                return data
-            problem = f"the result takes {len(data)} bytes, over the limit of {_MOST_RESULT_BYTES}"
-        except Exception as exc:  # noqa: BLE001  (a user's serializer may raise anything)
-            problem = describe(exc)
-        self._log.warning("job.result_not_kept", job_id=fields["id"], error=problem)
-        # The job's own exception tells more than the encoding error.
-        what = describe(value) if isinstance(value, BaseException) else f"result: {problem}"
-        # Text, as arq stores it: a serializer may know no exceptions.
-        replaced = f"unable to serialize {what}"
-        return self._settings.serializer({**fields, "s": False, "r": replaced, "a": [], "k": {}})
+        data, problem = encode_result(self._settings.serializer, fields)
+        if problem:
+            self._log.warning("job.result_not_kept", job_id=claim.job_id, error=problem)
+        if data is None:
+            return {}
+        ttl_ms = max(1, round(min(_MOST_KEEP_S, keep_s) * 1000))
+        return {"result": lua_text(data), "ttl": None if forever else ttl_ms}
 
 
 def given_back(claim: Claim) -> End:
@@ -202,16 +197,17 @@ def given_back(claim: Claim) -> End:
     return claim.end("back", {"due": claim.due})
 
 
+def broken(claim: Claim, exc: BaseException) -> End:
+    """Build a minimal end for a job that raised in the engine's own steps."""
+    details = {"reason": "failed", "error": describe(exc), "tries": claim.tries + 1}
+    return claim.end("dead", {**details, "name": "<unknown>", "unique": claim.unique})
+
+
+def _is(exc: BaseException, *kinds: type[BaseException]) -> bool:
+    # `isinstance` would ask the object, and its `__class__` may raise.
+    return issubclass(type(exc), kinds)
+
+
 def _delay_ms(delay_s: float) -> int:
-    # A job may raise Retry with any delay, but a score must fit into Redis's numbers.
-    return round(delay_s * 1000) if delay_s <= MAX_DELAY_S else round(MAX_DELAY_S * 1000)
-
-
-def describe(exc: BaseException) -> str:
-    """Return class and message as text that can be stored and logged."""
-    try:
-        message = str(exc)
-    except Exception:  # noqa: BLE001  (a user's exception class may raise here)
-        message = ""
-    text = f"{type(exc).__name__}: {message}" if message else type(exc).__name__
-    return text[:_MOST_ERROR_CHARS].encode("utf-8", "backslashreplace").decode()
+    """Bound a delay: a job may raise Retry with any, but a score must fit into Redis's numbers."""
+    return round(min(max(delay_s, 0.0), MAX_DELAY_S) * 1000)

@@ -8,6 +8,7 @@ from arq.jobs import DeserializationError
 from arq.worker import JobExecutionFailed
 
 from cache.logs import get_logger
+from worker.engine.failures import SafeLog, describe
 from worker.engine.outcome import Body, Decider
 from worker.engine.records import Claim, End
 from worker.engine.settings import Settings
@@ -21,7 +22,7 @@ class Preparer:
         self._settings = settings
         self._decider = decider
         self._now_ms = now_ms
-        self._log = get_logger(__name__).bind()
+        self._log = SafeLog(get_logger(__name__).bind())
 
     def prepare(self, claim: Claim) -> Body | tuple[End, str]:
         if claim.fault:
@@ -33,10 +34,10 @@ class Preparer:
             return self._decider.dead(claim, lost, JobExecutionFailed("job expired"), "expired")
         try:
             body = self._decode(claim, claim.body)
-        except Exception as exc:  # noqa: BLE001  (a user's deserializer may raise anything)
+        except BaseException as exc:  # noqa: BLE001  (a user's deserializer may raise anything)
             unread = Body("<unknown>", (), {}, 0, claim.tries + 1, {})
             error = JobExecutionFailed(
-                f"unable to deserialize job: {exc}; give the worker the job_deserializer of the "
+                f"unable to deserialize job: {describe(exc)}; give the worker the job_deserializer of the "
                 "client that enqueued it (pickle is never read by default)"
             )
             told = DeserializationError("unable to deserialize job")

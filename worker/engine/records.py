@@ -163,6 +163,17 @@ def _read_claim(rows: list[Any], at: int) -> Claim:
     )
 
 
+def weight(end: End) -> int:
+    """Return the bytes of an end's large parts: the result, and what goes to the next jobs."""
+    details = end[4]
+    parts = [details["result"]] if "result" in details else []
+    if "jobs" in details:
+        parts += [job["body"] for job in details["jobs"]]
+    if "gather" in details:
+        parts.append(details["gather"]["value"])
+    return sum(len(memoryview(part)) for part in parts)
+
+
 def encode_ends(ends: Sequence[End]) -> bytes:
     """Encode ends for lua/poll.lua. One that cannot be encoded becomes a dead letter."""
     try:

@@ -18,11 +18,12 @@ from typing import Any
 from cache.logs import get_logger
 from worker.engine.claim_ahead import ClaimAhead
 from worker.engine.execute import Executor, interrupt
+from worker.engine.failures import SafeLog, describe
 from worker.engine.outcome import given_back
 from worker.engine.poll import MOST_AHEAD
-from worker.engine.records import Claim, End
+from worker.engine.records import Claim, End, weight
 
-log = get_logger(__name__)
+log = SafeLog(get_logger(__name__))
 
 # A job claimed ahead that has not started after this time goes back to its queue.
 STALE_S = 1.0
@@ -30,6 +31,8 @@ STALE_S = 1.0
 # `_BATCH` of them wait.
 _GATHER_S = 0.005
 _BATCH = 64
+# Far below the largest string that a server takes, 512 MiB: it would refuse the poll forever.
+_MOST_BYTES = 64 * 1024 * 1024
 
 # A claim, its end for the server, and how it ended in one word.
 Outcome = tuple[Claim, End, str]
@@ -86,12 +89,20 @@ class Slots:
         return bool(self.outbox) and (few or len(self.outbox) >= _BATCH)
 
     def post(self, most: int) -> list[Outcome]:
-        """Take up to `most` outcomes out of the outbox."""
+        """Take up to `most` outcomes out of the outbox, and about 64 MiB of results."""
         self.kick.clear()
         if self._gathering is not None:
             self._gathering.cancel()
             self._gathering = None
-        batch, self.outbox = self.outbox[:most], self.outbox[most:]
+        count, size = 0, 0
+        for _, end, _ in self.outbox[:most]:
+            size += weight(end)
+            if size > _MOST_BYTES and count:
+                break
+            count += 1
+        batch, self.outbox = self.outbox[:count], self.outbox[count:]
+        if self.outbox:
+            self.kick.set()
         return batch
 
     @property
@@ -249,7 +260,7 @@ class Slots:
             await self._run(claim)
         except Exception as exc:
             # An error of the engine: `run` handles those of jobs.
-            log.exception("job.task_broken", job_id=claim.job_id, error=repr(exc))
+            log.exception("job.task_broken", job_id=claim.job_id, error=describe(exc))
         finally:
             self._task_over(claim)
 

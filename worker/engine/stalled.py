@@ -5,6 +5,7 @@ from __future__ import annotations
 from arq.worker import JobExecutionFailed
 
 from cache.connection.pool import OUTAGE
+from worker.engine.results import encode_result
 from worker.engine.state import WorkerState
 
 
@@ -19,7 +20,10 @@ async def report(worker: WorkerState, ids: list[bytes]) -> None:
         job_id = id_.decode(errors="replace")
         fields = {"t": worker.options.max_lost_leases, "f": "<unknown>", "a": [], "k": {}}
         times = {"et": now, "st": now, "ft": now, "q": worker.queue_name, "id": job_id}
-        data = worker.job_serializer({**fields, "s": False, "r": error, **times})
+        result = {**fields, "s": False, "r": error, **times}
+        data, _ = encode_result(worker.job_serializer, result)
+        if data is None:
+            return
         try:
             await worker.pool.set(
                 worker.keys.base.result(job_id), data, px=round(keep_s * 1000), nx=True
