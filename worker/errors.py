@@ -16,6 +16,7 @@ WorkerError
 ├── JobAborted                     the job was aborted
 ├── ResultTimeout                  no result yet: also a TimeoutError
 ├── NotFound                       no job, delivery or request has that id (now): also a LookupError
+├── BadCron                        a cron job can never run: also a ValueError; the worker does not start
 ├── UnsafeServer                   the queue's server may lose jobs; the message says what to change
 └── JobError                       raised inside a job, read by the retry policy
     ├── Transient                  another attempt may succeed
@@ -106,6 +107,10 @@ class RequestFailed(JobFailed):
 
 class UnsafeServer(WorkerError):
     """The queue's server is configured so that it may drop jobs; the worker does not start."""
+
+
+class BadCron(WorkerError, ValueError):
+    """A cron job can never be due; the worker does not start. The message names job and field."""
 
 
 class JobError(WorkerError):

@@ -30,6 +30,7 @@ from worker.engine.cron import CronRunner
 from worker.engine.leases import renew
 from worker.engine.poll import Poll
 from worker.engine.records import Claim, PollResult, read_claims
+from worker.engine.schedules import ScheduleRunner
 from worker.keys import EngineKeys, QueueKeys
 from worker.queue.job import Job
 
@@ -222,8 +223,9 @@ async def _(walk: Walk) -> None:
     await walk.queue.schedule("s", call("f"), every_s=3600)
     (due,) = [int(score) for _, score in await _members(walk, walk.keys.schedules)]
     now = due
-    for runner in runners:
-        await runner.run_schedules()
+    for _ in range(2):
+        schedules = ScheduleRunner(walk.client, walk.keys, encode=codec.encode, now_ms=lambda: now)
+        await schedules.run()
     assert await walk.state(f"s:{due}:~") == "queued"
     assert await walk.client.zcard(walk.keys.default_queue) == 2
 

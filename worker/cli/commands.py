@@ -108,11 +108,12 @@ def child(foreign: str | None) -> None:
     """Run one worker process. The supervisor starts this command."""
     from worker.app.functions import load_settings_class
     from worker.app.service import run_child
+    from worker.errors import BadCron
     from worker.process.child import report_bad_configuration
 
     try:
         code = run_child(load_settings(), load_settings_class(foreign) if foreign else None)
-    except SettingsError as exc:
+    except (SettingsError, BadCron) as exc:
         code = report_bad_configuration(str(exc))
     raise SystemExit(int(code))
 

@@ -18,6 +18,7 @@ from worker.engine.heartbeat import Heartbeat
 from worker.engine.leases import LeaseKeeper
 from worker.engine.poll import Poll
 from worker.engine.poller import Poller
+from worker.engine.schedules import ScheduleRunner
 from worker.engine.settings import Settings
 from worker.engine.slots import Slots
 from worker.engine.state import WorkerState
@@ -90,20 +91,22 @@ def assemble(worker: WorkerState, *, report: Callable[[], dict[str, Any]]) -> Ru
         claims=not worker.burst,  # a burst must count the jobs it claims
         kick=slots.kick.set,
     )
+    encode = worker.job_serializer or codec.encode
     crons = CronRunner(
         client,
         keys,
         worker.cron_jobs,
-        encode=worker.job_serializer or codec.encode,
+        encode=encode,
         missed=options.cron_missed,
         now_ms=worker.server_ms,
         timezone=worker.timezone,
     )
+    schedules = ScheduleRunner(client, keys, encode=encode, now_ms=worker.server_ms)
     return Run(
         scripts=scripts,
         poll=poll,
         slots=slots,
-        poller=Poller(worker, poll, slots, waker, crons),
+        poller=Poller(worker, poll, slots, waker, crons=crons, schedules=schedules),
         waker=waker,
         executor=executor,
         heartbeat=Heartbeat(

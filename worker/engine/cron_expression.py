@@ -8,7 +8,8 @@ from typing import Any
 
 from arq.cron import CronJob
 from arq.typing import WorkerCoroutine
-from cronsim import CronSim, CronSimError
+
+from worker.queue.rhythm import next_tick
 
 
 @dataclass
@@ -18,7 +19,7 @@ class CronExpression(CronJob):
     expression: str = "* * * * *"
 
     def calculate_next(self, prev_run: datetime) -> None:
-        self.next_run = next(CronSim(self.expression, prev_run.astimezone(UTC)))
+        self.next_run = next_tick(self.expression, prev_run)
 
 
 def cron_job(coroutine: WorkerCoroutine, name: str, expression: str) -> CronExpression:
@@ -26,12 +27,9 @@ def cron_job(coroutine: WorkerCoroutine, name: str, expression: str) -> CronExpr
     A job that runs at every tick of the expression, once for all workers.
 
     Raises:
-        ValueError: the expression is wrong; the message says which field.
+        InvalidArgument: the expression is wrong, or never due; the message says why.
     """
-    try:
-        CronSim(expression, datetime.now(UTC))
-    except CronSimError as exc:
-        raise ValueError(f"{expression!r}: {exc}") from None
+    next_tick(expression, datetime.now(UTC))
     unset: Any = None
     return CronExpression(
         name=name,

@@ -23,6 +23,7 @@ from worker.engine import stalled
 from worker.engine.cron import CronRunner
 from worker.engine.poll import MOST_ENDS, Poll
 from worker.engine.records import Claim, PollReply, PollResult, read_poll
+from worker.engine.schedules import ScheduleRunner
 from worker.engine.slots import Outcome, Slots
 from worker.engine.state import WorkerState
 from worker.engine.wake import Waker
@@ -45,7 +46,14 @@ class Poller:
     """Keeps a worker's slots full and reports its finished jobs, until the worker ends."""
 
     def __init__(
-        self, worker: WorkerState, poll: Poll, slots: Slots, waker: Waker, crons: CronRunner
+        self,
+        worker: WorkerState,
+        poll: Poll,
+        slots: Slots,
+        waker: Waker,
+        *,
+        crons: CronRunner,
+        schedules: ScheduleRunner,
     ) -> None:
         self._worker = worker
         self._poll = poll
@@ -53,6 +61,7 @@ class Poller:
         self._waker = waker
         waker.deliver_to(self._deliver)
         self._crons = crons
+        self._schedules = schedules
         self._is_sending = False
         self._asked = 0  # slots promised to the polls under way
         self._yields_until = float("-inf")
@@ -185,7 +194,7 @@ class Poller:
         if polled.marks:
             slots.aborted(polled.marks)
         if polled.scheduled:
-            self._spawn(self._crons.run_schedules())
+            self._spawn(self._schedules.run())
         if polled.poisoned:
             log.error("job.poisoned", job_ids=[i.decode(errors="replace") for i in polled.poisoned])
             worker.jobs_dead += len(polled.poisoned)

@@ -13,6 +13,7 @@ from arq.utils import timestamp_ms
 from arq.worker import Worker as ArqWorker
 
 from cache.encoding import codec
+from worker.engine.cron import ticks_of
 from worker.engine.options import EngineOptions
 from worker.engine.records import Claim, PollResult
 from worker.engine.settings import Observer
@@ -43,6 +44,8 @@ class WorkerState(ArqWorker):
         kwargs["job_serializer"] = kwargs.get("job_serializer") or codec.encode
         kwargs["job_deserializer"] = kwargs.get("job_deserializer") or codec.decode
         super().__init__(*args, **kwargs)
+        for job in self.cron_jobs:
+            ticks_of(job, self.timezone)  # refuse here what can never run
         self.options = options or EngineOptions()
         self.worker_id = worker_id or new_worker_id()
         self.keys = EngineKeys(QueueKeys(prefix), self.queue_name)

@@ -148,21 +148,6 @@ def require_call(what: str, call: Any) -> Priority:
     return require_priority(call.priority)
 
 
-def require_rhythm(every_s: Any, cron: Any) -> None:
-    """
-    Raises:
-        InvalidArgument: neither or both are given, or the one that is given is out of range.
-    """
-    if (every_s is None) == (cron is None):
-        raise InvalidArgument("give every_s or cron, not both and not neither")
-    if every_s is not None and not 0.01 <= every_s <= MAX_DELAY_S:
-        raise InvalidArgument(f"every_s must be from 0.01 to {MAX_DELAY_S:.0f} seconds")
-    if cron is not None:
-        require_name("cron", cron, longest=256)
-        if len(cron.split()) not in (5, 6):
-            raise InvalidArgument(f"{cron!r} is not a cron expression of five or six fields")
-
-
 def require_webhook_url(url: Any, what: str = "url") -> str:
     """Return the URL as it is stored and sent: its host and other Unicode text in ASCII."""
     problem = name_problem(url, longest=MAX_URL)

@@ -17,6 +17,7 @@ from worker.queue.encoder import JobEncoder
 from worker.queue.job import Job, reach
 from worker.queue.listing import JobListing, JobPage
 from worker.queue.priority import Priority
+from worker.queue.rhythm import require_rhythm
 from worker.queue.rows import JobRow, JobState, WorkerRow
 from worker.queue.schedules import Schedule, ScheduleStore
 from worker.queue.store import QueueStore
@@ -173,11 +174,11 @@ class Jobs:
         worker ran are run once together.
 
         Raises:
-            InvalidArgument: neither or both were given, or the value is not valid.
+            InvalidArgument: neither or both were given, or the value is not valid or never due.
         """
         arguments.require_id("schedule_id", schedule_id)
         priority = arguments.require_call("job", job)
-        arguments.require_rhythm(every_s, cron)
+        require_rhythm(every_s, cron)
         self._encoder.encode(job.name, job.args, job.kwargs)
         queue = self._keys.queue(priority)
         await reach(self._schedules.put(Schedule(schedule_id, job, every_s, cron), queue))

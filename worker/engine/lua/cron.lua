@@ -3,7 +3,7 @@
 -- ARGV[1] cron's name  ARGV[2] tick, Unix ms  ARGV[3] job id  ARGV[4] body
 -- ARGV[5] 1: once for all workers | 0: once for each worker
 -- ARGV[6] '' | for a missed tick: the last tick this worker read; only one worker's compare-and-set wins
--- ARGV[7] the new last tick
+-- ARGV[7] the new last tick  ARGV[8] the server's clock as this worker knows it, Unix ms
 -- returns 1 enqueued | 0 this tick or a later one was enqueued already, or a job with this id exists
 --@include types
 --@include put_job
@@ -11,7 +11,9 @@ expect('hash', KEYS[1])
 expect('zset', KEYS[2], KEYS[5])
 if ARGV[5] == '1' then
   local last = redis.call('HGET', KEYS[1], ARGV[1])
-  if last and (number_of(last, 0) >= tonumber(ARGV[2]) or (ARGV[6] ~= '' and last ~= ARGV[6])) then
+  -- A last tick in the future was written before the server's clock was set back.
+  local counts = last and number_of(last, 0) <= tonumber(ARGV[8]) + 60000
+  if counts and (number_of(last, 0) >= tonumber(ARGV[2]) or (ARGV[6] ~= '' and last ~= ARGV[6])) then
     return 0
   end
   redis.call('HSET', KEYS[1], ARGV[1], ARGV[7])
