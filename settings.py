@@ -6,8 +6,9 @@ variable (``LETTA_`` + the field's name), a ``.env`` file in the working
 directory, or a file named like the variable in the secrets directory
 (``LETTA_SECRETS_DIR``, else ``/run/secrets``). A ``.env`` that another user of
 the machine could have written is ignored, and so are variables of other
-programs that share the prefix. This module imports nothing of ours.
-docs/settings.md is generated from this class.
+programs that share the prefix, except one that is spelled almost like ours: it is
+logged, and so is a variable that has no effect beside the others. This module
+imports nothing of ours. docs/settings.md is generated from this class.
 """
 
 from __future__ import annotations
@@ -19,6 +20,8 @@ import os
 import re
 import stat
 import sys
+from collections.abc import Callable, Iterable
+from contextlib import suppress
 from functools import lru_cache
 from ipaddress import ip_network
 from pathlib import Path
@@ -135,7 +138,11 @@ class Settings(BaseSettings):
 
     # -- the switches --------------------------------------------------------
     use_redis_queue: bool = Field(
-        True, description="Off: the Letta server delivers webhooks inline and enqueues nothing."
+        True,
+        description=(
+            "Off: `open_queue` connects to no server and refuses every call with QueueDisabled, so "
+            "that the caller does the work inline. Workers and commands go on."
+        ),
     )
     use_agent_cache: bool = Field(
         True, description="Off: every cached read calls its loader, and nothing is stored."
@@ -723,6 +730,7 @@ class Settings(BaseSettings):
         file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
         """Ignore a `.env` that another user of the machine could have written, and log it."""
+        _require_fields(getattr(init_settings, "init_kwargs", ()))
         reason = why_untrusted(Path(".env"))
         if reason is not None:
             path = str(Path(".env").absolute())
@@ -864,6 +872,13 @@ class Settings(BaseSettings):
             _require_cron(expression.strip())
         return value
 
+    @field_validator("webhook_on_end")
+    @classmethod
+    def _job_name(cls, value: str) -> str:
+        if value and not re.fullmatch(r"[\w.:<>-]{1,256}", value):
+            raise ValueError("is not a job's name; accepted: 1-256 letters, digits and _ . : < > -")
+        return value
+
     @field_validator("worker_heartbeat_timeout_s")
     @classmethod
     def _heartbeat_timeout(cls, value: float) -> float:
@@ -971,14 +986,133 @@ def load_settings(**overrides: Any) -> Settings:
     """
     Read the settings again. `overrides` win over every other source.
 
+    Logs variables that are misspelled, and those that have no effect beside the others.
+
     Raises:
         SettingsError: a value is wrong. One line per variable, never a secret's value.
     """
-    secrets = Path(os.environ.get(ENV_PREFIX + "SECRETS_DIR", "/run/secrets"))
+    settings = read_settings(**overrides)
+    for variable, nearest in misspelled().items():
+        _warn("settings.unknown_variable", variable=variable, nearest=nearest)
+    for variable, reason in without_effect(settings).items():
+        _warn("settings.no_effect", variable=variable, reason=reason)
+    return settings
+
+
+def read_settings(**overrides: Any) -> Settings:
+    """As `load_settings`, but without its log lines: for a worker whose supervisor logged them."""
+    secrets = _secrets_directory()
     try:
         return Settings(_secrets_dir=secrets if secrets.is_dir() else None, **overrides)
     except ValidationError as error:
         raise SettingsError(_explain(error)) from None
+
+
+def _secrets_directory() -> Path:
+    return Path(os.environ.get(ENV_PREFIX + "SECRETS_DIR", "/run/secrets"))
+
+
+def misspelled() -> dict[str, str]:
+    """The variables that are no settings but almost spelled like one, each with that one."""
+    names = set(os.environ)
+    with suppress(OSError):
+        names |= {path.name for path in _secrets_directory().iterdir()}
+    if Path(".env").is_file() and why_untrusted(Path(".env")) is None:
+        from dotenv import dotenv_values
+
+        names |= dotenv_values(".env", interpolate=False).keys()
+    given = {name.upper() for name in names if name.upper().startswith(ENV_PREFIX)}
+    unknown = given - {variable_name(field) for field in Settings.model_fields}
+    found = {name: nearest_setting(name.removeprefix(ENV_PREFIX).lower()) for name in unknown}
+    return {name: variable_name(field) for name, field in sorted(found.items()) if field}
+
+
+def nearest_setting(name: str) -> str | None:
+    """The field that is spelled almost like a name, or None."""
+    from difflib import get_close_matches
+
+    # Further apart are names of the Letta server: encryption_key, redis_port.
+    near = get_close_matches(name, Settings.model_fields, n=1, cutoff=0.82)
+    return near[0] if near else None
+
+
+def _require_fields(names: Iterable[str]) -> None:
+    for name in names:
+        if name not in Settings.model_fields:
+            nearest = nearest_setting(name)
+            hint = f"; did you mean {nearest}?" if nearest else ""
+            raise SettingsError(f"{name}: is not a setting{hint}")
+
+
+def without_effect(settings: Settings) -> dict[str, str]:
+    """The variables that were given but change nothing beside the others, each with the reason."""
+    given = settings.model_fields_set
+    return {
+        variable_name(field): reason
+        for fields, is_unused, reason in _WITHOUT_EFFECT
+        if given.intersection(fields) and is_unused(settings)
+        for field in fields
+        if field in given
+    }
+
+
+def _urls(settings: Settings) -> str:
+    return f"{settings.redis_url} {settings.cache_redis_url or ''}"
+
+
+def _has_other_login(settings: Settings) -> bool:
+    password = settings.redis_password.get_secret_value() if settings.redis_password else ""
+    login = f"{quote(settings.redis_username or '', safe='')}:{quote(password, safe='')}@"
+    return login not in settings.redis_url
+
+
+_WITHOUT_EFFECT: tuple[tuple[tuple[str, ...], Callable[[Settings], bool], str], ...] = (
+    (
+        ("redis_username", "redis_password"),
+        _has_other_login,
+        "LETTA_REDIS_URL has its own login, or is embedded://",
+    ),
+    (
+        ("redis_ca_file", "redis_cert_file", "redis_key_file"),
+        lambda settings: "rediss" not in _urls(settings),
+        "no server's URL begins with rediss",
+    ),
+    (
+        ("redis_sentinel_username", "redis_sentinel_password"),
+        lambda settings: "+sentinel://" not in _urls(settings),
+        "no server's URL names Sentinels",
+    ),
+    (
+        ("redis_key_file",),
+        lambda settings: settings.redis_cert_file is None,
+        "LETTA_REDIS_CERT_FILE is not set",
+    ),
+    (
+        ("webhook_key_file",),
+        lambda settings: settings.webhook_cert_file is None,
+        "LETTA_WEBHOOK_CERT_FILE is not set",
+    ),
+    (
+        ("cache_local_max_bytes", "cache_local_share_objects"),
+        lambda settings: settings.cache_local_ttl_s == 0,
+        "LETTA_CACHE_LOCAL_TTL_S is 0",
+    ),
+    (
+        ("webhook_retry_delays_s",),
+        lambda settings: settings.webhook_retry_base_s is not None,
+        "LETTA_WEBHOOK_RETRY_BASE_S replaces it",
+    ),
+    (
+        ("webhook_breaker_open_s", "webhook_breaker_open_max_s"),
+        lambda settings: settings.webhook_breaker_failures == 0,
+        "LETTA_WEBHOOK_BREAKER_FAILURES is 0",
+    ),
+    (
+        ("worker_crash_window_s",),
+        lambda settings: settings.worker_max_crashes == 0,
+        "LETTA_WORKER_MAX_CRASHES is 0",
+    ),
+)
 
 
 @lru_cache(maxsize=1)

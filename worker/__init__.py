@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from cache.connection.pool import open_pool
 from cache.connection.shared_scripts import ScriptRedis
 from cache.connection.urls import refuse_cluster
-from worker.client import JobQueue
+from worker.client import JobQueue, disabled_queue
 from worker.errors import (
     EnqueueRefused,
     InvalidArgument,
@@ -27,6 +27,7 @@ from worker.errors import (
     NotSerializable,
     PayloadTooLarge,
     Permanent,
+    QueueDisabled,
     QueueFull,
     QueueMemoryFull,
     QueueUnavailable,
@@ -61,6 +62,7 @@ __all__ = [
     "PayloadTooLarge",
     "Permanent",
     "Priority",
+    "QueueDisabled",
     "QueueFull",
     "QueueMemoryFull",
     "QueueUnavailable",
@@ -82,7 +84,7 @@ async def open_queue(settings: Settings | None = None) -> AsyncIterator[JobQueue
     Open the queue's client for the given settings, or for `get_settings()`.
 
     The first call connects, and raises QueueUnavailable if the server cannot be
-    reached.
+    reached. While LETTA_USE_REDIS_QUEUE is off, every call raises QueueDisabled.
 
     Raises:
         settings.SettingsError: a setting is wrong.
@@ -93,6 +95,9 @@ async def open_queue(settings: Settings | None = None) -> AsyncIterator[JobQueue
     from worker.app.options import pool_options, queue_options
 
     chosen = settings or get_settings()
+    if not chosen.use_redis_queue:
+        yield disabled_queue()
+        return
     options = queue_options(chosen)
     refuse_cluster(chosen.redis_url)
     async with open_pool(
@@ -113,12 +118,14 @@ def __getattr__(name: str) -> Any:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from cache.errors import CacheError
     from settings import SettingsError, get_settings
+    from worker.app.functions import build_functions, warn_about_unknown_jobs
     from worker.app.service import await_server, build_worker_settings
     from worker.terminal import printable_lines
 
     try:
         if _is_arq_command():
             await_server(get_settings(), once="--check" in sys.argv)
+            warn_about_unknown_jobs(get_settings(), build_functions(get_settings()))
         found = build_worker_settings()
     except (SettingsError, CacheError) as exc:
         # arq's command line would print a traceback; the operator needs this one line.

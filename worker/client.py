@@ -10,8 +10,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
-from typing import Any
+from typing import Any, NoReturn
 
+from worker.errors import QueueDisabled
 from worker.llm.client import LLMRequests
 from worker.queue.calls import Call, Unique
 from worker.queue.client import Jobs
@@ -21,7 +22,7 @@ from worker.queue.priority import Priority
 from worker.webhooks.client import Webhooks
 from worker.webhooks.records import Delivery
 
-__all__ = ["JobQueue"]
+__all__ = ["JobQueue", "disabled_queue"]
 
 
 class JobQueue:
@@ -32,6 +33,7 @@ class JobQueue:
 
     Every method raises:
         QueueUnavailable: the server cannot be reached; nothing is known to be stored.
+        QueueDisabled: LETTA_USE_REDIS_QUEUE is off; nothing was stored.
     """
 
     def __init__(self, jobs: Jobs, webhooks: Webhooks, llm: LLMRequests, dead: DeadLetters) -> None:
@@ -180,3 +182,24 @@ class JobQueue:
     async def flush_llm_batches(self) -> Job:
         """Send every waiting LLM request now: `queue.llm.flush`."""
         return await self.llm.flush()
+
+
+class _Disabled:
+    """Every feature of a queue that is switched off."""
+
+    def __getattr__(self, name: str) -> NoReturn:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        raise QueueDisabled(
+            "the queue is switched off by LETTA_USE_REDIS_QUEUE; do the work inline, or set it to "
+            "true"
+        )
+
+    async def aclose(self) -> None:
+        """Close nothing."""
+
+
+def disabled_queue() -> JobQueue:
+    """Build a queue that refuses every call with QueueDisabled, and connects to no server."""
+    disabled: Any = _Disabled()
+    return JobQueue(disabled, disabled, disabled, disabled)

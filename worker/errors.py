@@ -11,6 +11,7 @@ WorkerError
 │   ├── QueueFull                  too many jobs wait: retry later, or raise LETTA_QUEUE_MAX_LENGTH
 │   ├── QueueMemoryFull            memory is over the watermark: retry later, or raise maxmemory
 │   └── QueueUnavailable           the server cannot be reached: also a ConnectionError
+│       └── QueueDisabled          LETTA_USE_REDIS_QUEUE is off: do the work inline
 ├── JobFailed(kind, message)       the job ended with an exception of that class
 │   └── RequestFailed              an LLM request ended with its own error
 ├── JobAborted                     the job was aborted
@@ -78,6 +79,10 @@ class QueueMemoryFull(EnqueueRefused):
 
 class QueueUnavailable(EnqueueRefused, ConnectionError):
     """The queue's server cannot be reached. Deliver inline, or try again later."""
+
+
+class QueueDisabled(QueueUnavailable):
+    """LETTA_USE_REDIS_QUEUE is off. Deliver inline; trying again does not help."""
 
 
 class JobFailed(WorkerError):

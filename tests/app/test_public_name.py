@@ -504,6 +504,7 @@ WORKER_NAMES = {
     "PayloadTooLarge",
     "Permanent",
     "Priority",
+    "QueueDisabled",
     "QueueFull",
     "QueueMemoryFull",
     "QueueUnavailable",

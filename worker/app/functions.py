@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 import os
 import sys
+from difflib import get_close_matches
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from arq.worker import Function, func
 
+from cache.logs import get_logger
 from settings import SettingsError, variable_name, why_untrusted
 from worker.app.options import JOB_MARGIN_S
 from worker.engine.cron_expression import CronExpression, cron_job
@@ -33,6 +35,8 @@ from worker.webhooks.rescuer import RESCUE_CRON, RESCUE_WEBHOOKS, rescue_webhook
 
 if TYPE_CHECKING:
     from settings import Settings
+
+log = get_logger(__name__)
 
 # These jobs decide themselves when to give up, so arq's limit on tries must not apply.
 _NO_LIMIT = 1_000_000
@@ -60,6 +64,15 @@ def build_functions(settings: Settings) -> list[Function]:
     ]
     paths = [path.strip() for path in settings.worker_functions.split(",") if path.strip()]
     return ours + [func(load_coroutine(path, variable_name("worker_functions"))) for path in paths]
+
+
+def warn_about_unknown_jobs(settings: Settings, functions: list[Function]) -> None:
+    """Log LETTA_WEBHOOK_ON_END when no function here has that name: another worker must have it."""
+    name, names = settings.webhook_on_end, [function.name for function in functions]
+    if name and name not in names:
+        nearest = "".join(get_close_matches(name, names, n=1))
+        variable = variable_name("webhook_on_end")
+        log.warning("settings.unknown_job", variable=variable, job=name, nearest=nearest)
 
 
 def build_crons(settings: Settings) -> list[CronExpression]:

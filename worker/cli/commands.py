@@ -14,7 +14,7 @@ import click
 from cache.connection import embedded
 from cache.connection.pool import open_pool, wait_until_ready
 from cache.connection.urls import parse_url
-from settings import Settings, SettingsError, load_settings
+from settings import Settings, SettingsError, load_settings, read_settings
 from worker.app.options import pool_options
 from worker.cli.batches import batches
 from worker.cli.cache import cache
@@ -65,7 +65,12 @@ def run(count: int | None, foreign: str | None) -> None:
       letta-workers run --count 1          # one process a pod
       letta-workers run --settings myapp.jobs.WorkerSettings   # any arq settings class
     """
-    from worker.app.functions import build_crons, build_functions, load_settings_class
+    from worker.app.functions import (
+        build_crons,
+        build_functions,
+        load_settings_class,
+        warn_about_unknown_jobs,
+    )
     from worker.app.service import supervisor_options
     from worker.logs import configure_logging
     from worker.process.supervisor import run_supervisor
@@ -79,7 +84,7 @@ def run(count: int | None, foreign: str | None) -> None:
         load_settings_class(foreign)
         command += ["--settings", foreign]
     else:
-        build_functions(settings)
+        warn_about_unknown_jobs(settings, build_functions(settings))
         build_crons(settings)
     with _server_for_children(settings):
         processes = count or settings.worker_count
@@ -112,7 +117,7 @@ def child(foreign: str | None) -> None:
     from worker.process.child import report_bad_configuration
 
     try:
-        code = run_child(load_settings(), load_settings_class(foreign) if foreign else None)
+        code = run_child(read_settings(), load_settings_class(foreign) if foreign else None)
     except (SettingsError, BadCron) as exc:
         code = report_bad_configuration(str(exc))
     raise SystemExit(int(code))

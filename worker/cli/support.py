@@ -54,7 +54,8 @@ def with_queue(work: Callable[[JobQueue], Coroutine[Any, Any, Any]]) -> Any:
     """Run a coroutine with an open queue client and return its result."""
 
     async def run() -> Any:
-        async with open_queue(load_settings()) as queue:
+        # LETTA_USE_REDIS_QUEUE switches services off; an operator still sees what is queued.
+        async with open_queue(load_settings(use_redis_queue=True)) as queue:
             return await work(queue)
 
     return asyncio.run(run())
