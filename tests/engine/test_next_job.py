@@ -382,7 +382,7 @@ async def test_a_wait_that_the_server_refuses_is_logged_once(
     client: Any,
     prefix: str,
     lab: Lab,
-    capsys: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("worker.engine.wake.RETRY_S", 0.01)
@@ -401,4 +401,4 @@ async def test_a_wait_that_the_server_refuses_is_logged_once(
             return len(waits) > 3
 
         await eventually(was_refused_often)
-    assert capsys.readouterr().out.count("wake.refused") == 1
+    assert caplog.text.count("wake.refused") == 1

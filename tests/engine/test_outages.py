@@ -133,7 +133,7 @@ async def test_connections_that_are_killed_cost_nothing(
 
 
 async def test_a_hung_server_is_logged_once_and_survived(
-    client: Any, prefix: str, proxy: FaultProxy, capsys: pytest.CaptureFixture[str]
+    client: Any, prefix: str, proxy: FaultProxy, caplog: pytest.LogCaptureFixture
 ) -> None:
     queue = queue_of(client, prefix)
     async with connect(proxy.url) as through, running(through, prefix, [double]) as worker:
@@ -143,7 +143,7 @@ async def test_a_hung_server_is_logged_once_and_survived(
         proxy.release()
         await eventually(lambda: _is_connected(worker, True), deadline_s=20)
         assert await (await queue.enqueue("double", 2)).result(timeout_s=20) == 4
-    assert capsys.readouterr().out.count("queue.unreachable") == 1
+    assert caplog.text.count("queue.unreachable") == 1
 
 
 async def _is_connected(worker: Any, connected: bool) -> bool:
@@ -261,9 +261,9 @@ async def test_a_server_that_may_evict_is_refused_with_the_remedy(
 
 @pytest.mark.parametrize("aof", ["yes", "no"])
 async def test_a_server_without_an_aof_is_logged(
-    tmp_path: Path, aof: str, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, aof: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     with valkey(tmp_path, "--appendonly", aof) as port:
         async with connect(f"redis://127.0.0.1:{port}/0") as client:
             await burst(client, "arq:", [double])
-    assert capsys.readouterr().out.count("queue.server_without_aof") == (aof == "no")
+    assert caplog.text.count("queue.server_without_aof") == (aof == "no")
