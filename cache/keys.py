@@ -27,6 +27,9 @@ CACHE_INDEX_MARGIN_MS = 120_000
 # Longest TTL of any cached value, seconds; settings and calls stay below it.
 CACHE_MAX_TTL_S = 604_800.0
 
+# Appends kept aside in one conversation: most of them, most bytes of one, TTL in ms.
+CACHE_ASIDE_APPENDS, CACHE_ASIDE_BYTES, CACHE_ASIDE_TTL_MS = 256, 65_536, 60_000
+
 # The counters on the server are forgotten after this time without an addition, seconds.
 CACHE_COUNTERS_TTL_S = 2_592_000
 
@@ -54,6 +57,10 @@ class CacheKeys:
     def window(self, agent_id: str, conversation: str) -> str:
         """Sorted set: sequence_id -> message."""
         return f"{self.prefix}{{{agent_id}}}:messages:window:{conversation}"
+
+    def aside(self, agent_id: str, conversation: str) -> str:
+        """Hash: first sequence_id -> an append that waits for its predecessor, or for a load."""
+        return f"{self.prefix}{{{agent_id}}}:messages:aside:{conversation}"
 
     def session(self, agent_id: str, session_id: str) -> str:
         """String: a session's TTL and its envelope."""
@@ -122,7 +129,7 @@ CATALOGUE: tuple[KeySpec, ...] = (
     KeySpec(
         "lc:{<agent>}:messages:state:<conversation>",
         "string",
-        "a window's version, newest message, length, and whether it reaches the conversation's beginning",
+        "a window's version, newest message and length, and whether it reaches the beginning, and has a gap",
         "TTL LETTA_CACHE_MESSAGE_TTL_S",
     ),
     KeySpec(
@@ -136,6 +143,12 @@ CATALOGUE: tuple[KeySpec, ...] = (
         "sorted set",
         "sequence_id -> message: the newest messages of a conversation",
         "TTL LETTA_CACHE_MESSAGE_TTL_S; LETTA_CACHE_MESSAGE_WINDOW messages",
+    ),
+    KeySpec(
+        "lc:{<agent>}:messages:aside:<conversation>",
+        "hash",
+        "appends that wait for their predecessor, or for a load that may lack them",
+        "TTL 60 s; 256 appends of 64 KiB",
     ),
     KeySpec(
         "lc:{<agent>}:session:<id>",

@@ -5,9 +5,9 @@ A window is a sorted set by sequence_id, and a state: the message that it ends w
 how many it holds, and whether it reaches the conversation's beginning. It answers
 only while it has every message up to the newest:
 
-- An append names its predecessor. If the window does not end there, or ends after
-  the new message (a transaction that committed late), it is dropped.
-- Every append ends the right of running loads to store.
+- An append names its predecessor. While that is not here, the append is kept aside
+  and the window does not answer.
+- An append during a load is kept aside too, and the load's window is stored with it.
 
 All conversations share one sequence of sequence_ids, so gaps are normal:
 predecessors are compared, never `+ 1`.
@@ -28,6 +28,7 @@ from cache.connection import scripts
 from cache.connection.pool import OUTAGE
 from cache.connection.protocol import Away
 from cache.errors import InvalidName, NotEncodable
+from cache.keys import CACHE_ASIDE_APPENDS, CACHE_ASIDE_BYTES, CACHE_ASIDE_TTL_MS
 from cache.names import check_agent_id, check_name
 from cache.records import Records
 from cache.window import (
@@ -130,10 +131,10 @@ class MessageCache:
         conversation: str = "default",
     ) -> bool:
         """
-        Add messages that were just committed. True if the window now ends with them.
+        Add messages that were just committed. True if the window answers now, with them.
 
-        After it returns, no page lacks them. If they cannot be added in order (no window,
-        another predecessor, a late commit), there is no window until the next load.
+        After it returns, no page lacks them. Appends may arrive in any order. False if there is
+        no window, or until the message before them arrives or the next load ends.
 
         Args:
             after: sequence_id of the message before the first of these; None if that is the
@@ -168,9 +169,9 @@ class MessageCache:
             return False
         finally:
             self.components.flights.drop(slot.entry + "\0")
-        if outcome < 0:
-            self.components.counters.windows_dropped += 1
-        return outcome > 0
+        self.components.counters.windows_dropped += outcome < 0
+        self.components.counters.appends_aside += outcome == 2
+        return outcome == 1
 
     async def _run_append(self, slot: WindowSlot, after: int | None, pairs: Pairs) -> int:
         options, connection = self.components.options, self.components.entries.connection
@@ -179,7 +180,9 @@ class MessageCache:
             value_key(slot.key, slot.field),
             lease_key(slot.key, slot.field),
             slot.window,
+            slot.aside,
         )
+        size = sum(len(record) for record in pairs[1::2])
         eras = self.components.entries.eras
         args = (
             # The mark of an ended era drops the window, which nobody could read any more.
@@ -187,6 +190,9 @@ class MessageCache:
             "" if after is None else after,
             int(options.message_ttl_s * 1000),
             options.message_window,
+            CACHE_ASIDE_TTL_MS,
+            CACHE_ASIDE_APPENDS,
+            int(size > CACHE_ASIDE_BYTES),
         )
         outcome: int = await connection.run(self._append, keys, (*args, *pairs))
         return outcome

@@ -37,6 +37,7 @@ class Counters:
     window_hits: int = 0
     window_misses: int = 0
     appends: int = 0
+    appends_aside: int = 0
     windows_dropped: int = 0
     index_lost: int = 0
     local_evictions: int = 0

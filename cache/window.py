@@ -39,7 +39,8 @@ class Windows:
         keys = self.components.keys
         return WindowSlot(
             self, agent_id, conversation, limit,
-            keys.windows(agent_id), keys.window(agent_id, conversation), before,
+            keys.windows(agent_id), keys.window(agent_id, conversation),
+            keys.aside(agent_id, conversation), before,
         )  # fmt: skip
 
     def pairs(self, oldest_first: Iterable[Message], window: str) -> Pairs | None:
@@ -64,6 +65,7 @@ class WindowSlot:
     limit: int
     key: str
     window: str
+    aside: str
     before: int | None = None
 
     @property
@@ -97,9 +99,9 @@ class WindowSlot:
         state, members, era = await self._listed(keys, args)
         if members is None or state[:8] != eras.mark(era, self.key) or not connection.trusted:
             return Reading(seen=state[8:16], era=era)
-        key, fields = self.window.encode(), state[16:].split(b":", 4)
+        key, fields = self.window.encode(), state[16:].split(b":", 5)
         try:
-            if fields[4:] != [key]:
+            if fields[5:] != [key]:
                 raise Unreadable("the window belongs to another key")
             messages = self.home.records.open_all(members, key)
         except Unreadable:
@@ -139,20 +141,24 @@ class WindowSlot:
         oldest_first = value[: options.message_window][::-1]
         # The loader returned fewer than asked for, so it has reached the beginning.
         complete = len(value) < self.limit and len(value) <= options.message_window
-        tail = str(oldest_first[-1]["sequence_id"]) if oldest_first else ""
         pairs = home.pairs(oldest_first, self.window)
         if pairs is None:
             return -1
-        state = b"".join((
-            lease.mark, lease.token,
-            lease.version, f":{tail}:{len(oldest_first)}:{int(complete)}:{self.window}".encode(),
-        ))  # fmt: skip
         ttl_ms = int(options.message_ttl_s * 1000)
-        head = (lease.token, lease.version, state, ttl_ms)
-        keys = (*lease.keys, self.window)
+        head = (
+            lease.token,
+            lease.version,
+            lease.mark,
+            ttl_ms,
+            int(complete),
+            options.message_window,
+        )
+        keys = (*lease.keys, self.window, self.aside)
         entries = components.entries
         fill = entries.connection.run(home.fill_script, keys, (*head, *pairs))
         stored = await entries.confirm(lease, fill)
+        if stored > 2:
+            return 0  # the window has appends that the loaded messages may lack
         if stored == 2:
             components.backplane.wake(self.entry)
         return stored

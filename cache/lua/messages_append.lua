@@ -1,59 +1,62 @@
--- messages_append.lua: add committed messages to a window, or drop a window that may lack some.
+-- messages_append.lua: add committed messages to a window, or keep them aside until they fit.
 -- KEYS[1] version of the agent's windows  KEYS[2] state  KEYS[3] lease
--- KEYS[4] sorted set: sequence_id -> message
+-- KEYS[4] sorted set: sequence_id -> message  KEYS[5] appends kept aside
 -- ARGV[1] mark of the era, 8 bytes  ARGV[2] sequence_id of the message before the first of these,
 -- '' when the conversation was empty  ARGV[3] ttl_ms > 0  ARGV[4] most messages kept
--- ARGV[5...] sequence_id, message; oldest first, at least one
--- returns 1 added | 2 the same call added them before | 0 there is no window |
---         -1 dropped: the window did not end at the predecessor, or ended after the first message
+-- ARGV[5] ttl_ms of the appends aside  ARGV[6] most of them  ARGV[7] 1: too large to keep aside | 0
+-- ARGV[8...] sequence_id, message; oldest first, at least one
+-- returns 1 the window ends with them or has them | 2 kept aside: the message before them is not here
+--         yet, or a load runs | 0 there is no window | -1 dropped: an append aside was lost, or there
+--         were too many
+-- Appends are kept aside for a load too, which may have begun before their commit: the fill adds
+-- them. The lease and the state say that there are some, so that their eviction is noticed.
 --@include held
-local set = KEYS[4]
--- rule append_ends_loads: a load that is running may lack these messages, so it must not store
-redis.call('UNLINK', KEYS[3])
--- end of rule
-local state = redis.call('GET', KEYS[2])
-if not state then
-  return 0
+--@include window
+--@include aside
+local set, aside = KEYS[4], KEYS[5]
+local version, state, lease = redis.call('GET', KEYS[1]), redis.call('GET', KEYS[2]), redis.call('GET', KEYS[3])
+local window = window_of(state, version, ARGV[1], set)
+local loading = lease and string.sub(lease, 10) == version
+local expected = window and window.gap or loading and has_aside(lease)
+local appends = expected and kept_aside(aside) or {}
+
+local whole = #appends > 0 or not expected
+local keep = loading or window and (window.gap or not follows(window, set, ARGV[2]))
+if keep then
+  whole = whole and #appends < tonumber(ARGV[6]) and ARGV[7] == '0'
 end
-local version, tail, count, complete = string.match(state, '^(%d+):(%d*):(%d+):(%d):', 17)
-local last = ARGV[#ARGV - 1]
-if tail ~= '' and tonumber(tail) == tonumber(last) then
-  local known = true
-  for i = 5, #ARGV, 2 do
-    known = known and redis.call('ZSCORE', set, ARGV[i + 1])
-  end
-  if known then
-    return 2
-  end
+if not whole or not (window or loading) then
+  redis.call('UNLINK', KEYS[2], KEYS[3], set, aside)
+  return state and -1 or 0
 end
-local trusted = string.sub(state, 1, 8) == ARGV[1]
-  and redis.call('GET', KEYS[1]) == version
-  and redis.call('ZCARD', set) == tonumber(count)
--- rule predecessor: a window that ends elsewhere lacks a message
-if tail ~= ARGV[2] or (tail == '' and complete ~= '1') then
-  trusted = false
+if not expected then
+  redis.call('UNLINK', aside) -- of a window or a load that is gone
 end
--- end of rule
--- rule late_commit: a message from before the window's end may have predecessors that it lacks
-if tail ~= '' and tonumber(ARGV[5]) <= tonumber(tail) then
-  trusted = false
-end
--- end of rule
-if not trusted then
+if not window then
   redis.call('UNLINK', KEYS[2], set)
-  return -1
 end
-for i = 5, #ARGV, 2 do
-  redis.call('ZADD', set, ARGV[i], ARGV[i + 1])
+local append = {ARGV[2]}
+for i = 8, #ARGV do
+  append[i - 6] = ARGV[i]
 end
-local surplus = redis.call('ZCARD', set) - tonumber(ARGV[4])
-if surplus > 0 then
-  redis.call('ZREMRANGEBYRANK', set, 0, surplus - 1)
-  complete = '0'
+if keep then
+  redis.call('HSET', aside, ARGV[8], cmsgpack.pack(append))
+  redis.call('PEXPIRE', aside, ARGV[5])
+end
+if loading then
+  -- rule append_joins_loads: a load that is running may lack these messages
+  redis.call('SETRANGE', KEYS[3], 8, with_aside(lease))
+  -- end of rule
+end
+if not window then
+  return 2
+end
+appends[#appends + 1] = append
+settle(window, set, appends)
+if not window.gap and not loading then
+  redis.call('UNLINK', aside)
 end
 -- The fill id becomes zeros, so that a fill that is sent again does not take this window for its own.
-local numbers = table.concat({version, last, redis.call('ZCARD', set), complete, set}, ':')
-redis.call('SET', KEYS[2], ARGV[1] .. string.rep('\0', 8) .. numbers, 'PX', ARGV[3])
-redis.call('PEXPIRE', set, ARGV[3])
+store(window, KEYS[2], set, ARGV[1] .. string.rep('\0', 8), version, ARGV[3], ARGV[4])
 outlive(KEYS[1], ARGV[3])
-return 1
+return window.gap and 2 or 1

@@ -1,20 +1,39 @@
 -- messages_fill.lua: replace a conversation's window, but only for the holder of the lease.
 -- KEYS[1] version of the agent's windows  KEYS[2] state  KEYS[3] lease
--- KEYS[4] sorted set: sequence_id -> message
--- ARGV[1] token  ARGV[2] version of the grant  ARGV[3] state  ARGV[4] ttl_ms > 0
--- ARGV[5...] sequence_id, message; oldest first
--- returns 1 stored | 2 stored, and others wait for it | 0 lease lost or invalidated, nothing written
--- Every append deletes the lease, so a window that was loaded before a message is refused.
+-- KEYS[4] sorted set: sequence_id -> message  KEYS[5] appends kept aside
+-- ARGV[1] token  ARGV[2] version of the grant  ARGV[3] mark of the era, 8 bytes  ARGV[4] ttl_ms > 0
+-- ARGV[5] 1: the messages reach the conversation's beginning | 0  ARGV[6] most messages kept
+-- ARGV[7...] sequence_id, message; oldest first
+-- returns 0 lease lost, invalidated, or an append aside was lost: nothing stored | 1 stored | 2 stored,
+--         and others wait for it | 3, 4 as 1, 2, but with appends that the load may lack
 --@include held
-local waiting = waiting_if_held(KEYS[1], KEYS[3], ARGV[1], ARGV[2])
-if not waiting then
+--@include window
+--@include aside
+local set, aside = KEYS[4], KEYS[5]
+local flag = waiting_if_held(KEYS[1], KEYS[3], ARGV[1], ARGV[2])
+if not flag then
   return redis.call('GETRANGE', KEYS[2], 8, 15) == ARGV[1] and 1 or 0
 end
-redis.call('UNLINK', KEYS[3], KEYS[4])
-redis.call('SET', KEYS[2], ARGV[3], 'PX', ARGV[4])
-for i = 5, #ARGV, 2 do
-  redis.call('ZADD', KEYS[4], ARGV[i], ARGV[i + 1])
+local merged = has_aside(redis.call('GET', KEYS[3]))
+local appends = merged and kept_aside(aside) or {}
+redis.call('UNLINK', KEYS[3])
+-- rule aside_lost: the server may have evicted what this load lacks
+if merged and #appends == 0 then
+  return 0
 end
-redis.call('PEXPIRE', KEYS[4], ARGV[4])
+-- end of rule
+redis.call('UNLINK', set)
+for i = 7, #ARGV, 2 do
+  redis.call('ZADD', set, ARGV[i], ARGV[i + 1])
+end
+local window = {tail = #ARGV > 6 and tonumber(ARGV[#ARGV - 1]) or nil, complete = ARGV[5] == '1'}
+settle(window, set, appends)
+if not window.gap then
+  redis.call('UNLINK', aside)
+end
+-- Sent again after its reply was lost, a fill with appends does not take this window for its own.
+local id = merged and string.rep('\0', 8) or ARGV[1]
+store(window, KEYS[2], set, ARGV[3] .. id, ARGV[2], ARGV[4], ARGV[6])
 outlive(KEYS[1], ARGV[4])
-return waiting == '1' and 2 or 1
+local waiting = flag == '1' or flag == '3'
+return (waiting and 2 or 1) + (merged and 2 or 0)

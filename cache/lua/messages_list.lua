@@ -4,19 +4,11 @@
 -- ARGV[1] mark of the era that the caller knows, 8 bytes  ARGV[2] only messages before this
 -- sequence_id, '' for the newest  ARGV[3] limit, 0 for the whole window even if it is incomplete
 -- returns {state or false, members, era}; members are false when the window cannot answer
--- A state is the mark of its era, the fill id, then version:tail:count:complete:key of the set. The
--- server may have evicted version or set alone, so both are compared with it.
+--@include window
 local state = redis.call('GET', KEYS[2])
 local era = KEYS[4] and redis.call('GET', KEYS[4]) or false
-if not state or string.sub(state, 1, 8) ~= ARGV[1] then
-  return {state, false, era}
-end
-local version, tail, count, complete = string.match(state, '^(%d+):(%d*):(%d+):(%d):', 17)
-local newest = redis.call('ZRANGE', KEYS[3], -1, -1, 'WITHSCORES')
-if redis.call('GET', KEYS[1]) ~= version or redis.call('ZCARD', KEYS[3]) ~= tonumber(count) then
-  return {state, false, era}
-end
-if newest[2] and tonumber(newest[2]) ~= tonumber(tail) then
+local window = window_of(state, redis.call('GET', KEYS[1]), ARGV[1], KEYS[3])
+if not window or window.gap then
   return {state, false, era}
 end
 local limit = tonumber(ARGV[3])
@@ -26,7 +18,7 @@ if ARGV[2] == '' then
 else
   members = redis.call('ZRANGE', KEYS[3], '(' .. ARGV[2], '-inf', 'BYSCORE', 'REV', 'LIMIT', 0, limit)
 end
-if #members < limit and complete ~= '1' then
+if #members < limit and not window.complete then
   return {state, false, era}
 end
 return {state, members, era}

@@ -839,14 +839,13 @@ def publish(client: Any) -> Steps:
     return nothing, run(client, "cache.coherence", "publish", ["stream"], [10, 60, "kind", "names"])
 
 
-WINDOW = ["e", "s", "l", "set"]
+WINDOW = ["e", "s", "l", "set", "aside"]
 
 
 def window_filled(client: Any) -> Callable[[], Awaitable[Any]]:
     async def step() -> None:
         floor = await floor_of(client)
-        state = b"m" * 8 + b"t" * 8 + floor + b":1:1:1:set"
-        args = [b"t" * 8, floor, state, 5000, 1, b"one"]
+        args = [b"t" * 8, floor, b"m" * 8, 5000, 1, 10, 1, b"one"]
         await load("cache", "messages_fill", ".coherence").run(client, WINDOW, args)
 
     return step
@@ -857,16 +856,28 @@ def window_leased(client: Any) -> Callable[[], Awaitable[Any]]:
     return run(client, "cache.coherence", "lease", keys, [b"t" * 8, 600_000, "", "grant"])
 
 
+def window_appended(client: Any, predecessor: str, number: int) -> Callable[[], Awaitable[Any]]:
+    args = [b"m" * 8, predecessor, 5000, 10, 5000, 10, 0, number, b"text"]
+    return run(client, "cache", "messages_append", WINDOW, args, ".coherence")
+
+
 @case
 def messages_fill(client: Any) -> Steps:
-    return window_leased(client), window_filled(client)
+    prepare = after(window_leased(client), window_appended(client, "1", 2))
+    return prepare, window_filled(client)
 
 
 @case
 def messages_append(client: Any) -> Steps:
     prepare = after(window_leased(client), window_filled(client))
-    args = [b"m" * 8, "1", 5000, 10, 2, b"two"]
-    return prepare, run(client, "cache", "messages_append", WINDOW, args, ".coherence")
+    return prepare, window_appended(client, "1", 2)
+
+
+@case
+def messages_append_to_a_gap(client: Any) -> Steps:
+    gap = window_appended(client, "2", 3)
+    prepare = after(window_leased(client), window_filled(client), gap)
+    return prepare, window_appended(client, "1", 2)
 
 
 @case

@@ -3,20 +3,34 @@
 from __future__ import annotations
 
 import asyncio
+import uuid
 from collections.abc import AsyncIterator
+from random import Random
 from typing import Any
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from pydantic import BaseModel
 
 from cache import Cache
+from cache.keys import CACHE_ASIDE_APPENDS, CACHE_ASIDE_BYTES
 from tests.support.caches import Loader, cache_on
+from tests.support.wait import eventually
 
 pytestmark = pytest.mark.integration
 
 
 def _messages(*numbers: int) -> list[dict[str, Any]]:
     return [{"id": f"m{n}", "sequence_id": n, "text": f"text {n}"} for n in numbers]
+
+
+@st.composite
+def committed(draw: st.DrawFn) -> list[tuple[int, int]]:
+    """Messages with their predecessors, in the order of their commits, which is any."""
+    numbers = draw(st.permutations(range(1, draw(st.integers(2, 8)))))
+    newest = [max([0, *numbers[:place]]) for place in range(len(numbers))]
+    return list(zip(numbers, newest, strict=True))
 
 
 def _numbers(page: Any) -> list[int] | None:
@@ -56,17 +70,113 @@ async def test_appends_follow_their_predecessor(cache: Cache, other: Cache) -> N
     assert _numbers(await cache.messages.list("a1", limit=4)) == [9, 8, 6, 5]
 
 
-async def test_a_wrong_predecessor_drops_the_window(cache: Cache) -> None:
+async def test_an_append_waits_for_its_predecessor(cache: Cache, other: Cache) -> None:
+    await cache.messages.get_or_load("a1", Loader(_messages(5)), limit=1)
+    assert not await cache.messages.append("a1", _messages(9, 10), after=8)
+    assert await cache.messages.list("a1", limit=1) is None
+    assert await other.messages.append("a1", _messages(8), after=5)
+    assert _numbers(await cache.messages.list("a1", limit=4)) == [10, 9, 8, 5]
+    assert (cache.stats()["appends_aside"], cache.stats()["windows_dropped"]) == (1, 0)
+
+
+async def test_a_late_commit_takes_its_place(cache: Cache) -> None:
+    await cache.messages.get_or_load("a1", Loader(_messages(5, 9)), limit=2)
+    assert await cache.messages.append("a1", _messages(7), after=9)
+    assert _numbers(await cache.messages.list("a1", limit=3)) == [9, 7, 5]
+
+
+async def test_a_load_closes_a_gap(cache: Cache) -> None:
     await cache.messages.get_or_load("a1", Loader(_messages(5)), limit=1)
     assert not await cache.messages.append("a1", _messages(9), after=8)
+    await cache.messages.get_or_load("a1", Loader(_messages(5, 8, 9)), limit=2)
+    assert await cache.messages.append("a1", _messages(8), after=5), "is there already"
+    assert await cache.messages.append("a1", _messages(11), after=9)
+    assert _numbers(await cache.messages.list("a1", limit=3)) == [11, 9, 8]
+
+
+@given(appends=committed(), order=st.randoms())
+@settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
+async def test_appends_in_any_order_make_the_same_window(
+    cache: Cache, appends: list[tuple[int, int]], order: Random
+) -> None:
+    agent = uuid.uuid4().hex
+    await cache.messages.get_or_load(agent, Loader(_messages(0)), limit=1)
+    order.shuffle(appends)
+    acknowledged = {0}
+    for number, after in appends:
+        await cache.messages.append(agent, _messages(number), after=after)
+        acknowledged.add(number)
+        page = _numbers(await cache.messages.list(agent, limit=len(acknowledged)))
+        assert page is None or set(page) == acknowledged
+    everything = sorted(acknowledged, reverse=True)
+    assert _numbers(await cache.messages.list(agent, limit=len(everything))) == everything
+
+
+@pytest.mark.parametrize("later", [3, 9], ids=["in order", "with a gap"])
+async def test_appends_during_a_load_join_its_window(
+    cache: Cache, other: Cache, later: int
+) -> None:
+    loader = Loader(_messages(1))
+    loader.hold()
+    loading = asyncio.create_task(cache.messages.get_or_load("a1", loader, limit=1))
+    await loader.started.wait()
+    assert not await other.messages.append("a1", _messages(2), after=1)
+    assert not await other.messages.append("a1", _messages(later), after=later - 1)
+    loader.go.set()
+    assert _numbers(await loading) == [1]
+    page = _numbers(await other.messages.list("a1", limit=3))
+    assert page == ([3, 2, 1] if later == 3 else None)
+    assert await other.messages.append("a1", _messages(8), after=2)
+    assert _numbers(await cache.messages.list("a1", limit=4)) == sorted([1, 2, 8, later])[::-1]
+
+
+async def test_a_caller_after_an_append_is_not_given_the_load_before(
+    cache: Cache, other: Cache
+) -> None:
+    loader = Loader(_messages(1))
+    loader.hold()
+    loading = asyncio.create_task(cache.messages.get_or_load("a1", loader, limit=1))
+    await loader.started.wait()
+    await other.messages.append("a1", _messages(2), after=1)
+    joining = asyncio.create_task(cache.messages.get_or_load("a1", loader, limit=1))
+    await eventually(lambda: _joined(cache))
+    loader.go.set()
+    assert (_numbers(await loading), _numbers(await joining)) == ([1], [2])
+    assert loader.calls == 1
+
+
+async def _joined(cache: Cache) -> bool:
+    return cache.stats()["joined"] == 1
+
+
+@pytest.mark.parametrize("loads", [True, False])
+async def test_evicted_appends_are_noticed(cache: Cache, client: Any, loads: bool) -> None:
+    loader = Loader(_messages(1))
+    if loads:
+        loader.hold()
+    loading = asyncio.create_task(cache.messages.get_or_load("a1", loader, limit=1))
+    await loader.started.wait()
+    if not loads:
+        await loading
+    await cache.messages.append("a1", _messages(3), after=2)
+    assert await client.delete(cache.components.keys.aside("a1", "default"))
+    loader.go.set()
+    await loading
     assert await cache.messages.list("a1", limit=1) is None
+    await cache.messages.append("a1", _messages(2), after=1)
+    assert await cache.messages.list("a1", limit=1) is None
+
+
+async def test_large_or_many_appends_are_not_kept_aside(cache: Cache) -> None:
+    await cache.messages.get_or_load("a1", Loader(_messages(1)), limit=1)
+    large = [{"id": "m", "sequence_id": 9, "text": "x" * CACHE_ASIDE_BYTES}]
+    await cache.messages.append("a1", large, after=8)
     assert cache.stats()["windows_dropped"] == 1
-
-
-async def test_a_commit_older_than_the_tail_drops_the_window(cache: Cache) -> None:
-    await cache.messages.get_or_load("a1", Loader(_messages(5, 9)), limit=2)
-    assert not await cache.messages.append("a1", _messages(7), after=9)
-    assert await cache.messages.list("a1", limit=1) is None
+    await cache.messages.get_or_load("a1", Loader(_messages(1)), limit=1)
+    for number in range(10, 11 + CACHE_ASIDE_APPENDS):
+        await cache.messages.append("a1", _messages(number), after=9)
+    assert cache.stats()["windows_dropped"] == 2
+    assert not await cache.client.exists(cache.components.keys.aside("a1", "default"))
 
 
 async def test_an_append_that_arrives_twice_adds_once(cache: Cache) -> None:
@@ -134,7 +244,7 @@ async def test_invalidating_an_agent_forgets_every_conversation(cache: Cache, ot
         assert await cache.messages.list("a1", limit=1, conversation=conversation) is None
 
 
-@pytest.mark.parametrize("how", ["append", "one", "all"])
+@pytest.mark.parametrize("how", ["one", "all"])
 async def test_a_load_from_before_a_change_is_not_stored(
     cache: Cache, other: Cache, how: str
 ) -> None:
@@ -142,9 +252,7 @@ async def test_a_load_from_before_a_change_is_not_stored(
     loader.hold()
     loading = asyncio.create_task(cache.messages.get_or_load("a1", loader, limit=1))
     await loader.started.wait()
-    if how == "append":
-        await other.messages.append("a1", _messages(2), after=1)
-    elif how == "one":
+    if how == "one":
         await other.messages.invalidate("a1", conversation="default")
     else:
         await other.messages.invalidate("a1")

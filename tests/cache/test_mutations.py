@@ -145,7 +145,7 @@ def _messages(*numbers: int) -> list[dict[str, Any]]:
 
 
 @BOTH
-async def test_a_late_commit_drops_the_window(
+async def test_a_commit_before_the_window_is_not_put_into_it(
     pair: Pair, rule: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """40 commits after 52; the window begins at 50, and 41 to 49 were never in it."""
@@ -154,14 +154,13 @@ async def test_a_late_commit_drops_the_window(
     async with pair() as (cache, _):
         await cache.messages.get_or_load("a1", Loader(_messages(50, 51, 52)), limit=3)
         await cache.messages.append("a1", _messages(40), after=52)
-        # Without the rule, the window's end is wrong: the next message shows it.
         await cache.messages.append("a1", _messages(53), after=40)
         page = await cache.messages.list("a1", limit=5)
         assert (page is None) is rule
 
 
 @BOTH
-async def test_an_append_after_another_message_drops_the_window(
+async def test_a_window_that_lacks_a_message_does_not_answer(
     pair: Pair, rule: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """51 is committed, but the append of 52 arrives first."""
@@ -175,11 +174,11 @@ async def test_an_append_after_another_message_drops_the_window(
 
 
 @BOTH
-async def test_an_append_ends_the_loads_that_run(
+async def test_an_append_joins_the_loads_that_run(
     pair: Pair, rule: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if not rule:
-        remove_rule(monkeypatch, "messages_append", "append_ends_loads")
+        remove_rule(monkeypatch, "messages_append", "append_joins_loads")
     async with pair() as (reader, writer):
         loader = Loader(_messages(50))
         loader.hold()
@@ -189,7 +188,25 @@ async def test_an_append_ends_the_loads_that_run(
         loader.go.set()
         await reading
         page = await writer.messages.list("a1", limit=1)
-        assert (page is None) is rule
+        assert (page == _messages(51)) is rule
+
+
+@BOTH
+async def test_a_load_whose_appends_were_evicted_is_refused(
+    pair: Pair, rule: bool, monkeypatch: pytest.MonkeyPatch, client: Any
+) -> None:
+    if not rule:
+        remove_rule(monkeypatch, "messages_fill", "aside_lost")
+    async with pair() as (reader, writer):
+        loader = Loader(_messages(50))
+        loader.hold()
+        reading = asyncio.create_task(reader.messages.get_or_load("a1", loader, limit=1))
+        await loader.started.wait()
+        await writer.messages.append("a1", _messages(51), after=50)
+        await client.delete(reader.components.keys.aside("a1", "default"))
+        loader.go.set()
+        await reading
+        assert (await writer.messages.list("a1", limit=1) is None) is rule
 
 
 @BOTH

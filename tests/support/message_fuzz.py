@@ -19,7 +19,6 @@ from cache import Cache
 
 AGENT = "agent"
 _LIMIT = 20
-_THINK_S = 0.12
 _TRANSACTION_S = 0.004
 _READ_EVERY_S = 0.004
 _ACCIDENT_EVERY_S = 0.05
@@ -71,22 +70,35 @@ class Fuzz:
     Args:
         caches: what stand for processes; writers and readers are spread over them.
         client: a plain client for accidents: it evicts one of a window's keys.
+        think_s: longest pause of a writer between two messages.
+        flush_every_s: instead of random accidents, all keys of the server go this often.
     """
 
-    def __init__(self, caches: list[Cache], client: Any, seed: int) -> None:
+    def __init__(
+        self,
+        caches: list[Cache],
+        client: Any,
+        seed: int,
+        *,
+        think_s: float = 0.12,
+        flush_every_s: float | None = None,
+    ) -> None:
         self.caches = caches
         self.client = client
         self.rng = random.Random(seed)
         self.database = Database()
         self.acknowledged: list[int] = []
         self.findings = Findings()
+        self._think_s = think_s
+        self._flush_every_s = flush_every_s
         self._ending = False
 
     async def run(self, seconds: float, *, writers: int = 6, readers: int = 8) -> Findings:
         count = len(self.caches)
         tasks = [self._write(self.caches[i % count]) for i in range(writers)]
         tasks += [self._read(self.caches[i % count]) for i in range(readers)]
-        tasks.append(self._have_accidents())
+        accidents = self._have_accidents() if self._flush_every_s is None else self._flush()
+        tasks.append(accidents)
         asyncio.get_running_loop().call_later(seconds, self._end)
         await asyncio.gather(*tasks)
         return self.findings
@@ -97,7 +109,7 @@ class Fuzz:
     async def _write(self, cache: Cache) -> None:
         rng = self.rng
         while not self._ending:
-            await asyncio.sleep(rng.uniform(0, _THINK_S))
+            await asyncio.sleep(rng.uniform(0, self._think_s))
             number = self.database.draw(rng)
             await asyncio.sleep(rng.uniform(0, _TRANSACTION_S))
             after = self.database.commit(number)
@@ -143,18 +155,25 @@ class Fuzz:
         findings.holes += any(number < newest for number in lacking)
         findings.missing += any(number > newest for number in lacking)
 
+    async def _flush(self) -> None:
+        while not self._ending:
+            await asyncio.sleep(self._flush_every_s or 0)
+            await self.client.flushall()
+
     async def _have_accidents(self) -> None:
         rng, keys = self.rng, self.caches[0].components.keys
         version, window = keys.windows(AGENT), keys.window(AGENT, "default")
-        state = version + ":state:default"
+        state, aside = version + ":state:default", keys.aside(AGENT, "default")
         while not self._ending:
             await asyncio.sleep(rng.uniform(0, 2 * _ACCIDENT_EVERY_S))
-            accident = rng.randrange(4)
+            accident = rng.randrange(5)
             if accident == 0:
                 await self.client.unlink(window)
             elif accident == 1:
                 await self.client.unlink(version)
             elif accident == 2:
                 await self.client.unlink(state)
+            elif accident == 3:
+                await self.client.unlink(aside)
             else:
                 await rng.choice(self.caches).messages.invalidate(AGENT)

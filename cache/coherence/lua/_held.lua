@@ -1,5 +1,5 @@
 -- waiting_if_held(version_key, lease_key, token, version): check the right to store.
--- Returns the lease's waiting flag, '0' or '1', while the token holds the lease and the entry
+-- Returns the lease's flag, '0' to '3' (lease.lua), while the token holds the lease and the entry
 -- still has the version that the lease was granted under; nil otherwise.
 local function waiting_if_held(version_key, lease_key, token, version)
   local lease = redis.call('GET', lease_key) or ''
@@ -21,4 +21,14 @@ local function outlive(key, ttl_ms)
   if redis.call('PTTL', key) < tonumber(ttl_ms) then
     redis.call('PEXPIRE', key, ttl_ms)
   end
+end
+
+-- has_aside(lease): whether appends are kept aside for its holder. with_aside(lease): the flag that says so.
+local function has_aside(lease)
+  return string.sub(lease, 9, 9) >= '2'
+end
+
+local function with_aside(lease)
+  local flag = string.sub(lease, 9, 9)
+  return (flag == '1' or flag == '3') and '3' or '2'
 end

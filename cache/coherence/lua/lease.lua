@@ -4,8 +4,8 @@
 -- or ''  ARGV[4] 'grant' | 'renew' (only while held) | 'steal' (a writer takes it from any holder)
 -- returns {1, version, now_us} granted | {0, left_ms} held by another | {2} the stored value is not
 --         the one that the caller read: read again | {3} nothing to renew
--- A lease holds the token, '1' when others wait for it or else '0', and the version that it was
--- granted under. An invalidation deletes the version, and with it every lease and value under it.
+-- A lease holds the token, a flag, and the version that it was granted under. Flag: '1' when others
+-- wait for it, '2' when appends are kept aside for it (messages_append.lua), '3' both, '0' none. An invalidation deletes the version, and with it every lease and value under it.
 -- The next grant makes a new version from the time, so no version is used twice: a late copy of
 -- this command cannot restore the right of an older load.
 local token, mode = ARGV[1], ARGV[4]
@@ -22,7 +22,7 @@ if mode == 'renew' then
     return {3}
   end
 elseif held and not mine and mode == 'grant' then
-  redis.call('SETRANGE', KEYS[3], 8, '1')
+  redis.call('SETRANGE', KEYS[3], 8, string.sub(held, 9, 9) < '2' and '1' or '3')
   return {0, math.max(redis.call('PTTL', KEYS[3]), 1)}
 elseif mode == 'grant' then
   local id = redis.call('GETRANGE', KEYS[2], 8, 15)

@@ -6,4 +6,5 @@ if not lease or string.sub(lease, 1, 8) ~= ARGV[1] then
   return 0
 end
 redis.call('UNLINK', KEYS[1])
-return string.sub(lease, 9, 9) == '1' and 2 or 1
+local flag = string.sub(lease, 9, 9)
+return (flag == '1' or flag == '3') and 2 or 1

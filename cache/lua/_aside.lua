@@ -1,0 +1,80 @@
+-- kept_aside(key): the appends in a hash, each {predecessor, sequence_id, message, ...}; none if it
+-- was lost or is not ours.
+local function kept_aside(key)
+  local appends = redis.call('HVALS', key)
+  for i = 1, #appends do
+    local read, append = pcall(cmsgpack.unpack, appends[i])
+    if not read or type(append) ~= 'table' or #append < 3 then
+      return {}
+    end
+    appends[i] = append
+  end
+  return appends
+end
+
+local function has(set, id)
+  return redis.call('ZCOUNT', set, id, id) > 0
+end
+
+local function first_of(set)
+  return tonumber(redis.call('ZRANGE', set, 0, 0, 'WITHSCORES')[2])
+end
+
+-- follows(window, set, after): whether the window has the message that was committed before.
+local function follows(window, set, after)
+  if after == '' then
+    return window.complete or window.tail ~= nil
+  end
+  -- rule predecessor: otherwise the window would have a hole
+  if not has(set, after) and (window.complete or tonumber(after) > first_of(set)) then
+    return false
+  end
+  -- end of rule
+  return true
+end
+
+-- place(window, set, append): add its messages.
+local function place(window, set, append)
+  for i = 2, #append, 2 do
+    local id = tonumber(append[i])
+    local belongs = true
+    -- rule late_commit: the window lacks what is between its first message and an older one
+    belongs = window.complete or id > first_of(set)
+    -- end of rule
+    if belongs and not has(set, append[i]) then
+      redis.call('ZADD', set, append[i], append[i + 1])
+      window.tail = math.max(window.tail or id, id)
+    end
+  end
+end
+
+-- settle(window, set, appends): place all that fit, in any order. Sets window.gap if some do not.
+local function settle(window, set, appends)
+  local waiting = appends
+  repeat
+    local before, left = #waiting, {}
+    for _, append in ipairs(waiting) do
+      if follows(window, set, append[1]) then
+        place(window, set, append)
+      else
+        table.insert(left, append)
+      end
+    end
+    waiting = left
+  until #waiting == 0 or #waiting == before
+  window.gap = #waiting > 0
+end
+
+-- store(window, state_key, set, head, version, ttl_ms, most): trim the set to `most`, write the state.
+-- `head` is the run of the server and the fill id.
+local function store(window, state_key, set, head, version, ttl_ms, most)
+  local surplus = redis.call('ZCARD', set) - tonumber(most)
+  if surplus > 0 then
+    redis.call('ZREMRANGEBYRANK', set, 0, surplus - 1)
+    window.complete = false
+  end
+  local tail = window.tail and string.format('%.0f', window.tail) or ''
+  local parts = {version, tail, redis.call('ZCARD', set), window.complete and 1 or 0, window.gap and 1 or 0, set}
+  redis.call('SET', state_key, head .. table.concat(parts, ':'), 'PX', ttl_ms)
+  redis.call('PEXPIRE', set, ttl_ms)
+end

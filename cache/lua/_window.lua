@@ -1,0 +1,21 @@
+-- A window is a sorted set, sequence_id -> message, and a state: the run of the server, the fill id,
+-- then version:tail:count:complete:gap:key of the set. With a gap it does not answer: an append is
+-- kept aside, in a hash, until the message before it is here.
+
+-- window_of(state, version, run, set): the window that a state describes; nil if it may lack messages.
+-- The server may have evicted version or set alone, so both are compared with the state.
+local function window_of(state, version, run, set)
+  local count = redis.call('ZCARD', set)
+  local newest = redis.call('ZRANGE', set, -1, -1, 'WITHSCORES')[2]
+  if not state or string.sub(state, 1, 8) ~= run then
+    return nil
+  end
+  local made, tail, length, complete, gap = string.match(state, '^(%d+):(%d*):(%d+):(%d):(%d):', 17)
+  if made ~= version or count ~= tonumber(length) or tonumber(newest) ~= tonumber(tail) then
+    return nil
+  end
+  if count == 0 and complete ~= '1' then
+    return nil
+  end
+  return {tail = tonumber(tail), complete = complete == '1', gap = gap == '1'}
+end
