@@ -129,5 +129,12 @@ async def warm(
     scope: str = "",
     at_once: int = 8,
 ) -> dict[str, int]:
-    """Load missing states. Returns counts of `warmed` and `failed`."""
+    """
+    Load missing states. Returns counts of `warmed` and `failed`.
+
+    Loads nothing when nothing could be stored: the server is away, or the cache is off.
+    """
+    agent_ids = checked_agent_ids(agent_ids)
+    if not cache.options.enabled or not cache.stats()["trusted"]:
+        return {"warmed": 0, "failed": len(agent_ids)}
     return await cache.agents.warm(agent_ids, loader, scope=scope, at_once=at_once)

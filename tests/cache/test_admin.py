@@ -137,6 +137,19 @@ async def test_warming_goes_through_the_agents(valkey_url: str, prefix: str) -> 
         assert await admin.warm(cache, ["a1", "a2"], load) == {"warmed": 2, "failed": 0}
 
 
+@pytest.mark.parametrize("enabled", [True, False])
+async def test_nothing_is_loaded_that_cannot_be_stored(
+    tmp_path: Path, prefix: str, enabled: bool
+) -> None:
+    async def load(agent_id: str) -> str:
+        raise AssertionError
+
+    with fragile_server(tmp_path) as server:
+        server.kill()
+        async with cache_on(server.url, prefix, enabled=enabled) as cache:
+            assert await admin.warm(cache, ["a1", "a2"], load) == {"warmed": 0, "failed": 2}
+
+
 async def test_settings_make_the_cache(valkey_url: str) -> None:
     settings = Settings(
         redis_url="redis://127.0.0.1:1/0",
