@@ -4,24 +4,33 @@ Caches agent states and messages in Redis: nothing stale, one loader at a time, 
     async with open_cache() as cache:
         state = await cache.agents.get_or_load(agent_id, load)
         await cache.agents.invalidate(agent_id)
+
+Each name is loaded at its first use, because redis-py and asyncio take longer to
+import than everything here.
 """
 
-from cache.coherence.results import Lease
-from cache.encoding.encryption import Keyring
-from cache.errors import (
-    CacheError,
-    CodecError,
-    EmbeddedServerError,
-    InvalidName,
-    LoaderTimeout,
-    MissingExtra,
-    NotEncodable,
-    RedisUnavailable,
-    UnsupportedRedisURL,
-)
-from cache.opening import open_cache
-from cache.options import CacheOptions, LocalOptions
-from cache.service import Cache
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from cache.coherence.results import Lease
+    from cache.encoding.encryption import Keyring
+    from cache.errors import (
+        CacheError,
+        CodecError,
+        EmbeddedServerError,
+        InvalidName,
+        LoaderTimeout,
+        MissingExtra,
+        NotEncodable,
+        RedisUnavailable,
+        UnsupportedRedisURL,
+    )
+    from cache.opening import open_cache
+    from cache.options import CacheOptions, LocalOptions
+    from cache.service import Cache
 
 __all__ = [
     "Cache",
@@ -40,3 +49,20 @@ __all__ = [
     "UnsupportedRedisURL",
     "open_cache",
 ]
+
+# Where the names are, the cheapest import first.
+_HOMES = ("errors", "options", "coherence.results", "encoding.encryption", "service", "opening")
+
+
+def __getattr__(name: str) -> Any:
+    if name in __all__:
+        for home in _HOMES:
+            module = import_module(f"{__name__}.{home}")
+            if hasattr(module, name):
+                found = globals()[name] = getattr(module, name)
+                return found
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -8,9 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Iterable
-from typing import Any
-
-from pydantic import BaseModel
+from typing import TYPE_CHECKING, Any
 
 from cache.coherence.flight import Loader, LoadOptions
 from cache.coherence.results import Lease, value_key
@@ -19,6 +17,9 @@ from cache.connection.protocol import Away
 from cache.names import MAX_NAME, check_scope, checked_agent_ids, checked_names
 from cache.sessions import Sessions
 from cache.values import NamedValues, Values, checked_dependencies
+
+if TYPE_CHECKING:
+    from pydantic import BaseModel
 
 _WARM_AT_ONCE = 8
 _READ_AT_ONCE = 100

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
-
-from pydantic import BaseModel
+from typing import TYPE_CHECKING, Any
 
 from cache.coherence.backplane import Backplane
 from cache.coherence.entries import Entries
@@ -14,10 +12,14 @@ from cache.coherence.invalidation import Invalidation
 from cache.coherence.local import Fence, LocalLevel
 from cache.coherence.readthrough import ReadThrough
 from cache.coherence.results import Changed, Held, Lease, Reading
+from cache.encoding.models import is_model
 from cache.keys import CacheKeys
 from cache.names import checked_names
 from cache.options import CacheOptions
 from cache.stats import Counters, PerAgent
+
+if TYPE_CHECKING:
+    from pydantic import BaseModel
 
 Dependencies = Sequence[str] | Callable[[Any], Iterable[str]]
 
@@ -73,7 +75,7 @@ class ValueSlot:
             agent.loads += 1
 
     def learn(self, value: Any) -> None:
-        if isinstance(value, BaseModel):
+        if is_model(value):
             self.components.entries.envelopes.models.add(type(value))
 
     def read(self) -> Awaitable[Reading]:

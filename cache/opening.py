@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING
 from cache.connection.pool import PoolOptions, open_pool
 from cache.encoding.encryption import Keyring
 from cache.options import CacheOptions, LocalOptions
-from cache.service import Cache
 
 if TYPE_CHECKING:
+    from cache.service import Cache
     from settings import Settings
 
 # The commands and the backplane hold one connection each while the cache is open. (The membership's
@@ -32,6 +32,9 @@ async def open_cache(settings: Settings | None = None) -> AsyncIterator[Cache]:
         MissingExtra: a setting needs an optional package that is not installed.
         EmbeddedServerError: the server of an embedded:// URL did not start.
     """
+    # The workers use only this module's options, and no cache.
+    from cache.service import Cache
+
     if settings is None:
         from settings import get_settings
 

@@ -10,9 +10,8 @@ from __future__ import annotations
 import asyncio
 from contextlib import suppress
 from types import TracebackType
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
-from pydantic import BaseModel
 from redis.asyncio.cluster import RedisCluster
 
 from cache.agents import AgentStateCache
@@ -34,6 +33,9 @@ from cache.options import CacheOptions
 from cache.records import Records
 from cache.stats import Counters, PerAgent
 from cache.totals import Totals
+
+if TYPE_CHECKING:
+    from pydantic import BaseModel
 
 _FIRST_CONNECT_S = 2.0
 _MEMBER_TIMEOUT_S = 1.0

@@ -11,8 +11,6 @@ from __future__ import annotations
 import struct
 from typing import TYPE_CHECKING, Any
 
-from pydantic import BaseModel
-
 from cache.coherence.results import value_key
 from cache.connection.protocol import Away
 from cache.encoding.envelope import Unreadable
@@ -21,6 +19,8 @@ from cache.keys import CACHE_MAX_TTL_S
 from cache.names import check_agent_id, check_name
 
 if TYPE_CHECKING:
+    from pydantic import BaseModel
+
     from cache.components import Components
 
 _FIELD = "session"

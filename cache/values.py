@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 from contextlib import suppress
-from typing import Any
-
-from pydantic import BaseModel
+from typing import TYPE_CHECKING, Any
 
 from cache.coherence.flight import Loader, LoadOptions
 from cache.coherence.results import Lease, Reading, value_key
@@ -14,6 +12,9 @@ from cache.connection.protocol import Away
 from cache.encoding.envelope import Unreadable
 from cache.errors import InvalidName, NotEncodable
 from cache.names import check_agent_id, check_name, checked_names
+
+if TYPE_CHECKING:
+    from pydantic import BaseModel
 
 
 class Values:

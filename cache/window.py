@@ -5,16 +5,18 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
-
-from pydantic import BaseModel
+from typing import TYPE_CHECKING, Any
 
 from cache.coherence.results import Changed, Held, Lease, Reading, value_key
 from cache.components import Components
 from cache.connection import scripts
 from cache.encoding.envelope import Unreadable
+from cache.encoding.models import is_model
 from cache.names import check_agent_id, check_name
 from cache.records import Records
+
+if TYPE_CHECKING:
+    pass
 
 Message = dict[str, Any]
 Pairs = list[Any]  # sequence_id, record, sequence_id, record, ...
@@ -171,7 +173,7 @@ def require_page(limit: int) -> None:
 
 def newest_first(messages: Iterable[Any]) -> Sequence[Message]:
     """Messages as dicts, sorted. Raises ValueError if a sequence_id is not valid."""
-    rows = [m.model_dump(mode="json") if isinstance(m, BaseModel) else dict(m) for m in messages]
+    rows = [m.model_dump(mode="json") if is_model(m) else dict(m) for m in messages]
     for row in rows:
         number = row.get("sequence_id")
         if not isinstance(number, int) or not 0 <= number < _MAX_SEQUENCE_ID:

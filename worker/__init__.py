@@ -1,8 +1,8 @@
 """
 Exports the queue's client (`open_queue`), its errors, and `WorkerSettings` for arq's command.
 
-`WorkerSettings` is built at its first use. Importing the client therefore needs
-no arq and reads no environment.
+Each name is loaded at its first use, and `WorkerSettings` is built then. Importing
+this package therefore takes no time, needs no arq and reads no environment.
 """
 
 from __future__ import annotations
@@ -10,40 +10,36 @@ from __future__ import annotations
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from pathlib import Path
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
-
-from cache.connection.pool import open_pool
-from cache.connection.shared_scripts import ScriptRedis
-from cache.connection.urls import refuse_cluster
-from worker.client import JobQueue, disabled_queue
-from worker.errors import (
-    EnqueueRefused,
-    InvalidArgument,
-    InvalidWebhookURL,
-    JobAborted,
-    JobFailed,
-    NotFound,
-    NotSerializable,
-    PayloadTooLarge,
-    Permanent,
-    QueueDisabled,
-    QueueFull,
-    QueueMemoryFull,
-    QueueUnavailable,
-    RequestFailed,
-    ResultTimeout,
-    Transient,
-    UnknownProvider,
-    WorkerError,
-)
-from worker.queue.calls import Call, Unique, call
-from worker.queue.job import Job
-from worker.queue.priority import Priority
-from worker.queue.store import JobStatus
 
 if TYPE_CHECKING:
     from settings import Settings
+    from worker.client import JobQueue
+    from worker.errors import (
+        EnqueueRefused,
+        InvalidArgument,
+        InvalidWebhookURL,
+        JobAborted,
+        JobFailed,
+        NotFound,
+        NotSerializable,
+        PayloadTooLarge,
+        Permanent,
+        QueueDisabled,
+        QueueFull,
+        QueueMemoryFull,
+        QueueUnavailable,
+        RequestFailed,
+        ResultTimeout,
+        Transient,
+        UnknownProvider,
+        WorkerError,
+    )
+    from worker.queue.calls import Call, Unique, call
+    from worker.queue.job import Job
+    from worker.queue.priority import Priority
+    from worker.queue.store import JobStatus
 
     WorkerSettings: type
 
@@ -77,6 +73,9 @@ __all__ = [
     "open_queue",
 ]
 
+# Where the names are, the cheapest import first.
+_HOMES = ("errors", "queue.priority", "queue.calls", "queue.store", "queue.job", "client")
+
 
 @asynccontextmanager
 async def open_queue(settings: Settings | None = None) -> AsyncIterator[JobQueue]:
@@ -90,9 +89,13 @@ async def open_queue(settings: Settings | None = None) -> AsyncIterator[JobQueue
         settings.SettingsError: a setting is wrong.
         cache.errors.UnsupportedRedisURL: the URL names a cluster.
     """
+    from cache.connection.pool import open_pool
+    from cache.connection.shared_scripts import ScriptRedis
+    from cache.connection.urls import refuse_cluster
     from settings import get_settings
     from worker.app.composition import build_queue, build_stores
     from worker.app.options import pool_options, queue_options
+    from worker.client import disabled_queue
 
     chosen = settings or get_settings()
     if not chosen.use_redis_queue:
@@ -114,8 +117,25 @@ async def open_queue(settings: Settings | None = None) -> AsyncIterator[JobQueue
 
 
 def __getattr__(name: str) -> Any:
-    if name != "WorkerSettings":
+    if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    found = globals()[name] = _worker_settings() if name == "WorkerSettings" else _load(name)
+    return found
+
+
+def _load(name: str) -> Any:
+    for home in _HOMES:
+        module = import_module(f"{__name__}.{home}")
+        if hasattr(module, name):
+            return getattr(module, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
+
+
+def _worker_settings() -> type:
     from cache.errors import CacheError
     from settings import SettingsError, get_settings
     from worker.app.functions import build_functions, warn_about_unknown_jobs
@@ -126,15 +146,13 @@ def __getattr__(name: str) -> Any:
         if _is_arq_command():
             await_server(get_settings(), once="--check" in sys.argv)
             warn_about_unknown_jobs(get_settings(), build_functions(get_settings()))
-        found = build_worker_settings()
+        return build_worker_settings()
     except (SettingsError, CacheError) as exc:
         # arq's command line would print a traceback; the operator needs this one line.
         print(printable_lines(str(exc)), file=sys.stderr)  # noqa: T201
         raise SystemExit(2 if isinstance(exc, SettingsError) else 1) from None
-    globals()[name] = found
-    return found
 
 
 def _is_arq_command() -> bool:
     """Return whether this process was started as `arq ...` or `python -m arq ...`."""
-    return "arq" in Path(sys.argv[0]).parts[-2:]
+    return "arq" in sys.argv[0].split("/")[-2:]

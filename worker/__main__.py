@@ -1,6 +1,6 @@
 """Runs `python -m worker`, the same command line as `letta-workers`."""
 
-from worker.cli.commands import main
+from worker.cli import main
 
 if __name__ == "__main__":
     main()

@@ -13,9 +13,8 @@ import asyncio
 import os
 import random
 from collections.abc import Awaitable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from pydantic import BaseModel
 from redis.exceptions import ResponseError
 
 from cache.coherence.clock import Clock
@@ -29,6 +28,9 @@ from cache.encoding.header import NO_GENERATION, Header, Stamp, StoredValue
 from cache.keys import CACHE_MAX_TTL_S
 from cache.options import CacheOptions
 from cache.stats import Counters
+
+if TYPE_CHECKING:
+    from pydantic import BaseModel
 
 TOKEN_BYTES = 8
 

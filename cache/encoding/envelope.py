@@ -18,9 +18,7 @@ from __future__ import annotations
 
 import zlib
 from hashlib import blake2b
-from typing import Any
-
-from pydantic import BaseModel, ValidationError
+from typing import TYPE_CHECKING, Any
 
 from cache.encoding import codec, encryption
 from cache.encoding.encryption import Keyring
@@ -34,7 +32,11 @@ from cache.encoding.header import (
     Stamp,
     StoredValue,
 )
+from cache.encoding.models import is_model
 from cache.errors import CodecError, NotEncodable
+
+if TYPE_CHECKING:
+    from pydantic import BaseModel
 
 _RAW, _MSGPACK, _MODEL, _ABSENT = range(4)
 _ZSTD, _ENCRYPTED = 1, 2
@@ -173,7 +175,7 @@ class Envelopes:
             return self._decode(head.codec, stored.name, body, model)
         except Unreadable:
             raise
-        except (CodecError, ValidationError, IndexError) as exc:
+        except (ValueError, IndexError) as exc:  # pydantic's and ours are ValueErrors
             raise Unreadable(type(exc).__name__) from None
 
     def _encode(self, value: Any) -> tuple[int, bytes, bytes]:
@@ -181,7 +183,7 @@ class Envelopes:
             return _ABSENT, b"", b""
         if type(value) in (bytes, bytearray, memoryview):
             return _RAW, b"", bytes(value)
-        if isinstance(value, BaseModel):
+        if is_model(value):
             return _MODEL, self.models.add(type(value)).encode()[-255:], _as_json(value)
         return _MSGPACK, b"", codec.encode_exact(value)
 

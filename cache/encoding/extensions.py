@@ -28,8 +28,8 @@ from zoneinfo import ZoneInfo
 
 import msgspec
 from msgpack import ExtType, Timestamp
-from pydantic_core import TzInfo
 
+from cache.encoding.models import is_zone
 from cache.errors import CodecError
 
 _EXCEPTION, _CANCELLED, _DATETIME, _DATE, _TIME = 1, 2, 3, 4, 5
@@ -91,7 +91,7 @@ def _zone(zone: tzinfo | None) -> _Zone:
         return None
     if type(zone) is ZoneInfo and zone.key is not None:
         return zone.key
-    if isinstance(zone, timezone | TzInfo):
+    if isinstance(zone, timezone) or is_zone(zone):
         offset = zone.utcoffset(None)
         assert offset is not None  # noqa: S101  (a fixed offset needs no datetime)
         return offset // _MICROSECOND

@@ -9,9 +9,8 @@ from datetime import datetime
 from enum import Enum
 from typing import Any
 
-from pydantic import BaseModel
-
 from cache.encoding.extensions import ForeignZone
+from cache.encoding.models import is_model
 from cache.errors import NotEncodable
 
 _FIELD_NAME = re.compile(r"[A-Za-z_]\w{0,39}")
@@ -21,7 +20,6 @@ _MOST_STEPS = 20
 _REMEDIES: tuple[tuple[type, str], ...] = (
     (type, "its name"),
     (Enum, "value.value"),
-    (BaseModel, "value.model_dump()"),
     (BaseException, "str(value)"),
     (Mapping, "dict(value)"),
     *((kind, f"{kind.__name__}(value)") for kind in (int, float, str, bytes, list, tuple, set)),
@@ -84,5 +82,7 @@ def _remedy(value: Any) -> str:
         return "dataclasses.asdict(value)"
     if isinstance(value, tuple) and hasattr(value, "_fields"):
         return "value._asdict()"
+    if is_model(value):
+        return "value.model_dump()"
     found = (remedy for kind, remedy in _REMEDIES if isinstance(value, kind))
     return next(found, "plain data, or an id to find it by")

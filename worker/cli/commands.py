@@ -20,6 +20,7 @@ from worker.cli.batches import batches
 from worker.cli.cache import cache
 from worker.cli.dead import dead
 from worker.cli.jobs import jobs, schedules, workers
+from worker.cli.probe import report
 from worker.cli.support import EXIT_FAILED, Commands, json_option, show, with_queue
 from worker.cli.webhooks import webhooks
 from worker.keys import QueueKeys
@@ -156,19 +157,16 @@ def health(as_json: bool) -> None:
     """
     settings = load_settings()
 
-    async def probe() -> dict[str, Any]:
+    async def probe() -> list[dict[str, Any]]:
         async with open_pool(
             settings.redis_url, pool_options(settings), name="letta-redis-health"
         ) as client:
             await wait_until_ready(client, settings.redis_url, deadline_s=0)
-            return {"redis": "ok", "workers": await live_workers(client)}
+            return await live_workers(client)
 
     found = asyncio.run(probe())
-    healthy = bool(found["workers"])
-    names = ", ".join(heartbeat["worker_id"] for heartbeat in found["workers"])
-    names = names or "none alive; start them with `letta-workers run`"
-    show({"healthy": healthy, **found}, as_json, lambda: ["redis: ok", f"workers: {names}"])
-    raise SystemExit(0 if healthy else EXIT_FAILED)
+    click.echo(report(found, as_json=as_json))
+    raise SystemExit(0 if found else EXIT_FAILED)
 
 
 async def live_workers(client: Any) -> list[dict[str, Any]]:

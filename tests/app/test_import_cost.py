@@ -1,0 +1,85 @@
+"""What importing the library and running a probe load: modules are counted, not seconds."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+
+import pytest
+
+from cache.connection.pool import PoolOptions, open_pool
+from tests.support.servers import run
+from worker.keys import QueueKeys
+
+pytestmark = pytest.mark.acceptance
+
+ROOT = Path(__file__).parents[2]
+# Above what is loaded today by about a tenth. A large package adds hundreds.
+MOST = {"package": 20, "names": 45, "client": 540, "probe": 110}
+
+LIBRARY = """
+import json, sys
+at_start = set(sys.modules)
+loaded = lambda: sorted(set(sys.modules) - at_start)
+import letta_redis
+found = {"package": loaded()}
+from letta_redis import JobFailed, Priority, RedisUnavailable, Transient, call, open_queue
+found["names"] = loaded()
+from letta_redis import Cache, Job, JobQueue, open_cache
+found["client"] = loaded()
+print(json.dumps(found))
+"""
+PROBE = """
+import json, sys
+at_start = set(sys.modules)
+sys.argv = ["letta-workers", "health"]
+from letta_redis.worker.cli import main
+main()
+print(json.dumps({"probe": sorted(set(sys.modules) - at_start)}))
+"""
+# What each may not load, by top-level name.
+HEAVY = {
+    "aiohttp",
+    "arq",
+    "click",
+    "cronsim",
+    "httpx",
+    "pydantic",
+    "pydantic_settings",
+    "starlette",
+}
+IO = {"asyncio", "redis", "msgspec"}
+
+
+def loaded(program: str, **environ: str) -> dict[str, list[str]]:
+    done = run([sys.executable, "-c", program], cwd=ROOT, env={**os.environ, **environ})
+    assert done.returncode == 0, done.stderr
+    found: dict[str, list[str]] = json.loads(done.stdout.splitlines()[-1])
+    return found
+
+
+def test_importing_the_library_loads_only_what_it_uses() -> None:
+    found = loaded(LIBRARY)
+
+    assert not tops(found["names"]) & (HEAVY | IO)
+    assert not tops(found["client"]) & HEAVY
+    for step, modules in found.items():
+        assert len(modules) <= MOST[step], f"{step}: {len(modules)} modules: {modules}"
+
+
+async def test_a_health_probe_loads_no_client_and_no_settings(private_valkey_url: str) -> None:
+    keys = QueueKeys()
+    async with open_pool(private_valkey_url, PoolOptions(), name="test") as client:
+        await client.zadd(keys.workers, {"w1": 1})
+        await client.set(keys.worker("w1"), json.dumps({"worker_id": "w1"}))
+
+    modules = loaded(PROBE, LETTA_REDIS_URL=private_valkey_url)["probe"]
+
+    assert not tops(modules) & (HEAVY | IO)
+    assert len(modules) <= MOST["probe"], f"{len(modules)} modules: {modules}"
+
+
+def tops(modules: list[str]) -> set[str]:
+    return {name.partition(".")[0] for name in modules}
