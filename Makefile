@@ -13,6 +13,10 @@ PYTEST := $(BIN)/python -m pytest
 MKDOCS := found=$$(NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict 2>&1
 OR_SHOW := ) || { echo "$$found"; exit 1; }
 
+# Some images switch it off. Then every process that a test starts would compile our modules anew,
+# which is a third of its time.
+export PYTHONDONTWRITEBYTECODE :=
+
 .DEFAULT_GOAL := help
 .PHONY: help setup demo run test arq-test coverage check bench soak docs site lock format clean
 
