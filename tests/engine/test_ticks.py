@@ -12,7 +12,7 @@ from zoneinfo import ZoneInfo, available_timezones
 
 import pytest
 from arq.cron import cron
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from worker.engine import Worker
@@ -171,7 +171,11 @@ DATES = st.fixed_dictionaries(
 )
 
 
-@settings(max_examples=EXAMPLES, deadline=None)
+@settings(
+    max_examples=EXAMPLES,
+    deadline=None,
+    suppress_health_check=[HealthCheck.too_slow],  # on a busy machine
+)
 @given(
     name=st.sampled_from(ODD) | st.sampled_from(sorted(available_timezones())),
     when=st.tuples(st.integers(1990, 2037), st.integers(0, 3), st.integers(-18 * 3600, 3 * 3600)),
