@@ -529,6 +529,16 @@ class Settings(BaseSettings):
             "LETTA_WORKER_MAX_JOBS, at most 16, so that a hanging endpoint leaves slots for others."
         ),
     )
+    webhook_host_concurrency: int | None = Field(
+        None,
+        ge=1,
+        le=100_000,
+        description=(
+            "Most concurrent attempts at one host, over all workers. Its endpoints share them fairly: "
+            "one alone gets two thirds. Unset: three quarters of LETTA_WORKER_MAX_JOBS, at most 64, "
+            "or half more than LETTA_WEBHOOK_ENDPOINT_CONCURRENCY if that is set and higher."
+        ),
+    )
     webhook_endpoint_rate: float = Field(
         0.0,
         ge=0,

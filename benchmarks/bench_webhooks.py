@@ -6,7 +6,7 @@ bare aiohttp loop and a bare loop over one shared httpx.AsyncClient, only POST.
 Ours claims, signs, posts and records each delivery. All run in interleaved
 rounds, and the medians are compared. For ours alone it then measures the time
 from the call to the receiver on an idle queue, healthy endpoints next to a
-hanging one, and the memory for a compressed bomb and for each waiting delivery.
+hanging one of their host, and the memory for a compressed bomb and for each waiting delivery.
 Writes out/bench_webhooks.json.
 """
 
@@ -208,18 +208,14 @@ async def latency(queue: JobQueue, url: str, count: int) -> list[float]:
 
 
 async def paced(queue: JobQueue, url: str, count: int, hanging: int) -> list[float]:
-    """The same for a steady stream to many endpoints, beside deliveries to one that hangs."""
+    """The same for a steady stream to many paths, beside deliveries to one of the host that hangs."""
     await seen_at(url)
     for n in range(hanging):
-        await queue.send_webhook(
-            f"{url}/hang", BODY, event_type="bench", endpoint_id="hangs", webhook_id=f"h{n}"
-        )
+        await queue.send_webhook(f"{url}/hang", BODY, event_type="bench", webhook_id=f"h{n}")
     sent: dict[str, float] = {}
     for n in range(count):
         start = time.time()
-        id_ = await queue.send_webhook(
-            f"{url}/ok", BODY, event_type="bench", endpoint_id=f"well-{n % HEALTHY}"
-        )
+        id_ = await queue.send_webhook(f"{url}/ok/{n % HEALTHY}", BODY, event_type="bench")
         sent[id_] = start
         await asyncio.sleep(0.01)
     await delivered(queue, list(sent))

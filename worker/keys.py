@@ -140,14 +140,20 @@ class QueueKeys:
     def webhook_endpoint(self, endpoint: str) -> str:
         return f"{self.prefix}webhook-endpoint:{endpoint}"
 
-    def webhook_target(self, target: str) -> str:
-        return f"{self.prefix}webhook-target:{target}"
+    def webhook_limits(self, endpoint: str) -> str:
+        return f"{self.prefix}webhook-limits:{endpoint}"
 
-    def webhook_slots(self, target: str) -> str:
-        return f"{self.prefix}webhook-slots:{target}"
+    def webhook_slots(self, endpoint: str) -> str:
+        return f"{self.prefix}webhook-slots:{endpoint}"
 
-    def webhook_parked(self, target: str) -> str:
-        return f"{self.prefix}webhook-parked:{target}"
+    def webhook_parked(self, endpoint: str) -> str:
+        return f"{self.prefix}webhook-parked:{endpoint}"
+
+    def webhook_host(self, host: str) -> str:
+        return f"{self.prefix}webhook-host:{host}"
+
+    def webhook_line(self, host: str) -> str:
+        return f"{self.prefix}webhook-line:{host}"
 
     @property
     def webhook_open(self) -> str:
@@ -162,6 +168,11 @@ class QueueKeys:
     def webhook_disabled(self) -> str:
         """Sorted set: disabled endpoint -> since, Unix ms."""
         return f"{self.prefix}webhook-disabled"
+
+    @property
+    def webhook_failing(self) -> str:
+        """Sorted set: endpoint that fails and is not disabled -> its last failure, Unix ms."""
+        return f"{self.prefix}webhook-failing"
 
     @property
     def webhook_events(self) -> str:
@@ -314,22 +325,34 @@ CATALOGUE: tuple[KeySpec, ...] = (
         "newest 100; the delivery's TTL",
     ),
     KeySpec(
-        "arq:webhook-target:<target>",
+        "arq:webhook-limits:<endpoint>",
         "hash",
-        "limits of a host or endpoint id: failures, breaker, pause, concurrency, next free time",
+        "an endpoint's failures in a row, breaker, pause, concurrency, next free time",
         "TTL 1 d after the last change",
     ),
     KeySpec(
-        "arq:webhook-slots:<target>",
+        "arq:webhook-slots:<endpoint>",
         "sorted set",
         "delivery id -> when its attempt's slot expires, Unix ms",
         "LETTA_WEBHOOK_ENDPOINT_CONCURRENCY; TTL of the attempt's limit + 10 s",
     ),
     KeySpec(
-        "arq:webhook-parked:<target>",
+        "arq:webhook-parked:<endpoint>",
         "sorted set",
-        "delivery id -> since when it waits for its target, Unix ms",
+        "delivery id -> since when it waits for a slot, Unix ms",
         "one member per waiting delivery",
+    ),
+    KeySpec(
+        "arq:webhook-host:<host>",
+        "sorted set",
+        "delivery id -> when its attempt's slot of the host expires, Unix ms",
+        "LETTA_WEBHOOK_HOST_CONCURRENCY; TTL of the attempt's limit + 10 s",
+    ),
+    KeySpec(
+        "arq:webhook-line:<host>",
+        "sorted set",
+        "endpoint whose deliveries found the host full -> when it was last served, Unix ms",
+        "one member per waiting endpoint; TTL 2 min after the last one joined",
     ),
     KeySpec(
         "arq:webhook-order:<digest>",

@@ -18,7 +18,7 @@ from worker.llm.rate_policy import RateLimits
 from worker.process.child import ChildOptions
 from worker.process.supervisor import SupervisorOptions
 from worker.queue.options import JobOptions
-from worker.webhooks.limits import TargetLimits
+from worker.webhooks.limits import EndpointLimits
 from worker.webhooks.options import DeliveryOptions, WebhookOptions
 from worker.webhooks.policy import RetrySchedule
 
@@ -50,7 +50,7 @@ def test_a_default_is_the_default_of_its_setting(ours: object, theirs: object) -
         FlushRules,
         JobOptions,
         LLMOptions,
-        TargetLimits,
+        EndpointLimits,
         QueueOptions,
         RateLimits,
         Retention,

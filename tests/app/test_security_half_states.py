@@ -15,7 +15,7 @@ from cache.connection.pool import PoolOptions, open_pool
 from cache.connection.scripts import load
 from cache.encoding import codec
 from tests.support.half_states import RefusedStep, prove
-from tests.support.options import call_limits, target_limits
+from tests.support.options import call_limits, endpoint_limits
 from worker import Priority, QueueUnavailable
 from worker.engine.options import EngineOptions
 from worker.engine.poll import Poll, PollStopped
@@ -35,8 +35,9 @@ from worker.queue.store import QueueStore, job_body
 from worker.webhooks.attempts import AttemptStore, ScriptFailed
 from worker.webhooks.deliveries import DeliveryStore
 from worker.webhooks.endpoints import EndpointStore
-from worker.webhooks.policy import DeliveryState, EndpointSign, HostSign, Verdict
+from worker.webhooks.policy import BreakerSign, DeliveryState, EndpointSign, Verdict
 from worker.webhooks.records import Attempt, UnreadableDelivery
+from worker.webhooks.secrets import DeliverySecrets
 
 pytestmark = pytest.mark.integration
 
@@ -47,7 +48,7 @@ RULES = FlushRules(max_requests=3, max_bytes=10**9, max_tokens=10**9, max_age_ms
 NOW, TOLD = PreparedJob("now", BODY), Callback("who", BODY)
 ANSWER = Answer(body={"usage": {"prompt_tokens": 3, "completion_tokens": 2}})
 FAILED = Answer(kind="bad", message="no")
-LIMITS = target_limits(concurrency=2, breaker_failures=1, disable_after_s=1)
+LIMITS = endpoint_limits(concurrency=2, breaker_failures=1, disable_after_s=1)
 MOMENT = datetime(2024, 1, 1, tzinfo=UTC)
 Steps = tuple[Callable[[], Awaitable[Any]], Callable[[], Awaitable[Any]]]
 CASES: dict[str, Callable[[Any], Steps]] = {}
@@ -357,12 +358,12 @@ def create(client: Any, id_: str = "d", **more: Any) -> Callable[[], Awaitable[A
         "url": "http://h.test/",
         "event_type": "x",
         "body": "{}",
-        "endpoint": "e",
     }
     fields |= {"deadline": 4 * 10**12, "on_end": "told", "priority": "default"}
     job_id = f"webhook:{id_}"
     values: dict[str, Any] = {
-        "target": "l",
+        "endpoint": "e",
+        "host": "h",
         "order": "",
         "job_keys": KEYS.job_keys(job_id, Priority.DEFAULT),
         "job_id": job_id,
@@ -370,11 +371,11 @@ def create(client: Any, id_: str = "d", **more: Any) -> Callable[[], Awaitable[A
         "delay_ms": 0,
         **more,
     }
-    return lambda: DeliveryStore(client, KEYS).create(id_, fields, **values)
+    return lambda: DeliveryStore(client, KEYS, DeliverySecrets(None)).create(id_, fields, **values)
 
 
 def begin(client: Any, id_: str = "d", **limits: Any) -> Callable[[], Awaitable[Any]]:
-    chosen = target_limits(**{"concurrency": 2, "breaker_failures": 1, **limits})
+    chosen = endpoint_limits(**{"concurrency": 2, "breaker_failures": 1, **limits})
 
     async def step() -> Any:
         store = AttemptStore(client, KEYS, retention_s=1000)
@@ -420,7 +421,7 @@ def create_delivery_in_order(client: Any) -> Steps:
 
 @case
 def create_delivery_parked(client: Any) -> Steps:
-    closed = lambda: client.hset(KEYS.webhook_target("l"), "pause", 4 * 10**12)  # noqa: E731
+    closed = lambda: client.hset(KEYS.webhook_limits("e"), "pause", 4 * 10**12)  # noqa: E731
     return closed, create(client)
 
 
@@ -432,7 +433,7 @@ def begin_attempt(client: Any) -> Steps:
 @case
 def begin_attempt_that_probes(client: Any) -> Steps:
     fields = {"opens": 1, "open_until": 1, "failures": 3}
-    target = lambda: client.hset(KEYS.webhook_target("l"), mapping=fields)  # noqa: E731
+    target = lambda: client.hset(KEYS.webhook_limits("e"), mapping=fields)  # noqa: E731
     return after(create(client), target), begin(client)
 
 
@@ -445,6 +446,12 @@ def begin_attempt_at_a_rate(client: Any) -> Steps:
 def begin_attempt_held_back(client: Any) -> Steps:
     taken = create(client, "other"), begin(client, "other", concurrency=1)
     return after(*taken, create(client)), begin(client, concurrency=1)
+
+
+@case
+def begin_attempt_at_a_full_host(client: Any) -> Steps:
+    taken = create(client, "other", endpoint="o"), begin(client, "other")
+    return after(*taken, create(client)), begin(client, host_concurrency=1)
 
 
 @case
@@ -468,7 +475,9 @@ def begin_attempt_too_late(client: Any) -> Steps:
 
 @case
 def record_delivered(client: Any) -> Steps:
-    verdict = Verdict(DeliveryState.DELIVERED, host=HostSign.ALIVE, endpoint=EndpointSign.TAKES)
+    verdict = Verdict(
+        DeliveryState.DELIVERED, breaker=BreakerSign.ALIVE, endpoint=EndpointSign.TAKES
+    )
     fields = {"failing_since": 1, "failures": 2}
     failing = lambda: client.hset(KEYS.webhook_endpoint("e"), mapping=fields)  # noqa: E731
     waiting = create(client, "parked")
@@ -478,10 +487,22 @@ def record_delivered(client: Any) -> Steps:
 
 
 @case
+def record_delivered_at_a_full_host(client: Any) -> Steps:
+    verdict = Verdict(
+        DeliveryState.DELIVERED, breaker=BreakerSign.ALIVE, endpoint=EndpointSign.TAKES
+    )
+    waiting = create(client, "next", endpoint="n")
+    held = begin(client, "next", host_concurrency=1)
+    return after(create(client), begin(client), waiting, held), record(client, verdict)
+
+
+@case
 def record_a_recovery(client: Any) -> Steps:
-    verdict = Verdict(DeliveryState.DELIVERED, host=HostSign.ALIVE, endpoint=EndpointSign.TAKES)
+    verdict = Verdict(
+        DeliveryState.DELIVERED, breaker=BreakerSign.ALIVE, endpoint=EndpointSign.TAKES
+    )
     fields = {"opens": 1, "open_until": 1, "failures": 3, "share": 1}
-    target = lambda: client.hset(KEYS.webhook_target("l"), mapping=fields)  # noqa: E731
+    target = lambda: client.hset(KEYS.webhook_limits("e"), mapping=fields)  # noqa: E731
     return after(create(client), begin(client), target), record(client, verdict)
 
 
@@ -491,7 +512,7 @@ def record_waiting(client: Any) -> Steps:
         DeliveryState.WAITING,
         10.0,
         charged=False,
-        host=HostSign.FAILING,
+        breaker=BreakerSign.FAILING,
         endpoint=EndpointSign.REFUSES,
         slow_down=True,
         pause_s=3.0,
@@ -502,18 +523,25 @@ def record_waiting(client: Any) -> Steps:
 @case
 def record_dead(client: Any) -> Steps:
     verdict = Verdict(
-        DeliveryState.DEAD, host=HostSign.ALIVE, endpoint=EndpointSign.GONE, reason="gone"
+        DeliveryState.DEAD, breaker=BreakerSign.ALIVE, endpoint=EndpointSign.GONE, reason="gone"
     )
     both = create(client, order="o"), create(client, "next", order="o")
     return after(*both, begin(client)), record(client, verdict)
 
 
 @case
+def retry_delivery(client: Any) -> Steps:
+    closed = lambda: client.hset(KEYS.webhook_limits("e"), "pause", 4 * 10**12)  # noqa: E731
+    store = DeliveryStore(client, KEYS, DeliverySecrets(None))
+    return after(closed, create(client, delay_ms=1000)), lambda: store.retry("d")
+
+
+@case
 def replay_delivery(client: Any) -> Steps:
-    verdict = Verdict(DeliveryState.DEAD, host=HostSign.ALIVE, endpoint=EndpointSign.REFUSES)
+    verdict = Verdict(DeliveryState.DEAD, breaker=BreakerSign.ALIVE, endpoint=EndpointSign.REFUSES)
 
     async def step() -> None:
-        await DeliveryStore(client, KEYS).replay(
+        await DeliveryStore(client, KEYS, DeliverySecrets(None)).replay(
             "d",
             token="t",
             job_keys=KEYS.job_keys("r", Priority.LOW),
@@ -537,17 +565,17 @@ def end_jobless(client: Any) -> Steps:
 
 @case
 def disable_endpoint(client: Any) -> Steps:
-    store = EndpointStore(client, KEYS)
-    return nothing, lambda: store.switch("e", on=False, target="l", name="n")
+    store = EndpointStore(client, KEYS, DeliverySecrets(None))
+    return nothing, lambda: store.switch("e", on=False, name="n")
 
 
 @case
 def enable_endpoint(client: Any) -> Steps:
-    store = EndpointStore(client, KEYS)
-    off = lambda: store.switch("e", on=False, target="l", name="n")  # noqa: E731
+    store = EndpointStore(client, KEYS, DeliverySecrets(None))
+    off = lambda: store.switch("e", on=False, name="n")  # noqa: E731
     held = create(client, "other"), begin(client, "other", concurrency=1), create(client)
     parked = begin(client, concurrency=1)
-    return after(*held, parked, off), lambda: store.switch("e", on=True, target="l", name="n")
+    return after(*held, parked, off), lambda: store.switch("e", on=True, name="n")
 
 
 # -- LLM requests -----------------------------------------------------------------

@@ -85,7 +85,7 @@ async def _fill(settings: Any) -> None:
             keys.webhook_endpoint(EVIL), mapping={"name": EVIL, "disabled": 1, "reason": EVIL}
         )
         await client.zadd(keys.webhook_disabled, {EVIL: 1})
-        await client.xadd(keys.webhook_events, {"kind": EVIL, "target": EVIL})
+        await client.xadd(keys.webhook_events, {"kind": EVIL, "endpoint": EVIL})
         await client.zadd(keys.workers, {"w": 1})
         await client.set(keys.worker("w"), json.dumps({"worker_id": EVIL}))
         body = {"model": "m", "messages": [{"role": "user", "content": "hi"}]}
@@ -101,7 +101,7 @@ async def _fill(settings: Any) -> None:
     [
         ("webhooks", "show", "m1"), ("webhooks", "list"), ("webhooks", "endpoints"),
         ("webhooks", "replay", "m1"), ("webhooks", "show", EVIL), ("webhooks", "ping", EVIL),
-        ("webhooks", "target", "--endpoint-id", EVIL), ("webhooks", "list", "--since", EVIL),
+        ("webhooks", "endpoint", "--endpoint-id", EVIL), ("webhooks", "list", "--since", EVIL),
         ("dead", "list"), ("dead", "retry", EVIL), ("dead", "retry", "--since", EVIL),
         ("batches", "list"), ("batches", "show", EVIL), ("batches", "cancel", EVIL),
         ("cache", "stats"), ("cache", "invalidate", EVIL),

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from tests.support.llm import ENDPOINT, PROVIDERS, body, outcome, settings_for, submit
-from tests.support.options import options_of, retry_schedule, target_limits
+from tests.support.options import endpoint_limits, options_of, retry_schedule
 from tests.support.providers import FakeProvider, fake_provider
 from tests.support.queues import open_queue, queue_of, stores_of
 from tests.support.wait import eventually
@@ -185,7 +185,7 @@ async def test_a_late_line_answers_a_request_that_left_its_batch(queue: JobQueue
 
 # -- endpoints ---------------------------------------------------------------------
 
-LIMITS = target_limits()
+LIMITS = endpoint_limits()
 
 
 async def attempt(queue: JobQueue, url: str, status: int, **more: Any) -> Any:

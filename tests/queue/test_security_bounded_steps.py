@@ -12,13 +12,14 @@ import time
 from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import replace
 from datetime import UTC, datetime
+from itertools import count
 from typing import Any
 
 import pytest
 
 from tests.support.engine import QUICK, burst
 from tests.support.llm import submit
-from tests.support.options import options_of, retry_schedule, target_limits
+from tests.support.options import endpoint_limits, options_of, retry_schedule
 from tests.support.queues import queue_of, stores_of
 from worker import JobQueue, Priority
 from worker.errors import Permanent
@@ -28,7 +29,7 @@ from worker.llm.options import FlushRules
 from worker.queue.calls import Call
 from worker.webhooks.attempts import Attempt, ClaimedDelivery, Throttled
 from worker.webhooks.client import DELIVER_WEBHOOK
-from worker.webhooks.limits import TargetLimits
+from worker.webhooks.limits import EndpointLimits, endpoint_of, host_of
 from worker.webhooks.policy import Outcome, decide
 
 pytestmark = pytest.mark.integration
@@ -38,7 +39,7 @@ REFERENCE = "for i = 1, 2000 do redis.call('SET', KEYS[1] .. (i % 100), ARGV[1])
 GROUP = Group("openai", CHAT, "m")
 LARGE = 10**9
 URL = "https://hooks.example.com/a"
-LIMITS = target_limits(concurrency=64)
+LIMITS = endpoint_limits(concurrency=64)
 Act = Callable[[], Awaitable[object]]
 
 
@@ -100,7 +101,7 @@ def now_ms() -> int:
     return int(time.time() * 1000)
 
 
-async def end(queue: JobQueue, id_: str, status: int, limits: TargetLimits = LIMITS) -> list[str]:
+async def end(queue: JobQueue, id_: str, status: int, limits: EndpointLimits = LIMITS) -> list[str]:
     """One attempt, and how it ended."""
     found = await stores_of(queue).attempts.begin(id_, datetime.now(UTC), limits, max_attempts=10)
     assert isinstance(found, ClaimedDelivery), found
@@ -303,9 +304,28 @@ async def test_many_ends_of_one_endpoint_wake_its_line_in_short_steps(queue: Job
             parked, datetime.now(UTC), replace(limits, concurrency=1), max_attempts=10
         )
     await stores_of(queue).client.delete(
-        stores_of(queue).keys.webhook_slots("https://hooks.example.com:443")
+        stores_of(queue).keys.webhook_slots(endpoint_of(URL, None))
     )
     await assert_short(queue, round_trip)
+
+
+async def test_many_ends_at_a_full_host_serve_its_line_in_short_steps(queue: JobQueue) -> None:
+    client, keys = stores_of(queue).client, stores_of(queue).keys
+    names, number = [f"e{n}" for n in range(5000)], count()
+
+    async def crowd() -> None:
+        await fill(client, keys.webhook_line(host_of(URL)), ((name, 1.0) for name in names))
+        for name in names[:500]:
+            # Half of them wait with deliveries that are gone.
+            await client.zadd(keys.webhook_parked(name), {f"gone{n}": 1 for n in range(20)})
+
+    async def round_trip() -> None:
+        ids = [
+            await queue.send_webhook(f"{URL}/{next(number)}", {}, event_type="x") for _ in range(64)
+        ]
+        await asyncio.gather(*(end(queue, id_, 200, LIMITS) for id_ in ids))
+
+    await assert_short(queue, round_trip, crowd)
 
 
 async def test_an_order_of_deleted_deliveries_is_left_in_short_steps(queue: JobQueue) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 from settings import Settings
 from worker.app.options import QueueOptions, delivery_options, queue_options, rate_limits
 from worker.llm.rate_policy import RateLimits
-from worker.webhooks.limits import TargetLimits
+from worker.webhooks.limits import EndpointLimits
 from worker.webhooks.policy import RetrySchedule
 
 
@@ -18,7 +18,9 @@ def options_of(**settings: Any) -> QueueOptions:
     return queue_options(Settings(**{**unlimited, **settings}))
 
 
-def target_limits(**changes: Any) -> TargetLimits:
+def endpoint_limits(**changes: Any) -> EndpointLimits:
+    """The standard limits; a host has as many slots as anybody asks for unless a test says so."""
+    changes.setdefault("host_concurrency", 10_000)
     return replace(delivery_options(Settings()).limits, **changes)
 
 

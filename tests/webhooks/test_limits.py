@@ -12,7 +12,7 @@ import pytest
 
 from cache import NotEncodable
 from cache.connection.scripts import load
-from tests.support.options import options_of, retry_schedule, target_limits
+from tests.support.options import endpoint_limits, options_of, retry_schedule
 from tests.support.queues import open_queue, queue_of, stores_of
 from tests.support.wait import eventually
 from tests.support.workers import quick_settings
@@ -21,11 +21,11 @@ from worker.app.composition import Stores
 from worker.client import JobQueue
 from worker.webhooks.attempts import Attempt, ClaimedDelivery, EndedUnsent, ScriptFailed, Throttled
 from worker.webhooks.deliveries import Selection
-from worker.webhooks.limits import TargetLimits
+from worker.webhooks.limits import EndpointLimits, endpoint_of
 from worker.webhooks.policy import (
+    BreakerSign,
     DeliveryState,
     EndpointSign,
-    HostSign,
     Outcome,
     Verdict,
     decide,
@@ -35,7 +35,7 @@ pytestmark = pytest.mark.integration
 
 ATTEMPT = load("worker.webhooks", "attempt_deliveries", "worker.queue")
 URL = "https://hooks.example.com/a"
-LIMITS = target_limits(concurrency=2, breaker_failures=3, open_s=60, open_max_s=120, slot_s=60)
+LIMITS = endpoint_limits(concurrency=2, breaker_failures=3, open_s=60, open_max_s=120, slot_s=60)
 SCHEDULE = retry_schedule(max_attempts=10, base_s=0.001)
 
 
@@ -44,7 +44,7 @@ class Lab:
     """Uses the store like a worker, but without HTTP: the test gives the outcomes."""
 
     queue: JobQueue
-    limits: TargetLimits = LIMITS
+    limits: EndpointLimits = LIMITS
 
     @property
     def stores(self) -> Stores:
@@ -129,7 +129,7 @@ async def lab(client: Any, prefix: str) -> Lab:
 # -- room ----------------------------------------------------------------------
 
 
-async def test_a_target_limits_concurrent_attempts(lab: Lab) -> None:
+async def test_an_endpoint_limits_concurrent_attempts(lab: Lab) -> None:
     ids = [await lab.send() for _ in range(4)]
     first, _ = await lab.go(ids[0]), await lab.go(ids[1])
     assert (await lab.held(ids[2])).reason == "busy"
@@ -214,7 +214,7 @@ async def test_a_rate_spaces_attempts_evenly(lab: Lab) -> None:
     await eventually(reservation_is_due)
 
 
-async def test_an_endpoint_id_is_its_own_target(lab: Lab) -> None:
+async def test_an_endpoint_id_has_limits_of_its_own(lab: Lab) -> None:
     for _ in range(2):
         await lab.go(await lab.send(endpoint_id="tenant-1"))
     assert (await lab.held(await lab.send(endpoint_id="tenant-1"))).reason == "busy"
@@ -236,16 +236,14 @@ async def test_failures_in_a_row_open_the_breaker_and_stop_attempts(lab: Lab) ->
     assert (await lab.queue.delivery(waiting)).attempt_count == 0
     # A new delivery waits without a worker.
     assert await lab.due_in_s(await lab.send()) > 40
-    target = await lab.queue.webhooks.target(URL)
-    assert (target.breaker, target.parked) == ("open", 2)
+    endpoint = await lab.queue.webhooks.endpoint(URL)
+    assert (endpoint.breaker, endpoint.parked) == ("open", 2)
     events = await lab.queue.webhooks.events()
-    assert [(e.kind, e.subject) for e in events] == [
-        ("circuit_opened", "https://hooks.example.com:443")
-    ]
+    assert [(e.kind, e.subject) for e in events] == [("circuit_opened", endpoint_of(URL, None))]
 
 
 @pytest.mark.parametrize("status", [200, 404, 422, 429])
-async def test_any_answer_of_the_host_resets_the_failure_count(lab: Lab, status: int) -> None:
+async def test_any_answer_resets_the_failure_count(lab: Lab, status: int) -> None:
     for outcome in (500, 500, status, 500, 500):
         assert "circuit_opened" not in await lab.attempt(await lab.send(), status=outcome)
 
@@ -270,7 +268,7 @@ async def test_a_half_open_breaker_allows_one_probe_and_closes_on_success(
     lab.limits = replace(lab.limits, concurrency=5)
     _, events = await lab.end(claimed, status=200)
     assert events == ["circuit_closed"]
-    assert (await lab.queue.webhooks.target(URL)).breaker == "closed"
+    assert (await lab.queue.webhooks.endpoint(URL)).breaker == "closed"
     # As many as there are slots, not two as after any other end.
     assert [await lab.due_in_s(id_) <= 0 for id_ in ids[1:]] == [True] * 4
     await lab.go(ids[1])
@@ -289,9 +287,9 @@ async def test_a_failed_probe_opens_the_breaker_for_twice_as_long(lab: Lab) -> N
     lab.limits = replace(LIMITS, open_s=30, open_max_s=1000)
     _, events = await lab.end(claimed, status=500)
     assert events == ["circuit_opened"]
-    target = await lab.queue.webhooks.target(URL)
-    assert target.open_until is not None
-    assert 55 < (target.open_until - datetime.now(UTC)).total_seconds() < 65
+    endpoint = await lab.queue.webhooks.endpoint(URL)
+    assert endpoint.open_until is not None
+    assert 55 < (endpoint.open_until - datetime.now(UTC)).total_seconds() < 65
 
 
 async def test_our_own_failures_open_no_breaker_and_use_up_no_attempt(lab: Lab) -> None:
@@ -346,7 +344,7 @@ async def test_ends_in_one_call_count_like_separate_ones(lab: Lab) -> None:
         for claimed, status in zip(running, statuses, strict=True)
     ]
     assert [events for _, events in await asyncio.gather(*ends)] == [[]] * 5
-    assert (await lab.queue.webhooks.target(URL)).failures == 2
+    assert (await lab.queue.webhooks.endpoint(URL)).failures == 2
 
 
 async def test_a_begin_sees_the_ends_of_the_same_call(
@@ -370,7 +368,7 @@ async def test_a_begin_sees_the_ends_of_the_same_call(
 # -- slowing down ------------------------------------------------------------------
 
 
-async def test_retry_after_pauses_the_whole_target(lab: Lab) -> None:
+async def test_retry_after_pauses_its_endpoint(lab: Lab) -> None:
     other = await lab.send()
     verdict, _ = await lab.end(await lab.go(await lab.send()), status=429, retry_after_s=30)
     assert 30 <= verdict.wait_s <= 33
@@ -379,7 +377,7 @@ async def test_retry_after_pauses_the_whole_target(lab: Lab) -> None:
     assert 29 < held.wait_s < 33
 
 
-async def test_a_very_long_retry_after_delays_its_delivery_not_the_host(lab: Lab) -> None:
+async def test_a_very_long_retry_after_delays_only_its_delivery(lab: Lab) -> None:
     other = await lab.send()
     verdict, _ = await lab.end(await lab.go(await lab.send()), status=503, retry_after_s=50_000)
     assert verdict.wait_s >= 50_000
@@ -391,12 +389,12 @@ async def test_overload_halves_the_concurrency_and_success_raises_it(
 ) -> None:
     lab.limits = replace(LIMITS, concurrency=8)
     await lab.attempt(await lab.send(), status=429)
-    assert (await lab.queue.webhooks.target(URL)).concurrency == 4
+    assert (await lab.queue.webhooks.endpoint(URL)).concurrency == 4
     running = [await lab.go(await lab.send()) for _ in range(4)]
     assert (await lab.held(await lab.send())).reason == "busy"
     for claimed in running:
         await lab.end(claimed, status=200)
-    found = (await lab.queue.webhooks.target(URL)).concurrency
+    found = (await lab.queue.webhooks.endpoint(URL)).concurrency
     assert found is not None
     assert 4.5 < found < 5.5
 
@@ -406,25 +404,25 @@ async def test_a_burst_of_overload_answers_cuts_once(lab: Lab) -> None:
     running = [await lab.go(await lab.send()) for _ in range(8)]
     # All of them were under way at the first overload answer.
     await asyncio.gather(*(lab.end(claimed, wait=True, status=503) for claimed in running))
-    target = await lab.queue.webhooks.target(URL)
-    assert (target.concurrency, target.paused_until) == (4, None)
+    endpoint = await lab.queue.webhooks.endpoint(URL)
+    assert (endpoint.concurrency, endpoint.paused_until) == (4, None)
 
 
 @pytest.mark.parametrize(("between", "rests"), [(None, True), (200, False), (422, False)])
-async def test_repeated_overload_without_an_answer_pauses_the_target(
+async def test_repeated_overload_without_an_answer_pauses_the_endpoint(
     lab: Lab, between: int | None, rests: bool
 ) -> None:
     lab.limits = replace(LIMITS, concurrency=8, breaker_failures=0)
-    key = lab.stores.keys.webhook_target("https://hooks.example.com:443")
+    key = lab.stores.keys.webhook_limits(endpoint_of(URL, None))
     for status in (503, 429, between, 503):
         if status is not None:
             # Make the last cut older than a second.
             await lab.stores.client.hset(key, "cut", 1)
             await lab.attempt(await lab.send(), status=status)
-    target = await lab.queue.webhooks.target(URL)
-    assert (target.paused_until is not None) == rests
+    endpoint = await lab.queue.webhooks.endpoint(URL)
+    assert (endpoint.paused_until is not None) == rests
     if rests:
-        assert target.concurrency == 1
+        assert endpoint.concurrency == 1
         assert (await lab.held(await lab.send())).reason == "closed"
 
 
@@ -557,7 +555,7 @@ async def test_replays_are_selected_by_fields_and_limited_by_rate(lab: Lab) -> N
 
 async def test_a_selection_of_several_pages_is_replayed_completely(lab: Lab) -> None:
     ids = [await lab.send() for _ in range(230)]
-    verdict = Verdict(DeliveryState.DEAD, host=HostSign.NONE, endpoint=EndpointSign.NONE)
+    verdict = Verdict(DeliveryState.DEAD, breaker=BreakerSign.NONE, endpoint=EndpointSign.NONE)
     for id_ in ids:
         claimed = await lab.go(id_)
         attempt = Attempt(datetime.now(UTC), None, "x", 1.0)
@@ -588,14 +586,14 @@ async def test_a_parked_delivery_that_ends_is_no_longer_parked(lab: Lab) -> None
         await lab.go(await lab.send())
     id_ = await lab.send(deadline=datetime.now(UTC) + timedelta(seconds=0.2))
     await lab.held(id_)
-    assert (await lab.queue.webhooks.target(URL)).parked == 1
+    assert (await lab.queue.webhooks.endpoint(URL)).parked == 1
 
     async def over() -> Any:
         found = await lab.claim(id_)
         return found if isinstance(found, EndedUnsent) else None
 
     await eventually(over)
-    assert (await lab.queue.webhooks.target(URL)).parked == 0
+    assert (await lab.queue.webhooks.endpoint(URL)).parked == 0
 
 
 async def test_no_wait_extends_past_the_deadline(lab: Lab) -> None:
@@ -622,7 +620,7 @@ async def test_a_run_after_a_crash_does_not_retry_early(lab: Lab) -> None:
     id_ = await lab.send()
     await lab.end(await lab.go(id_), wait=True, status=503, retry_after_s=90)
     lab.limits = replace(LIMITS, breaker_failures=0)
-    await lab.stores.client.delete(lab.stores.keys.webhook_target("https://hooks.example.com:443"))
+    await lab.stores.client.delete(lab.stores.keys.webhook_limits(endpoint_of(URL, None)))
     held = await lab.held(id_)
     assert held.reason == "early"
     assert 80 < held.wait_s < 100

@@ -21,7 +21,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from hypothesis.stateful import run_state_machine_as_test as run_machine
 
 from cache.connection.pool import PoolOptions, close_client, open_pool
-from tests.support.options import retry_schedule, target_limits
+from tests.support.options import endpoint_limits, retry_schedule
 from tests.support.queues import queue_of, stores_of
 from worker.keys import QueueKeys
 from worker.webhooks.attempts import Attempt, AttemptStore, ClaimedDelivery, EndedUnsent, Throttled
@@ -29,9 +29,11 @@ from worker.webhooks.policy import Outcome, decide
 
 pytestmark = pytest.mark.property
 
-TARGETS = 2
+ENDPOINTS = 2
 MOST_AT_ONCE, MOST_ATTEMPTS = 2, 3
-LIMITS = target_limits(concurrency=MOST_AT_ONCE, breaker_failures=0, disable_after_s=0, slot_s=600)
+LIMITS = endpoint_limits(
+    concurrency=MOST_AT_ONCE, breaker_failures=0, disable_after_s=0, slot_s=600
+)
 SCHEDULE = retry_schedule(max_attempts=MOST_ATTEMPTS, base_s=60.0)
 OUTCOMES = (
     Outcome(status=200),
@@ -49,7 +51,7 @@ class Expected:
 
     id: str
     number: int
-    host: int
+    endpoint: int
     ordered: bool
     state: str = "pending"
     attempts: int = 0
@@ -82,8 +84,8 @@ class Model(RuleBasedStateMachine):
 
     # -- what can happen -----------------------------------------------------------
 
-    @rule(host=st.integers(0, TARGETS - 1), ordered=st.booleans())
-    def send(self, host: int, ordered: bool) -> None:
+    @rule(endpoint=st.integers(0, ENDPOINTS - 1), ordered=st.booleans())
+    def send(self, endpoint: int, ordered: bool) -> None:
         number = len(self.all)
         id_ = f"d{number}"
         sent = self.queue.send_webhook(
@@ -91,11 +93,11 @@ class Model(RuleBasedStateMachine):
             {},
             event_type="x",
             webhook_id=id_,
-            endpoint_id=f"e{host}",
+            endpoint_id=f"e{endpoint}",
             ordering_key="k" if ordered else None,
         )
         self.run(sent)
-        self.all.append(Expected(id_, number, host, ordered))
+        self.all.append(Expected(id_, number, endpoint, ordered))
 
     @precondition(lambda self: self.all)
     @rule(data=st.data())
@@ -178,7 +180,7 @@ class Model(RuleBasedStateMachine):
         elif self._is_behind(delivery):
             assert isinstance(answer, Throttled), answer
             assert answer.reason == "ordered"
-        elif delivery.state != "sending" and self._sending(delivery.host) >= MOST_AT_ONCE:
+        elif delivery.state != "sending" and self._sending(delivery.endpoint) >= MOST_AT_ONCE:
             assert isinstance(answer, Throttled), answer
             assert answer.reason == "busy"
         else:
@@ -191,11 +193,11 @@ class Model(RuleBasedStateMachine):
 
     def _is_behind(self, delivery: Expected) -> bool:
         before = self.all[: delivery.number]
-        same = [d for d in before if d.ordered and d.host == delivery.host]
+        same = [d for d in before if d.ordered and d.endpoint == delivery.endpoint]
         return delivery.ordered and any(d.state not in ENDED for d in same)
 
-    def _sending(self, host: int) -> int:
-        return sum(d.state == "sending" for d in self.all if d.host == host)
+    def _sending(self, endpoint: int) -> int:
+        return sum(d.state == "sending" for d in self.all if d.endpoint == endpoint)
 
     @invariant()
     def the_server_says_the_same(self) -> None:
@@ -209,9 +211,9 @@ class Model(RuleBasedStateMachine):
         assert {id_.decode() for id_ in still_open} == {
             d.id for d in self.all if d.state not in ENDED
         }
-        for host in range(TARGETS):
-            found = self.run(self.queue.webhooks.target(endpoint_id=f"e{host}"))
-            assert found.sending == self._sending(host) <= MOST_AT_ONCE
+        for endpoint in range(ENDPOINTS):
+            found = self.run(self.queue.webhooks.endpoint(endpoint_id=f"e{endpoint}"))
+            assert found.sending == self._sending(endpoint) <= MOST_AT_ONCE
 
 
 @pytest.mark.timeout(120)

@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 from tests.support.options import retry_schedule
 from worker.webhooks.policy import (
     FEW_ATTEMPTS,
+    BreakerSign,
     DeliveryState,
     EndpointSign,
-    HostSign,
     Outcome,
     decide,
     parse_retry_after,
@@ -99,30 +99,30 @@ def test_our_own_failures_are_not_charged() -> None:
             internal_failures=internal_failures,
         )
         assert (verdict.state, verdict.charged) == (DeliveryState.WAITING, False)
-        assert (verdict.host, verdict.endpoint) == (HostSign.NONE, EndpointSign.NONE)
+        assert (verdict.breaker, verdict.endpoint) == (BreakerSign.NONE, EndpointSign.NONE)
         assert verdict.wait_s <= 300
 
 
 @pytest.mark.parametrize(
     ("outcome", "host", "endpoint"),
     [
-        (Outcome(status=200), HostSign.ALIVE, EndpointSign.TAKES),
-        (Outcome(status=404), HostSign.ALIVE, EndpointSign.REFUSES),
-        (Outcome(status=410), HostSign.ALIVE, EndpointSign.GONE),
-        (Outcome(status=429), HostSign.ALIVE, EndpointSign.REFUSES),
-        (Outcome(status=500), HostSign.FAILING, EndpointSign.REFUSES),
-        (Outcome(error="timeout"), HostSign.FAILING, EndpointSign.REFUSES),
-        (Outcome(status=200, error="read"), HostSign.ALIVE, EndpointSign.TAKES),
-        (Outcome(status=404, error="read"), HostSign.ALIVE, EndpointSign.REFUSES),
-        (Outcome(status=500, error="read"), HostSign.FAILING, EndpointSign.REFUSES),
-        (Outcome(error="target_forbidden", permanent=True), HostSign.NONE, EndpointSign.REFUSES),
+        (Outcome(status=200), BreakerSign.ALIVE, EndpointSign.TAKES),
+        (Outcome(status=404), BreakerSign.ALIVE, EndpointSign.REFUSES),
+        (Outcome(status=410), BreakerSign.ALIVE, EndpointSign.GONE),
+        (Outcome(status=429), BreakerSign.ALIVE, EndpointSign.REFUSES),
+        (Outcome(status=500), BreakerSign.FAILING, EndpointSign.REFUSES),
+        (Outcome(error="timeout"), BreakerSign.FAILING, EndpointSign.REFUSES),
+        (Outcome(status=200, error="read"), BreakerSign.ALIVE, EndpointSign.TAKES),
+        (Outcome(status=404, error="read"), BreakerSign.ALIVE, EndpointSign.REFUSES),
+        (Outcome(status=500, error="read"), BreakerSign.FAILING, EndpointSign.REFUSES),
+        (Outcome(error="target_forbidden", permanent=True), BreakerSign.NONE, EndpointSign.REFUSES),
     ],
 )
 def test_the_signs_of_an_attempt_about_host_and_endpoint(
-    outcome: Outcome, host: HostSign, endpoint: EndpointSign
+    outcome: Outcome, host: BreakerSign, endpoint: EndpointSign
 ) -> None:
     verdict = decide(outcome, attempt=1, schedule=SCHEDULE, rng=lambda: 0.5)
-    assert (verdict.host, verdict.endpoint) == (host, endpoint)
+    assert (verdict.breaker, verdict.endpoint) == (host, endpoint)
 
 
 @pytest.mark.parametrize(

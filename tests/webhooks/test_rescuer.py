@@ -7,7 +7,7 @@ from typing import Any, cast
 
 import pytest
 
-from tests.support.options import target_limits
+from tests.support.options import endpoint_limits
 from tests.support.queues import open_queue, queue_of, stores_of
 from tests.support.wait import eventually
 from tests.support.workers import quick_settings, running_worker
@@ -102,7 +102,7 @@ async def test_a_delivery_whose_job_was_removed_ends_as_dead(
     assert await client.zscore(stores_of(queue).keys.queue(), f"webhook-end:0:{id_}")
     assert isinstance(
         await stores_of(queue).attempts.begin(
-            behind, datetime.now(UTC), target_limits(), max_attempts=10
+            behind, datetime.now(UTC), endpoint_limits(), max_attempts=10
         ),
         ClaimedDelivery,
     )
@@ -123,7 +123,7 @@ async def test_a_delivery_whose_job_is_a_dead_letter_is_not_ended(client: Any, p
 
 async def test_the_slot_of_a_jobless_delivery_is_freed(client: Any, prefix: str) -> None:
     queue = queue_of(client, prefix)
-    limits = target_limits(concurrency=1)
+    limits = endpoint_limits(concurrency=1)
     ids = [
         await queue.send_webhook("https://example.com/", {}, event_type="x", webhook_id=f"m{n}")
         for n in range(2)

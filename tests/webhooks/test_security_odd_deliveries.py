@@ -86,7 +86,17 @@ async def test_a_number_that_is_none_delays_no_delivery(
             await eventually(state)
 
 
-@pytest.mark.parametrize("what", ["webhook", "webhook-attempts", "webhook-target", "webhook-slots"])
+@pytest.mark.parametrize(
+    "what",
+    [
+        "webhook",
+        "webhook-attempts",
+        "webhook-limits",
+        "webhook-slots",
+        "webhook-host",
+        "webhook-line",
+    ],
+)
 async def test_a_delivery_whose_keys_are_lists_stops_no_other(
     private_valkey_url: str, what: str
 ) -> None:
@@ -100,10 +110,11 @@ async def test_a_delivery_whose_keys_are_lists_stops_no_other(
         open_queue(settings) as queue,
     ):
         bad = await queue.send_webhook(url, {}, event_type="x")
-        target = (
-            await stores_of(queue).client.hget(stores_of(queue).keys.webhook(bad), "target")
-        ).decode()
-        name = target if what in ("webhook-target", "webhook-slots") else bad
+        record = stores_of(queue).keys.webhook(bad)
+        endpoint, host = await stores_of(queue).client.hmget(record, "endpoint", "host")
+        owners = {"webhook-limits": endpoint, "webhook-slots": endpoint}
+        owners |= {"webhook-host": host, "webhook-line": host}
+        name = owners.get(what, bad.encode()).decode()
         key = f"{stores_of(queue).keys.prefix}{what}:{name}"
         await stores_of(queue).client.delete(key)
         if what == "webhook-attempts":

@@ -11,20 +11,20 @@ from typing import Any
 
 import pytest
 
-from tests.support.options import target_limits
+from tests.support.options import endpoint_limits
 from tests.support.queues import queue_of, stores_of
 from worker import InvalidArgument, NotFound
 from worker.app.composition import Stores
 from worker.client import JobQueue
 from worker.webhooks.attempts import Attempt, ClaimedDelivery, Throttled
-from worker.webhooks.limits import TargetLimits
+from worker.webhooks.limits import EndpointLimits
 from worker.webhooks.policy import DeliveryState, Verdict
 
 pytestmark = pytest.mark.integration
 
 URL = "https://hooks.example.com/a"
 PAGE = Path(__file__).parents[2] / "docs" / "states.md"
-LIMITS = target_limits(concurrency=2, breaker_failures=0)
+LIMITS = endpoint_limits(concurrency=2, breaker_failures=0)
 STATES = ("pending", "sending", "waiting", "delivered", "dead", "disabled")
 # The diagram's symbol for a missing delivery.
 NOTHING = "[*]"
@@ -43,7 +43,7 @@ def drawn() -> set[tuple[str, str]]:
 
 @dataclass
 class Walk:
-    """One queue; each delivery is alone and has its own host."""
+    """One queue; each delivery is alone and has its own endpoint."""
 
     queue: JobQueue
     number: int = 0
@@ -80,7 +80,7 @@ class Walk:
     def endpoint(self, id_: str) -> str:
         return "e" + id_[1:]
 
-    async def begin(self, id_: str, limits: TargetLimits = LIMITS, most: int = 10) -> bool:
+    async def begin(self, id_: str, limits: EndpointLimits = LIMITS, most: int = 10) -> bool:
         """Whether the begin returned anything except that the delivery has ended."""
         found = await self.stores.attempts.begin(id_, datetime.now(UTC), limits, max_attempts=most)
         return isinstance(found, ClaimedDelivery | Throttled)
@@ -114,7 +114,7 @@ async def begun(walk: Walk, id_: str) -> bool:
     return await walk.begin(id_)
 
 
-async def begun_on_a_full_target(walk: Walk, id_: str) -> bool:
+async def begun_on_a_full_endpoint(walk: Walk, id_: str) -> bool:
     slots = walk.stores.keys.webhook_slots("id:" + walk.endpoint(id_))
     later = await walk.past_ms(minutes=1)
     await walk.stores.client.delete(slots)
@@ -122,15 +122,15 @@ async def begun_on_a_full_target(walk: Walk, id_: str) -> bool:
     return await walk.begin(id_)
 
 
-async def begun_on_a_closed_target(walk: Walk, id_: str) -> bool:
-    target = walk.stores.keys.webhook_target("id:" + walk.endpoint(id_))
-    await walk.stores.client.hset(target, "pause", await walk.past_ms(minutes=1))
+async def begun_on_a_closed_endpoint(walk: Walk, id_: str) -> bool:
+    limits = walk.stores.keys.webhook_limits("id:" + walk.endpoint(id_))
+    await walk.stores.client.hset(limits, "pause", await walk.past_ms(minutes=1))
     return await walk.begin(id_)
 
 
-async def begun_on_a_slow_target(walk: Walk, id_: str) -> bool:
-    target = walk.stores.keys.webhook_target("id:" + walk.endpoint(id_))
-    await walk.stores.client.hset(target, "next_at", await walk.past_ms(minutes=1))
+async def begun_on_a_slow_endpoint(walk: Walk, id_: str) -> bool:
+    limits = walk.stores.keys.webhook_limits("id:" + walk.endpoint(id_))
+    await walk.stores.client.hset(limits, "next_at", await walk.past_ms(minutes=1))
     return await walk.begin(id_, replace(LIMITS, rate_per_s=1.0))
 
 
@@ -203,9 +203,9 @@ async def robbed_of_its_job(walk: Walk, id_: str) -> bool:
 
 STEPS: tuple[Step, ...] = (
     begun,
-    begun_on_a_full_target,
-    begun_on_a_closed_target,
-    begun_on_a_slow_target,
+    begun_on_a_full_endpoint,
+    begun_on_a_closed_endpoint,
+    begun_on_a_slow_endpoint,
     begun_too_early,
     begun_behind_another,
     begun_after_the_deadline,

@@ -46,6 +46,7 @@ from worker.webhooks.context import WebhookContext
 from worker.webhooks.deliveries import DeliveryStore
 from worker.webhooks.endpoints import EndpointStore
 from worker.webhooks.secrets import DeliverySecrets
+from worker.webhooks.sending import Composer
 
 if TYPE_CHECKING:
     from settings import Settings
@@ -80,6 +81,7 @@ def build_stores(client: Any, options: QueueOptions, keys: QueueKeys | None = No
     """Build the stores without connecting; only tests pass other `keys`."""
     keys = keys or QueueKeys()
     sealing = options.webhooks.encryption_keys
+    secrets = DeliverySecrets(Keyring.parse(sealing) if sealing else None)
     encoder = JobEncoder(keys, max_bytes=options.jobs.max_job_bytes)
     return Stores(
         client=client,
@@ -89,9 +91,9 @@ def build_stores(client: Any, options: QueueOptions, keys: QueueKeys | None = No
         dead=DeadLetters(client, keys),
         encoder=encoder,
         memory=MemoryGuard(client, share=options.jobs.max_memory_share),
-        secrets=DeliverySecrets(Keyring.parse(sealing) if sealing else None),
-        deliveries=DeliveryStore(client, keys),
-        endpoints=EndpointStore(client, keys),
+        secrets=secrets,
+        deliveries=DeliveryStore(client, keys, secrets),
+        endpoints=EndpointStore(client, keys, secrets),
         attempts=AttemptStore(client, keys, retention_s=options.webhooks.retention_s),
         requests=RequestStore(
             client, keys, retention(options.llm), most_jobs=options.jobs.max_length
@@ -133,7 +135,7 @@ def build_webhooks(stores: Stores, options: QueueOptions) -> Webhooks:
         stores.keys,
         stores.deliveries,
         stores.endpoints,
-        secrets=stores.secrets,
+        composer=Composer(stores.secrets, options.webhooks),
         encoder=stores.encoder,
         memory=stores.memory,
         options=options.webhooks,

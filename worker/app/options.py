@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -11,7 +12,7 @@ from worker.llm.options import BatchOptions, LLMOptions, flush_rules
 from worker.llm.rate_policy import RateLimits
 from worker.llm.states import OnAmbiguous
 from worker.queue.options import JobOptions
-from worker.webhooks.limits import TargetLimits
+from worker.webhooks.limits import EndpointLimits
 from worker.webhooks.options import DeliveryOptions, WebhookOptions
 from worker.webhooks.policy import RetrySchedule
 
@@ -35,6 +36,8 @@ __all__ = [
 JOB_MARGIN_S = 5.0
 # Default for attempts at one endpoint; half of a worker's jobs if that is less.
 _ENDPOINT_CONCURRENCY = 16
+# The same for one host; three quarters of a worker's jobs if that is less.
+_HOST_CONCURRENCY = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,8 +94,9 @@ def delivery_options(settings: Settings) -> DeliveryOptions:
             retry_after_max_s=settings.webhook_retry_after_max_s,
         ),
         timeout_s=settings.webhook_timeout_s,
-        limits=TargetLimits(
+        limits=EndpointLimits(
             concurrency=_endpoint_concurrency(settings),
+            host_concurrency=_host_concurrency(settings),
             rate_per_s=settings.webhook_endpoint_rate,
             breaker_failures=settings.webhook_breaker_failures,
             open_s=settings.webhook_breaker_open_s,
@@ -109,6 +113,13 @@ def delivery_options(settings: Settings) -> DeliveryOptions:
 def _endpoint_concurrency(settings: Settings) -> int:
     half = max(1, settings.worker_max_jobs // 2)
     return settings.webhook_endpoint_concurrency or min(_ENDPOINT_CONCURRENCY, half)
+
+
+def _host_concurrency(settings: Settings) -> int:
+    chosen = settings.webhook_endpoint_concurrency or 0
+    most = max(1, min(_HOST_CONCURRENCY, settings.worker_max_jobs * 3 // 4))
+    # One endpoint alone gets two thirds of its host's slots.
+    return settings.webhook_host_concurrency or max(most, math.ceil(chosen * 1.5))
 
 
 def batch_options(settings: Settings) -> BatchOptions:

@@ -1,18 +1,22 @@
-"""Implements `letta-workers webhooks`: show and replay deliveries, ping, switch endpoints."""
+"""Implements `letta-workers webhooks`: show, list, retry and replay deliveries; ping."""
 
 from __future__ import annotations
 
+import asyncio
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import click
 
-from worker.cli.support import json_option, show, with_queue
+from worker.cli import endpoints
+from worker.cli.support import EXIT_FAILED, json_option, show, with_queue
 from worker.client import JobQueue
-from worker.errors import InvalidArgument
-from worker.webhooks.deliveries import Selection
-from worker.webhooks.policy import ENDED, DeliveryState
+from worker.webhooks.policy import DeliveryState
+from worker.webhooks.records import REMEDIES, Delivery
+from worker.webhooks.selection import Selection
 
+_LOOK_S = 0.1
+_PENDING = (DeliveryState.PENDING, DeliveryState.WAITING, DeliveryState.SENDING)
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
 
 
@@ -35,20 +39,20 @@ class Moment(click.ParamType[datetime]):
 
 
 def _filters(command: Any) -> Any:
-    """Add the options that select ended deliveries."""
+    """Add the options that select deliveries."""
     options = [
         click.option(
             "--since",
             type=Moment(),
-            help="Ended at or after this time: ISO 8601, or 90m, 24h, 2d ago.",
+            help="Ended at or after this time (open: sent): ISO 8601, or 90m, 24h, 2d ago.",
         ),
-        click.option("--until", type=Moment(), help="Ended before this time."),
+        click.option("--until", type=Moment(), help="Ended (open: sent) before this time."),
         click.option(
             "--state",
             "states",
             multiple=True,
-            type=click.Choice([state.value for state in ENDED]),
-            help="Ended in this state; repeatable. Default: dead and disabled.",
+            type=click.Choice([state.value for state in DeliveryState]),
+            help="In this state; repeatable. Default: dead and disabled.",
         ),
         click.option("--event-type", help="Only this event type."),
         click.option("--url", help="Only to this URL."),
@@ -75,7 +79,7 @@ def _selection(
 
 @click.group()
 def webhooks() -> None:
-    """Show and replay webhook deliveries; enable and disable endpoints."""
+    """Show, retry and replay webhook deliveries; show, enable and disable endpoints."""
 
 
 @webhooks.command("show")
@@ -91,10 +95,12 @@ def webhooks_show(delivery_id: str, as_json: bool) -> None:
     found = with_queue(lambda queue: queue.delivery(delivery_id)).to_dict()
 
     def lines() -> list[str]:
-        names = ("id", "url", "event_type", "state", "target", "deadline", "replays")
+        names = ("id", "url", "event_type", "state", "host", "endpoint", "deadline", "replays")
         head = [f"{name}: {found[name]}" for name in names]
         if found["error"]:
             head.append(f"error: {found['error']}")
+        if found["remedy"]:
+            head.append(f"remedy: {found['remedy']}")
         rows = [
             f"  {n}. {a['time']}  status={a['status']}  error={a['error'] or '-'}  ms={a['ms']}"
             for n, a in enumerate(found["attempts"], 1)
@@ -106,28 +112,45 @@ def webhooks_show(delivery_id: str, as_json: bool) -> None:
 
 @webhooks.command("list")
 @_filters
+@click.option(
+    "--pending", is_flag=True, help="Those that have not ended: pending, waiting, sending."
+)
 @json_option
-def webhooks_list(limit: int, as_json: bool, **filters: Any) -> None:
-    """List ended deliveries; by default, those that are dead or disabled.
+def webhooks_list(limit: int, pending: bool, as_json: bool, **filters: Any) -> None:
+    """List deliveries; by default, those that are dead or disabled.
 
     \b
     Examples:
       letta-workers webhooks list --since 24h
+      letta-workers webhooks list --pending --url https://example.com/hooks
       letta-workers webhooks list --state delivered --event-type run.completed --json
     """
+    if pending:
+        filters["states"] = (*filters["states"], *(state.value for state in _PENDING))
     wanted = _selection(**filters)
 
-    async def read(queue: JobQueue) -> list[dict[str, Any]]:
+    async def read(queue: JobQueue) -> list[Delivery]:
         ids = await queue.webhooks.find(wanted, limit=limit)
-        return [(await queue.delivery(id_)).to_dict() for id_ in ids]
+        return [await queue.delivery(id_) for id_ in ids]
 
     found = with_queue(read)
-    rows = [
-        f"{d['id']}  {d['state']}  {d['ended_at']}  {d['event_type']}  {d['url']}  "
-        f"attempts={d['attempt_count']}  status={d['status']}  error={d['error'] or '-'}"
-        for d in found
-    ]
-    show(found, as_json, lambda: rows or ["none"])
+    show([d.to_dict() for d in found], as_json, lambda: _lines(found) or ["none"])
+
+
+def _lines(found: list[Delivery]) -> list[str]:
+    rows = []
+    for d in found:
+        at = f"next={_iso(d.next_attempt_at)}" if d.ended_at is None else _iso(d.ended_at)
+        rows.append(
+            f"{d.id}  {d.state}  {at}  {d.event_type}  {d.url}  attempts={d.attempt_count}  "
+            f"status={d.status}  error={d.error or '-'}"
+        )
+    errors = sorted({d.error for d in found} & REMEDIES.keys())
+    return rows + [f"{error}: {REMEDIES[error]}" for error in errors]
+
+
+def _iso(moment: datetime | None) -> str:
+    return "-" if moment is None else moment.isoformat()
 
 
 @webhooks.command("replay")
@@ -165,111 +188,94 @@ def webhooks_replay(
     show(counts, as_json, lambda: lines)
 
 
+@webhooks.command("retry")
+@click.argument("delivery_ids", nargs=-1, required=True)
+@json_option
+def webhooks_retry(delivery_ids: tuple[str, ...], as_json: bool) -> None:
+    """Make the next attempt of waiting deliveries due now, also behind an open breaker.
+
+    \b
+    Examples:
+      letta-workers webhooks retry msg_5f0c...
+    """
+
+    async def retry(queue: JobQueue) -> int:
+        for id_ in delivery_ids:
+            await queue.webhooks.retry_now(id_)
+        return len(delivery_ids)
+
+    count = with_queue(retry)
+    show({"retried": count}, as_json, lambda: [f"retried: {count}"])
+
+
 @webhooks.command("ping")
 @click.argument("url")
 @click.option("--endpoint-id", help="Endpoint id to send it with.")
+@click.option("--no-wait", is_flag=True, help="Print its delivery id at once.")
+@click.option(
+    "--timeout",
+    "timeout_s",
+    type=click.FloatRange(0.1, 3600),
+    default=30.0,
+    show_default=True,
+    help="Longest wait for its first attempt, seconds.",
+)
 @json_option
-def webhooks_ping(url: str, endpoint_id: str | None, as_json: bool) -> None:
-    """Send a test event of type `ping`, and print its delivery id for `webhooks show`.
+def webhooks_ping(
+    url: str, endpoint_id: str | None, no_wait: bool, timeout_s: float, as_json: bool
+) -> None:
+    """Send a test event of type `ping` and say how its first attempt ended.
+
+    Exit code 1 unless it was delivered.
 
     \b
     Examples:
       letta-workers webhooks ping https://example.com/hooks
-    """
-    id_ = with_queue(lambda queue: queue.webhooks.ping(url, endpoint_id=endpoint_id))
-    show({"id": id_}, as_json, lambda: [id_])
-
-
-@webhooks.command("endpoints")
-@json_option
-def webhooks_endpoints(as_json: bool) -> None:
-    """List disabled endpoints, and the latest events of endpoints and circuit breakers.
-
-    \b
-    Examples:
-      letta-workers webhooks endpoints
+      letta-workers webhooks ping https://example.com/hooks --no-wait
     """
 
-    async def read(queue: JobQueue) -> dict[str, Any]:
-        events = await queue.webhooks.events(limit=1000)
-        return {
-            "disabled": [found.to_dict() for found in await queue.webhooks.disabled_endpoints()],
-            "events": [
-                {"time": event.time.isoformat(), "kind": event.kind, "subject": event.subject}
-                for event in events[-50:]
-            ],
-        }
+    async def ping(queue: JobQueue) -> Delivery | str:
+        id_ = await queue.webhooks.ping(url, endpoint_id=endpoint_id)
+        return id_ if no_wait else await _attempted(queue, id_, timeout_s)
 
-    found = with_queue(read)
+    found = with_queue(ping)
+    if isinstance(found, str):
+        show({"id": found}, as_json, lambda: [found])
+        return
+    show(found.to_dict(), as_json, lambda: _outcome(found, timeout_s))
+    if found.state is not DeliveryState.DELIVERED:
+        raise SystemExit(EXIT_FAILED)
 
-    def lines() -> list[str]:
-        rows = [
-            f"disabled  {d['name']}  {d['reason']}  {d['disabled_at']}" for d in found["disabled"]
+
+async def _attempted(queue: JobQueue, id_: str, timeout_s: float) -> Delivery:
+    """The delivery after its first attempt or its end, or as it is after the timeout."""
+    loop = asyncio.get_running_loop()
+    end = loop.time() + timeout_s
+    while True:
+        found = await queue.delivery(id_)
+        is_over = found.ended_at is not None or found.state is DeliveryState.WAITING
+        if is_over or loop.time() >= end:
+            return found
+        await asyncio.sleep(_LOOK_S)
+
+
+def _outcome(found: Delivery, timeout_s: float) -> list[str]:
+    last = found.attempts[-1] if found.attempts else None
+    if found.state is DeliveryState.DELIVERED and last is not None:
+        return [f"delivered: status {last.status} in {last.ms} ms  ({found.id})"]
+    if last is None and found.ended_at is None:
+        return [
+            f"no attempt within {timeout_s:g} s: is a worker running, and what does "
+            f"`webhooks endpoint` say?  ({found.id})"
         ]
-        rows += [f"{e['time']}  {e['kind']}  {e['subject']}" for e in found["events"]]
-        return rows or ["no disabled endpoints, no events"]
-
-    show(found, as_json, lines)
-
-
-def _endpoint_options(command: Any) -> Any:
-    command = click.option("--endpoint-id", help="Endpoint id instead of a URL.")(command)
-    return click.argument("url", required=False, default="")(command)
+    head = f"not delivered: {found.state}  status={found.status}  error={found.error or '-'}"
+    rows = [f"{head}  ({found.id})"]
+    if found.remedy:
+        rows.append(f"remedy: {found.remedy}")
+    if found.next_attempt_at is not None:
+        rows.append(f"next attempt: {found.next_attempt_at.isoformat()}")
+    return rows
 
 
-@webhooks.command("enable")
-@_endpoint_options
-@json_option
-def webhooks_enable(url: str, endpoint_id: str | None, as_json: bool) -> None:
-    """Enable an endpoint. To send what it missed: `webhooks replay --state disabled`.
-
-    \b
-    Examples:
-      letta-workers webhooks enable https://example.com/hooks
-    """
-    _switch(url, endpoint_id, on=True, as_json=as_json)
-
-
-@webhooks.command("disable")
-@_endpoint_options
-@json_option
-def webhooks_disable(url: str, endpoint_id: str | None, as_json: bool) -> None:
-    """Disable an endpoint. Its deliveries end as `disabled` and can be replayed later.
-
-    \b
-    Examples:
-      letta-workers webhooks disable --endpoint-id tenant-7
-    """
-    _switch(url, endpoint_id, on=False, as_json=as_json)
-
-
-@webhooks.command("target")
-@_endpoint_options
-@json_option
-def webhooks_target(url: str, endpoint_id: str | None, as_json: bool) -> None:
-    """Show the limits of a URL's host or of an endpoint id: breaker, pause, concurrency.
-
-    \b
-    Examples:
-      letta-workers webhooks target https://example.com/hooks
-    """
-    _require_one(url, endpoint_id)
-    found = with_queue(lambda queue: queue.webhooks.target(url, endpoint_id=endpoint_id)).to_dict()
-    show(found, as_json, lambda: [f"{name}: {value}" for name, value in found.items()])
-
-
-def _switch(url: str, endpoint_id: str | None, *, on: bool, as_json: bool) -> None:
-    _require_one(url, endpoint_id)
-
-    async def switch(queue: JobQueue) -> bool:
-        act = queue.webhooks.enable if on else queue.webhooks.disable
-        return await act(url, endpoint_id=endpoint_id)
-
-    changed = with_queue(switch)
-    word = "enabled" if on else "disabled"
-    show({"changed": changed}, as_json, lambda: [word if changed else f"was already {word}"])
-
-
-def _require_one(url: str, endpoint_id: str | None) -> None:
-    if bool(url) == (endpoint_id is not None):
-        raise InvalidArgument("give either a URL or --endpoint-id")
+for _command in endpoints.COMMANDS:
+    webhooks.add_command(_command)

@@ -28,7 +28,7 @@ from worker.errors import Undecodable
 from worker.keys import MAX_WEBHOOK_ATTEMPTS, QueueKeys
 from worker.queue.arguments import now_ms
 from worker.queue.store import job_body
-from worker.webhooks.limits import TargetLimits
+from worker.webhooks.limits import EndpointLimits
 from worker.webhooks.policy import DeliveryState, Verdict
 from worker.webhooks.records import (
     Attempt,
@@ -72,7 +72,7 @@ class ScriptFailed(Undecodable):
 
 @dataclass(frozen=True, slots=True)
 class _Terms:
-    limits: TargetLimits
+    limits: EndpointLimits
     max_attempts: int
     retention_s: float
 
@@ -98,7 +98,7 @@ class AttemptStore:
         self._runs = count()
 
     async def begin(
-        self, delivery_id: str, now: datetime, limits: TargetLimits, *, max_attempts: int
+        self, delivery_id: str, now: datetime, limits: EndpointLimits, *, max_attempts: int
     ) -> ClaimedDelivery | Throttled | EndedUnsent | None:
         """Begin an attempt, or return why not; None when the delivery has ended or is unknown."""
         row = [
@@ -121,7 +121,7 @@ class AttemptStore:
         number: int,
         attempt: Attempt,
         verdict: Verdict,
-        limits: TargetLimits,
+        limits: EndpointLimits,
         *,
         draw: float,
         max_attempts: int,
@@ -141,7 +141,7 @@ class AttemptStore:
             "" if attempt.status is None else attempt.status,
             attempt.error,
             verdict.charged,
-            verdict.host.value,
+            verdict.breaker.value,
             verdict.slow_down,
             -1 if verdict.pause_s is None else int(verdict.pause_s * 1000),
             verdict.endpoint.value,
@@ -239,6 +239,7 @@ def _packed(terms: _Terms) -> bytes:
     return codec.encode(
         {
             "concurrency": limits.concurrency,
+            "host_concurrency": limits.host_concurrency,
             "rate": limits.rate_per_s,
             "slot": int(limits.slot_s * 1000),
             "breaker_failures": limits.breaker_failures,

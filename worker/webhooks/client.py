@@ -1,17 +1,14 @@
 """
-Sends, reads and replays webhooks for a service, and enables or disables endpoints. Needs no arq.
+Sends, reads, retries and replays webhooks for a service. Needs no arq.
 """
 
 from __future__ import annotations
 
-import json
-import re
 import uuid
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
-from cache.encoding import codec
 from worker.errors import InvalidArgument, NotFound
 from worker.keys import QueueKeys
 from worker.queue import arguments
@@ -19,23 +16,20 @@ from worker.queue.admission import MemoryGuard
 from worker.queue.encoder import JobEncoder
 from worker.queue.job import reach
 from worker.queue.priority import Priority
-from worker.webhooks.deliveries import Delivery, DeliveryStore, Selection
-from worker.webhooks.endpoints import Endpoint, EndpointStore, TargetState, WebhookEvent
-from worker.webhooks.headers import check_headers, is_secret, is_value
-from worker.webhooks.limits import endpoint_of, order_of, target_of
+from worker.webhooks.deliveries import Delivery, DeliveryStore
+from worker.webhooks.endpoints import EndpointStore
+from worker.webhooks.operations import EndpointOperations
 from worker.webhooks.options import WebhookOptions
-from worker.webhooks.policy import DeliveryState
-from worker.webhooks.secrets import DeliverySecrets
-from worker.webhooks.signing import MAX_SECRETS, check_secret
+from worker.webhooks.selection import Selection, checked
+from worker.webhooks.sending import Composer, signing_secrets
 
 DELIVER_WEBHOOK = "deliver_webhook"
 PING = "ping"
 
 _MOST_REPLAYED = 10_000
-_EVENT_ID = re.compile(r"[0-9]{1,20}(-[0-9]{1,20})?")
 
 
-class Webhooks:
+class Webhooks(EndpointOperations):
     """
     `queue.webhooks`.
 
@@ -49,15 +43,15 @@ class Webhooks:
         deliveries: DeliveryStore,
         endpoints: EndpointStore,
         *,
-        secrets: DeliverySecrets,
+        composer: Composer,
         encoder: JobEncoder,
         memory: MemoryGuard,
         options: WebhookOptions,
     ) -> None:
+        super().__init__(endpoints)
         self._keys = keys
         self._deliveries = deliveries
-        self._endpoints = endpoints
-        self._secrets = secrets
+        self._composer = composer
         self._encoder = encoder
         self._memory = memory
         self._options = options
@@ -93,8 +87,9 @@ class Webhooks:
         well-known harmless ones (worker/webhooks/headers.py), because any header
         may contain a key.
 
-        Attempts at one `endpoint_id`, or at one host without it, share limits and
-        a circuit breaker. Deliveries with the same `ordering_key` and endpoint are
+        Attempts at one endpoint, the URL with its query or what `endpoint_id` names,
+        share limits and a circuit breaker; endpoints of one host share its slots.
+        Deliveries with the same `ordering_key` and endpoint are
         attempted one after another: each starts when the one before has ended. At
         the `deadline` (aware) the delivery is dead, even with attempts left.
         `on_end` names a function of the workers, `async def f(ctx, delivery)`; it
@@ -103,49 +98,38 @@ class Webhooks:
         Raises:
             InvalidWebhookURL, InvalidArgument, NotSerializable, PayloadTooLarge.
         """
-        url = arguments.require_webhook_url(url)
-        arguments.require_event_type(event_type)
         if webhook_id is not None:
             arguments.require_webhook_id(webhook_id)
-        if endpoint_id is not None:
-            arguments.require_id("endpoint_id", endpoint_id)
         id_ = webhook_id or f"msg_{uuid.uuid4().hex}"
-        delay_ms = arguments.delay_ms(delay_s)
-        fields: dict[str, str | bytes | int] = {
-            "url": url,
-            "event_type": event_type,
-            "body": arguments.webhook_body(payload, max_bytes=self._options.max_bytes),
-            "endpoint": endpoint_of(url, endpoint_id),
-            "deadline": self._deadline_ms(deadline, delay_ms),
-            "priority": arguments.require_priority(priority).value,
-        }
-        given = check_headers({} if headers is None else headers)
-        fields |= self._sealed(id_, url, _signing(secret, secrets), bearer, given)
-        clear = {name: value for name, value in given.items() if not is_secret(name)}
-        if clear:
-            fields["headers"] = codec.encode(clear)
-        if endpoint_id is not None:
-            fields["endpoint_id"] = endpoint_id
-        if ordering_key is not None:
-            arguments.require_name("ordering_key", ordering_key, longest=256)
-            fields["ordering_key"] = ordering_key
-        callback = self._options.on_end if on_end is None else on_end
-        if callback:
-            arguments.require_job_name(callback, "on_end")
-            fields["on_end"] = callback
-        target = target_of(url, endpoint_id)
+        delivery = self._composer.compose(
+            id_,
+            url,
+            payload,
+            event_type=event_type,
+            secret=secret,
+            secrets=secrets,
+            bearer=bearer,
+            headers=headers,
+            endpoint_id=endpoint_id,
+            ordering_key=ordering_key,
+            deadline=deadline,
+            on_end=on_end,
+            priority=priority,
+            delay_s=delay_s,
+        )
         job_id = f"webhook:{id_}"
         await self._memory.admit()
         await reach(
             self._deliveries.create(
                 id_,
-                fields,
-                target=target,
-                order="" if ordering_key is None else order_of(target, ordering_key),
+                delivery.fields,
+                endpoint=delivery.endpoint,
+                host=delivery.host,
+                order=delivery.order,
                 job_keys=self._keys.job_keys(job_id, priority),
                 job_id=job_id,
                 job_body=self._encoder.encode(DELIVER_WEBHOOK, [id_]),
-                delay_ms=delay_ms,
+                delay_ms=delivery.delay_ms,
             )
         )
         return id_
@@ -166,58 +150,37 @@ class Webhooks:
         arguments.require_name("delivery_id", delivery_id)
         found = await reach(self._deliveries.read(delivery_id))
         if found is None:
-            raise NotFound(f"no delivery {delivery_id!r}, or its retention has passed")
+            raise _unknown(delivery_id)
         return found
 
     async def find(self, wanted: Selection | None = None, *, limit: int = 100) -> list[str]:
-        """Ids of ended deliveries; dead and disabled ones without a selection."""
+        """Ids of deliveries, open ones too; dead and disabled ones without a selection."""
         found: list[str] = []
-        async for id_ in self._deliveries.select(_checked(wanted)):
+        async for id_ in self._deliveries.select(checked(wanted)):
             found.append(id_)
             if len(found) >= limit:
                 break
         return found
 
-    async def disabled_endpoints(self) -> list[Endpoint]:
-        """Disabled endpoints, the longest disabled first; at most 1,000."""
-        return await reach(self._endpoints.disabled())
+    # -- sending again -----------------------------------------------------------------
 
-    async def target(self, url: str = "", *, endpoint_id: str | None = None) -> TargetState:
-        """The breaker, pause and queue of a URL's host, or of an endpoint id."""
-        _, target, _ = _names(url, endpoint_id)
-        return await reach(self._endpoints.target(target))
-
-    async def events(self, *, after: str = "0", limit: int = 100) -> list[WebhookEvent]:
+    async def retry_now(self, delivery_id: str) -> None:
         """
-        Events of targets and endpoints, oldest first; about the newest 1,000 are kept.
+        Make the next attempt of an open delivery due at once.
 
-        Pass the last event's `id` as `after` to continue from there.
+        It passes by an open breaker, a pause and a rate limit, once. Its order, its
+        deadline and the limits of concurrent attempts hold.
+
+        Raises:
+            NotFound: unknown, or its retention has passed.
+            InvalidArgument: it has ended, or an attempt is under way.
         """
-        if not isinstance(after, str) or not _EVENT_ID.fullmatch(after):
-            raise InvalidArgument("after must be the id of an event, or 0")
-        return await reach(self._endpoints.events(after, limit))
-
-    # -- switching -----------------------------------------------------------------
-
-    async def enable(self, url: str = "", *, endpoint_id: str | None = None) -> bool:
-        """
-        Allow deliveries to an endpoint again; returns False when it was not disabled.
-
-        Its ended deliveries can be sent with `replay_many`.
-        """
-        endpoint, target, name = _names(url, endpoint_id)
-        return await reach(self._endpoints.switch(endpoint, on=True, target=target, name=name))
-
-    async def disable(self, url: str = "", *, endpoint_id: str | None = None) -> bool:
-        """
-        Stop deliveries to an endpoint; returns False when it was disabled already.
-
-        Its deliveries end as `disabled` and can be replayed later.
-        """
-        endpoint, target, name = _names(url, endpoint_id)
-        return await reach(self._endpoints.switch(endpoint, on=False, target=target, name=name))
-
-    # -- replaying -----------------------------------------------------------------
+        arguments.require_name("delivery_id", delivery_id)
+        how = await reach(self._deliveries.retry(delivery_id))
+        if how == "unknown":
+            raise _unknown(delivery_id)
+        if how != "due":
+            raise InvalidArgument(f"{delivery_id!r} cannot be retried now: {_NOT_DUE[how]}")
 
     async def replay(
         self, delivery_id: str, *, secrets: Sequence[str] = (), delay_s: float = 0
@@ -234,7 +197,7 @@ class Webhooks:
         arguments.require_name("delivery_id", delivery_id)
         how = await self._replay(delivery_id, arguments.delay_ms(delay_s), secrets)
         if how == "unknown":
-            raise NotFound(f"no delivery {delivery_id!r}, or its retention has passed")
+            raise _unknown(delivery_id)
         if how != "replayed":
             raise InvalidArgument(f"{delivery_id!r} cannot be replayed: {_REFUSALS[how]}")
 
@@ -266,7 +229,8 @@ class Webhooks:
         token = uuid.uuid4().hex
         job_id = f"webhook-replay:{token}:{delivery_id}"
         url = await reach(self._deliveries.url(delivery_id)) if secrets else None
-        sealed = self._sealed(delivery_id, url or "", _signing(None, secrets), None, {})
+        own = signing_secrets(None, secrets)
+        sealed = self._composer.sealed(delivery_id, url or "", own, None, {})
         return await reach(
             self._deliveries.replay(
                 delivery_id,
@@ -280,86 +244,19 @@ class Webhooks:
             )
         )
 
-    # -- inside ----------------------------------------------------------------
-
-    def _deadline_ms(self, deadline: datetime | None, delay_ms: int) -> int:
-        now = arguments.now_ms()
-        if deadline is None:
-            # A delayed delivery has its full time after the delay.
-            return now + delay_ms + round(self._options.deadline_s * 1000)
-        found = arguments.unix_ms("deadline", deadline)
-        if found <= now + delay_ms:
-            raise InvalidArgument("the deadline is before the first attempt")
-        return found
-
-    def _sealed(
-        self,
-        owner: str,
-        url: str,
-        signing: Sequence[str],
-        bearer: str | None,
-        headers: Mapping[str, str],
-    ) -> dict[str, Any]:
-        hidden = {name: value for name, value in headers.items() if is_secret(name)}
-        if bearer is not None:
-            if not isinstance(bearer, str) or not is_value(bearer):
-                raise InvalidArgument("bearer must be one line of ASCII without outer spaces")
-            if "authorization" in headers:
-                raise InvalidArgument("headers: bearer gives the authorization; remove one of them")
-            hidden |= check_headers({"authorization": f"Bearer {bearer}"})
-        if not signing and not hidden:
-            return {}
-        text = json.dumps({"signing": list(signing), "headers": hidden})
-        try:
-            sealed = self._secrets.seal(text, owner=owner, url=url)
-        except InvalidArgument as exc:
-            if signing or bearer is not None:
-                raise
-            names = ", ".join(sorted(hidden))
-            raise InvalidArgument(f"the headers {names} may carry secrets: {exc}") from None
-        return {"secret": sealed, "sealed": 1}
-
 
 _REFUSALS = {
     "open": "it has not ended",
     "endpoint_disabled": "its endpoint is disabled; enable it first",
     "secret_needed": "its own secrets are deleted after success; pass them again in secrets",
 }
+_NOT_DUE = {
+    "ended": "it has ended; replay it",
+    "sending": "an attempt is under way",
+    "running": "its job is just being run; try again",
+    "jobless": "its job is in no queue; it gets a new one, or ends, within 30 s",
+}
 
 
-def _signing(secret: str | None, secrets: Iterable[str]) -> list[str]:
-    if isinstance(secrets, str | bytes) or not isinstance(secrets, Iterable):
-        raise InvalidArgument("secrets must be a list of secrets")
-    found = [*([] if secret is None else [secret]), *secrets]
-    if len(found) > MAX_SECRETS:
-        raise InvalidArgument(f"at most {MAX_SECRETS} secrets, not {len(found)}")
-    for one in found:
-        try:
-            check_secret(one)
-        except ValueError as exc:
-            raise InvalidArgument(f"secret: {exc}") from None
-    return found
-
-
-def _names(url: str, endpoint_id: str | None) -> tuple[str, str, str]:
-    if endpoint_id is None:
-        arguments.require_webhook_url(url)
-    else:
-        arguments.require_id("endpoint_id", endpoint_id)
-    return endpoint_of(url, endpoint_id), target_of(url, endpoint_id), endpoint_id or url
-
-
-def _checked(wanted: Selection | None) -> Selection:
-    found = wanted or Selection()
-    for what, name in (("event_type", found.event_type), ("endpoint_id", found.endpoint_id)):
-        if name is not None:
-            arguments.require_name(what, name)
-    if found.url is not None:
-        arguments.require_webhook_url(found.url)
-    for state in found.states:
-        if not isinstance(state, DeliveryState):
-            raise InvalidArgument(f"states: {state!r} is not a DeliveryState")
-    for what, moment in (("since", found.since), ("until", found.until)):
-        if moment is not None:
-            arguments.unix_ms(what, moment)
-    return found
+def _unknown(delivery_id: str) -> NotFound:
+    return NotFound(f"no delivery {delivery_id!r}, or its retention has passed")

@@ -21,7 +21,8 @@ from worker.webhooks.context import WebhookContext
 from worker.webhooks.headers import is_secret
 from worker.webhooks.limits import digest
 from worker.webhooks.policy import DeliveryState, Outcome, Verdict, decide, parse_retry_after
-from worker.webhooks.records import UnreadableDelivery
+from worker.webhooks.records import REMEDIES, UnreadableDelivery
+from worker.webhooks.secrets import HIDDEN
 from worker.webhooks.signing import sign_headers
 
 log = get_logger(__name__)
@@ -113,20 +114,25 @@ async def report_webhook(ctx: JobContext, delivery_id: str) -> str:
     # A digest, because a delivery's id may be as long as a job's id may be.
     job_id = f"webhook-ended:{replays}:{digest(delivery_id)}"
     # Its id is one that callers may not choose, so it goes past their door.
-    body = context.encoder.encode(name, [delivery.to_dict()])
+    shown = delivery.to_dict()
+    if context.secrets.hides_urls:
+        # A job's body is stored in clear; the function can read the URL by the delivery's id.
+        shown["url"] = HIDDEN
+    body = context.encoder.encode(name, [shown])
     await context.jobs.put(job_id, body, priority=Priority.DEFAULT, delay_ms=0, due_ms=None)
     return name
 
 
 async def _attempt(context: WebhookContext, delivery: ClaimedDelivery, now: datetime) -> HTTPReply:
     try:
-        headers = _headers(context, delivery, now)
+        url = context.secrets.open_url(delivery.url, owner=delivery.id)
+        headers = _headers(context, delivery, url, now)
     except InvalidArgument:
         # This worker has another encryption key than the client; the operator must fix it.
         return HTTPReply(None, b"", None, 0.0, error="secret_unusable", internal=True)
     reply = await post_webhook(
         context.http,
-        delivery.url,
+        url,
         headers=headers,
         body=delivery.body,
         timeout_s=context.options.timeout_s,
@@ -139,12 +145,12 @@ async def _attempt(context: WebhookContext, delivery: ClaimedDelivery, now: date
     return replace(reply, body=scrub(reply.body, spellings(sent), is_cut=True))
 
 
-def _headers(context: WebhookContext, delivery: ClaimedDelivery, now: datetime) -> dict[str, str]:
+def _headers(
+    context: WebhookContext, delivery: ClaimedDelivery, url: str, now: datetime
+) -> dict[str, str]:
     secrets, hidden = context.options.secrets, {}
     if delivery.secret is not None:
-        opened = json.loads(
-            context.secrets.open(delivery.secret, owner=delivery.id, url=delivery.url)
-        )
+        opened = json.loads(context.secrets.open(delivery.secret, owner=delivery.id, url=url))
         hidden = opened["headers"]
         # A delivery with only a bearer token is still signed by the worker's secrets.
         secrets = tuple(opened["signing"]) or secrets
@@ -209,4 +215,5 @@ def _log_outcome(delivery: ClaimedDelivery, reply: HTTPReply, verdict: Verdict) 
         reason=verdict.reason or None,
         ms=reply.ms,
         wait_s=round(verdict.wait_s, 3) if verdict.wait_s else None,
+        remedy=REMEDIES.get(reply.error),
     )

@@ -1,46 +1,39 @@
 """
-Names the target (limits, breaker) and the endpoint (disabling) that a delivery shares with others.
+Names the endpoint and the host that deliveries share, and their limits.
 
-An `endpoint_id` names both. Without one, the target is scheme, host and port, which
-can be overloaded. The endpoint is the URL with its query, which can be gone: a 410
-for `?token=a` does not concern `?token=b`.
+An endpoint is the URL with its query, or what an `endpoint_id` names. It has its own
+limits, breaker and order, and can be gone: a 410 for `?token=a` does not concern
+`?token=b`. A host has many endpoints of different customers (Slack, Zapier), which
+share its slots.
 """
 
 from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
-from urllib.parse import urlsplit
 
-_PORTS = {"http": 80, "https": 443}
+from worker.http.urls import read_url
+
 _MOST_CHARS = 200
 
 
 @dataclass(frozen=True, slots=True)
-class TargetLimits:
+class EndpointLimits:
     """
-    The limits of one target. Times are seconds; 0 turns rate, breaker or disabling off.
+    The limits of one endpoint. Times are seconds; 0 turns rate, breaker or disabling off.
 
-    `slot_s`: the lease of an attempt's slot; after it the slot of a dead worker is free.
+    `host_concurrency`: attempts at all endpoints of its host together. `slot_s`: the lease
+    of an attempt's slot; after it the slot of a dead worker is free.
     """
 
     concurrency: int
+    host_concurrency: int
     rate_per_s: float
     breaker_failures: int
     open_s: float
     open_max_s: float
     disable_after_s: float
     slot_s: float
-
-
-def target_of(url: str, endpoint_id: str | None) -> str:
-    """`https://host:443`, or `id:<endpoint id>`."""
-    if endpoint_id is not None:
-        return f"id:{endpoint_id}"
-    parts = urlsplit(url)
-    port = parts.port or _PORTS[parts.scheme]
-    text = f"{parts.scheme}://{parts.hostname}:{port}"
-    return text if len(text) <= _MOST_CHARS else digest(text)
 
 
 def endpoint_of(url: str, endpoint_id: str | None) -> str:
@@ -51,8 +44,14 @@ def endpoint_of(url: str, endpoint_id: str | None) -> str:
     return digest(url.partition("#")[0])
 
 
-def order_of(target: str, ordering_key: str) -> str:
-    return digest(f"{target}\n{ordering_key}")
+def host_of(url: str) -> str:
+    """`host:port` of a URL."""
+    text = read_url(url).server
+    return text if len(text) <= _MOST_CHARS else digest(text)
+
+
+def order_of(endpoint: str, ordering_key: str) -> str:
+    return digest(f"{endpoint}\n{ordering_key}")
 
 
 def digest(text: str) -> str:

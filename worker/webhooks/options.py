@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from worker.webhooks.limits import TargetLimits
+from worker.webhooks.limits import EndpointLimits
 from worker.webhooks.policy import RetrySchedule
 
 
@@ -40,6 +40,6 @@ class DeliveryOptions:
     secrets: tuple[str, ...] = field(repr=False)
     schedule: RetrySchedule
     timeout_s: float
-    limits: TargetLimits
+    limits: EndpointLimits
     keep_response_bytes: int
     max_response_bytes: int

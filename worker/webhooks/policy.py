@@ -1,5 +1,5 @@
 """
-Decides what an attempt's outcome means for the delivery, its endpoint and its host.
+Decides what an attempt's outcome means for the delivery and for its endpoint.
 
 A delay is random, up to a ceiling (full jitter; Brooker, "Exponential Backoff And
 Jitter"). The ceilings are a list, by default that of Standard Webhooks, or double
@@ -43,8 +43,8 @@ class DeliveryState(StrEnum):
 ENDED = (DeliveryState.DELIVERED, DeliveryState.DEAD, DeliveryState.DISABLED)
 
 
-class HostSign(StrEnum):
-    """What an attempt shows about the host: alive, failing, or nothing."""
+class BreakerSign(StrEnum):
+    """What an attempt tells the endpoint's breaker: alive, failing, or nothing."""
 
     ALIVE = "alive"
     FAILING = "failing"
@@ -52,7 +52,7 @@ class HostSign(StrEnum):
 
 
 class EndpointSign(StrEnum):
-    """What an attempt shows about the endpoint: it takes webhooks, refuses, is gone, or nothing."""
+    """What an attempt says about disabling: the endpoint takes, refuses, is gone, or nothing."""
 
     TAKES = "takes"
     REFUSES = "refuses"
@@ -85,14 +85,14 @@ class Verdict:
     The decision about a delivery after an attempt.
 
     `wait_s` applies to WAITING only. An attempt that is not `charged` does not count
-    against the limit. `slow_down`: the host asked for a lower rate, and for no attempt
+    against the limit. `slow_down`: the endpoint asked for a lower rate, and for no attempt
     within `pause_s` unless that is None.
     """
 
     state: DeliveryState
     wait_s: float = 0.0
     charged: bool = True
-    host: HostSign = HostSign.NONE
+    breaker: BreakerSign = BreakerSign.NONE
     endpoint: EndpointSign = EndpointSign.NONE
     slow_down: bool = False
     pause_s: float | None = None
@@ -142,7 +142,9 @@ def decide(
     schedule is used up. No wait extends past the deadline.
     """
     if outcome.is_success:
-        return Verdict(DeliveryState.DELIVERED, host=HostSign.ALIVE, endpoint=EndpointSign.TAKES)
+        return Verdict(
+            DeliveryState.DELIVERED, breaker=BreakerSign.ALIVE, endpoint=EndpointSign.TAKES
+        )
     if outcome.internal:
         wait_s = backoff.full_jitter_s(
             internal_failures + 1, base_s=_INTERNAL_BASE_S, cap_s=_INTERNAL_CAP_S, rng=rng
@@ -184,17 +186,17 @@ def parse_retry_after(value: str | None, now: datetime) -> float | None:
 def _signs(outcome: Outcome, schedule: RetrySchedule) -> Verdict:
     status = outcome.status
     answered = status is not None and status < 500
-    host = HostSign.ALIVE if answered else HostSign.FAILING
+    breaker = BreakerSign.ALIVE if answered else BreakerSign.FAILING
     endpoint = EndpointSign.GONE if status == 410 else EndpointSign.REFUSES
     if outcome.permanent:
-        # Nothing was sent, so nothing is known about the host.
-        host = HostSign.NONE
+        # Nothing was sent, so nothing is known about the endpoint.
+        breaker = BreakerSign.NONE
     pause_s = outcome.retry_after_s
     if pause_s is not None:
         pause_s = min(max(0.0, pause_s), schedule.retry_after_max_s)
     return Verdict(
         DeliveryState.DEAD,
-        host=host,
+        breaker=breaker,
         endpoint=endpoint,
         slow_down=status in _SLOW_DOWN,
         pause_s=pause_s,
@@ -222,7 +224,7 @@ def _with(verdict: Verdict, state: DeliveryState, wait_s: float, reason: str = "
         state,
         wait_s,
         charged=verdict.charged,
-        host=verdict.host,
+        breaker=verdict.breaker,
         endpoint=verdict.endpoint,
         slow_down=verdict.slow_down,
         pause_s=verdict.pause_s,

@@ -18,8 +18,16 @@ from worker.webhooks.policy import DeliveryState
 # Body, headers and sealed secrets are left out: callers never see them again.
 SHOWN = (
     "url", "event_type", "state", "created", "attempts", "next", "ended", "deadline", "replays",
-    "status", "error", "target", "endpoint_id", "ordering_key", "on_end", "uncharged",
+    "status", "error", "endpoint", "host", "endpoint_id", "ordering_key", "on_end", "uncharged",
 )  # fmt: skip
+# What an operator can change about an error.
+REMEDIES = {
+    "target_forbidden": (
+        "workers may not reach this address or port: allow it with LETTA_WEBHOOK_ALLOW_CIDRS, "
+        "LETTA_WEBHOOK_ALLOW_HOSTS or LETTA_WEBHOOK_PORTS"
+    ),
+    "secret_unusable": "give the workers the client's LETTA_WEBHOOK_ENCRYPTION_KEY",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +56,8 @@ class Delivery:
     `attempt_count` counts all attempts, including those no longer kept and those
     before a replay. `uncharged_count` of them were our own side's failures or came
     before the last replay. `status` and `error` are those of the last attempt, or the
-    reason why the delivery ended without one.
+    reason why the delivery ended without one; `remedy` says what to change, if anything.
+    `url` is `***` where it is sealed and LETTA_WEBHOOK_ENCRYPTION_KEY cannot open it.
     """
 
     id: str
@@ -63,11 +72,17 @@ class Delivery:
     deadline: datetime | None = None
     status: int | None = None
     error: str = ""
-    target: str = ""
+    endpoint: str = ""
+    host: str = ""
     endpoint_id: str | None = None
     ordering_key: str | None = None
     replays: int = 0
     uncharged_count: int = 0
+
+    @property
+    def remedy(self) -> str:
+        """The setting that allows what was refused; empty for other errors."""
+        return REMEDIES.get(self.error, "")
 
     def to_dict(self) -> dict[str, Any]:
         return {
@@ -84,7 +99,9 @@ class Delivery:
             "deadline": _iso(self.deadline),
             "status": self.status,
             "error": self.error,
-            "target": self.target,
+            "remedy": self.remedy,
+            "endpoint": self.endpoint,
+            "host": self.host,
             "endpoint_id": self.endpoint_id,
             "ordering_key": self.ordering_key,
             "replays": self.replays,
@@ -95,14 +112,15 @@ class Delivery:
 class ClaimedDelivery:
     """
     What a worker needs for one attempt. `attempt` counts all attempts and is the fencing
-    token; `charged` counts those that the policy counts; `secret` is sealed.
+    token; `charged` counts those that the policy counts; `secret` and, with a keyring, `url`
+    are sealed.
     """
 
     id: str
     attempt: int
     charged: int
     internal_failures: int
-    url: str
+    url: str | bytes = field(repr=False)
     event_type: str
     body: bytes = field(repr=False)
     headers: Mapping[str, str] = field(repr=False)
@@ -112,7 +130,7 @@ class ClaimedDelivery:
 
 @dataclass(frozen=True, slots=True)
 class Throttled:
-    """No attempt is allowed now: `reason` is ordered, closed, probing, busy, rate or early."""
+    """No attempt is allowed now: `reason` is ordered, closed, probing, busy, host_busy, rate or early."""
 
     wait_s: float
     reason: str
@@ -151,7 +169,7 @@ def claimed(delivery_id: str, go: Sequence[Any]) -> ClaimedDelivery:
             attempt=attempt,
             charged=attempt - whole(uncharged, most=attempt),
             internal_failures=whole(internal_failures),
-            url=url.decode(),
+            url=url if url.startswith(b"\0") else url.decode(),
             event_type=event_type.decode(),
             body=body,
             headers=check_headers(codec.decode(headers)) if headers else {},
@@ -163,14 +181,14 @@ def claimed(delivery_id: str, go: Sequence[Any]) -> ClaimedDelivery:
 
 
 def delivery(
-    delivery_id: str, row: Mapping[str, bytes | None], attempts: list[bytes]
+    delivery_id: str, url: str, row: Mapping[str, bytes | None], attempts: list[bytes]
 ) -> Delivery | None:
-    """Build it from the fields SHOWN and the list of attempts; None when it does not exist."""
+    """Build it from its URL, the fields SHOWN and its attempts; None when it does not exist."""
     if row["state"] is None:
         return None
     return Delivery(
         id=delivery_id,
-        url=_text(row["url"]) or "",
+        url=url,
         event_type=_text(row["event_type"]) or "",
         state=DeliveryState(row["state"].decode()),
         created_at=to_datetime(int(row["created"] or 0)),
@@ -181,7 +199,8 @@ def delivery(
         deadline=_moment(row["deadline"]),
         status=int(row["status"]) if row["status"] else None,
         error=_text(row["error"]) or "",
-        target=_text(row["target"]) or "",
+        endpoint=_text(row["endpoint"]) or "",
+        host=_text(row["host"]) or "",
         endpoint_id=_text(row["endpoint_id"]),
         ordering_key=_text(row["ordering_key"]),
         replays=int(row["replays"] or 0),

@@ -1,5 +1,5 @@
--- Shared step: begin one attempt of a delivery and count it, if its target has a free slot.
--- Needs put_job, delivery, finish_delivery and shared_states before it.
+-- Shared step: begin one attempt of a delivery and count it, if its endpoint and host have a free slot.
+-- Needs put_job, delivery, finish_delivery, shared_states and serve_host before it.
 -- A begin: {id, the new attempt's record, token of the run}
 
 -- returns true at the head of its order | false, rank behind an open delivery
@@ -22,42 +22,54 @@ local function is_first(order, id)
   return true
 end
 
--- returns why a target accepts no attempt now, and ms to wait | nil when it accepts one
-local function refusal(target, id, state, reserved)
-  if target.closed > now then
-    return 'closed', target.closed - now
+-- returns why no attempt is accepted now, and ms to wait | nil when it is accepted
+local function refusal(endpoint, host, d)
+  if not d.forced then
+    if endpoint.closed > now then
+      return 'closed', endpoint.closed - now
+    end
+    if endpoint.opens > 0 and endpoint.probe and endpoint.probe ~= d.id and endpoint.probe_until > now then
+      return 'probing', 0
+    end
   end
-  if target.opens > 0 and target.probe and target.probe ~= id and target.probe_until > now then
-    return 'probing', 0
-  end
-  local room = math.min(terms.concurrency, math.max(1, math.floor(target.share or math.huge)))
   -- A delivery whose worker died still has its slot.
-  if target.used >= room and not (state == 'sending' and redis.call('ZSCORE', target.slots, id)) then
-    return 'busy', 0
+  if not (d.state == 'sending' and redis.call('ZSCORE', endpoint.slots, d.id)) then
+    local most = math.min(terms.concurrency, math.max(1, math.floor(endpoint.share or math.huge)))
+    if endpoint.used >= most then
+      return 'busy', 0
+    end
+    if not host_has_room(host, endpoint) then
+      return 'host_busy', 0
+    end
   end
-  if terms.rate > 0 and not (reserved and reserved <= now and now - reserved < 10000) then
-    local at = math.max(now, target.next_at)
-    target.next_at = at + 1000 / terms.rate
-    redis.call('HSET', target.key, 'next_at', target.next_at)
-    redis.call('PEXPIRE', target.key, TARGET_TTL_MS)
+  if terms.rate > 0 and not d.forced and not (d.reserved and d.reserved <= now and now - d.reserved < 10000) then
+    local at = math.max(now, endpoint.next_at)
+    endpoint.next_at = at + 1000 / terms.rate
+    redis.call('HSET', endpoint.limits, 'next_at', endpoint.next_at)
+    redis.call('PEXPIRE', endpoint.limits, LIMITS_TTL_MS)
     if at > now then
       return 'rate', at - now
     end
   end
 end
 
-local function take_place(target, id)
-  if target.opens > 0 then
-    target.probe, target.probe_until = id, now + terms.slot
-    redis.call('HSET', target.key, 'probe', id, 'probe_until', target.probe_until)
+-- Slots of one kind; each key must not expire before another worker's slots, whose limits may be longer.
+local function take_slot(kind, id)
+  kind.used = kind.used + redis.call('ZADD', kind.slots, now + terms.slot, id)
+  if not kind.kept then
+    kind.kept = true
+    redis.call('PEXPIRE', kind.slots, terms.slot, 'NX')
+    redis.call('PEXPIRE', kind.slots, terms.slot, 'GT')
   end
-  target.used = target.used + redis.call('ZADD', target.slots, now + terms.slot, id)
-  if not target.kept then
-    -- The key must not expire before another worker's slots, whose limits may be longer.
-    target.kept = true
-    redis.call('PEXPIRE', target.slots, terms.slot, 'NX')
-    redis.call('PEXPIRE', target.slots, terms.slot, 'GT')
+end
+
+local function take_place(endpoint, host, id)
+  if endpoint.opens > 0 then
+    endpoint.probe, endpoint.probe_until = id, now + terms.slot
+    redis.call('HSET', endpoint.limits, 'probe', id, 'probe_until', endpoint.probe_until)
   end
+  take_slot(endpoint, id)
+  take_slot(host, id)
 end
 
 -- returns {'skip'} no such delivery, or it has ended
@@ -67,8 +79,8 @@ end
 local function begin(b)
   local id, run = b[1], b[3]
   local key = p .. 'webhook:' .. id
-  local f = redis.call('HMGET', key, 'state', 'target', 'endpoint', 'order', 'deadline', 'reserved', 'parked', 'on_end',
-    'replays', 'attempts', 'uncharged', 'after', 'run')
+  local f = redis.call('HMGET', key, 'state', 'endpoint', 'host', 'order', 'deadline', 'reserved', 'parked', 'on_end',
+    'replays', 'attempts', 'uncharged', 'after', 'run', 'forced')
   local state, name, attempt = f[1], f[2], number_of(f[10], 0)
   if not state or ENDED[state] then
     return {'skip'}
@@ -81,16 +93,16 @@ local function begin(b)
     -- The same call, sent again after its reply was lost.
     return go()
   end
-  local deadline, target = number_of(f[5]), target_of(name)
+  local deadline, endpoint, host = number_of(f[5]), endpoint_of(name), host_of(f[3] or '')
   expect('list', p .. 'webhook-attempts:' .. id)
 
   local function give_place_back()
     if state == 'sending' then
-      target.used = target.used - redis.call('ZREM', target.slots, id)
+      give_slot_back(host, endpoint, id)
     end
   end
   local function over(how, reason)
-    local d = {target = name, order = f[4], on_end = f[8], replays = f[9], parked = f[7]}
+    local d = {endpoint = name, order = f[4], on_end = f[8], replays = f[9], parked = f[7]}
     expect_end(p, how, d)
     give_place_back()
     finish(p, id, how, '', reason, now, terms.retention, d, terms.report)
@@ -113,7 +125,7 @@ local function begin(b)
   if attempt - number_of(f[11], 0) >= terms.max_attempts then
     return over('dead', 'attempts_used_up')
   end
-  if endpoint_of(f[3]).disabled then
+  if endpoint.disabled then
     return over('disabled', 'endpoint_disabled')
   end
   if number_of(f[12], 0) > now then
@@ -129,7 +141,7 @@ local function begin(b)
   if f[7] then
     expect('zset', p .. 'webhook-parked:' .. name)
   end
-  local reason, wait = refusal(target, id, state, number_of(f[6]))
+  local reason, wait = refusal(endpoint, host, {id = id, state = state, reserved = number_of(f[6]), forced = f[14]})
   if reason == 'rate' then
     redis.call('HSET', key, 'reserved', math.floor(now + wait))
     return hold(wait, reason)
@@ -137,15 +149,18 @@ local function begin(b)
     expect('zset', p .. 'webhook-parked:' .. name)
     local since = number_of(f[7], now)
     redis.call('HSET', key, 'parked', since)
+    if reason == 'host_busy' then
+      join_line(host, endpoint)
+    end
     return hold(park(p, name, id, since, wait), reason)
   end
 
-  take_place(target, id)
+  take_place(endpoint, host, id)
   if f[7] then
     redis.call('ZREM', p .. 'webhook-parked:' .. name, id)
   end
   attempt = attempt + 1
-  redis.call('HDEL', key, 'next', 'parked', 'reserved', 'after')
+  redis.call('HDEL', key, 'next', 'parked', 'reserved', 'after', 'forced')
   redis.call('HSET', key, 'state', 'sending', 'attempts', attempt, 'run', run)
   redis.call('RPUSH', p .. 'webhook-attempts:' .. id, b[2])
   if attempt > terms.most_records then

@@ -1,10 +1,10 @@
 -- Shared steps of the delivery scripts. Needs types and put_job before it.
--- Every key is derived from the prefix p: webhook:<id> webhook-attempts:<id> webhook-target:<target>
--- webhook-slots:<target> webhook-parked:<target> webhook-endpoint:<endpoint> webhook-disabled webhook-failing
--- webhook-order:<order> webhook-ended:<state> webhook-events webhook-open; of jobs: the four queues,
--- queue:wake, job:<id> in-progress:<id> result:<id>
+-- Every key is derived from the prefix p: webhook:<id> webhook-attempts:<id> webhook-endpoint:<endpoint>
+-- webhook-limits:<endpoint> webhook-slots:<endpoint> webhook-parked:<endpoint> webhook-host:<host>
+-- webhook-line:<host> webhook-disabled webhook-failing webhook-order:<order> webhook-ended:<state>
+-- webhook-events webhook-open; of jobs: the four queues, queue:wake, job:<id> in-progress:<id> result:<id>
 local QUEUES = {'queue:critical', 'queue:high', 'queue', 'queue:low'}
-local TARGET_TTL_MS, ENDPOINT_TTL_MS = 86400000, 7776000000
+local LIMITS_TTL_MS, ENDPOINT_TTL_MS = 86400000, 7776000000
 local MOST_EVENTS, MOST_ENDPOINTS = 1000, 10000
 -- Added to the score of an endpoint that an operator disabled: it sorts first and does not expire.
 local BY_HAND = -1e13
@@ -42,14 +42,17 @@ local function wake(p, id, due)
   return 'moved'
 end
 
--- Wake at most `most` parked deliveries of a target, the longest parked first.
-local function promote(p, target, most)
-  local key = p .. 'webhook-parked:' .. target
-  local rows, moved = redis.pcall('ZRANGE', key, 0, most + 9, 'WITHSCORES'), 0
+-- Wakes of one call. Whoever is left out tries without being woken.
+local wakes_left = 80
+-- Wake at most `most` parked deliveries of an endpoint, the longest parked first. returns how many
+local function promote(p, endpoint, most)
+  local key = p .. 'webhook-parked:' .. endpoint
+  local rows, moved = redis.pcall('ZRANGE', key, 0, math.min(most, wakes_left) + 9, 'WITHSCORES'), 0
   for i = 1, #rows, 2 do
-    if moved >= most then
-      return
+    if moved >= most or wakes_left <= 0 then
+      return moved
     end
+    wakes_left = wakes_left - 1
     local how = wake(p, rows[i], rows[i + 1])
     if how ~= 'running' then
       redis.call('ZREM', key, rows[i])
@@ -58,19 +61,20 @@ local function promote(p, target, most)
       moved = moved + 1
     end
   end
+  return moved
 end
 
--- Park a delivery behind its target. returns ms until it tries without being woken
-local function park(p, target, id, since, wait)
-  local key = p .. 'webhook-parked:' .. target
+-- Park a delivery behind those of its endpoint. returns ms until it tries without being woken
+local function park(p, endpoint, id, since, wait)
+  local key = p .. 'webhook-parked:' .. endpoint
   redis.call('ZADD', key, since, id)
   local rank = redis.call('ZRANK', key, id)
   return math.max(wait, 0) + look_ms(rank)
 end
 
-local function add_event(p, kind, name, value)
+local function add_event(p, kind, endpoint)
   -- For whoever looks: nothing else depends on it.
-  redis.pcall('XADD', p .. 'webhook-events', 'MAXLEN', '~', MOST_EVENTS, '*', 'kind', kind, name, value)
+  redis.pcall('XADD', p .. 'webhook-events', 'MAXLEN', '~', MOST_EVENTS, '*', 'kind', kind, 'endpoint', endpoint)
 end
 
 -- Forget the oldest endpoints of an index that are past their TTL or over the limit, at most 20 per
@@ -104,11 +108,11 @@ local function disable(p, endpoint, reason, now)
     redis.call('PEXPIRE', key, ENDPOINT_TTL_MS)
     thin(p, p .. 'webhook-disabled', now)
   end
-  add_event(p, 'endpoint_disabled', 'endpoint', endpoint)
+  add_event(p, 'endpoint_disabled', endpoint)
 end
 
--- returns the time until which a target is closed, Unix ms (0: open), and how often its breaker opened
-local function closed_until(p, target)
-  local row = redis.call('HMGET', p .. 'webhook-target:' .. target, 'pause', 'open_until', 'opens')
-  return math.max(number_of(row[1], 0), number_of(row[2], 0)), number_of(row[3], 0)
+-- returns the time until which an endpoint is closed, Unix ms (0: open)
+local function closed_until(p, endpoint)
+  local row = redis.call('HMGET', p .. 'webhook-limits:' .. endpoint, 'pause', 'open_until')
+  return math.max(number_of(row[1], 0), number_of(row[2], 0))
 end

@@ -28,7 +28,7 @@ end
 local function expect_end(p, state, d)
   expect('zset', p .. 'webhook-open', p .. 'webhook-ended:' .. state)
   if d.parked then
-    expect('zset', p .. 'webhook-parked:' .. d.target)
+    expect('zset', p .. 'webhook-parked:' .. d.endpoint)
   end
   if d.order then
     expect('zset', p .. 'webhook-order:' .. d.order)
@@ -38,7 +38,7 @@ local function expect_end(p, state, d)
   end
 end
 
--- d: {order, target, on_end, replays, parked}, each as in the delivery
+-- d: {order, endpoint, on_end, replays, parked}, each as in the delivery
 local function finish(p, id, state, status, err, now, retention, d, report)
   local key = p .. 'webhook:' .. id
   redis.call('HSET', key, 'state', state, 'status', status, 'error', err, 'ended', now)
@@ -55,7 +55,7 @@ local function finish(p, id, state, status, err, now, retention, d, report)
   redis.call('ZADD', index, now, id)
   trim(index, now, retention)
   if d.parked then
-    redis.call('ZREM', p .. 'webhook-parked:' .. d.target, id)
+    redis.call('ZREM', p .. 'webhook-parked:' .. d.endpoint, id)
   end
   if d.order then
     leave_order(p, d.order, id, now)

@@ -1,93 +1,94 @@
--- Shared step: record how an attempt ended, and update the state of its target and endpoint.
+-- Shared step: record how an attempt ended, and update the state of its endpoint.
 -- Needs put_job, delivery, finish_delivery and shared_states before it.
 -- An end: {id, attempt, state: delivered | waiting | dead, the attempt's record, wait_ms, status or '',
---   error or '', charged, host: alive | failing | none, slow down, pause_ms or -1,
+--   error or '', charged, breaker: alive | failing | none, slow down, pause_ms or -1,
 --   endpoint: takes | refuses | gone | none, random in [0, 1)}
 
-local function host_answers(name, target, slow_down, said)
-  if target.failures > 0 or target.opens > 0 then
-    redis.call('HDEL', target.key, 'failures', 'opens', 'open_until', 'probe', 'probe_until')
-    forget_target(name)
-    if target.opens > 0 then
-      add_event(p, 'circuit_closed', 'target', name)
+local function endpoint_answers(endpoint, slow_down, said)
+  if endpoint.failures > 0 or endpoint.opens > 0 then
+    redis.call('HDEL', endpoint.limits, 'failures', 'opens', 'open_until', 'probe', 'probe_until')
+    forget_endpoint(endpoint.name)
+    if endpoint.opens > 0 then
+      add_event(p, 'circuit_closed', endpoint.name)
       said[#said + 1] = 'circuit_closed'
-      promote(p, name, terms.concurrency)
+      promote(p, endpoint.name, terms.concurrency)
     end
   end
-  if target.share and not slow_down then
+  if endpoint.share and not slow_down then
     -- Additive increase: the share grows by one for each `share` answers.
-    local share = target.share + 1 / target.share
-    redis.call('HDEL', target.key, 'slow')
+    local share = endpoint.share + 1 / endpoint.share
+    redis.call('HDEL', endpoint.limits, 'slow')
     if share >= terms.concurrency then
-      redis.call('HDEL', target.key, 'share')
+      redis.call('HDEL', endpoint.limits, 'share')
     else
-      redis.call('HSET', target.key, 'share', share)
+      redis.call('HSET', endpoint.limits, 'share', share)
     end
-    forget_target(name)
+    forget_endpoint(endpoint.name)
   end
 end
 
-local function host_fails(name, target, draw, said)
-  local failures = target.failures + 1
-  redis.call('HSET', target.key, 'failures', failures)
-  redis.call('PEXPIRE', target.key, TARGET_TTL_MS)
-  forget_target(name)
-  local is_open, limit = target.open_until > now, terms.breaker_failures
-  if limit > 0 and not is_open and (target.opens > 0 or failures >= limit) then
-    local opens = target.opens + 1
-    redis.call('HSET', target.key, 'opens', opens)
+local function endpoint_fails(endpoint, draw, said)
+  local failures = endpoint.failures + 1
+  redis.call('HSET', endpoint.limits, 'failures', failures)
+  redis.call('PEXPIRE', endpoint.limits, LIMITS_TTL_MS)
+  forget_endpoint(endpoint.name)
+  local is_open, limit = endpoint.open_until > now, terms.breaker_failures
+  if limit > 0 and not is_open and (endpoint.opens > 0 or failures >= limit) then
+    local opens = endpoint.opens + 1
+    redis.call('HSET', endpoint.limits, 'opens', opens)
     local length = math.min(terms.open_max, terms.open * 2 ^ math.min(opens - 1, 30))
     -- Random, so that breakers that opened together do not probe together.
-    redis.call('HSET', target.key, 'open_until', now + math.ceil(length * (0.8 + 0.4 * draw)))
-    redis.call('HDEL', target.key, 'probe', 'probe_until')
-    add_event(p, 'circuit_opened', 'target', name)
+    redis.call('HSET', endpoint.limits, 'open_until', now + math.ceil(length * (0.8 + 0.4 * draw)))
+    redis.call('HDEL', endpoint.limits, 'probe', 'probe_until')
+    add_event(p, 'circuit_opened', endpoint.name)
     said[#said + 1] = 'circuit_opened'
   end
 end
 
-local function host_is_slow(name, target, pause, draw)
-  local slow, share = 0, math.min(target.share or terms.concurrency, terms.concurrency)
-  if now - target.cut >= 1000 then
+local function endpoint_is_slow(endpoint, pause, draw)
+  local slow, share = 0, math.min(endpoint.share or terms.concurrency, terms.concurrency)
+  if now - endpoint.cut >= 1000 then
     -- At most one cut a second: attempts that were under way at the cut report the same overload.
-    redis.call('HSET', target.key, 'share', math.max(1, share / 2), 'cut', now)
-    slow = target.slow + 1
-    redis.call('HSET', target.key, 'slow', slow)
+    redis.call('HSET', endpoint.limits, 'share', math.max(1, share / 2), 'cut', now)
+    slow = endpoint.slow + 1
+    redis.call('HSET', endpoint.limits, 'slow', slow)
   end
-  -- After three cuts without an answer between them the target pauses.
+  -- After three cuts without an answer between them the endpoint pauses.
   if pause < 0 and slow >= 3 then
     pause = math.min(60000, 1000 * 2 ^ math.min(slow - 3, 10)) * draw
   end
   if pause >= 0 then
-    -- A longer pause applies to this delivery only: the host may mean one of many tenants.
+    -- A longer pause applies to this delivery only.
     local till = now + math.ceil(math.min(pause, terms.open_max))
-    redis.call('HSET', target.key, 'pause', math.max(till, target.pause))
+    redis.call('HSET', endpoint.limits, 'pause', math.max(till, endpoint.pause))
   end
-  redis.call('PEXPIRE', target.key, TARGET_TTL_MS)
-  forget_target(name)
+  redis.call('PEXPIRE', endpoint.limits, LIMITS_TTL_MS)
+  forget_endpoint(endpoint.name)
 end
 
 -- Counts an endpoint's failures and disables it when it is gone or has failed for too long.
-local function endpoint_says(name, sign, delivery_key, said)
-  local endpoint = endpoint_of(name)
+local function endpoint_says(endpoint, sign, id, said)
   if endpoint.disabled or sign == 'none' then
     return
   end
+  local name = endpoint.name
   if sign == 'takes' then
-    if endpoint.since or endpoint.failures > 0 then
-      redis.call('DEL', endpoint.key)
+    if endpoint.since or endpoint.refusals > 0 then
+      redis.call('DEL', endpoint.health)
       redis.pcall('ZREM', p .. 'webhook-failing', name)
       forget_endpoint(name)
     end
     return
   end
   forget_endpoint(name)
-  redis.call('HSETNX', endpoint.key, 'failing_since', now)
-  local failures = endpoint.failures + 1
-  redis.call('HSET', endpoint.key, 'failures', failures)
-  redis.call('HSET', endpoint.key, 'name', redis.call('HGET', delivery_key, 'url') or '')
-  redis.call('PEXPIRE', endpoint.key, ENDPOINT_TTL_MS)
+  redis.call('HSETNX', endpoint.health, 'failing_since', now)
+  local refusals = endpoint.refusals + 1
+  -- A sealed URL can be opened only with the id of its delivery.
+  local url = redis.call('HGET', p .. 'webhook:' .. id, 'url') or ''
+  redis.call('HSET', endpoint.health, 'failures', refusals, 'name', url, 'named_by', id)
+  redis.call('PEXPIRE', endpoint.health, ENDPOINT_TTL_MS)
   local after = terms.disable_after
-  local failed_long = after > 0 and failures >= 5 and now - (endpoint.since or now) >= after
+  local failed_long = after > 0 and refusals >= 5 and now - (endpoint.since or now) >= after
   if sign == 'gone' or failed_long then
     disable(p, name, sign == 'gone' and 'gone' or 'failing', now)
     said[#said + 1] = 'endpoint_disabled'
@@ -97,29 +98,29 @@ local function endpoint_says(name, sign, delivery_key, said)
   end
 end
 
--- freed: target -> slots that ends have freed
+-- freed: as for `serve`
 -- returns {0} another run has begun a later attempt or ended the delivery: nothing written
 --       | {1, event, ...}: circuit_opened | circuit_closed | endpoint_disabled
 local function record(e, freed)
-  local id, state, host = e[1], e[3], e[9]
+  local id, state, sign = e[1], e[3], e[9]
   local key = p .. 'webhook:' .. id
-  local f = redis.call('HMGET', key, 'state', 'attempts', 'target', 'endpoint', 'order', 'on_end', 'replays', 'parked', 'internal_failures', 'uncharged')
+  local f = redis.call('HMGET', key, 'state', 'attempts', 'endpoint', 'host', 'order', 'on_end', 'replays', 'parked', 'internal_failures',
+    'uncharged')
   if f[1] ~= 'sending' or number_of(f[2]) ~= e[2] then
     return {0}
   end
   local name, said = f[3], {1}
-  local target = target_of(name)
-  local d = {target = name, order = f[5], on_end = f[6], replays = f[7], parked = f[8]}
+  local endpoint, host = endpoint_of(name), host_of(f[4] or '')
+  local d = {endpoint = name, order = f[5], on_end = f[6], replays = f[7], parked = f[8]}
   if state ~= 'waiting' then
     expect_end(p, state, d)
   end
   if e[12] ~= 'takes' and e[12] ~= 'none' then
     expect_endpoints(p)
   end
-  endpoint_of(f[4])
   redis.call('LSET', p .. 'webhook-attempts:' .. id, -1, e[4])
-  target.used = target.used - redis.call('ZREM', target.slots, id)
-  freed[name] = (freed[name] or 0) + 1
+  give_slot_back(host, endpoint, id)
+  freed[name] = {host.name, (freed[name] or {0, 0})[2] + 1}
   if not e[8] then
     redis.call('HSET', key, 'uncharged', number_of(f[10], 0) + 1, 'internal_failures', number_of(f[9], 0) + 1)
   elseif f[9] then
@@ -132,17 +133,18 @@ local function record(e, freed)
   else
     finish(p, id, state, e[6], e[7], now, terms.retention, d, terms.report)
   end
-  if host == 'alive' then
-    host_answers(name, target, e[10], said)
-  elseif host == 'failing' then
-    host_fails(name, target, e[13], said)
-  elseif target.probe == id then
-    redis.call('HDEL', target.key, 'probe', 'probe_until')
-    forget_target(name)
+  if endpoint.probe == id then
+    redis.call('HDEL', endpoint.limits, 'probe', 'probe_until')
+    forget_endpoint(name)
+  end
+  if sign == 'alive' then
+    endpoint_answers(endpoint, e[10], said)
+  elseif sign == 'failing' then
+    endpoint_fails(endpoint, e[13], said)
   end
   if e[10] then
-    host_is_slow(name, target_of(name), e[11], e[13])
+    endpoint_is_slow(endpoint_of(name), e[11], e[13])
   end
-  endpoint_says(f[4], e[12], key, said)
+  endpoint_says(endpoint_of(name), e[12], id, said)
   return said
 end

@@ -3,7 +3,7 @@
 -- requests in one tick of its event loop.
 -- Every key is derived from the prefix: those of _delivery.lua
 -- ARGV[1] prefix
--- ARGV[2] terms, msgpack {concurrency, rate: attempts a second, 0: any, slot, breaker_failures, 0: never,
+-- ARGV[2] terms, msgpack {concurrency, host_concurrency, rate: attempts a second, 0: any, slot, breaker_failures, 0: never,
 --   open, open_max, disable_after, 0: never, retention, max_attempts: charged ones, most_records}; times ms
 -- ARGV[3] ends  ARGV[4] begins, msgpack lists: _record_attempt.lua, _begin_attempt.lua
 -- ARGV[5], ARGV[6] the body of the job that reports a delivery's end, before and after the delivery's id
@@ -19,6 +19,7 @@ local terms = cmsgpack.unpack(ARGV[2])
 terms.report = {ARGV[5], ARGV[6]}
 --@include finish_delivery
 --@include shared_states
+--@include serve_host
 --@include record_attempt
 --@include begin_attempt
 
@@ -35,12 +36,7 @@ local recorded, begun, freed = {}, {}, {}
 for i, e in ipairs(cmsgpack.unpack(ARGV[3])) do
   recorded[i] = apart(record, e, freed)
 end
-for name, places in pairs(freed) do
-  -- Two deliveries for each free slot, so that a target fills up again after a pause.
-  if target_of(name).closed <= now then
-    promote(p, name, 2 * places)
-  end
-end
+apart(serve, freed)
 for i, b in ipairs(cmsgpack.unpack(ARGV[4])) do
   begun[i] = apart(begin, b)
 end

@@ -2,24 +2,25 @@
 -- KEYS[1] delivery  KEYS[2] queue  KEYS[3] job body  KEYS[4] result  KEYS[5] wake token
 --   and those of _delivery.lua, derived from the prefix
 -- ARGV[1] prefix  ARGV[2] delivery id  ARGV[3] job id  ARGV[4] job body  ARGV[5] delay_ms >= 0
--- ARGV[6] target  ARGV[7] order, or ''  ARGV[8..] field, value, ... of the delivery
+-- ARGV[6] endpoint  ARGV[7] host  ARGV[8] order, or ''  ARGV[9..] field, value, ... of the delivery
 -- returns 1 stored | 0 a delivery of this id exists already, nothing written
--- If the target is closed or has parked deliveries, the new one is parked behind them: no worker runs
+-- If the endpoint is closed or has parked deliveries, the new one is parked behind them: no worker runs
 -- its job in vain.
 --@include types
 --@include put_job
 --@include delivery
-local p, id, target, order = ARGV[1], ARGV[2], ARGV[6], ARGV[7]
+local p, id, endpoint, order = ARGV[1], ARGV[2], ARGV[6], ARGV[8]
 if redis.call('EXISTS', KEYS[1]) == 1 then
   return 0
 end
-expect('zset', p .. 'webhook-open', KEYS[2], KEYS[5], p .. 'webhook-parked:' .. target)
+expect('zset', p .. 'webhook-open', KEYS[2], KEYS[5], p .. 'webhook-parked:' .. endpoint)
 if order ~= '' then
   expect('zset', p .. 'webhook-order:' .. order)
 end
-local now, closed = server_ms(), closed_until(p, target)
+local now, closed = server_ms(), closed_until(p, endpoint)
 local due = now + tonumber(ARGV[5])
-redis.call('HSET', KEYS[1], 'state', 'pending', 'attempts', 0, 'created', now, 'job', ARGV[3], 'target', target, unpack(ARGV, 8))
+redis.call('HSET', KEYS[1], 'state', 'pending', 'attempts', 0, 'created', now, 'job', ARGV[3], 'endpoint', endpoint,
+  'host', ARGV[7], unpack(ARGV, 9))
 if tonumber(ARGV[5]) > 0 then
   redis.call('HSET', KEYS[1], 'after', due)
 end
@@ -34,8 +35,8 @@ if order ~= '' then
     due = math.max(due, now + look_ms(25 * rank))
   end
 elseif due == now then
-  if closed > now or redis.call('EXISTS', p .. 'webhook-parked:' .. target) == 1 then
-    due = now + park(p, target, id, now, closed - now)
+  if closed > now or redis.call('EXISTS', p .. 'webhook-parked:' .. endpoint) == 1 then
+    due = now + park(p, endpoint, id, now, closed - now)
     redis.call('HSET', KEYS[1], 'parked', now)
   end
 end

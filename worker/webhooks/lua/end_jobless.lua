@@ -24,19 +24,21 @@ local function has_job(job)
 end
 
 local function look_at(id)
-  local f = fields_of(p .. 'webhook:' .. id, 'state', 'job', 'target', 'order', 'on_end', 'replays', 'parked')
+  local f = fields_of(p .. 'webhook:' .. id, 'state', 'job', 'endpoint', 'order', 'on_end', 'replays', 'parked', 'host')
   if not f[1] or ENDED[f[1]] then
     redis.call('ZREM', open, id)
   elseif f[2] and has_job(f[2]) then
     redis.call('ZADD', open, 'XX', now, id)
   else
-    local d = {target = f[3], order = f[4], on_end = f[5], replays = f[6], parked = f[7]}
-    expect('zset', p .. 'webhook-slots:' .. d.target)
+    local d = {endpoint = f[3], order = f[4], on_end = f[5], replays = f[6], parked = f[7]}
+    local slots, host_slots = p .. 'webhook-slots:' .. d.endpoint, p .. 'webhook-host:' .. (f[8] or '')
+    expect('zset', slots, host_slots)
     expect_end(p, 'dead', d)
-    local freed = redis.call('ZREM', p .. 'webhook-slots:' .. d.target, id)
+    local freed = redis.call('ZREM', slots, id)
+    redis.call('ZREM', host_slots, id)
     finish(p, id, 'dead', '', 'job_removed', now, ARGV[4], d, report)
     if freed == 1 then
-      promote(p, d.target, 2)
+      promote(p, d.endpoint, 2)
     end
     rows[#rows + 1] = id
   end
