@@ -410,9 +410,9 @@ class Settings(BaseSettings):
     webhook_encryption_key: SecretStr | None = Field(
         None,
         description=(
-            "Encrypts the secrets of single webhooks while they wait in Redis: base64 of 32 bytes. "
+            "Encrypts the secrets of single webhooks, and all their URLs, in Redis: base64 of 32 bytes. "
             "To rotate, give several as `id:base64`, separated by spaces: the first encrypts, all "
-            "decrypt. Needed only by callers of send_webhook(secret=...) and their workers."
+            "decrypt. Clients and workers need the same. Unset: secrets are refused, URLs are in clear."
         ),
     )
     webhook_timeout_s: float = Field(

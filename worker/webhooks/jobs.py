@@ -13,6 +13,7 @@ from cache.logs import get_logger
 from worker.errors import InvalidArgument
 from worker.http.client import HTTPReply, post_webhook
 from worker.http.scrub import scrub, spellings
+from worker.http.urls import read_url
 from worker.queue.context import JobContext
 from worker.queue.priority import Priority
 from worker.webhooks import ed25519
@@ -139,9 +140,12 @@ async def _attempt(context: WebhookContext, delivery: ClaimedDelivery, now: date
         keep_bytes=context.options.keep_response_bytes,
         max_bytes=context.options.max_response_bytes,
     )
-    if delivery.secret is None:
-        return reply
     sent = [v for k, v in headers.items() if is_secret(k) and not k.startswith("webhook-")]
+    if context.secrets.hides_urls:
+        target = read_url(url).target
+        sent += [target, target.partition("?")[2]]
+    elif delivery.secret is None:
+        return reply
     return replace(reply, body=scrub(reply.body, spellings(sent), is_cut=True))
 
 

@@ -51,8 +51,10 @@ class DeliverySecrets:
             ) from None
 
     def hide_url(self, url: str, *, owner: str) -> str | bytes:
-        """Return the URL as it is stored."""
-        return url
+        """Return the URL as it is stored: sealed with a keyring, because it may carry a token."""
+        if self._keyring is None:
+            return url
+        return _SEALED_URL + self._keyring.encrypt(url.encode(), _place(owner, ""))
 
     def open_url(self, stored: str | bytes, *, owner: str) -> str:
         """
