@@ -11,7 +11,8 @@ from cache.opening import cache_options
 from cache.options import CacheOptions
 from settings import Settings
 from worker.app.options import QueueOptions, pool_options
-from worker.app.service import child_options, engine_options, supervisor_options
+from worker.app.service import child_options, engine_options
+from worker.app.supervision import supervisor_options
 from worker.engine import EngineOptions, RetryPolicy
 from worker.llm.options import BatchOptions, FlushRules, LLMOptions, Retention
 from worker.llm.rate_policy import RateLimits

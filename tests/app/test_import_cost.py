@@ -40,7 +40,7 @@ main()
 print(json.dumps({"probe": sorted(set(sys.modules) - at_start)}))
 """
 # What each may not load, by top-level name.
-HEAVY = {"aiohttp", "arq", "click", "cronsim", "httpx", "pydantic", "rich", "structlog"}
+HEAVY = {"aiohttp", "arq", "click", "httpx", "pydantic", "rich", "structlog"}
 IO = {"asyncio", "redis", "msgspec"}
 
 

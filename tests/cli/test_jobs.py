@@ -11,7 +11,7 @@ from click.testing import CliRunner
 
 from settings import load_settings
 from worker import call, open_queue
-from worker.cli import main
+from worker.cli.commands import main
 
 pytestmark = pytest.mark.acceptance
 

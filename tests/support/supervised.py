@@ -75,10 +75,11 @@ class Supervised:
             return (await self.process.stderr.read()).decode()
 
     async def gone(self) -> None:
-        """Return once no child is left."""
+        """Return once no child and no fork server is left."""
+        servers = {e["pid"] for e in self.all("supervisor.fork_server_started")}
 
         async def look() -> bool:
-            return not any(is_alive(pid) for pid in self.pids)
+            return not any(is_alive(pid) for pid in self.pids | servers)
 
         await eventually(look, deadline_s=60.0)
 

@@ -5,6 +5,8 @@ A worker process for the supervisor's tests. It runs no jobs, and misbehaves on 
 
 serve: run until drained; with `--slow-drain` until forced; with `--deaf` forever.
 crash: exit 7 before serving. exit-2: print an error and exit 2 before serving.
+slow-import: hold before any process is forked, while `--while-file` exists; then as serve.
+broken: print an error and exit 2 before any process is forked.
 refuse: raise a configuration error while serving, once `--while-file` is gone.
 blocked: block the event loop while `--while-file` exists. silent: never serve.
 Each step prints a JSON line with the process's id to standard output.
@@ -20,12 +22,23 @@ import sys
 import threading
 
 from worker.process.child import ChildOptions, serve
+from worker.process.fork_server import fork_on_request
 
 _STEP_S = 0.05
 
 
 def report(event: str) -> None:
     os.write(1, json.dumps({"event": event, "pid": os.getpid()}).encode() + b"\n")
+
+
+def is_there(path: str | None) -> bool:
+    return path is not None and os.path.exists(path)  # noqa: PTH110
+
+
+def held(path: str | None) -> None:
+    """Block this process while the file exists."""
+    while is_there(path):
+        threading.Event().wait(_STEP_S)
 
 
 class BadToy(Exception):
@@ -41,13 +54,12 @@ class ToyWorker:
     async def run(self) -> None:
         report("toy.running")
         if self._options.mode == "refuse":
-            while self._held():  # noqa: ASYNC110  (another process makes the file)
+            while is_there(self._options.while_file):  # noqa: ASYNC110  (another process makes the file)
                 await asyncio.sleep(_STEP_S)
             raise BadToy("LETTA_TOY: no such\ntoy")
         if self._options.mode == "blocked":
             # No await, on purpose: this stands for a job that blocks the event loop.
-            while self._held():
-                threading.Event().wait(_STEP_S)
+            held(self._options.while_file)
         while not self._end.is_set():
             self.jobs_done += self._options.jobs_per_step
             try:
@@ -55,9 +67,6 @@ class ToyWorker:
                     await self._end.wait()
             except TimeoutError:
                 continue
-
-    def _held(self) -> bool:
-        return bool(self._options.while_file) and os.path.exists(self._options.while_file)  # noqa: PTH110
 
     def drain(self) -> None:
         report("toy.drained")
@@ -84,6 +93,12 @@ def main() -> None:
     parser.add_argument("--max-rss", type=int, default=0)
     parser.add_argument("--grace", type=float, default=30.0)
     options = parser.parse_args()
+    if options.mode == "slow-import":
+        held(options.while_file)
+    if options.mode == "broken":
+        sys.stderr.write("LETTA_TOY: no such toy\n")
+        sys.exit(2)
+    fork_on_request()
     if options.mode == "crash":
         sys.exit(7)
     if options.mode == "exit-2":

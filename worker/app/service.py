@@ -33,8 +33,6 @@ from worker.llm.context import LLMContext
 from worker.logs import configure_logging
 from worker.process.child import ChildOptions, ManagedWorker, serve
 from worker.process.loop import run_loop
-from worker.process.policy import RestartPolicy
-from worker.process.supervisor import SupervisorOptions
 from worker.queue import arguments
 from worker.webhooks.context import WebhookContext
 
@@ -228,15 +226,4 @@ def child_options(settings: Settings) -> ChildOptions:
         max_rss_bytes=settings.worker_max_rss_bytes,
         max_jobs_done=settings.worker_recycle_jobs,
         configuration_errors=(SettingsError, CacheError, UnsafeServer),
-    )
-
-
-def supervisor_options(settings: Settings) -> SupervisorOptions:
-    return SupervisorOptions(
-        shutdown_grace_s=settings.worker_shutdown_grace_s,
-        heartbeat_timeout_s=settings.worker_heartbeat_timeout_s,
-        restart=RestartPolicy(
-            max_crashes=settings.worker_max_crashes,
-            crash_window_s=settings.worker_crash_window_s,
-        ),
     )

@@ -21,9 +21,10 @@ from worker.cli.cache import cache
 from worker.cli.dead import dead
 from worker.cli.jobs import jobs, schedules, workers
 from worker.cli.probe import report
-from worker.cli.support import EXIT_FAILED, Commands, json_option, show, with_queue
+from worker.cli.support import EXIT_FAILED, EXIT_USAGE, Commands, json_option, show, with_queue
 from worker.cli.webhooks import webhooks
 from worker.keys import QueueKeys
+from worker.terminal import printable_lines
 
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
@@ -66,31 +67,45 @@ def run(count: int | None, foreign: str | None) -> None:
       letta-workers run --count 1          # one process a pod
       letta-workers run --settings myapp.jobs.WorkerSettings   # any arq settings class
     """
+    from worker.app.supervision import supervisor_options
+    from worker.logs import configure_logging
+    from worker.process.aside import run_aside
+    from worker.process.supervisor import run_supervisor
+
+    settings = load_settings()
+    configure_logging(settings.worker_log_level, settings.worker_log_format)
+    # Load everything first, so that an error is reported once and not by every child.
+    code = run_aside(lambda: _check_functions(settings, foreign))
+    if code:
+        raise SystemExit(code)
+    # -P: a module in the working directory must not shadow ours or the standard library's.
+    command = [sys.executable, "-P", "-m", "letta_redis.worker", "child"]
+    if foreign is not None:
+        command += ["--settings", foreign]
+    with _server_for_children(settings):
+        processes = count or settings.worker_count
+        code = run_supervisor(command, processes, supervisor_options(settings))
+    raise SystemExit(int(code))
+
+
+def _check_functions(settings: Settings, foreign: str | None) -> int:
     from worker.app.functions import (
         build_crons,
         build_functions,
         load_settings_class,
         warn_about_unknown_jobs,
     )
-    from worker.app.service import supervisor_options
-    from worker.logs import configure_logging
-    from worker.process.supervisor import run_supervisor
 
-    settings = load_settings()
-    configure_logging(settings.worker_log_level, settings.worker_log_format)
-    # Load everything here first, so that an error is reported once and not by every child.
-    # -P: a module in the working directory must not shadow ours or the standard library's.
-    command = [sys.executable, "-P", "-m", "letta_redis.worker", "child"]
-    if foreign is not None:
-        load_settings_class(foreign)
-        command += ["--settings", foreign]
-    else:
-        warn_about_unknown_jobs(settings, build_functions(settings))
-        build_crons(settings)
-    with _server_for_children(settings):
-        processes = count or settings.worker_count
-        code = run_supervisor(command, processes, supervisor_options(settings))
-    raise SystemExit(int(code))
+    try:
+        if foreign is not None:
+            load_settings_class(foreign)
+        else:
+            warn_about_unknown_jobs(settings, build_functions(settings))
+            build_crons(settings)
+    except SettingsError as exc:
+        click.echo(printable_lines(str(exc)), err=True)
+        return EXIT_USAGE
+    return 0
 
 
 class _server_for_children:  # noqa: N801  (a context manager, read like a function)
@@ -111,12 +126,14 @@ class _server_for_children:  # noqa: N801  (a context manager, read like a funct
 @main.command(hidden=True)
 @settings_option
 def child(foreign: str | None) -> None:
-    """Run one worker process. The supervisor starts this command."""
+    """Fork worker processes for the supervisor, which starts this command, or run one alone."""
     from worker.app.functions import load_settings_class
     from worker.app.service import run_child
     from worker.errors import BadCron
     from worker.process.child import report_bad_configuration
+    from worker.process.fork_server import fork_on_request
 
+    fork_on_request()
     try:
         code = run_child(read_settings(), load_settings_class(foreign) if foreign else None)
     except (SettingsError, BadCron) as exc:

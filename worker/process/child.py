@@ -27,6 +27,7 @@ from typing import Protocol
 from cache.logs import get_logger
 from worker.process.pipes import (
     COMPLAINT,
+    EXIT_CODE,
     HEARTBEAT,
     HEARTBEAT_FD,
     PARENT_FD,
@@ -145,6 +146,12 @@ class _Child:
         self._exit_code = ExitCode.DRAINED
 
     async def run(self) -> int:
+        code = await self._run()
+        if self._heartbeat_fd is not None:
+            send(self._heartbeat_fd, EXIT_CODE + b"%d" % code)
+        return code
+
+    async def _run(self) -> int:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._on_stop, number)

@@ -1,5 +1,5 @@
 """
-The parent's view of one worker process: spawn it, read its pipe, signal it, kill it.
+The parent's view of one worker process: read its pipe, signal it, kill it, learn of its end.
 """
 
 from __future__ import annotations
@@ -8,26 +8,30 @@ import asyncio
 import contextlib
 import os
 import signal
-from collections.abc import Sequence
 
-from worker.process.pipes import COMPLAINT, HEARTBEAT, HEARTBEAT_FD, PARENT_FD
+from worker.process.pipes import COMPLAINT, EXIT_CODE, HEARTBEAT
+from worker.process.policy import ExitCode
 
 _PIPE_BYTES = 65_536
 
 
 class ChildProcess:
-    """A spawned process and the messages of its heartbeat pipe. Times are the loop's."""
+    """A process and the messages of its heartbeat pipe. Times are the loop's."""
 
-    def __init__(self, slot: int, process: asyncio.subprocess.Process, pipe: int) -> None:
+    def __init__(self, pid: int, slot: int, pipe: int) -> None:
+        loop = asyncio.get_running_loop()
         self.slot = slot
-        self.process = process
-        self.pid = process.pid
+        self.pid = pid
+        self.ended: asyncio.Future[int] = loop.create_future()  # exit code; negative: a signal
         self.complaint = ""  # why its configuration is bad, one line
         self.ready = False  # it has sent a heartbeat, so its signal handlers are set
         self.killed = False
-        self.started_at = self.last_heartbeat = asyncio.get_running_loop().time()
+        self.started_at = self.last_heartbeat = loop.time()
         self._pipe = pipe
         self._rest = b""
+        self._pipe_open = True
+        self._orphaned = False
+        self._exit_code = int(ExitCode.CRASHED)
 
     def read(self) -> bool:
         """Read the pipe's messages; return False at its end."""
@@ -42,41 +46,33 @@ class ChildProcess:
                 self.ready = True
             elif line.startswith(COMPLAINT):
                 self.complaint = line.removeprefix(COMPLAINT).decode(errors="replace")
-        return bool(data)
+            elif line.startswith(EXIT_CODE):
+                self._exit_code = int(line.removeprefix(EXIT_CODE))
+        self._pipe_open = bool(data)
+        self._note_unreported_end()
+        return self._pipe_open
+
+    def orphan(self) -> None:
+        """Its fork server is gone. The end of its pipe now tells that it ended."""
+        self._orphaned = True
+        self._note_unreported_end()
+
+    def _note_unreported_end(self) -> None:
+        if self._orphaned and not self._pipe_open and not self.ended.done():
+            self.ended.set_result(-signal.SIGKILL if self.killed else self._exit_code)
 
     def signal(self, number: signal.Signals) -> None:
-        if self.process.returncode is None:
-            # Not through the process object: it calls waitpid first, which takes the
-            # exit code away from the event loop's child watcher.
+        if not self.ended.done():
             with contextlib.suppress(ProcessLookupError):
                 os.kill(self.pid, number)
 
     def kill(self) -> None:
         """Kill the process and its process group."""
-        if self.process.returncode is None:
+        if not self.ended.done():
             self.killed = True
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(self.pid, signal.SIGKILL)
-
-
-async def spawn(
-    command: Sequence[str], slot: int, read_end: int, write_end: int, parent_pipe: int
-) -> ChildProcess:
-    """
-    Start a process that inherits the heartbeat pipe's write end and the parent pipe's read end.
-
-    Raises:
-        OSError: there is no such program, or the system has no room for it.
-    """
-    descriptors = {HEARTBEAT_FD: str(write_end), PARENT_FD: str(parent_pipe)}
-    process = await asyncio.create_subprocess_exec(
-        *command,
-        env={**os.environ, **descriptors},
-        pass_fds=(write_end, parent_pipe),
-        stdin=asyncio.subprocess.DEVNULL,
-        start_new_session=True,
-    )
-    return ChildProcess(slot, process, read_end)
+            for kill in (os.kill, os.killpg):  # its group may be a moment away
+                with contextlib.suppress(ProcessLookupError):
+                    kill(self.pid, signal.SIGKILL)
 
 
 def signal_name(number: int) -> str:

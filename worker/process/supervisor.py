@@ -1,8 +1,9 @@
 """
 Supervises worker processes: starts, watches, replaces and stops them.
 
-The parent keeps `count` processes of a command running, each in its own session,
-so that a terminal's Ctrl-C reaches the parent only. It replaces a process that
+The parent keeps `count` processes of a command running, forked by one that has
+imported everything (`worker.process.forks`), each in its own session, so that a
+terminal's Ctrl-C reaches the parent only. It replaces a process that
 ends (`worker.process.policy` decides when), kills one whose event loop sends no
 heartbeat, and forwards signals: the first TERM or INT drains, the second forces,
 the third kills; TSTP quiets. Two pipes connect it to its children
@@ -23,6 +24,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from cache.logs import get_logger
+from worker.process.forks import ForkServer, ForkServerEnded
 from worker.process.policy import (
     CrashWindow,
     Ending,
@@ -31,7 +33,7 @@ from worker.process.policy import (
     SlotHistory,
     decide_restart,
 )
-from worker.process.process import ChildProcess, signal_name, spawn
+from worker.process.process import ChildProcess, signal_name
 from worker.terminal import printable_lines
 
 log = get_logger(__name__)
@@ -44,8 +46,8 @@ class SupervisorOptions:
 
     shutdown_grace_s: longest drain of a child.
     kill_margin_s: time beyond the grace, or after a second signal, before children are killed.
-    heartbeat_timeout_s: time without a heartbeat after which a child is killed. It must be
-        longer than a start with all imports. 0 switches the watch off, for a debugger.
+    heartbeat_timeout_s: time without a heartbeat after which a child is killed, and longest start
+        of the fork server with all its imports. 0 switches the watch off, for a debugger.
     restart: when ended children are replaced, and when the parent gives up.
     """
 
@@ -60,15 +62,17 @@ def run_supervisor(command: Sequence[str], count: int, options: SupervisorOption
     Keep `count` processes of `command` running until a signal; return the exit code.
 
     The command runs without a shell, with this process's environment, standard output and
-    standard error. It must call `worker.process.child.serve`: a process that sends no
-    heartbeat is killed. Call this from the main thread.
+    standard error. It must import what it needs, call
+    `worker.process.fork_server.fork_on_request`, and then `worker.process.child.serve`: a
+    process that sends no heartbeat is killed. Call this from the main thread.
     """
     return asyncio.run(_Supervisor(command, count, options).run())
 
 
 class _Supervisor:
     def __init__(self, command: Sequence[str], count: int, options: SupervisorOptions) -> None:
-        self._command = list(command)
+        self._program = command[0]
+        self._forks = ForkServer(command)
         self._count = count
         self._options = options
         self._rng = random.Random()  # noqa: S311  (spreads restarts; no secret)
@@ -95,6 +99,7 @@ class _Supervisor:
                     slots.create_task(self._keep(slot))
         finally:
             watching.cancel()
+            await self._forks.close()
             os.close(self._parent_pipe)
             os.close(write_end)
         log.info("supervisor.ended", exit_code=int(self._exit_code))
@@ -136,17 +141,15 @@ class _Supervisor:
         read_end, write_end = os.pipe()
         os.set_blocking(read_end, False)
         try:
-            child = await spawn(self._command, slot, read_end, write_end, self._parent_pipe)
-        except (FileNotFoundError, PermissionError) as exc:
+            child = await self._fork(slot, read_end, write_end)
+        except BaseException:
             os.close(read_end)
-            sys.stderr.write(f"{self._command[0]} cannot be run: {exc.strerror}\n")
-            return ExitCode.BAD_CONFIGURATION
-        except OSError as exc:  # out of processes or memory: try again later
-            os.close(read_end)
-            log.error("supervisor.spawn_failed", slot=slot, error=str(exc))  # noqa: TRY400
-            return ExitCode.CRASHED
+            raise
         finally:
             os.close(write_end)
+        if isinstance(child, int):
+            os.close(read_end)
+            return child
         event = "supervisor.child_restarted" if starts else "supervisor.child_started"
         log.info(event, slot=slot, pid=child.pid, restarts=starts)
         self._running[slot] = child
@@ -154,7 +157,7 @@ class _Supervisor:
             child.signal(signal.SIGTERM)
         self._loop.add_reader(read_end, self._on_message, child, read_end)
         try:
-            code = await child.process.wait()
+            code = await child.ended
             self._on_message(child, read_end)
         finally:
             del self._running[slot]
@@ -162,6 +165,24 @@ class _Supervisor:
             os.close(read_end)
         self._note_end(child, code)
         return code
+
+    async def _fork(self, slot: int, read_end: int, write_end: int) -> ChildProcess | int:
+        """Start a process, or return the exit code that its failure amounts to."""
+        try:
+            async with asyncio.timeout(self._options.heartbeat_timeout_s or None):
+                return await self._forks.fork(slot, read_end, write_end, self._parent_pipe)
+        except ForkServerEnded as exc:
+            return exc.exit_code
+        except TimeoutError:
+            log.error("supervisor.fork_server_stuck", slot=slot)  # noqa: TRY400
+            await self._forks.close()
+            return ExitCode.CRASHED
+        except (FileNotFoundError, PermissionError) as exc:
+            sys.stderr.write(f"{self._program} cannot be run: {exc.strerror}\n")
+            return ExitCode.BAD_CONFIGURATION
+        except OSError as exc:  # out of processes or memory: try again later
+            log.error("supervisor.spawn_failed", slot=slot, error=str(exc))  # noqa: TRY400
+            return ExitCode.CRASHED
 
     def _on_message(self, child: ChildProcess, fd: int) -> None:
         was_ready = child.ready
@@ -213,6 +234,7 @@ class _Supervisor:
         if not self._ending.is_set():
             self._exit_code = code
             self._ending.set()
+            self._forks.give_up_start()
             limit_s = self._options.shutdown_grace_s + self._options.kill_margin_s
             self._pass_on(signal.SIGTERM, limit_s=limit_s)
 
