@@ -15,6 +15,7 @@ from cache.connection.scripts import load
 from cache.connection.tasks import end
 from worker.engine.listen import Listener
 from worker.engine.options import EngineOptions
+from worker.helpers import keep_running
 from worker.keys import EngineKeys
 
 _HOUSEKEEPING = load(__package__, "housekeeping", "..queue")
@@ -93,7 +94,7 @@ class Heartbeat:
 
     def _listen(self, listen: bool) -> None:
         if listen and (self._listening is None or self._listening.done()):
-            self._listening = asyncio.create_task(self._listener.run())
+            self._listening = asyncio.create_task(keep_running("listener", self._listener.run))
         elif not listen and self._listening is not None:
             self._listening.cancel()
 

@@ -27,6 +27,8 @@ _RENEW = load(__package__, "renew", "..queue")
 _MOST_PAIRS = 2000
 _UNSTARTED_LEASES = 2
 _JOIN_S = 5.0
+# Time until a thread's loop that died starts again.
+_PAUSE_S = 1.0
 
 
 async def renew(
@@ -72,7 +74,12 @@ class LeaseKeeper:
         await asyncio.to_thread(self._thread.join, _JOIN_S)
 
     def _main(self) -> None:
-        asyncio.run(self._renew_until_stopped())
+        while not self._stop.is_set():
+            try:
+                asyncio.run(self._renew_until_stopped())
+            except BaseException as exc:
+                log.exception("helper.died", helper="leases", error=type(exc).__name__)
+                self._stop.wait(_PAUSE_S)
 
     async def _renew_until_stopped(self) -> None:
         loop = asyncio.get_running_loop()

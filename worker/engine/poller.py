@@ -27,6 +27,7 @@ from worker.engine.schedules import ScheduleRunner
 from worker.engine.slots import Outcome, Slots
 from worker.engine.state import WorkerState
 from worker.engine.wake import Waker
+from worker.helpers import run_once
 
 log = get_logger(__name__)
 
@@ -194,11 +195,11 @@ class Poller:
         if polled.marks:
             slots.aborted(polled.marks)
         if polled.scheduled:
-            self._spawn(self._schedules.run())
+            self._spawn("schedules", self._schedules.run())
         if polled.poisoned:
             log.error("job.poisoned", job_ids=[i.decode(errors="replace") for i in polled.poisoned])
             worker.jobs_dead += len(polled.poisoned)
-            self._spawn(stalled.report(worker, polled.poisoned))
+            self._spawn("poison results", stalled.report(worker, polled.poisoned))
         if polled.dropped:
             log.warning("dead.dropped", count=polled.dropped, most=worker.options.dead_max)
 
@@ -247,8 +248,8 @@ class Poller:
         except TimeoutError:
             return False
 
-    def _spawn(self, coroutine: Coroutine[Any, Any, Any]) -> None:
-        task = asyncio.create_task(coroutine)
+    def _spawn(self, name: str, coroutine: Coroutine[Any, Any, Any]) -> None:
+        task = asyncio.create_task(run_once(name, coroutine))
         self._side_tasks.add(task)
         task.add_done_callback(self._side_tasks.discard)
 

@@ -23,6 +23,7 @@ from cache.connection.pool import OUTAGE
 from cache.logs import get_logger
 from worker.engine.poll import Poll, WakePoll
 from worker.engine.records import Claim, read_claims
+from worker.helpers import keep_running
 from worker.keys import EngineKeys
 
 log = get_logger(__name__)
@@ -102,12 +103,16 @@ class Waker:
             if self._claims:
                 with suppress(*OUTAGE):
                     await self._poll.prepare()
-            while True:
-                await self._idle.wait()
-                await self._wait()
+            # Started again inside: the connection stays open until the worker ends.
+            await keep_running("waker", self._keep_waiting)
         finally:
             await self._connection.close()
             self._is_settled.set()
+
+    async def _keep_waiting(self) -> None:
+        while True:
+            await self._idle.wait()
+            await self._wait()
 
     async def _wait(self) -> None:
         """Wait for one token, and for the job behind it."""

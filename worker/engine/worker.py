@@ -13,6 +13,7 @@ import asyncio
 import contextlib
 import signal
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any
 
 from cache.connection.pool import OUTAGE, close_client, wait_until_ready
@@ -23,6 +24,7 @@ from worker.engine.composition import Run, assemble, connect
 from worker.engine.heartbeat import leave
 from worker.engine.poll import PollStopped
 from worker.engine.state import WorkerState
+from worker.helpers import keep_running
 
 log = get_logger(__name__)
 
@@ -146,20 +148,25 @@ class Worker(WorkerState):
             self.allow_pick_jobs = False
         run.poll.may_give_up = lambda: self._forced and self.loop.time() > run.leave_by
         run.leases.start()
+        beat = partial(run.heartbeat.run, self.write_health, every_s=self.health_check_interval)
         helpers = [
-            asyncio.create_task(coroutine)
-            for coroutine in (
-                run.poller.run_waker(),
-                run.heartbeat.run(self.write_health, every_s=self.health_check_interval),
-                run.crons.run(),
+            asyncio.create_task(keep_running(name, helper), name=name)
+            for name, helper in (
+                ("waiting", run.poller.run_waker),
+                ("heartbeat", beat),
+                ("crons", run.crons.run),
             )
         ]
+        for task in helpers:
+            task.add_done_callback(self._helper_over)
         log.info("engine.started", worker_id=self.worker_id, queue=self.queue_name)
         poller = asyncio.create_task(run.poller.run())
         poller.add_done_callback(lambda _: run.over.set())
         try:
             await self._until_over(poller)
         finally:
+            for task in helpers:
+                task.remove_done_callback(self._helper_over)
             await run.poller.finish()
             await end(poller, *helpers, limit_s=float("inf"))
             run.executor.close()
@@ -214,6 +221,12 @@ class Worker(WorkerState):
         if not poller.cancelled() and isinstance(poller.exception(), PollStopped):
             return
         poller.result()
+
+    def _helper_over(self, helper: asyncio.Task[None]) -> None:
+        """End the worker when somebody else canceled one of its helpers."""
+        if helper.cancelled():
+            log.error("helper.canceled", helper=helper.get_name())
+            self.drain()
 
     async def _reach_server(self) -> bool:
         """Wait for the server without a limit; return False when asked to end meanwhile."""

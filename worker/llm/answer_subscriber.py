@@ -14,6 +14,7 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 from cache.connection.pool import OUTAGE
+from worker.helpers import keep_running
 
 _READ_TIMEOUT_S = 1.0
 _RECONNECT_S = 0.5
@@ -34,7 +35,7 @@ class AnswerSubscriber:
         event = asyncio.Event()
         self._waiters[id_].add(event)
         if self._task is None or self._task.done():
-            self._task = asyncio.create_task(self._listen(), name="answer-subscriber")
+            self._task = asyncio.create_task(keep_running("answers", self._listen))
         try:
             yield event
         finally:

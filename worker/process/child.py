@@ -25,6 +25,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from cache.logs import get_logger
+from worker.helpers import keep_running
 from worker.process.pipes import (
     COMPLAINT,
     EXIT_CODE,
@@ -157,7 +158,7 @@ class _Child:
             loop.add_signal_handler(number, self._on_stop, number)
         loop.add_signal_handler(signal.SIGTSTP, self._on_quiet)
         working = asyncio.ensure_future(self._worker.run())
-        heartbeats = asyncio.create_task(self._send_heartbeats())
+        heartbeats = asyncio.create_task(keep_running("heartbeats", self._send_heartbeats))
         self._watch_parent(loop)
         try:
             await working

@@ -24,6 +24,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from cache.logs import get_logger
+from worker.helpers import keep_running
 from worker.process.forks import ForkServer, ForkServerEnded
 from worker.process.policy import (
     CrashWindow,
@@ -92,7 +93,7 @@ class _Supervisor:
         # Only this process has the write end, so children see the pipe close when it dies.
         self._parent_pipe, write_end = os.pipe()
         log.info("supervisor.started", pid=os.getpid(), count=self._count)
-        watching = asyncio.create_task(self._watch_heartbeats())
+        watching = asyncio.create_task(keep_running("watch", self._watch_heartbeats))
         try:
             async with asyncio.TaskGroup() as slots:
                 for slot in range(self._count):
