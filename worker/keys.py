@@ -109,6 +109,9 @@ class QueueKeys:
     def parked(self) -> str:
         return f"{self.prefix}parked"
 
+    def parked_told(self, function: str) -> str:
+        return f"{self.prefix}parked-told:{function}"
+
     @property
     def dead(self) -> str:
         return f"{self.prefix}dead"
@@ -539,6 +542,12 @@ CATALOGUE: tuple[KeySpec, ...] = (
         "TTL twelve heartbeats",
     ),
     KeySpec("arq:parked", "hash", "id of a job with an unknown name -> since when, Unix ms", _ENDS),
+    KeySpec(
+        "arq:parked-told:<function>",
+        "string",
+        "the job whose line in the log was the last for an unknown name",
+        "TTL 1 min",
+    ),
     KeySpec(
         "arq:dead",
         "sorted set",

@@ -197,7 +197,7 @@ async def live_workers(client: Any) -> list[dict[str, Any]]:
 @main.command()
 @json_option
 def status(as_json: bool) -> None:
-    """Show the queued, deferred, running and dead jobs of each priority, and the oldest one's age.
+    """Show the queued, deferred, running, parked and dead jobs of each priority, and the oldest one's age.
 
     \b
     Examples:
@@ -205,7 +205,7 @@ def status(as_json: bool) -> None:
       letta-workers status --json | jq .default.oldest_age_s
     """
     counts = with_queue(lambda queue: queue.stats())
-    columns = ("queued", "deferred", "running", "dead", "oldest_age_s")
+    columns = ("queued", "deferred", "running", "parked", "dead", "oldest_age_s")
     rows = [f"{'priority':<10}" + "".join(f"{name:>14}" for name in columns)]
     rows += [
         f"{priority:<10}" + "".join(f"{row[name]:>14}" for name in columns)

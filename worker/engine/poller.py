@@ -20,7 +20,9 @@ from cache.connection.pool import OUTAGE
 from cache.connection.tasks import end
 from cache.logs import get_logger
 from worker.engine import stalled
+from worker.engine.account import account
 from worker.engine.cron import CronRunner
+from worker.engine.parking import ParkedReport
 from worker.engine.poll import MOST_ENDS, Poll
 from worker.engine.records import Claim, PollReply, PollResult, read_poll
 from worker.engine.schedules import ScheduleRunner
@@ -63,6 +65,7 @@ class Poller:
         waker.deliver_to(self._deliver)
         self._crons = crons
         self._schedules = schedules
+        self._parked = ParkedReport(worker.pool, worker.keys.base, spawn=self._spawn)
         self._is_sending = False
         self._asked = 0  # slots promised to the polls under way
         self._yields_until = float("-inf")
@@ -100,7 +103,8 @@ class Poller:
                 self._is_sending = early is not None
                 polled = read_poll(reply)
                 worker.learn_from(polled)
-                self._account(batch, polled)
+                if account(worker, batch, polled, self._parked):
+                    self._yields_until = asyncio.get_running_loop().time() + _YIELD_FOR_S
                 self._asked = 0 if early is None else self._asked - len(polled.claims)
                 self._accept(polled)
                 if early is None:
@@ -166,27 +170,6 @@ class Poller:
             want = min(want, left)
             ahead = min(ahead, left - want)
         return want, ahead
-
-    def _account(self, batch: list[Outcome], polled: PollResult) -> None:
-        worker = self._worker
-        late, buried = set(polled.late), set(polled.buried)
-        for index, (claim, _, outcome) in enumerate(batch):
-            if claim.recorded is not None and outcome != "started":
-                claim.recorded.set()
-            if index in late:
-                log.warning("job.ended_late", job_id=claim.job_id, outcome=outcome)
-            elif outcome == "completed":
-                worker.jobs_complete += 1
-            elif outcome in ("retried", "given_back"):
-                worker.jobs_retried += 1
-                worker.jobs_given_back += outcome == "given_back"
-            elif outcome == "parked" and index not in buried:
-                log.warning("job.parked", job_id=claim.job_id)
-                self._yields_until = asyncio.get_running_loop().time() + _YIELD_FOR_S
-            elif outcome not in ("started", "unstarted"):
-                worker.jobs_failed += 1
-                worker.jobs_retried += claim.asked_again
-                worker.jobs_dead += outcome != "aborted"
 
     def _accept(self, polled: PollResult) -> None:
         worker, slots = self._worker, self._slots

@@ -236,13 +236,18 @@ class Jobs:
         return await self._listing.workers()
 
     async def stats(self) -> dict[str, dict[str, float]]:
-        """Per priority: queued, deferred, running, dead (jobs) and oldest_age_s."""
+        """
+        Per priority: queued, deferred, running, parked, dead (jobs) and oldest_age_s.
+
+        A parked job waits for a worker that has its function; it is queued or deferred as well.
+        """
         counts = await reach(self._store.counts())
         return {
             priority.value: {
                 "queued": row.queued,
                 "deferred": row.deferred,
                 "running": row.running,
+                "parked": row.parked,
                 "dead": row.dead,
                 "oldest_age_s": row.oldest_age_s,
             }

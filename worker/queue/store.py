@@ -51,13 +51,18 @@ class JobResult:
 
 @dataclass(frozen=True, slots=True)
 class QueueCounts:
-    """The counts of one priority. `oldest_age_s` is how long its oldest due job has waited."""
+    """
+    The counts of one priority. `oldest_age_s` is how long its oldest due job has waited.
+
+    Parked jobs wait for a worker that has their function; they are queued or deferred as well.
+    """
 
     queued: int
     deferred: int
     running: int
     oldest_age_s: float
     dead: int
+    parked: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -200,19 +205,26 @@ class QueueStore:
         return bool(await _ABORT.run(self.client, names + queues, [job_id]))
 
     async def counts(self) -> dict[Priority, QueueCounts]:
-        """Return the counts of each priority. Running and dead jobs are counted page by page."""
-        keys = [*self.queues, f"{self.keys.queue()}:running", self.keys.dead]
-        running, dead, at, more = [0] * 4, [0] * 4, 0, 1
+        """Return the counts of each priority. Running, dead and parked jobs are counted by pages."""
+        keys = [*self.queues, f"{self.keys.queue()}:running", self.keys.dead, self.keys.parked]
+        sums = [[0, 0, 0] for _ in Priority]  # running, dead, parked
         rows: list[list[int]] = []
-        while more:
-            more, rows = await _STATS.run(self.client, keys, [self.keys.prefix, at, _STATS_PAGE])
-            running = [total + row[3] for total, row in zip(running, rows, strict=True)]
-            dead = [total + row[4] for total, row in zip(dead, rows, strict=True)]
+        at, more, cursor = 0, 1, b"0"
+        while more or cursor:
+            args = [self.keys.prefix, at, _STATS_PAGE, cursor]
+            more, rows, cursor = await _STATS.run(self.client, keys, args)
+            for total, row in zip(sums, rows, strict=True):
+                total[:] = [count + found for count, found in zip(total, row[3:], strict=True)]
             at += _STATS_PAGE
         return {
             # A running job is in its queue as well.
-            priority: QueueCounts(due, max(0, later - runs), runs, max(0.0, age / 1000), died)
-            for priority, (due, later, age, _, _), runs, died in zip(
-                Priority, rows, running, dead, strict=True
+            priority: QueueCounts(
+                queued=row[0],
+                deferred=max(0, row[1] - runs),
+                running=runs,
+                oldest_age_s=max(0.0, row[2] / 1000),
+                dead=died,
+                parked=parked,
             )
+            for priority, row, (runs, died, parked) in zip(Priority, rows, sums, strict=True)
         }

@@ -1,14 +1,15 @@
--- stats.lua: count the jobs of every priority, and those of one page of the running and dead jobs.
--- KEYS[1..4] queues critical, high, default, low  KEYS[5] running  KEYS[6] dead
+-- stats.lua: count the jobs of every priority, and those of one page of the running, dead and parked jobs.
+-- KEYS[1..4] queues critical, high, default, low  KEYS[5] running  KEYS[6] dead  KEYS[7] parked
 --   and, derived from the prefix: in-progress:<id> dead:<id>
 -- ARGV[1] prefix  ARGV[2] first rank of the page  ARGV[3] its length, <= 1000
+-- ARGV[4] cursor of the parked jobs: '0' first, '' no more
 -- returns {1 there is a next page | 0, four of {due, later, age of the oldest due job (ms) | -1, and of
---   this page: running, dead}}
+--   this page: running, dead, parked}, next cursor | ''}
 --@include types
 local t = redis.call('TIME')
 local now = t[1] * 1000 + math.floor(t[2] / 1000)
 local from, to = tonumber(ARGV[2]), ARGV[2] + ARGV[3] - 1
-local running, dead = {0, 0, 0, 0}, {0, 0, 0, 0}
+local running, dead, parked = {0, 0, 0, 0}, {0, 0, 0, 0}, {0, 0, 0, 0}
 for _, id in ipairs(redis.call('ZRANGE', KEYS[5], from, to)) do
   local claim = text_of(ARGV[1] .. 'in-progress:' .. id) or ''
   local number = tonumber(string.match(claim, '|([1-4])|'))
@@ -23,13 +24,25 @@ for _, id in ipairs(redis.call('ZRANGE', KEYS[6], from, to)) do
     dead[number] = dead[number] + 1
   end
 end
+local cursor = ''
+if ARGV[4] ~= '' and fits('hash', KEYS[7]) then
+  local page = redis.call('HSCAN', KEYS[7], ARGV[4], 'COUNT', ARGV[3])
+  cursor = page[1] ~= '0' and page[1] or ''
+  for i = 1, #page[2], 2 do
+    for number = 1, 4 do
+      if redis.call('ZSCORE', KEYS[number], page[2][i]) then
+        parked[number] = parked[number] + 1
+      end
+    end
+  end
+end
 local rows = {}
 for i = 1, 4 do
   local due = redis.call('ZCOUNT', KEYS[i], '-inf', now)
   local later = redis.call('ZCARD', KEYS[i]) - due
   local head = redis.call('ZRANGE', KEYS[i], 0, 0, 'WITHSCORES')
   local age = due > 0 and math.floor(now - number_of(head[2], 0)) or -1
-  rows[i] = {due, later, age, running[i], dead[i]}
+  rows[i] = {due, later, age, running[i], dead[i], parked[i]}
 end
 local longest = math.max(redis.call('ZCARD', KEYS[5]), redis.call('ZCARD', KEYS[6]))
-return {longest > to + 1 and 1 or 0, rows}
+return {longest > to + 1 and 1 or 0, rows, cursor}
