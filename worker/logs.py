@@ -15,6 +15,8 @@ import structlog
 
 from worker.terminal import printable_event
 
+_ARQ_LOGGERS = ("arq.worker", "arq.connections", "arq.jobs", "arq.utils")
+
 
 def configure_logging(level: str, form: str) -> None:
     """
@@ -70,9 +72,23 @@ def configure_logging(level: str, form: str) -> None:
 
 
 def _take_over_arq() -> None:
-    """Remove the handler that arq's command adds to its logger, or each line appears twice."""
+    """
+    Remove the handler that arq's command adds to its logger, or each line appears twice.
+
+    The command adds it after it has loaded our settings class, and so after this function. A
+    filter of arq's loggers, which the command leaves alone, removes it at the first line.
+    """
     arq = logging.getLogger("arq")
-    arq.handlers.clear()
     arq.propagate = True
+    _remove_own_handlers(arq)
+    for name in _ARQ_LOGGERS:
+        logger = logging.getLogger(name)
+        if _remove_own_handlers not in logger.filters:
+            logger.addFilter(_remove_own_handlers)
     # At INFO arq logs each job's arguments, which may hold private data.
     logging.getLogger("arq.worker").setLevel(max(logging.WARNING, logging.getLogger().level))
+
+
+def _remove_own_handlers(_record: object) -> bool:
+    logging.getLogger("arq").handlers.clear()
+    return True

@@ -8,10 +8,14 @@ from typing import Any
 from zoneinfo import ZoneInfo
 
 import pytest
+import structlog
 from arq.cron import CronJob, cron
+from arq.worker import func
 
 from cache.encoding import codec
+from tests.support.engine import burst
 from worker.engine.cron import CronRunner
+from worker.engine.cron_expression import cron_job
 from worker.keys import EngineKeys, QueueKeys
 
 pytestmark = pytest.mark.integration
@@ -136,3 +140,19 @@ async def test_ticks_go_on_after_the_clock_was_set_back(client: Any, prefix: str
     clock.now += 1000
     await crons.tick()
     assert len(await enqueued(client, prefix)) == 2
+
+
+@pytest.mark.parametrize(("quiet", "level"), [(True, "debug"), (False, "info")])
+async def test_housekeeping_that_succeeds_is_logged_for_debugging_only(
+    client: Any, prefix: str, quiet: bool, level: str
+) -> None:
+    clock = Clock(round(time.time() * 1000))
+    tidy = cron_job(job, "cron:tidy", "* * * * * *", quiet=quiet)
+    with structlog.testing.capture_logs() as logs:
+        crons = runner(client, prefix, [tidy], clock)
+        await crons.tick()
+        clock.now += 1000
+        await crons.tick()
+        await burst(client, prefix, [func(job, name="other")], cron_jobs=[tidy])
+    told = {line["event"]: line["log_level"] for line in logs}
+    assert (told["cron.enqueued"], told["job.completed"]) == (level, level)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import logging
+import logging.config
 import sys
 from typing import Any
 
 import pytest
 import structlog
+from arq.logs import default_log_config
 
 from tests.support.engine import burst
 from tests.support.queues import queue_of
@@ -83,3 +86,13 @@ async def test_a_secret_in_a_local_or_argument_is_never_logged(
     else:
         assert "Traceback" in err
         assert "KeyError" in err
+
+
+def test_a_line_of_arq_appears_once(capsys: pytest.CaptureFixture[str]) -> None:
+    configure_logging("INFO", "json")
+    # arq's command configures its own handler after it has loaded our settings class.
+    logging.config.dictConfig(default_log_config(verbose=False))
+    for name in ("arq.worker", "arq.connections"):
+        logging.getLogger(name).warning("Health check failed")
+    lines = capsys.readouterr().err.splitlines()
+    assert [json.loads(line)["event"] for line in lines] == ["Health check failed"] * 2

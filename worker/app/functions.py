@@ -84,8 +84,8 @@ def build_crons(settings: Settings) -> list[CronExpression]:
             settings.llm_batch_cron,
             "llm_batch_cron",
         ),
-        cron_job(rescue_webhooks, f"cron:{RESCUE_WEBHOOKS}", RESCUE_CRON),
-        cron_job(rescue_llm, f"cron:{RESCUE_LLM}", RESCUE_LLM_CRON),
+        cron_job(rescue_webhooks, f"cron:{RESCUE_WEBHOOKS}", RESCUE_CRON, quiet=True),
+        cron_job(rescue_llm, f"cron:{RESCUE_LLM}", RESCUE_LLM_CRON, quiet=True),
     ]
     for part in filter(None, (part.strip() for part in settings.worker_crons.split(";"))):
         path, _, expression = part.partition("=")

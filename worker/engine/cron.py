@@ -178,7 +178,8 @@ class CronRunner:
         keys = [self._keys.cron, self._keys.default_queue]
         keys += [base.job(job_id), base.result(job_id), self._keys.wake]
         if await _CRON.run(self._client, keys, args):
-            log.info("cron.enqueued", task=job.name, job_id=job_id)
+            tell = log.debug if getattr(job, "quiet", False) else log.info
+            tell("cron.enqueued", task=job.name, job_id=job_id)
 
 
 def _name(job: CronJob) -> str:

@@ -14,15 +14,22 @@ from worker.queue.rhythm import next_tick
 
 @dataclass
 class CronExpression(CronJob):
-    """A cron job whose ticks come from an expression instead of arq's sets."""
+    """
+    A cron job whose ticks come from an expression instead of arq's sets.
+
+    quiet: log its ticks and its runs that succeed at the level debug, for housekeeping.
+    """
 
     expression: str = "* * * * *"
+    quiet: bool = False
 
     def calculate_next(self, prev_run: datetime) -> None:
         self.next_run = next_tick(self.expression, prev_run)
 
 
-def cron_job(coroutine: WorkerCoroutine, name: str, expression: str) -> CronExpression:
+def cron_job(
+    coroutine: WorkerCoroutine, name: str, expression: str, *, quiet: bool = False
+) -> CronExpression:
     """
     A job that runs at every tick of the expression, once for all workers.
 
@@ -49,4 +56,5 @@ def cron_job(coroutine: WorkerCoroutine, name: str, expression: str) -> CronExpr
         keep_result_forever=None,
         max_tries=None,
         expression=expression,
+        quiet=quiet,
     )

@@ -152,10 +152,15 @@ class Executor:
             self._log.warning("hook.failed", hook=name, error=describe(exc))
 
     def _report(self, claim: Claim, body: Body, outcome: str, run_s: float, start_ms: int) -> None:
-        if outcome == "completed":
-            self._log.info("job.completed", run_s=round(run_s, 4))
-        elif outcome in ("aborted", "given_back"):
-            self._log.info("job." + outcome, run_s=round(run_s, 4), why=claim.stop)
+        rounded_s = round(run_s, 4)
+        if outcome == "completed" and getattr(body.function, "quiet", False):
+            self._log.debug("job.completed", run_s=rounded_s)
+        elif outcome == "completed":
+            self._log.info("job.completed", run_s=rounded_s)
+        elif outcome == "aborted":
+            self._log.info("job.aborted", run_s=rounded_s, why=claim.stop)
+        elif outcome == "given_back":
+            self._log.info("job.given_back", run_s=rounded_s, why=claim.stop)
         if self.settings.observer is None:
             return
         try:
