@@ -17,14 +17,14 @@ from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from cache import Cache
 from cache.connection import embedded
 from cache.connection.pool import PoolOptions, open_pool
 from tests.support.message_fuzz import Fuzz
 
+ROOT = Path(__file__).resolve().parent.parent
 ROUNDS, SECONDS, QUICK_S = 3, 10.0, 2.0
 _THINK_S, _FLUSH_EVERY_S = 0.03, 0.15
 _TARGET = 0.6
