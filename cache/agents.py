@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Iterable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from cache.coherence.flight import Loader, LoadOptions
+from cache.coherence.flight import LoadOptions
 from cache.coherence.results import Lease, value_key
 from cache.components import Components, Dependencies
 from cache.connection.protocol import Away
@@ -21,12 +21,14 @@ from cache.values import NamedValues, Values, checked_dependencies
 if TYPE_CHECKING:
     from pydantic import BaseModel
 
+T = TypeVar("T")
+
 _WARM_AT_ONCE = 8
 _READ_AT_ONCE = 100
 
 
 class AgentStateCache(Values):
-    """`cache.agents`. Values are JSON-able, bytes or models. An outage is a miss, never an error."""
+    """`cache.agents`. Values are plain data, bytes or models. An outage is a miss, never an error."""
 
     def __init__(self, components: Components) -> None:
         super().__init__(components, "state", named="scope")
@@ -70,7 +72,7 @@ class AgentStateCache(Values):
     async def get_or_load(
         self,
         agent_id: str,
-        loader: Loader,
+        loader: Callable[[], Awaitable[T]],
         *,
         scope: str = "",
         ttl_s: float | None = None,
@@ -80,7 +82,7 @@ class AgentStateCache(Values):
         stale_if_error_s: float = 0.0,
         soft_timeout_s: float | None = None,
         loader_timeout_s: float | None = None,
-    ) -> Any:
+    ) -> T:
         """
         Return an agent's state from the cache, or else from `loader`, and store it.
 
@@ -113,7 +115,8 @@ class AgentStateCache(Values):
         )
         hard_s = self._options.loader_timeout_s if loader_timeout_s is None else loader_timeout_s
         call = LoadOptions(stale_if_error_s, soft_timeout_s, hard_s)
-        return await self._get_or_load(slot, loader, call)
+        value: T = await self._get_or_load(slot, loader, call)
+        return value
 
     async def set(
         self,

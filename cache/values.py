@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from cache.coherence.flight import Loader, LoadOptions
 from cache.coherence.results import Lease, Reading, value_key
@@ -15,6 +16,8 @@ from cache.names import check_agent_id, check_name, checked_names
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
+
+T = TypeVar("T")
 
 
 class Values:
@@ -135,17 +138,18 @@ class NamedValues(Values):
         self,
         agent_id: str,
         name: str,
-        loader: Loader,
+        loader: Callable[[], Awaitable[T]],
         *,
         ttl_s: float | None = None,
         depends_on: Dependencies = (),
         model: type[BaseModel] | None = None,
-    ) -> Any:
+    ) -> T:
         """The stored value, or else the loader's. See `AgentStateCache.get_or_load`."""
         dependencies = checked_dependencies(depends_on)
         slot = self._slot(agent_id, name, model=model, ttl_s=ttl_s, dependencies=dependencies)
         call = LoadOptions(hard_timeout_s=self._options.loader_timeout_s)
-        return await self._get_or_load(slot, loader, call)
+        value: T = await self._get_or_load(slot, loader, call)
+        return value
 
     async def set(
         self, agent_id: str, name: str, value: Any, *, ttl_s: float | None = None

@@ -14,7 +14,7 @@ from typing import Any, NoReturn
 
 from worker.errors import QueueDisabled
 from worker.llm.client import LLMRequests
-from worker.queue.calls import Call, Unique
+from worker.queue.calls import Call, JobName, T, Unique
 from worker.queue.client import Jobs
 from worker.queue.dead import DeadLetters
 from worker.queue.job import Job
@@ -50,7 +50,7 @@ class JobQueue:
 
     async def enqueue(
         self,
-        name: str,
+        name: JobName[T],
         *args: Any,
         priority: Priority = Priority.DEFAULT,
         job_id: str | None = None,
@@ -60,7 +60,7 @@ class JobQueue:
         expires_s: float | None = None,
         then: Call | None = None,
         **kwargs: Any,
-    ) -> Job:
+    ) -> Job[T]:
         """Store a job: `queue.jobs.enqueue`."""
         return await self.jobs.enqueue(
             name,
@@ -75,7 +75,7 @@ class JobQueue:
             **kwargs,
         )
 
-    async def enqueue_many(self, calls: Iterable[Call]) -> list[Job]:
+    async def enqueue_many(self, calls: Iterable[Call[T]]) -> list[Job[T]]:
         """Store many jobs: `queue.jobs.enqueue_many`."""
         return await self.jobs.enqueue_many(calls)
 

@@ -208,7 +208,14 @@ async def main() -> None:
         assert_type(cache, Cache)
         job = await queue.enqueue("greet", OWNER, priority=Priority.LOW)
         assert_type(job, Job)
+        greeting = await queue.enqueue(greet, OWNER)
+        assert_type(await greeting.result(timeout_s=5), list[str])
         await queue.enqueue_many([call("greet", "Ada")])
+
+        async def load() -> dict[str, int]:
+            return {}
+
+        assert_type(await cache.agents.get_or_load("a1", load), dict[str, int])
 
 
 errors: list[type[Exception]] = [CacheError, Permanent, QueueFull, SettingsError, Transient]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
-from typing import Any
+from typing import Any, assert_type
 
 import pytest
 from pydantic import BaseModel
@@ -67,3 +67,19 @@ async def test_a_model_that_cannot_be_dumped_is_returned(cache: Cache) -> None:
     model = Undumpable()
     assert await cache.agents.get_or_load("a1", Loader(model)) == model
     assert cache.stats()["not_encodable"] == 1
+
+
+async def test_a_read_has_the_type_that_the_loader_returns(cache: Cache) -> None:
+    async def load() -> dict[str, int]:
+        return {"n": 1}
+
+    async def load_model() -> Model | None:
+        return Model(x=1)
+
+    agents = cache.agents
+    for _ in range(2):
+        assert assert_type(await agents.get_or_load("a1", load), dict[str, int])["n"] == 1
+        found = await agents.get_or_load("a2", load_model, model=Model)
+        assert assert_type(found, Model | None) == Model(x=1)
+        block = await agents.blocks.get_or_load("a1", "human", load)
+        assert assert_type(block, dict[str, int]) == {"n": 1}

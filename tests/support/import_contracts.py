@@ -12,8 +12,8 @@ from importlinter.domain.helpers import module_expressions_to_modules
 _IMPURE = frozenset(
     ["asyncio", "os", "secrets", "socket", "ssl", "subprocess", "threading", "time", "uuid"]
 )
-# Pure libraries: idna is tables and functions over text.
-_PURE_LIBRARIES = frozenset(["idna"])
+# Pure libraries: idna is tables and functions over text, typing_extensions is types.
+_PURE_LIBRARIES = frozenset(["idna", "typing_extensions"])
 
 
 class PureContract(Contract):

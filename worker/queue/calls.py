@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from inspect import iscoroutinefunction
+from typing import Any, Generic, Literal, TypeAlias
+
+from typing_extensions import TypeVar
 
 from worker.queue.priority import Priority
 
+# What a job's function returns: Any when the job is named by text.
+T = TypeVar("T", default=Any)
+T_co = TypeVar("T_co", default=Any, covariant=True)
+JobName: TypeAlias = str | Callable[..., Awaitable[T]]
 Scope = Literal["queued", "running", "window"]
 
 
@@ -27,7 +34,7 @@ class Unique:
 
 
 @dataclass(frozen=True, slots=True)
-class Call:
+class Call(Generic[T_co]):
     """The arguments of `enqueue` as a value. `delay_s` counts from when the job is stored."""
 
     name: str
@@ -40,8 +47,16 @@ class Call:
     then: Call | None = None
 
 
+def name_of(job: JobName[Any]) -> str:
+    """The name under which workers register a function. Anything else stays, to be refused."""
+    name: Any = job
+    if not isinstance(job, str) and iscoroutinefunction(job):
+        name = getattr(job, "__qualname__", job)
+    return name  # type: ignore[no-any-return]
+
+
 def call(
-    name: str,
+    name: JobName[T],
     *args: Any,
     priority: Priority = Priority.DEFAULT,
     job_id: str | None = None,
@@ -49,6 +64,6 @@ def call(
     expires_s: float | None = None,
     then: Call | None = None,
     **kwargs: Any,
-) -> Call:
+) -> Call[T]:
     """Build a Call for `enqueue_many`, `gather`, `then` or `schedule`: `call("name", 1, x=2)`."""
-    return Call(name, args, kwargs, Priority(priority), job_id, delay_s, expires_s, then)
+    return Call(name_of(name), args, kwargs, Priority(priority), job_id, delay_s, expires_s, then)

@@ -12,7 +12,7 @@ from typing import Any
 from worker.errors import InvalidArgument
 from worker.queue import arguments
 from worker.queue.admission import MemoryGuard
-from worker.queue.calls import Call, Unique
+from worker.queue.calls import Call, JobName, T, Unique, name_of
 from worker.queue.encoder import JobEncoder
 from worker.queue.job import Job, reach
 from worker.queue.listing import JobListing, JobPage
@@ -55,7 +55,7 @@ class Jobs:
 
     async def enqueue(
         self,
-        name: str,
+        name: JobName[T],
         *args: Any,
         priority: Priority = Priority.DEFAULT,
         job_id: str | None = None,
@@ -65,9 +65,12 @@ class Jobs:
         expires_s: float | None = None,
         then: Call | None = None,
         **kwargs: Any,
-    ) -> Job:
+    ) -> Job[T]:
         """
         Store a job that calls the worker's function `name` with these arguments.
+
+        Given the function itself, a type checker knows the type of the job's result. Its name is
+        `__qualname__`, as where it was registered without another name.
 
         `delay_s` or `at` (an aware datetime) delays it. If a job with the same
         `job_id` waits or runs, nothing is stored and `Job.is_new` is False; a
@@ -94,7 +97,7 @@ class Jobs:
         if lock is not None and lock.scope != "window":
             options |= {"u": self._keys.unique(lock.key), "us": lock.scope}
         chosen = job_id or uuid.uuid4().hex
-        body = self._encoder.encode(name, args, kwargs, options=options)
+        body = self._encoder.encode(name_of(name), args, kwargs, options=options)
         await self._memory.admit()
         stored = await reach(
             self._store.put(
@@ -114,7 +117,7 @@ class Jobs:
         # again after its reply was lost.
         return Job(chosen, self._store, is_new=stored.is_new or job_id is None)
 
-    async def enqueue_many(self, calls: Iterable[Call]) -> list[Job]:
+    async def enqueue_many(self, calls: Iterable[Call[T]]) -> list[Job[T]]:
         """
         Store many jobs in atomic steps of 500; returns handles in the order of the calls.
 
@@ -130,7 +133,7 @@ class Jobs:
             await reach(self._store.put_many(rows[at : at + _CHUNK], most=self._max_length))
         return [Job(row[0], self._store) for row in rows]
 
-    async def gather(self, calls: Sequence[Call], *, then: Call) -> Job:
+    async def gather(self, calls: Sequence[Call], *, then: Call[T]) -> Job[T]:
         """
         Store jobs; when all have succeeded, enqueue `then` with the list of their results.
 

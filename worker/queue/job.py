@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable
-from typing import Any, TypeVar
+from typing import Any, Generic
 
 from redis.exceptions import OutOfMemoryError
 
@@ -18,9 +18,8 @@ from worker.errors import (
     QueueUnavailable,
     ResultTimeout,
 )
+from worker.queue.calls import T, T_co
 from worker.queue.store import JobResult, JobStatus, QueueStore
-
-T = TypeVar("T")
 
 # Interval between two reads of a result: short at first, then longer.
 _POLL_MIN_S, _POLL_MAX_S = 0.01, 0.5
@@ -42,8 +41,12 @@ async def reach(work: Awaitable[T]) -> T:
         raise QueueUnavailable(f"the queue's server cannot be used: {explain(exc)}") from exc
 
 
-class Job:
-    """A handle on one job. `is_new` is False if a job with that id already existed."""
+class Job(Generic[T_co]):
+    """
+    A handle on one job. `is_new` is False if a job with that id already existed.
+
+    `Job[int]` is a job whose function returns an int; a job that was named by text is `Job[Any]`.
+    """
 
     __slots__ = ("_store", "id", "is_new")
 
@@ -56,7 +59,7 @@ class Job:
         """Return whether the job is deferred, queued, in_progress, complete or not_found."""
         return await reach(self._store.status(self.id))
 
-    async def result(self, *, timeout_s: float | None = None) -> Any:
+    async def result(self, *, timeout_s: float | None = None) -> T_co:
         """
         Wait until the job has ended and return its result.
 
@@ -66,7 +69,8 @@ class Job:
             ResultTimeout: it has not ended within `timeout_s`.
             NotFound: there is no such job, or its result is no longer kept.
         """
-        return _value(await self._wait(timeout_s))
+        value: T_co = _value(await self._wait(timeout_s))
+        return value
 
     async def abort(self, *, timeout_s: float | None = 10.0) -> bool:
         """
