@@ -9,8 +9,9 @@ The header holds the exact length, and a crc of both ends of the payload. The
 server writes values whole, and a crc of all 38 KB would cost a third of a hit.
 Encryption authenticates every byte, and the key.
 
-pydantic models are stored as JSON and read by `model_validate_json`, bytes as
-they are, everything else as msgpack. Never pickle. No class is imported because
+pydantic models are stored as JSON and read by `model_validate_json`, also once
+before they are stored, because JSON may change them. Bytes are stored as they
+are, everything else as msgpack. Never pickle. No class is imported because
 stored bytes name it: only models that this process has used are found.
 """
 
@@ -51,11 +52,28 @@ def _ends_crc(body: bytes) -> int:
 
 
 def _as_json(model: BaseModel) -> bytes:
+    kind = type(model)
     try:
-        return model.model_dump_json(by_alias=True, round_trip=True).encode()
-    except Exception as exc:  # noqa: BLE001  (a model's own serializers raise anything)
+        data = model.model_dump_json(by_alias=True, round_trip=True).encode()
+        found = kind.model_validate_json(data)
+        same = found == model or _given(found) == _given(model)
+    except Exception as exc:  # noqa: BLE001  (a model's own code raises anything)
         reason = type(exc).__name__
-        raise NotEncodable(f"{type(model).__name__} cannot be dumped as JSON: {reason}") from None
+        raise NotEncodable(f"{kind.__name__} cannot be stored as JSON: {reason}") from None
+    if not same:
+        raise NotEncodable(f"{kind.__name__} would not come back as given{_changed(found, model)}")
+    return data
+
+
+def _given(model: BaseModel) -> dict[str, Any]:
+    """What a model holds, without the fields that it excludes, and with those of subclasses."""
+    return model.model_dump(round_trip=True, serialize_as_any=True)
+
+
+def _changed(found: BaseModel, model: BaseModel) -> str:
+    ours, theirs = _given(found), _given(model)
+    names = [name for name in theirs if ours.get(name) != theirs[name]]
+    return f": JSON changes its {', '.join(names)}; exclude that, or give it a type that JSON keeps"
 
 
 class Unreadable(CodecError):

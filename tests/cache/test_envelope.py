@@ -9,9 +9,10 @@ import pickle
 import sys
 import zlib
 from typing import Any
+from uuid import UUID
 
 import pytest
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, Field, PrivateAttr, SecretStr
 
 from cache.encoding.encryption import Keyring, decompress, parse_keys
 from cache.encoding.envelope import Envelopes, UnknownModel, Unreadable
@@ -231,3 +232,45 @@ def test_messages_come_back(how: str) -> None:
     for broken in (b"", b"\xc1", record[:-1], b"\xc1\x07" + record[2:], b"x" + record[1:]):
         with pytest.raises(Unreadable):
             records.open_all([broken], PLACE.encode())
+
+
+class Plain(BaseModel):
+    name: str = "Ada"
+
+
+class Derived(Plain):
+    more: int = 1
+
+
+class Odd(BaseModel):
+    secret: SecretStr | None = None
+    anything: Any = None
+    number: float | None = None
+    plain: Plain = Plain()
+
+
+CHANGED = [
+    ("secret", Odd(secret=SecretStr("hunter2"))),
+    ("anything", Odd(anything=UUID(int=1))),
+    ("anything", Odd(anything=[{1}])),
+    ("number", Odd(number=float("inf"))),
+    ("plain", Odd(plain=Derived())),
+]
+
+
+@pytest.mark.parametrize(("field", "model"), CHANGED)
+def test_a_model_that_json_would_change_is_refused(field: str, model: Odd) -> None:
+    with pytest.raises(NotEncodable, match=f"its {field};") as caught:
+        Envelopes().seal(model, STAMP, PLACE)
+    assert "hunter2" not in str(caught.value)
+
+
+def test_what_a_model_excludes_does_not_refuse_it() -> None:
+    class Partly(BaseModel):
+        name: str
+        lock: Any = Field(None, exclude=True)
+        _private: object = PrivateAttr(default_factory=object)
+
+    model = Partly(name="Ada", lock=object())
+    assert _round(Envelopes(), model).name == "Ada"
+    assert _round(Envelopes(), Aliased(agentName="Ada")) == Aliased(agentName="Ada")
