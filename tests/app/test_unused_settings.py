@@ -12,7 +12,8 @@ from structlog.testing import capture_logs
 
 from letta_redis import JobQueue, QueueDisabled, QueueUnavailable, open_queue
 from settings import Settings, SettingsError, load_settings, variable_name
-from worker.app.functions import build_functions, warn_about_unknown_jobs
+from worker.app.functions import build_functions, warn_about_class, warn_about_unknown_jobs
+from worker.app.service import build_worker_settings
 from worker.llm.client import LLMRequests
 from worker.queue.client import Jobs
 from worker.queue.dead import DeadLetters
@@ -154,6 +155,25 @@ def test_a_job_for_ended_webhooks_that_is_unknown_is_told() -> None:
     assert warned() == []
     with pytest.raises(SettingsError, match="LETTA_WEBHOOK_ON_END: is not a job's name"):
         load_settings(webhook_on_end="no such")
+
+
+async def test_a_settings_class_is_told_what_it_ignores() -> None:
+    class Misspelled:
+        functions: tuple[Any, ...] = ()
+        max_job = 3
+        on_startupp = None
+        helper = "its own"
+
+    settings = load_settings(worker_functions="tests.support.jobs:echo", worker_count=2)
+    with capture_logs() as logs:
+        warn_about_class(settings, Misspelled)
+        warn_about_class(settings, build_worker_settings(settings))
+    told_ = {row["variable"].rpartition(".")[2]: row.get("nearest") for row in logs}
+    assert told_ == {
+        "max_job": "max_jobs",
+        "on_startupp": "on_startup",
+        "LETTA_WORKER_FUNCTIONS": None,
+    }
 
 
 @pytest.mark.parametrize("feature", ["", "jobs", "webhooks", "llm", "dead"])

@@ -5,13 +5,16 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from arq.jobs import SerializationError
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from cache.encoding import codec
+from settings import Settings
 from tests.support.engine import burst
 from tests.support.queues import queue_of
 from tests.support.values import CARRIED, REFUSED, shape, values
+from worker.app.service import build_worker_settings
 from worker.engine import chain
 from worker.engine.options import job
 from worker.errors import NotSerializable
@@ -75,6 +78,15 @@ async def test_every_way_of_running_a_job_carries_its_values(client: Any, prefix
     await queue.dead.retry("dead")
     await burst(client, prefix, [job(echo, name="fail")])
     assert same(seen[-1], CARRIED)
+
+
+@pytest.mark.integration
+async def test_a_jobs_own_enqueue_job_refuses_the_same(valkey_url: str) -> None:
+    client: Any = vars(build_worker_settings(Settings(redis_url=valkey_url)))["redis_pool"]
+    with pytest.raises(SerializationError) as caught:
+        await client.enqueue_job("f", [ValueError("would arrive as another class")])
+    await client.aclose(close_connection_pool=True)
+    assert "ValueError" in str(caught.value.__cause__)
 
 
 @pytest.mark.integration

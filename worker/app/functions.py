@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
 import os
 import sys
 from difflib import get_close_matches
@@ -10,7 +11,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from arq.worker import Function, func
+from arq.worker import Function, Worker, func
 
 from cache.logs import get_logger
 from settings import SettingsError, variable_name, why_untrusted
@@ -37,6 +38,14 @@ if TYPE_CHECKING:
     from settings import Settings
 
 log = get_logger(__name__)
+
+# What another settings class decides itself.
+_OF_OUR_CLASS = {
+    "redis_url", "queue_allow_eviction", "queue_dead_max", "queue_dead_max_age_s", "webhook_on_end",
+    "worker_crons", "worker_functions", "worker_job_timeout_s", "worker_keep_result_s",
+    "worker_lease_s", "worker_max_jobs", "worker_max_tries", "worker_park_s", "worker_retry_base_s",
+    "worker_retry_cap_s",
+}  # fmt: skip
 
 # These jobs decide themselves when to give up, so arq's limit on tries must not apply.
 _NO_LIMIT = 1_000_000
@@ -73,6 +82,21 @@ def warn_about_unknown_jobs(settings: Settings, functions: list[Function]) -> No
         nearest = "".join(get_close_matches(name, names, n=1))
         variable = variable_name("webhook_on_end")
         log.warning("settings.unknown_job", variable=variable, job=name, nearest=nearest)
+
+
+def warn_about_class(settings: Settings, found: type) -> None:
+    """Log attributes of a settings class that are misspelled, and variables that it replaces."""
+    if "build_engine" in vars(found):  # our own class
+        return
+    accepted = inspect.signature(Worker).parameters
+    for name in vars(found).keys() - accepted.keys():
+        nearest = get_close_matches(name, accepted, n=1, cutoff=0.82)
+        if nearest:
+            variable = f"{found.__qualname__}.{name}"
+            log.warning("settings.unknown_variable", variable=variable, nearest=nearest[0])
+    for field in sorted(settings.model_fields_set & _OF_OUR_CLASS):
+        reason = "--settings names a class, which has its own"
+        log.warning("settings.no_effect", variable=variable_name(field), reason=reason)
 
 
 def build_crons(settings: Settings) -> list[CronExpression]:

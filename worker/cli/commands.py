@@ -93,12 +93,13 @@ def _check_functions(settings: Settings, foreign: str | None) -> int:
         build_crons,
         build_functions,
         load_settings_class,
+        warn_about_class,
         warn_about_unknown_jobs,
     )
 
     try:
         if foreign is not None:
-            load_settings_class(foreign)
+            warn_about_class(settings, load_settings_class(foreign))
         else:
             warn_about_unknown_jobs(settings, build_functions(settings))
             build_crons(settings)
