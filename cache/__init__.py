@@ -51,7 +51,7 @@ __all__ = [
 ]
 
 # Where the names are, the cheapest import first.
-_HOMES = ("errors", "options", "coherence.results", "encoding.encryption", "service", "opening")
+_HOMES = ("errors", "options", "coherence.results", "encoding.encryption", "opening", "service")
 
 
 def __getattr__(name: str) -> Any:

@@ -1,4 +1,8 @@
-"""Opens a cache from the settings. The only module of the cache that reads them."""
+"""
+Opens a cache from the settings. The only module of the cache that reads them.
+
+Services import it at their start, so redis-py and the cache are imported when one is opened.
+"""
 
 from __future__ import annotations
 
@@ -7,11 +11,11 @@ from contextlib import asynccontextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from cache.connection.pool import PoolOptions, open_pool
 from cache.encoding.encryption import Keyring
 from cache.options import CacheOptions, LocalOptions
 
 if TYPE_CHECKING:
+    from cache.connection.pool import PoolOptions
     from cache.service import Cache
     from settings import Settings
 
@@ -32,7 +36,7 @@ async def open_cache(settings: Settings | None = None) -> AsyncIterator[Cache]:
         MissingExtra: a setting needs an optional package that is not installed.
         EmbeddedServerError: the server of an embedded:// URL did not start.
     """
-    # The workers use only this module's options, and no cache.
+    from cache.connection.pool import open_pool
     from cache.service import Cache
 
     if settings is None:
@@ -51,6 +55,8 @@ async def open_cache(settings: Settings | None = None) -> AsyncIterator[Cache]:
 
 def pool_options(settings: Settings) -> PoolOptions:
     """The connection settings of every client, the queue's too."""
+    from cache.connection.pool import PoolOptions
+
     password = settings.redis_sentinel_password
     return PoolOptions(
         connect_timeout_s=settings.redis_connect_timeout_s,
