@@ -310,7 +310,7 @@ def renew(client: Any) -> Steps:
 @case
 def cron(client: Any) -> Steps:
     keys = [EngineKeys(KEYS).cron, KEYS.queue(), KEYS.job("c"), KEYS.result("c"), KEYS.wake]
-    args = ["f", 5, "c", BODY, 1, "", 5]
+    args = ["f", 5, "c", BODY, 1, "", 5, 5]
     return (
         lambda: client.hset(EngineKeys(KEYS).cron, "f", 1),
         lambda: load("worker.engine", "cron", "..queue").run(client, keys, args),
