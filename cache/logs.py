@@ -78,7 +78,8 @@ def plain_traceback(exc: BaseException) -> str:
         lines = traceback.format_exception(exc, limit=-_MAX_FRAMES)
     else:
         lines = [*traceback.format_tb(exc.__traceback__, limit=-_MAX_FRAMES), _one_line(exc)]
-    text = "".join(lines).rstrip("\n")
+    # A lone surrogate (a file name that is not UTF-8) would make the handler of a file fail.
+    text = "".join(lines).rstrip("\n").encode(errors="backslashreplace").decode()
     if len(text) <= _MAX_CHARS:
         return text
     return f"{text[:_HEAD_CHARS]}\n[...]\n{text[_HEAD_CHARS - _MAX_CHARS :]}"
@@ -98,6 +99,25 @@ def _is_short_chain(exc: BaseException | None) -> bool:
         if exc is None:
             return True
         exc = exc.__cause__ or exc.__context__
+    return False
+
+
+def _is_plain(exc: BaseException) -> bool:
+    """Whether `logging` may render it: a short chain or group of texts that every file can hold."""
+    left: list[BaseException] = [exc]
+    for _ in range(_MAX_CHAIN):
+        if not left:
+            return True
+        found = left.pop()
+        try:
+            if len(str(found).encode()) > _MAX_CHARS:
+                return False
+        except Exception:  # noqa: BLE001  (whatever an exception's own code raises)
+            return False
+        before = found.__cause__ or found.__context__
+        left += [] if before is None else [before]
+        if isinstance(found, BaseExceptionGroup):
+            left += found.exceptions
     return False
 
 
@@ -125,7 +145,7 @@ def _log_to_logging(
     structlog: Any = sys.modules.get("structlog")
     if structlog is not None:  # the job that runs
         fields = {**structlog.contextvars.get_contextvars(), **fields}
-    if exc is not None and not (logger.hasHandlers() and _is_short_chain(exc)):
+    if exc is not None and not (logger.hasHandlers() and _is_plain(exc)):
         # With no handler `logging` would print the traceback's lines, too.
         fields.setdefault("error", _one_line(exc))
         exc = None

@@ -62,6 +62,26 @@ def test_a_configured_structlog_gets_the_fields() -> None:
     assert line["exception"].endswith("ValueError: why")
 
 
+@pytest.mark.parametrize(
+    "exc",
+    [
+        ValueError("a\udcff"),
+        ExceptionGroup("many", [ValueError("a\udcff")]),
+        ValueError("x" * 10_000_000),
+    ],
+    ids=["surrogate", "surrogate in a group", "huge"],
+)
+def test_what_a_log_file_cannot_hold_is_logged_as_one_line(
+    caplog: pytest.LogCaptureFixture, exc: Exception
+) -> None:
+    log.error("thing.broke", exc_info=fail(exc))
+    (record,) = caplog.records
+    assert record.exc_info is None
+    assert len(record.getMessage().encode()) < 5_000
+    assert f"error='{type(exc).__name__}: " in record.getMessage()
+    assert len(plain_traceback(exc).encode()) < 20_000
+
+
 def test_structlog_may_be_configured_after_the_import() -> None:
     late = get_logger("letta.late")
     with structlog.testing.capture_logs() as found:
