@@ -5,15 +5,23 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from inspect import iscoroutinefunction
-from typing import Any, Generic, Literal, TypeAlias
-
-from typing_extensions import TypeVar
+from typing import TYPE_CHECKING, Any, Generic, Literal, TypeAlias
 
 from worker.queue.priority import Priority
 
-# What a job's function returns: Any when the job is named by text.
-T = TypeVar("T", default=Any)
-T_co = TypeVar("T_co", default=Any, covariant=True)
+# What a job's function returns: Any when the job is named by text. Only a type checker needs the
+# default; at run time typing_extensions takes longer to import than this package.
+if TYPE_CHECKING:
+    from typing_extensions import TypeVar
+
+    T = TypeVar("T", default=Any)
+    T_co = TypeVar("T_co", default=Any, covariant=True)
+else:
+    from typing import TypeVar
+
+    T = TypeVar("T")
+    T_co = TypeVar("T_co", covariant=True)
+
 JobName: TypeAlias = str | Callable[..., Awaitable[T]]
 Scope = Literal["queued", "running", "window"]
 
