@@ -54,7 +54,7 @@ def test_every_pin_has_hashes_and_no_line_an_address(path: Path) -> None:
 
 def test_a_wheel_for_each_platform_has_its_hash() -> None:
     # Compiled packages have a file a platform and Python: one hash would serve one machine.
-    for name in ("hiredis", "msgspec", "pydantic-core", "aiohttp", "cryptography"):
+    for name in ("hiredis", "msgpack", "msgspec", "pydantic-core", "aiohttp", "cryptography"):
         assert pins(LOCKS[0])[name].count("--hash=") > 5, name
 
 
