@@ -35,7 +35,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from cache import Cache, CacheOptions, LocalOptions
 from cache.connection.embedded import server_binary
-from cache.connection.pool import PoolOptions, open_pool, wait_until_ready
+from cache.connection.pool import PoolOptions, open_pool
+from cache.connection.readiness import wait_until_ready
 
 KEYS = 200
 PAGE, WINDOW = 50, 200

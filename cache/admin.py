@@ -11,7 +11,8 @@ from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import Any
 
-from cache.connection.pool import OUTAGE, explain
+from cache.connection.pool import OUTAGE
+from cache.connection.refusals import explain
 from cache.names import checked_agent_ids, checked_names
 from cache.service import Cache
 

@@ -3,6 +3,7 @@ Defines the errors of the cache, of its connections and of its encoding.
 
 CacheError
 ├── RedisUnavailable(url, reason)   the server cannot be reached: also a ConnectionError
+│   └── RedisRefused                it answers, and refuses: the message says what to change
 ├── UnsupportedRedisURL             the URL cannot be used here: also a ValueError
 ├── EmbeddedServerError             embedded:// could not start its server
 ├── MissingExtra                    a setting needs a package that is absent: also an ImportError
@@ -23,15 +24,20 @@ class CacheError(Exception):
 
 
 class RedisUnavailable(CacheError, ConnectionError):
-    """The server cannot be reached. Retry later."""
+    """The server cannot be reached. Retry later. `reason` says what to check."""
+
+    _verb = "reach"
 
     def __init__(self, url: str, reason: str) -> None:
-        super().__init__(
-            f"cannot reach {url}: {reason}; check that the server runs and that LETTA_REDIS_URL or "
-            "LETTA_CACHE_REDIS_URL names it"
-        )
+        super().__init__(f"cannot {self._verb} {url}: {reason}")
         self.url = url
         self.reason = reason
+
+
+class RedisRefused(RedisUnavailable):
+    """The server answers, but refuses this client. Waiting does not help; `reason` has the remedy."""
+
+    _verb = "use"
 
 
 class UnsupportedRedisURL(CacheError, ValueError):

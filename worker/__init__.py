@@ -136,21 +136,24 @@ def __dir__() -> list[str]:
 
 
 def _worker_settings() -> type:
-    from cache.errors import CacheError
+    from cache.errors import CacheError, RedisUnavailable
     from settings import SettingsError, get_settings
     from worker.app.functions import build_functions, warn_about_unknown_jobs
     from worker.app.service import await_server, build_worker_settings
+    from worker.errors import UnsafeServer
     from worker.terminal import printable_lines
 
+    check = "--check" in sys.argv
     try:
         if _is_arq_command():
-            await_server(get_settings(), once="--check" in sys.argv)
+            await_server(get_settings(), once=check)
             warn_about_unknown_jobs(get_settings(), build_functions(get_settings()))
         return build_worker_settings()
-    except (SettingsError, CacheError) as exc:
+    except (SettingsError, CacheError, UnsafeServer) as exc:
         # arq's command line would print a traceback; the operator needs this one line.
         print(printable_lines(str(exc)), file=sys.stderr)  # noqa: T201
-        raise SystemExit(2 if isinstance(exc, SettingsError) else 1) from None
+        is_unhealthy = check and isinstance(exc, RedisUnavailable)
+        raise SystemExit(1 if is_unhealthy else 2) from None
 
 
 def _is_arq_command() -> bool:

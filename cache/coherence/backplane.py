@@ -17,8 +17,9 @@ from redis.exceptions import ResponseError
 
 from cache.coherence.guarded import GuardedConnection
 from cache.connection import scripts
-from cache.connection.pool import OUTAGE, explain
+from cache.connection.pool import OUTAGE
 from cache.connection.protocol import Away
+from cache.connection.refusals import explain
 from cache.connection.tasks import end
 from cache.keys import CACHE_BACKPLANE_EVENTS, CACHE_MAX_TTL_S
 from cache.logs import get_logger

@@ -16,8 +16,9 @@ from typing import Any
 from redis.exceptions import ResponseError
 
 from cache.connection.liveness import Vicinity, vicinity
-from cache.connection.pool import OUTAGE, explain
+from cache.connection.pool import OUTAGE
 from cache.connection.protocol import Away
+from cache.connection.refusals import explain
 
 
 @dataclass(frozen=True, slots=True)

@@ -30,21 +30,17 @@ from redis.asyncio.connection import Connection
 from redis.asyncio.retry import Retry
 from redis.asyncio.sentinel import Sentinel, SentinelConnectionPool
 from redis.backoff import ExponentialWithJitterBackoff
-from redis.exceptions import ReadOnlyError, RedisError
+from redis.exceptions import ReadOnlyError, RedisClusterException, RedisError
 
 from cache.connection import embedded
 from cache.connection.urls import Target, parse_url, redacted, refuse_cluster
-from cache.errors import RedisUnavailable, UnsupportedRedisURL
-from cache.logs import get_logger
-
-log = get_logger(__name__)
+from cache.errors import UnsupportedRedisURL
 
 _BACKOFF_BASE_S, _BACKOFF_CAP_S = 0.02, 0.5
-_READY_BASE_S, _READY_CAP_S = 0.1, 5.0
 # A server that was demoted keeps its clients' connections open and refuses every write. These
 # errors also end the connection, so that the next one is made to the new master.
 CONNECT_ANEW = (ReadOnlyError,)
-OUTAGE = (RedisError, OSError, asyncio.TimeoutError)
+OUTAGE = (RedisError, RedisClusterException, OSError, asyncio.TimeoutError)
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +67,6 @@ def _common(options: PoolOptions, name: str) -> dict[str, Any]:
     return {
         "client_name": name,
         "socket_timeout": options.socket_timeout_s,
-        "health_check_interval": options.health_check_interval_s,
         "retry": _retry(options),
         # RESP3 pushes can desynchronize a pooled connection (docs/architecture.md).
         "protocol": 2,
@@ -81,6 +76,22 @@ def _common(options: PoolOptions, name: str) -> dict[str, Any]:
 def _login(target: Target) -> dict[str, Any]:
     pairs = {"username": target.username, "password": target.password}
     return {key: value for key, value in pairs.items() if value is not None}
+
+
+async def _log_in(connection: Any) -> None:
+    """
+    Log in, without a health check on the way.
+
+    redis-py 5.3 sends its PING before the first command of a new connection. It takes a server
+    that refuses it (no password given, still loading) for a lost connection, connects anew
+    inside of connecting, and does not end.
+    """
+    interval_s, connection.health_check_interval = connection.health_check_interval, 0
+    try:
+        await connection.on_connect()
+    finally:
+        connection.health_check_interval = interval_s
+    connection.next_health_check = asyncio.get_running_loop().time() + interval_s
 
 
 def _tls(options: PoolOptions) -> dict[str, Any]:
@@ -142,6 +153,8 @@ def _connection_pool(target: Target, options: PoolOptions, keywords: dict[str, A
     keywords = {
         **keywords,
         "db": target.db,
+        "health_check_interval": options.health_check_interval_s,
+        "redis_connect_func": _log_in,
         "socket_connect_timeout": options.connect_timeout_s,
         "retry_on_error": list(CONNECT_ANEW),
     }
@@ -189,7 +202,7 @@ async def open_pool(
     """
     Build a client and close it after the block. Starts and stops an embedded:// server too.
 
-    Does not connect, so the server may start later: see `wait_until_ready`.
+    Does not connect, so the server may start later: see readiness.py.
     """
     is_embedded = parse_url(url).kind == "embedded"
     real_url = embedded.acquire(url) if is_embedded else url
@@ -215,38 +228,3 @@ async def close_client(client: Any) -> None:
     if isinstance(client.connection_pool, SentinelConnectionPool):
         for sentinel in client.connection_pool.sentinel_manager.sentinels:
             await sentinel.aclose(close_connection_pool=True)
-
-
-async def wait_until_ready(client: Any, url: str, *, deadline_s: float | None) -> None:
-    """
-    Wait until the server answers PING. Tries again after 0.1 to 5 s, with jitter.
-
-    Logs the outage once and its end once. With `deadline_s` None, waits forever.
-
-    Raises:
-        RedisUnavailable: the server did not answer within the deadline.
-    """
-    backoff = ExponentialWithJitterBackoff(_READY_CAP_S, _READY_BASE_S)
-    loop = asyncio.get_running_loop()
-    start, failures = loop.time(), 0
-    while True:
-        try:
-            await client.ping()
-        except OUTAGE as exc:
-            failures += 1
-            reason = explain(exc)
-            if deadline_s is not None and loop.time() - start >= deadline_s:
-                raise RedisUnavailable(redacted(url), reason) from None
-            if failures == 1:
-                log.warning("redis.unreachable", url=redacted(url), error=reason, retrying=True)
-            await asyncio.sleep(backoff.compute(failures))
-        else:
-            if failures:
-                log.info("redis.reached", url=redacted(url), after_s=round(loop.time() - start, 1))
-            return
-
-
-def explain(exc: BaseException) -> str:
-    """An outage in at most 200 characters. A timeout has no text, so its class is named."""
-    text = str(exc) or type(exc).__name__
-    return text if len(text) <= 200 else text[:200] + "..."

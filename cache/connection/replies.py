@@ -22,8 +22,8 @@ from redis.exceptions import (
     ResponseError,
 )
 
-from cache.connection.pool import explain
 from cache.connection.protocol import Decode
+from cache.connection.refusals import explain
 
 _BUFFER_BYTES = 512 * 1024
 # Nearly every hit: two strings of 16 bytes, then the length of the value.

@@ -1,5 +1,5 @@
 """
-Builds a further client of a server, or a pool of a cluster's node, from a client of pool.py.
+Reads a client of pool.py: builds a further client of its server, or a pool of a cluster's node.
 """
 
 from __future__ import annotations
@@ -49,3 +49,18 @@ def node_pool(client: Any, host: str, port: int) -> ConnectionPool:
     return ConnectionPool(
         connection_class=client.connection_kwargs.get("connection_class", Connection), **keywords
     )
+
+
+def url_of(client: Any) -> str:
+    """The URL of a client's server, without user and password. Not for a cluster."""
+    pool = client.connection_pool
+    options = pool.connection_kwargs
+    db = options.get("db") or 0
+    if "path" in options:
+        return f"unix://{options['path']}?db={db}"
+    scheme = "rediss" if issubclass(pool.connection_class, SSLConnection) else "redis"
+    if isinstance(pool, SentinelConnectionPool):
+        nodes = [s.connection_pool.connection_kwargs for s in pool.sentinel_manager.sentinels]
+        hosts = ",".join(f"{node['host']}:{node['port']}" for node in nodes)
+        return f"{scheme}+sentinel://{hosts}/{pool.service_name}/{db}"
+    return f"{scheme}://{options.get('host', 'localhost')}:{options.get('port', 6379)}/{db}"

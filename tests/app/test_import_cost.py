@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import sys
 from pathlib import Path
 
@@ -64,7 +65,9 @@ async def test_a_health_probe_loads_no_client_and_no_settings(private_valkey_url
     keys = QueueKeys()
     async with open_pool(private_valkey_url, PoolOptions(), name="test") as client:
         await client.zadd(keys.workers, {"w1": 1})
-        await client.set(keys.worker("w1"), json.dumps({"worker_id": "w1"}))
+        await client.set(
+            keys.worker("w1"), json.dumps({"worker_id": "w1", "host": socket.gethostname()})
+        )
 
     modules = loaded(PROBE, LETTA_REDIS_URL=private_valkey_url)["probe"]
 

@@ -15,7 +15,8 @@ import pytest
 
 import settings as settings_module
 from cache import open_cache
-from cache.connection.pool import PoolOptions, open_pool, wait_until_ready
+from cache.connection.pool import PoolOptions, open_pool
+from cache.connection.readiness import wait_until_ready
 from cache.connection.urls import parse_url, redacted
 from cache.errors import CacheError, RedisUnavailable, UnsupportedRedisURL
 from settings import Settings, SettingsError, load_settings

@@ -12,7 +12,8 @@ import trustme
 from redis.asyncio import Redis
 from redis.exceptions import ConnectionError as RedisConnectionError
 
-from cache.connection.pool import PoolOptions, build_client, open_pool, wait_until_ready
+from cache.connection.pool import PoolOptions, build_client, open_pool
+from cache.connection.readiness import wait_until_ready
 from cache.connection.urls import parse_url, redacted
 from cache.errors import RedisUnavailable, UnsupportedRedisURL
 from settings import load_settings

@@ -4,21 +4,25 @@ from __future__ import annotations
 
 import asyncio
 import json
+import socket
 import ssl
 from pathlib import Path
 from urllib.parse import quote
 
 import pytest
 import trustme
+from click.testing import CliRunner
 
 from cache.connection.pool import PoolOptions, open_pool
 from tests.support.servers import free_port, tls_in_front, valkey
+from worker.cli.commands import main
 from worker.cli.probe import answer
 from worker.keys import QueueKeys
 
 pytestmark = pytest.mark.integration
 
-HEARTBEAT = {"worker_id": "w1\x1b[2J", "host": "here", "pid": 7}
+HEARTBEAT = {"worker_id": "w1\x1b[2J", "host": socket.gethostname(), "pid": 7}
+ELSEWHERE = {"worker_id": "w2", "host": "another", "pid": 7}
 PASSWORD = "pass word@:/#"
 
 
@@ -50,9 +54,29 @@ async def test_it_reports_live_workers_as_text_and_json(
     assert json.loads(answer(["--json"]) or "") == {
         "healthy": True,
         "redis": "ok",
+        "host": socket.gethostname(),
         "workers": [HEARTBEAT],
+        "elsewhere": 0,
     }
     assert answer(["--help"]) is None
+
+
+async def test_it_counts_this_machines_workers_unless_told_otherwise(
+    private_valkey_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LETTA_REDIS_URL", private_valkey_url)
+    keys = QueueKeys()
+    async with open_pool(private_valkey_url, PoolOptions(), name="test") as client:
+        await client.zadd(keys.workers, {"w2": 1})
+        await client.set(keys.worker("w2"), json.dumps(ELSEWHERE))
+
+    assert answer([]) is None
+    assert answer(["--any"]) == "redis: ok\nworkers: w2"
+    command = await asyncio.to_thread(CliRunner().invoke, main, ["health"])
+    assert command.exit_code == 1
+    assert "elsewhere: 1 (--any counts them)" in command.stdout
+    await alive(private_valkey_url)
+    assert answer([]) == "redis: ok\nworkers: w1\\x1b[2J\nelsewhere: 1 (--any counts them)"
 
 
 async def test_it_reads_the_settings_where_the_command_does(

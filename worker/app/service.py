@@ -15,9 +15,10 @@ from arq.connections import ArqRedis, RedisSettings
 from arq.jobs import Job
 
 from cache.connection import embedded
-from cache.connection.pool import build_client, open_pool, wait_until_ready
+from cache.connection.pool import build_client, open_pool
+from cache.connection.readiness import wait_until_ready
 from cache.connection.shared_scripts import SharedScripts
-from cache.connection.urls import Target, parse_url
+from cache.connection.urls import Target, parse_url, refuse_cluster
 from cache.encoding import codec
 from cache.errors import CacheError
 from cache.logs import get_logger
@@ -27,6 +28,7 @@ from worker.app.functions import build_crons, build_functions
 from worker.app.options import pool_options, queue_options
 from worker.engine import EngineOptions, RetryPolicy, new_worker_id
 from worker.engine.bridge import ManagedEngine, settings_class, worker_from
+from worker.engine.preflight import require_usable
 from worker.errors import UnsafeServer
 from worker.keys import QueueKeys
 from worker.llm.context import LLMContext
@@ -151,19 +153,27 @@ def run_child(settings: Settings, foreign: type | None = None) -> int:
 
 def await_server(settings: Settings, *, once: bool) -> None:
     """
-    Return when the queue's server answers. With `once`, try a single time.
+    Return when the queue's server answers and a queue may run on it.
 
-    arq's own command would print a traceback if the server cannot be reached.
+    arq's own command would print a traceback if not. With `once`, for `arq --check`, try a
+    single time whether it answers.
 
     Raises:
-        cache.errors.RedisUnavailable: the server does not answer (`once` only).
+        cache.errors.RedisUnavailable: the server refuses this client for good, or, with
+            `once`, does not answer.
+        worker.errors.UnsafeServer: the server may evict jobs.
     """
     configure_logging(settings.worker_log_level, settings.worker_log_format)
+    url = settings.redis_url
+    refuse_cluster(url)
 
     async def probe() -> None:
-        options = pool_options(settings)
-        async with open_pool(settings.redis_url, options, name="letta-redis-start") as client:
-            await wait_until_ready(client, settings.redis_url, deadline_s=0 if once else None)
+        async with open_pool(url, pool_options(settings), name="letta-redis-start") as client:
+            await wait_until_ready(client, url, deadline_s=0 if once else None)
+            if not once:
+                await require_usable(
+                    client, QueueKeys().queue(), allow_eviction=settings.queue_allow_eviction
+                )
 
     # Not asyncio.run, which would leave arq without a current event loop.
     loop = asyncio.new_event_loop()

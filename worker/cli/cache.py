@@ -11,14 +11,16 @@ import click
 
 from cache import Cache, admin, open_cache
 from settings import load_settings
-from worker.cli.support import EXIT_FAILED, json_option, show
+from worker.cli.support import EXIT_FAILED, json_option, reached, show
 
 
 def with_cache(work: Callable[[Cache], Coroutine[Any, Any, Any]]) -> Any:
-    """Run a coroutine with an open cache and return its result."""
+    """Run a coroutine with an open cache, whose server answers, and return its result."""
 
     async def run() -> Any:
-        async with open_cache(load_settings()) as cache:
+        settings = load_settings()
+        url = settings.cache_redis_url or settings.redis_url
+        async with reached(settings, url), open_cache(settings) as cache:
             return await work(cache)
 
     return asyncio.run(run())

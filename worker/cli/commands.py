@@ -1,29 +1,24 @@
-"""Implements `letta-workers` and its top-level commands: run, demo, health, status."""
+"""Implements `letta-workers` and its top-level commands: run, demo, status."""
 
 from __future__ import annotations
 
-import asyncio
-import json
 import os
 import sys
 from importlib.metadata import version
-from typing import Any
 
 import click
 
 from cache.connection import embedded
-from cache.connection.pool import open_pool, wait_until_ready
-from cache.connection.urls import parse_url
+from cache.connection.urls import parse_url, refuse_cluster
+from cache.errors import CacheError
 from settings import Settings, SettingsError, load_settings, read_settings
-from worker.app.options import pool_options
 from worker.cli.batches import batches
 from worker.cli.cache import cache
 from worker.cli.dead import dead
+from worker.cli.health import health
 from worker.cli.jobs import jobs, schedules, workers
-from worker.cli.probe import report
-from worker.cli.support import EXIT_FAILED, EXIT_USAGE, Commands, json_option, show, with_queue
+from worker.cli.support import EXIT_USAGE, Commands, json_option, show, with_queue
 from worker.cli.webhooks import webhooks
-from worker.keys import QueueKeys
 from worker.terminal import printable_lines
 
 
@@ -43,6 +38,7 @@ def main() -> None:
 main.add_command(batches)
 main.add_command(cache)
 main.add_command(dead)
+main.add_command(health)
 
 settings_option = click.option(
     "--settings", "foreign", metavar="PACKAGE.MODULE.CLASS", help="Run this arq settings class."
@@ -74,6 +70,8 @@ def run(count: int | None, foreign: str | None) -> None:
 
     settings = load_settings()
     configure_logging(settings.worker_log_level, settings.worker_log_format)
+    if foreign is None:
+        refuse_cluster(settings.redis_url)
     # Load everything first, so that an error is reported once and not by every child.
     code = run_aside(lambda: _check_functions(settings, foreign))
     if code:
@@ -137,7 +135,7 @@ def child(foreign: str | None) -> None:
     fork_on_request()
     try:
         code = run_child(read_settings(), load_settings_class(foreign) if foreign else None)
-    except (SettingsError, BadCron) as exc:
+    except (SettingsError, BadCron, CacheError) as exc:
         code = report_bad_configuration(str(exc))
     raise SystemExit(int(code))
 
@@ -161,38 +159,6 @@ def demo(as_json: bool, webhooks: int, requests: int) -> None:
     from worker.demo.run import run_demo
 
     raise SystemExit(run_demo(webhooks=webhooks, requests=requests, as_json=as_json))
-
-
-@main.command()
-@json_option
-def health(as_json: bool) -> None:
-    """Exit 0 if the queue's server answers and at least one worker is alive, else 1.
-
-    \b
-    Examples:
-      letta-workers health
-      letta-workers health --json
-    """
-    settings = load_settings()
-
-    async def probe() -> list[dict[str, Any]]:
-        async with open_pool(
-            settings.redis_url, pool_options(settings), name="letta-redis-health"
-        ) as client:
-            await wait_until_ready(client, settings.redis_url, deadline_s=0)
-            return await live_workers(client)
-
-    found = asyncio.run(probe())
-    click.echo(report(found, as_json=as_json))
-    raise SystemExit(0 if found else EXIT_FAILED)
-
-
-async def live_workers(client: Any) -> list[dict[str, Any]]:
-    """Return the heartbeats of live workers. A heartbeat's TTL is a few seconds."""
-    keys = QueueKeys()
-    ids = [id_.decode() for id_ in await client.zrange(keys.workers, 0, -1)]
-    heartbeats = await client.mget([keys.worker(id_) for id_ in ids]) if ids else []
-    return [json.loads(heartbeat) for heartbeat in heartbeats if heartbeat is not None]
 
 
 @main.command()

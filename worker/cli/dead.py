@@ -85,6 +85,7 @@ def dead_retry(job_id: str | None, since: datetime | None, as_json: bool) -> Non
       letta-workers dead retry 5f0c6a...
       letta-workers dead retry --since 2h
     """
+    _require_one(job_id, since, "--since")
     done = with_queue(lambda queue: queue.dead.retry(job_id, since=since))
     _report("retried", done, job_id, as_json)
 
@@ -101,8 +102,14 @@ def dead_purge(job_id: str | None, before: datetime | None, as_json: bool) -> No
       letta-workers dead purge 5f0c6a...
       letta-workers dead purge --before 7d
     """
+    _require_one(job_id, before, "--before")
     done = with_queue(lambda queue: queue.dead.purge(job_id, before=before))
     _report("purged", done, job_id, as_json)
+
+
+def _require_one(job_id: str | None, at: datetime | None, option: str) -> None:
+    if (job_id is None) == (at is None):
+        raise click.UsageError(f"give either a job id or {option}")
 
 
 def _report(what: str, done: int, job_id: str | None, as_json: bool) -> None:

@@ -9,7 +9,6 @@ import click
 from settings import load_settings
 from worker.cli.support import json_option, show, with_queue
 from worker.client import JobQueue
-from worker.errors import InvalidArgument
 
 
 @click.command("endpoints")
@@ -126,7 +125,7 @@ def _switch(url: str, endpoint_id: str | None, *, on: bool, as_json: bool) -> No
 
 def _require_one(url: str, endpoint_id: str | None) -> None:
     if bool(url) == (endpoint_id is not None):
-        raise InvalidArgument("give either a URL or --endpoint-id")
+        raise click.UsageError("give either a URL or --endpoint-id")
 
 
 COMMANDS = (webhooks_endpoints, webhooks_endpoint, webhooks_enable, webhooks_disable)

@@ -28,24 +28,43 @@ _TIMEOUT_S = 1.0
 
 
 def answer(arguments: Sequence[str]) -> str | None:
-    """Return the report of a healthy queue, or None: ask the command."""
-    if list(arguments) not in ([], ["--json"]):
+    """Return the report of live workers, or None: ask the command."""
+    if not set(arguments) <= {"--any", "--json"}:
         return None
     try:
-        workers = _live_workers()
+        report = judge(_live_workers(), everywhere="--any" in arguments)
     except Exception:  # noqa: BLE001  (the command meets the same and reports it)
         return None
-    return report(workers, as_json=bool(arguments)) if workers else None
+    return text_of(report, as_json="--json" in arguments) if report["healthy"] else None
 
 
-def report(workers: Sequence[dict[str, Any]], *, as_json: bool) -> str:
-    """Return the health of a server that answers, with these heartbeats of live workers."""
+def judge(workers: Sequence[dict[str, Any]], *, everywhere: bool) -> dict[str, Any]:
+    """
+    Return the health that a server's heartbeats show.
+
+    `everywhere`: count the workers of all machines, not only of this one. `elsewhere` in the
+    report is the number of those that were not counted.
+    """
+    host = socket.gethostname()
+    counted = [worker for worker in workers if everywhere or worker.get("host") == host]
+    return {
+        "healthy": bool(counted),
+        "redis": "ok",
+        "host": host,
+        "workers": counted,
+        "elsewhere": len(workers) - len(counted),
+    }
+
+
+def text_of(report: dict[str, Any], *, as_json: bool) -> str:
     if as_json:
-        found = {"healthy": bool(workers), "redis": "ok", "workers": workers}
-        return json.dumps(found, indent=2).replace("\x7f", "\\u007f")
-    names = ", ".join(heartbeat["worker_id"] for heartbeat in workers)
-    names = names or "none alive; start them with `letta-workers run`"
-    return f"redis: ok\n{printable('workers: ' + names)}"
+        return json.dumps(report, indent=2).replace("\x7f", "\\u007f")
+    names = ", ".join(worker["worker_id"] for worker in report["workers"])
+    names = names or f"none alive on {report['host']}; start them with `letta-workers run`"
+    lines = ["redis: ok", f"workers: {names}"]
+    if report["elsewhere"]:
+        lines.append(f"elsewhere: {report['elsewhere']} (--any counts them)")
+    return "\n".join(map(printable, lines))
 
 
 def _live_workers() -> list[dict[str, Any]]:

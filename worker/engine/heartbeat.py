@@ -18,6 +18,7 @@ from worker.engine.options import EngineOptions
 from worker.helpers import keep_running
 from worker.keys import EngineKeys
 
+BEAT = load(__package__, "beat")
 _HOUSEKEEPING = load(__package__, "housekeeping", "..queue")
 _LEAVE = load(__package__, "leave", "..queue")
 _MISSED = 3
@@ -83,7 +84,7 @@ class Heartbeat:
             "started": round(self._started, 3),
             **self._report(),
         }
-        await self._client.set(self._key, json.dumps(state), px=self._ms(_MISSED))
+        await BEAT.run(self._client, [self._key], [json.dumps(state), self._ms(_MISSED)])
 
     async def keep_house(self) -> None:
         args = [self._prefix, self._worker_id, self._ms(_MISSED * HOUSEKEEPING)]

@@ -20,7 +20,8 @@ from typing import Any
 
 from redis.backoff import ExponentialWithJitterBackoff
 
-from cache.connection.pool import OUTAGE, explain
+from cache.connection.pool import OUTAGE
+from cache.connection.refusals import explain
 from cache.connection.scripts import load
 from cache.logs import get_logger
 from worker.engine.options import EngineOptions

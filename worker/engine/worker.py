@@ -16,12 +16,14 @@ from datetime import UTC, datetime
 from functools import partial
 from typing import Any
 
-from cache.connection.pool import OUTAGE, close_client, wait_until_ready
+from cache.connection.pool import OUTAGE, close_client
+from cache.connection.readiness import wait_until_ready
+from cache.connection.siblings import url_of
 from cache.connection.tasks import end
 from cache.logs import get_logger
 from worker.engine import preflight
 from worker.engine.composition import Run, assemble, connect
-from worker.engine.heartbeat import leave
+from worker.engine.heartbeat import BEAT, leave
 from worker.engine.poll import PollStopped
 from worker.engine.state import WorkerState
 from worker.helpers import keep_running
@@ -48,6 +50,7 @@ class Worker(WorkerState):
 
     Raises:
         worker.errors.UnsafeServer: from `main`, when the server may evict jobs.
+        cache.errors.RedisRefused: from `main`, when the server refuses this client for good.
     """
 
     _run: Run | None = None
@@ -135,7 +138,9 @@ class Worker(WorkerState):
             self._pool = await connect(self)
         if not await self._reach_server():
             return
-        await preflight.check_server(self.pool, allow_eviction=self.options.allow_eviction)
+        await preflight.check_server(
+            self.pool, self.queue_name, allow_eviction=self.options.allow_eviction
+        )
         seconds, micros = await self.pool.time()
         self._clock_offset_s = seconds + micros / 1e6 - self.loop.time()
         self.ctx["redis"] = self.pool
@@ -229,14 +234,19 @@ class Worker(WorkerState):
             self.drain()
 
     async def _reach_server(self) -> bool:
-        """Wait for the server without a limit; return False when asked to end meanwhile."""
-        ready = asyncio.create_task(
-            wait_until_ready(self.pool, "the queue's server", deadline_s=None)
-        )
+        """
+        Wait for the server without a limit; return False when asked to end meanwhile.
+
+        Raises:
+            RedisRefused: the server refuses for a reason that waiting does not end.
+        """
+        ready = asyncio.create_task(wait_until_ready(self.pool, url_of(self.pool), deadline_s=None))
         asked = asyncio.create_task(self.asked_to_end.wait())
         try:
             await asyncio.wait({ready, asked}, return_when=asyncio.FIRST_COMPLETED)
-            return ready.done() and ready.exception() is None
+            if ready.done():
+                ready.result()
+            return ready.done()
         finally:
             await end(ready, asked, limit_s=float("inf"))
 
@@ -250,7 +260,7 @@ class Worker(WorkerState):
             f"j_ongoing={self.jobs_running} queued={self.jobs_queued}"
         )
         life_s = max(self.health_check_interval + 1, 3 * interval_s)
-        await self.pool.set(self.health_check_key, info, px=round(life_s * 1000))
+        await BEAT.run(self.pool, [self.health_check_key], [info, round(life_s * 1000)])
 
     def _report(self) -> dict[str, Any]:
         return {

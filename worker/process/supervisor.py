@@ -245,7 +245,8 @@ class _Supervisor:
 
     def _pass_on(self, number: signal.Signals, *, limit_s: float) -> None:
         for child in self._running.values():
-            child.signal(number)
+            # Before its handlers are set, INT would end a child with a traceback; it has no jobs.
+            child.signal(number if child.ready else signal.SIGTERM)
         self._loop.call_later(limit_s, self._kill_all)
 
     def _kill_all(self) -> None:

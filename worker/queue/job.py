@@ -8,7 +8,8 @@ from typing import Any, Generic
 
 from redis.exceptions import OutOfMemoryError
 
-from cache.connection.pool import OUTAGE, explain
+from cache.connection.pool import OUTAGE
+from cache.connection.refusals import explain
 from cache.encoding.codec import RemoteError
 from worker.errors import (
     JobAborted,

@@ -1,0 +1,66 @@
+"""Implements `letta-workers health`: whether this machine's workers are alive."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import socket
+from typing import Any
+
+import click
+
+from cache.connection.urls import refuse_cluster
+from cache.errors import RedisUnavailable
+from settings import load_settings
+from worker.cli.probe import judge, text_of
+from worker.cli.support import EXIT_FAILED, json_option, reached, show
+from worker.keys import QueueKeys
+from worker.terminal import printable
+
+
+@click.command()
+@click.option("--any", "everywhere", is_flag=True, help="Count the workers of all machines.")
+@json_option
+def health(everywhere: bool, as_json: bool) -> None:
+    """Exit 0 if a worker of this machine is alive, by its heartbeat on the queue's server, else 1.
+
+    A container is a machine of its own. While the server cannot be reached, nothing is known
+    about the workers: the command says so and exits 1.
+
+    \b
+    Examples:
+      letta-workers health
+      letta-workers health --any --json
+    """
+    settings = load_settings()
+    refuse_cluster(settings.redis_url)
+
+    async def probe() -> list[dict[str, Any]]:
+        async with reached(settings, settings.redis_url) as client:
+            return await live_workers(client)
+
+    try:
+        found = asyncio.run(probe())
+    except RedisUnavailable as exc:
+        _report_unknown(exc, as_json)
+        raise SystemExit(EXIT_FAILED) from None
+    report = judge(found, everywhere=everywhere)
+    click.echo(text_of(report, as_json=as_json))
+    raise SystemExit(0 if report["healthy"] else EXIT_FAILED)
+
+
+def _report_unknown(exc: RedisUnavailable, as_json: bool) -> None:
+    if as_json:
+        report = {"healthy": False, "redis": str(exc), "host": socket.gethostname()}
+        show({**report, "workers": None, "elsewhere": None}, as_json, list)
+    else:
+        text = f"error: {exc} (so it is unknown whether workers are alive)"
+        click.echo(printable(text), err=True)
+
+
+async def live_workers(client: Any) -> list[dict[str, Any]]:
+    """Return the heartbeats of live workers. A heartbeat's TTL is a few seconds."""
+    keys = QueueKeys()
+    ids = [id_.decode() for id_ in await client.zrange(keys.workers, 0, -1)]
+    heartbeats = await client.mget([keys.worker(id_) for id_ in ids]) if ids else []
+    return [json.loads(heartbeat) for heartbeat in heartbeats if heartbeat is not None]
