@@ -72,7 +72,7 @@ def test_every_block_of_a_page_runs_as_it_stands(page: Path, tmp_path: Path) -> 
     home.mkdir()
     found = blocks(page)
     with ExitStack() as stack:
-        port = stack.enter_context(valkey(tmp_path / "valkey"))
+        port = stack.enter_context(valkey(tmp_path / "valkey", "--appendonly", "yes"))
         server = f"redis://127.0.0.1:{port}/0"
         env = {**os.environ, "LETTA_REDIS_URL": server, "PYTHONPATH": str(ROOT)}
         if any("submit_" in block.text for block in found if block.is_script):
