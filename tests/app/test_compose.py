@@ -304,7 +304,7 @@ def test_copied_files_are_enough_to_build_the_package(tmp_path: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         names = archive.namelist()
         entry_points = next(name for name in names if name.endswith("entry_points.txt"))
-        assert "letta-workers = letta_redis.worker.cli:main" in archive.read(entry_points).decode()
+        assert "letta-workers = letta_redis.command:main" in archive.read(entry_points).decode()
     scripts = {f"letta_redis/{path.relative_to(ROOT)}" for path in ROOT.glob("worker/**/*.lua")}
     assert scripts
     assert scripts <= set(names)

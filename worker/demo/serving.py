@@ -30,7 +30,11 @@ def serve(app: ASGIApp) -> None:
         )
     )
     # The socket listens already, so the reader of this line may connect at once.
-    os.write(1, json.dumps({"port": listener.getsockname()[1]}).encode() + b"\n")
+    try:
+        os.write(1, json.dumps({"port": listener.getsockname()[1]}).encode() + b"\n")
+    except BrokenPipeError:  # the owner has gone meanwhile
+        listener.close()
+        return
     asyncio.run(_serve_until_eof(server, listener))
 
 

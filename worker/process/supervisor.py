@@ -245,8 +245,7 @@ class _Supervisor:
 
     def _pass_on(self, number: signal.Signals, *, limit_s: float) -> None:
         for child in self._running.values():
-            # Before its handlers are set, INT would end a child with a traceback; it has no jobs.
-            child.signal(number if child.ready else signal.SIGTERM)
+            child.signal(number)
         self._loop.call_later(limit_s, self._kill_all)
 
     def _kill_all(self) -> None:
