@@ -132,6 +132,31 @@ def test_every_variable_given_to_the_workers_is_a_setting() -> None:
     assert set(services()["letta-workers"]["environment"]) <= known
 
 
+@pytest.mark.parametrize("name", ["letta", "letta-workers"])
+def test_every_setting_of_the_env_file_reaches_the_service(name: str) -> None:
+    addresses = {
+        "LETTA_REDIS_URL", "LETTA_CACHE_REDIS_URL", "LETTA_REDIS_USERNAME",
+        "LETTA_REDIS_HOST", "LETTA_REDIS_PORT",
+    }  # fmt: skip
+    service = services()[name]
+    given = dict.fromkeys(service["environment"], "chosen")
+    filled = load(given)["services"][name]["environment"]
+
+    assert service["env_file"] == [{"path": ".env", "required": False}]
+    # What `environment` sets wins over the file, so it must take the file's value, too.
+    assert {key for key, value in filled.items() if value != "chosen"} <= addresses
+
+
+def test_modules_in_the_jobs_folder_are_jobs_of_the_workers() -> None:
+    (volume,) = services()["letta-workers"]["volumes"]
+    source, target, mode = volume.split(":")
+    (path_file,) = (rest for _, rest in _instructions() if "letta_redis_jobs.pth" in rest)
+
+    assert (COMPOSE / source).is_dir()
+    assert (target, mode) == ("/jobs", "ro")
+    assert path_file.startswith(f"echo {target} > ")
+
+
 def test_queue_and_cache_are_different_servers_for_everyone() -> None:
     for name in ("letta", "letta-workers"):
         environment = services()[name]["environment"]
