@@ -26,6 +26,9 @@ LLM_MAX_BATCHES = 10_000
 # How long a group's usage is kept after its last answer, seconds.
 LLM_USAGE_TTL_S = 2_592_000
 
+# How long the pieces of an answer are kept that no worker ends, seconds.
+LLM_PART_TTL_S = 600
+
 # How long a provider's rate state is kept after its last direct call, seconds.
 LLM_RATE_TTL_S = 3600
 
@@ -90,6 +93,9 @@ class QueueKeys:
 
     def llm_result(self, request_id: str) -> str:
         return f"{self.prefix}llm:result:{request_id}"
+
+    def llm_part(self, token: str) -> str:
+        return f"{self.prefix}llm:part:{token}"
 
     @property
     def llm_answered(self) -> str:
@@ -416,6 +422,12 @@ CATALOGUE: tuple[KeySpec, ...] = (
         "hash",
         "an unanswered request: body, group, deadline",
         "deleted when answered",
+    ),
+    KeySpec(
+        "arq:llm:part:<token>",
+        "string",
+        "a long answer while a worker stores it in pieces",
+        "renamed at the end; TTL 10 min",
     ),
     KeySpec("arq:llm:result:<id>", "string", "msgpack: the answer", "TTL LETTA_LLM_RESULT_TTL_S"),
     KeySpec(

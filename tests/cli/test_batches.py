@@ -55,17 +55,20 @@ def test_batches_are_listed_shown_canceled_and_retried(
         return all(row["state"] in {"done", "failed"} for row in await queue.llm.batches.list())
 
     assert letta("list") == {"groups": [], "batches": []}
-    ids = run(submit_texts("a", "please fail"))
+    ids = run(submit_texts("a", "please fail", "please garble"))
     (group,) = letta("list")["groups"]
-    assert group["waiting"]["requests"] == 2
-    assert run(work_through(ids)) == ["echo: a", "error invalid_prompt"]
+    assert group["waiting"]["requests"] == 3
+    assert run(work_through(ids)) == ["echo: a", "error invalid_prompt", "error malformed"]
+    assert "echo: please garble" in letta("came", ids[2])["came"]
+    assert "no malformed answer" in letta("came", ids[0], code=1)
     (batch,) = letta("list")["batches"]
     shown = letta("show", batch["id"])
-    assert (shown["state"], shown["succeeded"], shown["failed"]) == ("done", 1, 1)
+    assert (shown["state"], shown["succeeded"], shown["failed"]) == ("done", 1, 2)
+    assert (shown["provider_status"], shown["error"]) == ("completed", None)
     assert shown["usage"]["output"] > 0
-    assert letta("retry", batch["id"]) == {"requests": 1}
+    assert letta("retry", batch["id"]) == {"requests": 2}
     assert letta("retry", batch["id"]) == {"requests": 0}
-    assert letta("cancel", "--group", "openai", "chat/completions", "m") == {"canceled": 1}
+    assert letta("cancel", "--group", "openai", "chat/completions", "m") == {"canceled": 2}
     assert letta("cancel", batch["id"]) == {"canceled": 0}
     assert letta("cancel", "--request", "req_unknown") == {"canceled": 0}
     assert "no batch" in letta("show", "unknown", code=1)

@@ -48,7 +48,7 @@ def fake(one_fake: FakeProvider) -> FakeProvider:
 
 @pytest.fixture(autouse=True)
 def quick_retries(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("worker.llm.jobs._OUTAGE_BASE_S", 0.02)
+    monkeypatch.setattr("worker.llm.direct._OUTAGE_BASE_S", 0.02)
 
 
 @pytest.mark.parametrize("provider", PROVIDERS)

@@ -134,7 +134,7 @@ async def test_an_endpoint_without_batches_gets_direct_calls(private_valkey_url:
 async def test_an_unavailable_provider_is_retried(
     private_valkey_url: str, provider: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("worker.llm.jobs._OUTAGE_BASE_S", 0.01)
+    monkeypatch.setattr("worker.llm.direct._OUTAGE_BASE_S", 0.01)
     attempts = asyncio.Event()
 
     async def refuse(_reader: asyncio.StreamReader, _writer: asyncio.StreamWriter) -> None:

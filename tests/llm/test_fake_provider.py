@@ -142,6 +142,40 @@ def test_openai_refuses_a_poisoned_batch_without_naming_a_line(
         submit(gpt, "please poison")
 
 
+def test_openai_files_are_usable_late(gpt: openai.OpenAI, fake: FakeProvider) -> None:
+    fake.set(file_ready_s=1000)
+    with pytest.raises(openai.BadRequestError, match="still pending"):
+        submit(gpt, "a")
+    (file,) = gpt.files.list(purpose="batch")
+    assert str(gpt.files.retrieve(file.id).status) == "pending"
+    fake.set(unready="404")
+    assert gpt.files.retrieve(file.id).status == "processed"
+    with pytest.raises(openai.NotFoundError):
+        submit(gpt, "a")
+    fake.set(file_ready_s=0.0, results_late_s=1000)
+    batch = openai_ended(gpt, submit(gpt, "a").id)
+    with pytest.raises(openai.NotFoundError):
+        gpt.files.content(batch.output_file_id)
+
+
+def test_openai_has_no_room_and_other_words(gpt: openai.OpenAI, fake: FakeProvider) -> None:
+    fake.set(no_room=1)
+    batch = openai_ended(gpt, submit(gpt, "a").id)
+    assert [error.code for error in batch.errors.data] == ["token_limit_exceeded"]
+    fake.set(spelling="canceled")
+    made = submit(gpt, "a")
+    batch = ended(lambda: gpt.batches.retrieve(made.id), {"canceled"}, "status")
+    assert batch.completed_at
+
+
+def test_openai_results_are_redirected_to_a_storage(gpt: openai.OpenAI, fake: FakeProvider) -> None:
+    storage = fake.openai_url.replace("127.0.0.1", "localhost").replace("/v1", "/storage")
+    fake.set(storage=storage)
+    batch = openai_ended(gpt, submit(gpt, "a", "please garble").id)
+    lines = gpt.files.content(batch.output_file_id).text.splitlines()
+    assert sum(line.endswith("-nan}") for line in lines) == 1
+
+
 def test_openai_single_calls_and_faults(gpt: openai.OpenAI, fake: FakeProvider) -> None:
     answer = gpt.chat.completions.create(**ask("hello"))
     assert answer.choices[0].message.content == "echo: hello"

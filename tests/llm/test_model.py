@@ -29,8 +29,9 @@ from tests.support.scripted_provider import POISON, USAGE, ScriptedProvider
 from worker.keys import QueueKeys
 from worker.llm.answers import Answer
 from worker.llm.context import LLMContext
+from worker.llm.direct import run_llm_request
 from worker.llm.grouping import Group, check_request
-from worker.llm.jobs import flush_llm_batches, run_llm_batch, run_llm_request
+from worker.llm.jobs import flush_llm_batches, run_llm_batch
 from worker.llm.options import BatchOptions, flush_rules
 from worker.llm.rate_limits import RateLimiter
 from worker.llm.states import OnAmbiguous

@@ -11,18 +11,17 @@ from worker.errors import InvalidArgument
 from worker.llm.answers import (
     Answer,
     Fate,
-    Usage,
     decide_fate,
     read_item,
     read_message_item,
     read_response,
-    read_usage,
 )
 from worker.llm.grouping import check_request
 from worker.llm.providers.calls import retry_after_s
 from worker.llm.providers.protocol import split_custom_id
-from worker.llm.requests import decode_answer, encode_answer
 from worker.llm.states import LookupResult, OnAmbiguous, UnconfirmedDecision, decide_unconfirmed
+from worker.llm.stored_answers import decode_answer, encode_answer
+from worker.llm.usage import Usage, read_usage
 
 pytestmark = pytest.mark.unit
 

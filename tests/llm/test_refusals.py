@@ -109,7 +109,7 @@ async def test_accepted_lines_of_a_refused_file_use_up_no_try(
 
 
 @pytest.mark.parametrize(
-    ("code", "batches"), [("token_limit_exceeded", 2), ("billing_hard_limit_reached", 1)]
+    ("code", "batches"), [("server_error", 2), ("billing_hard_limit_reached", 1)]
 )
 async def test_a_refusal_of_the_whole_batch_is_not_split(
     private_valkey_url: str, fake: FakeProvider, code: str, batches: int

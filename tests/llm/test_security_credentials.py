@@ -18,7 +18,7 @@ from worker import RequestFailed
 from worker.errors import InvalidArgument, TargetForbidden, Undecodable
 from worker.llm.grouping import Group
 from worker.llm.providers import AnthropicProvider, OpenAIProvider
-from worker.llm.requests import decode_group
+from worker.llm.stored_groups import decode_group
 from worker.webhooks.deliveries import Delivery
 from worker.webhooks.secrets import DeliverySecrets
 

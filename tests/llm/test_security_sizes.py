@@ -27,9 +27,10 @@ from worker.errors import Transient
 from worker.http.client import build_http_client
 from worker.http.policy import EgressPolicy, parse_networks
 from worker.llm.answers import Answer
+from worker.llm.frames import frame
 from worker.llm.grouping import Group
 from worker.llm.providers import AnthropicProvider, OpenAIProvider, RemoteBatch, Unclear
-from worker.llm.requests import decode_answer, encode_answer
+from worker.llm.stored_answers import decode_answer, encode_answer, long_head
 
 pytestmark = pytest.mark.integration
 
@@ -208,7 +209,9 @@ async def test_one_long_line_of_results_is_read_in_linear_time() -> None:
         remote = RemoteBatch("b", "completed", ended=True, files=("f",))
         async with asyncio.timeout(8):
             (found,) = [item async for item in provider.results(remote)]
-    assert len(found[1].body) == 40 * MB
+    assert found[1].text is not None
+    stored = long_head(found[1]) + b"".join(frame(piece) for piece in found[1].text.pieces)
+    assert len(decode_answer(stored).body) == 40 * MB
 
 
 # -- what is stored ----------------------------------------------------------------
@@ -216,7 +219,14 @@ async def test_one_long_line_of_results_is_read_in_linear_time() -> None:
 
 def bombs() -> list[bytes]:
     whole = codec.encode([" " * (100 * MB), "", ""])
-    return [b"z" + zlib.compress(whole), b"sz" + zlib.compress(whole, 9)]
+    packed = zlib.compress(whole)
+    head = long_head(Answer(path=("a",)))
+    return [
+        b"z" + packed,
+        b"sz" + zlib.compress(whole, 9),
+        head + b"\x01" + len(packed).to_bytes(4, "big") + packed,
+        head + frame(b"[" * 200_000) * 400,
+    ]
 
 
 async def test_a_stored_bomb_is_an_unreadable_answer(client: Any, prefix: str) -> None:
@@ -230,7 +240,19 @@ async def test_a_stored_bomb_is_an_unreadable_answer(client: Any, prefix: str) -
 
 @pytest.mark.parametrize(
     "stored",
-    [b"", b"s", b"z", b"zz", b"\x93", b"\x90", b"\xc0", b"\x93\x01\x02", b"z" + b"\xff" * 99],
+    [
+        b"",
+        b"s",
+        b"z",
+        b"zz",
+        b"\x93",
+        b"\x90",
+        b"\xc0",
+        b"\x93\x01\x02",
+        b"z" + b"\xff" * 99,
+        b"of",
+        b"sf\0\0\0\1\x90",
+    ],
 )
 def test_a_stored_answer_of_another_form_is_unreadable(stored: bytes) -> None:
     assert decode_answer(stored).kind == "unreadable"

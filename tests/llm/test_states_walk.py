@@ -77,8 +77,8 @@ def walked(monkeypatch: pytest.MonkeyPatch) -> set[Arrow]:
         return moved
 
     monkeypatch.setattr(BatchStore, "move", watched)
-    monkeypatch.setattr("worker.llm.jobs._OUTAGE_BASE_S", 0.02)
-    monkeypatch.setattr("worker.llm.run._ABSENT_S", 0.3)
+    monkeypatch.setattr("worker.llm.direct._OUTAGE_BASE_S", 0.02)
+    monkeypatch.setattr("worker.llm.reading._ABSENT_S", 0.3)
     monkeypatch.setattr("worker.llm.batches._UNSEALED_MS", 10)
     return seen
 
@@ -102,6 +102,7 @@ class Way:
         *through: str,
         provider: str = "openai",
         fault: dict[str, Any] | None = None,
+        another_fault: dict[str, Any] | None = None,
         fake: dict[str, Any] | None = None,
         settings: dict[str, Any] | None = None,
         cancel_in: str = "",
@@ -109,7 +110,7 @@ class Way:
     ) -> None:
         self.arrows = set(pairwise(through))
         self.provider = provider
-        self.fault = fault
+        self.faults = [dict(each) for each in (fault, another_fault) if each is not None]
         self.fake = fake or {}
         self.settings = settings or {}
         self.cancel_in = cancel_in
@@ -143,7 +144,13 @@ WAYS = {
         "uploading", "failed", fake={"poison_at": "upload"}, texts=("please poison",)
     ),
     "no batches": Way("uploading", "done", fault=on("POST", "/v1/files", "status", status=404)),
-    "only files": Way("submitting", "done", fault=on("POST", "/v1/batches", "status", status=404)),
+    "only files": Way(
+        "submitting",
+        "done",
+        fault=on("POST", "/v1/batches", "status", status=404),
+        another_fault=on("GET", "/v1/batches", "status", status=404),
+    ),
+    "no room": Way("fetching", "uploaded", fake={"no_room": 1}),
     "unknown": Way("submitted", "failed", fake={"not_found": 1_000_000}),
     "canceled": Way("submitted", "canceling", "fetching", fake=NEVER, cancel_in="submitted"),
     "canceled while uploaded": Way(
@@ -157,6 +164,7 @@ WAYS = {
         "done",
         fault=on("POST", "/v1/batches", "status", status=429, times=1000),
         cancel_in="uploaded",
+        texts=("a",),
     ),
 }
 
@@ -181,15 +189,20 @@ async def test_batches_make_exactly_the_documented_transitions(
     for name, way in WAYS.items():
         fake.reset()
         fake.set(**{"polls": 0, **way.fake})
-        if way.fault is not None:
-            fault = dict(way.fault)
+        for fault in way.faults:
             fake.fault(fault.pop("method"), fault.pop("path"), fault.pop("action"), **fault)
         before = set(walked)
         walked.clear()
         await walk(way, fake, settings_for(private_valkey_url, fake, **way.settings))
         assert way.arrows <= walked, name
         walked |= before
-    for other in (another_s, forgotten_while_canceled, unwanted_when_sealed, left_open):
+    for other in (
+        another_s,
+        forgotten_while_canceled,
+        unwanted_when_sealed,
+        left_open,
+        left_while_it_waited,
+    ):
         fake.reset()
         await other(private_valkey_url, fake)
     assert walked == listed("An LLM batch", BATCH_STATES)
@@ -244,6 +257,24 @@ async def left_open(url: str, fake: FakeProvider) -> None:
         async with running_worker(settings):
             assert await outcome(queue, id_) == "echo: a"
             await eventually(lambda: ended(queue))
+        await stores_of(queue).client.flushdb()
+
+
+async def left_while_it_waited(url: str, fake: FakeProvider) -> None:
+    """A request is canceled while its batch waits for room."""
+    fake.set(polls=0, no_room=1_000_000)
+    settings = settings_for(url, fake)
+
+    async def waits(queue: JobQueue) -> bool:
+        return any(row["error"] for row in await queue.llm.batches.list())
+
+    async with open_queue(settings) as queue, running_worker(settings):
+        ids = await submit(queue, "openai", "a", "b")
+        await eventually(lambda: waits(queue))
+        assert await queue.llm.cancel(ids[0])
+        fake.set(no_room=0)
+        assert await outcome(queue, ids[1]) == "echo: b"
+        await eventually(lambda: ended(queue))
         await stores_of(queue).client.flushdb()
 
 

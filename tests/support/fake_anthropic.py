@@ -14,6 +14,7 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 from tests.support.fake_state import (
     CHUNK,
     fate,
+    garbled,
     is_hidden,
     last_text,
     numbers,
@@ -135,7 +136,8 @@ def finish_messages(batch: dict[str, Any]) -> None:
         result = message_result(row["params"], canceled=canceled and bool(number % 2))
         if result is not None:
             counts[result["type"]] += 1
-            lines.append(json.dumps({"custom_id": row["custom_id"], "result": result}))
+            line = json.dumps({"custom_id": row["custom_id"], "result": result})
+            lines.append(garbled(line) if fate(row["params"]) == "garble" else line)
     batch["_results"] = "\n".join(reversed(lines)).encode() + b"\n"
     batch |= {
         "processing_status": "ended",

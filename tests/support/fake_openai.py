@@ -5,15 +5,17 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from starlette.requests import Request
-from starlette.responses import JSONResponse, Response, StreamingResponse
+from starlette.responses import JSONResponse, RedirectResponse, Response, StreamingResponse
 
 from tests.support.fake_state import (
     CHUNK,
     POISON,
     fate,
+    garbled,
     is_hidden,
     last_text,
     numbers,
@@ -77,7 +79,12 @@ async def upload(request: Request) -> Response:
         return openai_error(400, "invalid_file_format", "a line is not to our taste")
     id_ = f"file-{next(numbers)}"
     state.files[id_], state.names[id_] = data, name
+    state.begun[id_] = time.monotonic()
     return JSONResponse(file_row(id_))
+
+
+def is_unready(id_: str) -> bool:
+    return time.monotonic() - state.begun.get(id_, 0) < state.settings.file_ready_s
 
 
 def file_row(id_: str) -> dict[str, Any]:
@@ -88,8 +95,17 @@ def file_row(id_: str) -> dict[str, Any]:
         "created_at": int(time.time()),
         "filename": state.names.get(id_, "results.jsonl"),
         "purpose": "batch" if id_ in state.names else "batch_output",
-        "status": "processed",
+        "status": "pending"
+        if is_unready(id_) and state.settings.unready == "status"
+        else "processed",
     }
+
+
+async def retrieve_file(request: Request) -> Response:
+    id_ = request.path_params["id"]
+    if id_ not in state.files:
+        return openai_error(404, "not_found", "no such file")
+    return JSONResponse(file_row(id_))
 
 
 async def list_files(request: Request) -> Response:
@@ -118,13 +134,23 @@ async def delete_file(request: Request) -> Response:
 
 
 async def content(request: Request) -> Response:
-    data = state.files.get(request.path_params["id"])
-    if data is None:
+    id_ = request.path_params["id"]
+    data = state.files.get(id_)
+    if data is None or time.monotonic() - state.begun.get(id_, 0) < state.settings.results_late_s:
         return openai_error(404, "not_found", "no such file")
+    if state.settings.storage:
+        return RedirectResponse(f"{state.settings.storage}/{id_}?signature=a%2Fb", 302)
     return StreamingResponse(
         (data[at : at + CHUNK] for at in range(0, len(data), CHUNK)),
         media_type="application/octet-stream",
     )
+
+
+async def stored(request: Request) -> Response:
+    """The storage's own reply: its signature in the query is all that it accepts."""
+    if request.headers.get("authorization") or request.query_params.get("signature") != "a/b":
+        return Response("<Error><Code>InvalidArgument</Code></Error>", 400)
+    return Response(state.files[request.path_params["id"]])
 
 
 async def create(request: Request) -> Response:
@@ -132,6 +158,10 @@ async def create(request: Request) -> Response:
     data = state.files.get(body["input_file_id"])
     if data is None:
         return openai_error(400, "invalid_file", "no such input file")
+    if is_unready(body["input_file_id"]):
+        if state.settings.unready == "404":
+            return JSONResponse({"detail": "Input file not found"}, 404)
+        return openai_error(400, "invalidPayload", "the input file is still pending")
     if state.settings.poison_at == "create" and POISON in data:
         return openai_error(400, "invalid_request", "a line is not to our taste")
     rows = [json.loads(line) for line in data.splitlines() if line]
@@ -197,6 +227,10 @@ async def list_batches(request: Request) -> Response:
 
 def whole_error(batch: Mapping[str, Any], outcome: str) -> dict[str, Any] | None:
     """What is wrong with the file as a whole."""
+    if state.settings.no_room:
+        state.settings = replace(state.settings, no_room=state.settings.no_room - 1)
+        message = "Enqueued token limit reached"
+        return {"code": "token_limit_exceeded", "line": None, "message": message, "param": None}
     if outcome == "failed":
         code = state.settings.failed_code
         line = 1 if code == "invalid_json_line" else None
@@ -227,16 +261,19 @@ def finish(batch: dict[str, Any], outcome: str) -> None:
             error = {"message": "busy", "type": "server_error", "code": "server_error"}
             bad.append(openai_line(row, (503, {"error": error})))
         else:
-            good.append(openai_line(row, (200, chat_answer(row["body"]))))
+            line = openai_line(row, (200, chat_answer(row["body"])))
+            good.append(garbled(line) if ends == "garble" else line)
     # Results come in no particular order; the last first shows who relies on one.
     for key, lines in (("output_file_id", good), ("error_file_id", bad)):
         if lines:
             batch[key] = f"file-{next(numbers)}"
             state.files[batch[key]] = "\n".join(reversed(lines)).encode() + b"\n"
+            state.begun[batch[key]] = time.monotonic()
     if not bad and state.settings.empty_error_file:
         batch["error_file_id"] = ""
     counts = {"total": len(good) + len(bad), "completed": len(good), "failed": len(bad)}
-    batch |= {"status": outcome, "request_counts": counts}
+    batch |= {"status": state.settings.spelling or outcome, "request_counts": counts}
+    batch[f"{outcome}_at"] = int(time.time())
 
 
 def outcome_of(outcome: str) -> str:

@@ -8,12 +8,13 @@ request. The last message of an item chooses its outcome:
     please fail      its own error, invalid_request
     please expire    not done when the batch ends
     please overload  a retryable error, the first time
+    please garble    a line that is no JSON
     please vanish    no line at all, the first time
     please poison    the whole batch is refused, and no line is named
 
 PUT /_/settings changes what every batch does (tests/support/fake_state.py). POST /_/faults
 adds {"method", "path", "action", "times", ...} for the next requests whose path
-begins so. `status` answers "status" (with "headers") and does nothing else;
+begins so. `status` answers "status" (with "headers" and "body" or "text") and does nothing else;
 `drop` does everything, then closes the connection without an answer; `lose`
 closes it and does nothing. GET /_/report returns what was seen;
 POST /_/reset clears everything.
@@ -54,7 +55,9 @@ class Faults:
             await drain(receive)
             error = {"type": "overloaded_error", "code": "busy", "message": "a fault"}
             body = fault.get("body", {"error": error})
-            reply = JSONResponse(body, fault["status"], headers=fault.get("headers"))
+            reply: Response = JSONResponse(body, fault["status"], headers=fault.get("headers"))
+            if "text" in fault:
+                reply = Response(fault["text"], fault["status"], media_type="text/html")
             await reply(scope, receive, send)
         else:
             if fault["action"] == "drop":
@@ -130,7 +133,9 @@ def build_app() -> ASGIApp:
             Route(f"{v1}/files", fake_openai.upload, methods=["POST"]),
             Route(f"{v1}/files", fake_openai.list_files),
             Route(f"{v1}/files/{{id}}", fake_openai.delete_file, methods=["DELETE"]),
+            Route(f"{v1}/files/{{id}}", fake_openai.retrieve_file),
             Route(f"{v1}/files/{{id}}/content", fake_openai.content),
+            Route("/storage/{id}", fake_openai.stored),
             Route(f"{v1}/batches", fake_openai.create, methods=["POST"]),
             Route(f"{v1}/batches", fake_openai.list_batches),
             Route(f"{v1}/batches/{{id}}", fake_openai.retrieve),

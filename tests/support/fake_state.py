@@ -22,6 +22,12 @@ class Settings:
     polls: int = 1  # looks that find a batch still in progress
     takes_s: float = 0.0  # an OpenAI batch is in progress for so long, whatever the looks
     not_found: int = 0  # looks at a new batch that answer 404
+    file_ready_s: float = 0.0  # an uploaded file cannot be used for so long
+    unready: str = "status"  # how that shows: in its status | as 400 | as 404
+    no_room: int = 0  # submissions for whose tokens there is no room
+    storage: str = ""  # base URL of a storage that file contents are redirected to
+    results_late_s: float = 0.0  # the results of an ended OpenAI batch are not found for so long
+    spelling: str = ""  # the word for the end of an OpenAI batch, if it is another
     empty_error_file: bool = False  # error_file_id is "" where there is none
     poison_at: str = "validation"  # | create | upload: when OpenAI refuses a poisoned file
     latency_s: float = 0.0  # of the synchronous endpoints
@@ -39,12 +45,17 @@ class State:
     batches: dict[str, dict[str, Any]] = field(default_factory=dict)  # OpenAI's
     messages: dict[str, dict[str, Any]] = field(default_factory=dict)  # Anthropic's
     items: dict[str, list[str]] = field(default_factory=dict)  # batch -> custom ids
-    begun: dict[str, float] = field(default_factory=dict)  # OpenAI batch -> monotonic seconds
+    begun: dict[str, float] = field(default_factory=dict)  # OpenAI batch, file -> monotonic seconds
     looks: Counter[str] = field(default_factory=Counter)
     seen: Counter[str] = field(default_factory=Counter)
     times: list[float] = field(default_factory=list)
     most_at_once: int = 0
     at_once: int = 0
+
+
+def garbled(line: str) -> str:
+    """The line as a server writes it that formats numbers by its C library."""
+    return line[:-1] + ', "score": -nan}'
 
 
 POISON = b"please poison"
@@ -67,10 +78,11 @@ def last_text(body: Mapping[str, Any]) -> str:
 
 
 def fate(body: Mapping[str, Any]) -> str:
-    """Return fail, expire, overload, vanish, poison or answer, by the last message."""
+    """Return fail, expire, overload, vanish, garble, poison or answer, by the last message."""
     text = last_text(body)
-    if "please poison" in text:
-        return "poison"
+    for word in ("poison", "garble"):
+        if f"please {word}" in text:
+            return word
     for word in ("fail", "expire", "overload", "vanish"):
         if f"please {word}" in text:
             state.seen[text] += 1

@@ -18,7 +18,8 @@ from settings import SettingsError, variable_name, why_untrusted
 from worker.app.options import JOB_MARGIN_S
 from worker.engine.cron_expression import CronExpression, cron_job
 from worker.llm.after import delete_llm_files, send_llm_callback
-from worker.llm.jobs import flush_llm_batches, flush_llm_group, run_llm_batch, run_llm_request
+from worker.llm.direct import run_llm_request
+from worker.llm.jobs import flush_llm_batches, flush_llm_group, run_llm_batch
 from worker.llm.prepared import (
     DELETE_LLM_FILES,
     FLUSH_LLM_BATCHES,

@@ -1,7 +1,8 @@
-"""Implements `letta-workers batches`: list, show, flush, cancel and retry LLM batches."""
+"""Implements `letta-workers batches`: list, show, flush, cancel and retry LLM batches; raw answers."""
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import click
@@ -60,6 +61,7 @@ def _table(found: dict[str, Any]) -> list[str]:
 def batches_show(batch_id: str, as_json: bool) -> None:
     """Show a batch: its state, the counts of its requests, its usage in tokens.
 
+    `error` says why an open batch does not move, `provider_status` what the provider says of it.
     `ambiguous` counts submissions whose answer was lost. `billed_tokens` are the batch's tokens
     times LETTA_LLM_BATCH_PRICE_FACTOR.
 
@@ -127,6 +129,24 @@ def batches_cancel(
 
     ended = with_queue(cancel)
     show({"canceled": ended}, as_json, lambda: [f"{ended} canceled"])
+
+
+@batches.command("came")
+@click.argument("request_id")
+@json_option
+def batches_came(request_id: str, as_json: bool) -> None:
+    """Print what the provider sent for a request that ended with the error `malformed`.
+
+    It was paid for, so the request is not sent again until `batches retry` says so.
+
+    \b
+    Examples:
+      letta-workers batches came req_0f9a...
+    """
+    came = with_queue(lambda queue: queue.llm.came(request_id))
+    text = came.decode(errors="backslashreplace") if isinstance(came, bytes) else came
+    as_text = text if isinstance(text, str) else json.dumps(text)
+    show({"request": request_id, "came": text}, as_json, as_text.splitlines)
 
 
 @batches.command("retry")

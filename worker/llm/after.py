@@ -52,8 +52,9 @@ async def send_llm_callback(ctx: JobContext, url: str) -> str:
 
 def _payload(request_id: str, answer: Answer) -> dict[str, Any]:
     error = None if answer.ok else {"kind": answer.kind, "message": answer.message}
-    status = "succeeded" if answer.ok else "failed"
-    return {"id": request_id, "status": status, "response": answer.body, "error": error}
+    # What came as a malformed answer is for the operator.
+    status, response = ("succeeded", answer.body) if answer.ok else ("failed", None)
+    return {"id": request_id, "status": status, "response": response, "error": error}
 
 
 async def delete_llm_files(ctx: JobContext, batch_id: str) -> int:

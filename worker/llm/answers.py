@@ -5,14 +5,14 @@ Reads a provider's result line or response as an answer, and decides what happen
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
+from itertools import islice
 from typing import Any
 
+from worker.llm.usage import read_usage
 from worker.numbers import whole
 
-# Above any real count. It keeps sums of usage within 64 bits.
-_MOST_TOKENS = 10**12
 _KIND_CHARS, _MESSAGE_CHARS = 200, 10_000
 # Error kinds after which the same request may succeed.
 _RETRYABLE = frozenset(
@@ -30,18 +30,22 @@ _RETRYABLE = frozenset(
 )
 
 
+MALFORMED, NO_ANSWER = "malformed", "no_answer"
+_SHOWN_CHARS = 200
+# Endpoint -> the list that each of its answers has, and whether it may be empty.
+_PROMISED: Mapping[str, tuple[str, bool]] = {
+    "/v1/chat/completions": ("choices", False),
+    "/v1/embeddings": ("data", False),
+    "/v1/messages": ("content", True),
+    "/v1/responses": ("output", True),
+}
+
+
 @dataclass(frozen=True, slots=True)
-class Usage:
-    """Tokens as the provider counted them; `cached` are part of `input`, `reasoning` of `output`."""
+class LongText:
+    """A text in pieces of at most 256 KiB."""
 
-    input: int = 0
-    output: int = 0
-    cached: int = 0
-    reasoning: int = 0
-
-    @property
-    def is_empty(self) -> bool:
-        return not (self.input or self.output)
+    pieces: tuple[bytes, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,32 +53,39 @@ class Answer:
     """
     How a request ended: with the provider's response body, or with an error's kind and message.
 
-    `retryable`: the same request may succeed later.
+    `retryable`: the same request may succeed later. An answer of kind `malformed` was paid for:
+    its `body` is what came, as bytes. `text`: what came, of an answer too long to be decoded; the
+    body is at `path` in it, and `body` is its outline. `size`: bytes of what came, if known.
     """
 
     body: Any = None
     kind: str = ""
     message: str = ""
     retryable: bool = False
+    text: LongText | None = None
+    path: tuple[str, ...] = ()
+    size: int = 0
 
     @property
     def ok(self) -> bool:
         return not self.kind
 
 
+FILE_MISSING = "input_file_not_found"
 # Errors of a whole batch, not of one of its lines.
 _OF_THE_WHOLE = frozenset(
     {
+        FILE_MISSING,
         "billing_hard_limit_reached",
         "insufficient_quota",
         "invalid_api_key",
         "model_not_found",
-        "rate_limit_exceeded",
         "server_error",
-        "token_limit_exceeded",
     }
 )
-_MAY_PASS = frozenset({"rate_limit_exceeded", "server_error", "token_limit_exceeded"})
+_MAY_PASS = frozenset({"server_error"})
+# The provider has no room for the batch now: it waits, whatever its requests are.
+NO_ROOM = frozenset({"rate_limit_exceeded", "token_limit_exceeded"})
 
 
 def whole_batch_error(code: str, message: str) -> Answer | None:
@@ -91,12 +102,60 @@ CANCELED = Answer(kind="canceled", message="the request was canceled")
 LATE = Answer(kind="deadline_exceeded", message="the deadline passed before an answer arrived")
 
 
+def unreadable(message: str, came: bytes | LongText | None) -> Answer:
+    """The answer of kind `malformed`, with what came."""
+    if isinstance(came, LongText):
+        return Answer(kind=MALFORMED, message=message, text=came)
+    return Answer(kind=MALFORMED, message=message, body=came)
+
+
+def judged(answer: Answer, endpoint: str) -> Answer:
+    """
+    Return the answer if its body is what the endpoint promises.
+
+    Otherwise an error in the body is the answer; without one, a body that tells of used tokens
+    was paid for and is `malformed`, and any other is no answer.
+    """
+    name, may_be_empty = _PROMISED.get(endpoint, ("", True))
+    body = answer.body
+    if not answer.ok or not name:
+        return answer
+    error = body.get("error") if isinstance(body, Mapping) else None
+    promised = body.get(name) if isinstance(body, Mapping) else None
+    if isinstance(promised, list) and (promised or (may_be_empty and not error)):
+        return answer
+    if isinstance(error, Mapping) and error:
+        found = _error(error, fallback="error")
+        passes = found.retryable or is_transient(whole(error.get("code"), most=599))
+        return Answer(kind=found.kind, message=found.message, retryable=passes, size=answer.size)
+    if not read_usage(body).is_empty:
+        message = f"the provider's answer has no {name}"
+        return replace(answer, kind=MALFORMED, message=message, path=())
+    return no_answer(f"the provider's answer has no {name}: {_shown(body)}")
+
+
+def _shown(body: Any) -> str:
+    if not isinstance(body, Mapping):
+        return clipped(body, _SHOWN_CHARS) if isinstance(body, str) else type(body).__name__
+    plain = {
+        str(name)[:50]: value[:100] if isinstance(value, str) else value
+        for name, value in islice(body.items(), 10)
+        if isinstance(value, str | int | float | None)
+    }
+    return clipped(plain, _SHOWN_CHARS)
+
+
+def no_answer(message: str) -> Answer:
+    """A success that answers nothing; the same request may get an answer."""
+    return Answer(kind=NO_ANSWER, message=message, retryable=True)
+
+
 def read_item(item: Mapping[str, Any]) -> Answer:
     """Read a line of an OpenAI batch's output or error file."""
     error = item.get("error")
     if isinstance(error, Mapping):
         kind = clipped(error.get("code") or "error", _KIND_CHARS)
-        if kind == "batch_cancelled":
+        if kind in {"batch_cancelled", "batch_canceled"}:
             return CANCELED
         message = clipped(error.get("message") or "", _MESSAGE_CHARS)
         return Answer(kind=kind, message=message, retryable=kind in _RETRYABLE)
@@ -125,7 +184,7 @@ def read_message_item(item: Mapping[str, Any]) -> Answer:
     kind = result.get("type")
     if kind == "succeeded":
         return Answer(body=result.get("message"))
-    if kind == "canceled":
+    if kind in {"canceled", "cancelled"}:
         return CANCELED
     if kind == "expired":
         return Answer(
@@ -165,33 +224,6 @@ def clipped(value: Any, most: int) -> str:
 def is_transient(status: int) -> bool:
     """Whether the same request may succeed after this status."""
     return status in {408, 409, 425, 429, 529} or status >= 500
-
-
-def read_usage(body: Any) -> Usage:
-    """Tokens of a response body, by OpenAI's or Anthropic's field names."""
-    usage = body.get("usage") if isinstance(body, Mapping) else None
-    if not isinstance(usage, Mapping):
-        return Usage()
-    cached_in = _inner(usage, "prompt_tokens_details") or _inner(usage, "input_tokens_details")
-    thought = _inner(usage, "completion_tokens_details") or _inner(usage, "output_tokens_details")
-    read = _count(usage.get("cache_read_input_tokens"))
-    written = _count(usage.get("cache_creation_input_tokens"))
-    # Anthropic counts cache reads and writes in addition to the input, OpenAI as part of it.
-    return Usage(
-        input=_count(usage.get("prompt_tokens", usage.get("input_tokens"))) + read + written,
-        output=_count(usage.get("completion_tokens", usage.get("output_tokens"))),
-        cached=_count(cached_in.get("cached_tokens")) + read,
-        reasoning=_count(thought.get("reasoning_tokens")),
-    )
-
-
-def _inner(usage: Mapping[str, Any], name: str) -> Mapping[str, Any]:
-    found = usage.get(name)
-    return found if isinstance(found, Mapping) else {}
-
-
-def _count(value: Any) -> int:
-    return whole(value, most=_MOST_TOKENS)
 
 
 class Fate(StrEnum):

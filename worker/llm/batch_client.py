@@ -8,6 +8,7 @@ from typing import Any
 
 from worker.errors import NotFound
 from worker.keys import QueueKeys
+from worker.llm.batch_reads import error_at
 from worker.llm.batches import Batch, BatchStore, created_at
 from worker.llm.grouping import Group, check_endpoint
 from worker.llm.prepared import PreparedJobs
@@ -181,7 +182,11 @@ class Batches:
             "ambiguous": batch.number("ambiguous"),
             # A refused batch is split to find the rejected lines.
             "split_from": batch.fields.get("parent"),
+            # The provider's own word.
+            "provider_status": batch.fields.get("status") or None,
+            # While the batch is open: why it does not move.
             "error": batch.fields.get("error") or None,
+            "error_at": error_at(batch),
         }
 
 

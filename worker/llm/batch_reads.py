@@ -12,8 +12,10 @@ from typing import Any
 from worker.errors import Undecodable
 from worker.keys import QueueKeys
 from worker.llm.grouping import Group
-from worker.llm.requests import StoredRequest, decode_group, is_wrong_type
+from worker.llm.requests import StoredRequest
+from worker.llm.scripts import is_wrong_type
 from worker.llm.states import BatchState
+from worker.llm.stored_groups import decode_group
 from worker.numbers import whole
 
 # Requests read at a time, so that a large batch is never in memory as a whole.
@@ -237,3 +239,9 @@ def batch_of(batch_id: str, row: dict[bytes, bytes]) -> Batch:
 
 def created_at(batch: Batch) -> datetime:
     return datetime.fromtimestamp(batch.number("created") / 1000, UTC)
+
+
+def error_at(batch: Batch) -> str | None:
+    """When the batch's error happened, ISO 8601."""
+    at_ms = batch.number("error_at") if batch.fields.get("error") else 0
+    return datetime.fromtimestamp(at_ms / 1000, UTC).isoformat() if at_ms else None

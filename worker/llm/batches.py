@@ -12,8 +12,9 @@ from worker.keys import LLM_BATCH_TTL_S, LLM_MAX_BATCHES
 from worker.llm.batch_reads import PAGE, Batch, BatchReads, batch_of, created_at
 from worker.llm.grouping import Group
 from worker.llm.options import FlushRules
-from worker.llm.requests import encode_group, run_many
+from worker.llm.scripts import run_many
 from worker.llm.states import BatchState
+from worker.llm.stored_groups import encode_group
 from worker.queue.encoder import PreparedJob
 
 __all__ = ["PAGE", "Batch", "BatchStore", "created_at"]

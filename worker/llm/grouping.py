@@ -11,8 +11,6 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
-import msgspec
-
 from worker.errors import InvalidArgument, PayloadTooLarge, UnknownProvider
 
 # Provider -> endpoint -> the body's field that contains the input.
@@ -148,14 +146,7 @@ def check_request(
     for name in _OUTPUT_LIMITS:
         if _is_excessive(body.get(name)):
             raise InvalidArgument(f"body['{name}'] must be at most {MOST_OUTPUT_TOKENS}")
-    try:
-        data = _compact(body).encode()
-        if b"\\ud" in data:  # a lone surrogate makes a provider refuse the whole file
-            json.dumps(body, ensure_ascii=False).encode()
-    except (TypeError, ValueError, RecursionError) as exc:
-        raise InvalidArgument(f"the body is not JSON: {exc}") from None
-    if not _reads_as(data, body):
-        _check_keys(body)
+    data = _encoded(body)
     if len(data) > max_bytes:
         raise PayloadTooLarge("the request body", len(data), max_bytes, "LETTA_LLM_MAX_BODY_BYTES")
     return LLMRequest(Group(provider, full, model), data, estimate_tokens(body, len(data)))
@@ -177,11 +168,16 @@ def most_parts(size: int) -> int:
     return 16 * max(size - 1, 1).bit_length()
 
 
-def _reads_as(data: bytes, body: Mapping[str, Any]) -> bool:
+def _encoded(body: Mapping[str, Any]) -> bytes:
     try:
-        return bool(msgspec.json.decode(data) == body)
-    except msgspec.DecodeError:  # a number beyond its range
-        return False
+        data = _compact(body).encode()
+        if b"\\ud" in data:  # a lone surrogate makes a provider refuse the whole file
+            json.dumps(body, ensure_ascii=False).encode()
+    except (TypeError, ValueError, RecursionError) as exc:
+        raise InvalidArgument(f"the body is not JSON: {exc}") from None
+    if json.loads(data) != body:
+        _check_keys(body)
+    return data
 
 
 def _check_keys(value: Any) -> None:

@@ -8,7 +8,16 @@ import uuid
 from collections.abc import Sequence
 
 from cache.logs import get_logger
-from worker.llm.answers import LATE, MISSING, Answer, Fate, decide_fate
+from worker.llm.answers import (
+    LATE,
+    MALFORMED,
+    MISSING,
+    Answer,
+    Fate,
+    decide_fate,
+    judged,
+    unreadable,
+)
 from worker.llm.batches import Batch
 from worker.llm.context import LLMContext
 from worker.llm.prepared import FLUSH_LLM_GROUP
@@ -19,8 +28,10 @@ from worker.queue.priority import Priority
 
 log = get_logger(__name__)
 
-# Results stored in one round trip, and so held in memory at a time.
-_CHUNK = 100
+# Results stored in one round trip, and so held in memory at a time: their number and bytes.
+_CHUNK, _CHUNK_BYTES = 100, 262_144
+# Kept of results that name no request.
+_MOST_UNNAMED = 65_536
 
 
 class NotOurs(Exception):
@@ -35,6 +46,7 @@ class Items:
         self.batch = batch
         self.store = context.batches
         self.requests = context.requests
+        self.unnamed = bytearray()  # unreadable results that name no request
 
     async def take_results(self, provider: Provider, remote: RemoteBatch) -> int:
         """
@@ -43,21 +55,32 @@ class Items:
         Raises:
             NotOurs: the batch was adopted, and its custom ids name another one.
         """
-        lines, chunk = 0, []
+        lines, size = 0, 0
+        chunk: list[tuple[str, Answer]] = []
+        self.unnamed = bytearray()
         async for custom_id, answer in provider.results(remote):
             request_id, batch_id = split_custom_id(custom_id)
+            if not custom_id and answer.kind == MALFORMED:
+                self._keep_unnamed(answer)
+                continue
             if batch_id != self.batch.id:
                 if self.batch.fields.get("adopted"):
                     raise NotOurs
                 continue
-            lines += 1
-            chunk.append((request_id, answer))
-            if len(chunk) >= _CHUNK:
+            lines, size = lines + 1, size + answer.size
+            chunk.append((request_id, judged(answer, self.batch.group.endpoint)))
+            if len(chunk) >= _CHUNK or size >= _CHUNK_BYTES:
                 await self._settle(chunk)
-                chunk = []
+                chunk, size = [], 0
                 self.context.reached("batch.fetching")
         await self._settle(chunk)
         return lines
+
+    def _keep_unnamed(self, answer: Answer) -> None:
+        log.warning("batch.result_unreadable", batch_id=self.batch.id, bytes=answer.size)
+        came = answer.text.pieces[0] if answer.text is not None else answer.body or b""
+        if len(self.unnamed) < _MOST_UNNAMED:
+            self.unnamed += came[:_MOST_UNNAMED] + b"\n"
 
     async def _settle(self, answers: Sequence[tuple[str, Answer]]) -> None:
         """Answer each request, put it back, or send it as a direct call."""
@@ -86,7 +109,15 @@ class Items:
         await self._send_directly(single, urgent=True)
 
     async def miss_rest(self) -> None:
-        """Treat requests without a result line as never seen by the provider."""
+        """
+        Treat requests without a result line as never seen by the provider.
+
+        If unreadable results name no request, they may be theirs: then nothing is bought again.
+        """
+        if self.unnamed:
+            message = "the provider's results are not JSON, and no other one is for this request"
+            await self.answer_rest(unreadable(message, bytes(self.unnamed)))
+            return
         missing = await self.store.outstanding(self.batch.id)
         log.warning("batch.items_missing", batch_id=self.batch.id, requests=missing)
         await self.settle_rest(MISSING)
@@ -100,11 +131,13 @@ class Items:
         async for page in self.store.unanswered(self.batch.id):
             await self.requests.answer_many([(request.id, answer) for request in page])
 
-    async def rescue(self) -> None:
-        """Fail requests past their deadline; send those close to it as direct calls."""
+    async def rescue(self) -> int | None:
+        """
+        Fail requests past their deadline; send those close to it as direct calls.
+
+        Returns the next deadline of the others, Unix ms.
+        """
         now_ms, margin_ms = self._now_ms(), self.context.options.deadline_margin_s * 1000
-        if self.batch.deadline_ms is None or self.batch.deadline_ms - margin_ms > now_ms:
-            return
         next_ms: int | None = None
         async for page in self.store.unanswered(self.batch.id):
             dated = [(r.id, r.deadline_ms) for r in page if r.deadline_ms is not None]
@@ -118,6 +151,7 @@ class Items:
             rest = [due_ms for _, due_ms in dated if due_ms > now_ms + margin_ms]
             next_ms = min([*rest, *([] if next_ms is None else [next_ms])], default=None)
         await self.store.note(self.batch.id, deadline="" if next_ms is None else next_ms)
+        return next_ms
 
     async def detach_all(self) -> int:
         """Send every open request as a direct call; returns how many."""

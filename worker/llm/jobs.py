@@ -1,5 +1,5 @@
 """
-The LLM jobs: seal waiting requests into batches, run a batch, make one direct call.
+The jobs of batches: seal waiting requests into them, run one.
 
 A run may be interrupted anywhere and repeated: the batch's state says where to
 continue, and a request keeps its first answer.
@@ -14,23 +14,20 @@ from arq.worker import Retry
 from redis.exceptions import ResponseError
 
 from cache.logs import get_logger
-from worker.backoff import full_jitter_s
 from worker.errors import InvalidArgument, Permanent, Transient, Undecodable
-from worker.llm.answers import LATE, Answer
+from worker.llm.answers import Answer
 from worker.llm.context import LLMContext
+from worker.llm.direct import backoff_s
 from worker.llm.grouping import Group, checked_group
 from worker.llm.moves import Later, Overtaken
-from worker.llm.providers import BatchesUnsupported, Busy
-from worker.llm.requests import is_wrong_type
+from worker.llm.providers import BatchesUnsupported
 from worker.llm.rescuer import rescue_orphans
 from worker.llm.run import BatchRun
+from worker.llm.scripts import is_wrong_type
 from worker.queue.context import JobContext
 from worker.queue.priority import Priority
 
 log = get_logger(__name__)
-
-# Backoff while the provider is unavailable.
-_OUTAGE_BASE_S, _OUTAGE_CAP_S = 2.0, 60.0
 
 
 async def flush_llm_batches(ctx: JobContext) -> int:
@@ -119,57 +116,9 @@ async def _run_batch(context: LLMContext, ctx: JobContext, batch_id: str) -> str
     except Overtaken:
         return "skipped"
     except Later as exc:
-        raise Retry(defer=exc.wait_s) from None
+        raise Retry(defer=run.until(exc.wait_s)) from None
     except Transient as exc:
-        wait_s = _backoff_s(context, ctx, exc)
+        wait_s = run.until(backoff_s(context, ctx, exc))
+        await run.note_error(str(exc))
         log.warning("batch.postponed", batch_id=batch_id, error=str(exc), wait_s=round(wait_s, 2))
         raise Retry(defer=wait_s) from None
-
-
-async def run_llm_request(ctx: JobContext, request_id: str) -> str:
-    """
-    Answer one request by a direct call, within the rate limits that all workers share.
-
-    Raises:
-        Retry: the rate limit delays it, or the provider is unavailable or overloaded.
-        Undecodable: the stored request cannot be read; its callers get that error.
-    """
-    context = LLMContext.of(ctx)
-    try:
-        request = await context.requests.read(request_id)
-    except Undecodable as exc:
-        await context.requests.answer(request_id, Answer(kind="undecodable", message=str(exc)))
-        raise
-    if request is None:
-        return "skipped"
-    if request.expires_ms is not None and context.now().timestamp() * 1000 >= request.expires_ms:
-        await context.requests.answer(request_id, LATE)
-        return "late"
-    provider = request.group.provider
-    limiter = context.limiters[provider]
-    wait_s = await limiter.admit(request_id, urgent=request.urgent, tokens=request.tokens)
-    if wait_s:
-        raise Retry(defer=wait_s)
-    try:
-        answer = await context.providers[provider].complete(request.group, request.body)
-    except Transient as exc:
-        wait_s = _backoff_s(context, ctx, exc)
-        asked_s = exc.wait_s if isinstance(exc, Busy) else None
-        await limiter.release(
-            request_id, "busy" if isinstance(exc, Busy) else "other", wait_s=asked_s
-        )
-        log.warning("llm.postponed", request_id=request_id, error=str(exc), wait_s=round(wait_s, 2))
-        raise Retry(defer=wait_s) from None
-    except Permanent as exc:
-        answer = Answer(kind=type(exc).__name__, message=str(exc))
-    await context.requests.answer(request_id, answer)
-    await limiter.release(request_id, "ok")
-    return "answered"
-
-
-def _backoff_s(context: LLMContext, ctx: JobContext, exc: Transient) -> float:
-    delay_s = full_jitter_s(
-        int(ctx["job_try"]), base_s=_OUTAGE_BASE_S, cap_s=_OUTAGE_CAP_S, rng=context.rng
-    )
-    asked_s = exc.wait_s if isinstance(exc, Busy) else None
-    return max(delay_s, asked_s or 0.0)

@@ -4,7 +4,10 @@ The base of a batch's run: transitions by compare-and-set, the end and its webho
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from cache.logs import get_logger
+from worker.backoff import ceiling_s
 from worker.errors import InvalidArgument
 from worker.llm.batches import Batch
 from worker.llm.context import LLMContext
@@ -16,6 +19,8 @@ log = get_logger(__name__)
 
 # Interval of lookups for a lost submission and of second reads of incomplete results.
 LOOK_AGAIN_S = 10.0
+# So long after its upload or its end a batch's files may not be usable yet.
+READY_S = 300.0
 # Batches whose provider ids a lookup for a lost submission excludes.
 _KNOWN_BATCHES = 10_000
 
@@ -50,6 +55,7 @@ class Moves:
             Overtaken: another run owns the batch.
             Later: it cannot end, because some of its requests are open.
         """
+        fields = {"error": "", **fields}
         # Files are deleted only after all of their results are stored.
         then = self.context.prepared.files(self.batch.id) if to.is_end and self._has_files else None
         moved = await self.store.move(self.batch, to, then=then, **fields)
@@ -95,13 +101,33 @@ class Moves:
                 (guessed if is_open else known).add(other.provider_id)
         return known, guessed - known
 
-    def until_next_look(self) -> float:
-        """Seconds until the next poll of the provider; less when a deadline comes first."""
-        config, deadline_ms = self.context.options, self.batch.deadline_ms
-        if deadline_ms is None:
-            return config.poll_interval_s
-        left_s = (deadline_ms - self.now_ms()) / 1000 - config.deadline_margin_s
-        return min(config.poll_interval_s, max(0.05, left_s))
+    async def rescue(self) -> None:
+        """Take the requests out of the batch whose deadline is near or has passed."""
+        left_s = self.left_s()
+        if left_s is None or left_s > 0:
+            return
+        self.batch = replace(self.batch, deadline_ms=await self.items.rescue())
+        self.items.batch = self.batch
+
+    async def note_error(self, error: str) -> None:
+        """Store why the batch does not move, for the operator; the next transition clears it."""
+        await self.store.note(self.batch.id, error=error, error_at=self.now_ms())
+
+    def left_s(self) -> float | None:
+        """Seconds until a request must leave the batch; None without a deadline."""
+        if self.batch.deadline_ms is None:
+            return None
+        left_ms = self.batch.deadline_ms - self.now_ms()
+        return left_ms / 1000 - self.context.options.deadline_margin_s
+
+    def until(self, wait_s: float) -> float:
+        """The wait in seconds, shortened when a deadline comes first."""
+        left_s = self.left_s()
+        return wait_s if left_s is None else min(wait_s, max(0.05, left_s))
+
+    def again_s(self, number: int, *, cap_s: float) -> float:
+        """The wait before trial `number` + 1 of something that the provider cannot do yet."""
+        return ceiling_s(number, base_s=self.context.options.poll_interval_s, cap_s=cap_s)
 
     def now_ms(self) -> int:
         return int(self.context.now().timestamp() * 1000)

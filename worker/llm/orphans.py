@@ -9,7 +9,7 @@ from typing import Any
 
 from cache.connection.scripts import load
 from worker.keys import QueueKeys
-from worker.llm.requests import run_many
+from worker.llm.scripts import run_many
 from worker.queue.encoder import PreparedJob
 from worker.queue.priority import Priority
 

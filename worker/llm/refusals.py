@@ -1,7 +1,7 @@
 """
 Handles a batch that the provider refused as a whole: rejected lines fail, the others are sent again.
 
-If the provider names lines, those are rejected and the rest is sent again at once. If it names
+If it has no room for the batch now, the batch waits. If the provider names lines, those are rejected and the rest is sent again at once. If it names
 none, the requests are split into two halves, each a new batch, until a refused batch has one
 request. One original batch may be split into a limited number of batches; beyond that, its
 requests are sent as direct calls.
@@ -14,12 +14,19 @@ from collections.abc import Mapping, Sequence
 from itertools import pairwise
 
 from cache.logs import get_logger
-from worker.llm.answers import Answer, whole_batch_error
+from worker.llm.answers import NO_ROOM, Answer, whole_batch_error
 from worker.llm.batches import Batch
 from worker.llm.grouping import most_parts
-from worker.llm.moves import Moves
+from worker.llm.moves import Later, Moves
+from worker.llm.states import BatchState
 
 log = get_logger(__name__)
+
+# Longest wait for room at the provider.
+_ROOM_CAP_S = 600.0
+# A batch that found no room this many times may be larger than all the room there is.
+_HALVED_EACH = 3
+_MOST_REFUSED = 50
 
 
 async def settle_refusal(
@@ -32,6 +39,9 @@ async def settle_refusal(
     """
     batch, store = run.batch, run.store
     outstanding = await store.outstanding(batch.id)
+    if code in NO_ROOM:
+        await _wait_for_room(run, reason, outstanding)
+        return
     everybody = whole_batch_error(code, reason)
     if everybody is not None:
         await run.items.settle_rest(everybody)
@@ -50,6 +60,37 @@ async def settle_refusal(
     else:
         moved = await run.items.detach_all()
         log.info("batch.split", batch_id=batch.id, requests=moved)
+
+
+async def _wait_for_room(run: Moves, reason: str, outstanding: int) -> None:
+    """
+    Submit the batch again later; halve one that was refused often, for it may be too large.
+
+    No request is at fault, so none loses a try.
+    """
+    is_often = (run.batch.number("again") + 1) % _HALVED_EACH == 0
+    if is_often and outstanding > 1 and await _may_split(run):
+        await _split(run, outstanding, 2)
+        return
+    await submit_again(run, reason)
+
+
+async def submit_again(run: Moves, reason: str) -> None:
+    """
+    Keep the batch for another submission.
+
+    Raises:
+        Later: always.
+    """
+    again = run.batch.number("again") + 1
+    if run.batch.state is not BatchState.UPLOADING:
+        refused = run.batch.fields.get("refused", "").split()
+        known = [*refused, *run.batch.provider_id.split()][-_MOST_REFUSED:]
+        await run.move(BatchState.UPLOADED, provider_id="", refused=" ".join(known), again=again)
+    await run.store.note(run.batch.id, again=again)
+    await run.note_error(reason)
+    log.info("batch.no_room", batch_id=run.batch.id, error=reason)
+    raise Later(run.again_s(again, cap_s=_ROOM_CAP_S))
 
 
 def _sent(batch: Batch) -> int:

@@ -4,6 +4,7 @@
 -- usage:<gid>, single, dedupe:<digest>, answered (channel), those of _llm_callback.lua and _llm_waiting.lua
 -- data: the answer; ok: '1' | '0'; ttl, cache_ttl, usage_ttl: ms; usage: {input, output, cached, reasoning}
 -- line_of: the batch that the answer came from, which must have contained the request; '' for no batch
+-- part: the key of a long answer that was sent before, or nil; then data is ''
 -- An answer shared by several callers gets the prefix `s`: a reader must not shorten its lifetime.
 -- Keys of another type around the request are skipped: the answer is stored in any case.
 -- returns 1 stored | 2 stored, and it has callbacks | 0 answered already, no such request, or not of that batch
@@ -23,16 +24,22 @@ local function count_end(counted, ok, usage)
   end
   redis.call('HSET', counted, unpack(flat))
 end
-local function finish_llm(p, id, data, ok, ttl, cache_ttl, usage_ttl, usage, line_of)
+local function finish_llm(p, id, data, ok, ttl, cache_ttl, usage_ttl, usage, line_of, part)
   local key = p .. 'request:' .. id
   local row = fields_of(key, 'gid', 'batch', 'dedupe', 'bytes', 'tokens', 'single', 'callers', 'left:' .. line_of)
   if not row[1] or (line_of ~= '' and row[2] ~= line_of and not row[8]) then
     return 0
   end
-  if number_of(row[7], 1) > 1 then
-    data = 's' .. data
+  local result, is_shared = p .. 'result:' .. id, number_of(row[7], 1) > 1
+  if part then
+    if is_shared then
+      redis.call('SETRANGE', part, 0, 's')
+    end
+    redis.call('RENAME', part, result)
+    redis.call('PEXPIRE', result, ttl)
+  else
+    redis.call('SET', result, (is_shared and 's' or '') .. data, 'PX', ttl)
   end
-  redis.call('SET', p .. 'result:' .. id, data, 'PX', ttl)
   -- Without a cache time the next equal request is sent again.
   if row[3] and text_of(row[3]) == id then
     if ok == '1' and tonumber(cache_ttl) > 0 then

@@ -15,12 +15,12 @@ from typing import Any
 import httpx
 
 from worker.errors import Permanent
-from worker.llm.answers import Answer, clipped, read_message_item
+from worker.llm.answers import Answer, read_message_item
 from worker.llm.grouping import Group
 from worker.llm.providers.bounded import ResponseTooLarge
 from worker.llm.providers.calls import DEFAULT_MAX_BYTES, ProviderCalls, checked
-from worker.llm.providers.openai import read_single, too_large
 from worker.llm.providers.protocol import BatchesUnsupported, Lines, RemoteBatch
+from worker.llm.providers.result_rows import answers_of
 from worker.llm.providers.rows import (
     MOST_PAGES,
     id_of,
@@ -30,12 +30,14 @@ from worker.llm.providers.rows import (
     rows_of,
     usable_id,
 )
+from worker.llm.providers.single import read_single, too_large
+from worker.llm.providers.statuses import batch_status
 from worker.llm.states import LookupResult
 from worker.numbers import whole
 
 _VERSION = "2023-06-01"
 _BATCHES = "/v1/messages/batches"
-_LIST_PAGE, _STATUS_CHARS = 100, 100
+_LIST_PAGE = 100
 # Our clock and the provider's may differ by this.
 _SKEW_MS = 300_000
 
@@ -145,8 +147,9 @@ class AnthropicProvider:
         return 0
 
     async def results(self, remote: RemoteBatch) -> AsyncIterator[tuple[str, Answer]]:
-        async for row in self._calls.lines(f"{_BATCHES}/{in_path(remote.id)}/results"):
-            yield str(row.get("custom_id")), read_message_item(row)
+        async for row in self._calls.rows(f"{_BATCHES}/{in_path(remote.id)}/results"):
+            for pair in answers_of(row, read_message_item, ("result", "message")):
+                yield pair
 
 
 def _line(custom_id: str, body: bytes) -> bytes:
@@ -165,5 +168,8 @@ def _total(row: Mapping[str, Any]) -> int:
 
 
 def _remote(row: Mapping[str, Any], id_: str) -> RemoteBatch:
-    status = clipped(row.get("processing_status"), _STATUS_CHARS)
-    return RemoteBatch(id=id_, status=status, ended=status == "ended")
+    status, ended, _ = batch_status(row, "processing_status")
+    counts = mapping(row.get("request_counts"))
+    ends = ("succeeded", "errored", "canceled", "expired")
+    results = sum(whole(counts.get(name)) for name in ends)
+    return RemoteBatch(id=id_, status=status, ended=ended, results=results)

@@ -3,27 +3,27 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import math
 from collections.abc import AsyncIterator, Mapping
 from email.utils import parsedate_to_datetime
 from typing import Any
 
 import httpx
-import msgspec
 
 from worker.errors import Permanent, TargetForbidden, Transient
 from worker.http.client import describe
 from worker.http.scrub import scrub, spellings
-from worker.llm.answers import is_transient, read_response
+from worker.llm.answers import clipped, is_transient, read_response
+from worker.llm.json_text import Unreadable, decode
 from worker.llm.providers.bounded import inflated, read_within
 from worker.llm.providers.protocol import Absent, Busy, Denied, Refused, Unclear, Unsent
+from worker.llm.providers.result_rows import ResultRow, RowReader
 
 _ERROR_CHARS = 300
 _MOST_WAIT_S = 3600.0
 # A large body gets more time: one second for each of these.
 _BYTES_A_SECOND = 1_000_000
-_MOST_LINE_BYTES = 64 * 1024 * 1024
+_MOST_REDIRECTS = 5
 # Only the message of a refusal is needed.
 _MOST_ERROR_BYTES = 65_536
 DEFAULT_MAX_BYTES = 16_777_216
@@ -80,24 +80,45 @@ class ProviderCalls:
             kind = Unsent if error in _UNSENT else Unclear
             raise kind(f"the provider cannot be reached: {error}") from None
 
-    async def lines(self, path: str) -> AsyncIterator[Mapping[str, Any]]:
+    async def rows(self, path: str) -> AsyncIterator[ResultRow]:
         """
-        Stream the JSON lines of a reply; `timeout_s` limits the pause between two pieces.
+        Stream the rows of a results file; `timeout_s` limits the pause between two pieces.
 
-        Lines that are not JSON objects are skipped.
+        Redirects to a storage are followed, without our key on another host.
         """
         url = self._url(path)
         try:
-            async with self._client.stream("GET", url, headers=self._headers) as reply:
-                if reply.status_code != 200:
-                    async with asyncio.timeout(self._timeout_s):
-                        checked(await _whole(reply, self._max_bytes, self._hidden))
-                async for line in _split(_pieces(reply, self._timeout_s)):
-                    row = _decode(scrub(line, self._hidden))
-                    if isinstance(row, Mapping):
+            for _ in range(_MOST_REDIRECTS):
+                headers = self._headers if _origin(url) == self._origin else {}
+                async with self._client.stream("GET", url, headers=headers) as reply:
+                    if reply.has_redirect_location:
+                        url = _redirected(url, reply)
+                        continue
+                    await self._check_results(url, reply)
+                    reader = RowReader(self._hidden)
+                    async for piece in _pieces(reply, self._timeout_s):
+                        for row in reader.feed(piece):
+                            yield row
+                        if reader.is_long:
+                            await asyncio.sleep(0)
+                    for row in reader.end():
                         yield row
+                    return
+            raise Transient(f"reading results: more than {_MOST_REDIRECTS} redirects")
         except (httpx.HTTPError, TimeoutError, OSError) as exc:
             raise Transient(f"reading results: {describe(exc)}") from None
+
+    async def _check_results(self, url: httpx.URL, reply: httpx.Response) -> None:
+        if reply.is_success and reply.status_code != 202:
+            return
+        if reply.status_code == 202:
+            raise Transient("reading results: they are not ready (202)")
+        async with asyncio.timeout(self._timeout_s):
+            whole = await _whole(reply, self._max_bytes, self._hidden)
+        if _origin(url) != self._origin and reply.status_code != 404:
+            # Its refusal is not about our key: a new redirect may be valid again.
+            raise Transient(f"reading results: {url.host} answered {reply.status_code}")
+        checked(whole)
 
     def _url(self, path: str) -> httpx.URL:
         """Join base URL and path; refuses another host, because the key is sent with the call."""
@@ -140,22 +161,14 @@ async def _pieces(reply: httpx.Response, idle_s: float) -> AsyncIterator[bytes]:
         yield piece
 
 
-async def _split(pieces: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
-    begun: list[bytes] = []
-    size = 0
-    async for piece in pieces:
-        *whole, rest = piece.split(b"\n")
-        if whole:
-            yield b"".join((*begun, whole[0]))
-            for line in filter(None, whole[1:]):
-                yield line
-            begun, size = [], 0
-        begun.append(rest)
-        size += len(rest)
-        if size > _MOST_LINE_BYTES:
-            raise Permanent(f"a line of the results is over {_MOST_LINE_BYTES} bytes")
-    if size:
-        yield b"".join(begun)
+def _redirected(url: httpx.URL, reply: httpx.Response) -> httpx.URL:
+    try:
+        target = url.join(reply.headers["location"])
+    except (httpx.InvalidURL, ValueError):
+        raise Transient("reading results: a redirect to an invalid URL") from None
+    if target.scheme not in {"https", url.scheme}:
+        raise Transient("reading results: a redirect away from https")
+    return target
 
 
 def checked(reply: httpx.Response, *, absent: type[Exception] = Absent) -> Mapping[str, Any]:
@@ -191,6 +204,16 @@ def checked(reply: httpx.Response, *, absent: type[Exception] = Absent) -> Mappi
     raise Permanent(message)
 
 
+def said(reply: httpx.Response) -> str:
+    """The words of a refusal: its error's code and message, or the beginning of what came."""
+    data = _decode(reply.content)
+    error = data.get("error") if isinstance(data, Mapping) else None
+    found = error if isinstance(error, Mapping) else data if isinstance(data, Mapping) else {}
+    names = ("code", "message", "detail", "error")
+    words = [clipped(found[name], _ERROR_CHARS) for name in names if found.get(name)]
+    return ": ".join(words) or clipped(reply.text, _ERROR_CHARS)
+
+
 def retry_after_s(headers: httpx.Headers) -> float | None:
     """The seconds that the provider asks to wait; None without a valid header."""
     wait_s = _number(headers.get("retry-after-ms"), 1000)
@@ -216,13 +239,8 @@ def _number(text: str | None, per_second: int) -> float | None:
 
 def _decode(data: bytes) -> Any:
     try:
-        return msgspec.json.decode(data)
-    except (msgspec.MsgspecError, ValueError, RecursionError):
-        pass
-    try:
-        # The standard library also reads what some servers write: NaN, 1e309, lone surrogates.
-        return json.loads(data)
-    except (ValueError, RecursionError):
+        return decode(data)
+    except Unreadable:
         return None
 
 

@@ -17,34 +17,46 @@ from typing import Any
 import httpx
 
 from worker.errors import Permanent, Transient
-from worker.llm.answers import Answer, clipped, is_transient, read_item, read_response
+from worker.llm.answers import (
+    FILE_MISSING,
+    Answer,
+    read_item,
+)
 from worker.llm.grouping import Group
 from worker.llm.providers.bounded import ResponseTooLarge
 from worker.llm.providers.calls import (
     DEFAULT_MAX_BYTES,
     ProviderCalls,
     checked,
-    json_of,
-    retry_after_s,
+    said,
 )
-from worker.llm.providers.protocol import Absent, BatchesUnsupported, Busy, Lines, RemoteBatch
+from worker.llm.providers.protocol import (
+    Absent,
+    BatchesUnsupported,
+    Lines,
+    NotReady,
+    Refused,
+    RemoteBatch,
+)
+from worker.llm.providers.result_rows import answers_of
 from worker.llm.providers.rows import (
     MOST_PAGES,
     id_of,
     in_path,
     mapping,
+    openai_batch,
     page_after,
     rows_of,
     usable_id,
 )
+from worker.llm.providers.single import read_single, too_large
+from worker.llm.providers.statuses import is_file_unready
 from worker.llm.states import LookupResult
-from worker.numbers import whole
 
 _BATCH_TAG = "letta_redis_batch"
 _LIST_PAGE = 100
 _FILES_PAGE = 1000
 _ERROR_CHARS, _STATUS_CHARS = 300, 100
-_ENDED = frozenset({"completed", "failed", "expired", "cancelled"})
 # Our clock and the provider's may differ by this.
 _SKEW_MS = 300_000
 
@@ -119,8 +131,33 @@ class OpenAIProvider:
                 "metadata": {_BATCH_TAG: lines.batch_id},
             },
         )
-        row = checked(reply, absent=BatchesUnsupported)
-        return _remote(row, id_of(row, "batch"))
+        try:
+            row = checked(reply, absent=BatchesUnsupported)
+        except (Refused, BatchesUnsupported) as exc:
+            await self._blame(exc, said(reply), file_id)
+            raise
+        return openai_batch(row, id_of(row, "batch"))
+
+    async def _blame(self, exc: Refused | BatchesUnsupported, words: str, file_id: str) -> None:
+        """
+        Look at the file before a refused submission is blamed on its requests.
+
+        Raises:
+            NotReady: the file is the reason, or the endpoint has batches after all.
+        """
+        has_none = isinstance(exc, BatchesUnsupported)
+        if is_file_unready(await self._row(f"/files/{in_path(file_id)}"), words):
+            refusal = Refused(f"{exc}: {words}", FILE_MISSING) if has_none else exc
+            raise NotReady(refusal)
+        if has_none and await self._row("/batches", limit="1") is not None:
+            raise NotReady(Refused(f"{exc}: {words}", FILE_MISSING))
+
+    async def _row(self, path: str, **query: str) -> Mapping[str, Any] | None:
+        """What a GET of this path shows; None if that is nothing."""
+        try:
+            return checked(await self._calls.call("GET", path, params=query), absent=Permanent)
+        except (Permanent, Transient):
+            return None
 
     async def find(
         self,
@@ -128,7 +165,7 @@ class OpenAIProvider:
         *,
         since_ms: int,
         count: int,  # noqa: ARG002  (the tag identifies the batch)
-        taken: Collection[str],  # noqa: ARG002
+        taken: Collection[str],
     ) -> LookupResult:
         after: str | None = None
         for _ in range(MOST_PAGES):
@@ -140,7 +177,9 @@ class OpenAIProvider:
                 return LookupResult(complete=False)  # the endpoint has no list of batches
             rows = rows_of(page)
             for row in rows:
-                if mapping(row.get("metadata")).get(_BATCH_TAG) == batch_id:
+                is_ours = mapping(row.get("metadata")).get(_BATCH_TAG) == batch_id
+                # An earlier submission of this batch was refused, and has its tag too.
+                if is_ours and row.get("id") not in taken:
                     return LookupResult(id_of(row, "batch"))
             if not page.get("has_more") or not rows or _is_older(rows[-1], since_ms - _SKEW_MS):
                 return LookupResult()
@@ -151,12 +190,12 @@ class OpenAIProvider:
 
     async def read(self, provider_id: str) -> RemoteBatch:
         path = f"/batches/{in_path(provider_id)}"
-        return _remote(checked(await self._calls.call("GET", path)), provider_id)
+        return openai_batch(checked(await self._calls.call("GET", path)), provider_id)
 
     async def cancel(self, provider_id: str) -> RemoteBatch:
         try:
             reply = await self._calls.call("POST", f"/batches/{in_path(provider_id)}/cancel")
-            return _remote(checked(reply), provider_id)
+            return openai_batch(checked(reply), provider_id)
         except Permanent:
             # It has ended already.
             return await self.read(provider_id)
@@ -192,28 +231,9 @@ class OpenAIProvider:
 
     async def results(self, remote: RemoteBatch) -> AsyncIterator[tuple[str, Answer]]:
         for file_id in remote.files:
-            async for row in self._calls.lines(f"/files/{in_path(file_id)}/content"):
-                yield str(row.get("custom_id")), read_item(row)
-
-
-def too_large(exc: ResponseTooLarge) -> Answer:
-    """The final answer for a reply over the limit: a retry would be paid again and be as large."""
-    return Answer(kind="response_too_large", message=str(exc))
-
-
-def read_single(reply: httpx.Response) -> Answer:
-    """
-    Read the answer of a direct call.
-
-    Raises:
-        Busy, Transient: a later attempt may succeed.
-    """
-    status = reply.status_code
-    if status in {429, 529}:
-        raise Busy(f"the provider answered {status}", retry_after_s(reply.headers))
-    if is_transient(status):
-        raise Transient(f"the provider answered {status}")
-    return read_response(status, json_of(reply))
+            async for row in self._calls.rows(f"/files/{in_path(file_id)}/content"):
+                for pair in answers_of(row, read_item, ("response", "body")):
+                    yield pair
 
 
 def _file_name(batch_id: str) -> str:
@@ -229,25 +249,3 @@ def _line(custom_id: str, body: bytes, endpoint: str) -> bytes:
 def _is_older(row: Mapping[str, Any], than_ms: int) -> bool:
     created = row.get("created_at")
     return isinstance(created, int) and created * 1000 < than_ms
-
-
-def _remote(row: Mapping[str, Any], id_: str) -> RemoteBatch:
-    status = clipped(row.get("status"), _STATUS_CHARS)
-    files = (row.get("output_file_id"), row.get("error_file_id"))
-    data = mapping(row.get("errors")).get("data")
-    errors = [e for e in data if isinstance(e, Mapping)] if isinstance(data, list) else []
-    return RemoteBatch(
-        id=id_,
-        status=status,
-        ended=status in _ENDED,
-        # error_file_id may be absent or empty.
-        files=tuple(id_of({"id": name}, "file") for name in files if name),
-        failed=status == "failed",
-        error=clipped("; ".join(_reason(e) for e in errors[:3]), _ERROR_CHARS),
-        code=clipped(errors[0].get("code") or "", _STATUS_CHARS) if errors else "",
-        bad_lines={whole(e.get("line")): _reason(e) for e in errors if whole(e.get("line"))},
-    )
-
-
-def _reason(error: Mapping[str, Any]) -> str:
-    return clipped(error.get("message") or error.get("code"), _ERROR_CHARS)

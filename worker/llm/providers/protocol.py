@@ -5,6 +5,7 @@ Transient
 ├── Unsent        the provider did not receive the call: repeat it
 ├── Busy(wait_s)  the provider did nothing and asks to wait: repeat the call later
 ├── Absent        the batch or file does not exist, or not yet
+├── NotReady      the uploaded file cannot be used yet: submit again
 └── Unclear       the provider may have acted on the call: look before repeating it
 Permanent
 ├── BatchesUnsupported  the endpoint has no batches
@@ -44,6 +45,14 @@ class Absent(Transient):
     """No such batch or file; a new one may not be found at once."""
 
 
+class NotReady(Transient):
+    """The uploaded file cannot be used yet; `refusal` is what it means if that never changes."""
+
+    def __init__(self, refusal: Permanent) -> None:
+        super().__init__(str(refusal))
+        self.refusal = refusal
+
+
 class Unclear(Transient):
     """The provider may have received the request and acted on it."""
 
@@ -71,7 +80,8 @@ class RemoteBatch:
 
     `failed`: the provider refused the whole batch and did nothing; `code` (its error
     code) and `error` are its reasons. `bad_lines`: 1-based line -> message, for lines
-    that the provider named as the reason.
+    that the provider named as the reason. `results`: how many result lines it counts, 0 if
+    it does not.
     """
 
     id: str
@@ -82,6 +92,7 @@ class RemoteBatch:
     error: str = ""
     code: str = ""
     bad_lines: Mapping[int, str] = field(default_factory=dict)
+    results: int = 0
 
 
 class Lines:
@@ -156,7 +167,7 @@ class Provider(Protocol):
         Submit a batch. After `Unclear`, call `find` before you call this again.
 
         Raises:
-            BatchesUnsupported, Permanent, Unsent, Busy, Unclear.
+            BatchesUnsupported, Permanent, Unsent, Busy, NotReady, Unclear.
         """
 
     async def find(

@@ -13,7 +13,12 @@ from typing import Any
 from urllib.parse import quote
 
 from worker.errors import Permanent
+from worker.llm.answers import clipped
+from worker.llm.providers.protocol import RemoteBatch
+from worker.llm.providers.statuses import batch_status
+from worker.numbers import whole
 
+_ERROR_CHARS, _STATUS_CHARS = 300, 100
 _ID = re.compile(r"[\x21-\x7e]{1,256}")
 # Pages read of a list: at 100 rows a page, 100,000 rows.
 MOST_PAGES = 1000
@@ -62,3 +67,28 @@ def page_after(rows: list[Mapping[str, Any]], before: str | None) -> str | None:
 def mapping(value: Any) -> Mapping[str, Any]:
     """The value if it is an object, else an empty one."""
     return value if isinstance(value, Mapping) else {}
+
+
+def openai_batch(row: Mapping[str, Any], id_: str) -> RemoteBatch:
+    """A batch as OpenAI shows it."""
+    status, ended, failed = batch_status(row, "status")
+    files = (row.get("output_file_id"), row.get("error_file_id"))
+    data = mapping(row.get("errors")).get("data")
+    counts = mapping(row.get("request_counts"))
+    errors = [e for e in data if isinstance(e, Mapping)] if isinstance(data, list) else []
+    return RemoteBatch(
+        id=id_,
+        status=status,
+        ended=ended,
+        # error_file_id may be absent or empty.
+        files=tuple(id_of({"id": name}, "file") for name in files if name),
+        failed=failed,
+        error=clipped("; ".join(_reason(e) for e in errors[:3]), _ERROR_CHARS),
+        code=clipped(errors[0].get("code") or "", _STATUS_CHARS) if errors else "",
+        bad_lines={whole(e.get("line")): _reason(e) for e in errors if whole(e.get("line"))},
+        results=whole(counts.get("completed")) + whole(counts.get("failed")),
+    )
+
+
+def _reason(error: Mapping[str, Any]) -> str:
+    return clipped(error.get("message") or error.get("code"), _ERROR_CHARS)

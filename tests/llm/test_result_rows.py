@@ -1,0 +1,235 @@
+"""Tests that results are read whatever their form, and that a bad row hurts no other."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from worker.llm.answers import LongText, read_item
+from worker.llm.json_text import Unreadable, decode
+from worker.llm.outline import Outline
+from worker.llm.providers.result_rows import ResultRow, RowReader, answers_of
+
+pytestmark = pytest.mark.unit
+
+BATCH = "b" * 24
+PATH = ("response", "body")
+
+
+def custom_id(number: int) -> str:
+    return f"req_{number:032x}-{BATCH}"
+
+
+def row(number: int, content: Any = "hi", **more: Any) -> bytes:
+    body = {"choices": [{"message": {"content": content}}]}
+    response = {"status_code": 200, "body": body}
+    item = {"custom_id": custom_id(number), "response": response, "error": None, **more}
+    return json.dumps(item, ensure_ascii=False).encode("utf-8", "surrogatepass")
+
+
+def read(data: bytes, step: int = 65_536, most: int = 10**9) -> list[ResultRow]:
+    reader = RowReader((), most=most)
+    found = [r for at in range(0, len(data), step) for r in reader.feed(data[at : at + step])]
+    return [*found, *reader.end()]
+
+
+def answers(rows: Iterable[ResultRow]) -> dict[str, str]:
+    """Custom id -> the answer's kind, or its content."""
+    found = {}
+    for one in rows:
+        for id_, answer in answers_of(one, read_item, PATH):
+            content = answer.body["choices"][0]["message"]["content"] if answer.ok else None
+            found[id_] = answer.kind or str(content)
+    return found
+
+
+GOOD = {custom_id(1): "hi", custom_id(3): "hi"}
+CR, BOM = b"\r", b"\xef\xbb\xbf"
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        BOM + row(1) + b"\n" + row(3),
+        b"\n\n" + row(1) + b"\r\n" + BOM + row(3) + b"\n\n \t\n",
+        row(1) + CR + row(3) + CR,
+        row(1) + row(3),
+        b"\x1e" + row(1) + b"\n\x1e" + row(3) + b"\n",
+        b"[\n" + row(1) + b",\n" + row(3) + b"\n]\n",
+        b"[" + row(1) + b"," + row(3) + b"]",
+        b"data: " + row(1) + b"\ndata: " + row(3) + b"\n",
+        json.dumps(json.loads(row(1)), indent=2).encode() + b"\n" + row(3),
+        row(1) + b"\0\0\n" + row(3) + b"\x1a",
+        b"null\n" + row(1) + b'\n{"summary": 2}\n' + row(3),
+        row(1) + b"\n" + row(3),
+        row(1) + "\u2028\n\u00a0".encode() + row(3),
+    ],
+)
+@pytest.mark.parametrize("step", [1, 7, 65_536])
+def test_what_stands_around_rows_costs_none(data: bytes, step: int) -> None:
+    assert answers(read(data, step)) == GOOD
+
+
+@pytest.mark.parametrize(
+    ("content", "found"),
+    [
+        (b"NaN", "nan"),
+        (b"-Infinity", "-inf"),
+        (b"1e999", "inf"),
+        (b"9" * 5000, "inf"),
+        (b"123456789012345678901234567890", "123456789012345678901234567890"),
+        (b'"a\tb\x01\r"', "a\tb\x01\r"),
+        (b'"a\nb"', "a\nb"),
+        (b'"\\ud800"', "\ud800"),
+        (b'"caf\xe9"', "caf\ufffd"),
+        (b'"\xed\xa0\xbd\xed\xb8\x80"', "\U0001f600"),
+        (b'"\xed\xa0\x80"', "\ud800"),
+        (b'"\xc0\x80"', "\ufffd\ufffd"),
+        (b'"\xf0\x9f\x98"', "\ufffd"),
+        (b'"\\u0000\x7f"', "\0\x7f"),
+    ],
+)
+@pytest.mark.parametrize("step", [3, 65_536])
+def test_an_answer_that_a_strict_decoder_refuses_is_read(
+    content: bytes, found: str, step: int
+) -> None:
+    odd = row(2, "?").replace(b'"?"', content)
+    data = b"\n".join([row(1), odd, row(3)])
+    assert answers(read(data, step)) == GOOD | {custom_id(2): found}
+
+
+@pytest.mark.parametrize(
+    "broken",
+    [
+        row(2)[:-30],
+        row(2).replace(b"200", b"nan(ind)"),
+        row(2).replace(b"null", b"None"),
+        row(2).replace(b":", b"="),
+        row(2).replace(b'"hi"', b'"hi" "ho"'),
+        row(2, []).replace(b"[]", b"[" * 5000 + b"]" * 5000),
+        row(2)[5:],
+        b"<html>" + custom_id(2).encode() + b"</html>",
+        json.dumps({"id": custom_id(2), "response": None}).encode(),
+    ],
+)
+@pytest.mark.parametrize("between", [b"\n", b"\r\n"])
+def test_an_unreadable_row_is_malformed_alone(broken: bytes, between: bytes) -> None:
+    data = between.join([row(1), broken, row(3)])
+    rows = read(data)
+    assert answers(rows) == GOOD | {custom_id(2): "malformed"}
+    (bad,) = [r for r in rows if r.row is None]
+    assert isinstance(bad.text, bytes)
+    assert custom_id(2).encode() in bad.text
+
+
+def test_an_unreadable_row_that_names_no_request_has_no_id() -> None:
+    assert answers(read(row(1) + b"\n{garbage}\n" + row(3))) == GOOD | {"": "malformed"}
+
+
+def test_rows_over_the_limit_fail_alone() -> None:
+    data = b"\n".join([row(1), row(2, "x" * 3_000_000), row(3)])
+    rows = read(data, most=2_000_000)
+    assert answers(rows) == GOOD | {custom_id(2): "response_too_large"}
+    late_id = json.dumps(dict(reversed(json.loads(row(2, "x" * 3_000_000)).items()))).encode()
+    assert answers(read(late_id, most=2_000_000)) == {custom_id(2): "response_too_large"}
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "x" * 400_000,
+        '\\"{[' * 100_000,
+        [{"a": ["]", '"', "\\"], "n": -1.5}] * 20_000,
+        "é\n" * 200_000,
+    ],
+)
+@pytest.mark.parametrize("step", [50_001, 10**9])
+def test_a_long_row_is_kept_as_it_came(content: Any, step: int) -> None:
+    long = row(2, content)
+    rows = read(b"\n".join([row(1), long, row(3)]), step)
+    assert [r.row is not None for r in rows] == [True] * 3
+    text = rows[1].text
+    assert isinstance(text, LongText)
+    assert b"".join(text.pieces) == long
+    assert max(map(len, text.pieces)) <= 262_144
+
+
+def test_secrets_in_a_long_row_are_removed_wherever_they_stand() -> None:
+    secret = b"sk-very-secret"
+    reader = RowReader((secret,))
+    long = row(2, "".join("." * n + secret.decode() for n in range(0, 2000, 3)))
+    rows = [*reader.feed(long), *reader.end()]
+    text = rows[0].text
+    assert isinstance(text, LongText)
+    assert b"".join(text.pieces) == long.replace(secret, b"***")
+
+
+TEXT = st.text(max_size=20)
+VALUES = st.recursive(
+    st.none() | st.booleans() | st.floats() | st.integers(-(10**30), 10**30) | TEXT,
+    lambda inner: st.lists(inner) | st.dictionaries(TEXT, inner),
+    max_leaves=10,
+)
+BROKEN = st.sampled_from([b"{", b"}", b'"', b"\\", b"{x", b"\xff\xfe", b"[1", b'{"a": "', b"nul"])
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.lists(st.one_of(st.tuples(VALUES, st.booleans(), st.booleans()), BROKEN), max_size=8),
+    st.sampled_from([b"\n", b"\r\n", b"\n\n", b"\n" + BOM]),
+    st.integers(1, 200),
+)
+def test_any_mixture_of_rows_gives_every_good_row(
+    parts: list[Any], between: bytes, step: int
+) -> None:
+    lines, wanted = [], {}
+    for number, part in enumerate(parts):
+        if isinstance(part, bytes):
+            lines.append(part)
+            continue
+        content, ascii_only, spaced = part
+        item = json.loads(row(number))
+        item["response"]["body"]["choices"][0]["message"]["content"] = content
+        separators = None if spaced else (",", ":")
+        text = json.dumps(item, ensure_ascii=ascii_only, separators=separators)
+        lines.append(text.encode("utf-8", "surrogatepass"))
+        wanted[custom_id(number)] = text
+    rows = read(between.join(lines), step)
+    found = {str(r.row["custom_id"]): r.row for r in rows if r.row and "custom_id" in r.row}
+    assert repr(found) == repr(
+        {id_: decode(text.encode("utf-8", "surrogatepass")) for id_, text in wanted.items()}
+    )
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.dictionaries(TEXT, VALUES, max_size=6), st.integers(1, 9), st.booleans())
+def test_the_outline_ends_where_the_object_ends(value: Any, step: int, ascii_only: bool) -> None:
+    data = json.dumps(value, ensure_ascii=ascii_only).encode("utf-8", "surrogatepass")
+    outline, used = Outline(), 0
+    for at in range(0, len(data), step):
+        assert not outline.is_done
+        used += outline.feed(data[at : at + step] + (b'{"' if at + step >= len(data) else b""))
+    assert outline.is_done
+    assert used == len(data)
+    assert repr(decode(bytes(outline.text))) == repr(
+        outlined(json.loads(data.decode("utf-8", "surrogatepass")))
+    )
+
+
+def outlined(value: Any) -> Any:
+    if isinstance(value, list):
+        return [0]
+    if isinstance(value, dict):
+        return {key: outlined(inner) for key, inner in value.items()}
+    return value
+
+
+@pytest.mark.parametrize("data", [b"", b"  ", b"{", b"1 2", b"{} {}", b"'x'", b"\xff", b"[1,]"])
+def test_what_is_no_single_json_value_is_refused(data: bytes) -> None:
+    with pytest.raises(Unreadable):
+        decode(data)

@@ -1,0 +1,43 @@
+"""
+Reads the reply of a direct call.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import httpx
+
+from worker.errors import Transient
+from worker.llm.answers import Answer, clipped, is_transient, no_answer, read_response, unreadable
+from worker.llm.providers.bounded import ResponseTooLarge
+from worker.llm.providers.calls import json_of, retry_after_s
+from worker.llm.providers.protocol import Busy
+
+_SHOWN_CHARS, _KIND_CHARS = 300, 100
+
+
+def too_large(exc: ResponseTooLarge) -> Answer:
+    """The final answer for a reply over the limit: a retry would be paid again and be as large."""
+    return Answer(kind="response_too_large", message=str(exc))
+
+
+def read_single(reply: httpx.Response) -> Answer:
+    """
+    Read the answer of a direct call.
+
+    Raises:
+        Busy, Transient: a later attempt may succeed.
+    """
+    status = reply.status_code
+    if status in {429, 529}:
+        raise Busy(f"the provider answered {status}", retry_after_s(reply.headers))
+    if is_transient(status):
+        raise Transient(f"the provider answered {status}")
+    body = json_of(reply)
+    if not reply.is_success or isinstance(body, Mapping):
+        return read_response(status, body)
+    if body is None and reply.content.lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"{"):
+        return unreadable("the provider's answer is not JSON", reply.content)
+    kind = clipped(reply.headers.get("content-type", "no content type"), _KIND_CHARS)
+    return no_answer(f"{status} with {kind}: {clipped(reply.text, _SHOWN_CHARS)!r}")

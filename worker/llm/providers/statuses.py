@@ -1,0 +1,79 @@
+"""
+Reads the states that providers report, in the spellings of several of them. Pure.
+
+An unknown state decides nothing: a batch in it has ended only if its time of ending says so.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from worker.llm.answers import clipped
+
+_STATUS_CHARS = 100
+_ENDED = frozenset(
+    {
+        *("completed", "complete", "succeeded", "success", "done", "finished", "ended"),
+        *("expired", "timeout", "timed_out", "timeout_exceeded"),
+        *("cancelled", "canceled", "aborted"),
+    }
+)
+_FAILED = frozenset({"failed", "failure", "error", "errored", "invalid", "rejected"})
+_RUNNING = frozenset(
+    {
+        *("validating", "queued", "pending", "created", "submitted", "not_started", "scheduled"),
+        *("in_progress", "running", "processing", "started", "finalizing", "paused"),
+        *("cancelling", "canceling", "cancellation_requested"),
+    }
+)
+# A row has one of these times, other than null, from its end on.
+_TIMES = ("completed_at", "failed_at", "expired_at", "cancelled_at", "canceled_at", "ended_at")
+# A file in another state is checked, converted or copied: a batch of it is refused meanwhile.
+_USABLE_FILE = frozenset({"processed", "uploaded", "ready", "active", "succeeded", "completed"})
+_BROKEN_FILE = frozenset({"error", "failed", "deleted"})
+_UNREADY = re.compile(
+    r"\bnot\b.{0,30}\b(found|ready|exist|available|processed|uploaded)|\bno such\b|n.t exist"
+    r"|\b(pending|still|processing|uploading|in progress|try again)\b",
+    re.IGNORECASE,
+)
+
+
+def batch_status(row: Mapping[str, Any], name: str) -> tuple[str, bool, bool]:
+    """The status as the provider spells it, whether the batch has ended, whether it was refused."""
+    shown = clipped(row.get(name), _STATUS_CHARS)
+    status = _plain(shown)
+    if status in _FAILED:
+        return shown, True, True
+    if status in _ENDED or status in _RUNNING:
+        return shown, status in _ENDED, False
+    ended = [time for time in _TIMES if row.get(time)]
+    return shown, bool(ended), ended == ["failed_at"]
+
+
+def is_known(shown: str) -> bool:
+    """Whether this is a state that `batch_status` knows."""
+    return _plain(shown) in _ENDED | _FAILED | _RUNNING
+
+
+def is_file_unready(row: Mapping[str, Any] | None, refusal: str) -> bool:
+    """
+    Whether a batch was refused only because its file cannot be used yet.
+
+    `row` is the file as the provider shows it, None if it does not; `refusal` its words.
+    """
+    status = "" if row is None else _plain(clipped(row.get("status") or "", _STATUS_CHARS))
+    if status in _BROKEN_FILE:
+        return False
+    if status and status not in _USABLE_FILE:
+        return True
+    # Services of one provider may see a file at different times, so its words count as well.
+    return "file" in refusal.lower() and _UNREADY.search(refusal) is not None
+
+
+def _plain(status: str) -> str:
+    """`JOB_STATE_IN_PROGRESS`, `In Progress` and `inProgress` are `in_progress`."""
+    text = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", status.strip())
+    text = re.sub(r"[^a-z0-9]+", "_", text.lower()).strip("_")
+    return text.removeprefix("job_state_").removeprefix("batch_").removeprefix("status_")
