@@ -5,6 +5,7 @@ intake: submitting requests at once and one by one, next to plain jobs.
 whole_way: many lines through the fake provider (sealed, uploaded, polled,
 fetched, answered), with the worker's peak memory.
 added: the time of a batch beyond the provider's own time.
+long_line: one result line of many MiB, read and stored, with the longest hold of the event loop.
 direct: direct calls under a rate limit across four worker processes.
 
 Provider and workers are separate processes. Writes out/bench_batches.json.
@@ -24,8 +25,9 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +42,9 @@ from settings import load_settings
 from tests.support.providers import FakeProvider, fake_provider
 from worker.app.service import build_worker
 from worker.client import JobQueue
+from worker.http.client import build_http_client
+from worker.http.policy import EgressPolicy, parse_networks
+from worker.llm.providers import OpenAIProvider, RemoteBatch
 
 ROOT = Path(__file__).resolve().parent.parent
 CHAT = "/v1/chat/completions"
@@ -211,6 +216,96 @@ async def one_batch(queue: JobQueue, size: int, round_: int) -> float:
     return time.perf_counter() - start - PROVIDER_S
 
 
+# -- one long line -----------------------------------------------------------------------
+
+
+def long_line(request_id: str, mib: int, kind: str) -> bytes:
+    """A result line with a text of words, or with many numbers."""
+    part: Any = "It was a bright cold day in April. " if kind == "text" else [0.123456789, -1.5]
+    content = part * (mib * 1024 * 1024 // (len(part) if kind == "text" else 19))
+    body = {"choices": [{"message": {"content": content}}], "usage": {"prompt_tokens": 1}}
+    item = {"custom_id": f"{request_id}-{'b' * 24}", "response": {"status_code": 200, "body": body}}
+    return json.dumps(item).encode() + b"\n"
+
+
+async def serve_line(request_id: str, mib: int, kind: str) -> None:
+    """Answer every request with one long line; the port is printed."""
+    line = long_line(request_id, mib, kind)
+    head = f"HTTP/1.1 200 OK\r\ncontent-length: {len(line)}\r\n\r\n".encode()
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(head + line)
+        await writer.drain()
+        writer.close()
+
+    server = await asyncio.start_server(answer, "127.0.0.1", 0)
+    print(server.sockets[0].getsockname()[1], flush=True)
+    await asyncio.get_running_loop().run_in_executor(None, sys.stdin.read)
+
+
+@dataclass
+class Hold:
+    """The longest time in ms that other tasks had to wait, and the processor's part of it."""
+
+    ms: float = 0.0
+    cpu_ms: float = 0.0
+
+
+@asynccontextmanager
+async def longest_hold() -> AsyncIterator[Hold]:
+    hold = Hold()
+
+    async def watch() -> None:
+        while True:
+            start, cpu = time.perf_counter(), time.thread_time()
+            await asyncio.sleep(0.001)
+            hold.ms = max(hold.ms, (time.perf_counter() - start) * 1000 - 1)
+            hold.cpu_ms = max(hold.cpu_ms, (time.thread_time() - cpu) * 1000)
+
+    task = asyncio.create_task(watch())
+    yield hold
+    task.cancel()
+
+
+async def one_line(url: str, fake: FakeProvider, *, mib: int, kind: str) -> dict[str, float]:
+    async with open_queue(load_settings(**options(url, fake))) as queue:
+        id_ = await queue.submit_llm_request(body(1), provider="openai", endpoint=CHAT)
+        command = [sys.executable, __file__, "--line", json.dumps([id_, mib, kind])]
+        server = subprocess.Popen(  # noqa: ASYNC220
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE
+        )
+        assert server.stdout is not None
+        base = f"http://127.0.0.1:{int(server.stdout.readline())}/v1"
+        policy = EgressPolicy(parse_networks("127.0.0.0/8"))
+        remote = RemoteBatch("b", "completed", ended=True, files=("f",))
+        async with build_http_client(policy, max_connections=1) as client, longest_hold() as hold:
+            provider = OpenAIProvider(client, base_url=base, api_key="k" * 20, timeout_s=60)
+            start, cpu = time.perf_counter(), time.process_time()
+            async for _, answer in provider.results(remote):
+                read_s = time.perf_counter() - start
+                assert await stores_of(queue).requests.answer(id_, answer)
+            took_s, cpu_s = time.perf_counter() - start, time.process_time() - cpu
+        server.communicate()
+        await stores_of(queue).client.flushdb()
+    return {
+        "read_s": round(read_s, 2),
+        "stored_s": round(took_s, 2),
+        "cpu_s": round(cpu_s, 2),
+        "longest_hold_ms": round(hold.ms, 1),
+        "longest_hold_cpu_ms": round(hold.cpu_ms, 1),
+    }
+
+
+async def lines(url: str, fake: FakeProvider, *, sizes: tuple[int, ...]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for kind in ("text", "numbers"):
+        for mib in sizes:
+            shown = await one_line(url, fake, mib=mib, kind=kind)
+            found |= {f"{kind}_{mib}_mib_{name}": value for name, value in shown.items()}
+    return found
+
+
 # -- direct calls ----------------------------------------------------------------------
 
 
@@ -267,6 +362,7 @@ async def main(*, quick: bool) -> dict[str, Any]:
                 ),
                 "whole_way": await whole_way(url, fake, lines=5000 if quick else 50_000),
                 "added": await added(url, fake, rounds=3 if quick else 10),
+                "long_line": await lines(url, fake, sizes=(4, 16) if quick else (4, 16, 64)),
                 "direct": await direct(url, fake, seconds=10 if quick else 75),
             }
         finally:
@@ -275,20 +371,24 @@ async def main(*, quick: bool) -> dict[str, Any]:
 
 
 def table(found: dict[str, Any]) -> None:
-    for part in ("intake", "whole_way", "added", "direct"):
+    for part in ("intake", "whole_way", "added", "long_line", "direct"):
         print(part)
         for name, value in found[part].items():
-            print(f"  {name:<28}{value:>12}")
+            print(f"  {name:<34}{value:>12}")
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser()
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--worker", help=argparse.SUPPRESS)
+    parser.add_argument("--line", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.ERROR))
     if arguments.worker:
         asyncio.run(serve(json.loads(arguments.worker)))
+        sys.exit()
+    if arguments.line:
+        asyncio.run(serve_line(*json.loads(arguments.line)))
         sys.exit()
     report = asyncio.run(main(quick=arguments.quick))
     table(report)
