@@ -9,6 +9,7 @@ objects on a line.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -17,7 +18,7 @@ import msgspec
 # White space, byte order marks and other characters without a meaning of their own.
 _AROUND = " \t\r\n\v\f\0\x1a\x1c\x1d\x1e\x1f\x85\xa0\u2028\u2029\u200b\u2060\ufeff"
 # Rows may be written as an array.
-_BETWEEN = _AROUND + ",[]"
+_BETWEEN = re.compile("[" + re.escape(_AROUND + ",[]") + "]*")
 # Longer integers than Python reads by default are read as floats.
 _MOST_DIGITS = 4000
 
@@ -73,11 +74,11 @@ def text_of(data: bytes) -> str:
 
 def _values(text: str) -> tuple[list[Any], str]:
     found: list[Any] = []
-    at, most = 0, len(text)
+    at = 0
     while True:
-        while at < most and text[at] in _BETWEEN:
-            at += 1
-        if at == most:
+        between = _BETWEEN.match(text, at)
+        at = at if between is None else between.end()
+        if at == len(text):
             return found, ""
         try:
             value, at = _decoder.raw_decode(text, at)

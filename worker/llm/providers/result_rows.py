@@ -110,7 +110,7 @@ class RowReader:
             return
         self._joined = False
         line = self._taken()
-        if not line:
+        if not line.strip():
             return
         if self._open is not None:
             if not _begins_row(line):
