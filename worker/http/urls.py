@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from functools import lru_cache
 from ipaddress import IPv6Address
 from urllib.parse import quote
 
@@ -48,6 +49,8 @@ class WebhookURL:
         return f"{self.host.lower().rstrip('.')}:{self.port}"
 
 
+# Few endpoints get most webhooks.
+@lru_cache(maxsize=1024)
 def read_url(url: str) -> WebhookURL:
     """
     Read an absolute http(s) URL of printable text.
