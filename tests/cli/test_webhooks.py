@@ -89,7 +89,7 @@ def test_one_delivery_is_replayed_by_its_id(shell: Shell) -> None:
     id_ = shell.ended(status=200)
     assert shell.json("replay", id_) == {"replayed": 1}
     again = shell("replay", id_)
-    assert again.exit_code == 1
+    assert again.exit_code == 2
     assert "has not ended" in again.output
 
 
@@ -113,8 +113,8 @@ def test_a_gone_endpoint_is_shown_and_enabled_again(shell: Shell) -> None:
 def test_an_endpoint_is_disabled_and_shown(shell: Shell) -> None:
     assert shell.json("disable", "--endpoint-id", "t1") == {"changed": True}
     assert shell.json("endpoint", URL)["breaker"] == "closed"
-    assert shell("endpoint").exit_code == 1
-    assert shell("enable", URL, "--endpoint-id", "t1").exit_code == 1
+    assert shell("endpoint").exit_code == 2
+    assert shell("enable", URL, "--endpoint-id", "t1").exit_code == 2
 
 
 def test_a_ping_is_sent_and_shown(shell: Shell) -> None:
@@ -140,7 +140,7 @@ def test_what_waits_is_listed_and_retried_now(shell: Shell) -> None:
 
 def test_what_cannot_be_retried_now_says_why(shell: Shell) -> None:
     refused = shell("retry", shell.ended(status=200))
-    assert (refused.exit_code, "replay it" in refused.output) == (1, True)
+    assert (refused.exit_code, "replay it" in refused.output) == (2, True)
     assert shell("retry", "msg_unknown").exit_code == 1
     assert shell("retry").exit_code == 2
 
