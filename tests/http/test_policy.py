@@ -63,3 +63,10 @@ def test_a_plain_name_allows_itself_and_a_starred_one_those_below() -> None:
         assert policy.refusal("10.0.0.1", host)
     for address in ("169.254.169.254", "fd00:ec2::254", "100.100.100.200", "0.0.0.0", "224.0.0.1"):
         assert policy.refusal(address, "hooks.internal")
+
+
+def test_an_allowed_host_in_unicode_is_matched_as_it_is_looked_up() -> None:
+    policy = EgressPolicy(hosts=parse_hosts("*.B\xdcCHER.example, stra\xdfe.example."))
+    for host in ("a.xn--bcher-kva.example", "xn--strae-oqa.example"):
+        assert policy.refusal("10.0.0.1", host) is None
+    assert policy.refusal("10.0.0.1", "strasse.example") is not None

@@ -157,7 +157,7 @@ def build_webhook_context(settings: Settings, stores: Stores) -> WebhookContext:
     Build the context of the webhook jobs, with its own HTTP client.
 
     Raises:
-        settings.SettingsError: a certificate file cannot be used.
+        settings.SettingsError: a certificate file or the name of an allowed host cannot be used.
     """
     return WebhookContext(
         attempts=stores.attempts,
@@ -181,9 +181,13 @@ def build_webhook_client(settings: Settings) -> GuardedClient:
     from worker.http.client import build_http_client
     from worker.http.transport import tls_context
 
+    try:
+        hosts = parse_hosts(settings.webhook_allow_hosts)
+    except ValueError as exc:
+        raise SettingsError(f"{variable_name('webhook_allow_hosts')} {exc}") from None
     policy = EgressPolicy(
         allowed=parse_networks(settings.webhook_allow_cidrs),
-        hosts=parse_hosts(settings.webhook_allow_hosts),
+        hosts=hosts,
         ports=parse_ports(settings.webhook_ports),
     )
     names = ("webhook_ca_file", "webhook_cert_file", "webhook_key_file")

@@ -13,6 +13,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
 
+from worker.http.urls import ascii_host
+
 Address = IPv4Address | IPv6Address
 Network = IPv4Network | IPv6Network
 
@@ -76,8 +78,17 @@ def parse_ports(text: str) -> frozenset[int] | None:
 
 
 def parse_hosts(text: str) -> tuple[str, ...]:
-    """Parse `hooks.internal, *.svc.local` to names in lower case."""
-    return tuple(part.strip().lower().rstrip(".") for part in text.split(",") if part.strip())
+    """
+    Parse `hooks.internal, *.svc.local` to names in lower case and ASCII.
+
+    Raises:
+        BadURL: IDNA 2008 does not allow a name.
+    """
+    names = [part.strip().lower().rstrip(".") for part in text.split(",") if part.strip()]
+    below = ["*." if name.startswith("*.") else "" for name in names]
+    return tuple(
+        dots + ascii_host(name.removeprefix("*.")) for dots, name in zip(below, names, strict=True)
+    )
 
 
 @dataclass(frozen=True, slots=True)

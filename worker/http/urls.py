@@ -90,8 +90,7 @@ def _host(host: str) -> str:
         if address.scope_id is not None:
             raise BadURL("names an address with a zone, which means nothing elsewhere")
         return str(address)
-    if not host.isascii():
-        host = _ascii(host)
+    host = ascii_host(host)
     if not _LABELS.fullmatch(host) or len(host.rstrip(".")) > 253:
         raise BadURL(f"names the host {host[:100]!r}, which no resolver can look up")
     if _NUMBER.fullmatch(host.rstrip(".").rpartition(".")[2]) and not _is_ipv4(host.rstrip(".")):
@@ -99,7 +98,15 @@ def _host(host: str) -> str:
     return host
 
 
-def _ascii(host: str) -> str:
+def ascii_host(host: str) -> str:
+    """
+    Return a name in ASCII, as it is looked up.
+
+    Raises:
+        BadURL: IDNA 2008 does not allow it.
+    """
+    if host.isascii():
+        return host
     # Its tables take long to import, and few hosts need them.
     import idna
 
