@@ -696,6 +696,11 @@ def retry_llm(client: Any) -> Steps:
 
 
 @case
+def count_unanswered(client: Any) -> Steps:
+    return submit(client, "a"), lambda: requests(client).count_unanswered("a", run=1)
+
+
+@case
 def seal_batch(client: Any) -> Steps:
     return submit(client, "a", "b"), sealed(client)
 

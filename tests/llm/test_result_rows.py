@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Iterable
 from typing import Any
 
@@ -157,6 +158,17 @@ def test_a_long_row_is_kept_as_it_came(content: Any, step: int) -> None:
     assert isinstance(text, LongText)
     assert b"".join(text.pieces) == long
     assert max(map(len, text.pieces)) <= 262_144
+
+
+@pytest.mark.parametrize("content", ["ab c" * 2**20, [[0.25, {"k": "v"}]] * 200_000])
+def test_no_piece_of_a_long_row_takes_long(content: Any) -> None:
+    long, reader, longest = row(2, content), RowReader(()), 0.0
+    for at in range(0, len(long), 65_536):
+        start = time.thread_time()
+        found = list(reader.feed(long[at : at + 65_536]))
+        longest = max(longest, time.thread_time() - start)
+    assert longest < 0.02
+    assert [r.row is not None for r in found] == [True]
 
 
 def test_secrets_in_a_long_row_are_removed_wherever_they_stand() -> None:

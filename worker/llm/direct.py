@@ -49,7 +49,7 @@ async def run_llm_request(ctx: JobContext, request_id: str) -> str:
     if wait_s:
         raise _again(wait_s, left_s)
     try:
-        answer = await _answered(context, request, left_s)
+        answer = await _answered(context, request, left_s, run=int(ctx["job_try"]))
     except Transient as exc:
         wait_s = backoff_s(context, ctx, exc)
         asked_s = exc.wait_s if isinstance(exc, Busy) else None
@@ -63,7 +63,9 @@ async def run_llm_request(ctx: JobContext, request_id: str) -> str:
     return "late" if answer is LATE else "answered"
 
 
-async def _answered(context: LLMContext, request: StoredRequest, left_s: float | None) -> Answer:
+async def _answered(
+    context: LLMContext, request: StoredRequest, left_s: float | None, *, run: int
+) -> Answer:
     """
     The answer of one call, or the error that it ended with.
 
@@ -82,7 +84,7 @@ async def _answered(context: LLMContext, request: StoredRequest, left_s: float |
         return Answer(kind=type(exc).__name__, message=str(exc))
     answer = judged(answer, request.group.endpoint)
     if answer.retryable:
-        tries = await context.requests.count_unanswered(request.id)
+        tries = await context.requests.count_unanswered(request.id, run=run)
         if tries < context.options.item_max_tries:
             raise Transient(f"{answer.kind}: {answer.message}")
     return answer

@@ -149,9 +149,10 @@ class RequestStore(AnswerStore):
             expires_ms=whole(row[5]) or None,
         )
 
-    async def count_unanswered(self, request_id: str) -> int:
-        """Count a call that succeeded without an answer; returns how many there were."""
-        return int(await _UNANSWERED.run(self.client, [self.keys.llm_request(request_id)]))
+    async def count_unanswered(self, request_id: str, *, run: int) -> int:
+        """Count a call that succeeded without an answer, once a run; returns how many there were."""
+        key = self.keys.llm_request(request_id)
+        return int(await _UNANSWERED.run(self.client, [key], [run]))
 
     async def is_open(self, request_id: str) -> bool:
         """Whether the request is known and has no answer."""

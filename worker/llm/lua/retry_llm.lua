@@ -20,7 +20,7 @@ redis.call('RENAME', KEYS[1], KEYS[2])
 redis.call('PERSIST', KEYS[2])
 redis.call('DEL', KEYS[3])
 redis.call('PERSIST', ARGV[1] .. 'callback:' .. ARGV[2])
-redis.call('HDEL', KEYS[2], 'batch', 'tries', 'single', 'lost', 'dedupe', 'unanswered')
+redis.call('HDEL', KEYS[2], 'batch', 'tries', 'single', 'lost', 'dedupe', 'unanswered', 'unanswered_by')
 redis.call('HSET', KEYS[2], 'deadline', '', 'expires', '')
 if number_of(row[5], 0) < 1 then
   -- All had given it up; now it is the first one's again.
