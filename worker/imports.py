@@ -1,10 +1,11 @@
 """
-Imports redis-py and structlog without the large packages that they might use.
+Imports packages without the large ones that they might use.
 
 redis-py imports jwt, and with it cryptography, for logins by token; structlog
-imports rich and attrs, if they are there, for tracebacks with local variables.
-The workers do neither, and each process saves a quarter of a second of CPU and
-10 MB. Only a process of our own does this: a service's imports are its own.
+imports rich, if it is there, for tracebacks with local variables, and httpx for
+its command line. The workers do none of that, and each process saves a quarter
+of a second of CPU and 10 MB. Only a process of our own does this: a service's
+imports are its own.
 """
 
 from __future__ import annotations
@@ -17,12 +18,15 @@ from types import ModuleType
 from typing import Any
 
 
-def import_lightly() -> None:
-    """Import both, unless they are imported already. Call it before any thread starts."""
+def import_lightly(*also: str) -> None:
+    """Import redis-py, structlog and these packages. Call it before any thread starts."""
     with _hidden({"jwt": _Later("jwt")}):
         import redis.asyncio  # noqa: F401
-    with _hidden({"rich": None, "colorama": None, "better_exceptions": None}):
+    with _hidden({"rich": None, "pygments": None, "colorama": None}):
         import structlog  # noqa: F401
+
+        for package in also:
+            import_module(package)
 
 
 class _Later(ModuleType):

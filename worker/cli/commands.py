@@ -126,6 +126,9 @@ class _server_for_children:  # noqa: N801  (a context manager, read like a funct
 @settings_option
 def child(foreign: str | None) -> None:
     """Fork worker processes for the supervisor, which starts this command, or run one alone."""
+    from worker.imports import import_lightly
+
+    import_lightly("httpx")
     from worker.app.functions import load_settings_class
     from worker.app.service import run_child
     from worker.errors import BadCron
