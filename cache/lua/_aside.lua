@@ -25,6 +25,9 @@ local function follows(window, set, after)
   if after == '' then
     return window.complete or window.tail ~= nil
   end
+  if tonumber(after) == window.tail then
+    return true
+  end
   -- rule predecessor: otherwise the window would have a hole
   if not has(set, after) and (window.complete or tonumber(after) > first_of(set)) then
     return false
@@ -38,10 +41,13 @@ local function place(window, set, append)
   for i = 2, #append, 2 do
     local id = tonumber(append[i])
     local belongs = true
-    -- rule late_commit: the window lacks what is between its first message and an older one
-    belongs = window.complete or id > first_of(set)
-    -- end of rule
-    if belongs and not has(set, append[i]) then
+    if window.tail and id <= window.tail then
+      -- rule late_commit: the window lacks what is between its first message and an older one
+      belongs = window.complete or id > first_of(set)
+      -- end of rule
+      belongs = belongs and not has(set, append[i])
+    end
+    if belongs then
       redis.call('ZADD', set, append[i], append[i + 1])
       window.tail = math.max(window.tail or id, id)
     end
@@ -68,13 +74,14 @@ end
 -- store(window, state_key, set, head, version, ttl_ms, most): trim the set to `most`, write the state.
 -- `head` is the run of the server and the fill id.
 local function store(window, state_key, set, head, version, ttl_ms, most)
-  local surplus = redis.call('ZCARD', set) - tonumber(most)
+  local count = redis.call('ZCARD', set)
+  local surplus = count - tonumber(most)
   if surplus > 0 then
-    redis.call('ZREMRANGEBYRANK', set, 0, surplus - 1)
+    count = count - redis.call('ZREMRANGEBYRANK', set, 0, surplus - 1)
     window.complete = false
   end
   local tail = window.tail and string.format('%.0f', window.tail) or ''
-  local parts = {version, tail, redis.call('ZCARD', set), window.complete and 1 or 0, window.gap and 1 or 0, set}
+  local parts = {version, tail, count, window.complete and 1 or 0, window.gap and 1 or 0, set}
   redis.call('SET', state_key, head .. table.concat(parts, ':'), 'PX', ttl_ms)
   redis.call('PEXPIRE', set, ttl_ms)
 end

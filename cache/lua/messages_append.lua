@@ -51,10 +51,14 @@ end
 if not window then
   return 2
 end
-appends[#appends + 1] = append
-settle(window, set, appends)
-if not window.gap and not loading then
-  redis.call('UNLINK', aside)
+if keep then
+  appends[#appends + 1] = append
+  settle(window, set, appends)
+  if not window.gap and not loading then
+    redis.call('UNLINK', aside)
+  end
+else
+  place(window, set, append)
 end
 -- The fill id becomes zeros, so that a fill that is sent again does not take this window for its own.
 store(window, KEYS[2], set, ARGV[1] .. string.rep('\0', 8), version, ARGV[3], ARGV[4])
