@@ -76,12 +76,13 @@ def test_any_temporary_folder_will_do(
     folder = tmp_path / name
     folder.mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(folder))
-    path = parse_url(embedded.acquire("embedded://")).path
+    url = f"embedded://{tmp_path}/data"  # other tests share the server without a directory
+    path = parse_url(embedded.acquire(url)).path
     try:
         assert embedded.answers(Path(path))
         assert Path(path).parent.stat().st_mode & 0o077 == 0
     finally:
-        embedded.release("embedded://")
+        embedded.release(url)
     assert not Path(path).parent.exists()
 
 
