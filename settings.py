@@ -182,14 +182,20 @@ class Settings(BaseSettings):
     cache_loader_timeout_s: float | None = Field(
         None, gt=0, le=3600, description="Limit for one run of a loader, seconds; unset: none."
     )
-    cache_member_lease_s: float = Field(
-        3.0,
-        ge=0,
-        le=60,
+    cache_intent_s: float = Field(
+        30.0,
+        ge=0.1,
+        le=3600,
         description=(
-            "Maximum wait of `invalidate` when the cache's server cannot be reached, seconds, and "
-            "the longest silence of a process before everything stored earlier is void. 0: it does "
-            "not wait, and values stay stale until the invalidation is delivered."
+            "How long the agents that a process was writing are not cached after it died, seconds. "
+            "An intent is renewed at a third while the write runs, and must outlive a pause of the process."
+        ),
+    )
+    cache_cut_off: Literal["serve", "refuse"] = Field(
+        "serve",
+        description=(
+            "When the cache's server cannot be reached at the beginning of a write. serve: the write goes "
+            "on, and others may read older values until the server is told. refuse: CacheUnavailable."
         ),
     )
     cache_timeout_s: float = Field(

@@ -327,10 +327,7 @@ async def run(port: int, rounds: int, seconds: float) -> Report:
     report = Report()
     async with (
         reached(f"redis://127.0.0.1:{port}/0") as client,
-        # A long lease: its renewals would be counted as commands of misses.
-        Cache(
-            client, CacheOptions(prefix="bench:", timeout_s=1, ttl_s=3600, member_lease_s=60)
-        ) as cache,
+        Cache(client, CacheOptions(prefix="bench:", timeout_s=1, ttl_s=3600)) as cache,
     ):
         await bytes_and_models(report, cache, port, rounds=rounds, seconds=seconds)
         await in_process(report, client, rounds, seconds)

@@ -15,10 +15,12 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from cache.coherence.intents import WriteToken
     from cache.coherence.results import Lease
     from cache.encoding.encryption import Keyring
     from cache.errors import (
         CacheError,
+        CacheUnavailable,
         CodecError,
         EmbeddedServerError,
         InvalidName,
@@ -28,7 +30,8 @@ if TYPE_CHECKING:
         RedisUnavailable,
         UnsupportedRedisURL,
     )
-    from cache.opening import open_cache
+    from cache.invalidator import Invalidator
+    from cache.opening import open_cache, open_invalidator
     from cache.options import CacheOptions, LocalOptions
     from cache.service import Cache
 
@@ -36,9 +39,11 @@ __all__ = [
     "Cache",
     "CacheError",
     "CacheOptions",
+    "CacheUnavailable",
     "CodecError",
     "EmbeddedServerError",
     "InvalidName",
+    "Invalidator",
     "Keyring",
     "Lease",
     "LoaderTimeout",
@@ -47,11 +52,15 @@ __all__ = [
     "NotEncodable",
     "RedisUnavailable",
     "UnsupportedRedisURL",
+    "WriteToken",
     "open_cache",
+    "open_invalidator",
 ]
 
 # Where the names are, the cheapest import first.
-_HOMES = ("errors", "options", "coherence.results", "encoding.encryption", "opening", "service")
+_HOMES = (
+    "errors", "options", "coherence.results", "encoding.encryption", "opening", "invalidator", "service",
+)  # fmt: skip
 
 
 def __getattr__(name: str) -> Any:

@@ -10,6 +10,7 @@ import asyncio
 from collections.abc import Awaitable, Callable, Iterable
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from cache.coherence.change import Change
 from cache.coherence.flight import LoadOptions
 from cache.coherence.results import Lease, value_key
 from cache.components import Components, Dependencies
@@ -47,9 +48,8 @@ class AgentStateCache(Values):
         """
         Return an agent's cached state, or None on a miss.
 
-        Reads the era, `lc:{id}` and `lc:{id}:state:{scope}` (docs/keys.md) by one MGET; with an
-        organization, its generation in the same write. A value of another schema version, of an
-        ended era, or altered, is a miss.
+        Reads `lc:{id}` and `lc:{id}:state:{scope}` (docs/keys.md) by one MGET. A value of another
+        schema version, of another run of the server, or altered, is a miss.
 
         Args:
             scope: the variant. Each scope has its own value; `invalidate` forgets all of them.
@@ -194,30 +194,31 @@ class AgentStateCache(Values):
         except Away:
             return False
 
-    async def invalidate(self, *agent_ids: str) -> bool:
+    async def invalidate(
+        self,
+        *agent_ids: str,
+        dependencies: Iterable[str] = (),
+        organisations: Iterable[str] = (),
+    ) -> bool:
         """
-        Invalidate agents: every scope, block and context.
+        Invalidate agents: every scope, block and context. As `Cache.invalidate`.
 
-        After it returns True, no process serves anything older: neither from Redis, nor from a
-        loader that read before. (Copies in other processes end within
-        LETTA_CACHE_LOCAL_TTL_S.) While the server is away it is queued, and this process goes to
-        its loaders until it is delivered. It then returns after at most
-        LETTA_CACHE_MEMBER_LEASE_S, when no process trusts what was stored before.
-
-        False means that the outage is older than that. Another process that reaches the server
-        may serve older values until delivery, for which `Cache.settled` waits.
+        Args:
+            dependencies: names as in `depends_on`; every agent whose value named one.
+            organisations: every agent with a value that was stored with one as `organisation`.
         """
-        keys = [self._components.keys.agent(agent_id) for agent_id in checked_agent_ids(agent_ids)]
-        if not keys or not self._options.enabled:
+        change = Change(
+            checked_agent_ids(agent_ids),
+            checked_names("dependencies", dependencies),
+            checked_names("organisations", organisations),
+        )
+        if not len(change) or not self._options.enabled:
             return True
-        return await self._components.invalidation.entries(keys)
+        return await self._components.invalidation.deliver(change)
 
     async def invalidate_dependency(self, *names: str) -> bool:
         """Invalidate every agent whose value named one of these in `depends_on`."""
-        found = checked_names("names", names)
-        if not self._options.enabled:
-            return True
-        return await self._components.invalidation.dependencies(found)
+        return await self.invalidate(dependencies=checked_names("names", names))
 
     async def invalidate_tag(self, *tags: str) -> bool:
         """Invalidate every agent that depends on `tag:<tag>`."""
@@ -225,11 +226,8 @@ class AgentStateCache(Values):
         return await self.invalidate_dependency(*(f"tag:{tag}" for tag in found))
 
     async def invalidate_organisation(self, *organisations: str) -> bool:
-        """Invalidate every value that was stored with one of these as `organisation`."""
-        found = checked_names("organisations", organisations)
-        if not self._options.enabled:
-            return True
-        return await self._components.invalidation.organisations(found)
+        """Invalidate every agent with a value that was stored with one of these as `organisation`."""
+        return await self.invalidate(organisations=organisations)
 
     async def warm(
         self,

@@ -7,13 +7,15 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from cache.coherence.backplane import Backplane
+from cache.coherence.dependencies import DependencyIndex
 from cache.coherence.entries import Entries
+from cache.coherence.intents import Intents
 from cache.coherence.invalidation import Invalidation
 from cache.coherence.local import Fence, LocalLevel
 from cache.coherence.readthrough import ReadThrough
-from cache.coherence.results import Changed, Held, Lease, Reading
+from cache.coherence.results import Changed, Held, Intended, Lease, Reading
 from cache.encoding.models import is_model
-from cache.keys import CacheKeys
+from cache.keys import CacheKeys, intents_of
 from cache.names import checked_names
 from cache.options import CacheOptions
 from cache.stats import Counters, PerAgent
@@ -33,6 +35,8 @@ class Components:
     entries: Entries
     flights: ReadThrough
     invalidation: Invalidation
+    intents: Intents
+    index: DependencyIndex
     backplane: Backplane
     local: LocalLevel | None
     counters: Counters
@@ -47,7 +51,7 @@ class ValueSlot:
     agent_id: str
     key: str
     field: str
-    generation_key: str | None = None
+    organisation: str | None = None
     model: type[BaseModel] | None = None
     ttl_s: float | None = None
     keep_s: float = 0.0
@@ -81,9 +85,7 @@ class ValueSlot:
     def read(self) -> Awaitable[Reading]:
         """Read the value, and keep a local copy if there are any. Raises Away when awaited."""
         local, entries = self.components.local, self.components.entries
-        reading = entries.read(
-            self.key, self.field, generation_key=self.generation_key, model=self.model
-        )
+        reading = entries.read(self.key, self.field, model=self.model)
         return reading if local is None else self._keep(local, local.begin(self.key), reading)
 
     async def _keep(self, local: LocalLevel, fence: Fence, reads: Awaitable[Reading]) -> Reading:
@@ -95,18 +97,14 @@ class ValueSlot:
                 local.keep(
                     self.key, self.field, fence,
                     stored=reading.stored, value=reading.value, left_s=left_s,
-                    group=self.generation_key,
                 )  # fmt: skip
             return reading
         finally:
             local.end(self.key, fence)
 
-    async def lease(self, seen: Reading, mode: str = "grant") -> Lease | Held | Changed:
-        generation = seen.generation
-        if self.generation_key is not None and not generation:
-            generation = await self.components.invalidation.generation(self.generation_key)
+    async def lease(self, seen: Reading, mode: str = "grant") -> Lease | Held | Changed | Intended:
         return await self.components.entries.lease(
-            self.key, self.field, seen.seen, generation, mode=mode, era=seen.era
+            self.key, self.field, intents_of(self.key), seen.seen, mode=mode
         )
 
     async def renew(self, lease: Lease) -> bool:
@@ -133,8 +131,11 @@ class ValueSlot:
             names = checked_names("depends_on", self.dependencies(value))
         elif self.dependencies:
             names = self.dependencies  # checked by checked_dependencies
-        invalidation = self.components.invalidation
-        if not await invalidation.index.record(self.agent_id, names, lease, life_ms):
+        keys = self.components.keys
+        indexes = [keys.dependency(name) for name in dict.fromkeys(names)]
+        if self.organisation is not None:
+            indexes.append(keys.organisation(self.organisation))
+        if not await self.components.index.record(self.agent_id, indexes, lease, life_ms):
             self.components.counters.fills_refused += 1
             await entries.release(lease)
             return 0

@@ -4,6 +4,8 @@ Defines the errors of the cache, of its connections and of its encoding.
 CacheError
 ├── RedisUnavailable(url, reason)   the server cannot be reached: also a ConnectionError
 │   └── RedisRefused                it answers, and refuses: the message says what to change
+├── CacheUnavailable                a write could not begin, and LETTA_CACHE_CUT_OFF is refuse:
+│                                   also a ConnectionError
 ├── UnsupportedRedisURL             the URL cannot be used here: also a ValueError
 ├── EmbeddedServerError             embedded:// could not start its server
 ├── MissingExtra                    a setting needs a package that is absent: also an ImportError
@@ -38,6 +40,16 @@ class RedisRefused(RedisUnavailable):
     """The server answers, but refuses this client. Waiting does not help; `reason` has the remedy."""
 
     _verb = "use"
+
+
+class CacheUnavailable(CacheError, ConnectionError):
+    """A write could not begin, so nothing was written. Retry later, or set LETTA_CACHE_CUT_OFF=serve."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "the write was not begun, because the cache's server cannot be reached; retry later, or "
+            "set LETTA_CACHE_CUT_OFF=serve to write without it"
+        )
 
 
 class UnsupportedRedisURL(CacheError, ValueError):

@@ -21,7 +21,7 @@ class KeySpec:
     bound: str
 
 
-# A dependency's index outlives the values that it lists by this many ms.
+# An index outlives the values that it lists, and what has ended a write, by this many ms.
 CACHE_INDEX_MARGIN_MS = 120_000
 
 # Longest TTL of any cached value, seconds; settings and calls stay below it.
@@ -62,27 +62,21 @@ class CacheKeys:
         """Hash: first sequence_id -> an append that waits for its predecessor, or for a load."""
         return f"{self.prefix}{{{agent_id}}}:messages:aside:{conversation}"
 
+    def window_intents(self, agent_id: str, conversation: str) -> str:
+        """Sorted set: intents to change a conversation."""
+        return f"{self.prefix}{{{agent_id}}}:messages:intents:{conversation}"
+
     def session(self, agent_id: str, session_id: str) -> str:
         """String: a session's TTL and its envelope."""
         return f"{self.prefix}{{{agent_id}}}:session:{session_id}"
 
     def dependency(self, name: str) -> str:
-        """Hash: the agents that depend on the name, its last invalidation, and an overflow flag."""
-        return f"{self.prefix}dependency:{{{name}}}"
+        """Sorted set: agent that depends on the name -> time of its record."""
+        return f"{self.prefix}dependency:{{{quoted(name)}}}"
 
-    def generation(self, organisation: str) -> str:
-        """String: 8 random bytes, replaced when the organization is invalidated."""
-        return f"{self.prefix}generation:{organisation}"
-
-    @property
-    def era(self) -> str:
-        """String: the era that every value must belong to."""
-        return f"{self.prefix}era:{{era}}"
-
-    @property
-    def members(self) -> str:
-        """Sorted set: process -> end of its lease, the server's Unix ms. On the era's slot."""
-        return f"{self.prefix}members:{{era}}"
+    def organisation(self, name: str) -> str:
+        """Sorted set: agent with values of the organization -> time of its record."""
+        return f"{self.prefix}organisation:{{{quoted(name)}}}"
 
     @property
     def counters(self) -> str:
@@ -93,6 +87,18 @@ class CacheKeys:
     def backplane(self) -> str:
         """Stream: invalidations for the copies inside processes, and wake-ups of waiting loads."""
         return f"{self.prefix}backplane"
+
+
+def intents_of(key: str) -> str:
+    """Sorted set: intents to change an agent's entry, a dependency or an organization."""
+    return f"{key}:intents"
+
+
+def quoted(name: str) -> str:
+    """A name as a part of a key: two names never make one key, nor end its hash tag."""
+    if "%" not in name and ":" not in name and "}" not in name:
+        return name
+    return name.replace("%", "%25").replace(":", "%3A").replace("}", "%7D")
 
 
 CATALOGUE: tuple[KeySpec, ...] = (
@@ -151,34 +157,28 @@ CATALOGUE: tuple[KeySpec, ...] = (
         "TTL 60 s; 256 appends of 64 KiB",
     ),
     KeySpec(
+        "lc:{<agent>}:intents, lc:{<agent>}:messages:intents:<conversation>",
+        "sorted set",
+        "the writes under way: while one stands, nothing is loaded under a lease, so nothing is stored",
+        "TTL LETTA_CACHE_INTENT_S + 120 s; one member a write, removed at its end",
+    ),
+    KeySpec(
         "lc:{<agent>}:session:<id>",
         "string",
         "a session's TTL and its data, in an envelope",
         "TTL LETTA_CACHE_SESSION_TTL_S, renewed when read; LETTA_CACHE_MAX_VALUE_BYTES",
     ),
     KeySpec(
-        "lc:dependency:{<name>}",
-        "hash",
-        "the agents whose values depend on a block, tool, source or tag",
+        "lc:dependency:{<name>}, lc:organisation:{<name>}",
+        "sorted set",
+        "the agents with values that depend on a block, tool, source or tag, or belong to an organization",
         "TTL of the values + 120 s; LETTA_CACHE_MAX_DEPENDENTS agents",
     ),
     KeySpec(
-        "lc:generation:<organisation>",
-        "string",
-        "8 bytes that every value of the organization must carry",
-        "TTL 7 d, renewed with every value stored",
-    ),
-    KeySpec(
-        "lc:era:{era}",
-        "string",
-        "16 bytes that every value must carry; expires when a process stops renewing its lease",
-        "TTL of the shortest lease of a member",
-    ),
-    KeySpec(
-        "lc:members:{era}",
+        "lc:dependency:{<name>}:intents, lc:organisation:{<name>}:intents",
         "sorted set",
-        "member process -> end of its lease, Unix ms",
-        "one member for each open cache, removed after LETTA_CACHE_MEMBER_LEASE_S; TTL 7 d, renewed",
+        "the writes under way, and the time of the last one: loads from before it are not stored",
+        "TTL LETTA_CACHE_INTENT_S + 120 s; one member a write, removed at its end",
     ),
     KeySpec(
         "lc:counters",

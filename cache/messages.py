@@ -21,6 +21,7 @@ from typing import Any
 
 from redis.exceptions import ResponseError
 
+from cache.coherence.change import Change
 from cache.coherence.flight import LoadOptions
 from cache.coherence.results import lease_key, value_key
 from cache.components import Components
@@ -165,7 +166,6 @@ class MessageCache:
             self.components.invalidation.miss_window(agent_id, conversation)
             if isinstance(exc, (ResponseError, asyncio.CancelledError)):
                 raise
-            await self.components.invalidation.assured()
             return False
         finally:
             self.components.flights.drop(slot.entry + "\0")
@@ -183,10 +183,8 @@ class MessageCache:
             slot.aside,
         )
         size = sum(len(record) for record in pairs[1::2])
-        eras = self.components.entries.eras
         args = (
-            # The mark of an ended era drops the window, which nobody could read any more.
-            await eras.mark_now(slot.key, era=eras.known or None),
+            self.components.entries.run_of(slot.key),
             "" if after is None else after,
             int(options.message_ttl_s * 1000),
             options.message_window,
@@ -204,8 +202,7 @@ class MessageCache:
             check_name("conversation", conversation)
         if not self.components.options.enabled:
             return True
-        if conversation is None:
-            return await self.components.invalidation.entries(
-                [self.components.keys.windows(agent_id)]
-            )
-        return await self.components.invalidation.window(agent_id, conversation)
+        change = Change(windows=(agent_id,))
+        if conversation is not None:
+            change = Change(conversations=((agent_id, conversation),))
+        return await self.components.invalidation.deliver(change)

@@ -9,19 +9,20 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from cache.encoding.encryption import Keyring
 from cache.options import CacheOptions, LocalOptions
 
 if TYPE_CHECKING:
     from cache.connection.pool import PoolOptions
+    from cache.invalidator import Invalidator
     from cache.service import Cache
     from settings import Settings
 
-# The commands and the backplane hold one connection each while the cache is open. (The membership's
-# connection is not from the pool.)
+# The commands and the backplane hold one connection each while the cache is open.
 _RESERVED_CONNECTIONS = 2
+Opened = TypeVar("Opened", bound="Invalidator")
 
 
 @asynccontextmanager
@@ -36,8 +37,28 @@ async def open_cache(settings: Settings | None = None) -> AsyncIterator[Cache]:
         MissingExtra: a setting needs an optional package that is not installed.
         EmbeddedServerError: the server of an embedded:// URL did not start.
     """
-    from cache.connection.pool import open_pool
     from cache.service import Cache
+
+    async with _open(Cache, settings) as cache:
+        yield cache
+
+
+@asynccontextmanager
+async def open_invalidator(settings: Settings | None = None) -> AsyncIterator[Invalidator]:
+    """
+    Open what invalidates and nothing else, for a process that only writes. As `open_cache`.
+
+    It holds one connection, and sends nothing while nobody calls it.
+    """
+    from cache.invalidator import Invalidator
+
+    async with _open(Invalidator, settings) as invalidator:
+        yield invalidator
+
+
+@asynccontextmanager
+async def _open(kind: type[Opened], settings: Settings | None) -> AsyncIterator[Opened]:
+    from cache.connection.pool import open_pool
 
     if settings is None:
         from settings import get_settings
@@ -48,9 +69,9 @@ async def open_cache(settings: Settings | None = None) -> AsyncIterator[Cache]:
     pool = replace(pool, max_connections=pool.max_connections + _RESERVED_CONNECTIONS)
     async with (
         open_pool(url, pool, name="letta-cache") as client,
-        Cache(client, cache_options(settings)) as cache,
+        kind(client, cache_options(settings)) as opened,
     ):
-        yield cache
+        yield opened
 
 
 def pool_options(settings: Settings) -> PoolOptions:
@@ -88,7 +109,8 @@ def cache_options(settings: Settings) -> CacheOptions:
         early_refresh_beta=settings.cache_early_refresh_beta,
         lease_s=settings.cache_lease_s,
         loader_timeout_s=settings.cache_loader_timeout_s,
-        member_lease_s=settings.cache_member_lease_s,
+        intent_s=settings.cache_intent_s,
+        cut_off=settings.cache_cut_off,
         timeout_s=settings.cache_timeout_s,
         max_value_bytes=settings.cache_max_value_bytes,
         max_dependents=settings.cache_max_dependents,

@@ -8,6 +8,7 @@ Times are seconds, sizes bytes. The defaults equal those of the settings, so
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Literal
 
 from cache.encoding.encryption import Keyring
 from cache.keys import CACHE_PREFIX
@@ -49,8 +50,9 @@ class CacheOptions:
         lease_s: if the process that loads a value dies, another loads it after this. A running
             loader renews its lease every third of it.
         loader_timeout_s: hard limit of a loader; None sets no limit.
-        member_lease_s: if an invalidation cannot be delivered, no process serves older values
-            after this. 0 turns that off; then `invalidate` returns False.
+        intent_s: an intent outlives its process by this, renewed while the write runs.
+        cut_off: when an intent cannot be registered, "serve" lets the write go on, "refuse"
+            raises CacheUnavailable.
         timeout_s: a call waits this long for the server, then goes to its loader.
         max_value_bytes: larger values (as stored) are returned but not stored.
         max_dependents: most agents in the index of one dependency. Beyond it, invalidating the
@@ -70,7 +72,8 @@ class CacheOptions:
     early_refresh_beta: float = 1.0
     lease_s: float = 3.0
     loader_timeout_s: float | None = None
-    member_lease_s: float = 3.0
+    intent_s: float = 30.0
+    cut_off: Literal["serve", "refuse"] = "serve"
     timeout_s: float = 0.04
     max_value_bytes: int = 1024 * 1024
     max_dependents: int = 10_000

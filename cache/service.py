@@ -7,41 +7,29 @@ uses `async with Cache(client, options)`.
 
 from __future__ import annotations
 
-import asyncio
-from contextlib import suppress
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
-from redis.asyncio.cluster import RedisCluster
-
 from cache.agents import AgentStateCache
-from cache.coherence.backplane import Backplane
+from cache.coherence.dependencies import DependencyIndex
 from cache.coherence.entries import Entries
-from cache.coherence.era import Eras
-from cache.coherence.guarded import GuardedConnection
-from cache.coherence.invalidation import Invalidation
+from cache.coherence.invalidation import ALL
 from cache.coherence.local import LocalLevel
-from cache.coherence.membership import Membership
 from cache.coherence.readthrough import ReadThrough
 from cache.components import Components
-from cache.connection.connect import connect, connect_beside
-from cache.connection.protocol import Away, Connection
 from cache.encoding.envelope import Envelopes
-from cache.keys import CacheKeys
+from cache.invalidator import Invalidator
 from cache.messages import MessageCache
 from cache.options import CacheOptions
 from cache.records import Records
-from cache.stats import Counters, PerAgent
+from cache.stats import PerAgent
 from cache.totals import Totals
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
 
-_FIRST_CONNECT_S = 2.0
-_MEMBER_TIMEOUT_S = 1.0
 
-
-class Cache:
+class Cache(Invalidator):
     """
     A cache over one server or cluster. Use it as a context manager, in one event loop.
 
@@ -56,63 +44,44 @@ class Cache:
     """
 
     def __init__(self, client: Any, options: CacheOptions | None = None) -> None:
-        self.options = options = options or CacheOptions()
-        self.client = client
-        self._counters = counters = Counters()
-        cluster = isinstance(client, RedisCluster)
-        self._unguarded: Connection = connect(client, options.timeout_s)
-        self._connection = connection = GuardedConnection(self._unguarded, counters)
-        keys = CacheKeys(options.prefix)
+        super().__init__(client, options)
+        options, counters, backplane = self.options, self._counters, self._backplane
         envelopes = Envelopes(
             schema_version=options.schema_version,
             compress_min_bytes=options.compress_min_bytes,
             max_value_bytes=options.max_value_bytes,
             keyring=options.keyring,
         )
-        eras = Eras(connection, keys)
-        entries = Entries(connection, eras, envelopes, options, counters)
-        entries.one_slot = not cluster
-        self._backplane = backplane = Backplane(client, connection, keys.backplane)
         self._local = LocalLevel(options.local, counters) if options.local.enabled else None
         if self._local is not None:
             self._local.usable = lambda: backplane.caught_up
         self._totals = Totals(
-            connection, keys.counters, counters, every_s=options.totals_interval_s
+            self._connection, self._keys.counters, counters, every_s=options.totals_interval_s
         )
         self._flights = ReadThrough(backplane, options, counters)
-        self._membership = Membership(
-            lambda: connect_beside(client, _MEMBER_TIMEOUT_S, name="letta-cache-member"),
-            keys, lease_s=options.member_lease_s if options.enabled else 0, learn=eras.learn,
-        )  # fmt: skip
-        invalidation = Invalidation(
-            entries, backplane, local=self._local, flights=self._flights,
-            membership=self._membership, options=options, counters=counters, cluster=cluster,
-        )  # fmt: skip
+        self._invalidation.forget_here = backplane.on_invalidated = self._forget
+        backplane.on_lost = lambda: self._forget(ALL)
+        index = DependencyIndex(
+            self._connection, max_members=options.max_dependents, cluster=self._cluster
+        )
+        entries = Entries(self._connection, envelopes, options, counters)
         self.components = Components(
-            options, keys, entries, self._flights, invalidation, backplane, self._local,
-            counters, PerAgent(),
+            options, self._keys, entries, self._flights, self._invalidation, self._intents, index,
+            backplane, self._local, counters, PerAgent(),
         )  # fmt: skip
         self._models = envelopes.models
         self.agents = AgentStateCache(self.components)
         self.messages = MessageCache(self.components, Records(options))
 
     async def __aenter__(self) -> Self:
-        """Try to connect, for at most two seconds each: the server may also come later."""
         if self.options.enabled:
-            self._membership.start()
             self._totals.start()
-            try:
-                async with asyncio.timeout(_FIRST_CONNECT_S):
-                    await self._unguarded.connect()
-                    if self._local is not None:
-                        await self._backplane.listen()
-            except (Away, TimeoutError) as exc:
-                self._connection.trip(Away(str(exc) or "not connected in time"))
-            else:
-                with suppress(TimeoutError):
-                    async with asyncio.timeout(_FIRST_CONNECT_S):
-                        await self._membership.joined()
-        return self
+        return await super().__aenter__()
+
+    async def _connect(self) -> None:
+        await super()._connect()
+        if self._local is not None:
+            await self._backplane.listen()
 
     async def __aexit__(
         self,
@@ -122,25 +91,23 @@ class Cache:
     ) -> None:
         await self._flights.close()
         await self._totals.stop()
-        await self._backplane.close()
-        # With undelivered invalidations, the lease must lapse, so that the others notice.
-        await self._membership.stop(leave=self._connection.missed == 0)
-        await self._connection.close()
+        await super().__aexit__(kind, error, traceback)
+
+    def _forget(self, name: str) -> None:
+        """Drop the copies and flights in this process that an event of the backplane names."""
+        if name == ALL:
+            self._flights.drop()
+            if self._local is not None:
+                self._local.flush()
+        else:
+            self._flights.drop(name + "\0")
+            if self._local is not None:
+                self._local.invalidate(name)
 
     def register(self, *models: type[BaseModel]) -> None:
         """Register pydantic classes, so that stored values of them can be read without `model`."""
         for model in models:
             self._models.add(model)
-
-    async def settled(self) -> None:
-        """Return once the server is reached and every invalidation of this cache is delivered."""
-        await self._connection.settled()
-
-    async def invalidate_everything(self) -> bool:
-        """Invalidate every value and window under this prefix, for all processes. Sessions stay."""
-        if not self.options.enabled:
-            return True
-        return await self.components.invalidation.everything()
 
     async def totals(self) -> dict[str, int]:
         """

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from cache.coherence.results import value_key
 from cache.connection.protocol import Away
 from cache.encoding.envelope import Unreadable
-from cache.encoding.header import NO_GENERATION, Stamp
+from cache.encoding.header import Stamp
 from cache.keys import CACHE_MAX_TTL_S
 from cache.names import check_agent_id, check_name
 
@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 
 _FIELD = "session"
 _TTL_S = struct.Struct(">I")
-# Sessions belong to no fill, era or version.
-_STAMP = Stamp(bytes(8), bytes(8), 0, 0, NO_GENERATION)
+# Sessions belong to no fill, run or version.
+_STAMP = Stamp(bytes(8), bytes(8), 0, 0)
 
 
 class Sessions:

@@ -27,6 +27,8 @@ class Counters:
     early_refreshes: int = 0
     invalidations: int = 0
     invalidations_deferred: int = 0
+    intents: int = 0
+    intents_missed: int = 0
     too_large: int = 0
     not_encodable: int = 0
     unreadable: int = 0

@@ -6,12 +6,14 @@ from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from cache.coherence.change import Change
 from cache.coherence.flight import Loader, LoadOptions
 from cache.coherence.results import Lease, Reading, value_key
 from cache.components import Components, Dependencies, ValueSlot
 from cache.connection.protocol import Away
 from cache.encoding.envelope import Unreadable
 from cache.errors import InvalidName, NotEncodable
+from cache.keys import quoted
 from cache.names import check_agent_id, check_name, checked_names
 
 if TYPE_CHECKING:
@@ -47,14 +49,9 @@ class Values:
                 self._components, agent_id, key, f"{self._kind}:{name}", None, model, **how
             )
         check_name("organisation", organisation)
-        # The organization is part of the key, because a read without it checks no generation.
-        # Its colons are escaped, so that two organizations and scopes never make one key.
-        owner = organisation
-        if ":" in owner or "%" in owner:
-            owner = owner.replace("%", "%25").replace(":", "%3A")
-        generation = self._components.keys.generation(organisation)
-        field = f"{self._kind}@{owner}:{name}"
-        return ValueSlot(self._components, agent_id, key, field, generation, model, **how)
+        # Quoted, so that two organizations and scopes never make one key.
+        field = f"{self._kind}@{quoted(organisation)}:{name}"
+        return ValueSlot(self._components, agent_id, key, field, organisation, model, **how)
 
     async def _get(self, slot: ValueSlot) -> Any:
         components = self._components
@@ -88,16 +85,14 @@ class Values:
             return False
         stored = 0
         with suppress(Away):
-            known = components.entries.eras.known or None
-            seen = Reading(era=known) if slot.generation_key is None else await slot.read()
-            lease = await slot.lease(seen, mode="steal")
-            if isinstance(lease, Lease):  # else the server restarted during the call
+            lease = await slot.lease(Reading(), mode="steal")
+            if isinstance(lease, Lease):  # else the server restarted, or a write is under way
                 stored = await self._store(slot, lease, value)
         if stored > 0:
-            await components.invalidation.announce(slot.key)
+            await components.invalidation.announce(slot.agent_id)
         else:
             # The stored value may be older than the caller's.
-            await components.invalidation.entries([slot.key], wait=False)
+            await components.invalidation.deliver(Change(agents=(slot.agent_id,)))
         return stored > 0
 
     async def _store(self, slot: ValueSlot, lease: Lease, value: Any) -> int:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from cache.coherence.results import Changed, Held, Lease, Reading, value_key
+from cache.coherence.results import Changed, Held, Intended, Lease, Reading, value_key
 from cache.components import Components
 from cache.connection import scripts
 from cache.encoding.envelope import Unreadable
@@ -95,12 +94,13 @@ class WindowSlot:
         components = self.home.components
         connection = components.entries.connection
         before = "" if self.before is None else self.before
-        eras = components.entries.eras
+        run_of = components.entries.run_of
         keys = (self.key, value_key(self.key, self.field), self.window)
-        args = (await eras.mark_known(self.key), before, self.limit)
-        state, members, era = await self._listed(keys, args)
-        if members is None or state[:8] != eras.mark(era, self.key) or not connection.trusted:
-            return Reading(seen=state[8:16], era=era)
+        args = (run_of(self.key), before, self.limit)
+        state, members = await connection.run(self.home.list_script, keys, args)
+        state = state or b""
+        if members is None or state[:8] != run_of(self.key) or not connection.trusted:
+            return Reading(seen=state[8:16])
         key, fields = self.window.encode(), state[16:].split(b":", 5)
         try:
             if fields[5:] != [key]:
@@ -108,28 +108,14 @@ class WindowSlot:
             messages = self.home.records.open_all(members, key)
         except Unreadable:
             components.counters.unreadable += 1
-            return Reading(seen=state[8:16], era=era)
+            return Reading(seen=state[8:16])
         complete = fields[3] == b"1"
-        return Reading(True, True, messages, seen=state[8:16], complete=complete, era=era)
+        return Reading(True, True, messages, seen=state[8:16], complete=complete)
 
-    async def _listed(
-        self, keys: Sequence[str], args: Sequence[Any]
-    ) -> tuple[bytes, list[bytes] | None, bytes | None]:
-        """State, members (None if the window cannot answer), and the era, read with them or later."""
-        entries = self.home.components.entries
-        script, era_key = self.home.list_script, entries.eras.key
-        if entries.one_slot:
-            reply = await entries.connection.run(script, (*keys, era_key), args)
-            era = reply[2]
-        else:
-            reply, era = await asyncio.gather(
-                entries.connection.run(script, keys, args), entries.eras.read()
-            )
-        return reply[0] or b"", reply[1], era
-
-    async def lease(self, seen: Reading) -> Lease | Held | Changed:
-        entries = self.home.components.entries
-        return await entries.lease(self.key, self.field, seen.seen, b"", era=seen.era)
+    async def lease(self, seen: Reading) -> Lease | Held | Changed | Intended:
+        entries, keys = self.home.components.entries, self.home.components.keys
+        intents = keys.window_intents(self.agent_id, self.conversation)
+        return await entries.lease(self.key, self.field, intents, seen.seen)
 
     async def renew(self, lease: Lease) -> bool:
         return await self.home.components.entries.renew(lease)
@@ -150,7 +136,7 @@ class WindowSlot:
         head = (
             lease.token,
             lease.version,
-            lease.mark,
+            lease.run,
             ttl_ms,
             int(complete),
             options.message_window,

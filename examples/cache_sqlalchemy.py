@@ -1,5 +1,5 @@
 """
-Uses the cache with SQLAlchemy: reads with `get_or_load`, invalidates after the commit.
+Uses the cache with SQLAlchemy: reads with `get_or_load`, names each write around its commit.
 
     .venv/bin/python -m examples.cache_sqlalchemy
 """
@@ -39,12 +39,11 @@ class Agents:
         return await self._cache.agents.get_or_load(agent_id, lambda: self._load(agent_id))
 
     async def rename(self, agent_id: str, name: str) -> None:
-        async with self._sessions.begin() as session:
+        # Around the commit: until it has ended, the cache neither serves nor stores the
+        # agent, even if this process dies between the commit and the next line.
+        async with self._cache.writing(agents=[agent_id]), self._sessions.begin() as session:
             agent = await session.get_one(Agent, agent_id)
             agent.name = name
-        # After the commit: before it, a reader could load the old row and cache it
-        # again. The cache refuses the result of a load that started earlier.
-        await self._cache.agents.invalidate(agent_id)
 
     async def _load(self, agent_id: str) -> dict[str, str]:
         self.database_reads += 1

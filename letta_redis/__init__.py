@@ -20,8 +20,10 @@ if TYPE_CHECKING:
         Cache,
         CacheError,
         CacheOptions,
+        CacheUnavailable,
         CodecError,
         EmbeddedServerError,
+        Invalidator,
         InvalidName,
         Keyring,
         Lease,
@@ -31,7 +33,9 @@ if TYPE_CHECKING:
         NotEncodable,
         RedisUnavailable,
         UnsupportedRedisURL,
+        WriteToken,
         open_cache,
+        open_invalidator,
     )
     from settings import Settings, SettingsError, get_settings, load_settings
     from worker import (
@@ -70,6 +74,7 @@ __all__ = [
     "Cache",
     "CacheError",
     "CacheOptions",
+    "CacheUnavailable",
     "Call",
     "CodecError",
     "EmbeddedServerError",
@@ -77,6 +82,7 @@ __all__ = [
     "InvalidArgument",
     "InvalidName",
     "InvalidWebhookURL",
+    "Invalidator",
     "Job",
     "JobAborted",
     "JobFailed",
@@ -108,11 +114,13 @@ __all__ = [
     "UnsupportedRedisURL",
     "WorkerError",
     "WorkerSettings",
+    "WriteToken",
     "__version__",
     "call",
     "get_settings",
     "load_settings",
     "open_cache",
+    "open_invalidator",
     "open_queue",
 ]
 

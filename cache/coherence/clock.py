@@ -1,4 +1,4 @@
-"""Estimates the server's time, which all stored times refer to."""
+"""Estimates the server's time, which stored times refer to, and measures durations."""
 
 from __future__ import annotations
 
@@ -16,3 +16,9 @@ class Clock:
 
     def learn(self, server_us: int) -> None:
         self._ahead_s = server_us / 1e6 - time.time()
+
+
+def boot_clock() -> float:
+    """Seconds that also pass while the machine sleeps, where the system can tell."""
+    clock = getattr(time, "CLOCK_BOOTTIME", None)
+    return time.monotonic() if clock is None else time.clock_gettime(clock)

@@ -1,30 +1,29 @@
 """
-Reads the values of an entry, leases the right to load one, stores it, and invalidates all.
+Reads the values of an entry, leases the right to load one, and stores it.
 
 An entry is a version and the values stored under it, on one cluster slot. A value
-is served only while its entry has the version that the value carries. So deleting
-the version forgets all values, and refuses every load under way, in one step. If
-the server evicts the version, the effect is the same.
+is served only while its entry has the version that the value carries, on the run
+of the server that it was stored on. So deleting the version (forget.lua) forgets
+all values, and refuses every load under way, in one step. If the server evicts the
+version, the effect is the same.
 """
 
 from __future__ import annotations
 
-import asyncio
 import os
 import random
 from collections.abc import Awaitable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from redis.exceptions import ResponseError
 
 from cache.coherence.clock import Clock
-from cache.coherence.era import Eras
 from cache.coherence.guarded import GuardedConnection
-from cache.coherence.results import Changed, Held, Lease, Reading, lease_key, value_key
+from cache.coherence.results import Changed, Held, Intended, Lease, Reading, lease_key, value_key
 from cache.connection import scripts
 from cache.connection.protocol import Away
 from cache.encoding.envelope import Envelopes, UnknownModel, Unreadable
-from cache.encoding.header import NO_GENERATION, Header, Stamp, StoredValue
+from cache.encoding.header import Header, Stamp, StoredValue
 from cache.keys import CACHE_MAX_TTL_S
 from cache.options import CacheOptions
 from cache.stats import Counters
@@ -41,74 +40,51 @@ class Entries:
     def __init__(
         self,
         connection: GuardedConnection,
-        eras: Eras,
         envelopes: Envelopes,
         options: CacheOptions,
         counters: Counters,
     ) -> None:
         self.connection = connection
-        self.eras = eras
         self.envelopes = envelopes
         self.clock = Clock()
         self._options = options
         self._counters = counters
-        self.one_slot = True  # whether one server holds every key; False on a cluster
         self._lease = scripts.load(__package__, "lease")
         self._fill = scripts.load(__package__, "fill")
         self._release = scripts.load(__package__, "release")
 
-    async def read(
-        self,
-        key: str,
-        field: str,
-        *,
-        generation_key: str | None = None,
-        model: type[BaseModel] | None = None,
-    ) -> Reading:
+    async def read(self, key: str, field: str, *, model: type[BaseModel] | None = None) -> Reading:
         """
-        Read a value, by one MGET of era, version and value.
-
-        With an organization, a GET of its generation leaves in the same write. On a cluster the
-        era is a separate GET.
+        Read a value, by one MGET of version and value.
 
         Raises:
             Away: the server cannot be reached, or the breaker is open.
         """
-        names = (self.eras.key, key, f"{key}:{field}")
-        if generation_key is None and self.one_slot:
-            args, decode = ("MGET", *names), self.envelopes.read
-            reply = self.connection.fetch(args, decode)
-            try:
-                found = await reply
-                if isinstance(found, ResponseError):
-                    raise found
-            except (Away, ResponseError) as exc:
-                found = await self.connection.fetch_again(exc, args, decode)
-            return self._reading(key, field, found, NO_GENERATION, model)
-        others = names[:1] if generation_key is None else (names[0], generation_key)
-        commands = [("MGET", *names[1:]), *(("GET", name) for name in others)]
-        (version, data), era, *held = await self.connection.execute_many(commands)
-        generation = (held[0] or b"") if held else NO_GENERATION
-        stored = None if data is None else self.envelopes.read(data)
-        return self._reading(key, field, (era, version, stored), generation, model)
+        args, decode = ("MGET", key, f"{key}:{field}"), self.envelopes.read
+        reply = self.connection.fetch(args, decode)
+        try:
+            found = await reply
+            if isinstance(found, ResponseError):
+                raise found
+        except (Away, ResponseError) as exc:
+            found = await self.connection.fetch_again(exc, args, decode)
+        version, stored = found
+        if stored is None:
+            return Reading()
+        return self._reading(key, field, version, stored, model)
 
     def _reading(
         self,
         key: str,
         field: str,
-        found: tuple[bytes | None, bytes | None, StoredValue | None],
-        generation: bytes,
+        version: bytes | None,
+        stored: StoredValue,
         model: type[BaseModel] | None,
     ) -> Reading:
-        era, version, stored = found
-        if stored is None:
-            return Reading(generation=generation, era=era)
         head, now_ms, unknown_model = stored.head, self.clock.now_ms(), False
         if head is None:
             self._counters.unreadable += 1
-        elif now_ms < head.kept_until_ms and self.trusts(
-            head, version, generation, self.eras.mark(era, key)
-        ):
+        elif now_ms < head.kept_until_ms and self.trusts(head, version, key):
             try:
                 value = self.envelopes.open(stored, value_key(key, field), model)
             except UnknownModel:
@@ -117,58 +93,58 @@ class Entries:
                 self._counters.unreadable += 1
             else:
                 fresh = now_ms < head.fresh_until_ms
-                return Reading(True, fresh, value, stored, stored.seen, generation, now_ms, era=era)
-        return Reading(
-            seen=stored.seen, generation=generation, era=era, unknown_model=unknown_model
-        )
+                return Reading(True, fresh, value, stored, stored.seen, now_ms)
+        return Reading(seen=stored.seen, unknown_model=unknown_model)
 
-    def trusts(
-        self, head: Header, version: bytes | None, generation: bytes, mark: bytes | None
-    ) -> bool:
+    def trusts(self, head: Header, version: bytes | None, key: str) -> bool:
         """Whether a value may be served: nothing has invalidated it since it was stored."""
         if (
             self.connection.trusted
-            and head.mark == mark
-            and head.generation == generation
+            and head.run == self.run_of(key)
             and b"%d" % head.version == version
         ):
             return True
         self._counters.untrusted += 1
         return False
 
+    def run_of(self, key: str) -> bytes:
+        """
+        The run of the server that holds a key. Values of another run are not served.
+
+        A restart from a snapshot or a failover to a lagging replica can bring back what an
+        invalidation had removed.
+        """
+        return self.connection.unguarded.incarnation_of(key)
+
     async def lease(
-        self,
-        key: str,
-        field: str,
-        seen: bytes,
-        generation: bytes,
-        *,
-        mode: str = "grant",
-        era: bytes | None = None,
-    ) -> Lease | Held | Changed:
+        self, key: str, field: str, intents: str, seen: bytes, *, mode: str = "grant"
+    ) -> Lease | Held | Changed | Intended:
         """
         Ask for the right to load a value.
 
         Args:
+            intents: key of the intents that keep the value from being stored.
             seen: fill id of the value that the caller has read, or b"".
-            mode: "grant", or "steal" for a writer, which is always granted.
-            era: the era, if the caller has just read it.
+            mode: "grant", or "steal" for a writer, which takes it from any holder.
 
         Raises:
             Away: the server cannot be reached, or the breaker is open.
         """
-        token = os.urandom(TOKEN_BYTES)
-        mark = await self.eras.mark_now(key, era=era)
-        keys = (key, value_key(key, field), lease_key(key, field))
+        token, run = os.urandom(TOKEN_BYTES), self.run_of(key)
+        keys = (key, value_key(key, field), lease_key(key, field), intents)
         args = (token, int(self._options.lease_s * 1000), seen, mode)
         reply = await self.connection.run(self._lease, keys, args)
         if reply[0] == 0:
             return Held(max(reply[1], 1) / 1000)
-        if reply[0] != 1:
+        if reply[0] == 4:
+            return Intended()
+        # A run that was learned after the grant could be that of a server which has
+        # forgotten an invalidation, but not the lease.
+        if reply[0] != 1 or run != self.run_of(key):
             return Changed()
         now_us = int(reply[2])
         self.clock.learn(now_us)
-        return Lease(key, field, token, reply[1], now_us, mark, generation)
+        return Lease(key, field, token, reply[1], now_us, run)
 
     async def renew(self, lease: Lease) -> bool:
         """Extend a lease. False when it was lost."""
@@ -179,7 +155,7 @@ class Entries:
         return bool(reply[0] == 1 and reply[1] == lease.version)
 
     def seal(
-        self, lease: Lease, value: Any, *, ttl_s: float, keep_s: float = 0.0, load_s: float = 0.0
+        self, lease: Lease, value: object, *, ttl_s: float, keep_s: float = 0.0, load_s: float = 0.0
     ) -> tuple[bytes, int]:
         """
         The envelope of a value, and its TTL in ms: `ttl_s` less jitter, plus `keep_s` of grace.
@@ -193,10 +169,9 @@ class Entries:
         life_ms = min(fresh_ms + int(keep_s * 1000), int(CACHE_MAX_TTL_S * 1000))
         stamp = Stamp(
             lease.token,
-            lease.mark,
+            lease.run,
             now_ms + fresh_ms,
             now_ms + life_ms,
-            lease.generation,
             int(load_s * 1e6),
             int(lease.version),
         )
@@ -208,10 +183,10 @@ class Entries:
         return await self.confirm(lease, self.connection.run(self._fill, lease.keys, args))
 
     async def confirm(self, lease: Lease, fill: Awaitable[int]) -> int:
-        """The result of a fill, or 0 if the era of its lease has ended: then nobody is served it."""
-        stored, era = await asyncio.gather(fill, self.eras.read())
-        if self.eras.mark(era, lease.key) != lease.mark:
-            stored = 0
+        """The result of a fill; 0 if the server has restarted since the lease."""
+        stored = await fill
+        if lease.run != self.run_of(lease.key):
+            stored = 0  # nobody is served it
         if stored:
             self._counters.fills += 1
         else:
@@ -222,17 +197,3 @@ class Entries:
         """Give a lease back without a value. True when others wait for it."""
         reply = await self.connection.run(self._release, lease.keys[2:], (lease.token,))
         return bool(reply == 2)
-
-    async def invalidate(self, *keys: str | bytes) -> None:
-        """
-        Delete the versions of entries, so that their values and running loads count no more.
-
-        Bypasses the breaker. If it fails, the caller must keep the invalidation.
-
-        Raises:
-            Away: some may not be deleted.
-        """
-        unlinks = [("UNLINK", key) for key in keys]
-        for reply in await self.connection.unguarded.execute_many(unlinks):
-            if isinstance(reply, ResponseError):
-                raise reply

@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable, Hashable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from cache.coherence.results import Changed, Held, Lease, Reading
+from cache.coherence.results import Changed, Held, Intended, Lease, Reading
 
 Loader = Callable[[], Awaitable[Any]]
 
@@ -35,7 +35,7 @@ class Slot(Protocol):
 
     def read(self) -> Awaitable[Reading]: ...
 
-    async def lease(self, seen: Reading) -> Lease | Held | Changed: ...
+    async def lease(self, seen: Reading) -> Lease | Held | Changed | Intended: ...
 
     async def renew(self, lease: Lease) -> bool: ...
 

@@ -11,12 +11,13 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import Awaitable, Callable, Sequence
-from typing import Any, cast
+from typing import Any
 
 from redis.exceptions import ResponseError
 
 from cache.coherence.breaker import Breaker
-from cache.connection.protocol import Away, Connection, Decode, Ended, SingleServerConnection
+from cache.coherence.change import EVERYTHING, Change
+from cache.connection.protocol import Away, Connection, Decode, Ended
 from cache.connection.scripts import Script
 from cache.connection.tasks import end
 from cache.logs import get_logger
@@ -26,10 +27,7 @@ log = get_logger(__name__)
 
 # More missed invalidations than this are replaced by one of everything.
 MAX_MISSED = 10_000
-EVERYTHING = ("everything", "")
 _PROBE_TIMEOUT_S = 1.0
-Missed = tuple[str, str]
-Redo = Callable[[str], Awaitable[None]]
 
 
 class GuardedConnection:
@@ -37,19 +35,15 @@ class GuardedConnection:
 
     def __init__(self, unguarded: Connection, counters: Counters) -> None:
         self.unguarded = unguarded
-        # Entries calls fetch only when it is one (Entries.one_slot).
-        self._one_server = cast(SingleServerConnection, unguarded)
         self._counters = counters
         self._breaker = Breaker(random.random)
-        self._missed: dict[Missed, None] = {}
-        self._redo: dict[str, Redo] = {}
+        self._missed: dict[Change, None] = {}
+        # Delivers a missed invalidation.
+        self.redo: Callable[[Change], Awaitable[None]]
         self._recovery: asyncio.Task[None] | None = None
         self._settled = asyncio.Event()
         self._settled.set()
         self._closed = False
-        # Called when an invalidation is missed, and when all are delivered.
-        self.on_missed: Callable[[], object] = lambda: None
-        self.on_settled: Callable[[], object] = lambda: None
         self._refusals: set[str] = set()  # logged once each
 
     @property
@@ -65,10 +59,6 @@ class GuardedConnection:
     def missed(self) -> int:
         """Number of invalidations that are not delivered yet."""
         return len(self._missed)
-
-    def on_redo(self, kind: str, redo: Redo) -> None:
-        """Register how to deliver a missed invalidation of a kind, given its name."""
-        self._redo[kind] = redo
 
     async def execute(self, *args: Any) -> Any:
         """
@@ -87,25 +77,22 @@ class GuardedConnection:
 
     def fetch(self, args: tuple[Any, ...], decode: Decode) -> Awaitable[Any]:
         """
-        As `SingleServerConnection.fetch`. Pass an error that it raises or returns to `fetch_again`.
+        As `Connection.fetch`. Pass an error that it raises or returns to `fetch_again`.
 
         Raises:
             Away: the breaker is open.
         """
         if not self._settled.is_set():
             raise Away("the breaker is open")
-        return self._one_server.fetch(args, decode)
+        return self.unguarded.fetch(args, decode)
 
     async def fetch_again(self, error: Exception, args: tuple[Any, ...], decode: Decode) -> Any:
-        """Repeat a failed `fetch` if that may help. Raises Away."""
-
-        async def send() -> Any:
-            reply = await self._one_server.fetch(args, decode)
-            if isinstance(reply, ResponseError):
-                raise reply
-            return reply
-
-        return await self._once_more(error, send)
+        """Repeat a failed `fetch` if that may help: at another node, or after a reconnect. Raises Away."""
+        if isinstance(error, Away) and not isinstance(error, Ended):
+            self.trip(error)
+            raise error
+        first, last = await self.execute(*args)
+        return first, None if last is None else decode(last, 0, len(last))
 
     async def execute_many(self, commands: Sequence[Sequence[Any]]) -> list[Any]:
         """Send commands in one write. If the server refuses one, all fail with Away."""
@@ -151,13 +138,12 @@ class GuardedConnection:
             log.warning("cache.command_refused", error=str(error)[:200])
         return Away(str(error))
 
-    def miss(self, *missed: Missed, reason: str = "an invalidation did not arrive") -> None:
-        """Keep undelivered invalidations, and trust nothing until they are delivered."""
-        self._missed.update(dict.fromkeys(missed))
+    def miss(self, missed: Change, reason: str = "an invalidation did not arrive") -> None:
+        """Keep an undelivered invalidation, and trust nothing until it is delivered."""
+        self._missed[missed] = None
         if len(self._missed) > MAX_MISSED:
             self._missed = {EVERYTHING: None}
         self._counters.invalidations_deferred += len(missed)
-        self.on_missed()
         self.trip(Away(reason))
 
     async def settled(self) -> None:
@@ -201,22 +187,21 @@ class GuardedConnection:
             self._recovery = None
         self._breaker.succeeded()
         self._settled.set()
-        self.on_settled()
         log.info("cache.trusted_again", after_s=round(loop.time() - start, 3))
 
     async def _drain(self) -> None:
         # Invalidations that are missed meanwhile are delivered too, before trust returns.
         while self._missed:
-            kind, name = next(iter(self._missed))
+            missed = next(iter(self._missed))
             try:
-                await self._redo[kind](name)
+                await self.redo(missed)
             except ValueError as exc:
                 # It can never be encoded, so invalidate everything rather than retry forever.
-                if (kind, name) == EVERYTHING:
+                if missed == EVERYTHING:
                     raise
-                log.error("cache.invalidation_undeliverable", kind=kind, error=str(exc)[:200])  # noqa: TRY400
+                log.error("cache.invalidation_undeliverable", error=str(exc)[:200])  # noqa: TRY400
                 self._missed[EVERYTHING] = None
-            self._missed.pop((kind, name), None)
+            self._missed.pop(missed, None)
 
     async def close(self) -> None:
         self._closed = True

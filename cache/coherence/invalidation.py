@@ -1,42 +1,41 @@
 """
-Invalidates cached values: by agent, dependency, organization, window, or all.
+Invalidates cached values: by agent, dependency, organization, conversation, or all.
 
-An invalidation is delivered when the server has it and it is published on the
-backplane. If delivery fails, GuardedConnection keeps it, and this process serves
-no cached value until it is delivered. The process also stops renewing its
-membership, so that other processes trust no cached value once its lease is over
-(cache/coherence/membership.py).
-
-`invalidate` waits for the first of the two, which takes at most one lease, and
-returns True. It returns False if the process was no member any more: the outage is
-older than a lease, and other processes may serve old values until delivery.
+An invalidation is delivered when the server has it (forget.lua). If delivery fails,
+GuardedConnection keeps it, this process serves no cached value until it is
+delivered, and the call returns False: other processes may serve older values until
+then. A write that must not depend on a call after it begins an intent (intents.py).
 """
 
 from __future__ import annotations
 
 import asyncio
-import os
-from collections.abc import Iterable
-from contextlib import suppress
+import re
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+from redis.exceptions import ResponseError
 
 from cache.coherence.backplane import Backplane
-from cache.coherence.dependencies import DependencyIndex
-from cache.coherence.entries import Entries
-from cache.coherence.guarded import EVERYTHING, Missed
-from cache.coherence.local import LocalLevel
-from cache.coherence.membership import Membership
-from cache.coherence.readthrough import ReadThrough
-from cache.coherence.results import lease_key, value_key
-from cache.connection.pool import OUTAGE
+from cache.coherence.change import Change, Part
+from cache.coherence.guarded import GuardedConnection
+from cache.connection import scripts
+from cache.connection.pool import OUTAGE, explain
 from cache.connection.protocol import Away
-from cache.keys import CACHE_MAX_TTL_S, CacheKeys
-from cache.options import CacheOptions
+from cache.keys import (
+    CACHE_BACKPLANE_EVENTS,
+    CACHE_INDEX_MARGIN_MS,
+    CACHE_MAX_TTL_S,
+    CacheKeys,
+    quoted,
+)
 from cache.stats import Counters
 
-_ALL = "*"
-_VERSIONS = {b"}", b"}:messages"}  # how keys of versions end; ids contain no braces
+ALL = "*"
 _TRIES = 2
-_AT_ONCE = 1000
+_AT_ONCE = 500
+_PAGE = 1000
+_GLOB = re.compile(r"([\\*?\[\]])")
 
 
 class Invalidation:
@@ -44,205 +43,171 @@ class Invalidation:
 
     def __init__(
         self,
-        entries: Entries,
+        connection: GuardedConnection,
         backplane: Backplane,
-        *,
-        local: LocalLevel | None,
-        flights: ReadThrough,
-        membership: Membership,
-        options: CacheOptions,
+        keys: CacheKeys,
         counters: Counters,
+        *,
         cluster: bool,
     ) -> None:
-        self._connection = connection = entries.connection
-        self._entries = entries
+        self._connection = connection
         self._backplane = backplane
-        self._local = local
-        self._flights = flights
-        self._membership = membership
-        self._options = options
+        self._keys = keys
         self._counters = counters
-        self._keys = CacheKeys(options.prefix)
-        self.index = DependencyIndex(
-            connection, self._keys, max_members=options.max_dependents, cluster=cluster
-        )
-        connection.on_missed, connection.on_settled = membership.hold, membership.go_on
-        connection.on_redo("entry", self._entry)
-        connection.on_redo("dependency", self._dependency)
-        connection.on_redo("generation", self._generation)
-        connection.on_redo("window", self._window)
-        connection.on_redo(EVERYTHING[0], self._everything)
-        backplane.on_invalidated = self._forget
-        backplane.on_lost = lambda: self._forget(_ALL)
+        self._cluster = cluster
+        self._script = scripts.load(__package__, "forget")
+        self._deliveries: set[asyncio.Task[bool]] = set()
+        # Drops this process's copies and flights of a key, or of ALL.
+        self.forget_here: Callable[[str], None] = lambda _key: None
+        connection.redo = self.send
 
-    async def entries(self, keys: Iterable[str], *, wait: bool = True) -> bool:
-        """Invalidate everything in these entries. The module says when it returns."""
-        return await self._deliver([("entry", key) for key in keys], wait=wait)
+    async def deliver(self, change: Change) -> bool:
+        """
+        Invalidate. True if the server has it; otherwise it is queued.
 
-    async def announce(self, key: str) -> None:
-        """Drop the copies of an entry in every process, after it was written."""
-        self._forget(key)
+        A canceled caller does not stop the delivery: the write before this call has happened.
+        """
+        return await asyncio.shield(self.deliver_soon(change))
+
+    def deliver_soon(self, change: Change) -> asyncio.Task[bool]:
+        """Begin to invalidate, in a task of its own."""
+        self._counters.invalidations += len(change)
+        delivery = asyncio.ensure_future(self._deliver(change))
+        self._deliveries.add(delivery)
+        delivery.add_done_callback(self._deliveries.discard)
+        return delivery
+
+    async def announce(self, agent_id: str) -> None:
+        """Drop the copies of an agent's entry in every process, after it was written."""
+        key = self._keys.agent(agent_id)
+        self.forget_here(key)
         try:
             await self._backplane.publish(key)
         except Away:
-            self._connection.miss(("entry", key))
-
-    async def dependencies(self, names: Iterable[str]) -> bool:
-        """Invalidate every agent whose value depends on one of these names."""
-        return await self._deliver([("dependency", name) for name in names])
-
-    async def organisations(self, names: Iterable[str]) -> bool:
-        """Invalidate every value of these organizations: one step each, however many values."""
-        return await self._deliver([("generation", name) for name in names])
-
-    async def window(self, agent_id: str, conversation: str) -> bool:
-        """Invalidate the window of one conversation."""
-        return await self._deliver([("window", f"{agent_id}\0{conversation}")])
+            self._connection.miss(Change(agents=(agent_id,)))
 
     def miss_window(self, agent_id: str, conversation: str) -> None:
         """A window may lack committed messages: bypass the cache until it is dropped."""
-        self._connection.miss(("window", f"{agent_id}\0{conversation}"))
+        self._connection.miss(Change(conversations=((agent_id, conversation),)))
 
-    async def everything(self) -> bool:
-        """Invalidate all values and windows."""
-        return await self._deliver([EVERYTHING])
-
-    async def generation(self, key: str) -> bytes:
-        """An organization's generation, created if there is none. Raises Away."""
-        fresh = os.urandom(8)
-        commands = (("SET", key, fresh, "NX", "EX", int(CACHE_MAX_TTL_S)), ("GET", key))
-        return bytes((await self._connection.execute_many(commands))[1])
-
-    async def _deliver(self, missed: list[Missed], *, wait: bool = True) -> bool:
-        self._counters.invalidations += len(missed)
-        self._forget_all(missed)
-        delivered, reason = False, "an invalidation did not arrive"
+    async def _deliver(self, change: Change) -> bool:
+        problem: str | None = "an invalidation did not arrive"
+        self.forget(change)
         try:
             # While something is missed, this process reads nothing from the server: queue it.
-            for _ in range(_TRIES if self._connection.trusted else 0):
-                try:
-                    await self._deliver_all(missed)
-                except (Away, *OUTAGE) as exc:
-                    reason = str(exc)
-                else:
-                    delivered = True
-                    break
+            if self._connection.trusted:
+                problem = await self.attempt(change)
         finally:
-            # Also if the caller is canceled: the write before this call has happened.
-            if not delivered:
-                self._connection.miss(*missed, reason=reason)
-            self._forget_all(missed)
-        if not delivered and wait:
-            return await self.assured()
-        return delivered
+            if problem is not None:
+                self._connection.miss(change, reason=problem)
+            self.forget(change)
+        return problem is None
 
-    async def assured(self) -> bool:
+    async def attempt(self, change: Change, ttl_ms: int = 0) -> str | None:
+        """`send`, once more if that fails: idle connections end. Returns the problem, if any."""
+        problem = None
+        for _ in range(_TRIES):
+            try:
+                await self.send(change, ttl_ms)
+            except (Away, *OUTAGE) as exc:
+                problem = explain(exc)
+            else:
+                return None
+        return problem
+
+    def forget(self, change: Change) -> None:
+        """Drop what this process holds of the names."""
+        if change.everything:
+            self.forget_here(ALL)
+        for part in change.parts(self._keys):
+            if part.name:
+                self.forget_here(part.name)
+
+    async def send(self, change: Change, ttl_ms: int = 0) -> None:
         """
-        After a missed invalidation, wait until it is delivered or this process's lease is over.
+        Forget what is named; begin or renew the intent of the change's token, or end it.
 
-        False, at once, if neither will happen. If the server has ended, there is nothing to wait
-        for: its successor is another run, and values of this run are not served.
+        Raises:
+            Away, ResponseError: some of it may not have arrived.
         """
-        if await self._connection.unguarded.has_ended():
-            return True
-        silence, now = self._membership.hold(), self._membership.now
-        while not self._connection.trusted:
-            left_s = silence.until - now() if silence.covers else 0.0
-            if left_s <= 0:
-                return silence.covers
-            with suppress(TimeoutError):
-                async with asyncio.timeout(left_s):
-                    await self._connection.settled()
-        return True
+        parts = list(change.parts(self._keys))
+        at_once = 1 if self._cluster else _AT_ONCE
+        chunks = [parts[start : start + at_once] for start in range(0, len(parts), at_once)]
+        replies = await _all(self._run(chunk, change.token, ttl_ms) for chunk in chunks)
+        for chunk, (now_us, lost, agents) in zip(chunks, replies, strict=True):
+            indexes = [part for part in chunk if part.index]
+            found = tuple(agent.decode() for agent in agents)
+            if found and self._cluster:
+                # They are on other nodes than the index.
+                await self.send(Change(agents=found, token=change.token), ttl_ms)
+                if not ttl_ms:
+                    await self._ask("ZREMRANGEBYSCORE", indexes[0].index, "-inf", now_us)
+            for agent in found:
+                self.forget_here(self._keys.agent(agent))
+            for place in lost:
+                await self._forget_unlisted(indexes[place - 1])
+        if self._cluster:
+            await self._backplane.publish(*(part.name for part in parts if part.name))
+        if change.everything:
+            await self._scan(self._keys.prefix + "{*")
 
-    async def _deliver_all(self, missed: list[Missed]) -> None:
-        keys = [name for kind, name in missed if kind == "entry"]
-        for start in range(0, len(keys), _AT_ONCE):
-            await self._entries.invalidate(*keys[start : start + _AT_ONCE])
-        if keys:
-            await self._backplane.publish(*keys)
-        for kind, name in missed:
-            if kind == "dependency":
-                await self._dependency(name)
-            elif kind == "generation":
-                await self._generation(name)
-            elif kind == "window":
-                await self._window(name)
-            elif kind == EVERYTHING[0]:
-                await self._everything(name)
+    def _run(self, parts: Sequence[Part], token: bytes, ttl_ms: int) -> Any:
+        indexes = [part.index for part in parts if part.index]
+        intents = [part.intents for part in parts if part.intents and token]
+        keys = [*indexes, *intents, *(key for part in parts for key in part.gone)]
+        names = ""
+        if not self._cluster:
+            keys.append(self._keys.backplane)
+            names = "\n".join(part.name for part in parts if part.name)
+        args = (
+            len(indexes), len(intents), token, ttl_ms,
+            "" if self._cluster else self._keys.prefix + "{", names,
+            CACHE_BACKPLANE_EVENTS, int(CACHE_MAX_TTL_S), CACHE_INDEX_MARGIN_MS,
+        )  # fmt: skip
+        return self._script.run(self._connection.unguarded, keys, args)
 
-    def _forget_all(self, missed: list[Missed]) -> None:
-        for kind, name in missed:
-            if kind == "entry":
-                self._forget(name)
-            elif kind == "generation":
-                self._forget(self._keys.generation(name))
-            elif kind == "window":
-                agent_id, _, conversation = name.partition("\0")
-                self._flights.drop(f"{self._keys.windows(agent_id)}\0{conversation}\0")
-            elif kind == EVERYTHING[0]:
-                self._forget(_ALL)
-
-    def _forget(self, key: str) -> None:
-        """Drop the copies and flights in this process that an event of the backplane names."""
-        if key == _ALL:
-            self._flights.drop()
-            if self._local is not None:
-                self._local.flush()
-        elif key.startswith(self._keys.generation("")):
-            self._flights.drop()
-            if self._local is not None:
-                self._local.invalidate_group(key)
+    async def _forget_unlisted(self, part: Part) -> None:
+        """An index overflowed or was evicted: find by a scan what may belong to it."""
+        self._counters.index_lost += 1
+        if part.organisation:
+            owner = _GLOB.sub(r"\\\1", quoted(part.organisation))
+            await self._scan(f"{self._keys.prefix}{{*}}*@{owner}:*")
         else:
-            self._flights.drop(key + "\0")
-            if self._local is not None:
-                self._local.invalidate(key)
+            await self._scan(self._keys.prefix + "{*")
+        await self._ask("ZREM", part.index, "")  # from here on it lists every agent again
 
-    async def _entry(self, key: str) -> None:
-        await self._entries.invalidate(key)
-        await self._backplane.publish(key)
-
-    async def _window(self, name: str) -> None:
-        agent_id, _, conversation = name.partition("\0")
-        key, field = self._keys.windows(agent_id), f"state:{conversation}"
-        window = self._keys.window(agent_id, conversation)
-        keys = (value_key(key, field), lease_key(key, field), window)
-        await self._connection.unguarded.execute("UNLINK", *keys)
-
-    async def _generation(self, organisation: str) -> None:
-        key = self._keys.generation(organisation)
-        await self._connection.unguarded.execute(
-            "SET", key, os.urandom(8), "EX", int(CACHE_MAX_TTL_S)
-        )
-        await self._backplane.publish(key)
-
-    async def _dependency(self, name: str) -> None:
-        members = await self.index.begin(name)
-        if members is None:
-            self._counters.index_lost += 1
-            await self._everything("")
-            await self.index.clear_overflow(name)
-            return
-        for start in range(0, len(members), _AT_ONCE):
-            chunk = members[start : start + _AT_ONCE]
-            keys = [self.index.entry_key(member) for member in chunk]
-            await self._entries.invalidate(*keys)
-            await self._backplane.publish(*keys)
-            for key in keys:
-                self._forget(key)
-            await self.index.remove(name, chunk)
-
-    async def _everything(self, _name: str) -> None:
-        # A version exists from the lease until its last value expires, so the scan finds that of
-        # every load under way. Values without a version are not served, and expire by their TTL.
-        pattern = self._options.prefix + "{*"
+    async def _scan(self, pattern: str) -> None:
+        # A version exists from the lease until its last value expires, so the keys of every value
+        # and of every load under way lead to it.
         for node in await self._connection.unguarded.nodes():
             cursor: bytes | int = 0
             while cursor != b"0":
-                cursor, keys = await node.execute(
-                    "SCAN", cursor, "MATCH", pattern, "COUNT", _AT_ONCE
-                )
-                versions = [key for key in keys if key[key.index(b"}") :] in _VERSIONS]
-                if versions:
-                    await self._entries.invalidate(*versions)
-        await self._backplane.publish(_ALL)
+                cursor, keys = await node.execute("SCAN", cursor, "MATCH", pattern, "COUNT", _PAGE)
+                entries = {key[: key.index(b"}") + 1] for key in keys}
+                versions = [key + end for key in entries for end in (b"", b":messages")]
+                await self._unlink(versions)
+        await self._backplane.publish(ALL)
+        self.forget_here(ALL)
+
+    async def _unlink(self, keys: Iterable[bytes]) -> None:
+        unlinks = [("UNLINK", key) for key in keys]
+        for reply in await self._connection.unguarded.execute_many(unlinks):
+            if isinstance(reply, ResponseError):
+                raise reply
+
+    async def _ask(self, *command: Any) -> None:
+        await self._connection.unguarded.execute(*command)
+
+    async def delivered(self) -> None:
+        """Return when no delivery is under way: each has arrived, or is queued."""
+        if self._deliveries:
+            await asyncio.wait(self._deliveries)
+
+
+async def _all(calls: Iterable[Any]) -> list[Any]:
+    """Every result, or the first error after all calls have ended."""
+    results = await asyncio.gather(*calls, return_exceptions=True)
+    for result in results:
+        if isinstance(result, BaseException):
+            raise result
+    return results

@@ -14,7 +14,7 @@ from typing import Any
 
 from cache.coherence.backplane import Backplane
 from cache.coherence.flight import Loader, LoadOptions, Slot
-from cache.coherence.results import Held, Lease, Reading
+from cache.coherence.results import Held, Intended, Lease, Reading
 from cache.connection.protocol import Away
 from cache.errors import InvalidName, LoaderTimeout, NotEncodable
 from cache.logs import get_logger
@@ -28,7 +28,7 @@ _LOOK_AGAIN_S = 0.25
 
 
 class LeasedLoads:
-    """Runs loaders, with a lease or, while the server is away, without one."""
+    """Runs loaders, with a lease or, while there is none, without it."""
 
     def __init__(self, backplane: Backplane, options: CacheOptions, counters: Counters) -> None:
         self._backplane = backplane
@@ -39,7 +39,9 @@ class LeasedLoads:
         self, slot: Slot, seen: Reading, *, before_read: Callable[[], None]
     ) -> Lease | Reading | None:
         """
-        Get the lease, or the value that another holder has stored. None while the server is away.
+        Get the lease, or the value that another holder has stored.
+
+        None while the server is away or the entry is being written: load, but store nothing.
 
         `before_read` is called each time before the value is read again.
         """
@@ -51,6 +53,8 @@ class LeasedLoads:
                     leased = await slot.lease(seen)
                     if isinstance(leased, Lease):
                         return leased
+                    if isinstance(leased, Intended):
+                        return None
                     if isinstance(leased, Held):
                         if wake is None:
                             await wakes.listen()

@@ -32,7 +32,6 @@ class Copy:
     value: Any
     ends_at: float
     size: int
-    group: str | None
 
 
 @dataclass(slots=True, eq=False)
@@ -107,7 +106,6 @@ class LocalLevel:
         stored: StoredValue,
         value: Any,
         left_s: float,
-        group: str | None = None,
     ) -> bool:
         """Store what was read behind a fence. `left_s` is what remains of the value's TTL."""
         if self._fences.get(key) is not fence or not self.usable():
@@ -124,7 +122,6 @@ class LocalLevel:
             value if shared else None,
             self._now() + life_s,
             size,
-            group,
         )
         self._fields.setdefault(key, set()).add(field)
         self._bytes += size
@@ -138,12 +135,6 @@ class LocalLevel:
         self._fences.pop(key, None)
         for field in tuple(self._fields.get(key, ())):
             self._remove((key, field))
-
-    def invalidate_group(self, group: str) -> None:
-        """Drop the copies of a group (an organization), and keep nothing of the reads that run."""
-        self._fences.clear()
-        for name in [n for n, copy in self._copies.items() if copy.group == group]:
-            self._remove(name)
 
     def flush(self) -> None:
         """Drop everything, because an invalidation may have been missed."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from cache.encoding.header import NO_GENERATION, Header, StoredValue
+from cache.encoding.header import Header, StoredValue
 
 
 @dataclass(slots=True)  # not frozen: that costs 3 us a hit
@@ -23,11 +23,9 @@ class Reading:
     value: Any = None
     stored: StoredValue | None = None
     seen: bytes = b""
-    generation: bytes = NO_GENERATION
     now_ms: int = 0
     unknown_model: bool = False
     complete: bool = False  # a window that reaches the conversation's beginning
-    era: bytes | None = None
 
     @property
     def head(self) -> Header | None:
@@ -44,8 +42,7 @@ class Lease:
     token: bytes
     version: bytes
     granted_us: int
-    mark: bytes  # of the era, as read before the grant
-    generation: bytes
+    run: bytes  # of the server, as known before the grant
 
     @property
     def keys(self) -> tuple[str, str, str]:
@@ -61,7 +58,11 @@ class Held:
 
 
 class Changed:
-    """The stored value is not the one that the caller read: read again."""
+    """The stored value is not the one that the caller read, or the server is another: read again."""
+
+
+class Intended:
+    """A write of this entry is under way: load without a lease, and store nothing."""
 
 
 def value_key(key: str, field: str) -> str:

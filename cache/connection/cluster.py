@@ -18,7 +18,7 @@ from redis.crc import key_slot
 from redis.exceptions import ResponseError
 
 from cache.connection.multiplexed import MultiplexedConnection
-from cache.connection.protocol import Away, Connection, Ended
+from cache.connection.protocol import Away, Connection, Decode, Ended
 from cache.connection.siblings import node_pool
 from cache.connection.tasks import end
 
@@ -64,8 +64,7 @@ class ClusterConnection:
         Raises:
             Away: there is no map, or a node on it cannot be reached.
         """
-        if self._stale:
-            await self._learn()
+        await self._learn()
         await _all([connection.connect() for connection in list(self._connections.values())])
 
     async def execute(self, *args: Any) -> Any:
@@ -92,6 +91,18 @@ class ClusterConnection:
                 raise
         self._stale = True
         raise Away(f"the cluster redirected the command {_HOPS} times")
+
+    def fetch(self, args: tuple[Any, ...], decode: Decode) -> Awaitable[Any]:
+        """As `MultiplexedConnection.fetch`. Redirections are returned: `execute` follows them."""
+        owner = None if self._stale else self._owner(args[1])
+        connection = self._connections.get(owner) if owner else None
+        if connection is None:
+            return self._execute_and_decode(args, decode)
+        return connection.fetch(args, decode)
+
+    async def _execute_and_decode(self, args: tuple[Any, ...], decode: Decode) -> Any:
+        first, last = await self.execute(*args)
+        return first, None if last is None else decode(last, 0, len(last))
 
     async def execute_many(self, commands: Sequence[Sequence[Any]]) -> list[Any]:
         """As `MultiplexedConnection.execute_many`, with one write per node."""
@@ -208,10 +219,6 @@ class ClusterConnection:
         """The connections to the nodes on the map. Raises Away."""
         await self._learn_in_time()
         return list(self._connections.values())
-
-    async def has_ended(self) -> bool:
-        """False: a cluster goes on without one of its nodes."""
-        return False
 
     async def close(self) -> None:
         if self._learning is not None:

@@ -13,9 +13,6 @@ from dataclasses import dataclass
 from hashlib import blake2b
 from typing import Any
 
-from redis.exceptions import ResponseError
-
-from cache.connection.liveness import Vicinity, vicinity
 from cache.connection.pool import OUTAGE
 from cache.connection.protocol import Away
 from cache.connection.refusals import explain
@@ -28,7 +25,6 @@ class Dialed:
     connection: Any
     transport: asyncio.Transport
     incarnation: bytes  # 8 bytes, made from the server's run id
-    vicinity: Vicinity
 
 
 async def dial(pool: Any) -> Dialed:
@@ -43,7 +39,6 @@ async def dial(pool: Any) -> Dialed:
         connection = await pool.get_connection()
         await connection.send_command("INFO", "server")
         info = await connection.read_response(disable_decoding=True)
-        seen = await _client_info(connection)
     except OUTAGE as exc:
         if connection is not None:
             await give_back(pool, connection)
@@ -53,7 +48,7 @@ async def dial(pool: Any) -> Dialed:
             await give_back(pool, connection)
         raise
     transport = connection._writer.transport
-    return Dialed(connection, transport, _run_id(info), vicinity(transport, seen))
+    return Dialed(connection, transport, _run_id(info))
 
 
 async def give_back(pool: Any, connection: Any) -> None:
@@ -63,14 +58,6 @@ async def give_back(pool: Any, connection: Any) -> None:
             await connection.disconnect(nowait=True)
     finally:
         await pool.release(connection)
-
-
-async def _client_info(connection: Any) -> bytes:
-    try:
-        await connection.send_command("CLIENT", "INFO")
-        return bytes(await connection.read_response(disable_decoding=True))
-    except ResponseError:
-        return b""  # the user may not call it
 
 
 def _run_id(info: bytes) -> bytes:

@@ -30,7 +30,6 @@ from redis.exceptions import ResponseError
 
 from cache.connection.commands import encode_command
 from cache.connection.dialing import dial, give_back
-from cache.connection.liveness import Vicinity, has_ended
 from cache.connection.protocol import Away, Connection, Decode, Ended
 from cache.connection.replies import Replies
 from cache.connection.tasks import end
@@ -64,7 +63,6 @@ class MultiplexedConnection:
         self._progress_at = 0.0
         self._watched = False
         self._incarnation = bytes(8)
-        self._vicinity: Vicinity = None
         self._endings: set[asyncio.Task[None]] = set()
         # Connections that were ended because calls and replies might not match.
         self.desynchronized = 0
@@ -115,7 +113,7 @@ class MultiplexedConnection:
 
     def fetch(self, args: tuple[Any, ...], decode: Decode) -> Awaitable[Any]:
         """
-        Send one command. Of the reply's three strings the last is decoded; errors are returned.
+        Send one command. Of the reply's two strings the last is decoded; errors are returned.
 
         Raises:
             Away, NotEncodable: as `execute`.
@@ -246,7 +244,7 @@ class MultiplexedConnection:
 
     async def _dial(self) -> None:
         dialed = await dial(self._pool)
-        self._incarnation, self._vicinity = dialed.incarnation, dialed.vicinity
+        self._incarnation = dialed.incarnation
         self._replies = Replies(self, dialed.transport.get_protocol())
         self._out = []
         dialed.transport.set_protocol(self._replies)
@@ -255,10 +253,6 @@ class MultiplexedConnection:
     async def nodes(self) -> Sequence[Connection]:
         """This connection alone: its server has every key."""
         return [self]
-
-    async def has_ended(self) -> bool:
-        """True if the server ran on this machine and its process is known to be gone."""
-        return self._transport is None and await has_ended(self._vicinity)
 
     async def close(self) -> None:
         if self._dialing is not None:

@@ -35,6 +35,10 @@ class Connection(Protocol):
 
     async def execute(self, *args: Any) -> Any: ...
 
+    def fetch(self, args: tuple[Any, ...], decode: Decode) -> Awaitable[Any]:
+        """The reply to one command: two strings, the last one decoded. Errors may be returned."""
+        ...
+
     async def execute_many(self, commands: Sequence[Sequence[Any]]) -> list[Any]: ...
 
     async def evalsha(self, sha: str, count: int, *args: Any) -> Any: ...
@@ -45,16 +49,4 @@ class Connection(Protocol):
         """A connection to each server that holds keys, for commands that name no key."""
         ...
 
-    async def has_ended(self) -> bool:
-        """Whether the server's process is known to have ended. False if unknown."""
-        ...
-
     async def close(self) -> None: ...
-
-
-class SingleServerConnection(Connection, Protocol):
-    """A connection to a server that holds every key."""
-
-    def fetch(self, args: tuple[Any, ...], decode: Decode) -> Awaitable[Any]:
-        """The reply to one command, its last string decoded. Errors are returned, not raised."""
-        ...

@@ -3,8 +3,8 @@ Reads the replies of one connection and hands each to its call, in order.
 
 hiredis parses most replies, and copies a large value three times on the way:
 into its buffer, within it, and out of it. Most bytes that a cache receives are
-values of hits. So the reply to a call with a `Decode` (`MGET` of two short strings
-and a value) is parsed in the receive buffer, and its value is copied once.
+values of hits. So the reply to a call with a `Decode` (`MGET` of a short string and
+a value) is parsed in the receive buffer, and its value is copied once.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ from cache.connection.protocol import Decode
 from cache.connection.refusals import explain
 
 _BUFFER_BYTES = 512 * 1024
-# Nearly every hit: two strings of 16 bytes, then the length of the value.
-_HIT = re.compile(rb"\*3\r\n\$16\r\n(.{16})\r\n\$16\r\n(.{16})\r\n\$(\d{1,9})\r\n", re.DOTALL)
+# Nearly every hit: a version of 16 bytes, then the length of the value.
+_HIT = re.compile(rb"\*2\r\n\$16\r\n(.{16})\r\n\$(\d{1,9})\r\n", re.DOTALL)
 
 # Errors that callers distinguish, by the first word of the reply.
 _ERRORS = {"NOSCRIPT": NoScriptError, "OOM": OutOfMemoryError, "READONLY": ReadOnlyError}
@@ -100,9 +100,9 @@ class Replies(asyncio.BufferedProtocol):
                 reply, stop = _read_rare(buffer, at, end, decode)
             else:
                 start = found.end()
-                stop = start + int(found[3]) + 2
+                stop = start + int(found[2]) + 2
                 if stop <= end:
-                    reply = (found[1], found[2], decode(view, start, stop - 2))
+                    reply = (found[1], decode(view, start, stop - 2))
             if stop > end:
                 break
             at = stop
@@ -154,21 +154,21 @@ class Replies(asyncio.BufferedProtocol):
 
 def _decoded(reply: Any, decode: Decode) -> list[Any]:
     """
-    A reply of three strings or Nones, with the last one decoded.
+    A reply of two strings or Nones, with the last one decoded.
 
     Raises:
         ValueError: the reply has another form.
     """
-    if type(reply) is not list or len(reply) != 3 or {*map(type, reply)} - {bytes, type(None)}:
+    if type(reply) is not list or len(reply) != 2 or {*map(type, reply)} - {bytes, type(None)}:
         raise ValueError("the reply has another form than the command's")
-    if reply[2] is not None:
-        reply[2] = decode(reply[2], 0, len(reply[2]))
+    if reply[1] is not None:
+        reply[1] = decode(reply[1], 0, len(reply[1]))
     return reply
 
 
 def _read_rare(data: bytearray, at: int, end: int, decode: Decode) -> tuple[Any, int]:
     """
-    An error, or three strings or Nones, and where the reply ends: past `end` if it is cut off.
+    An error, or two strings or Nones, and where the reply ends: past `end` if it is cut off.
 
     Raises:
         ValueError: the reply has another form.
@@ -176,10 +176,10 @@ def _read_rare(data: bytearray, at: int, end: int, decode: Decode) -> tuple[Any,
     kind, line, at = _read_line(data, at, end)
     if kind == b"-":
         return as_error(line.decode(errors="replace")), at
-    if at <= end and (kind, line) != (b"*", b"3"):
+    if at <= end and (kind, line) != (b"*", b"2"):
         raise ValueError("the reply has another form than the command's")
     found: list[Any] = []
-    while len(found) < 3 and at <= end:
+    while len(found) < 2 and at <= end:
         kind, line, start = _read_line(data, at, end)
         size = int(line or b"0")
         if start > end:

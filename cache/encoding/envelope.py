@@ -139,7 +139,7 @@ class Envelopes:
             etag = blake2b(body, digest_size=8).digest()
         head = LAYOUT.pack(
             MAGIC, FORMAT_VERSION, kind, flags, len(name), self._schema,
-            stamp.fill_id, stamp.mark, stamp.generation, stamp.version, etag,
+            stamp.fill_id, stamp.run, stamp.version, etag,
             stamp.fresh_until_ms, stamp.kept_until_ms, min(stamp.load_us, MAX_US),
             _ends_crc(body), len(body), len(key_bytes),
         )  # fmt: skip

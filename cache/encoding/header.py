@@ -2,7 +2,7 @@
 The fixed header of a cached value, and the stored value as it was read.
 
     magic 2 | format version 1 | codec 1 | flags 1 | name length 1 | schema 2 |
-    fill id 8 | mark of the era 8 | generation 8 | version 8 | etag 8 |
+    fill id 8 | run of the server 8 | version 8 | etag 8 |
     fresh until, ms 8 | kept until, ms 8 | load time, us 4 | crc32 4 | payload length 4 |
     key length 2
 
@@ -16,10 +16,9 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 MAGIC = b"\xc1L"  # no msgpack, JSON or UTF-8 begins with 0xc1
-FORMAT_VERSION = 2
-LAYOUT = struct.Struct(">2sBBBBH8s8s8sQ8sQQIIIH")
+FORMAT_VERSION = 3
+LAYOUT = struct.Struct(">2sBBBBH8s8sQ8sQQIIIH")
 HEADER_BYTES = LAYOUT.size
-NO_GENERATION = bytes(8)
 MAX_US = 2**32 - 1
 
 
@@ -28,10 +27,9 @@ class Stamp:
     """What a value is stored with. Times are Unix milliseconds of the server's clock."""
 
     fill_id: bytes
-    mark: bytes
+    run: bytes
     fresh_until_ms: int
     kept_until_ms: int
-    generation: bytes = NO_GENERATION
     load_us: int = 0
     version: int = 0
 
@@ -46,8 +44,7 @@ class Header(NamedTuple):
     name_length: int
     schema: int
     fill_id: bytes
-    mark: bytes
-    generation: bytes
+    run: bytes
     version: int
     etag: bytes
     fresh_until_ms: int

@@ -1,7 +1,7 @@
 -- messages_append.lua: add committed messages to a window, or keep them aside until they fit.
 -- KEYS[1] version of the agent's windows  KEYS[2] state  KEYS[3] lease
 -- KEYS[4] sorted set: sequence_id -> message  KEYS[5] appends kept aside
--- ARGV[1] mark of the era, 8 bytes  ARGV[2] sequence_id of the message before the first of these,
+-- ARGV[1] run of the server, 8 bytes  ARGV[2] sequence_id of the message before the first of these,
 -- '' when the conversation was empty  ARGV[3] ttl_ms > 0  ARGV[4] most messages kept
 -- ARGV[5] ttl_ms of the appends aside  ARGV[6] most of them  ARGV[7] 1: too large to keep aside | 0
 -- ARGV[8...] sequence_id, message; oldest first, at least one

@@ -1,7 +1,7 @@
 -- messages_fill.lua: replace a conversation's window, but only for the holder of the lease.
 -- KEYS[1] version of the agent's windows  KEYS[2] state  KEYS[3] lease
 -- KEYS[4] sorted set: sequence_id -> message  KEYS[5] appends kept aside
--- ARGV[1] token  ARGV[2] version of the grant  ARGV[3] mark of the era, 8 bytes  ARGV[4] ttl_ms > 0
+-- ARGV[1] token  ARGV[2] version of the grant  ARGV[3] run of the server, 8 bytes  ARGV[4] ttl_ms > 0
 -- ARGV[5] 1: the messages reach the conversation's beginning | 0  ARGV[6] most messages kept
 -- ARGV[7...] sequence_id, message; oldest first
 -- returns 0 lease lost, invalidated, or an append aside was lost: nothing stored | 1 stored | 2 stored,

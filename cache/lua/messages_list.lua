@@ -1,15 +1,13 @@
 -- messages_list.lua: read a page of a conversation's window, newest first.
 -- KEYS[1] version of the agent's windows  KEYS[2] state  KEYS[3] sorted set: sequence_id -> message
--- KEYS[4] era (absent on a cluster, where it is on another slot)
--- ARGV[1] mark of the era that the caller knows, 8 bytes  ARGV[2] only messages before this
+-- ARGV[1] run of the server, 8 bytes  ARGV[2] only messages before this
 -- sequence_id, '' for the newest  ARGV[3] limit, 0 for the whole window even if it is incomplete
--- returns {state or false, members, era}; members are false when the window cannot answer
+-- returns {state or false, members}; members are false when the window cannot answer
 --@include window
 local state = redis.call('GET', KEYS[2])
-local era = KEYS[4] and redis.call('GET', KEYS[4]) or false
 local window = window_of(state, redis.call('GET', KEYS[1]), ARGV[1], KEYS[3])
 if not window or window.gap then
-  return {state, false, era}
+  return {state, false}
 end
 local limit = tonumber(ARGV[3])
 local members
@@ -19,6 +17,6 @@ else
   members = redis.call('ZRANGE', KEYS[3], '(' .. ARGV[2], '-inf', 'BYSCORE', 'REV', 'LIMIT', 0, limit)
 end
 if #members < limit and not window.complete then
-  return {state, false, era}
+  return {state, false}
 end
-return {state, members, era}
+return {state, members}

@@ -482,9 +482,11 @@ CACHE_NAMES = {
     "Cache",
     "CacheError",
     "CacheOptions",
+    "CacheUnavailable",
     "CodecError",
     "EmbeddedServerError",
     "InvalidName",
+    "Invalidator",
     "Keyring",
     "Lease",
     "LoaderTimeout",
@@ -493,7 +495,9 @@ CACHE_NAMES = {
     "NotEncodable",
     "RedisUnavailable",
     "UnsupportedRedisURL",
+    "WriteToken",
     "open_cache",
+    "open_invalidator",
 }
 SETTINGS_NAMES = {"Settings", "SettingsError", "get_settings", "load_settings"}
 WORKER_NAMES = {

@@ -808,9 +808,8 @@ def run(
 
 
 def leased(client: Any) -> Callable[[], Awaitable[Any]]:
-    return run(
-        client, "cache.coherence", "lease", ["e", "v", "l"], [b"t" * 8, 600_000, "", "grant"]
-    )
+    args = [b"t" * 8, 600_000, "", "grant"]
+    return run(client, "cache.coherence", "lease", ["e", "v", "l", "intents"], args)
 
 
 async def floor_of(client: Any) -> bytes:
@@ -827,7 +826,9 @@ def lease(client: Any) -> Steps:
 @case
 def lease_of_another(client: Any) -> Steps:
     other = [b"o" * 8, 1000, "", "grant"]
-    return leased(client), run(client, "cache.coherence", "lease", ["e", "v", "l"], other)
+    return leased(client), run(
+        client, "cache.coherence", "lease", ["e", "v", "l", "intents"], other
+    )
 
 
 @case
@@ -846,25 +847,22 @@ def release(client: Any) -> Steps:
 
 @case
 def depend(client: Any) -> Steps:
-    args = ["who", 10**16, 600_000, 5]
-    first = run(client, "cache.coherence", "depend", ["dep"], ["other", *args[1:]])
-    return first, run(client, "cache.coherence", "depend", ["dep"], args)
+    args = ["who", 10**16, 600_000, 5, 10**16]
+    first = run(client, "cache.coherence", "depend", ["dep", "org"], ["other", *args[1:]])
+    return first, run(client, "cache.coherence", "depend", ["dep", "org"], args)
 
 
-@case
-def undepend(client: Any) -> Steps:
-    first = run(client, "cache.coherence", "depend", ["dep"], ["other", 10**16, 600_000, 5])
-    return first, run(client, "cache.coherence", "undepend", ["dep"], ["begin", 5000])
+def forget(client: Any, ttl_ms: int) -> Steps:
+    names = ["dep", "lc:{a}:intents", "lc:{a}", "stream"]
+    args = [1, 1, b"t" * 8, ttl_ms, "lc:{", "lc:{a}", 10, 60, 5000]
+    listed = ["b", 10**16, 600_000, 5, 10**16]
+    first = run(client, "cache.coherence", "depend", ["dep"], listed)
+    before = run(client, "cache.coherence", "forget", names, [*args[:3], 1000, *args[4:]])
+    return after(first, before), run(client, "cache.coherence", "forget", names, args)
 
 
-@case
-def era(client: Any) -> Steps:
-    args = ["join", "m", 1000, 10**13, b"r" * 16, 5000]
-    other = ["join", "n", 1000, 10**13, b"r" * 16, 5000]
-    keys = ["members", "era"]
-    first = run(client, "cache.coherence", "era", keys, other)
-    lapsed = lambda: client.zadd("members", {"gone": 1})  # noqa: E731
-    return after(first, lapsed), run(client, "cache.coherence", "era", keys, args)
+CASES["forget"] = lambda client: forget(client, 30_000)
+CASES["forget_at_the_end"] = lambda client: forget(client, 0)
 
 
 @case
@@ -885,7 +883,7 @@ def window_filled(client: Any) -> Callable[[], Awaitable[Any]]:
 
 
 def window_leased(client: Any) -> Callable[[], Awaitable[Any]]:
-    keys = ["e", "s", "l"]
+    keys = ["e", "s", "l", "intents"]
     return run(client, "cache.coherence", "lease", keys, [b"t" * 8, 600_000, "", "grant"])
 
 
@@ -916,7 +914,7 @@ def messages_append_to_a_gap(client: Any) -> Steps:
 @case
 def messages_list(client: Any) -> Steps:
     prepare = after(window_leased(client), window_filled(client))
-    keys = ["e", "s", "set", "era"]
+    keys = ["e", "s", "set"]
     return prepare, run(client, "cache", "messages_list", keys, [b"m" * 8, "", 1])
 
 

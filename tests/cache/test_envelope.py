@@ -54,7 +54,7 @@ def test_the_stamp_comes_back_with_an_etag_of_the_content() -> None:
     again = envelopes.read(envelopes.seal({"a": 1}, STAMP, PLACE)).head
     other = envelopes.read(envelopes.seal({"a": 2}, STAMP, PLACE)).head
     assert first is not None
-    assert (first.fill_id, first.mark, first.load_us) == (b"fill-id!", b"run-id!!", 7)
+    assert (first.fill_id, first.run, first.load_us) == (b"fill-id!", b"run-id!!", 7)
     assert (first.fresh_until_ms, first.kept_until_ms) == (1000, 2000)
     assert again is not None
     assert other is not None

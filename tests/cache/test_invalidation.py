@@ -10,6 +10,7 @@ import pytest
 from pydantic import BaseModel
 
 from cache import Cache, LocalOptions
+from cache.coherence import dependencies
 from tests.support.caches import Loader, cache_on
 from tests.support.outages import fragile_server
 from tests.support.wait import eventually
@@ -98,14 +99,56 @@ async def test_an_organizations_invalidation_refuses_older_loads(
     assert await other.agents.get("a1", organisation="o1") is None
 
 
-async def test_an_organization_with_an_evicted_generation_is_a_miss(
-    cache: Cache, client: Any
+async def test_an_overflowed_organization_is_found_by_a_scan(valkey_url: str, prefix: str) -> None:
+    """Names that a pattern or a key could take for something else reach only their own values."""
+    odd = "o*[1]:%}{"
+    async with cache_on(valkey_url, prefix, max_dependents=2) as cache:
+        for number in range(4):
+            await _fill(cache, f"a{number}", organisation=odd)
+        await _fill(cache, "b1", organisation="o1")
+        await _fill(cache, "b2")
+        assert await cache.agents.invalidate_organisation(odd)
+        for number in range(4):
+            assert await cache.agents.get(f"a{number}", organisation=odd) is None
+        assert await cache.agents.get("b1", organisation="o1") == 1
+        assert await cache.agents.get("b2") == 1
+        assert cache.stats()["index_lost"] == 1
+        await _fill(cache, "a1", organisation=odd)
+        assert await cache.agents.get("a1", organisation=odd) == 1
+        assert await cache.agents.invalidate_organisation(odd)
+        assert await cache.agents.get("a1", organisation=odd) is None
+
+
+async def test_everything_named_goes_in_one_round_trip(cache: Cache, client: Any) -> None:
+    await _fill(cache, "a1")
+    await _fill(cache, "a2", depends_on=["block:b1"])
+    await _fill(cache, "a3", organisation="o1")
+    await cache.messages.get_or_load("a4", Loader([{"id": "m", "sequence_id": 1}]))
+    names: dict[str, Any] = {
+        "agents": ["a1", *(f"x{number}" for number in range(50))],
+        "dependencies": ["block:b1"],
+        "organisations": ["o1"],
+        "conversations": [("a4", "default")],
+    }
+    await cache.invalidate(agents=["the script is known from here on"])
+    before = await client.info("commandstats")
+    assert await cache.invalidate(**names)
+    after = await client.info("commandstats")
+    calls = [info["cmdstat_evalsha"]["calls"] for info in (before, after)]
+    assert calls[1] - calls[0] == 1
+    assert await cache.agents.get_many(["a1", "a2"]) == {}
+    assert await cache.agents.get("a3", organisation="o1") is None
+    assert await cache.messages.list("a4", limit=1) is None
+
+
+async def test_a_load_too_long_to_judge_is_not_stored(
+    cache: Cache, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    await _fill(cache, "a1", organisation="o1")
-    await client.delete(cache.components.keys.generation("o1"))
-    assert await cache.agents.get("a1", organisation="o1") is None
-    await _fill(cache, "a1", 2, organisation="o1")
-    assert await cache.agents.get("a1", organisation="o1") == 2
+    """What ended a write is remembered for a while; a longer load may be from before it."""
+    monkeypatch.setattr(dependencies, "_LONGEST_LOAD_US", -1)
+    await _fill(cache, "a1", depends_on=["block:b1"])
+    await _fill(cache, "a2")
+    assert await cache.agents.get_many(["a1", "a2"]) == {"a2": 1}
 
 
 async def test_a_value_of_an_organisation_is_not_read_without_it(cache: Cache) -> None:

@@ -107,17 +107,6 @@ def test_flushing_drops_copies_and_running_reads() -> None:
     assert level.size_bytes == 0
 
 
-def test_invalidating_a_group_keeps_other_groups() -> None:
-    level, _ = _level()
-    for key, group in (("a", "g1"), ("b", "g2")):
-        fence = level.begin(key)
-        level.keep(key, "f", fence, stored=_stored(b"x"), value=b"x", left_s=60, group=group)
-        level.end(key, fence)
-    level.invalidate_group("g1")
-    assert level.get("a", "f") is None
-    assert level.get("b", "f") is not None
-
-
 def test_copies_are_not_used_while_the_backplane_is_behind() -> None:
     level, _ = _level()
     _keep(level, "a")

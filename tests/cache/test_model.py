@@ -1,8 +1,9 @@
 """
 Two processes' caches and a database at random: every answer is one that a database gave.
 
-The model knows what each scope's value was when the newest invalidation of its agent returned;
-nothing older may be served. A page must contain every message whose append has returned.
+The model knows what each scope's value was when the newest invalidation of its agent returned, or
+when it was committed in a write that had begun; nothing older may be served. A page must contain
+every message whose append has returned.
 """
 
 from __future__ import annotations
@@ -17,8 +18,9 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from cache import Cache, Lease
+from cache import Cache, Lease, WriteToken
 from cache.connection import embedded
+from cache.keys import intents_of
 from tests.support.caches import cache_on
 
 pytestmark = pytest.mark.property
@@ -44,6 +46,7 @@ class CacheAgainstDatabase(RuleBasedStateMachine):
         self.rows: dict[str, int] = {"a1": 0, "a2": 0}
         self.least: dict[str, int] = {"a1": 0, "a2": 0}  # nothing older may be served
         self.leases: list[tuple[str, str, Lease, int]] = []
+        self.writes: list[tuple[str, WriteToken]] = []
         self.messages: list[int] = []
         self.drawn = 0
         self.late: list[int] = []  # drawn, not committed
@@ -59,7 +62,10 @@ class CacheAgainstDatabase(RuleBasedStateMachine):
         async def load() -> int:
             return self.rows[agent]
 
-        self.check(agent, self.run(self.caches[who].agents.get_or_load(agent, load, scope=scope)))
+        call = self.caches[who].agents.get_or_load(
+            agent, load, scope=scope, depends_on=[f"block:{agent}"]
+        )
+        self.check(agent, self.run(call))
 
     @rule(who=WHO, agent=AGENTS, scope=SCOPES)
     def read(self, who: int, agent: str, scope: str) -> None:
@@ -67,11 +73,49 @@ class CacheAgainstDatabase(RuleBasedStateMachine):
         if found is not None:
             self.check(agent, found)
 
+    @rule(who=WHO, agent=AGENTS, how=st.sampled_from(["agents", "dependencies"]))
+    def begin_a_write(self, who: int, agent: str, how: str) -> None:
+        names = [agent if how == "agents" else f"block:{agent}"]
+        call = self.caches[who].begin_write(**{how: names})  # type: ignore[arg-type]
+        self.writes.append((agent, self.run(call)))
+
+    @rule(data=st.data())
+    def commit_in_a_write(self, data: st.DataObject) -> None:
+        """From the commit on, although no call has followed it."""
+        if self.writes:
+            agent, token = data.draw(st.sampled_from(self.writes))
+            assert token.holds
+            self.rows[agent] += 1
+            self.least[agent] = self.rows[agent]
+
+    @rule(who=WHO, data=st.data())
+    def end_a_write(self, who: int, data: st.DataObject) -> None:
+        if self.writes:
+            index = data.draw(st.integers(0, len(self.writes) - 1))
+            _, token = self.writes.pop(index)
+            assert self.run(self.caches[who].end_write(token))
+
+    @rule(who=WHO, data=st.data())
+    def die_in_a_write(self, who: int, data: st.DataObject) -> None:
+        """Its intent lapses at once, without another call."""
+        if self.writes:
+            index = data.draw(st.integers(0, len(self.writes) - 1))
+            agent, token = self.writes.pop(index)
+            cache, name = self.caches[who], token.change.token
+            keys = [cache.components.keys.agent(agent)]
+            keys += [cache.components.keys.dependency(f"block:{agent}")]
+            for key in keys:
+                seconds, us = self.run(cache.client.time())
+                lapsed = {name: seconds * 1_000_000 + us}
+                self.run(cache.client.zadd(intents_of(key), lapsed, xx=True))
+
     @rule(who=WHO)
-    def a_member_falls_silent(self, who: int) -> None:
-        """The era ends: stored values are not served, and nothing else changes."""
-        cache = self.caches[who]
-        self.run(cache.client.delete(cache.components.keys.era))
+    def delete_a_message_in_a_write(self, who: int) -> None:
+        async def delete() -> None:
+            async with self.caches[who].writing(conversations=[("a1", "default")]):
+                del self.messages[-1:]
+
+        self.run(delete())
 
     @rule(agent=AGENTS)
     def commit_without_invalidation_yet(self, agent: str) -> None:
@@ -99,7 +143,9 @@ class CacheAgainstDatabase(RuleBasedStateMachine):
     @rule(who=WHO, agent=AGENTS, scope=SCOPES)
     def write_through(self, who: int, agent: str, scope: str) -> None:
         self.rows[agent] += 1
-        self.run(self.caches[who].agents.set(agent, self.rows[agent], scope=scope))
+        value, depends = self.rows[agent], [f"block:{agent}"]
+        call = self.caches[who].agents.set(agent, value, scope=scope, depends_on=depends)
+        self.run(call)
 
     def check(self, agent: str, value: int) -> None:
         assert self.least[agent] <= value <= self.rows[agent]

@@ -15,15 +15,15 @@ from typing import Any
 
 import pytest
 
-from cache import Cache, LocalOptions
+from cache import Cache, LocalOptions, WriteToken
 from cache.coherence import readthrough
 from cache.coherence.entries import Entries
-from cache.coherence.era import script_args
 from cache.coherence.flight import Loaded
+from cache.coherence.intents import Intents
 from cache.coherence.local import LocalLevel
-from cache.coherence.membership import Membership, Silence
 from cache.connection import scripts
 from cache.connection.protocol import Away
+from cache.keys import intents_of
 from tests.support.caches import Loader, cache_on
 from tests.support.lua_rules import remove_rule
 from tests.support.outages import fragile_server
@@ -99,10 +99,8 @@ async def test_a_read_compares_the_entry_version(
     if not rule:
         honest = Entries.trusts
 
-        def credulous(
-            self: Entries, head: Any, version: Any, generation: bytes, mark: bytes | None
-        ) -> bool:
-            return honest(self, head, str(head.version).encode(), generation, mark)
+        def credulous(self: Entries, head: Any, version: Any, key: str) -> bool:
+            return honest(self, head, str(head.version).encode(), key)
 
         monkeypatch.setattr(Entries, "trusts", credulous)
     await reader.agents.set("a1", "old")
@@ -135,7 +133,8 @@ async def test_no_entry_version_is_used_twice(
         await writer.agents.invalidate("a1")
         script = scripts.load("cache.coherence", "lease")
         connection = reader.components.entries.connection
-        await connection.run(script, lease.keys, (lease.token, 3000, "", "grant"))
+        keys = (*lease.keys, intents_of(lease.key))
+        await connection.run(script, keys, (lease.token, 3000, "", "grant"))
         await reader.agents.fill("a1", "old", lease)
         assert (await writer.agents.get("a1") is None) is rule
 
@@ -263,14 +262,14 @@ async def test_missed_invalidations_are_delivered_before_trust_returns(
 ) -> None:
     """An outage swallowed an invalidation, and the server comes back with the old value."""
 
-    async def deliver_nothing(_name: str) -> None:
+    async def deliver_nothing(_change: Any) -> None:
         """Report success to the recovery."""
 
     with fragile_server(tmp_path) as server:
-        async with cache_on(server.url, prefix, timeout_s=0.04, member_lease_s=0) as cache:
+        async with cache_on(server.url, prefix, timeout_s=0.04) as cache:
             await cache.agents.set("a1", "old")
             if not rule:
-                cache.components.entries.connection.on_redo("entry", deliver_nothing)
+                cache.components.entries.connection.redo = deliver_nothing
             server.freeze()
             # Tripped before the call, so that no command waits in the server's socket buffer.
             cache.components.entries.connection.trip(Away("the test says so"))
@@ -297,50 +296,60 @@ async def test_late_joiners_start_over(
 
 
 @BOTH
-async def test_an_invalidated_dependency_refuses_older_leases(
-    pair: Pair, rule: bool, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("how", ["invalidated", "lapsed"])
+async def test_a_changed_dependency_refuses_older_leases(
+    pair: Pair, rule: bool, how: str, monkeypatch: pytest.MonkeyPatch, client: Any
 ) -> None:
     """The block changes after it was read, before the index lists the agent."""
     if not rule:
         remove_rule(monkeypatch, "depend", "dependency_version")
     async with pair() as (reader, writer):
+        if how == "lapsed":
+            token = await writer.begin_write(dependencies=["block:b1"])
         loader = Loader("old block")
         loader.hold()
         reading = asyncio.create_task(
             reader.agents.get_or_load("a1", loader, depends_on=["block:b1"])
         )
         await loader.started.wait()
-        await writer.agents.invalidate_dependency("block:b1")
+        if how == "invalidated":
+            await writer.agents.invalidate_dependency("block:b1")
+        else:
+            await _lapse(client, reader.components.keys.dependency("block:b1"), token)
         loader.go.set()
         await reading
         assert (await writer.agents.get("a1") is None) is rule
 
 
+async def _lapse(client: Any, key: str, token: WriteToken) -> None:
+    """End an intent as its TTL does when its process has died."""
+    seconds, us = await client.time()
+    lapsed = {token.change.token: seconds * 1_000_000 + us}
+    assert await client.zadd(intents_of(key), lapsed, xx=True, ch=True)
+
+
 @BOTH
-async def test_a_read_compares_the_era(
-    caches: tuple[Cache, Cache], rule: bool, monkeypatch: pytest.MonkeyPatch, client: Any
+async def test_a_read_compares_the_run_of_the_server(
+    caches: tuple[Cache, Cache], rule: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A member fell silent: the server has ended the era."""
+    """A restart from a snapshot brought back a value and its version."""
     reader, writer = caches
     if not rule:
-        honest = Entries.trusts
 
-        def credulous(
-            self: Entries, head: Any, version: Any, generation: bytes, mark: bytes | None
-        ) -> bool:
-            return honest(self, head, version, generation, head.mark)
+        def credulous(_self: Entries, head: Any, version: Any, _key: str) -> bool:
+            return bool(b"%d" % head.version == version)
 
         monkeypatch.setattr(Entries, "trusts", credulous)
+    monkeypatch.setattr(writer.components.entries, "run_of", lambda _key: b"before!!")
     await writer.agents.set("a1", "old")
-    await client.delete(reader.components.keys.era)
     assert (await reader.agents.get("a1") is None) is rule
 
 
 @BOTH
-async def test_a_fill_compares_the_era(
-    caches: tuple[Cache, Cache], rule: bool, monkeypatch: pytest.MonkeyPatch, client: Any
+async def test_a_fill_on_another_run_of_the_server_confirms_nothing(
+    caches: tuple[Cache, Cache], rule: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The era ended during a load; a caller that joined since must not get the old value."""
+    """The server restarted during a load; a caller that joined since must not get the old value."""
     reader, _ = caches
     if not rule:
 
@@ -349,58 +358,86 @@ async def test_a_fill_compares_the_era(
             return stored
 
         monkeypatch.setattr(Entries, "confirm", trusting)
-    answer = await _late_answer(reader, lambda: client.delete(reader.components.keys.era))
-    assert (answer == "new") is rule
+
+    async def restart() -> None:
+        monkeypatch.setattr(reader.components.entries, "run_of", lambda _key: b"another!")
+
+    assert (await _late_answer(reader, restart) == "new") is rule
 
 
 @BOTH
-async def test_a_member_with_a_queue_is_silent(
-    valkey_url: str, prefix: str, rule: bool, monkeypatch: pytest.MonkeyPatch
+async def test_the_beginning_of_a_write_refuses_running_loads(
+    pair: Pair, rule: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if not rule:
+        remove_rule(monkeypatch, "forget", "versions")
+    async with pair() as (reader, writer):
+        loader = Loader("old")
+        loader.hold()
+        reading = asyncio.create_task(reader.agents.get_or_load("a1", loader))
+        await loader.started.wait()
+        await writer.begin_write(agents=["a1"])
+        loader.go.set()
+        await reading
+        assert (await writer.agents.get("a1") is None) is rule
 
-        def noisy(self: Membership) -> Silence:
-            return Silence(True, self._over_at)
 
-        monkeypatch.setattr(Membership, "hold", noisy)
-    async with (
-        cache_on(valkey_url, prefix) as reader,
-        cache_on(valkey_url, prefix, member_lease_s=2.0) as writer,
-    ):
-        await reader.agents.set("a1", "old")
-        membership = writer.components.invalidation._membership
-        silence = membership.hold()
-        assert silence.covers
+@BOTH
+async def test_nothing_is_leased_during_a_write(
+    pair: Pair, rule: bool, monkeypatch: pytest.MonkeyPatch, client: Any
+) -> None:
+    """A load from before the commit ends when the intent of the dead writer has lapsed."""
+    if not rule:
+        remove_rule(monkeypatch, "lease", "intent")
+    async with pair() as (reader, writer):
+        token = await writer.begin_write(agents=["a1"])
+        loader = Loader("old")
+        loader.hold()
+        reading = asyncio.create_task(reader.agents.get_or_load("a1", loader))
+        await loader.started.wait()
+        await _lapse(client, reader.components.keys.agent("a1"), token)
+        loader.go.set()
+        await reading
+        assert (await writer.agents.get("a1") is None) is rule
 
-        async def over() -> bool:
-            return membership.now() > silence.until
 
-        await eventually(over)
+@BOTH
+async def test_the_end_of_a_write_forgets_again(
+    pair: Pair, rule: bool, monkeypatch: pytest.MonkeyPatch, client: Any
+) -> None:
+    """The server evicted the intent, so an old value was stored before the commit."""
+    if not rule:
+        remove_rule(monkeypatch, "forget", "versions")
+    async with pair() as (reader, writer):
+        token = await writer.begin_write(agents=["a1"])
+        await client.delete(intents_of(reader.components.keys.agent("a1")))
+        await reader.agents.get_or_load("a1", Loader("old"))
+        await writer.end_write(token)
         assert (await reader.agents.get("a1") is None) is rule
 
 
 @BOTH
-async def test_a_renewal_counts_from_what_its_sender_knew(
-    caches: tuple[Cache, Cache],
-    rule: bool,
-    client: Any,
-    monkeypatch: pytest.MonkeyPatch,
+async def test_a_long_write_renews_its_intent(
+    valkey_url: str, prefix: str, rule: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A copy of the command arrives late; its sender counts on the end of the first."""
-    cache, _ = caches
-    keys, unguarded = cache.components.keys, cache.components.entries.connection.unguarded
     if not rule:
-        remove_rule(monkeypatch, "era", "renewal_basis")
-    script = scripts.load("cache.coherence", "era")
-    membership = cache.components.invalidation._membership
-    member, basis_ms = membership._member, membership._basis_ms
-    how = {"member": member, "lease_ms": 30_000, "latest_ms": basis_ms}
 
-    async def late() -> bool:
-        args = script_args("renew", unguarded, keys.era, **how)  # type: ignore[arg-type]
-        reply = await script.run(unguarded, [keys.members, keys.era], args)
-        return bool(reply[1] > basis_ms + 5)
+        async def forgetful(self: Intents) -> None:
+            """Renew nothing."""
 
-    await eventually(late)
-    end = await client.zscore(keys.members, member)
-    assert (end <= basis_ms + 30_000) is rule
+        monkeypatch.setattr(Intents, "renew", forgetful)
+    async with (
+        cache_on(valkey_url, prefix, intent_s=0.6) as writer,
+        cache_on(valkey_url, prefix) as reader,
+    ):
+        token = await writer.begin_write(agents=["a1"])
+        clock = writer.components.intents.now
+        later = clock() + 1.0
+
+        async def past_its_ttl() -> bool:
+            return clock() > later
+
+        await eventually(past_its_ttl)
+        assert token.holds is rule
+        await reader.agents.get_or_load("a1", Loader("old"))
+        assert (await reader.agents.get("a1") is None) is rule

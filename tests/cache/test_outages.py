@@ -17,7 +17,6 @@ from tests.support.wait import eventually
 pytestmark = pytest.mark.faults
 
 TIMEOUT_S = 0.04
-LEASE_S = 1.0
 
 
 @pytest.fixture
@@ -28,7 +27,7 @@ def server(tmp_path: Path) -> Iterator[FragileServer]:
 
 @pytest.fixture
 async def cache(server: FragileServer, prefix: str) -> AsyncIterator[Cache]:
-    async with cache_on(server.url, prefix, timeout_s=TIMEOUT_S, member_lease_s=LEASE_S) as cache:
+    async with cache_on(server.url, prefix, timeout_s=TIMEOUT_S) as cache:
         yield cache
 
 
@@ -123,7 +122,7 @@ async def test_an_outages_invalidation_is_delivered_before_trust_returns(
 async def test_a_server_killed_during_a_write_serves_nothing_stale(
     cache: Cache, server: FragileServer, prefix: str, rounds: int
 ) -> None:
-    async with cache_on(server.url, prefix, timeout_s=TIMEOUT_S, member_lease_s=LEASE_S) as other:
+    async with cache_on(server.url, prefix, timeout_s=TIMEOUT_S) as other:
         for number in range(rounds):
             agent = f"a{number}"
             await cache.agents.get_or_load(agent, Loader("old"))

@@ -1,13 +1,14 @@
-"""Random cuts of one process's network: nothing older than an acknowledged write is served."""
+"""Random cuts of one process's network: nothing older than a write that counts is served."""
 
 from __future__ import annotations
 
 import os
 import random
+from typing import Literal
 
 import pytest
 
-from cache.coherence.membership import boot_clock
+from cache.coherence.clock import boot_clock
 from tests.support.caches import cache_on
 from tests.support.fault_proxy import fault_proxy
 from tests.support.partition_fuzz import Fuzz
@@ -15,25 +16,27 @@ from tests.support.partition_fuzz import Fuzz
 pytestmark = pytest.mark.faults
 
 # A long run: `FUZZ_S=60 python -m pytest tests/cache/test_partition_fuzz.py -s`
-SECONDS = float(os.environ.get("FUZZ_S", "6"))
+SECONDS = float(os.environ.get("FUZZ_S", "5"))
 SEED = int(os.environ.get("FUZZ_SEED", "0")) or random.randrange(2**32)
-LEASE_S = 0.8
+TTL_S = 0.8
 
 
-@pytest.mark.parametrize("rate", [0.985, 1.015], ids=["slow clock", "fast clock"])
-async def test_nothing_older_than_an_acknowledged_write_is_served(
-    valkey_url: str, prefix: str, rate: float
+@pytest.mark.parametrize(("cut_off", "rate"), [("serve", 0.985), ("refuse", 1.015)])
+async def test_nothing_older_than_a_write_that_counts_is_served(
+    valkey_url: str, prefix: str, cut_off: Literal["serve", "refuse"], rate: float
 ) -> None:
+    """`rate`: how fast the clock of the process runs."""
     async with (
         fault_proxy(valkey_url.removeprefix("unix://")) as proxy,
-        cache_on(valkey_url, prefix) as free,
-        cache_on(proxy.url, prefix, timeout_s=0.04, member_lease_s=LEASE_S) as cut,
+        cache_on(valkey_url, prefix, intent_s=TTL_S) as free,
+        cache_on(proxy.url, prefix, timeout_s=0.04, intent_s=TTL_S, cut_off=cut_off) as cut,
     ):
         start = boot_clock()
-        cut._membership.now = lambda: start + (boot_clock() - start) * rate
-        findings = await Fuzz(cut, free, proxy, longest_s=2 * LEASE_S, seed=SEED).run(SECONDS)
+        cut.components.intents.now = lambda: start + (boot_clock() - start) * rate
+        findings = await Fuzz(cut, free, proxy, longest_s=2 * TTL_S, seed=SEED).run(SECONDS)
         print(f"seed {SEED}: {findings}")  # noqa: T201
         assert findings.stale == 0, SEED
         assert findings.reads > 50 * SECONDS
         assert findings.hits > 0
         assert findings.cuts > 0
+        assert (findings.refused > 0) is (cut_off == "refuse")

@@ -12,8 +12,6 @@ from cache import Cache, CacheOptions
 from cache.connection.pool import PoolOptions, open_pool
 
 PATIENT_S = 5.0
-# A member must not fall silent on a busy machine, unless the test is about that.
-LONG_LEASE_S = 30.0
 
 
 @asynccontextmanager
@@ -23,7 +21,7 @@ async def cache_on(url: str, prefix: str, **options: Any) -> AsyncIterator[Cache
 
     It waits long for the server, unless the test passes another `timeout_s`.
     """
-    patient = CacheOptions(prefix=prefix, timeout_s=PATIENT_S, member_lease_s=LONG_LEASE_S)
+    patient = CacheOptions(prefix=prefix, timeout_s=PATIENT_S)
     chosen = replace(patient, **options)
     async with (
         open_pool(url, PoolOptions(), name="test-cache") as client,

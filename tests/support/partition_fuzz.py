@@ -1,8 +1,9 @@
 """
 Writers and readers of one value, while the network of one process is cut at random.
 
-The database is a rising number. A write is acknowledged when `invalidate` has returned
-True. From then on nobody may be served a smaller number.
+The database is a rising number. A write whose intent holds counts from its commit on;
+another counts when its end has returned True, or its queue is delivered. From then on
+nobody may be served a smaller number.
 """
 
 from __future__ import annotations
@@ -11,11 +12,12 @@ import asyncio
 import random
 from dataclasses import dataclass
 
-from cache import Cache
+from cache import Cache, CacheUnavailable
 from tests.support.fault_proxy import FaultProxy
 
 AGENT = "agent"
 _WRITE_EVERY_S = 0.08
+_WRITE_S = 0.02
 # Rarely, because its invalidations hide those that the other process could not deliver.
 _FREE_WRITE_EVERY_S = 1.5
 _LOAD_S = 0.004
@@ -30,8 +32,10 @@ class Findings:
     reads: int = 0
     hits: int = 0
     writes: int = 0
-    acknowledged: int = 0
-    while_cut: int = 0  # acknowledged, and the server had not heard
+    refused: int = 0
+    held: int = 0  # counted from their commit on
+    while_cut: int = 0  # of these, the server had not heard of the end
+    unsure: int = 0  # counted when their queue was delivered
     cuts: int = 0
     stale: int = 0
 
@@ -41,7 +45,7 @@ class Fuzz:
     Args:
         cut: the cache behind `proxy`.
         free: a cache that always reaches the server.
-        longest_s: of a cut; beyond a lease some writes are not acknowledged.
+        longest_s: of a cut, and of a write; beyond an intent's TTL it may lapse.
     """
 
     def __init__(
@@ -53,6 +57,7 @@ class Fuzz:
         self._value = 0
         self._acknowledged = 0
         self._ending = False
+        self._tasks: list[asyncio.Task[None]] = []
         self.findings = Findings()
 
     async def run(self, seconds: float) -> Findings:
@@ -61,22 +66,44 @@ class Fuzz:
         tasks.append(self._write(self._free, _FREE_WRITE_EVERY_S))
         tasks += [self._read(cache) for cache in (self._cut, self._free, self._free) * 2]
         await asyncio.gather(*tasks, self._break())
+        await asyncio.gather(*self._tasks)
         return self.findings
 
     def _end(self) -> None:
         self._ending = True
 
     async def _write(self, cache: Cache, every_s: float) -> None:
+        rng = self._rng
         while not self._ending:
-            await asyncio.sleep(self._rng.uniform(0, every_s))
-            self._value += 1
+            await asyncio.sleep(rng.uniform(0, every_s))
+            try:
+                token = await cache.begin_write(agents=[AGENT])
+            except CacheUnavailable:
+                self.findings.refused += 1
+                continue
+            slow = rng.random() < 0.05
+            await asyncio.sleep(rng.uniform(0, self._longest_s if slow else _WRITE_S))
+            held = token.holds
+            self._value += 1  # commits
             mine = self._value
-            sure = await cache.agents.invalidate(AGENT)
+            if held:
+                self._count(mine)
             self.findings.writes += 1
-            self.findings.acknowledged += sure
-            self.findings.while_cut += sure and not cache.stats()["trusted"]
+            self.findings.held += held
+            sure = await cache.end_write(token)
+            self.findings.while_cut += held and not cache.stats()["trusted"]
             if sure:
-                self._acknowledged = max(self._acknowledged, mine)
+                self._count(mine)
+            else:
+                self.findings.unsure += 1
+                self._tasks.append(asyncio.create_task(self._count_later(cache, mine)))
+
+    def _count(self, value: int) -> None:
+        self._acknowledged = max(self._acknowledged, value)
+
+    async def _count_later(self, cache: Cache, value: int) -> None:
+        await cache.settled()
+        self._count(value)
 
     async def _read(self, cache: Cache) -> None:
         loads = 0

@@ -1,16 +1,27 @@
 -- lease.lua: grant, renew or take the right to load one value. One holder at a time.
--- KEYS[1] version of the entry  KEYS[2] value  KEYS[3] lease      (one hash tag, one slot)
+-- KEYS[1] version of the entry  KEYS[2] value  KEYS[3] lease  KEYS[4] intents (not to renew)
+--   (one hash tag, one slot)
 -- ARGV[1] token, 8 bytes  ARGV[2] lease_ms > 0  ARGV[3] fill id of the value that the caller read,
 -- or ''  ARGV[4] 'grant' | 'renew' (only while held) | 'steal' (a writer takes it from any holder)
 -- returns {1, version, now_us} granted | {0, left_ms} held by another | {2} the stored value is not
 --         the one that the caller read: read again | {3} nothing to renew
+--         | {4} a write is under way: load, but store nothing
 -- A lease holds the token, a flag, and the version that it was granted under. Flag: '1' when others
--- wait for it, '2' when appends are kept aside for it (messages_append.lua), '3' both, '0' none. An invalidation deletes the version, and with it every lease and value under it.
+-- wait for it, '2' when appends are kept aside for it (messages_append.lua), '3' both, '0' none. An
+-- invalidation deletes the version, and with it every lease and value under it.
 -- The next grant makes a new version from the time, so no version is used twice: a late copy of
 -- this command cannot restore the right of an older load.
 local token, mode = ARGV[1], ARGV[4]
 local time = redis.call('TIME')
 local now_us = string.format('%.0f', time[1] * 1000000 + time[2])
+-- rule intent
+if mode ~= 'renew' then
+  local last = redis.call('ZRANGE', KEYS[4], -1, -1, 'WITHSCORES')
+  if last[2] and tonumber(last[2]) > tonumber(now_us) then
+    return {4}
+  end
+end
+-- end of rule
 local version, held = redis.call('GET', KEYS[1]), redis.call('GET', KEYS[3])
 if held and string.sub(held, 10) ~= version then
   held = nil

@@ -1,0 +1,178 @@
+"""
+Keeps intents: what this process is about to change, and the cache must not answer meanwhile.
+
+Before a write commits, its names are forgotten and its intent stands on the server
+(forget.lua): nobody is granted a lease, so nobody stores what was loaded before the
+commit. The end of the write lifts it. The intent of a process that died or was cut
+off ends by its TTL, after which a reader loads what the database then has. So a
+crash costs only what was being written.
+
+Only rates of clocks are compared, never their times: an intent stands from when it
+was sent for its TTL, less the drift of two clocks.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Literal
+from weakref import WeakSet
+
+from cache.coherence.change import Change
+from cache.coherence.clock import boot_clock
+from cache.coherence.guarded import GuardedConnection
+from cache.coherence.invalidation import Invalidation
+from cache.connection.tasks import end
+from cache.errors import CacheUnavailable
+from cache.keys import CacheKeys
+from cache.logs import get_logger
+from cache.stats import Counters
+
+log = get_logger(__name__)
+
+CutOff = Literal["serve", "refuse"]
+_TOKEN_BYTES = 8
+# Clocks may differ by this share in their rates, and by this much in their granularity.
+_DRIFT, _GRAIN_S = 0.02, 0.02
+_RENEWALS_PER_TTL = 3
+
+
+class WriteToken:
+    """A write that has begun. Pass it to `end_write`, also if the write failed."""
+
+    __slots__ = ("__weakref__", "_intents", "change", "runs", "stands_until")
+
+    def __init__(self, intents: Intents, change: Change) -> None:
+        self.change = change
+        self.stands_until = float("-inf")
+        self.runs: tuple[bytes, ...] = ()  # of the servers that have the intent
+        self._intents = intents
+
+    @property
+    def holds(self) -> bool:
+        """
+        Whether the cache certainly neither serves nor stores what is named.
+
+        False if the intent could not be registered, or not be renewed within its TTL, or if the
+        server has restarted since.
+        """
+        return self._intents.hold(self)
+
+
+class Intents:
+    """
+    Begins, renews and ends intents.
+
+    Args:
+        ttl_s: how long an intent outlives its owner.
+        cut_off: what `begin` does when the server cannot be reached.
+        now: seconds, of any origin.
+    """
+
+    def __init__(
+        self,
+        invalidation: Invalidation,
+        connection: GuardedConnection,
+        keys: CacheKeys,
+        counters: Counters,
+        *,
+        ttl_s: float,
+        cut_off: CutOff,
+        now: Callable[[], float] = boot_clock,
+    ) -> None:
+        self.now = now
+        self._invalidation = invalidation
+        self._connection = connection
+        self._keys = keys
+        self._counters = counters
+        self._ttl_s = ttl_s
+        self._cut_off = cut_off
+        # Weak: what its caller has dropped is renewed no more, and lapses.
+        self._open: WeakSet[WriteToken] = WeakSet()
+        self._renewing: asyncio.Task[None] | None = None
+
+    async def begin(self, change: Change) -> WriteToken:
+        """
+        Forget what is named, and keep it from being stored until `end`.
+
+        Raises:
+            CacheUnavailable: it could not be registered, and `cut_off` is "refuse".
+        """
+        if not len(change):
+            token = WriteToken(self, change)
+            token.stands_until = float("inf")
+            return token
+        token = WriteToken(self, replace(change, token=os.urandom(_TOKEN_BYTES)))
+        self._counters.intents += 1
+        registered, asked = False, self._connection.trusted
+        try:
+            if asked:
+                registered = await self._register(token)
+        except BaseException:
+            self._invalidation.deliver_soon(token.change)  # canceled: it may have arrived
+            raise
+        if not registered:
+            self._counters.intents_missed += 1
+            if asked:  # its reply was lost, or a part of a cluster is away: it may stand
+                self._connection.miss(token.change, reason="an intent was not registered")
+            if self._cut_off == "refuse":
+                raise CacheUnavailable
+        self._open.add(token)
+        if self._renewing is None:
+            self._renewing = asyncio.ensure_future(self._renew())
+        return token
+
+    async def end(self, token: WriteToken) -> bool:
+        """
+        Forget what was written, and lift the intent.
+
+        True if nothing older is served from here on: it was delivered, or the intent still stands
+        and so whatever is loaded after it has lapsed is newer. Otherwise it is queued.
+        """
+        held = token.holds
+        if not len(token.change):
+            return True
+        self._open.discard(token)
+        delivered = await self._invalidation.deliver(token.change)
+        return delivered or held
+
+    async def _register(self, token: WriteToken) -> bool:
+        self._invalidation.forget(token.change)
+        asked_at, runs = self.now(), self._runs(token.change)
+        problem = await self._invalidation.attempt(token.change, int(self._ttl_s * 1000))
+        if problem is not None:
+            log.warning("cache.intent_missed", error=problem)
+            return False
+        self._invalidation.forget(token.change)
+        token.stands_until = asked_at + self._ttl_s * (1 - _DRIFT) - _GRAIN_S
+        token.runs = runs
+        return True
+
+    def hold(self, token: WriteToken) -> bool:
+        """See `WriteToken.holds`."""
+        return self.now() < token.stands_until and token.runs == self._runs(token.change)
+
+    def _runs(self, change: Change) -> tuple[bytes, ...]:
+        run_of = self._connection.unguarded.incarnation_of
+        return tuple(run_of(key) for key in change.slots(self._keys))
+
+    async def _renew(self) -> None:
+        """Register the open intents again, several times a TTL, until there is none."""
+        try:
+            while self._open:
+                await asyncio.sleep(self._ttl_s / _RENEWALS_PER_TTL)
+                await self.renew()
+        finally:
+            self._renewing = None
+
+    async def renew(self) -> None:
+        """Register the open intents again. (A local variable of a loop would keep a token open.)"""
+        for token in list(self._open):
+            if token in self._open and self._connection.trusted:
+                await self._register(token)
+
+    async def close(self) -> None:
+        if self._renewing is not None:
+            await end(self._renewing)
