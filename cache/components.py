@@ -82,6 +82,9 @@ class ValueSlot:
         if is_model(value):
             self.components.entries.envelopes.models.add(type(value))
 
+    def copies(self, value: Any) -> Callable[[], Any]:
+        return self.components.entries.envelopes.copies(value)
+
     def read(self) -> Awaitable[Reading]:
         """Read the value, and keep a local copy if there are any. Raises Away when awaited."""
         local, entries = self.components.local, self.components.entries

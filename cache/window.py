@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -88,6 +88,9 @@ class WindowSlot:
 
     def learn(self, value: Any) -> None:
         """Nothing: messages have no classes."""
+
+    def copies(self, value: Any) -> Callable[[], Any]:
+        return self.home.components.entries.envelopes.copies(value)
 
     async def read(self) -> Reading:
         """Read a page and the window's state by one script, so that they agree."""

@@ -33,6 +33,10 @@ class Slot(Protocol):
         """Remember the class of a loaded value, so that stored values of it can be read."""
         ...
 
+    def copies(self, value: Any) -> Callable[[], Any]:
+        """Gives each caller of a flight a value of its own."""
+        ...
+
     def read(self) -> Awaitable[Reading]: ...
 
     async def lease(self, seen: Reading) -> Lease | Held | Changed | Intended: ...
@@ -57,9 +61,9 @@ class LoadOptions:
 
 @dataclass(frozen=True, slots=True)
 class Loaded:
-    """An answer. If confirmed, nothing was invalidated while it was loaded."""
+    """An answer, made anew for each caller. If confirmed, nothing was invalidated meanwhile."""
 
-    value: Any
+    make: Callable[[], Any]
     confirmed: bool
 
 

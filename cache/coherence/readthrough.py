@@ -58,12 +58,12 @@ class ReadThrough:
                 if reading.unknown_model:
                     value = await self._loads.load(loader, call)
                     slot.learn(value)
-                    return value
+                    return slot.copies(value)()
             flight, late = self._join(slot, loader, reading, call)
             answer = await self._answer(flight, reading, call)
             if answer.confirmed or not late:
-                return answer.value
-        return await self._loads.load(loader, call)
+                return answer.make()
+        return slot.copies(await self._loads.load(loader, call))()
 
     def drop(self, prefix: str = "") -> None:
         """Accept no more joiners in the flights of an entry, because it was invalidated."""
@@ -134,7 +134,8 @@ class ReadThrough:
                 flight.task.cancel()
         assert reading is not None  # noqa: S101
         self._counters.stale_served += 1
-        return Loaded(reading.value, confirmed=True)
+        found = reading.value
+        return Loaded(lambda: found, confirmed=True)
 
     def _retire(self, flight: Flight) -> None:
         """Accept no more joiners: a later caller starts another flight."""
@@ -151,17 +152,18 @@ class ReadThrough:
                     slot, reading, before_read=lambda: self._retire(flight)
                 )
                 if isinstance(leased, Reading):
-                    return Loaded(leased.value, confirmed=True)
+                    return Loaded(slot.copies(leased.value), confirmed=True)
                 lease = leased
             flight.loading = True
             slot.note("load")
             start = asyncio.get_running_loop().time()
             value = await self._loads.load_leased(slot, loader, lease, call)
             load_s = asyncio.get_running_loop().time() - start
+            make = slot.copies(value)
             self._retire(flight)
             held, lease = lease, None
             stored = held is not None and await self._loads.store(slot, held, value, load_s)
-            return Loaded(value, stored)
+            return Loaded(make, stored)
         finally:
             self._retire(flight)
             if lease is not None:

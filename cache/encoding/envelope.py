@@ -18,6 +18,7 @@ stored bytes name it: only models that this process has used are found.
 from __future__ import annotations
 
 import zlib
+from collections.abc import Callable
 from hashlib import blake2b
 from typing import TYPE_CHECKING, Any
 
@@ -44,6 +45,7 @@ _ZSTD, _ENCRYPTED = 1, 2
 # Most inflated bytes for each byte of the stored-size limit. Beyond it, a frame is hostile.
 _MAX_RATIO = 64
 _END_BYTES = 512
+_SHAREABLE = (bytes, str, int, float, bool, type(None))
 _make = tuple.__new__  # Header._make takes three times as long
 
 
@@ -195,6 +197,22 @@ class Envelopes:
             raise
         except (ValueError, IndexError) as exc:  # pydantic's and ours are ValueErrors
             raise Unreadable(type(exc).__name__) from None
+
+    def copies(self, value: Any) -> Callable[[], Any]:
+        """
+        Gives each caller a value of its own, as a reader of the stored value gets it.
+
+        A value that has no encoding is shared as it is.
+        """
+        if isinstance(value, _SHAREABLE):
+            return lambda: value
+        model = type(value) if is_model(value) else None
+        try:
+            kind, name, payload = self._encode(value)
+            ready = [self._decode(kind, name, payload, model)]
+        except (ValueError, IndexError):  # pydantic's and ours are ValueErrors
+            return lambda: value
+        return lambda: ready.pop() if ready else self._decode(kind, name, payload, model)
 
     def _encode(self, value: Any) -> tuple[int, bytes, bytes]:
         if value is None:

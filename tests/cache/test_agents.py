@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 import json
 from collections.abc import AsyncIterator
 from typing import Any
@@ -11,6 +12,7 @@ import pytest
 from pydantic import BaseModel
 
 from cache import Cache, LoaderTimeout, NotEncodable
+from cache.connection.protocol import Away
 from tests.support.caches import Loader, cache_on
 from tests.support.wait import eventually
 
@@ -204,6 +206,49 @@ async def test_many_callers_share_one_loader(cache: Cache, other: Cache) -> None
     calls = [c.agents.get_or_load("a1", loader) for c in (cache, other) for _ in range(100)]
     assert await asyncio.gather(*calls) == [STATE] * 200
     assert loader.calls == 1
+
+
+@pytest.mark.parametrize("value", [{"tags": ["x"]}, ["x"], State(id="a1", tools=["x"])], ids=repr)
+@pytest.mark.parametrize("how", ["joined", "outage", "write", "waited"])
+async def test_callers_of_one_load_share_no_mutable_value(
+    cache: Cache, other: Cache, how: str, value: Any
+) -> None:
+    """Nor with the loader, which may keep what it returned."""
+    expected = copy.deepcopy(value)
+    loader = Loader(value)
+    loader.hold()
+    if how == "outage":
+        cache.components.entries.connection.trip(Away("the test says so"))
+    if how == "write":
+        await cache.begin_write(agents=["a1"])
+    if how == "waited":
+        first = asyncio.create_task(other.agents.get_or_load("a1", loader))
+        await loader.started.wait()
+    calls = [
+        asyncio.create_task(cache.agents.get_or_load("a1", loader, model=type(value)))
+        if isinstance(value, State)
+        else asyncio.create_task(cache.agents.get_or_load("a1", loader))
+        for _ in range(3)
+    ]
+    await eventually(lambda: _joined(cache))
+    loader.go.set()
+    got = [*await asyncio.gather(*calls), await cache.agents.get_or_load("a1", loader)]
+    if how == "waited":
+        got.append(await first)
+    assert got == [expected] * len(got)
+    parts = [part for found in (*got, value) for part in (found, *_mutable_parts(found))]
+    assert len({id(part) for part in parts}) == len(parts)
+
+
+def _mutable_parts(value: Any) -> list[Any]:
+    if isinstance(value, State):
+        return [value.tools]
+    return [value["tags"]] if isinstance(value, dict) else []
+
+
+async def test_a_loaded_value_has_the_types_of_a_stored_one(cache: Cache) -> None:
+    for _ in range(2):
+        assert await cache.agents.get_or_load("a1", Loader({"t": (1, 2)})) == {"t": [1, 2]}
 
 
 async def test_a_waiter_is_woken_when_the_holder_stores(cache: Cache, other: Cache) -> None:

@@ -304,6 +304,20 @@ async def test_many_callers_share_one_loader(cache: Cache, other: Cache) -> None
     assert loader.calls == 1
 
 
+async def test_callers_of_one_load_share_no_message(cache: Cache) -> None:
+    rows = [{"id": "m1", "sequence_id": 1, "content": [{"text": "hello"}]}]
+    loader = Loader(rows)
+    loader.hold()
+    calls = [asyncio.create_task(cache.messages.get_or_load("a1", loader)) for _ in range(2)]
+    await loader.started.wait()
+    loader.go.set()
+    pages: list[Any] = [*await asyncio.gather(*calls), await cache.messages.list("a1"), rows]
+    for page in pages:
+        assert page is not None
+        page[0]["content"][0]["text"] += "!"
+        assert page[0]["content"] == [{"text": "hello!"}]
+
+
 async def test_models_are_messages_too(cache: Cache) -> None:
     class Message(BaseModel):
         id: str
