@@ -57,6 +57,7 @@ class MultiplexedConnection:
         self._eager = eager
         self._connection: Any = None
         self._transport: Any = None
+        self._loop: asyncio.AbstractEventLoop | None = None  # of the transport
         self._replies: Replies | None = None
         self._out: list[bytes] = []
         self._dialing: asyncio.Task[None] | None = None
@@ -136,6 +137,8 @@ class MultiplexedConnection:
     def _call(self, packed: bytes, decode: Decode | None = None) -> asyncio.Future[Any]:
         """Join the queue of waiting calls and buffer the bytes, in one step."""
         loop = asyncio.get_running_loop()
+        if loop is not self._loop and self._loop is not None:
+            raise RuntimeError("this connection is of another event loop; open one in each loop")
         call: asyncio.Future[Any] = loop.create_future()
         replies = self._replies
         if replies is None:
@@ -244,6 +247,7 @@ class MultiplexedConnection:
 
     async def _dial(self) -> None:
         dialed = await dial(self._pool)
+        self._loop = asyncio.get_running_loop()
         self._incarnation = dialed.incarnation
         self._replies = Replies(self, dialed.transport.get_protocol())
         self._out = []

@@ -11,7 +11,8 @@ from __future__ import annotations
 import base64
 import binascii
 import os
-from functools import cache
+from functools import lru_cache
+from threading import get_ident
 from typing import Any
 
 from cache.errors import CodecError, MissingExtra
@@ -89,9 +90,14 @@ def parse_keys(text: str) -> dict[str, bytes]:
     return keys
 
 
-@cache
 def zstd() -> tuple[Any, Any]:
-    """The compressor and the decompressor. Raises MissingExtra if zstandard is not installed."""
+    """This thread's compressor and decompressor. Raises MissingExtra if zstandard is missing."""
+    return zstd_of(get_ident())
+
+
+@lru_cache(maxsize=64)
+def zstd_of(_thread: int) -> tuple[Any, Any]:
+    # They crash the process when two threads use one at the same time.
     try:
         import zstandard
     except ImportError:

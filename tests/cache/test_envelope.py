@@ -8,12 +8,14 @@ import os
 import pickle
 import sys
 import zlib
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 from uuid import UUID
 
 import pytest
 from pydantic import BaseModel, Field, PrivateAttr, SecretStr
 
+from cache.encoding import encryption
 from cache.encoding.encryption import Keyring, decompress, parse_keys
 from cache.encoding.envelope import Envelopes, UnknownModel, Unreadable
 from cache.encoding.header import HEADER_BYTES, Stamp
@@ -144,13 +146,20 @@ def test_a_hostile_frame_is_not_inflated() -> None:
         decompress(bomb, 1_000_000)
 
 
+def test_no_two_threads_share_a_compressor() -> None:
+    """Two that do crash the process."""
+    with ThreadPoolExecutor(1) as pool:
+        of_another = pool.submit(encryption.zstd).result()
+    for mine, other in zip(encryption.zstd(), of_another, strict=True):
+        assert mine is not other
+    assert encryption.zstd() is encryption.zstd()
+
+
 def test_without_zstandard_compressed_values_are_unreadable(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    from cache.encoding import encryption
-
     data = Envelopes(compress_min_bytes=10).seal(b"x" * 100, STAMP, PLACE)
-    encryption.zstd.cache_clear()
+    encryption.zstd_of.cache_clear()
     monkeypatch.setitem(sys.modules, "zstandard", None)
     with pytest.raises(Unreadable):
         _open(Envelopes(), data)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import threading
 from collections.abc import AsyncIterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from typing import Any
 
@@ -291,3 +293,34 @@ async def test_a_disabled_cache_writes_without_a_server() -> None:
         async with invalidator.writing(agents=["a1"]) as token:
             assert token.holds
         assert await invalidator.invalidate(agents=["a1"])
+
+
+def test_threads_have_caches_of_their_own(valkey_url: str, prefix: str) -> None:
+    """Each in its event loop, with one server; what one writes, the others do not serve."""
+    started = threading.Barrier(3, timeout=30)
+
+    async def use(number: int) -> list[Any]:
+        async with cache_on(valkey_url, prefix, compress_min_bytes=64) as cache:
+            await asyncio.to_thread(started.wait)
+            for turn in range(20):
+                name, value = f"a{turn % 3}", {"text": "x" * 5000, "by": number}
+                async with cache.writing(agents=[name]):
+                    assert await cache.agents.get(name) is None
+                found = await cache.agents.get_or_load(name, Loader(value))
+                assert found["text"] == value["text"]
+            await asyncio.to_thread(started.wait)
+            return [await cache.agents.get_or_load(f"a{n}", Loader(number)) for n in range(3)]
+
+    with ThreadPoolExecutor(3) as pool:
+        answers = list(pool.map(lambda number: asyncio.run(use(number)), range(3)))
+    assert answers[0] == answers[1] == answers[2]
+
+
+async def test_a_cache_of_another_event_loop_is_refused(cache: Cache) -> None:
+    def elsewhere() -> None:
+        with pytest.raises(RuntimeError, match="open one in each loop"):
+            asyncio.run(cache.agents.get("a1"))
+
+    await cache.agents.set("a1", 1)
+    await asyncio.to_thread(elsewhere)
+    assert await cache.agents.get("a1") == 1
