@@ -130,13 +130,15 @@ class Intents:
 
         True if nothing older is served from here on: it was delivered, or the intent still stands
         and so whatever is loaded after it has lapsed is newer. Otherwise it is queued.
+
+        It is sent even while the breaker is open: a server that has just restarted is reached by
+        others too, and may have lost the intent.
         """
-        held = token.holds
         if not len(token.change):
             return True
         self._open.discard(token)
-        delivered = await self._invalidation.deliver(token.change)
-        return delivered or held
+        delivery = self._invalidation.deliver_soon(token.change, insist=token.holds)
+        return await asyncio.shield(delivery) or token.holds
 
     async def _register(self, token: WriteToken) -> bool:
         self._invalidation.forget(token.change)

@@ -69,10 +69,10 @@ class Invalidation:
         """
         return await asyncio.shield(self.deliver_soon(change))
 
-    def deliver_soon(self, change: Change) -> asyncio.Task[bool]:
-        """Begin to invalidate, in a task of its own."""
+    def deliver_soon(self, change: Change, *, insist: bool = False) -> asyncio.Task[bool]:
+        """Begin to invalidate, in a task of its own; if `insist`, also while the breaker is open."""
         self._counters.invalidations += len(change)
-        delivery = asyncio.ensure_future(self._deliver(change))
+        delivery = asyncio.ensure_future(self._deliver(change, insist=insist))
         self._deliveries.add(delivery)
         delivery.add_done_callback(self._deliveries.discard)
         return delivery
@@ -90,12 +90,12 @@ class Invalidation:
         """A window may lack committed messages: bypass the cache until it is dropped."""
         self._connection.miss(Change(conversations=((agent_id, conversation),)))
 
-    async def _deliver(self, change: Change) -> bool:
+    async def _deliver(self, change: Change, *, insist: bool) -> bool:
         problem: str | None = "an invalidation did not arrive"
         self.forget(change)
         try:
             # While something is missed, this process reads nothing from the server: queue it.
-            if self._connection.trusted:
+            if insist or self._connection.trusted:
                 problem = await self.attempt(change)
         finally:
             if problem is not None:

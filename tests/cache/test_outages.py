@@ -10,8 +10,12 @@ from typing import Any
 import pytest
 
 from cache import Cache
+from cache.connection.pool import PoolOptions, open_pool
+from cache.connection.protocol import Away
 from tests.support.caches import Loader, cache_on
-from tests.support.outages import FragileServer, fragile_server
+from tests.support.fault_proxy import fault_proxy
+from tests.support.outages import FragileServer, fragile_server, running
+from tests.support.servers import free_port
 from tests.support.wait import eventually
 
 pytestmark = pytest.mark.faults
@@ -156,6 +160,74 @@ async def test_values_that_a_restart_brings_back_are_not_served(
 
 async def _reached(cache: Cache) -> bool:
     return bool(cache.stats()["trusted"])
+
+
+@pytest.mark.parametrize("how", ["restart", "flush"])
+async def test_the_end_of_a_write_makes_up_for_a_lost_intent(
+    cache: Cache, server: FragileServer, prefix: str, how: str
+) -> None:
+    """Although the writer's breaker is still open."""
+    async with cache_on(server.url, prefix) as other:
+        token = await cache.begin_write(agents=["a1"])
+        await cache.components.entries.connection.execute("FLUSHALL")
+        if how == "restart":
+            server.kill()
+            server.start()
+            await other.agents.get("a1")
+            await _trusted_again(other)
+        loader = Loader("old")
+        loader.hold()
+        reading = asyncio.create_task(other.agents.get_or_load("a1", loader))
+        await loader.started.wait()
+        cache.components.entries.connection.trip(Away("the test says so"))
+        assert await cache.end_write(token) is True
+        loader.go.set()
+        await reading
+        assert await other.agents.get("a1") is None
+
+
+@pytest.mark.parametrize("change", ["invalidate", "write"])
+async def test_a_lagging_replica_that_takes_over_brings_nothing_back(
+    tmp_path: Path, prefix: str, change: str
+) -> None:
+    homes = [tmp_path / name for name in ("master", "replica")]
+    for home in homes:
+        home.mkdir()
+    port = str(free_port())
+    master = FragileServer(homes[0], "--port", port, "--repl-diskless-sync-delay", "0")
+    replica = FragileServer(homes[1], "--replicaof", f"127.0.0.1 {port}")
+    with running(master), running(replica):
+        async with (
+            fault_proxy(master.path) as proxy,
+            cache_on(proxy.url, prefix) as cache,
+            cache_on(proxy.url, prefix) as other,
+            open_pool(replica.url, PoolOptions(), name="t") as direct,
+        ):
+            await cache.agents.set("a1", "old")
+            await cache.messages.get_or_load("a1", Loader([{"id": "m1", "sequence_id": 1}]))
+
+            async def copied() -> bool:
+                return bool(await direct.exists(f"{prefix}{{a1}}:messages:state:default"))
+
+            await eventually(copied)
+            await direct.replicaof("NO", "ONE")  # from here on it lags
+            if change == "invalidate":
+                assert await cache.agents.invalidate("a1")
+            else:
+                token = await cache.begin_write(agents=["a1"])
+            master.kill()
+            proxy.lead_to(replica.path)
+            assert await direct.exists(f"{prefix}{{a1}}")
+            for reader in (cache, other):
+                await reader.agents.get("a1")  # finds its connection gone
+                await _trusted_again(reader)
+                assert await reader.agents.get("a1") is None
+                assert await reader.messages.list("a1", limit=1) is None
+            if change == "write":
+                assert not token.holds
+                assert await cache.end_write(token)
+            assert await other.agents.get_or_load("a1", Loader("new")) == "new"
+            assert await cache.agents.get("a1") == "new"
 
 
 async def test_a_lost_append_takes_the_window_with_it(cache: Cache, server: FragileServer) -> None:

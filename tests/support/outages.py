@@ -29,9 +29,14 @@ class FragileServer:
     def url(self) -> str:
         return f"unix://{self._socket}"
 
+    @property
+    def path(self) -> str:
+        return str(self._socket)
+
     def start(self) -> None:
         """Start the server and return when it answers."""
-        words = ["--port", "0", "--unixsocket", str(self._socket), "--dir", str(self._home)]
+        port = [] if "--port" in self._options else ["--port", "0"]
+        words = [*port, "--unixsocket", str(self._socket), "--dir", str(self._home)]
         words += ["--save", "", "--appendonly", "yes", *self._options]
         with (self._home / "server.log").open("ab") as log:
             self._process = subprocess.Popen(
@@ -73,7 +78,12 @@ class FragileServer:
 
 @contextmanager
 def fragile_server(home: Path, *options: str) -> Iterator[FragileServer]:
-    server = FragileServer(home, *options)
+    with running(FragileServer(home, *options)) as server:
+        yield server
+
+
+@contextmanager
+def running(server: FragileServer) -> Iterator[FragileServer]:
     server.start()
     try:
         yield server
