@@ -305,6 +305,7 @@ QUEUE = [
     Case("submit_many", "webhook_url", lambda q, x: q.submit_many([BODY], webhook_url=x, **CHAT), OPTIONAL),
     Case("llm_result", "request_id", lambda q, x: q.llm_result(x)),
     Case("llm.cancel", "request_id", lambda q, x: q.llm.cancel(x)),
+    Case("llm.came", "request_id", lambda q, x: q.llm.came(x)),
     Case("llm.batches.cancel", "batch_id", lambda q, x: q.llm.batches.cancel(x)),
     Case("llm.batches.cancel_unwanted", "batch_id", lambda q, x: q.llm.batches.cancel_unwanted(x)),
     Case("llm.batches.cancel_group", "provider", lambda q, x: q.llm.batches.cancel_group(x, "chat/completions", "m")),
