@@ -72,7 +72,10 @@ class SafeLog:
         self._try(self._log.debug, event, fields)
 
     def info(self, event: str, /, **fields: Any) -> None:
-        self._try(self._log.info, event, fields)
+        try:  # noqa: SIM105  (this is called for every job)
+            self._log.info(event, **fields)
+        except BaseException:  # noqa: BLE001, S110  (see the class)
+            pass
 
     def warning(self, event: str, /, **fields: Any) -> None:
         self._try(self._log.warning, event, fields)

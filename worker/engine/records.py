@@ -166,12 +166,12 @@ def _read_claim(rows: list[Any], at: int) -> Claim:
 def weight(end: End) -> int:
     """Return the bytes of an end's large parts: the result, and what goes to the next jobs."""
     details = end[4]
-    parts = [details["result"]] if "result" in details else []
-    if "jobs" in details:
-        parts += [job["body"] for job in details["jobs"]]
+    size = len(memoryview(details["result"])) if "result" in details else 0
+    for job in details.get("jobs", ()):
+        size += len(memoryview(job["body"]))
     if "gather" in details:
-        parts.append(details["gather"]["value"])
-    return sum(len(memoryview(part)) for part in parts)
+        size += len(memoryview(details["gather"]["value"]))
+    return size
 
 
 def encode_ends(ends: Sequence[End]) -> bytes:

@@ -8,7 +8,7 @@ of those costs what it must, and not the job's end.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 from arq.worker import JobExecutionFailed
@@ -22,7 +22,7 @@ MOST_RESULT_BYTES = 64 * 1024 * 1024
 Serializer = Callable[[dict[str, Any]], Any]
 
 
-def encode_result(serializer: Serializer, fields: Mapping[str, Any]) -> tuple[bytes | None, str]:
+def encode_result(serializer: Serializer, fields: dict[str, Any]) -> tuple[bytes | None, str]:
     """
     Encode a result's fields. Return the data, and what was wrong with the job's value, or "".
 
@@ -30,12 +30,13 @@ def encode_result(serializer: Serializer, fields: Mapping[str, Any]) -> tuple[by
     encodes nothing at all.
     """
     value, failed, is_ours = fields["r"], not fields["s"], serializer is codec.encode
-    known = portable(value) if failed and is_ours else value
-    whole = {**fields, "r": known}
-    bare = {**whole, "a": [], "k": {}}
-    data, problem = _try(serializer, whole)
-    if data is None:
-        data, _ = _try(serializer, bare)
+    if failed and is_ours:
+        fields = {**fields, "r": portable(value)}
+    data, problem = _try(serializer, fields)
+    if data is not None:
+        return data, ""
+    bare = {**fields, "a": [], "k": {}}
+    data, _ = _try(serializer, bare)
     if data is not None:
         return data, ""
     # The job's own exception tells more than the encoding error.
@@ -51,7 +52,8 @@ def _try(serializer: Serializer, fields: dict[str, Any]) -> tuple[bytes | None, 
     """Return the data, or None and the problem."""
     try:
         data = serializer(fields)
-        data = data.encode() if isinstance(data, str) else bytes(memoryview(data))
+        if type(data) is not bytes:
+            data = data.encode() if isinstance(data, str) else bytes(memoryview(data))
     except BaseException as exc:  # noqa: BLE001  (a serializer, and what it calls, may raise anything)
         return None, describe(exc)
     if len(data) > MOST_RESULT_BYTES:
