@@ -20,8 +20,9 @@ from cache.coherence.backplane import Backplane
 from cache.coherence.change import Change, Part
 from cache.coherence.guarded import GuardedConnection
 from cache.connection import scripts
-from cache.connection.pool import OUTAGE, explain
+from cache.connection.pool import OUTAGE
 from cache.connection.protocol import Away
+from cache.connection.refusals import explain
 from cache.keys import (
     CACHE_BACKPLANE_EVENTS,
     CACHE_INDEX_MARGIN_MS,
