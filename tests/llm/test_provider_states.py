@@ -125,16 +125,26 @@ async def test_results_in_a_storage_are_fetched_without_the_key(
         assert await outcomes(queue, ids) == ["echo: a", "error invalid_prompt"]
 
 
-async def test_results_are_not_fetched_from_a_forbidden_storage(
+async def test_results_in_a_forbidden_storage_wait_until_it_is_allowed(
     private_valkey_url: str, fake: FakeProvider
 ) -> None:
     fake.set(storage="http://169.254.169.254/latest")
-    settings = settings_for(private_valkey_url, fake, llm_item_max_tries=1)
+    settings = settings_for(private_valkey_url, fake)
+
+    async def waits(queue: JobQueue) -> bool:
+        (row,) = await queue.llm.batches.list()
+        return "169.254.169.254" in (row["error"] or "") and "LLM_ALLOW_CIDRS" in row["error"]
+
     async with open_queue(settings) as queue, running_worker(settings):
         ids = await submit(queue, "openai", "a")
-        assert await outcomes(queue, ids) == ["error batch_refused"]
-        (row,) = await eventually(lambda: shown(queue))
-    assert "169.254.169.254" in row["error"]
+        await eventually(lambda: submitted(queue))
+        await eventually(lambda: waits(queue))
+        fake.set(storage="")
+        assert await outcomes(queue, ids) == ["echo: a"]
+
+
+async def submitted(queue: JobQueue) -> bool:
+    return bool(await queue.llm.batches.list())
 
 
 async def test_results_that_appear_late_are_not_bought_again(

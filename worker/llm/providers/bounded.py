@@ -69,3 +69,20 @@ async def inflated(reply: httpx.Response) -> AsyncIterator[bytes]:
             yield data
     if not inflater.eof:
         raise httpx.DecodingError("the reply's compressed body ended early", request=reply.request)
+
+
+async def pieces(reply: httpx.Response, idle_s: float) -> AsyncIterator[bytes]:
+    """
+    Yield a reply's body as `inflated`; `idle_s` limits the wait for each piece.
+
+    Raises:
+        TimeoutError.
+    """
+    body = inflated(reply)
+    while True:
+        try:
+            async with asyncio.timeout(idle_s):
+                piece = await anext(body)
+        except StopAsyncIteration:
+            return
+        yield piece

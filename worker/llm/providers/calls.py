@@ -15,7 +15,7 @@ from worker.http.client import describe
 from worker.http.scrub import scrub, spellings
 from worker.llm.answers import clipped, is_transient, read_response
 from worker.llm.json_text import Unreadable, decode
-from worker.llm.providers.bounded import inflated, read_within
+from worker.llm.providers.bounded import pieces, read_within
 from worker.llm.providers.protocol import Absent, Busy, Denied, Refused, Unclear, Unsent
 from worker.llm.providers.result_rows import ResultRow, RowReader
 
@@ -96,7 +96,7 @@ class ProviderCalls:
                         continue
                     await self._check_results(url, reply)
                     reader = RowReader(self._hidden)
-                    async for piece in _pieces(reply, self._timeout_s):
+                    async for piece in pieces(reply, self._timeout_s):
                         for row in reader.feed(piece):
                             yield row
                         if reader.is_long:
@@ -105,6 +105,11 @@ class ProviderCalls:
                         yield row
                     return
             raise Transient(f"reading results: more than {_MOST_REDIRECTS} redirects")
+        except TargetForbidden as exc:
+            if _origin(url) == self._origin:
+                raise
+            # The results are paid for, and the operator can allow their storage.
+            raise Transient(f"reading results: {exc} (LETTA_LLM_ALLOW_CIDRS)") from None
         except (httpx.HTTPError, TimeoutError, OSError) as exc:
             raise Transient(f"reading results: {describe(exc)}") from None
 
@@ -148,17 +153,6 @@ async def _whole(reply: httpx.Response, limit: int, hidden: tuple[bytes, ...]) -
 
 
 _OF_THE_BODY = frozenset({"content-encoding", "content-length", "transfer-encoding"})
-
-
-async def _pieces(reply: httpx.Response, idle_s: float) -> AsyncIterator[bytes]:
-    pieces = inflated(reply)
-    while True:
-        try:
-            async with asyncio.timeout(idle_s):
-                piece = await anext(pieces)
-        except StopAsyncIteration:
-            return
-        yield piece
 
 
 def _redirected(url: httpx.URL, reply: httpx.Response) -> httpx.URL:
