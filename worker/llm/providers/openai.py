@@ -56,7 +56,6 @@ from worker.llm.states import LookupResult
 _BATCH_TAG = "letta_redis_batch"
 _LIST_PAGE = 100
 _FILES_PAGE = 1000
-_ERROR_CHARS, _STATUS_CHARS = 300, 100
 # Our clock and the provider's may differ by this.
 _SKEW_MS = 300_000
 
