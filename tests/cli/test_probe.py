@@ -14,7 +14,7 @@ import trustme
 from click.testing import CliRunner
 
 from cache.connection.pool import PoolOptions, open_pool
-from tests.support.servers import free_port, tls_in_front, valkey
+from tests.support.servers import tls_in_front, valkey
 from worker.cli.commands import main
 from worker.cli.probe import answer
 from worker.keys import QueueKeys
@@ -110,7 +110,7 @@ async def test_it_reads_the_settings_where_the_command_does(
 @pytest.mark.parametrize(
     "url",
     [
-        f"redis://127.0.0.1:{free_port()}/0",
+        "redis://127.0.0.1:1/0",
         "redis+sentinel://127.0.0.1:1/mymaster",
         "redis+cluster://127.0.0.1:1",
         "embedded://",

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from cache.encoding import codec
 from tests.app.test_security_secrets import everything_stored
 from tests.support.options import options_of
 from tests.support.queues import open_queue, queue_of, stores_of
@@ -106,3 +107,18 @@ async def test_a_url_that_was_moved_to_another_delivery_is_not_sent_to(
             found = await eventually(tried)
     assert found.attempts[0].error == "secret_unusable"
     assert found.created_at <= datetime.now(UTC)
+
+
+async def test_the_callback_of_an_llm_request_is_sealed_too(lab: Lab) -> None:
+    body = {"model": "m", "messages": [{"role": "user", "content": "hi"}]}
+    await lab.queue.submit_llm_request(
+        body, provider="openai", endpoint="chat/completions", webhook_url=URL
+    )
+    prepared = lab.stores.prepared
+    job = codec.decode(prepared.callback_body(URL))
+    assert prepared.callback_url(job["a"][0]) == URL
+    client = lab.stores.client
+    (key,) = [key async for key in client.scan_iter(f"{lab.stores.keys.prefix}llm:callback:*")]
+    stored = await client.hgetall(key)
+    assert stored
+    assert "T0K3N" not in repr((stored, job))

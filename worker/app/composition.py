@@ -100,7 +100,7 @@ def build_stores(client: Any, options: QueueOptions, keys: QueueKeys | None = No
         ),
         batches=BatchStore(client, keys),
         orphans=Orphans(client, keys),
-        prepared=PreparedJobs(encoder),
+        prepared=PreparedJobs(encoder, secrets),
     )
 
 

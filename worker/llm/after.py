@@ -16,7 +16,7 @@ from worker.queue.context import JobContext
 log = get_logger(__name__)
 
 
-async def send_llm_callback(ctx: JobContext, url: str) -> str:
+async def send_llm_callback(ctx: JobContext, url: str | bytes) -> str:
     """
     Send the webhook that reports a request's end.
 
@@ -34,7 +34,7 @@ async def send_llm_callback(ctx: JobContext, url: str) -> str:
     payload = _payload(f"{request_id}.{suffix}" if suffix else request_id, answer)
     send = partial(
         context.webhooks.send,
-        url,
+        context.prepared.callback_url(url),
         event_type="llm.request.ended",
         # The signature separates its parts with dots, so a webhook id must not have one.
         webhook_id=job_id.replace(".", ":"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from worker.llm.grouping import Group
 from worker.queue.encoder import JobEncoder, PreparedJob
+from worker.webhooks.secrets import DeliverySecrets
 
 FLUSH_LLM_BATCHES = "flush_llm_batches"
 FLUSH_LLM_GROUP = "flush_llm_group"
@@ -19,8 +20,9 @@ class PreparedJobs:
     each job is stored once.
     """
 
-    def __init__(self, encoder: JobEncoder) -> None:
+    def __init__(self, encoder: JobEncoder, secrets: DeliverySecrets) -> None:
         self._encoder = encoder
+        self._secrets = secrets
 
     def batch(self, batch_id: str) -> PreparedJob:
         """Runs a batch."""
@@ -45,4 +47,14 @@ class PreparedJobs:
 
     def callback_body(self, url: str) -> bytes:
         """The body of the job that sends the webhook of a request's end; the job's id names the request."""
-        return self._encoder.encode(SEND_LLM_CALLBACK, [url])
+        stored = self._secrets.hide_url(url, owner=SEND_LLM_CALLBACK)
+        return self._encoder.encode(SEND_LLM_CALLBACK, [stored])
+
+    def callback_url(self, stored: str | bytes) -> str:
+        """
+        The URL in the body of such a job.
+
+        Raises:
+            InvalidArgument: it was sealed with a key that this process lacks.
+        """
+        return self._secrets.open_url(stored, owner=SEND_LLM_CALLBACK)
