@@ -43,7 +43,10 @@ class Logger:
         self._log(logging.DEBUG, event, fields)
 
     def info(self, event: str, /, **fields: Any) -> None:
-        self._log(logging.INFO, event, fields)
+        if self._bound is None or "exc_info" in fields:
+            self._log(logging.INFO, event, fields)
+        else:  # every job ends with one
+            self._bound.info(event, **fields)
 
     def warning(self, event: str, /, **fields: Any) -> None:
         self._log(logging.WARNING, event, fields)

@@ -28,6 +28,8 @@ def check_fields(fields: Any) -> None:
     Raises:
         Misformed: a field is missing, or has a wrong type or size.
     """
+    if _is_plain(fields):
+        return
     _need(isinstance(fields, Mapping), "the body is not a mapping")
     tries, name = fields.get("t"), fields.get("f")
     _need(tries is None or _is_whole(tries, _MOST_TRIES), "t is not a number of tries")
@@ -39,6 +41,23 @@ def check_fields(fields: Any) -> None:
         "k has other keys",
     )
     _need(_is_whole(fields.get("et"), _MOST_MS), "et is not a time")
+
+
+def _is_plain(fields: Any) -> bool:
+    """Whether this is an ordinary job. One expression, because it is evaluated for every job."""
+    if type(fields) is not dict:
+        return False
+    tries, name, et, kwargs = map(fields.get, ("t", "f", "et", "k"))
+    return (
+        (tries is None or (type(tries) is int and 0 <= tries <= _MOST_TRIES))
+        and type(name) is str
+        and 0 < len(name) <= _MOST_NAME
+        and type(fields.get("a")) is list
+        and type(kwargs) is dict
+        and (not kwargs or all(type(key) is str for key in kwargs))
+        and type(et) is int
+        and 0 <= et <= _MOST_MS
+    )
 
 
 def check_options(options: Any, *, unique_prefix: str) -> None:
