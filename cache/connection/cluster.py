@@ -31,6 +31,8 @@ _HOPS = 4
 _PASSING = {"MOVED", "ASK", "CLUSTERDOWN", "LOADING", "MASTERDOWN"}
 _SCRIPTS = {"EVAL", "EVALSHA"}
 _KEY_OF_SCRIPT = 3
+# Keys whose node is remembered. Cleared when there are more.
+_MOST_ROUTES = 16_384
 
 
 class ClusterConnection:
@@ -42,6 +44,7 @@ class ClusterConnection:
         self._connections: dict[Address, MultiplexedConnection] = {}
         self._starts: list[int] = []  # the first slot of each range
         self._owners: list[Address] = []  # the master of each range
+        self._routes: dict[str, MultiplexedConnection] = {}  # by key: a slot takes long to compute
         self._stale = True
         self._learning: asyncio.Task[None] | None = None
         self._endings: set[asyncio.Task[Any]] = set()
@@ -55,15 +58,11 @@ class ClusterConnection:
 
     def incarnation_of(self, key: str) -> bytes:
         """The run of the node that has the key on the current map; zeros while it is unknown."""
-        owner = self._owner(key)
-        connection = self._connections.get(owner) if owner else None
+        connection = self._routes.get(key) or self._route(key)
         return bytes(8) if connection is None else connection.incarnation_of()
 
     async def connect(self) -> None:
-        """
-        Raises:
-            Away: there is no map, or a node on it cannot be reached.
-        """
+        """Raises Away: there is no map, or a node on it cannot be reached."""
         await self._learn()
         await _all([connection.connect() for connection in list(self._connections.values())])
 
@@ -94,9 +93,8 @@ class ClusterConnection:
 
     def fetch(self, args: tuple[Any, ...], decode: Decode) -> Awaitable[Any]:
         """As `MultiplexedConnection.fetch`. Redirections are returned: `execute` follows them."""
-        owner = None if self._stale else self._owner(args[1])
-        connection = self._connections.get(owner) if owner else None
-        if connection is None:
+        connection = self._routes.get(args[1]) or self._route(args[1])
+        if connection is None or self._stale:
             return self._execute_and_decode(args, decode)
         return connection.fetch(args, decode)
 
@@ -149,6 +147,16 @@ class ClusterConnection:
         slot = key_slot(key if isinstance(key, bytes) else key.encode())
         return self._owners[bisect_right(self._starts, slot) - 1]
 
+    def _route(self, key: str) -> MultiplexedConnection | None:
+        """The connection to a key's node on the current map, and remember it."""
+        owner = self._owner(key)
+        connection = self._connections.get(owner) if owner else None
+        if connection is not None:
+            if len(self._routes) >= _MOST_ROUTES:
+                self._routes.clear()
+            self._routes[key] = connection
+        return connection
+
     def _node(self, address: Address | None) -> MultiplexedConnection:
         if address is None:
             raise Away("the cluster's slot map is unknown")
@@ -181,7 +189,8 @@ class ClusterConnection:
                 self._learning = None
 
     async def _learn_from_any(self) -> None:
-        seeds = [(node.host, int(node.port)) for node in _startup_nodes(self._client)]
+        startup = self._client.nodes_manager.startup_nodes.values()
+        seeds = [(node.host, int(node.port)) for node in startup]
         reason = "the cluster has no nodes"
         for address in dict.fromkeys([*self._connections, *seeds]):
             try:
@@ -203,6 +212,7 @@ class ClusterConnection:
             ((found[2][0] or asked[0].encode()).decode(), found[2][1]) for found in ranges
         ]
         self._stale = False
+        self._routes.clear()
         for address in [a for a in self._connections if a not in self._owners]:
             connection = self._connections.pop(address)
             self._desynchronized += connection.desynchronized
@@ -225,10 +235,6 @@ class ClusterConnection:
             await end(self._learning)
         await asyncio.gather(*(connection.close() for connection in self._connections.values()))
         await asyncio.gather(*self._endings, return_exceptions=True)
-
-
-def _startup_nodes(client: Any) -> list[Any]:
-    return list(client.nodes_manager.startup_nodes.values())
 
 
 async def _all(calls: Sequence[Awaitable[T]]) -> list[T]:
