@@ -44,6 +44,7 @@ class Findings:
     lapsed: int = 0  # writes whose intent did not hold at their commit, so nothing was committed
     stale: int = 0
     cold_loads: int = 0
+    bypassed: int = 0  # loads of cold agents by a process that had no connection yet
 
 
 class Shared:
@@ -96,7 +97,8 @@ class Process:
 
     async def _read_cold(self, number: int) -> None:
         async def load() -> int:
-            self._shared.add("cold_loads", self._slot)
+            trusted = self._cache.stats()["trusted"]
+            self._shared.add("cold_loads" if trusted else "bypassed", self._slot)
             return number
 
         await self._cache.agents.get_or_load(f"cold{number}", load)
