@@ -309,6 +309,8 @@ async def test_a_server_without_memory_costs_only_misses(tmp_path: Path, prefix:
             assert await cache.agents.get("a1") == "old"
             await cache.agents.invalidate_dependency("block:b1")
             assert await cache.agents.get("a1") is None
-            await cache.agents.invalidate("x0")
+            async with cache.writing(agents=["x0"]) as token:
+                assert token.holds
+                assert await cache.agents.get("x0") is None
             assert cache.stats()["invalidations_missed"] == 0
             assert cache.stats()["outages"] == 0
