@@ -56,9 +56,11 @@ def image(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Environment:
     environment = Environment(tmp_path_factory.mktemp("image"))
     environment.install(wheel)
     dockerfile = (ROOT / "compose" / "Dockerfile").read_text()
-    (step,) = re.findall(r"^RUN (echo .*letta_redis.*)$", dockerfile, re.MULTILINE)
-    done = run(["/bin/sh", "-c", step.replace("/opt/letta-redis", str(environment.home))])
-    assert done.returncode == 0, done.stderr
+    steps = re.findall(r"^RUN (echo .*letta_redis.*)$", dockerfile, re.MULTILINE)
+    assert steps
+    for step in steps:
+        done = run(["/bin/sh", "-c", step.replace("/opt/letta-redis", str(environment.home))])
+        assert done.returncode == 0, done.stderr
     return environment
 
 

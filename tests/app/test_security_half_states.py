@@ -338,6 +338,15 @@ def housekeeping(client: Any) -> Steps:
 
 
 @case
+def beat(client: Any) -> Steps:
+    async def prepare() -> None:
+        await client.set(KEYS.worker("w"), "{}")
+
+    script = load("worker.engine", "beat")
+    return prepare, lambda: script.run(client, [KEYS.worker("w")], ["{}", 1000])
+
+
+@case
 def leave(client: Any) -> Steps:
     async def prepare() -> None:
         await client.zadd(KEYS.workers, {"w": 1})

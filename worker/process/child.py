@@ -134,6 +134,9 @@ def _complain(line: str, fd: int | None) -> int:
     return ExitCode.BAD_CONFIGURATION
 
 
+_HANDLED = (signal.SIGTERM, signal.SIGINT, signal.SIGTSTP)
+
+
 class _Child:
     def __init__(self, worker: ManagedWorker, options: ChildOptions, rng: random.Random) -> None:
         self._worker = worker
@@ -148,15 +151,17 @@ class _Child:
 
     async def run(self) -> int:
         code = await self._run()
+        # It is over. A signal while the loop closes would find the loop's pipe closed, and say so.
+        for number in _HANDLED:
+            signal.signal(number, signal.SIG_IGN)
         if self._heartbeat_fd is not None:
             send(self._heartbeat_fd, EXIT_CODE + b"%d" % code)
         return code
 
     async def _run(self) -> int:
         loop = asyncio.get_running_loop()
-        for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, self._on_stop, number)
-        loop.add_signal_handler(signal.SIGTSTP, self._on_quiet)
+        for number in _HANDLED:
+            loop.add_signal_handler(number, self._on_signal, number)
         working = asyncio.ensure_future(self._worker.run())
         heartbeats = asyncio.create_task(keep_running("heartbeats", self._send_heartbeats))
         self._watch_parent(loop)
@@ -168,6 +173,13 @@ class _Child:
             heartbeats.cancel()
         log.info("process.ended", exit_code=int(self._exit_code), jobs_done=self._worker.jobs_done)
         return self._exit_code
+
+    def _on_signal(self, number: signal.Signals) -> None:
+        if number is signal.SIGTSTP:
+            log.info("process.quieted")
+            self._worker.quiet()
+        else:
+            self._on_stop(number)
 
     def _on_stop(self, number: signal.Signals) -> None:
         self._stop_signals += 1
@@ -183,10 +195,6 @@ class _Child:
         else:
             # Forcing did not end the process; its leases will lapse to other workers.
             os._exit(ExitCode.FORCED)
-
-    def _on_quiet(self) -> None:
-        log.info("process.quieted")
-        self._worker.quiet()
 
     def _drain(self, reason: str) -> None:
         if not self._draining:
