@@ -222,7 +222,8 @@ def test_ticks_are_those_that_the_zones_clock_shows(
     ],
     ids=str,
 )
-def test_a_cron_job_that_can_never_run_is_refused(wrong: dict[str, Any], named: str) -> None:
+async def test_a_cron_job_that_can_never_run_is_refused(wrong: dict[str, Any], named: str) -> None:
+    # Outside of an event loop, arq's constructor would make one and leave it open.
     with pytest.raises(BadCron, match=rf"'nightly' can never run: .*{named}"):
         Worker([], cron_jobs=[cron(job, name="nightly", **wrong)])
 
