@@ -104,8 +104,8 @@ class Demo:
         bar = self.progress.add_task("webhooks", total=self.report.webhooks)
         sent: dict[str, float] = {}
         for n in range(self.report.webhooks):
-            # The receiver fails once or twice for every fourth webhook.
-            path = "/ok" if n % 4 else f"/flaky/{1 + n % 8 // 4}"
+            # Every fourth webhook goes to a customer whose endpoint fails once or twice.
+            path = "/ok" if n % 4 else f"/flaky/{1 + n % 8 // 4}?customer={n}"
             at = time.time()
             id_ = await queue.send_webhook(self.receiver + path, {"n": n}, event_type="demo.event")
             sent[id_] = at
