@@ -24,6 +24,7 @@ from dataclasses import asdict, dataclass
 from itertools import count
 
 from tests.support.caches import cache_on
+from tests.support.wait import eventually_sync
 
 COLD = 40
 TTL_S = 2.0
@@ -200,11 +201,7 @@ class Deaths:
             os._exit(1)
 
     def _wait_until_ready(self, ready: int) -> None:
-        end = time.monotonic() + _READY_S
-        while self._shared.total("ready") < ready:
-            if time.monotonic() > end:
-                raise TimeoutError(f"not all of {ready} processes began")
-            time.sleep(0.01)
+        eventually_sync(lambda: self._shared.total("ready") >= ready, deadline_s=_READY_S)
 
 
 def main(url: str, prefix: str, *words: str) -> None:
