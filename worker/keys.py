@@ -128,8 +128,8 @@ class QueueKeys:
     def unique(self, name: str) -> str:
         return f"{self.prefix}unique:{name}"
 
-    def gather(self, gather_id: str) -> str:
-        return f"{self.prefix}gather:{gather_id}"
+    def gather(self, following_id: str) -> str:
+        return f"{self.prefix}gather:{following_id}"
 
     def last_poll(self, worker_id: str) -> str:
         return f"{self.prefix}poll:{worker_id}"
@@ -578,7 +578,12 @@ CATALOGUE: tuple[KeySpec, ...] = (
         "id of the job that holds a unique key",
         "deleted when the job starts or ends, by its scope; or TTL of the window",
     ),
-    KeySpec("arq:gather:<id>", "hash", "results of the finished jobs of a gathering", "TTL 7 d"),
+    KeySpec(
+        "arq:gather:<id>",
+        "hash",
+        "results of the finished jobs of a gathering; the id is that of the job that follows",
+        "TTL 7 d",
+    ),
     KeySpec(
         "arq:poll:<worker>, :wake",
         "string",

@@ -105,7 +105,7 @@ def enqueue_in_a_window(client: Any) -> Steps:
 @case
 def enqueue_many(client: Any) -> Steps:
     rows = [(f"m{n}", priority, 0, BODY) for n, priority in enumerate(Priority)]
-    gather = (KEYS.gather("g"), {"size": 1, "head": "a", "tail": "b", "queue": "q", "job": "j"})
+    gather = {"size": 1, "head": "a", "tail": "b", "queue": "q", "job": "j"}
     return nothing, lambda: QueueStore(client, KEYS).put_many(rows, most=9, gather=gather)
 
 

@@ -148,8 +148,11 @@ async def test_gather_hands_on_all_results_in_order(client: Any, prefix: str) ->
     queue = queue_of(client, prefix)
     parts = [call("add", n, priority=p) for n, p in enumerate(Priority)]
     after = await queue.jobs.gather(parts, then=call("total", plus=100, priority=Priority.LOW))
+    waiting = asyncio.create_task(after.result(timeout_s=30))
+    await asyncio.wait([waiting], timeout=0.1)
+    assert await after.status() == await queue.jobs.get(after.id).status() == "deferred"
     await burst(client, prefix, [add, total])
-    assert await after.result(timeout_s=1) == 106
+    assert await waiting == 106
     assert not await client.keys(f"{prefix}gather:*")
 
 
@@ -165,11 +168,23 @@ async def test_gather_waits_for_a_part_that_was_dead(client: Any, prefix: str) -
     functions = [add, total, func(moody, name="moody")]
     after = await queue.jobs.gather([call("add", 1), call("moody", job_id="m")], then=call("total"))
     await burst(client, prefix, functions)
-    assert await after.status() == "not_found"
+    assert await after.status() == "deferred"
     broken = False
     assert await queue.dead.retry("m") == 1
     await burst(client, prefix, functions)
     assert await after.result(timeout_s=1) == 6
+
+
+async def test_a_gathering_repeated_while_open_stores_nothing(client: Any, prefix: str) -> None:
+    queue = queue_of(client, prefix)
+    for n in (1, 2):
+        await queue.jobs.gather([call("add", n)], then=call("total", job_id="sum"))
+    await burst(client, prefix, [add, total])
+    assert await queue.jobs.get("sum").result(timeout_s=5) == 1
+    again = await queue.jobs.gather([call("add", 3)], then=call("total", job_id="sum"))
+    assert await again.status() == "deferred"  # the earlier result is not taken for the new one
+    await burst(client, prefix, [add, total])
+    assert await again.result(timeout_s=5) == 3
 
 
 # -- limits -----------------------------------------------------------------------------

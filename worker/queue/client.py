@@ -137,31 +137,26 @@ class Jobs:
         """
         Store jobs; when all have succeeded, enqueue `then` with the list of their results.
 
-        Returns the handle of `then`. Results are in the order of the calls. If a job
-        becomes a dead letter, `then` does not run unless the dead letter is retried
-        within a week and succeeds.
+        Returns the handle of `then`, which is deferred until then. Results are in the order
+        of the calls. If a job becomes a dead letter, `then` does not run unless the dead
+        letter is retried within a week and succeeds. The same `then.job_id` again stores
+        nothing while the first gathering is open.
 
         Raises:
             InvalidArgument: no call, or more than 1,000. Otherwise as `enqueue`.
         """
         if not 1 <= len(calls) <= _MOST_PARTS:
             raise InvalidArgument(f"gather takes 1 to {_MOST_PARTS} calls, not {len(calls)}")
-        gather_id = uuid.uuid4().hex
-        rows = [
-            self._row(call, {"g": {"id": gather_id, "i": index}})
-            for index, call in enumerate(calls)
-        ]
         priority = arguments.require_call("then", then)
         job_id = then.job_id or uuid.uuid4().hex
+        rows = [
+            self._row(call, {"g": {"id": job_id, "i": index}}) for index, call in enumerate(calls)
+        ]
         head, tail = self._encoder.encode_around(then)
         fields = {"size": len(rows), "head": head, "tail": tail}
         fields |= {"queue": self._keys.queue(priority), "job": job_id}
         await self._memory.admit()
-        await reach(
-            self._store.put_many(
-                rows, most=self._max_length, gather=(self._keys.gather(gather_id), fields)
-            )
-        )
+        await reach(self._store.put_many(rows, most=self._max_length, gather=fields))
         return Job(job_id, self._store)
 
     # -- repeating jobs ----------------------------------------------------------

@@ -146,22 +146,26 @@ class QueueStore:
         rows: Sequence[tuple[str, Priority, int, bytes]],
         *,
         most: int = 0,
-        gather: tuple[str, Mapping[str, Any]] | None = None,
+        gather: Mapping[str, Any] | None = None,
     ) -> int:
         """
         Store the jobs `(id, priority, delay_ms, body)`, all or none. Return how many are new.
 
-        `gather`: key and fields of the gathering that they belong to.
+        `gather`: fields of the gathering that they belong to. Its id is that of the job that
+        follows it. While a gathering of this id is open, nothing is stored.
 
         Raises:
             QueueFull: more than `most` jobs would wait (0: no limit).
         """
-        key, fields = gather or (self.keys.gather("-"), {})
+        fields = gather or {}
+        following = str(fields.get("job", "-"))
+        keys = [self.keys.wake, *self.queues]
+        keys += [self.keys.gather(following), self.keys.result(following)]
         flat = [part for pair in fields.items() for part in pair]
         args: list[Any] = [self.keys.prefix, most, GATHER_TTL_MS, len(fields), *flat]
         for job_id, priority, delay_ms, body in rows:
             args += (job_id, _NUMBER[priority], delay_ms, body)
-        new = await _ENQUEUE_MANY.run(self.client, [self.keys.wake, *self.queues, key], args)
+        new = await _ENQUEUE_MANY.run(self.client, keys, args)
         if new == -1:
             raise QueueFull(most)
         return int(new)
@@ -171,17 +175,18 @@ class QueueStore:
         async with self.client.pipeline(transaction=True) as pipe:
             pipe.exists(keys.result(job_id))
             pipe.exists(keys.in_progress(job_id))
+            pipe.exists(keys.gather(job_id))
             pipe.time()
             for priority in Priority:
                 pipe.zscore(keys.queue(priority), job_id)
-            done, running, (seconds, micros), *scores = await pipe.execute()
+            done, running, gathering, (seconds, micros), *scores = await pipe.execute()
         due = next((score for score in scores if score is not None), None)
         if done:
             return JobStatus.COMPLETE
         if running:
             return JobStatus.IN_PROGRESS
         if due is None:
-            return JobStatus.NOT_FOUND
+            return JobStatus.DEFERRED if gathering else JobStatus.NOT_FOUND
         return JobStatus.DEFERRED if due > seconds * 1000 + micros // 1000 else JobStatus.QUEUED
 
     async def result(self, job_id: str) -> JobResult | None:

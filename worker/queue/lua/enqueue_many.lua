@@ -1,11 +1,12 @@
 #!lua
 -- enqueue_many.lua: store many jobs, all or none, and the gathering that they belong to, if any.
--- KEYS[1] wake token  KEYS[2..5] queues critical, high, default, low  KEYS[6] gathering, or ''
+-- KEYS[1] wake token  KEYS[2..5] queues critical, high, default, low
+-- KEYS[6] gathering, KEYS[7] result of the job that follows it; unused when there is none
 --   and, derived from the prefix: job:<id> result:<id>
 -- ARGV[1] prefix  ARGV[2] most jobs in all queues, 0 for no limit
 -- ARGV[3] ttl_ms of the gathering  ARGV[4] number of its field, value pairs that follow
 -- ARGV[5..] those pairs, then per job: id, number of its queue, delay_ms, body
--- returns how many are new | -1 full, nothing stored
+-- returns how many are new, 0 while an earlier gathering for the same job is open | -1 full
 --@include types
 --@include put_job
 expect('zset', KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5])
@@ -20,9 +21,14 @@ if most > 0 then
     return -1
   end
 end
-if pairs_ > 0 and redis.call('EXISTS', KEYS[6]) == 0 then
+if pairs_ > 0 then
+  -- Its parts would overwrite those of the earlier one.
+  if redis.call('EXISTS', KEYS[6]) == 1 then
+    return 0
+  end
   redis.call('HSET', KEYS[6], unpack(ARGV, 5, first - 1))
   redis.call('PEXPIRE', KEYS[6], ARGV[3])
+  redis.call('DEL', KEYS[7])
 end
 -- The same as put_job, with one command for all jobs of a queue.
 local now, results, due = server_ms(), {}, {{}, {}, {}, {}}
