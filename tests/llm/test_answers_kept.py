@@ -22,7 +22,7 @@ from tests.support.providers import FakeProvider, fake_provider
 from tests.support.wait import eventually
 from tests.support.workers import running_worker
 from worker import JobQueue, NotFound, RequestFailed, open_queue
-from worker.llm.answers import Answer, judged
+from worker.llm.answers import Answer, checked
 
 pytestmark = pytest.mark.integration
 
@@ -154,7 +154,7 @@ USED = {"prompt_tokens": 1, "completion_tokens": 2}
 def test_an_answer_is_what_its_endpoint_promises(
     endpoint: str, came: Any, kind: str, retryable: bool
 ) -> None:
-    found = judged(Answer(body=came), endpoint)
+    found = checked(Answer(body=came), endpoint)
     assert (found.kind, found.retryable) == (kind, retryable)
     if kind == "malformed":
         assert json.dumps(found.body) == json.dumps(came)

@@ -12,7 +12,7 @@ import click
 from cache.connection.urls import refuse_cluster
 from cache.errors import RedisUnavailable
 from settings import load_settings
-from worker.cli.probe import judge, text_of
+from worker.cli.probe import assess, text_of
 from worker.cli.support import EXIT_FAILED, json_option, reached, show
 from worker.keys import QueueKeys
 from worker.terminal import printable
@@ -44,7 +44,7 @@ def health(everywhere: bool, as_json: bool) -> None:
     except RedisUnavailable as exc:
         _report_unknown(exc, as_json)
         raise SystemExit(EXIT_FAILED) from None
-    report = judge(found, everywhere=everywhere)
+    report = assess(found, everywhere=everywhere)
     click.echo(text_of(report, as_json=as_json))
     raise SystemExit(0 if report["healthy"] else EXIT_FAILED)
 

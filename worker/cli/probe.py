@@ -32,13 +32,13 @@ def answer(arguments: Sequence[str]) -> str | None:
     if not set(arguments) <= {"--any", "--json"}:
         return None
     try:
-        report = judge(_live_workers(), everywhere="--any" in arguments)
+        report = assess(_live_workers(), everywhere="--any" in arguments)
     except Exception:  # noqa: BLE001  (the command meets the same and reports it)
         return None
     return text_of(report, as_json="--json" in arguments) if report["healthy"] else None
 
 
-def judge(workers: Sequence[dict[str, Any]], *, everywhere: bool) -> dict[str, Any]:
+def assess(workers: Sequence[dict[str, Any]], *, everywhere: bool) -> dict[str, Any]:
     """
     Return the health that a server's heartbeats show.
 

@@ -109,7 +109,7 @@ def unreadable(message: str, came: bytes | LongText | None) -> Answer:
     return Answer(kind=MALFORMED, message=message, body=came)
 
 
-def judged(answer: Answer, endpoint: str) -> Answer:
+def checked(answer: Answer, endpoint: str) -> Answer:
     """
     Return the answer if its body is what the endpoint promises.
 

@@ -11,7 +11,7 @@ from arq.worker import Retry
 from cache.logs import get_logger
 from worker.backoff import full_jitter_s
 from worker.errors import Permanent, Transient, Undecodable
-from worker.llm.answers import LATE, Answer, judged
+from worker.llm.answers import LATE, Answer, checked
 from worker.llm.context import LLMContext
 from worker.llm.providers import Busy
 from worker.llm.requests import StoredRequest
@@ -82,7 +82,7 @@ async def _answered(
         raise
     except Permanent as exc:
         return Answer(kind=type(exc).__name__, message=str(exc))
-    answer = judged(answer, request.group.endpoint)
+    answer = checked(answer, request.group.endpoint)
     if answer.retryable:
         tries = await context.requests.count_unanswered(request.id, run=run)
         if tries < context.options.item_max_tries:

@@ -14,8 +14,8 @@ from worker.llm.answers import (
     MISSING,
     Answer,
     Fate,
+    checked,
     decide_fate,
-    judged,
     unreadable,
 )
 from worker.llm.batches import Batch
@@ -68,7 +68,7 @@ class Items:
                     raise NotOurs
                 continue
             lines, size = lines + 1, size + answer.size
-            chunk.append((request_id, judged(answer, self.batch.group.endpoint)))
+            chunk.append((request_id, checked(answer, self.batch.group.endpoint)))
             if len(chunk) >= _CHUNK or size >= _CHUNK_BYTES:
                 await self._settle(chunk)
                 chunk, size = [], 0

@@ -51,11 +51,11 @@ local function go()
   return 0
 end
 
-local turn = tonumber(redis.call('ZSCORE', KEYS[3], ARGV[1]) or '')
-if turn and turn > now + 1 then
-  return math.ceil(turn - now)
+local start = tonumber(redis.call('ZSCORE', KEYS[3], ARGV[1]) or '')
+if start and start > now + 1 then
+  return math.ceil(start - now)
 end
-if turn and now - turn <= tonumber(ARGV[12]) then
+if start and now - start <= tonumber(ARGV[12]) then
   return go()
 end
 -- A reservation that was missed is void: a late use would exceed the rate of the calls after it.
