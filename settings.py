@@ -413,6 +413,14 @@ class Settings(BaseSettings):
             "Unset: deliveries are unsigned."
         ),
     )
+    webhook_bearers: SecretStr | None = Field(
+        None,
+        description=(
+            "Bearer tokens of endpoints, for workers: `TOKEN@URL`, several separated by spaces. A "
+            "delivery to exactly this URL carries the token. It is never stored, so it needs no "
+            "encryption key; a webhook's own `bearer` or authorization header comes first."
+        ),
+    )
     webhook_encryption_key: SecretStr | None = Field(
         None,
         description=(
@@ -810,6 +818,17 @@ class Settings(BaseSettings):
                 raise ValueError(
                     "is not a signing secret; accepted: whsec_ + base64 of 24-64 bytes, or "
                     "whsk_ + base64 of an ed25519 key"
+                )
+        return value
+
+    @field_validator("webhook_bearers")
+    @classmethod
+    def _bearers(cls, value: SecretStr | None) -> SecretStr | None:
+        for part in value.get_secret_value().split() if value else ():
+            if not re.fullmatch(r"[\w.~+/-]+=*@https?://[^@]+", part, re.ASCII):
+                raise ValueError(
+                    "is not a list of bearer tokens; accepted: TOKEN@http(s)://..., several "
+                    "separated by spaces"
                 )
         return value
 

@@ -24,6 +24,7 @@ from tests.support import jobs
 from tests.support.llm import ENDPOINT, body
 from tests.support.queues import open_queue, stores_of
 from tests.support.servers import free_port, raw_server, valkey
+from tests.support.stored import everything_stored
 from tests.support.wait import eventually
 from tests.support.workers import quick_settings, running_worker
 from worker import JobFailed, RequestFailed, WorkerError, WorkerSettings
@@ -192,24 +193,6 @@ async def marked_settings(tmp_path: Path, form: str) -> AsyncIterator[tuple[Sett
                 ),
                 f"http://127.0.0.1:{http}",
             )
-
-
-async def everything_stored(client: Any) -> str:
-    """Return Redis's whole content as text."""
-    found: list[Any] = []
-    async for key in client.scan_iter("*", count=1000):
-        kind = (await client.type(key)).decode()
-        read: Any = {
-            "string": client.get,
-            "hash": client.hgetall,
-            "list": lambda k: client.lrange(k, 0, -1),
-            "set": client.smembers,
-            "zset": lambda k: client.zrange(k, 0, -1),
-            "stream": client.xrange,
-        }[kind]
-        found.append((key, await read(key)))
-    assert found
-    return repr(found)
 
 
 # Whoever asks for one of these by its name asks for the secret itself.

@@ -12,6 +12,7 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from tests.support.queues import open_queue, queue_of, stores_of
+from tests.support.stored import everything_stored
 from tests.support.wait import eventually
 from tests.support.workers import quick_settings, running_worker
 from worker import InvalidArgument, JobQueue
@@ -105,6 +106,37 @@ async def test_headers_bearer_and_signatures_arrive_and_are_stored_sealed(
     signed = f"{id_}.{headers['webhook-timestamp']}.".encode() + body
     public = Ed25519PrivateKey.from_private_bytes(SEED).public_key()
     public.verify(base64.b64decode(signature), signed)
+
+
+async def test_a_worker_adds_its_bearer_token_of_exactly_this_url(private_valkey_url: str) -> None:
+    seen: dict[str, str | None] = {}
+
+    async def take(path: str, headers: Headers, _body: bytes) -> bytes:
+        token = seen[path] = headers.get("authorization")
+        echo = (token or "").removeprefix("Bearer ").encode()
+        return b"HTTP/1.1 200 OK\r\ncontent-length: %d\r\n\r\n%s" % (len(echo), echo)
+
+    async with receiver(take) as url:
+        tokens = f"worker-token-1=@{url}/step worker-token-2@{url}/own"
+        plain = quick_settings(private_valkey_url, webhook_bearers=tokens)
+        async with open_queue(plain) as queue, running_worker(plain):
+            for path in ("/step", "/step?more"):
+                id_ = await queue.send_webhook(f"{url}{path}", {}, event_type="x")
+                assert "worker-token" not in repr(await ended(queue, id_))
+            assert "worker-token" not in await everything_stored(stores_of(queue).client)
+        sealing = quick_settings(
+            private_valkey_url, webhook_bearers=tokens, webhook_encryption_key=KEY
+        )
+        async with open_queue(sealing) as queue, running_worker(sealing):
+            await ended(
+                queue,
+                await queue.send_webhook(f"{url}/own", {}, event_type="x", bearer="its-own"),
+            )
+    assert seen == {
+        "/step": "Bearer worker-token-1=",
+        "/step?more": None,
+        "/own": "Bearer its-own",
+    }
 
 
 async def test_the_beginning_of_each_answer_is_kept_with_its_attempt(

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 from cache.encoding import codec
-from tests.app.test_security_secrets import everything_stored
 from tests.support.options import options_of
 from tests.support.queues import open_queue, queue_of, stores_of
+from tests.support.stored import everything_stored
 from tests.support.wait import eventually
 from tests.support.workers import quick_settings, running_worker
 from tests.webhooks.test_end_to_end import Headers, ended, receiver

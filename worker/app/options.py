@@ -11,6 +11,7 @@ from worker.llm.grouping import LIMITS
 from worker.llm.options import BatchOptions, LLMOptions, flush_rules
 from worker.llm.rate_policy import RateLimits
 from worker.llm.states import OnAmbiguous
+from worker.queue.arguments import require_webhook_url
 from worker.queue.options import JobOptions
 from worker.webhooks.limits import EndpointLimits
 from worker.webhooks.options import DeliveryOptions, WebhookOptions
@@ -85,6 +86,7 @@ def delivery_options(settings: Settings) -> DeliveryOptions:
     delays = [float(part) for part in settings.webhook_retry_delays_s.split()]
     return DeliveryOptions(
         secrets=tuple(secrets.split()) if secrets else (),
+        bearers=_bearers(settings),
         schedule=RetrySchedule(
             max_attempts=settings.webhook_max_attempts,
             base_s=base_s or delays[0],
@@ -108,6 +110,12 @@ def delivery_options(settings: Settings) -> DeliveryOptions:
         keep_response_bytes=settings.webhook_keep_response_bytes,
         max_response_bytes=settings.webhook_max_response_bytes,
     )
+
+
+def _bearers(settings: Settings) -> dict[str, str]:
+    """The tokens by the URLs as deliveries hold them."""
+    pairs = [part.partition("@") for part in (reveal(settings.webhook_bearers) or "").split()]
+    return {require_webhook_url(url, "LETTA_WEBHOOK_BEARERS"): token for token, _, url in pairs}
 
 
 def _endpoint_concurrency(settings: Settings) -> int:

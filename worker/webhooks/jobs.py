@@ -144,7 +144,7 @@ async def _attempt(context: WebhookContext, delivery: ClaimedDelivery, now: date
     if context.secrets.hides_urls:
         target = read_url(url).target
         sent += [target, target.partition("?")[2]]
-    elif delivery.secret is None:
+    elif delivery.secret is None and "authorization" not in headers:
         return reply
     return replace(reply, body=scrub(reply.body, spellings(sent), is_cut=True))
 
@@ -158,6 +158,9 @@ def _headers(
         hidden = opened["headers"]
         # A delivery with only a bearer token is still signed by the worker's secrets.
         secrets = tuple(opened["signing"]) or secrets
+    token = context.options.bearers.get(url)
+    if token is not None and "authorization" not in hidden:
+        hidden = {**hidden, "authorization": f"Bearer {token}"}
     signed = sign_headers(
         delivery.id,
         int(now.timestamp()),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from worker.webhooks.limits import EndpointLimits
@@ -34,10 +35,12 @@ class DeliveryOptions:
     """
     How workers attempt deliveries; `secrets` sign deliveries without their own.
 
+    `bearers` are the tokens of URLs, for deliveries without an authorization of their own.
     At most `max_response_bytes` of a response are read, and `keep_response_bytes` stored.
     """
 
     secrets: tuple[str, ...] = field(repr=False)
+    bearers: Mapping[str, str] = field(repr=False)
     schedule: RetrySchedule
     timeout_s: float
     limits: EndpointLimits

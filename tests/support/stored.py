@@ -1,0 +1,23 @@
+"""Reads all that a server stores, for tests of what must not be there."""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+async def everything_stored(client: Any) -> str:
+    """Return Redis's whole content as text."""
+    found: list[Any] = []
+    async for key in client.scan_iter("*", count=1000):
+        kind = (await client.type(key)).decode()
+        read: Any = {
+            "string": client.get,
+            "hash": client.hgetall,
+            "list": lambda k: client.lrange(k, 0, -1),
+            "set": client.smembers,
+            "zset": lambda k: client.zrange(k, 0, -1),
+            "stream": client.xrange,
+        }[kind]
+        found.append((key, await read(key)))
+    assert found
+    return repr(found)
