@@ -15,7 +15,7 @@ from cache.coherence.flight import LoadOptions
 from cache.coherence.results import Lease, value_key
 from cache.components import Components, Dependencies
 from cache.connection.protocol import Away
-from cache.names import MAX_NAME, check_scope, checked_agent_ids, checked_names
+from cache.names import MAX_NAME, check_name, check_scope, checked_agent_ids, checked_names
 from cache.sessions import Sessions
 from cache.values import NamedValues, Values, checked_dependencies
 
@@ -186,9 +186,15 @@ class AgentStateCache(Values):
         scope: str = "",
         organisation: str | None = None,
         ttl_s: float | None = None,
+        depends_on: Dependencies = (),
     ) -> bool:
-        """Store what was loaded under a lease. False if it was invalidated since, or not stored."""
-        slot = self._slot(agent_id, scope, organisation, ttl_s=ttl_s)
+        """
+        Store what was loaded under a lease. False if it was not stored.
+
+        It is refused if the agent, or what it depends on, was invalidated since the lease.
+        """
+        dependencies = checked_dependencies(depends_on)
+        slot = self._slot(agent_id, scope, organisation, ttl_s=ttl_s, dependencies=dependencies)
         try:
             return await slot.store(lease, value) > 0
         except Away:
@@ -235,20 +241,34 @@ class AgentStateCache(Values):
         loader: Callable[[str], Awaitable[Any]],
         *,
         scope: str = "",
+        organisation: str | None = None,
+        depends_on: Dependencies = (),
         at_once: int = _WARM_AT_ONCE,
     ) -> dict[str, int]:
         """
         Load missing states, at most `at_once` at a time. Returns counts of `warmed` and `failed`.
 
         A loader's error is counted, not raised.
+
+        Args:
+            depends_on: as for `get_or_load`; a function of the value names what each agent needs.
         """
         ids = list(dict.fromkeys(checked_agent_ids(agent_ids)))
         check_scope(scope)
+        if organisation is not None:
+            check_name("organisation", organisation)
+        names = checked_dependencies(depends_on)
         gate = asyncio.Semaphore(at_once)
 
         async def one(agent_id: str) -> None:
             async with gate:
-                await self.get_or_load(agent_id, lambda: loader(agent_id), scope=scope)
+                await self.get_or_load(
+                    agent_id,
+                    lambda: loader(agent_id),
+                    scope=scope,
+                    organisation=organisation,
+                    depends_on=names,
+                )
 
         done = await asyncio.gather(*(one(i) for i in ids), return_exceptions=True)
         failed = sum(isinstance(outcome, Exception) for outcome in done)

@@ -56,6 +56,7 @@ class ValueSlot:
     ttl_s: float | None = None
     keep_s: float = 0.0
     dependencies: Dependencies = ()
+    recorded: Lease | None = None  # for which prepare has recorded the dependencies
 
     @property
     def name(self) -> str:
@@ -110,6 +111,13 @@ class ValueSlot:
             self.key, self.field, intents_of(self.key), seen.seen, mode=mode
         )
 
+    async def prepare(self, lease: Lease) -> None:
+        """On a cluster, record what the value depends on while its loader runs, if that is known."""
+        if self.components.index.apart and not callable(self.dependencies):
+            indexes, life_ms = self._indexes(), int((self._ttl_s() + self.keep_s) * 1000)
+            if await self.components.index.record(self.agent_id, indexes, lease, life_ms):
+                self.recorded = lease
+
     async def renew(self, lease: Lease) -> bool:
         return await self.components.entries.renew(lease)
 
@@ -118,9 +126,7 @@ class ValueSlot:
 
     async def store(self, lease: Lease, value: Any, load_s: float = 0.0) -> int:
         options, entries = self.components.options, self.components.entries
-        ttl_s = options.ttl_s if self.ttl_s is None else self.ttl_s
-        if value is None:
-            ttl_s = min(ttl_s, options.negative_ttl_s)
+        ttl_s = self._ttl_s() if value is not None else min(self._ttl_s(), options.negative_ttl_s)
         if ttl_s <= 0:
             return -1
         envelope, life_ms = entries.seal(
@@ -129,6 +135,25 @@ class ValueSlot:
         if len(envelope) > options.max_value_bytes:
             self.components.counters.too_large += 1
             return -1
+        index, indexes = self.components.index, self._indexes(value)
+        recorded = self.recorded is lease and index.remembers(load_s)
+        if index.apart and not recorded:
+            recorded = await index.record(self.agent_id, indexes, lease, life_ms)
+            if not recorded:
+                self.components.counters.fills_refused += 1
+                await entries.release(lease)
+                return 0
+        record = index.with_fill(self.agent_id, indexes, lease, life_ms)
+        stored = await entries.fill(lease, envelope, life_ms, record)
+        if stored == 2:
+            self.components.backplane.wake(self.entry)
+        return stored
+
+    def _ttl_s(self) -> float:
+        return self.components.options.ttl_s if self.ttl_s is None else self.ttl_s
+
+    def _indexes(self, value: Any = None) -> list[str]:
+        """The indexes in which the agent is recorded with this value. Raises InvalidName."""
         names: Iterable[str] = ()
         if callable(self.dependencies):
             names = checked_names("depends_on", self.dependencies(value))
@@ -138,11 +163,4 @@ class ValueSlot:
         indexes = [keys.dependency(name) for name in dict.fromkeys(names)]
         if self.organisation is not None:
             indexes.append(keys.organisation(self.organisation))
-        if not await self.components.index.record(self.agent_id, indexes, lease, life_ms):
-            self.components.counters.fills_refused += 1
-            await entries.release(lease)
-            return 0
-        stored = await entries.fill(lease, envelope, life_ms)
-        if stored == 2:
-            self.components.backplane.wake(self.entry)
-        return stored
+        return indexes

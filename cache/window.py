@@ -120,6 +120,9 @@ class WindowSlot:
         intents = keys.window_intents(self.agent_id, self.conversation)
         return await entries.lease(self.key, self.field, intents, seen.seen)
 
+    async def prepare(self, lease: Lease) -> None:
+        """Nothing: a window depends on nothing else."""
+
     async def renew(self, lease: Lease) -> bool:
         return await self.home.components.entries.renew(lease)
 

@@ -1,15 +1,17 @@
 """
 Keeps the index of dependencies: which agents hold values of a block, tool, tag or organization.
 
-An agent is recorded before its value is stored. So an invalidation (forget.lua)
-either finds the agent in the index, or the record is refused because it came after
-the invalidation, or during the write.
+An agent is recorded with its value (fill.lua); on a cluster, where the indexes are on
+other slots, before it (depend.lua). So an invalidation (forget.lua) either finds the
+agent in the index, or the value is refused because it was loaded before the
+invalidation, or during the write.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from typing import Any
 
 from cache.coherence.guarded import GuardedConnection
 from cache.coherence.results import Lease
@@ -24,13 +26,26 @@ _LONGEST_LOAD_US = (CACHE_INDEX_MARGIN_MS - 10_000) * 1000
 
 
 class DependencyIndex:
-    """Records who depends on what."""
+    """
+    Records who depends on what.
+
+    Attributes:
+        apart: whether the indexes are on other slots than the values, so that `record` comes first.
+    """
 
     def __init__(self, connection: GuardedConnection, *, max_members: int, cluster: bool) -> None:
+        self.apart = cluster
         self._connection = connection
         self._max_members = max_members
-        self._cluster = cluster
         self._depend = scripts.load(__package__, "depend")
+
+    def with_fill(
+        self, agent_id: str, indexes: Sequence[str], lease: Lease, ttl_ms: int
+    ) -> tuple[Sequence[str], Sequence[Any]]:
+        """Keys and arguments by which fill.lua records an agent in these indexes."""
+        if self.apart or not indexes:
+            return (), ()
+        return indexes, self._args(agent_id, lease.granted_us, ttl_ms)
 
     async def record(
         self, agent_id: str, indexes: Sequence[str], lease: Lease, ttl_ms: int
@@ -43,13 +58,14 @@ class DependencyIndex:
         Raises:
             Away: not recorded, so the value must not be stored.
         """
-        if not indexes:
-            return True
-        leased_us = lease.granted_us - (_CLOCK_MARGIN_US if self._cluster else 0)
-        args = (
-            agent_id, leased_us, ttl_ms + CACHE_INDEX_MARGIN_MS, self._max_members,
-            _LONGEST_LOAD_US,
-        )  # fmt: skip
-        groups = [[key] for key in indexes] if self._cluster else [indexes]
-        runs = (self._connection.run(self._depend, group, args) for group in groups)
+        args = self._args(agent_id, lease.granted_us - _CLOCK_MARGIN_US, ttl_ms)
+        runs = (self._connection.run(self._depend, [key], args) for key in indexes)
         return all(await asyncio.gather(*runs))
+
+    def remembers(self, load_s: float) -> bool:
+        """Whether what was recorded at the start of a load lasts as long as its value."""
+        return load_s * 1e6 < _LONGEST_LOAD_US
+
+    def _args(self, agent_id: str, leased_us: int, ttl_ms: int) -> Sequence[Any]:
+        keep_ms = ttl_ms + CACHE_INDEX_MARGIN_MS
+        return agent_id, leased_us, keep_ms, self._max_members, _LONGEST_LOAD_US

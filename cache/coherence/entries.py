@@ -12,8 +12,8 @@ from __future__ import annotations
 
 import os
 import random
-from collections.abc import Awaitable
-from typing import TYPE_CHECKING
+from collections.abc import Awaitable, Sequence
+from typing import TYPE_CHECKING, Any
 
 from redis.exceptions import ResponseError
 
@@ -177,10 +177,22 @@ class Entries:
         )
         return self.envelopes.seal(value, stamp, value_key(lease.key, lease.field)), life_ms
 
-    async def fill(self, lease: Lease, envelope: bytes, life_ms: int) -> int:
-        """Store a value: 2 stored while others wait, 1 stored, 0 refused because it may be old."""
-        args = (lease.token, lease.version, envelope, life_ms)
-        return await self.confirm(lease, self.connection.run(self._fill, lease.keys, args))
+    async def fill(
+        self,
+        lease: Lease,
+        envelope: bytes,
+        life_ms: int,
+        record: tuple[Sequence[str], Sequence[Any]] = ((), ()),
+    ) -> int:
+        """
+        Store a value: 2 stored while others wait, 1 stored, 0 refused because it may be old.
+
+        Args:
+            record: see `DependencyIndex.with_fill`.
+        """
+        keys = (*lease.keys, *record[0])
+        args = (lease.token, lease.version, envelope, life_ms, *record[1])
+        return await self.confirm(lease, self.connection.run(self._fill, keys, args))
 
     async def confirm(self, lease: Lease, fill: Awaitable[int]) -> int:
         """The result of a fill; 0 if the server has restarted since the lease."""

@@ -41,6 +41,10 @@ class Slot(Protocol):
 
     async def lease(self, seen: Reading) -> Lease | Held | Changed | Intended: ...
 
+    async def prepare(self, lease: Lease) -> None:
+        """Do, while the loader runs, what the store would otherwise have to do first."""
+        ...
+
     async def renew(self, lease: Lease) -> bool: ...
 
     async def store(self, lease: Lease, value: Any, load_s: float) -> int:

@@ -86,6 +86,8 @@ class LeasedLoads:
 
     async def _renew(self, slot: Slot, lease: Lease) -> None:
         with suppress(Away):
+            await slot.prepare(lease)
+        with suppress(Away):
             while True:
                 await asyncio.sleep(self._options.lease_s / 3)
                 if not await slot.renew(lease):

@@ -850,6 +850,20 @@ def fill(client: Any) -> Steps:
 
 
 @case
+def fill_with_dependencies(client: Any) -> Steps:
+    listed = run(
+        client, "cache.coherence", "depend", ["dep"], ["other", 10**16, 600_000, 5, 10**16]
+    )
+
+    async def step() -> None:
+        args = [b"t" * 8, await floor_of(client), b"envelope", 5000]
+        args += ["who", 10**16, 600_000, 5, 10**16]
+        await load("cache.coherence", "fill").run(client, ["e", "v", "l", "dep", "org"], args)
+
+    return after(leased(client), listed), step
+
+
+@case
 def release(client: Any) -> Steps:
     return leased(client), run(client, "cache.coherence", "release", ["l"], [b"t" * 8])
 

@@ -152,6 +152,7 @@ CACHE = [
         "agents.fill", "organisation",
         lambda c, x: c.agents.fill("a", 1, LEASE, organisation=x), OPTIONAL,
     ),
+    Case("agents.fill", "depends_on", lambda c, x: c.agents.fill("a", 1, LEASE, depends_on=[x])),
     Case("agents.invalidate", "agent_ids", lambda c, x: c.agents.invalidate("a", x)),
     Case(
         "agents.invalidate", "dependencies",
@@ -174,6 +175,11 @@ CACHE = [
     ),
     Case("agents.warm", "agent_ids", lambda c, x: c.agents.warm(["a", x], load_of)),
     Case("agents.warm", "scope", lambda c, x: c.agents.warm(["a"], load_of, scope=x), VARIANT),
+    Case(
+        "agents.warm", "organisation",
+        lambda c, x: c.agents.warm(["a"], load_of, organisation=x), OPTIONAL,
+    ),
+    Case("agents.warm", "depends_on", lambda c, x: c.agents.warm(["a"], load_of, depends_on=[x])),
     Case("agents.stats", "agent_id", lambda c, x: c.agents.stats(x)),
     Case("agents.stats", "scope", lambda c, x: c.agents.stats("a", scope=x), VARIANT),
     Case("agents.stats", "organisation", lambda c, x: c.agents.stats("a", organisation=x), OPTIONAL),

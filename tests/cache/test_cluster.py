@@ -28,6 +28,7 @@ async def test_everything_works_on_a_cluster(url: str) -> None:
         cache_on(url, "lc:") as writer,
     ):
         await _values(reader, writer)
+        await _dependencies(reader, writer)
         await _messages(reader, writer)
         await _stampede(reader, writer)
         assert writer.stats()["outages"] == 0
@@ -63,6 +64,28 @@ async def _values(reader: Cache, writer: Cache) -> None:
         return await reader.agents.get("a3") is None
 
     await eventually(gone_here_too)
+
+
+async def _dependencies(reader: Cache, writer: Cache) -> None:
+    """What is known before a load is recorded while its loader runs."""
+    index = reader.components.keys.dependency
+
+    async def recorded() -> bool:
+        return all([await writer.client.exists(index(name)) for name in ("block:3", "block:4")])
+
+    async def load() -> str:
+        await eventually(recorded)
+        return "value"
+
+    async def load_while_it_changes() -> str:
+        await eventually(recorded)
+        await writer.agents.invalidate_dependency("block:4")
+        return "old"
+
+    for agent, loader in (("d1", load), ("d2", load_while_it_changes)):
+        await reader.agents.get_or_load(agent, loader, depends_on=["block:3", "block:4"])
+    assert reader.stats()["fills_refused"] == 1
+    assert await writer.agents.get_many(["d1", "d2"]) == {}
 
 
 async def _messages(reader: Cache, writer: Cache) -> None:

@@ -55,6 +55,75 @@ async def test_dependencies_may_be_read_from_the_value(cache: Cache) -> None:
     assert await cache.agents.get("a1") is None
 
 
+async def _scripts_run(client: Any) -> int:
+    calls: int = (await client.info("commandstats")).get("cmdstat_evalsha", {}).get("calls", 0)
+    return calls
+
+
+async def test_fifteen_dependencies_are_stored_in_one_round_trip(cache: Cache, client: Any) -> None:
+    """A miss runs two scripts: its lease, and its fill with all that it depends on."""
+    names = [f"block:b{number}" for number in range(15)]
+    await _fill(cache, "warm", depends_on=names, organisation="o1")
+    before = await _scripts_run(client)
+    await _fill(cache, "a1", depends_on=names, organisation="o1")
+    assert await _scripts_run(client) - before == 2
+    for name in (names[0], names[-1]):
+        assert await cache.agents.get("a1", organisation="o1") == 1
+        await cache.agents.invalidate_dependency(name)
+        assert await cache.agents.get("a1", organisation="o1") is None
+        await _fill(cache, "a1", depends_on=names, organisation="o1")
+
+
+async def test_a_leased_fill_names_what_it_depends_on(cache: Cache, other: Cache) -> None:
+    lease = await cache.agents.lease("a1")
+    assert lease is not None
+    assert await cache.agents.fill("a1", 1, lease, depends_on=["block:b1"])
+    assert await other.agents.get("a1") == 1
+    await other.agents.invalidate_dependency("block:b1")
+    assert await other.agents.get("a1") is None
+
+
+async def test_warmed_states_name_what_they_depend_on(cache: Cache, other: Cache) -> None:
+    async def load(agent: str) -> dict[str, str]:
+        return {"block": "b1" if agent == "a1" else "b2"}
+
+    def names(value: dict[str, str]) -> list[str]:
+        return [f"block:{value['block']}"]
+
+    done = await cache.agents.warm(["a1", "a2"], load, organisation="o1", depends_on=names)
+    assert done == {"warmed": 2, "failed": 0}
+    await other.agents.invalidate_dependency("block:b1")
+    found = await other.agents.get_many(["a1", "a2"], organisation="o1")
+    assert found == {"a2": {"block": "b2"}}
+    await other.agents.invalidate_organisation("o1")
+    assert await other.agents.get_many(["a1", "a2"], organisation="o1") == {}
+
+
+async def test_a_fill_that_lost_its_lease_records_nothing(
+    cache: Cache, other: Cache, client: Any
+) -> None:
+    lease = await cache.agents.lease("a1")
+    assert lease is not None
+    await other.agents.invalidate("a1")
+    filled = await cache.agents.fill("a1", 1, lease, organisation="o1", depends_on=["block:b1"])
+    assert filled is False
+    keys = cache.components.keys
+    assert not await client.exists(keys.dependency("block:b1"), keys.organisation("o1"))
+
+
+async def test_a_fill_refused_by_one_dependency_records_none(
+    cache: Cache, other: Cache, client: Any
+) -> None:
+    """And its lease is free at once for the next load."""
+    lease = await cache.agents.lease("a1")
+    assert lease is not None
+    await other.agents.invalidate_dependency("block:b2")
+    names = ["block:b1", "block:b2"]
+    assert not await cache.agents.fill("a1", "old", lease, depends_on=names)
+    assert not await client.exists(cache.components.keys.dependency("block:b1"))
+    assert await other.agents.lease("a1") is not None
+
+
 async def test_a_value_that_is_loaded_again_is_found(cache: Cache) -> None:
     for _ in range(3):
         await _fill(cache, "a1", depends_on=["block:b1"])

@@ -302,7 +302,7 @@ async def test_a_changed_dependency_refuses_older_leases(
 ) -> None:
     """The block changes after it was read, before the index lists the agent."""
     if not rule:
-        remove_rule(monkeypatch, "depend", "dependency_version")
+        remove_rule(monkeypatch, "fill", "dependency_version")
     async with pair() as (reader, writer):
         if how == "lapsed":
             token = await writer.begin_write(dependencies=["block:b1"])
