@@ -39,14 +39,17 @@ async def test_an_idle_poll_of_an_empty_queue_is_one_command(private_valkey_url:
         open_pool(private_valkey_url, PoolOptions(), name="test") as client,
         running(client, "t:", [double], options=OFTEN),
     ):
-        await eventually(lambda: calls(client, "exists"))
-        looks, scripts = await calls(client, "exists"), await calls(client, "evalsha")
+        looks, scripts = 0, -1
 
-        async def polled_often() -> bool:
-            return await calls(client, "exists") >= looks + 50
+        async def looked_often_without_a_script() -> bool:
+            nonlocal looks, scripts
+            # Scripts come from the start of the heartbeat and the listener, and later every
+            # 20 s from the waker, so a slow run has them in between.
+            if (ran := await calls(client, "evalsha")) != scripts:
+                looks, scripts = await calls(client, "exists"), ran
+            return await calls(client, "exists") >= looks + 30
 
-        await eventually(polled_often, deadline_s=30)
-        assert await calls(client, "evalsha") - scripts <= 2
+        await eventually(looked_often_without_a_script, deadline_s=100)
 
 
 async def test_a_job_without_token_or_listener_is_found(client: Any, prefix: str) -> None:
