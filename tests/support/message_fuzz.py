@@ -16,12 +16,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from cache import Cache
+from tests.support.wait import eventually
 
 AGENT = "agent"
 _LIMIT = 20
 _TRANSACTION_S = 0.004
 _READ_EVERY_S = 0.004
-_ACCIDENT_EVERY_S = 0.05
+_READS_PER_ACCIDENT = 100  # not so often a second: on a busy machine few reads would be hits
 
 
 @dataclass
@@ -93,18 +94,27 @@ class Fuzz:
         self._flush_every_s = flush_every_s
         self._ending = False
 
-    async def run(self, seconds: float, *, writers: int = 6, readers: int = 8) -> Findings:
+    async def run(
+        self, seconds: float, *, writers: int = 6, readers: int = 8, least_reads: float = 0
+    ) -> Findings:
+        """Run that long, and on until there are so many reads: a busy machine takes longer."""
         count = len(self.caches)
         tasks = [self._write(self.caches[i % count]) for i in range(writers)]
         tasks += [self._read(self.caches[i % count]) for i in range(readers)]
         accidents = self._have_accidents() if self._flush_every_s is None else self._flush()
-        tasks.append(accidents)
-        asyncio.get_running_loop().call_later(seconds, self._end)
+        tasks += [accidents, self._end(seconds, least_reads)]
         await asyncio.gather(*tasks)
         return self.findings
 
-    def _end(self) -> None:
-        self._ending = True
+    async def _end(self, seconds: float, least_reads: float) -> None:
+        async def enough() -> bool:
+            return self.findings.reads >= least_reads
+
+        try:
+            await asyncio.sleep(seconds)
+            await eventually(enough, deadline_s=60)
+        finally:
+            self._ending = True
 
     async def _write(self, cache: Cache) -> None:
         rng = self.rng
@@ -165,7 +175,9 @@ class Fuzz:
         version, window = keys.windows(AGENT), keys.window(AGENT, "default")
         state, aside = version + ":state:default", keys.aside(AGENT, "default")
         while not self._ending:
-            await asyncio.sleep(rng.uniform(0, 2 * _ACCIDENT_EVERY_S))
+            after = self.findings.reads + rng.uniform(0, 2 * _READS_PER_ACCIDENT)
+            while self.findings.reads < after and not self._ending:
+                await asyncio.sleep(_READ_EVERY_S)
             accident = rng.randrange(5)
             if accident == 0:
                 await self.client.unlink(window)

@@ -10,10 +10,12 @@ from __future__ import annotations
 
 import asyncio
 import random
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from cache import Cache, CacheUnavailable
 from tests.support.fault_proxy import FaultProxy
+from tests.support.wait import eventually
 
 AGENT = "agent"
 _WRITE_EVERY_S = 0.08
@@ -60,17 +62,24 @@ class Fuzz:
         self._tasks: list[asyncio.Task[None]] = []
         self.findings = Findings()
 
-    async def run(self, seconds: float) -> Findings:
-        asyncio.get_running_loop().call_later(seconds, self._end)
+    async def run(self, seconds: float, *, enough: Callable[[Findings], bool]) -> Findings:
+        """Run that long, and on until there is enough: a busy machine takes longer."""
         tasks = [self._write(self._cut, _WRITE_EVERY_S) for _ in range(2)]
         tasks.append(self._write(self._free, _FREE_WRITE_EVERY_S))
         tasks += [self._read(cache) for cache in (self._cut, self._free, self._free) * 2]
-        await asyncio.gather(*tasks, self._break())
+        await asyncio.gather(*tasks, self._break(), self._end(seconds, enough))
         await asyncio.gather(*self._tasks)
         return self.findings
 
-    def _end(self) -> None:
-        self._ending = True
+    async def _end(self, seconds: float, enough: Callable[[Findings], bool]) -> None:
+        async def found() -> bool:
+            return enough(self.findings)
+
+        try:
+            await asyncio.sleep(seconds)
+            await eventually(found, deadline_s=60)
+        finally:
+            self._ending = True
 
     async def _write(self, cache: Cache, every_s: float) -> None:
         rng = self._rng
