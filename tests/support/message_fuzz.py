@@ -174,10 +174,12 @@ class Fuzz:
         rng, keys = self.rng, self.caches[0].components.keys
         version, window = keys.windows(AGENT), keys.window(AGENT, "default")
         state, aside = version + ":state:default", keys.aside(AGENT, "default")
+        due = 0.0
         while not self._ending:
-            after = self.findings.reads + rng.uniform(0, 2 * _READS_PER_ACCIDENT)
-            while self.findings.reads < after and not self._ending:
-                await asyncio.sleep(_READ_EVERY_S)
+            await asyncio.sleep(_READ_EVERY_S)
+            if self.findings.reads < due:
+                continue
+            due = self.findings.reads + rng.uniform(0, 2 * _READS_PER_ACCIDENT)
             accident = rng.randrange(5)
             if accident == 0:
                 await self.client.unlink(window)
