@@ -122,7 +122,7 @@ async def test_a_command_ends_soon_without_a_server(command: Any, listens: bool)
         if not listens:
             server.close()
         async with (
-            asyncio.timeout(4),
+            asyncio.timeout(10),
             open_cache(Settings(redis_url=f"redis://127.0.0.1:{port}")) as cache,
         ):
             found = await command(cache)

@@ -272,22 +272,24 @@ async def test_a_dead_holder_is_replaced_within_its_lease(valkey_url: str, prefi
         loop = asyncio.get_running_loop()
         start = loop.time()
         assert await cache.agents.get_or_load("a1", Loader("value")) == "value"
-        assert loop.time() - start < 2
+        assert loop.time() - start < 3  # the lease of the default options
 
 
 async def test_a_running_loader_keeps_its_lease(valkey_url: str, prefix: str) -> None:
     async with (
-        cache_on(valkey_url, prefix, lease_s=0.2) as cache,
-        cache_on(valkey_url, prefix, lease_s=0.2) as other,
+        cache_on(valkey_url, prefix, lease_s=1.5) as cache,
+        cache_on(valkey_url, prefix, lease_s=1.5) as other,
     ):
         loader, second = Loader("value"), Loader("second")
         loader.hold()
         first = asyncio.create_task(cache.agents.get_or_load("a1", loader))
         await loader.started.wait()
         waiter = asyncio.create_task(other.agents.get_or_load("a1", second))
+        loop = asyncio.get_running_loop()
+        start = loop.time()
 
         async def waited_past_the_lease() -> bool:
-            return other.stats()["waits"] >= 4
+            return loop.time() > start + 2
 
         await eventually(waited_past_the_lease)
         loader.go.set()
@@ -314,18 +316,19 @@ async def test_a_canceled_caller_does_not_cancel_the_others(cache: Cache) -> Non
 
 
 async def test_a_load_without_waiters_is_canceled_and_releases_its_lease(
-    cache: Cache, other: Cache
+    valkey_url: str, prefix: str, other: Cache
 ) -> None:
-    loader = Loader("value")
-    loader.hold()
-    call = asyncio.create_task(cache.agents.get_or_load("a1", loader))
-    await loader.started.wait()
-    call.cancel()
+    async with cache_on(valkey_url, prefix, lease_s=60) as cache:
+        loader = Loader("value")
+        loader.hold()
+        call = asyncio.create_task(cache.agents.get_or_load("a1", loader))
+        await loader.started.wait()
+        call.cancel()
 
-    async def free() -> bool:
-        return await other.agents.lease("a1") is not None
+        async def free() -> bool:
+            return await other.agents.lease("a1") is not None
 
-    assert await eventually(free, deadline_s=2.5)
+        assert await eventually(free)
 
 
 async def test_a_loader_past_its_hard_limit_is_an_error(cache: Cache) -> None:

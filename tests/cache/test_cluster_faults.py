@@ -172,7 +172,7 @@ async def _serves(nodes: Cluster, node: Node) -> None:
 async def test_with_a_node_killed_callers_go_to_their_loaders(nodes: Cluster) -> None:
     killed, other, _ = nodes.nodes
     lost, kept = nodes.agents_on(killed, 1)[0], nodes.agents_on(other, 1)[0]
-    async with cache_on(nodes.url, PREFIX, timeout_s=0.1) as cache:
+    async with cache_on(nodes.url, PREFIX) as cache:
         for name in (lost, kept):
             await cache.agents.set(name, "old")
         killed.kill()
@@ -189,7 +189,7 @@ async def test_a_replica_that_took_over_serves_nothing_from_before(tmp_path: Pat
     async with cluster(tmp_path, replica=True) as nodes:
         primary, replica = nodes.nodes[0], nodes.nodes[-1]
         agent = nodes.agents_on(primary, 1)[0]
-        async with cache_on(nodes.url, PREFIX, timeout_s=0.2) as cache:
+        async with cache_on(nodes.url, PREFIX) as cache:
             await cache.agents.set(agent, "old")
             await primary.ask("WAIT", 1, 5000)
             primary.kill()

@@ -36,7 +36,9 @@ async def test_each_reply_goes_to_its_caller(valkey_url: str, prefix: str) -> No
                 breaking = asyncio.create_task(break_often(proxy, SEED))
                 end, cuts = loop.time() + SECONDS / 2, proxy.cuts_made + 5
 
-                def is_over(fuzz: ConnectionFuzz = fuzz, end: float = end, cuts: int = cuts) -> bool:
+                def is_over(
+                    fuzz: ConnectionFuzz = fuzz, end: float = end, cuts: int = cuts
+                ) -> bool:
                     """Whether the time is over and enough has happened: a busy machine takes longer."""
                     often = all(fuzz.counts[outcome] > 20 for outcome in OUTCOMES)
                     return loop.time() > end and often and proxy.cuts_made > cuts

@@ -211,7 +211,7 @@ async def test_fifty_names_begin_and_end_in_one_round_trip_each(cache: Cache, cl
 
 
 async def test_an_idle_process_sends_nothing(valkey_url: str, prefix: str, client: Any) -> None:
-    async with cache_on(valkey_url, prefix, intent_s=0.1) as cache:
+    async with cache_on(valkey_url, prefix, intent_s=0.1, totals_interval_s=3600) as cache:
         async with cache.writing(agents=["a1"]):
             pass
         names = await client.client_list()

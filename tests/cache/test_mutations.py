@@ -266,7 +266,7 @@ async def test_missed_invalidations_are_delivered_before_trust_returns(
         """Report success to the recovery."""
 
     with fragile_server(tmp_path) as server:
-        async with cache_on(server.url, prefix, timeout_s=0.04) as cache:
+        async with cache_on(server.url, prefix) as cache:
             await cache.agents.set("a1", "old")
             if not rule:
                 cache.components.entries.connection.redo = deliver_nothing
@@ -427,12 +427,12 @@ async def test_a_long_write_renews_its_intent(
 
         monkeypatch.setattr(Intents, "renew", forgetful)
     async with (
-        cache_on(valkey_url, prefix, intent_s=0.6) as writer,
+        cache_on(valkey_url, prefix, intent_s=2) as writer,
         cache_on(valkey_url, prefix) as reader,
     ):
         token = await writer.begin_write(agents=["a1"])
         clock = writer.components.intents.now
-        later = clock() + 1.0
+        later = clock() + 2.2
 
         async def past_its_ttl() -> bool:
             return clock() > later

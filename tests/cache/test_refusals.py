@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from cache.connection.pool import OUTAGE, PoolOptions, open_pool
-from cache.connection.readiness import ATTEMPT_S, wait_until_ready
+from cache.connection.readiness import wait_until_ready
 from cache.connection.refusals import explain, refusal_of
 from cache.connection.siblings import url_of
 from cache.errors import RedisRefused, RedisUnavailable
@@ -18,22 +18,24 @@ from tests.support.refusing import REMEDIES, refusing_servers
 from tests.support.servers import raw_server
 
 ROOT = Path(__file__).parents[2]
+# An attempt ends after 3 s. Without that end, these take from half a minute to forever.
+LIMIT_S = 20
 
 # Runs on the base install: what a client with a health check meets at each URL, and how long it took.
 PROBE = """
 import asyncio, json, sys, time
 from letta_redis.cache.connection.pool import PoolOptions, open_pool
 from letta_redis.cache.connection.readiness import wait_until_ready
-async def probe(url):
-    start = time.monotonic()
+async def probe(name, url):
+    start, waits = time.monotonic(), name in ("loading", "TLS expected")
     async with open_pool(url, PoolOptions(), name="t") as client:
         try:
-            await wait_until_ready(client, url, deadline_s=0)
+            await wait_until_ready(client, url, deadline_s=0 if waits else 10)
         except Exception as exc:
             return f"{type(exc).__name__}: {exc}", time.monotonic() - start
 async def main():
     urls = json.loads(sys.argv[1])
-    print(json.dumps(dict(zip(urls, await asyncio.gather(*map(probe, urls.values()))))))
+    print(json.dumps(dict(zip(urls, await asyncio.gather(*map(probe, urls, urls.values()))))))
 asyncio.run(main())
 """
 
@@ -60,7 +62,7 @@ async def test_every_refusal_names_its_remedy_in_one_line(
         assert "\n" not in text
         assert "hunter2" not in text
         assert len(text) < 300
-        assert took_s < ATTEMPT_S + 1.5, name
+        assert took_s < LIMIT_S, name
         waits = name in {"loading", "TLS expected"}
         assert text.startswith("RedisUnavailable:" if waits else "RedisRefused:"), text
 
@@ -77,14 +79,14 @@ async def test_a_server_without_an_answer_is_given_up_in_time() -> None:
             start = asyncio.get_running_loop().time()
             with pytest.raises(RedisUnavailable, match="no answer in time"):
                 await wait_until_ready(client, url, deadline_s=0)
-            assert asyncio.get_running_loop().time() - start < ATTEMPT_S + 1
+            assert asyncio.get_running_loop().time() - start < LIMIT_S
 
 
 @pytest.mark.integration
 async def test_a_refusal_for_good_is_not_waited_for(tmp_path: Path, valkey_url: str) -> None:
     async with refusing_servers(tmp_path, valkey_url.removeprefix("unix://")) as urls:
         url = urls["no password"]
-        async with open_pool(url, PoolOptions(), name="t") as client, asyncio.timeout(5):
+        async with open_pool(url, PoolOptions(), name="t") as client, asyncio.timeout(LIMIT_S):
             with pytest.raises(RedisRefused):
                 await wait_until_ready(client, url, deadline_s=None)
 
