@@ -60,33 +60,35 @@ class Entries:
         Raises:
             Away: the server cannot be reached, or the breaker is open.
         """
-        args, decode = ("MGET", key, f"{key}:{field}"), self.envelopes.read
-        reply = self.connection.fetch(args, decode)
+        name = value_key(key, field)
+        args, decode = ("MGET", key, name), self.envelopes.read
+        node = self.connection.node_of(key)
         try:
-            found = await reply
+            found = await node.fetch(args, decode)
             if isinstance(found, ResponseError):
                 raise found
         except (Away, ResponseError) as exc:
             found = await self.connection.fetch_again(exc, args, decode)
+            node = self.connection.unguarded
         version, stored = found
         if stored is None:
             return Reading()
-        return self._reading(key, field, version, stored, model)
+        return self._reading(name, version, stored, model, node.incarnation_of(key))
 
     def _reading(
         self,
-        key: str,
-        field: str,
+        name: str,
         version: bytes | None,
         stored: StoredValue,
         model: type[BaseModel] | None,
+        run: bytes,
     ) -> Reading:
         head, now_ms, unknown_model = stored.head, self.clock.now_ms(), False
         if head is None:
             self._counters.unreadable += 1
-        elif now_ms < head.kept_until_ms and self.trusts(head, version, key):
+        elif now_ms < head.kept_until_ms and self.trusts(head, version, run):
             try:
-                value = self.envelopes.open(stored, value_key(key, field), model)
+                value = self.envelopes.open(stored, name, model)
             except UnknownModel:
                 unknown_model = True
             except Unreadable:
@@ -96,13 +98,9 @@ class Entries:
                 return Reading(True, fresh, value, stored, stored.seen, now_ms)
         return Reading(seen=stored.seen, unknown_model=unknown_model)
 
-    def trusts(self, head: Header, version: bytes | None, key: str) -> bool:
+    def trusts(self, head: Header, version: bytes | None, run: bytes) -> bool:
         """Whether a value may be served: nothing has invalidated it since it was stored."""
-        if (
-            self.connection.trusted
-            and head.run == self.run_of(key)
-            and b"%d" % head.version == version
-        ):
+        if self.connection.trusted and head.run == run and b"%d" % head.version == version:
             return True
         self._counters.untrusted += 1
         return False

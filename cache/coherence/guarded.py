@@ -41,15 +41,12 @@ class GuardedConnection:
         # Delivers a missed invalidation.
         self.redo: Callable[[Change], Awaitable[None]]
         self._recovery: asyncio.Task[None] | None = None
+        # Whether values from the server may be served. An attribute, as each hit looks at it twice.
+        self.trusted = True
         self._settled = asyncio.Event()
         self._settled.set()
         self._closed = False
         self._refusals: set[str] = set()  # logged once each
-
-    @property
-    def trusted(self) -> bool:
-        """Whether values from the server may be served."""
-        return self._settled.is_set()
 
     @property
     def state(self) -> str:
@@ -68,23 +65,23 @@ class GuardedConnection:
             Away: at once while the breaker is open; otherwise after the connection's timeout, or
                 because the server refused the command (out of memory, no permission).
         """
-        if not self._settled.is_set():
+        if not self.trusted:
             raise Away("the breaker is open")
         try:
             return await self.unguarded.execute(*args)
         except (Away, ResponseError) as exc:
             return await self._once_more(exc, lambda: self.unguarded.execute(*args))
 
-    def fetch(self, args: tuple[Any, ...], decode: Decode) -> Awaitable[Any]:
+    def node_of(self, key: str) -> Connection:
         """
-        As `Connection.fetch`. Pass an error that it raises or returns to `fetch_again`.
+        As `Connection.node_of`. Pass an error that its `fetch` raises or returns to `fetch_again`.
 
         Raises:
             Away: the breaker is open.
         """
-        if not self._settled.is_set():
+        if not self.trusted:
             raise Away("the breaker is open")
-        return self.unguarded.fetch(args, decode)
+        return self.unguarded.node_of(key)
 
     async def fetch_again(self, error: Exception, args: tuple[Any, ...], decode: Decode) -> Any:
         """Repeat a failed `fetch` if that may help: at another node, or after a reconnect. Raises Away."""
@@ -96,7 +93,7 @@ class GuardedConnection:
 
     async def execute_many(self, commands: Sequence[Sequence[Any]]) -> list[Any]:
         """Send commands in one write. If the server refuses one, all fail with Away."""
-        if not self._settled.is_set():
+        if not self.trusted:
             raise Away("the breaker is open")
         try:
             replies = await self.unguarded.execute_many(commands)
@@ -109,7 +106,7 @@ class GuardedConnection:
 
     async def run(self, script: Script, keys: Sequence[Any], args: Sequence[Any] = ()) -> Any:
         """Run a script. It may be sent twice, so it must be idempotent by its ids."""
-        if not self._settled.is_set():
+        if not self.trusted:
             raise Away("the breaker is open")
         try:
             return await script.run(self.unguarded, keys, args)
@@ -154,7 +151,8 @@ class GuardedConnection:
         """Open the breaker: trust nothing until recovery has succeeded."""
         if self._closed:
             return
-        if self._settled.is_set():
+        if self.trusted:
+            self.trusted = False
             self._settled.clear()
             self._counters.outages += 1
             self._breaker.failed()
@@ -186,6 +184,7 @@ class GuardedConnection:
         finally:
             self._recovery = None
         self._breaker.succeeded()
+        self.trusted = True
         self._settled.set()
         log.info("cache.trusted_again", after_s=round(loop.time() - start, 3))
 

@@ -91,14 +91,17 @@ class ClusterConnection:
         self._stale = True
         raise Away(f"the cluster redirected the command {_HOPS} times")
 
-    def fetch(self, args: tuple[Any, ...], decode: Decode) -> Awaitable[Any]:
-        """As `MultiplexedConnection.fetch`. Redirections are returned: `execute` follows them."""
-        connection = self._routes.get(args[1]) or self._route(args[1])
-        if connection is None or self._stale:
-            return self._execute_and_decode(args, decode)
-        return connection.fetch(args, decode)
+    def node_of(self, key: str) -> Connection:
+        """
+        The connection to a key's node, or this one while the map is unknown or may be old.
 
-    async def _execute_and_decode(self, args: tuple[Any, ...], decode: Decode) -> Any:
+        Its `fetch` returns redirections; this one's follows them.
+        """
+        if self._stale:
+            return self
+        return self._routes.get(key) or self._route(key) or self
+
+    async def fetch(self, args: tuple[Any, ...], decode: Decode) -> Any:
         first, last = await self.execute(*args)
         return first, None if last is None else decode(last, 0, len(last))
 

@@ -71,6 +71,9 @@ class MultiplexedConnection:
     def incarnation_of(self, key: str = "") -> bytes:  # noqa: ARG002  (one server has every key)
         return self._incarnation
 
+    def node_of(self, key: str) -> MultiplexedConnection:  # noqa: ARG002  (as incarnation_of)
+        return self
+
     @property
     def is_connected(self) -> bool:
         return self._transport is not None

@@ -35,6 +35,10 @@ class Connection(Protocol):
 
     async def execute(self, *args: Any) -> Any: ...
 
+    def node_of(self, key: str) -> Connection:
+        """The connection to fetch a key from: to its node on a cluster, otherwise this one."""
+        ...
+
     def fetch(self, args: tuple[Any, ...], decode: Decode) -> Awaitable[Any]:
         """The reply to one command: two strings, the last one decoded. Errors may be returned."""
         ...
