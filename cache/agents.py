@@ -7,17 +7,17 @@ All but the sessions belong to the agent's entry, so one `invalidate` forgets th
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from cache.coherence.change import Change
+from cache.agent_changes import AgentChanges
 from cache.coherence.flight import LoadOptions
-from cache.coherence.results import Lease, value_key
+from cache.coherence.results import value_key
 from cache.components import Components, Dependencies
 from cache.connection.protocol import Away
-from cache.names import MAX_NAME, check_name, check_scope, checked_agent_ids, checked_names
+from cache.names import check_name, check_scope, checked_agent_ids
 from cache.sessions import Sessions
-from cache.values import NamedValues, Values, checked_dependencies
+from cache.values import AT_ONCE, NamedValues, checked_dependencies
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
@@ -25,10 +25,9 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 _WARM_AT_ONCE = 8
-_READ_AT_ONCE = 100
 
 
-class AgentStateCache(Values):
+class AgentStateCache(AgentChanges):
     """`cache.agents`. Values are plain data, bytes or models. An outage is a miss, never an error."""
 
     def __init__(self, components: Components) -> None:
@@ -118,29 +117,6 @@ class AgentStateCache(Values):
         value: T = await self._get_or_load(slot, loader, call)
         return value
 
-    async def set(
-        self,
-        agent_id: str,
-        value: Any,
-        *,
-        scope: str = "",
-        ttl_s: float | None = None,
-        organisation: str | None = None,
-        depends_on: Dependencies = (),
-    ) -> bool:
-        """
-        Store a state, and refuse every load under way. If it returns False, none is stored.
-
-        If two writers commit and then set, the later set wins, not the later commit. So after a
-        write, `invalidate` is the safe call.
-
-        Raises:
-            NotEncodable: a part of the value would not come back as given.
-        """
-        dependencies = checked_dependencies(depends_on)
-        slot = self._slot(agent_id, scope, organisation, ttl_s=ttl_s, dependencies=dependencies)
-        return await self._set(slot, value)
-
     async def get_many(
         self,
         agent_ids: Iterable[str],
@@ -152,8 +128,8 @@ class AgentStateCache(Values):
         """The hits among many agents, by id. Reads a hundred agents per write."""
         ids = list(dict.fromkeys(checked_agent_ids(agent_ids)))
         hits: dict[str, Any] = {}
-        for start in range(0, len(ids), _READ_AT_ONCE):
-            chunk = ids[start : start + _READ_AT_ONCE]
+        for start in range(0, len(ids), AT_ONCE):
+            chunk = ids[start : start + AT_ONCE]
             reads = [
                 self.get(i, scope=scope, organisation=organisation, model=model) for i in chunk
             ]
@@ -161,79 +137,40 @@ class AgentStateCache(Values):
             hits |= {i: v for i, v in zip(chunk, values, strict=True) if v is not None}
         return hits
 
-    async def lease(
-        self, agent_id: str, *, scope: str = "", organisation: str | None = None
-    ) -> Lease | None:
-        """
-        The right to `fill` one state, for callers that load without `get_or_load`.
-
-        None if another process holds it, a fresh value is stored, or the server is away.
-        """
-        slot = self._slot(agent_id, scope, organisation)
-        try:
-            seen = await slot.read()
-            leased = None if seen.fresh else await slot.lease(seen)
-        except Away:
-            return None
-        return leased if isinstance(leased, Lease) else None
-
-    async def fill(
+    async def get_or_load_many(
         self,
-        agent_id: str,
-        value: Any,
-        lease: Lease,
+        agent_ids: Iterable[str],
+        loader: Callable[[list[str]], Awaitable[Mapping[str, T]]],
         *,
         scope: str = "",
-        organisation: str | None = None,
         ttl_s: float | None = None,
+        organisation: str | None = None,
         depends_on: Dependencies = (),
-    ) -> bool:
+        model: type[BaseModel] | None = None,
+        loader_timeout_s: float | None = None,
+    ) -> dict[str, T]:
         """
-        Store what was loaded under a lease. False if it was not stored.
+        Return the states of many agents, by id, from the cache or else from one call of `loader`.
 
-        It is refused if the agent, or what it depends on, was invalidated since the lease.
-        """
-        dependencies = checked_dependencies(depends_on)
-        slot = self._slot(agent_id, scope, organisation, ttl_s=ttl_s, dependencies=dependencies)
-        try:
-            return await slot.store(lease, value) > 0
-        except Away:
-            return False
-
-    async def invalidate(
-        self,
-        *agent_ids: str,
-        dependencies: Iterable[str] = (),
-        organisations: Iterable[str] = (),
-    ) -> bool:
-        """
-        Invalidate agents: every scope, block and context. As `Cache.invalidate`.
+        The loader gets the ids that are missing, at most 100 at a time, and returns their values.
+        An id that it does not return is absent from the result too, and nothing is stored for it.
+        Each state is loaded and stored as by `get_or_load`: one that another caller or process is
+        loading is waited for, and what was invalidated meanwhile is not stored.
 
         Args:
-            dependencies: names as in `depends_on`; every agent whose value named one.
-            organisations: every agent with a value that was stored with one as `organisation`.
+            depends_on: as for `get_or_load`; a function of the value names what each agent needs.
+
+        Raises:
+            LoaderTimeout: the loader was canceled. Otherwise only what the loader raises.
         """
-        change = Change(
-            checked_agent_ids(agent_ids),
-            checked_names("dependencies", dependencies),
-            checked_names("organisations", organisations),
-        )
-        if not len(change) or not self._options.enabled:
-            return True
-        return await self._components.invalidation.deliver(change)
-
-    async def invalidate_dependency(self, *names: str) -> bool:
-        """Invalidate every agent whose value named one of these in `depends_on`."""
-        return await self.invalidate(dependencies=checked_names("names", names))
-
-    async def invalidate_tag(self, *tags: str) -> bool:
-        """Invalidate every agent that depends on `tag:<tag>`."""
-        found = checked_names("tags", tags, longest=MAX_NAME - len("tag:"))
-        return await self.invalidate_dependency(*(f"tag:{tag}" for tag in found))
-
-    async def invalidate_organisation(self, *organisations: str) -> bool:
-        """Invalidate every agent with a value that was stored with one of these as `organisation`."""
-        return await self.invalidate(organisations=organisations)
+        ids = list(dict.fromkeys(checked_agent_ids(agent_ids)))
+        names = checked_dependencies(depends_on)
+        slots = {
+            i: self._slot(i, scope, organisation, model, ttl_s=ttl_s, dependencies=names)
+            for i in ids
+        }
+        hard_s = self._options.loader_timeout_s if loader_timeout_s is None else loader_timeout_s
+        return await self._get_or_load_many(slots, loader, LoadOptions(hard_timeout_s=hard_s))
 
     async def warm(
         self,

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from cache.coherence.backplane import Backplane
+from cache.coherence.batch import Batch
 from cache.coherence.dependencies import DependencyIndex
 from cache.coherence.entries import Entries
 from cache.coherence.intents import Intents
@@ -56,6 +57,7 @@ class ValueSlot:
     ttl_s: float | None = None
     keep_s: float = 0.0
     dependencies: Dependencies = ()
+    batch: Batch | None = None  # the call for many values that this one is part of
     recorded: Lease | None = None  # for which prepare has recorded the dependencies
 
     @property
@@ -78,6 +80,10 @@ class ValueSlot:
             agent.misses += 1
         else:
             agent.loads += 1
+
+    def wait(self) -> None:
+        if self.batch is not None:
+            self.batch.decided(self.agent_id)
 
     def learn(self, value: Any) -> None:
         if is_model(value):
@@ -127,7 +133,8 @@ class ValueSlot:
     async def store(self, lease: Lease, value: Any, load_s: float = 0.0) -> int:
         options, entries = self.components.options, self.components.entries
         ttl_s = self._ttl_s() if value is not None else min(self._ttl_s(), options.negative_ttl_s)
-        if ttl_s <= 0:
+        absent = self.batch is not None and self.agent_id in self.batch.absent
+        if ttl_s <= 0 or absent:
             return -1
         envelope, life_ms = entries.seal(
             lease, value, ttl_s=ttl_s, keep_s=self.keep_s, load_s=load_s

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+import asyncio
+from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
+from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from cache.coherence.batch import Batch, LoaderOfMany
 from cache.coherence.change import Change
 from cache.coherence.flight import Loader, LoadOptions
 from cache.coherence.results import Lease, Reading, value_key
@@ -20,6 +23,9 @@ if TYPE_CHECKING:
     from pydantic import BaseModel
 
 T = TypeVar("T")
+
+# Most values of one write to the server, or of one call to a loader of many.
+AT_ONCE = 100
 
 
 class Values:
@@ -78,6 +84,39 @@ class Values:
             if held:
                 return value
         return await components.flights.get_or_load(slot, loader, call)
+
+    async def _get_or_load_many(
+        self, slots: Mapping[str, ValueSlot], loader: LoaderOfMany, call: LoadOptions
+    ) -> dict[str, Any]:
+        """The values by id, except None. The loader gets at most `AT_ONCE` ids in one call."""
+        if not self._options.enabled:
+            loaded = await loader(list(slots)) if slots else {}
+            return {i: loaded[i] for i in slots if loaded.get(i) is not None}
+        found: dict[str, Any] = {}
+        ids = list(slots)
+        for start in range(0, len(ids), AT_ONCE):
+            chunk = {i: slots[i] for i in ids[start : start + AT_ONCE]}
+            found |= await self._get_or_load_chunk(chunk, loader, call)
+        return found
+
+    async def _get_or_load_chunk(
+        self, slots: Mapping[str, ValueSlot], loader: LoaderOfMany, call: LoadOptions
+    ) -> dict[str, Any]:
+        batch = Batch(loader, slots)
+
+        async def one(id_: str, slot: ValueSlot) -> Any:
+            slot.batch = batch
+            try:
+                return await self._get_or_load(slot, partial(batch.load, id_), call)
+            finally:
+                batch.decided(id_)
+
+        calls = (one(id_, slot) for id_, slot in slots.items())
+        values = await asyncio.gather(*calls, return_exceptions=True)
+        for value in values:
+            if isinstance(value, BaseException):
+                raise value
+        return {i: v for i, v in zip(slots, values, strict=True) if v is not None}
 
     async def _set(self, slot: ValueSlot, value: Any) -> bool:
         components = self._components

@@ -86,6 +86,9 @@ class WindowSlot:
         counters.window_hits += event == "hit"
         counters.window_misses += event == "miss"
 
+    def wait(self) -> None:
+        """Nothing: nobody loads windows together."""
+
     def learn(self, value: Any) -> None:
         """Nothing: messages have no classes."""
 

@@ -29,6 +29,10 @@ class Slot(Protocol):
         """Count a "hit", "miss" or "load"."""
         ...
 
+    def wait(self) -> None:
+        """The value is loaded elsewhere: by another flight, or by another process."""
+        ...
+
     def learn(self, value: Any) -> None:
         """Remember the class of a loaded value, so that stored values of it can be read."""
         ...

@@ -56,6 +56,7 @@ class LeasedLoads:
                     if isinstance(leased, Intended):
                         return None
                     if isinstance(leased, Held):
+                        slot.wait()
                         if wake is None:
                             await wakes.listen()
                             continue

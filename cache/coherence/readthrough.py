@@ -46,10 +46,17 @@ class ReadThrough:
         self._flights: dict[Hashable, Flight] = {}
         self._running: set[asyncio.Task[Any]] = set()
 
-    async def get_or_load(self, slot: Slot, loader: Loader, call: LoadOptions) -> Any:
-        """The stored value, or else the loader's. Raises only what the loader raises."""
+    async def get_or_load(
+        self, slot: Slot, loader: Loader, call: LoadOptions, first: Reading | None = None
+    ) -> Any:
+        """
+        The stored value, or else the loader's. Raises only what the loader raises.
+
+        Args:
+            first: what the caller has read already.
+        """
         for _ in range(_ATTEMPTS):
-            reading = await self._read(slot)
+            reading, first = first or await self._read(slot), None
             if reading is not None:
                 slot.note("hit" if reading.fresh else "miss", reading.value)
                 if reading.fresh:
@@ -90,6 +97,7 @@ class ReadThrough:
         flight = self._flights.get(slot.name)
         if flight is not None:
             self._counters.joined += 1
+            slot.wait()
             return flight, flight.loading
         return self._start(slot, loader, reading, call), False
 

@@ -66,7 +66,7 @@ async def other(ctx: dict[str, Any]) -> None:
     """A job that nobody enqueues."""
 
 
-async def load_of(agent_id: str) -> Any:
+async def load_of(_wanted: Any) -> Any:
     raise AssertionError("nothing may be loaded for an odd name")
 
 
@@ -142,6 +142,19 @@ CACHE = [
     Case(
         "agents.get_many", "organisation",
         lambda c, x: c.agents.get_many(["a"], organisation=x), OPTIONAL,
+    ),
+    Case("agents.get_or_load_many", "agent_ids", lambda c, x: c.agents.get_or_load_many(["a", x], load_of)),
+    Case(
+        "agents.get_or_load_many", "scope",
+        lambda c, x: c.agents.get_or_load_many(["a"], load_of, scope=x), VARIANT,
+    ),
+    Case(
+        "agents.get_or_load_many", "organisation",
+        lambda c, x: c.agents.get_or_load_many(["a"], load_of, organisation=x), OPTIONAL,
+    ),
+    Case(
+        "agents.get_or_load_many", "depends_on",
+        lambda c, x: c.agents.get_or_load_many(["a"], load_of, depends_on=[x]),
     ),
     Case("agents.lease", "agent_id", lambda c, x: c.agents.lease(x)),
     Case("agents.lease", "scope", lambda c, x: c.agents.lease("a", scope=x), VARIANT),

@@ -67,6 +67,19 @@ class CacheAgainstDatabase(RuleBasedStateMachine):
         )
         self.check(agent, self.run(call))
 
+    @rule(who=WHO, scope=SCOPES)
+    def read_many_through(self, who: int, scope: str) -> None:
+        async def load(agents: list[str]) -> dict[str, int]:
+            return {agent: self.rows[agent] for agent in agents}
+
+        call = self.caches[who].agents.get_or_load_many(
+            self.rows, load, scope=scope, depends_on=["block:a1", "block:a2"]
+        )
+        found = self.run(call)
+        assert found.keys() == self.rows.keys()
+        for agent, value in found.items():
+            self.check(agent, value)
+
     @rule(who=WHO, agent=AGENTS, scope=SCOPES)
     def read(self, who: int, agent: str, scope: str) -> None:
         found = self.run(self.caches[who].agents.get(agent, scope=scope))
