@@ -171,13 +171,13 @@ async def test_a_deadline_holds_in_every_state(
     else:
         fake.fault("POST", CREATE.removeprefix("POST "), "lose", times=10_000)
     settings = settings_for(
-        private_valkey_url, fake, llm_deadline_margin_s=1.5, llm_unconfirmed_wait_s=600
+        private_valkey_url, fake, llm_deadline_margin_s=60, llm_unconfirmed_wait_s=600
     )
-    start = datetime.now(UTC)
     async with open_queue(settings) as queue, running_worker(settings):
-        ids = await submit(queue, "openai", "a", deadline=start + timedelta(seconds=3))
+        deadline = datetime.now(UTC) + timedelta(seconds=61.5)
+        ids = await submit(queue, "openai", "a", deadline=deadline)
         assert await outcomes(queue, ids) == ["echo: a"]
-    assert datetime.now(UTC) < start + timedelta(seconds=6)
+    assert datetime.now(UTC) < deadline
     assert fake.calls(SINGLE) == 1
 
 
@@ -190,7 +190,7 @@ async def test_a_direct_call_that_hangs_ends_at_its_deadline(
     async with open_queue(settings) as queue, running_worker(settings):
         ids = await submit(queue, "openai", "a", deadline=start + timedelta(seconds=1.5))
         assert await outcomes(queue, ids) == ["error deadline_exceeded"]
-    assert datetime.now(UTC) < start + timedelta(seconds=10)
+    assert datetime.now(UTC) < start + timedelta(seconds=29)  # the provider takes 30 s
 
 
 async def test_an_open_batch_shows_why_it_does_not_move(

@@ -121,6 +121,6 @@ async def raw_server(
 def run(command: Sequence[str], **options: Any) -> subprocess.CompletedProcess[str]:
     """Run a command with a time limit. Return its exit code and output."""
     done: subprocess.CompletedProcess[str] = subprocess.run(
-        command, capture_output=True, text=True, timeout=60, check=False, **options
+        command, capture_output=True, text=True, timeout=200, check=False, **options
     )
     return done

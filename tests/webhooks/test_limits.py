@@ -199,19 +199,16 @@ async def test_attempts_interrupted_by_crashes_count(lab: Lab) -> None:
 
 
 async def test_a_rate_spaces_attempts_evenly(lab: Lab) -> None:
-    lab.limits = replace(LIMITS, concurrency=100, rate_per_s=2.0)
+    lab.limits = replace(LIMITS, concurrency=100, rate_per_s=0.01)
     ids = [await lab.send() for _ in range(4)]
     await lab.go(ids[0])
     held = [await lab.held(id_) for id_ in ids[1:]]
     assert [h.reason for h in held] == ["rate"] * 3
-    assert [h.wait_s for h in held] == pytest.approx([0.5, 1.0, 1.5], abs=0.3)
-
-    async def reservation_is_due() -> Any:
-        found = await lab.claim(ids[1])
-        return found if isinstance(found, ClaimedDelivery) else None
-
-    lab.limits = replace(lab.limits, rate_per_s=1000.0)
-    await eventually(reservation_is_due)
+    assert [h.wait_s for h in held] == pytest.approx([100, 200, 300], abs=30)
+    record = lab.stores.keys.webhook(ids[1])
+    reserved = float(await lab.stores.client.hget(record, "reserved"))
+    await lab.stores.client.hset(record, "reserved", round(reserved - held[0].wait_s * 1000))
+    await lab.go(ids[1])
 
 
 async def test_an_endpoint_id_has_limits_of_its_own(lab: Lab) -> None:
@@ -289,7 +286,7 @@ async def test_a_failed_probe_opens_the_breaker_for_twice_as_long(lab: Lab) -> N
     assert events == ["circuit_opened"]
     endpoint = await lab.queue.webhooks.endpoint(URL)
     assert endpoint.open_until is not None
-    assert 55 < (endpoint.open_until - datetime.now(UTC)).total_seconds() < 65
+    assert 40 < (endpoint.open_until - datetime.now(UTC)).total_seconds() < 65
 
 
 async def test_our_own_failures_open_no_breaker_and_use_up_no_attempt(lab: Lab) -> None:
@@ -370,11 +367,11 @@ async def test_a_begin_sees_the_ends_of_the_same_call(
 
 async def test_retry_after_pauses_its_endpoint(lab: Lab) -> None:
     other = await lab.send()
-    verdict, _ = await lab.end(await lab.go(await lab.send()), status=429, retry_after_s=30)
-    assert 30 <= verdict.wait_s <= 33
+    verdict, _ = await lab.end(await lab.go(await lab.send()), status=429, retry_after_s=100)
+    assert 100 <= verdict.wait_s <= 110
     held = await lab.held(other)
     assert held.reason == "closed"
-    assert 29 < held.wait_s < 33
+    assert 80 < held.wait_s < 110
 
 
 async def test_a_very_long_retry_after_delays_only_its_delivery(lab: Lab) -> None:
@@ -544,12 +541,12 @@ async def test_replays_are_selected_by_fields_and_limited_by_rate(lab: Lab) -> N
     assert await hooks.find(Selection(url=URL + "/other")) == [other]
     assert await hooks.find(Selection(until=since)) == [old]
     assert await hooks.find(Selection(states=(DeliveryState.DELIVERED,))) == [done]
-    counts = await hooks.replay_many(Selection(since=since, event_type="x"), rate=2.0)
+    counts = await hooks.replay_many(Selection(since=since, event_type="x"), rate=0.01)
     assert counts["replayed"] == 3
     shown = [await lab.queue.delivery(id_) for id_ in dead]
     nexts = sorted(d.next_attempt_at for d in shown if d.next_attempt_at)
     gaps = [(b - a).total_seconds() for a, b in pairwise(nexts)]
-    assert gaps == pytest.approx([0.5, 0.5], abs=0.2)
+    assert gaps == pytest.approx([100, 100], abs=30)
     assert await lab.stores.client.zcard(lab.stores.keys.queue("low")) == 3
 
 
@@ -584,22 +581,18 @@ async def test_a_delivery_past_its_deadline_is_dead_without_an_attempt(lab: Lab)
 async def test_a_parked_delivery_that_ends_is_no_longer_parked(lab: Lab) -> None:
     for _ in range(2):
         await lab.go(await lab.send())
-    id_ = await lab.send(deadline=datetime.now(UTC) + timedelta(seconds=0.2))
+    id_ = await lab.send(deadline=datetime.now(UTC) + timedelta(hours=1))
     await lab.held(id_)
     assert (await lab.queue.webhooks.endpoint(URL)).parked == 1
-
-    async def over() -> Any:
-        found = await lab.claim(id_)
-        return found if isinstance(found, EndedUnsent) else None
-
-    await eventually(over)
+    await lab.stores.client.hset(lab.stores.keys.webhook(id_), "deadline", 1)
+    assert await lab.claim(id_) == EndedUnsent(DeliveryState.DEAD, "deadline")
     assert (await lab.queue.webhooks.endpoint(URL)).parked == 0
 
 
 async def test_no_wait_extends_past_the_deadline(lab: Lab) -> None:
     await lab.trip()
-    soon = datetime.now(UTC) + timedelta(seconds=5)
-    assert (await lab.held(await lab.send(deadline=soon))).wait_s <= 5
+    soon = datetime.now(UTC) + timedelta(seconds=30)
+    assert (await lab.held(await lab.send(deadline=soon))).wait_s <= 30
     other = await lab.send("https://other.example.com/", deadline=soon)
     verdict, _ = await lab.end(await lab.go(other), status=503, retry_after_s=60)
     assert (verdict.state, verdict.reason) == (DeliveryState.DEAD, "deadline")
@@ -623,7 +616,7 @@ async def test_a_run_after_a_crash_does_not_retry_early(lab: Lab) -> None:
     await lab.stores.client.delete(lab.stores.keys.webhook_limits(endpoint_of(URL, None)))
     held = await lab.held(id_)
     assert held.reason == "early"
-    assert 80 < held.wait_s < 100
+    assert 60 < held.wait_s < 100
     assert (await lab.queue.delivery(id_)).attempt_count == 1
 
 
@@ -643,7 +636,7 @@ async def test_a_retry_at_the_head_of_an_order_keeps_its_time(
         return found if isinstance(found, EndedUnsent) else None
 
     await eventually(over)
-    assert await lab.due_in_s(first) > 80
+    assert await lab.due_in_s(first) > 70
 
 
 async def test_a_begin_that_is_sent_again_counts_one_attempt(lab: Lab) -> None:
@@ -733,7 +726,7 @@ async def test_a_requested_delay_holds_when_the_order_reaches_it(lab: Lab) -> No
     first = await lab.send(ordering_key="k")
     second = await lab.send(ordering_key="k", delay_s=300)
     await lab.attempt(first, status=200)
-    assert await lab.due_in_s(second) > 290
+    assert await lab.due_in_s(second) > 250
 
 
 async def test_every_end_is_reported_once_to_the_on_end_function(lab: Lab) -> None:
