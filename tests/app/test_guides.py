@@ -65,7 +65,6 @@ def execute(block: Block, directory: Path, env: dict[str, str]) -> None:
         assert done.stdout == block.output, where
 
 
-@pytest.mark.timeout(300)
 @pytest.mark.parametrize("page", PAGES, ids=name)
 def test_every_block_of_a_page_runs_as_it_stands(page: Path, tmp_path: Path) -> None:
     home = tmp_path / "reader"

@@ -241,7 +241,6 @@ async def main() -> None:
 """
 
 
-@pytest.mark.timeout(300)
 @pytest.mark.parametrize("project", ["in its folder"], indirect=True)
 def test_mypy_strict_knows_our_types_beside_clashing_modules(project: Project) -> None:
     (project.folder / "typed.py").write_text(TYPED)

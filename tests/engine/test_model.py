@@ -267,7 +267,6 @@ class Model(RuleBasedStateMachine):
         assert [bool(kept) for kept in found[8:]] == [job_id in live for job_id in known]
 
 
-@pytest.mark.timeout(120)
 def test_the_scripts_agree_with_the_model(valkey_url: str) -> None:
     assert POLL.source.startswith("#!lua")
     Model.url = valkey_url

@@ -436,7 +436,7 @@ async def gather(works: list[Any]) -> None:
     await asyncio.gather(*works)
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(600)
 def test_requests_and_batches_agree_with_the_model(valkey_url: str) -> None:
     Model.url = valkey_url
     run_machine(

@@ -182,7 +182,6 @@ async def walk(way: Way, fake: FakeProvider, settings: Settings) -> None:
         await stores_of(queue).client.flushdb()
 
 
-@pytest.mark.timeout(100)
 async def test_batches_make_exactly_the_documented_transitions(
     private_valkey_url: str, fake: FakeProvider, walked: set[Arrow]
 ) -> None:

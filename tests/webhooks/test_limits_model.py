@@ -216,7 +216,6 @@ class Model(RuleBasedStateMachine):
             assert found.sending == self._sending(endpoint) <= MOST_AT_ONCE
 
 
-@pytest.mark.timeout(120)
 def test_batched_attempts_equal_separate_ones(valkey_url: str) -> None:
     Model.url = valkey_url
     run_machine(
