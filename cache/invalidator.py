@@ -99,6 +99,7 @@ class Invalidator:
         dependencies: Iterable[str] = (),
         organisations: Iterable[str] = (),
         conversations: Iterable[tuple[str, str]] = (),
+        messages: Iterable[tuple[str, str]] = (),
     ) -> bool:
         """
         Invalidate all of these in one round trip, after the write has committed.
@@ -111,8 +112,9 @@ class Invalidator:
 
         Args:
             conversations: pairs of agent and conversation, whose windows of messages are dropped.
+            messages: pairs of scope and id, of messages that are cached by id.
         """
-        change = _change(agents, dependencies, organisations, conversations)
+        change = _change(agents, dependencies, organisations, conversations, messages)
         return not self._matters(change) or await self._invalidation.deliver(change)
 
     async def invalidate_everything(self) -> bool:
@@ -127,6 +129,7 @@ class Invalidator:
         dependencies: Iterable[str] = (),
         organisations: Iterable[str] = (),
         conversations: Iterable[tuple[str, str]] = (),
+        messages: Iterable[tuple[str, str]] = (),
     ) -> AsyncIterator[WriteToken]:
         """
         `begin_write`, the block, then `end_write`, also if the block fails.
@@ -142,6 +145,7 @@ class Invalidator:
             dependencies=dependencies,
             organisations=organisations,
             conversations=conversations,
+            messages=messages,
         )
         try:
             yield token
@@ -155,6 +159,7 @@ class Invalidator:
         dependencies: Iterable[str] = (),
         organisations: Iterable[str] = (),
         conversations: Iterable[tuple[str, str]] = (),
+        messages: Iterable[tuple[str, str]] = (),
     ) -> WriteToken:
         """
         Name what a write is about to change, right before its COMMIT. One round trip.
@@ -166,7 +171,7 @@ class Invalidator:
             CacheUnavailable: the server cannot be reached, and LETTA_CACHE_CUT_OFF is `refuse`.
                 With `serve`, `token.holds` is False.
         """
-        change = _change(agents, dependencies, organisations, conversations)
+        change = _change(agents, dependencies, organisations, conversations, messages)
         return await self._intents.begin(change if self._matters(change) else Change())
 
     async def end_write(self, token: WriteToken) -> bool:
@@ -187,18 +192,29 @@ def _change(
     dependencies: Iterable[str],
     organisations: Iterable[str],
     conversations: Iterable[tuple[str, str]],
+    messages: Iterable[tuple[str, str]],
 ) -> Change:
     """All names, checked, each once. Raises InvalidName."""
-    pairs = []
-    for pair in conversations:
-        if not isinstance(pair, tuple) or len(pair) != 2:
-            raise InvalidName("conversations must be pairs of agent_id and conversation")
-        check_agent_id(pair[0])
-        check_name("conversation", pair[1])
-        pairs.append(pair)
+    pairs = _pairs("conversations", conversations, "agent_id and conversation")
+    for agent, conversation in pairs:
+        check_agent_id(agent)
+        check_name("conversation", conversation)
+    named = _pairs("messages", messages, "scope and id")
+    for scope, message in named:
+        check_name("scope of messages", scope)
+        check_name("id of messages", message)
     return Change(
         tuple(dict.fromkeys(checked_agent_ids(agents))),
         tuple(dict.fromkeys(checked_names("dependencies", dependencies))),
         tuple(dict.fromkeys(checked_names("organisations", organisations))),
         tuple(dict.fromkeys(pairs)),
+        messages=tuple(dict.fromkeys(named)),
     )
+
+
+def _pairs(what: str, values: Iterable[tuple[str, str]], parts: str) -> list[tuple[str, str]]:
+    pairs = list(values)
+    for pair in pairs:
+        if not isinstance(pair, tuple) or len(pair) != 2:
+            raise InvalidName(f"{what} must be pairs of {parts}")
+    return pairs

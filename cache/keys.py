@@ -66,6 +66,10 @@ class CacheKeys:
         """Sorted set: intents to change a conversation."""
         return f"{self.prefix}{{{agent_id}}}:messages:intents:{conversation}"
 
+    def message(self, scope: str, message_id: str) -> str:
+        """String: the version of a message's entry. The keys of its value begin with this key."""
+        return f"{self.prefix}message:{{{quoted(scope)}:{quoted(message_id)}}}"
+
     def session(self, agent_id: str, session_id: str) -> str:
         """String: a session's TTL and its envelope."""
         return f"{self.prefix}{{{agent_id}}}:session:{session_id}"
@@ -90,7 +94,7 @@ class CacheKeys:
 
 
 def intents_of(key: str) -> str:
-    """Sorted set: intents to change an agent's entry, a dependency or an organization."""
+    """Sorted set: intents to change an entry (an agent's or a message's), a dependency or an organization."""
     return f"{key}:intents"
 
 
@@ -160,6 +164,24 @@ CATALOGUE: tuple[KeySpec, ...] = (
         "lc:{<agent>}:intents, lc:{<agent>}:messages:intents:<conversation>",
         "sorted set",
         "the writes under way: while one stands, nothing is loaded under a lease, so nothing is stored",
+        "TTL LETTA_CACHE_INTENT_S + 120 s; one member a write, removed at its end",
+    ),
+    KeySpec(
+        "lc:message:{<scope>:<id>}, lc:message:{<scope>:<id>}:body",
+        "string",
+        "the version of one message's entry, and the message in its envelope",
+        "TTL LETTA_CACHE_MESSAGE_TTL_S; LETTA_CACHE_MAX_VALUE_BYTES",
+    ),
+    KeySpec(
+        "lc:message:{<scope>:<id>}:lease:body",
+        "string",
+        "the token of the process that loads or puts the message",
+        "TTL LETTA_CACHE_LEASE_S",
+    ),
+    KeySpec(
+        "lc:message:{<scope>:<id>}:intents",
+        "sorted set",
+        "the writes of the message under way",
         "TTL LETTA_CACHE_INTENT_S + 120 s; one member a write, removed at its end",
     ),
     KeySpec(

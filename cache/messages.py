@@ -30,6 +30,7 @@ from cache.connection.pool import OUTAGE
 from cache.connection.protocol import Away
 from cache.errors import InvalidName, NotEncodable
 from cache.keys import CACHE_ASIDE_APPENDS, CACHE_ASIDE_BYTES, CACHE_ASIDE_TTL_MS
+from cache.messages_by_id import MessagesById
 from cache.names import check_agent_id, check_name
 from cache.records import Records
 from cache.window import (
@@ -45,10 +46,15 @@ from cache.window import (
 MessagesLoader = Callable[[], Awaitable[Iterable[Any]]]
 
 
-class MessageCache:
-    """`cache.messages`. Messages are dicts or models with an integer `sequence_id`."""
+class MessageCache(MessagesById):
+    """
+    `cache.messages`. In windows, messages are dicts or models with an integer `sequence_id`.
+
+    The methods of many ids keep single messages, whatever conversation they belong to.
+    """
 
     def __init__(self, components: Components, records: Records) -> None:
+        super().__init__(components)
         self.components = components
         self._windows = Windows(components, records)
         self._append = scripts.load(__package__, "messages_append", ".coherence")

@@ -64,7 +64,7 @@ class Cache(Invalidator):
         index = DependencyIndex(
             self._connection, max_members=options.max_dependents, cluster=self._cluster
         )
-        entries = Entries(self._connection, envelopes, options, counters)
+        entries = Entries(self._connection, envelopes, options, counters, cluster=self._cluster)
         self.components = Components(
             options, self._keys, entries, self._flights, self._invalidation, self._intents, index,
             backplane, self._local, counters, PerAgent(),

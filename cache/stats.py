@@ -38,6 +38,8 @@ class Counters:
     outages: int = 0
     window_hits: int = 0
     window_misses: int = 0
+    message_hits: int = 0
+    message_misses: int = 0
     appends: int = 0
     appends_aside: int = 0
     windows_dropped: int = 0

@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
 from functools import partial
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from cache.coherence.batch import Batch, LoaderOfMany
@@ -75,7 +76,9 @@ class Values:
         slot.note("hit" if reading.fresh else "miss", reading.value)
         return reading.value if reading.fresh else None
 
-    async def _get_or_load(self, slot: ValueSlot, loader: Loader, call: LoadOptions) -> Any:
+    async def _get_or_load(
+        self, slot: ValueSlot, loader: Loader, call: LoadOptions, first: Reading | None = None
+    ) -> Any:
         components = self._components
         if not components.options.enabled:
             return await loader()
@@ -83,12 +86,21 @@ class Values:
             held, value = self._copy(slot.key, slot.field, slot.model)
             if held:
                 return value
-        return await components.flights.get_or_load(slot, loader, call)
+        return await components.flights.get_or_load(slot, loader, call, first)
 
     async def _get_or_load_many(
-        self, slots: Mapping[str, ValueSlot], loader: LoaderOfMany, call: LoadOptions
+        self,
+        slots: Mapping[str, ValueSlot],
+        loader: LoaderOfMany,
+        call: LoadOptions,
+        first: Mapping[str, Reading | None] = MappingProxyType({}),
     ) -> dict[str, Any]:
-        """The values by id, except None. The loader gets at most `AT_ONCE` ids in one call."""
+        """
+        The values by id, except None. The loader gets at most `AT_ONCE` ids in one call.
+
+        Args:
+            first: what the caller has read already.
+        """
         if not self._options.enabled:
             loaded = await loader(list(slots)) if slots else {}
             return {i: loaded[i] for i in slots if loaded.get(i) is not None}
@@ -96,18 +108,22 @@ class Values:
         ids = list(slots)
         for start in range(0, len(ids), AT_ONCE):
             chunk = {i: slots[i] for i in ids[start : start + AT_ONCE]}
-            found |= await self._get_or_load_chunk(chunk, loader, call)
+            found |= await self._get_or_load_chunk(chunk, loader, call, first)
         return found
 
     async def _get_or_load_chunk(
-        self, slots: Mapping[str, ValueSlot], loader: LoaderOfMany, call: LoadOptions
+        self,
+        slots: Mapping[str, ValueSlot],
+        loader: LoaderOfMany,
+        call: LoadOptions,
+        first: Mapping[str, Reading | None],
     ) -> dict[str, Any]:
         batch = Batch(loader, slots)
 
         async def one(id_: str, slot: ValueSlot) -> Any:
             slot.batch = batch
             try:
-                return await self._get_or_load(slot, partial(batch.load, id_), call)
+                return await self._get_or_load(slot, partial(batch.load, id_), call, first.get(id_))
             finally:
                 batch.decided(id_)
 

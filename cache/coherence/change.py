@@ -28,6 +28,7 @@ class Change:
     Args:
         windows: agents, for all of their conversations.
         conversations: pairs of agent and conversation.
+        messages: pairs of scope and id.
     """
 
     agents: tuple[str, ...] = ()
@@ -35,17 +36,19 @@ class Change:
     organisations: tuple[str, ...] = ()
     conversations: tuple[tuple[str, str], ...] = ()
     windows: tuple[str, ...] = ()
+    messages: tuple[tuple[str, str], ...] = ()
     everything: bool = False
     token: bytes = b""
 
     def __len__(self) -> int:
         """The number of names."""
         lists = (self.agents, self.dependencies, self.organisations, self.conversations)
-        return sum(map(len, lists)) + len(self.windows) + self.everything
+        return sum(map(len, lists)) + len(self.windows) + len(self.messages) + self.everything
 
     def parts(self, keys: CacheKeys) -> Iterator[Part]:
-        for agent in self.agents:
-            key = keys.agent(agent)
+        entries = [keys.agent(agent) for agent in self.agents]
+        entries += [keys.message(scope, message) for scope, message in self.messages]
+        for key in entries:
             yield Part(intents=intents_of(key), gone=(key,), name=key)
         for agent in self.windows:
             key = keys.windows(agent)

@@ -10,6 +10,7 @@ version, the effect is the same.
 
 from __future__ import annotations
 
+import asyncio
 import os
 import random
 from collections.abc import Awaitable, Sequence
@@ -43,7 +44,10 @@ class Entries:
         envelopes: Envelopes,
         options: CacheOptions,
         counters: Counters,
+        *,
+        cluster: bool,
     ) -> None:
+        self._cluster = cluster
         self.connection = connection
         self.envelopes = envelopes
         self.clock = Clock()
@@ -74,6 +78,22 @@ class Entries:
         if stored is None:
             return Reading()
         return self._reading(name, version, stored, model, node.incarnation_of(key))
+
+    async def read_many(
+        self, places: Sequence[tuple[str, str]], *, model: type[BaseModel] | None = None
+    ) -> list[Reading]:
+        """As `read`, for pairs of key and field: by one MGET, or on a cluster by one write a node."""
+        if self._cluster:
+            reads = (self.read(key, field, model=model) for key, field in places)
+            return await asyncio.gather(*reads)
+        names = [name for key, field in places for name in (key, value_key(key, field))]
+        found = await self.connection.execute("MGET", *names)
+        readings = []
+        for (key, field), version, data in zip(places, found[::2], found[1::2], strict=True):
+            stored = None if data is None else self.envelopes.read(data)
+            reading = stored and self._reading(key, field, version, stored, model)
+            readings.append(reading or Reading())
+        return readings
 
     def _reading(
         self,

@@ -150,7 +150,8 @@ class Invalidation:
         if self._cluster:
             await self._backplane.publish(*(part.name for part in parts if part.name))
         if change.everything:
-            await self._scan(self._keys.prefix + "{*")
+            for kind in ("", "message:"):
+                await self._scan(self._keys.prefix + kind + "{*")
 
     def _run(self, parts: Sequence[Part], token: bytes, ttl_ms: int) -> Any:
         indexes = [part.index for part in parts if part.index]

@@ -89,6 +89,8 @@ def _write(method: str) -> list[Case]:
         Case(method, "dependencies", lambda c, x: call(c, dependencies=["tag:t", x])),
         Case(method, "organisations", lambda c, x: call(c, organisations=[x])),
         Case(method, "conversations", lambda c, x: call(c, conversations=[("a", x)])),
+        Case(method, "messages", lambda c, x: call(c, messages=[("o", x)])),
+        Case(method, "messages", lambda c, x: call(c, messages=[(x, "m")])),
     ]
 
 
@@ -217,6 +219,22 @@ CACHE = [
         "messages.append", "conversation",
         lambda c, x: c.messages.append("a", [MESSAGE], after=None, conversation=x),
     ),
+    Case("messages.get_many", "ids", lambda c, x: c.messages.get_many(["m", x], scope="o")),
+    Case("messages.get_many", "scope", lambda c, x: c.messages.get_many(["m"], scope=x)),
+    Case(
+        "messages.get_or_load_many", "ids",
+        lambda c, x: c.messages.get_or_load_many(["m", x], load_of, scope="o"),
+    ),
+    Case(
+        "messages.get_or_load_many", "scope",
+        lambda c, x: c.messages.get_or_load_many(["m"], load_of, scope=x),
+    ),
+    Case("messages.lease_many", "ids", lambda c, x: c.messages.lease_many(["m", x], scope="o")),
+    Case("messages.lease_many", "scope", lambda c, x: c.messages.lease_many(["m"], scope=x)),
+    Case("messages.put_many", "ids", lambda c, x: c.messages.put_many([{"id": x}], scope="o")),
+    Case("messages.put_many", "scope", lambda c, x: c.messages.put_many([{"id": "m"}], scope=x)),
+    Case("messages.invalidate_ids", "ids", lambda c, x: c.messages.invalidate_ids("m", x, scope="o")),
+    Case("messages.invalidate_ids", "scope", lambda c, x: c.messages.invalidate_ids("m", scope=x)),
     Case("messages.invalidate", "agent_id", lambda c, x: c.messages.invalidate(x)),
     Case(
         "messages.invalidate", "conversation",
@@ -396,6 +414,7 @@ _NO_NAMES = {
     "calls",
     "more",
     "loader",
+    "leases",
 }
 
 

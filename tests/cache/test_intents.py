@@ -29,6 +29,7 @@ KINDS: dict[str, dict[str, Any]] = {
     "dependency": {"dependencies": ["block:b1"]},
     "organisation": {"organisations": ["o1"]},
     "conversation": {"conversations": [("a1", "default")]},
+    "message": {"messages": [("o1", "m1")]},
 }
 
 
@@ -47,6 +48,12 @@ async def other(valkey_url: str, prefix: str) -> AsyncIterator[Cache]:
 async def _load(cache: Cache, kind: str, loader: Loader) -> Any:
     if kind == "conversation":
         return await cache.messages.get_or_load("a1", loader, limit=1)
+    if kind == "message":
+
+        async def load(ids: list[str]) -> dict[str, Any]:
+            return dict.fromkeys(ids, await loader())
+
+        return (await cache.messages.get_or_load_many(["m1"], load, scope="o1"))["m1"]
     how: dict[str, Any] = {"organisation": "o1"} if kind == "organisation" else {}
     if kind == "dependency":
         how = {"depends_on": ["block:b1"]}
@@ -56,6 +63,8 @@ async def _load(cache: Cache, kind: str, loader: Loader) -> Any:
 async def _stored(cache: Cache, kind: str) -> bool:
     if kind == "conversation":
         return await cache.messages.list("a1", limit=1) is not None
+    if kind == "message":
+        return bool(await cache.messages.get_many(["m1"], scope="o1"))
     organisation = "o1" if kind == "organisation" else None
     return await cache.agents.get("a1", organisation=organisation) is not None
 
@@ -251,6 +260,8 @@ async def test_an_empty_write_needs_no_server(cache: Cache) -> None:
         {"organisations": [None]},
         {"conversations": ["a1"]},
         {"conversations": [("a1", "\ud800")]},
+        {"messages": ["m1"]},
+        {"messages": [("o1", "")]},
     ],
     ids=ascii,
 )
