@@ -77,9 +77,7 @@ class RequestStore(AnswerStore):
         """Store at most 500 requests of one group; returns the callers' ids."""
         keys, group = self.keys, requests[0][1].group
         group_id = group.id
-        names = [keys.queue(Priority.DEFAULT), keys.wake]
-        for job in (flush_now, flush_later):
-            names += [keys.job(job.id), keys.result(job.id)]
+        names = (keys.queue(Priority.DEFAULT), keys.wake)
         args: list[Any] = [
             keys.llm,
             group_id,

@@ -1,7 +1,8 @@
 -- Shared step: store a request's answer once (the first one stays), then notify its callers.
--- Needs put_job, llm_callback and llm_waiting before it.
+-- Needs types and llm_waiting before it.
 -- p: prefix of the LLM keys. Keys: request:<id>, result:<id>, failed:<id>, batch:<bid>, open:<bid>,
--- usage:<gid>, single, dedupe:<digest>, answered (channel), those of _llm_callback.lua and _llm_waiting.lua
+-- usage:<gid>, single, dedupe:<digest>, answered (channel), callbacks, callback:<id> (webhook -> job body,
+-- '#': number of the end), those of _llm_waiting.lua
 -- data: the answer; ok: '1' | '0'; ttl, cache_ttl, usage_ttl: ms; usage: {input, output, cached, reasoning}
 -- line_of: the batch that the answer came from, which must have contained the request; '' for no batch
 -- part: the key of a long answer that was sent before, or nil; then data is ''
@@ -24,6 +25,31 @@ local function count_end(counted, ok, usage)
   end
   redis.call('HSET', counted, unpack(flat))
 end
+-- A request may have any number of callbacks. The end only lists the request; callbacks_llm.lua
+-- enqueues the jobs, a bounded number per call. A key of another type is deleted.
+-- returns 1 it has callbacks | 0
+local function callback(p, id, ok, ttl)
+  local key, list = p .. 'callback:' .. id, p .. 'callbacks'
+  local count = redis.pcall('HLEN', key)
+  if count == 0 then
+    return 0
+  end
+  if type(count) ~= 'number' then
+    redis.call('DEL', key)
+    return 0
+  end
+  local nth = number_of(redis.call('HGET', key, '#'), 0) + 1
+  redis.call('HSET', key, '#', nth)
+  if ok ~= '1' then
+    redis.call('PEXPIRE', key, ttl)
+  end
+  if not fits('list', list) then
+    redis.call('DEL', list)
+  end
+  redis.call('RPUSH', list, id .. ':' .. string.format('%.0f', nth) .. ':' .. ok .. ':0')
+  return 1
+end
+
 local function finish_llm(p, id, data, ok, ttl, cache_ttl, usage_ttl, usage, line_of, part)
   local key = p .. 'request:' .. id
   local row = fields_of(key, 'gid', 'batch', 'dedupe', 'bytes', 'tokens', 'single', 'callers', 'left:' .. line_of)

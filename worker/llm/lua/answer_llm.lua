@@ -7,8 +7,6 @@
 -- returns 1 stored | 2 stored, and it has callbacks: call callbacks_llm.lua | 0 answered already, no such
 --   request, or that batch never contained it
 --@include types
---@include put_job
---@include llm_callback
 --@include llm_waiting
 --@include llm_finish
 local part = ARGV[13] == '1' and KEYS[2] or nil

@@ -5,8 +5,6 @@
 -- returns {0 unknown, answered, or not this caller's | 1 others still wait | 2 ended | 3 ended, and it has
 --   callbacks: call callbacks_llm.lua, batch id or ''}
 --@include types
---@include put_job
---@include llm_callback
 --@include llm_waiting
 --@include llm_finish
 local mark = 'by:' .. ARGV[6]

@@ -1,9 +1,8 @@
 -- submit_llm.lua: store LLM requests of one group; enqueue a flush now when the group is full, and a
 -- later one (by age) when they are the group's first.
--- KEYS[1] queue  KEYS[2] wake token  KEYS[3] now-job body  KEYS[4] now-job result
--- KEYS[5] age-job body  KEYS[6] age-job result
+-- KEYS[1] queue  KEYS[2] wake token
 -- ARGV[1] prefix p of the LLM keys; written: request:<id>, dedupe:<digest>, batch:<id> (deadline),
--- groups, pending:<gid>, sizes:<gid>, those of _llm_callback.lua
+-- groups, pending:<gid>, sizes:<gid>, those of _llm_callback.lua, and those of the flushes' jobs
 -- ARGV[2] group id  ARGV[3] group descriptor  ARGV[4] dedupe: 1 | 0  ARGV[5] deadline, Unix ms, or ''
 -- ARGV[6] most requests of a batch  ARGV[7] most bytes  ARGV[8] most tokens, 0 none  ARGV[9] max age ms
 -- ARGV[10] now-job id  ARGV[11] now-job body  ARGV[12] age-job id  ARGV[13] age-job body
@@ -16,11 +15,31 @@
 --@include types
 --@include put_job
 --@include llm_callback
---@include llm_waiting
-local p, gid, deadline = ARGV[1], ARGV[2], ARGV[5]
-local now = server_ms()
-expect_callbacks(p)
-expect_waiting(p, gid)
+local p, gid, deadline, webhook = ARGV[1], ARGV[2], ARGV[5], ARGV[14]
+local most, most_bytes, most_tokens = tonumber(ARGV[6]), tonumber(ARGV[7]), tonumber(ARGV[8])
+local pending, sizes = p .. 'pending:' .. gid, p .. 'sizes:' .. gid
+
+local function is_full(requests, bytes, tokens)
+  return requests >= most or bytes >= most_bytes or (most_tokens > 0 and tokens >= most_tokens)
+end
+
+local waiting, row = expect('list', pending), redis.pcall('HMGET', sizes, 'bytes', 'tokens')
+if row.err then
+  expect('hash', sizes)
+end
+local bytes_waiting, tokens_waiting = number_of(row[1], 0), number_of(row[2], 0)
+-- Most calls neither start a group nor fill it: only the others need the types of these keys. Equal
+-- requests are counted too, so more may be checked than is written.
+local is_first, requests, bytes, tokens = waiting == 0, waiting, bytes_waiting, tokens_waiting
+for i = 16, #ARGV, 4 do
+  requests, bytes, tokens = requests + 1, bytes + #ARGV[i + 2], tokens + number_of(ARGV[i + 3], 0)
+end
+if is_first then
+  expect('hash', p .. 'groups')
+end
+if is_first or webhook ~= '' or is_full(requests, bytes, tokens) then
+  expect('zset', KEYS[1], KEYS[2])
+end
 
 local function bring_forward(key, field)
   local known = number_of(redis.call('HGET', key, field))
@@ -37,10 +56,14 @@ local function put_off(key)
   end
 end
 
--- Finds an equal request that is unanswered, or whose answer is still cached.
+-- Finds an equal request that is unanswered, or whose answer is still cached; else marks this one for
+-- the equal ones to come.
 local function twin_of(mark, id)
-  local twin = text_of(mark)
+  local twin = redis.pcall('SET', mark, id, 'NX', 'GET')
   if not twin then
+    return nil
+  elseif type(twin) ~= 'string' then
+    redis.call('SET', mark, id)
     return nil
   end
   local key = p .. 'request:' .. twin
@@ -56,10 +79,14 @@ local function twin_of(mark, id)
     end
     return twin
   end
-  return redis.call('EXISTS', p .. 'result:' .. twin) == 1 and twin or nil
+  if redis.call('EXISTS', p .. 'result:' .. twin) == 1 then
+    return twin
+  end
+  redis.call('SET', mark, id)
+  return nil
 end
 
-local first, waiting, bytes_waiting, tokens_waiting = false, 0, 0, 0
+local new = {}
 
 local function take_in(id, digest, body, tokens)
   local key = p .. 'request:' .. id
@@ -72,14 +99,21 @@ local function take_in(id, digest, body, tokens)
     if twin then
       return twin, string.sub(id, -16)
     end
-    redis.call('SET', mark, id)
   end
-  redis.call('HSET', key, 'body', body, 'group', ARGV[3], 'gid', gid, 'created', now,
-    'deadline', deadline, 'expires', deadline, 'bytes', #body, 'tokens', tokens, 'callers', 1, 'by:', 1,
-    unpack(ARGV[4] == '1' and {'dedupe', mark} or {}))
-  waiting, bytes_waiting, tokens_waiting = start_waiting(p, gid, ARGV[3], id, #body, tokens, 'RPUSH')
-  first = first or waiting == 1
+  local more = ARGV[4] == '1' and {'dedupe', mark} or {}
+  if deadline ~= '' then
+    more[#more + 1], more[#more + 2], more[#more + 3], more[#more + 4] = 'deadline', deadline, 'expires', deadline
+  end
+  redis.call('HSET', key, 'body', body, 'group', ARGV[3], 'gid', gid, 'bytes', #body, 'tokens', tokens,
+    'callers', 1, 'by:', 1, unpack(more))
+  new[#new + 1] = id
+  bytes_waiting, tokens_waiting = bytes_waiting + #body, tokens_waiting + number_of(tokens, 0)
   return id
+end
+
+local function flush(id, body, due)
+  local base = string.sub(p, 1, -5)
+  put_job(KEYS[1], base .. 'job:' .. id, base .. 'result:' .. id, KEYS[2], id, body, due)
 end
 
 local ids = {}
@@ -87,24 +121,27 @@ for i = 16, #ARGV, 4 do
   local id, caller = take_in(ARGV[i], ARGV[i + 1], ARGV[i + 2], ARGV[i + 3])
   local suffix = caller and '.' .. caller or ''
   ids[#ids + 1] = id .. suffix
-  if ARGV[14] ~= '' then
+  if webhook ~= '' then
     if not fits('hash', p .. 'callback:' .. id) then
       redis.call('DEL', p .. 'callback:' .. id)
     end
     if redis.call('EXISTS', p .. 'request:' .. id) == 1 then
-      redis.call('HSET', p .. 'callback:' .. id, ARGV[14] .. suffix, ARGV[15])
+      redis.call('HSET', p .. 'callback:' .. id, webhook .. suffix, ARGV[15])
     else
       local nth = number_of(redis.call('HGET', p .. 'callback:' .. id, '#'), 1)
-      put_callback(p, id, nth, ARGV[14] .. suffix, ARGV[15])
+      put_callback(p, id, nth, webhook .. suffix, ARGV[15])
     end
   end
 end
-if first then
-  put_job(KEYS[1], KEYS[5], KEYS[6], KEYS[2], ARGV[12], ARGV[13], now + tonumber(ARGV[9]))
-end
-local most_tokens = tonumber(ARGV[8])
-if waiting > 0 and (waiting >= tonumber(ARGV[6]) or bytes_waiting >= tonumber(ARGV[7])
-    or (most_tokens > 0 and tokens_waiting >= most_tokens)) then
-  put_job(KEYS[1], KEYS[3], KEYS[4], KEYS[2], ARGV[10], ARGV[11], now)
+if #new > 0 then
+  waiting = redis.call('RPUSH', pending, unpack(new))
+  redis.call('HSET', sizes, 'bytes', bytes_waiting, 'tokens', tokens_waiting)
+  if is_first then
+    redis.call('HSET', p .. 'groups', gid, ARGV[3])
+    flush(ARGV[12], ARGV[13], server_ms() + tonumber(ARGV[9]))
+  end
+  if is_full(waiting, bytes_waiting, tokens_waiting) then
+    flush(ARGV[10], ARGV[11], server_ms())
+  end
 end
 return ids

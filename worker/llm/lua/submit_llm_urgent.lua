@@ -11,7 +11,7 @@ expect('zset', KEYS[3], KEYS[6], KEYS[7])
 expect('hash', KEYS[8])
 if redis.call('EXISTS', KEYS[1], KEYS[2]) == 0 then
   local now = server_ms()
-  redis.call('HSET', KEYS[1], 'body', ARGV[2], 'gid', ARGV[3], 'group', ARGV[4], 'created', now,
+  redis.call('HSET', KEYS[1], 'body', ARGV[2], 'gid', ARGV[3], 'group', ARGV[4],
     'deadline', ARGV[5], 'expires', ARGV[5], 'bytes', #ARGV[2], 'tokens', ARGV[6], 'callers', 1, 'by:', 1,
     'single', 'urgent')
   redis.call('ZADD', KEYS[7], now, ARGV[1])

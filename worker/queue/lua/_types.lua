@@ -1,15 +1,17 @@
 -- Shared step: check the types of keys. A script checks every key that it will write before the
 -- first write, so that a key of a wrong type cannot stop it halfway.
 
--- Fail unless each key has this type or is absent.
+-- Fail unless each key has this type or is absent; return the size of the last one.
 local COUNTS = {zset = 'ZCARD', hash = 'HLEN', list = 'LLEN', set = 'SCARD'}
 local function expect(kind, ...)
-  local count, keys = COUNTS[kind], {...}
+  local count, keys, size = COUNTS[kind], {...}, nil
   for i = 1, #keys do
-    if type(redis.pcall(count, keys[i])) ~= 'number' then
+    size = redis.pcall(count, keys[i])
+    if type(size) ~= 'number' then
       error({err = 'WRONGTYPE ' .. keys[i] .. ' is not a ' .. kind})
     end
   end
+  return size
 end
 
 -- Return a string's value, or false if the key is absent or has another type.
