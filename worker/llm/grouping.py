@@ -26,6 +26,7 @@ ENDPOINTS: Mapping[str, Mapping[str, str]] = {
 _OUTPUT_LIMITS = ("max_tokens", "max_completion_tokens", "max_output_tokens")
 # In the order of the keys: a model writes the fields of a schema in the order that it was given.
 _compact = json.JSONEncoder(separators=(",", ":"), allow_nan=False).encode
+_PLAIN = frozenset({str, int, float, bool, type(None)})
 # English text has about four bytes per token; other languages fewer, JSON syntax more.
 _BYTES_PER_TOKEN = 4
 # More than any model returns. The server sums estimates, so each is bounded.
@@ -88,6 +89,7 @@ class LLMRequest:
         return hashlib.sha256(group_id.encode() + self.body).hexdigest()
 
 
+@lru_cache(maxsize=64)
 def check_endpoint(provider: str, endpoint: str) -> str:
     """
     The endpoint in full (`chat/completions` -> `/v1/chat/completions`).
@@ -134,7 +136,7 @@ def check_request(
         UnknownProvider, InvalidArgument, PayloadTooLarge: the message names the field.
     """
     full = check_endpoint(provider, endpoint)
-    if not isinstance(body, Mapping):
+    if not isinstance(body, (dict, Mapping)):  # a dict passes without a call of its own
         raise InvalidArgument("the body must be a mapping")
     model = _check_model(body.get("model"), "body['model']")
     if not body.get(ENDPOINTS[provider][full]):
@@ -144,7 +146,7 @@ def check_request(
     if provider == "anthropic" and not _is_count(body.get("max_tokens")):
         raise InvalidArgument("body['max_tokens'] must be a whole number above 0 for anthropic")
     for name in _OUTPUT_LIMITS:
-        if _is_excessive(body.get(name)):
+        if name in body and _is_excessive(body[name]):
             raise InvalidArgument(f"body['{name}'] must be at most {MOST_OUTPUT_TOKENS}")
     data = _encoded(body)
     if len(data) > max_bytes:
@@ -154,9 +156,12 @@ def check_request(
 
 def estimate_tokens(body: Mapping[str, Any], size: int) -> int:
     """Estimate input and output tokens for the limits; for English text it is on the high side."""
-    allowed = (body.get(name) for name in _OUTPUT_LIMITS)
-    output = next((value for value in allowed if _is_count(value)), 0)
-    return size // _BYTES_PER_TOKEN + 1 + int(output or 0)
+    output = 0
+    for name in _OUTPUT_LIMITS:
+        if name in body and _is_count(body[name]):
+            output = int(body[name])
+            break
+    return size // _BYTES_PER_TOKEN + 1 + output
 
 
 def most_parts(size: int) -> int:
@@ -175,21 +180,23 @@ def _encoded(body: Mapping[str, Any]) -> bytes:
             json.dumps(body, ensure_ascii=False).encode()
     except (TypeError, ValueError, RecursionError) as exc:
         raise InvalidArgument(f"the body is not JSON: {exc}") from None
-    if json.loads(data) != body:
-        _check_keys(body)
+    _check_keys(body)
     return data
 
 
-def _check_keys(value: Any) -> None:
+def _check_keys(body: Mapping[str, Any]) -> None:
     """JSON's keys are text; the encoder would turn 1, None and True into it without a word."""
-    if isinstance(value, dict):
-        for key, inner in value.items():
-            if not isinstance(key, str):
-                raise InvalidArgument(f"the body has a key that is no text: {key!r}")
-            _check_keys(inner)
-    elif isinstance(value, list | tuple):
-        for inner in value:
-            _check_keys(inner)
+    containers: list[Any] = [body]
+    for value in containers:  # grows while it is read
+        inside = value
+        if isinstance(value, dict):
+            for key in value:
+                if type(key) is not str and not isinstance(key, str):
+                    raise InvalidArgument(f"the body has a key that is no text: {key!r}")
+            inside = value.values()
+        elif not isinstance(value, list | tuple):
+            continue
+        containers += [each for each in inside if type(each) not in _PLAIN]
 
 
 def _is_excessive(value: Any) -> bool:

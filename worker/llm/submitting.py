@@ -5,10 +5,11 @@ Checks and stores the requests that callers submit.
 from __future__ import annotations
 
 import hashlib
+import os
 import time
-import uuid
 from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
+from functools import lru_cache
 from typing import Any
 
 from worker.keys import QueueKeys
@@ -25,6 +26,17 @@ from worker.queue.priority import Priority
 
 # Requests of one script call. More would block the server's other clients.
 _CHUNK = 125
+
+
+def _new_id() -> str:
+    return f"req_{os.urandom(16).hex()}"
+
+
+@lru_cache(maxsize=1024)
+def _check_names(provider: Any, endpoint: Any, model: Any) -> None:
+    """Most requests have the same names. Only text is hashable for certain, so only text is cached."""
+    require_names(provider, endpoint)
+    arguments.require_name("body['model']", model, longest=256)
 
 
 class Submissions:
@@ -130,9 +142,11 @@ class Submissions:
     # -- inside ----------------------------------------------------------------
 
     def _checked(self, body: Mapping[str, Any], provider: str, endpoint: str) -> LLMRequest:
-        require_names(provider, endpoint)
-        if isinstance(body, Mapping) and "model" in body:
-            arguments.require_name("body['model']", body["model"], longest=256)
+        model = body.get("model", "-") if isinstance(body, (dict, Mapping)) else "-"
+        if type(provider) is type(endpoint) is type(model) is str:
+            _check_names(provider, endpoint, model)
+        else:
+            _check_names.__wrapped__(provider, endpoint, model)
         limit = self._options.max_bytes
         return check_request(body, provider=provider, endpoint=endpoint, max_bytes=limit)
 
@@ -144,7 +158,7 @@ class Submissions:
         dedupe: bool,
         callback: Callback,
     ) -> list[str]:
-        pairs = [(f"req_{uuid.uuid4().hex}", request) for request in requests]
+        pairs = [(_new_id(), request) for request in requests]
         first, group = pairs[0][0], requests[0].group
         now, later = self._flush_bodies(group)
         return await reach(
@@ -177,7 +191,7 @@ class Submissions:
     async def _submit_urgent(
         self, request: LLMRequest, deadline_ms: int | None, callback: Callback
     ) -> str:
-        request_id = f"req_{uuid.uuid4().hex}"
+        request_id = _new_id()
         job = self._prepared.single(request_id)
         return await reach(
             self._requests.submit_urgent(
