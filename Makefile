@@ -3,6 +3,9 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 BASE   := .venv/base
+# The real Letta server, its sources and a migrated database.
+LETTA  := .venv/letta
+LETTA_CACHE := .cache/letta
 # The source distribution of arq: its tests are fetched, not kept here.
 ARQ    := .cache/arq
 # Number of processes for tests that are not marked serial.
@@ -18,7 +21,7 @@ OR_SHOW := ) || { echo "$$found"; exit 1; }
 export PYTHONDONTWRITEBYTECODE :=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo run test arq-test coverage check bench soak docs site lock format clean
+.PHONY: help setup demo run test arq-test letta-env letta-test letta-lock coverage check bench soak docs site lock format clean
 
 help: ## List these commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -64,6 +67,24 @@ $(ARQ)/.ready: constraints.txt $(VENV)/.ready
 	@tar -xzf $(ARQ)/arq-*.tar.gz -C $(ARQ) --strip-components 1
 	@mv $(ARQ)/tests $(ARQ)/arq_tests; rm -r $(ARQ)/arq $(ARQ)/*.toml; touch $@
 
+letta-env: $(LETTA)/.ready ## Install the real Letta server and migrate a database for it
+
+letta-test: $(LETTA)/.ready ## Run the tests of the plug-in inside the real Letta server
+	@nice $(LETTA)/bin/python -m pytest -q --confcutdir tests/letta -p no:warnings -o timeout=600 tests/letta
+
+# The migrations are in the source distribution only.
+$(LETTA)/.ready: tests/letta/environment.txt $(VENV)/.ready
+	@echo "setting up $(LETTA) (once; about three minutes)"
+	@test -x $(LETTA)/bin/python || $(PYTHON) -m venv $(LETTA)
+	@$(LETTA)/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes --no-deps -r $<
+	@rm -rf $(LETTA_CACHE); mkdir -p $(LETTA_CACHE)/source
+	@grep '^letta==' $< > $(LETTA_CACHE)/requirement.txt
+	@$(BIN)/python -m pip download --quiet --disable-pip-version-check --no-deps --no-binary letta \
+	  --no-build-isolation --require-hashes -d $(LETTA_CACHE) -r $(LETTA_CACHE)/requirement.txt
+	@tar -xzf $(LETTA_CACHE)/letta-*.tar.gz -C $(LETTA_CACHE)/source --strip-components 1
+	@$(LETTA)/bin/python -m tests.letta.postgres
+	@touch $@
+
 check: $(VENV)/.ready ## Check lint, format, types, import direction, generated docs, website
 	@$(BIN)/ruff check --quiet .
 	@$(BIN)/ruff format --check --quiet .
@@ -93,6 +114,16 @@ lock: ## Write constraints.txt and compose/requirements.txt anew, with hashes
 	@$(LOCK) --extra worker -c out/constraints.txt -o out/worker.txt > /dev/null
 	@{ sed -n '/^\#/p' compose/requirements.txt; $(ONE_LINE) out/worker.txt; } > out/requirements.txt
 	@mv out/constraints.txt constraints.txt; mv out/requirements.txt compose/requirements.txt
+
+# Pinned as in the lock file of the server's own release, which its image is built from.
+letta-lock: ## Write tests/letta/environment.txt anew, with hashes
+	@mkdir -p out
+	@$(VENV)/lock/bin/uv export --quiet --frozen --no-hashes --no-emit-project --no-config --extra postgres \
+	  --extra redis --extra server --no-header --no-annotate --directory $(LETTA_CACHE)/source > out/image.txt
+	@$(VENV)/lock/bin/uv pip compile --quiet --python-version 3.11 --python-platform linux --generate-hashes --no-config \
+	  --no-header --no-annotate --no-emit-index-url tests/letta/environment.in -c out/image.txt -o out/letta.txt > /dev/null
+	@{ sed -n '/^\#/p' tests/letta/environment.txt; $(ONE_LINE) out/letta.txt; } > out/environment.txt
+	@mv out/environment.txt tests/letta/environment.txt
 
 format: $(VENV)/.ready ## Format the code
 	@$(BIN)/ruff check --quiet --fix . ; $(BIN)/ruff format --quiet .

@@ -33,7 +33,7 @@ class PublicName(BuildHookInterface[BuilderConfig]):
             return
         root = Path(self.root)
         self._rewritten = TemporaryDirectory(prefix="letta-redis-wheel-")
-        sources = [root / PUBLIC / "__init__.py", *self._sources(root)]
+        sources = self._sources(root)
         for source in sources:
             path = source.relative_to(root)
             target = path if path.parts[0] == PUBLIC else Path(PUBLIC, path)
@@ -49,7 +49,7 @@ class PublicName(BuildHookInterface[BuilderConfig]):
             self._rewritten.cleanup()
 
     def _sources(self, root: Path) -> Iterator[Path]:
-        for part in PARTS:
+        for part in (PUBLIC, *PARTS):
             for path in sorted([root / f"{part}.py", *(root / part).rglob("*")]):
                 relative = str(path.relative_to(root))
                 if path.is_file() and not self.build_config.path_is_excluded(relative):

@@ -37,6 +37,7 @@ if TYPE_CHECKING:
         open_cache,
         open_invalidator,
     )
+    from letta_redis.plugin.install import install, install_in_child, installed, uninstall
     from settings import Settings, SettingsError, get_settings, load_settings
     from worker import (
         Call,
@@ -118,11 +119,17 @@ __all__ = [
     "__version__",
     "call",
     "get_settings",
+    "install",
+    "install_in_child",
+    "installed",
     "load_settings",
     "open_cache",
     "open_invalidator",
     "open_queue",
+    "uninstall",
 ]
+
+_PLUGIN = ("install", "install_in_child", "installed", "uninstall")
 
 # A wheel has the three parts below this package. A checkout has them beside it.
 if PathFinder.find_spec(f"{__name__}.worker", __path__) is None:
@@ -143,6 +150,8 @@ def _load(name: str) -> Any:
         from importlib.metadata import version
 
         return version("letta-redis")
+    if name in _PLUGIN:
+        return getattr(import_module(f"{__name__}.plugin.install"), name)
     for part in _aliases.PARTS:
         module = import_module(f"{__name__}.{part}")
         if name in module.__all__:

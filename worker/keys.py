@@ -55,6 +55,11 @@ class QueueKeys:
     def health(self) -> str:
         return f"{self.prefix}queue:health-check"
 
+    @property
+    def switches(self) -> str:
+        """Hash: half of the plug-in -> "on" or "off", over what the environment says."""
+        return f"{self.prefix}switches"
+
     def job(self, job_id: str) -> str:
         return f"{self.prefix}job:{job_id}"
 
@@ -305,6 +310,12 @@ CATALOGUE: tuple[KeySpec, ...] = (
         "string",
         "the newest heartbeat, for `arq --check`",
         "TTL of seconds",
+    ),
+    KeySpec(
+        "arq:switches",
+        "hash",
+        "agent_cache, redis_queue -> on or off, in every Letta server with the plug-in",
+        "two fields",
     ),
     KeySpec("arq:job:<id>", "string", "msgpack {t, f, a, k, et}: the job", _ENDS),
     KeySpec(

@@ -12,7 +12,11 @@ pytestmark = pytest.mark.unit
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "events.md").read_text(encoding="utf-8")
-MODULES = [ROOT / "settings.py", *ROOT.glob("cache/**/*.py"), *ROOT.glob("worker/**/*.py")]
+PACKAGES = ("cache", "worker", "letta_redis")
+MODULES = [
+    ROOT / "settings.py",
+    *(path for name in PACKAGES for path in (ROOT / name).rglob("*.py")),
+]
 LEVELS = {"debug", "info", "warning", "error", "exception"}
 
 

@@ -479,6 +479,7 @@ def test_a_checkout_hidden_by_a_clashing_module_says_so(tmp_path: Path) -> None:
 # -- the names ---------------------------------------------------------------------------
 
 
+PLUGIN_NAMES = {"install", "install_in_child", "installed", "uninstall"}
 CACHE_NAMES = {
     "Cache",
     "CacheError",
@@ -536,6 +537,6 @@ def test_the_public_names_are_these() -> None:
     assert set(cache.__all__) == CACHE_NAMES
     assert set(settings.__all__) == SETTINGS_NAMES
     assert set(worker.__all__) == WORKER_NAMES
-    everything = CACHE_NAMES | SETTINGS_NAMES | WORKER_NAMES | {"__version__"}
+    everything = CACHE_NAMES | SETTINGS_NAMES | WORKER_NAMES | PLUGIN_NAMES | {"__version__"}
     assert set(letta_redis.__all__) == everything
     assert len(letta_redis.__all__) == len(everything)

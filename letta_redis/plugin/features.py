@@ -1,0 +1,13 @@
+"""Lists the features of the plug-in, in the order in which they are installed."""
+
+from __future__ import annotations
+
+from letta_redis.plugin import agents, children, schemas, serving
+from letta_redis.plugin.seams import Feature
+
+FEATURES: tuple[Feature, ...] = (
+    serving.FEATURE,
+    schemas.FEATURE,
+    agents.FEATURE,
+    children.FEATURE,
+)

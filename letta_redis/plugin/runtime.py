@@ -1,0 +1,98 @@
+"""Holds what the plug-in has opened in this process: the cache, and the switches of both halves."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from contextlib import AsyncExitStack
+from typing import TYPE_CHECKING
+
+from cache.logs import get_logger
+from letta_redis.plugin.switches import Switches
+
+if TYPE_CHECKING:
+    from cache.service import Cache
+    from settings import Settings
+
+log = get_logger("letta_redis")
+
+
+class Runtime:
+    """
+    The open parts. They belong to the event loop that started them.
+
+    Args:
+        opens_by_itself: True in a process without a server's start, in which `opened` opens.
+        install_in_child: what installs the plug-in in a spawned process. It is pickled by name.
+
+    Attributes:
+        collects_changes: whether every write of this process is announced. While False, nothing
+            is read from the cache, because nobody would invalidate it.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        *,
+        opens_by_itself: bool = False,
+        install_in_child: Callable[[], None] | None = None,
+    ) -> None:
+        self.install_in_child = install_in_child
+        self.switches = Switches(settings)
+        self.collects_changes = False
+        # A half that is switched off still announces its writes to the processes where it is on.
+        # A limit on loaders would make errors that Letta does not have.
+        self._settings = settings.model_copy(
+            update={"use_agent_cache": True, "cache_loader_timeout_s": None}
+        )
+        self._opens_by_itself = opens_by_itself
+        self._cache: Cache | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._stack = AsyncExitStack()
+        self._starting: asyncio.Task[None] | None = None
+
+    @property
+    def loop(self) -> asyncio.AbstractEventLoop | None:
+        """The event loop of the open parts, for calls from other threads."""
+        return self._loop
+
+    def cache(self) -> Cache | None:
+        """The open cache. None in another event loop, and while none is open."""
+        cache = self._cache
+        return cache if cache is not None and self._loop is asyncio.get_running_loop() else None
+
+    def cache_to_read(self) -> Cache | None:
+        """The cache, if agents may be read through it."""
+        return self.cache() if self.collects_changes and self.switches.agent_cache else None
+
+    async def opened(self) -> Cache | None:
+        """As `cache`, in a spawned process opened at its first use."""
+        if self._opens_by_itself and self._loop is None:
+            await self.start()
+        return self.cache()
+
+    async def start(self) -> None:
+        """
+        Open everything in the running event loop. A second call waits for the first one.
+
+        It never fails: while the server is away, the cache goes to its loaders.
+        """
+        if self._starting is None:
+            self._loop = asyncio.get_running_loop()
+            self._starting = asyncio.ensure_future(self._start())
+        if self._loop is asyncio.get_running_loop():
+            await asyncio.shield(self._starting)
+
+    async def _start(self) -> None:
+        from cache.opening import open_cache
+
+        try:
+            self._cache = await self._stack.enter_async_context(open_cache(self._settings))
+            await self._stack.enter_async_context(self.switches.followed(self._settings))
+        except Exception:
+            log.exception("letta.open_failed")
+
+    async def stop(self) -> None:
+        """Close everything. Reads and writes go on as without the plug-in."""
+        self._cache, self._loop, self._starting = None, None, None
+        await self._stack.aclose()

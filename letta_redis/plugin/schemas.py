@@ -1,0 +1,90 @@
+"""
+Remembers the JSON schemas of Letta's own tools, which it makes anew whenever it reads one.
+
+A schema is made of a function that a module of the server defines: of its name,
+docstring, signature and code. While these are the same objects, it is the same.
+"""
+
+from __future__ import annotations
+
+import sys
+from functools import wraps
+from typing import Any
+
+import msgspec
+
+from letta_redis.plugin.runtime import Runtime
+from letta_redis.plugin.seams import Feature, Seam
+
+# Far more than the server has tools.
+_MOST = 1024
+
+
+def _remembering(_runtime: Runtime, original: Any) -> Any:
+    known: dict[tuple[str, str], tuple[tuple[Any, ...], bytes]] = {}
+
+    @wraps(original)
+    def get_json_schema_from_module(module_name: str, function_name: str) -> Any:
+        source = _source(module_name, function_name)
+        key = (module_name, function_name)
+        found = known.get(key)
+        if found is not None and source is not None and _are_same(found[0], source):
+            return msgspec.json.decode(found[1])
+        schema = original(module_name, function_name)
+        if source is not None and len(known) < _MOST:
+            encoded = _encoded(schema)
+            if encoded is not None:
+                known[key] = (source, encoded)
+        return schema
+
+    return get_json_schema_from_module
+
+
+def _source(module_name: str, function_name: str) -> tuple[Any, ...] | None:
+    """The objects that a schema is made of, or None if there is no such function."""
+    function: Any = getattr(sys.modules.get(module_name), function_name, None)
+    try:
+        parts = (
+            function.__code__,
+            function.__doc__,
+            function.__defaults__,
+            function.__kwdefaults__,
+        )
+        annotations = tuple(function.__annotations__.items())
+    except AttributeError:
+        return None
+    signature = function.__dict__.get("__signature__")
+    return (function, *parts, signature, *(part for item in annotations for part in item))
+
+
+def _are_same(one: tuple[Any, ...], other: tuple[Any, ...]) -> bool:
+    return len(one) == len(other) and all(map(_is, one, other))
+
+
+def _is(one: Any, other: Any) -> bool:
+    return one is other
+
+
+def _encoded(schema: Any) -> bytes | None:
+    """A schema as JSON, or None if it would not come back the same."""
+    try:
+        encoded = msgspec.json.encode(schema)
+        decoded = msgspec.json.decode(encoded)
+    except (msgspec.MsgspecError, TypeError, ValueError, RecursionError):
+        return None
+    return encoded if repr(decoded) == repr(schema) else None
+
+
+FEATURE = Feature(
+    "schemas",
+    "cache",
+    (
+        Seam(
+            "letta.schemas.tool:get_json_schema_from_module",
+            "remembers the schemas of Letta's own tools",
+            "(module_name, function_name)",
+            digests=("02b6a4a39b58be30",),
+            replace=_remembering,
+        ),
+    ),
+)
