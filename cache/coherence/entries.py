@@ -87,12 +87,14 @@ class Entries:
             reads = (self.read(key, field, model=model) for key, field in places)
             return await asyncio.gather(*reads)
         names = [name for key, field in places for name in (key, value_key(key, field))]
-        found = await self.connection.execute("MGET", *names)
+        found = iter(await self.connection.execute("MGET", *names))
         readings = []
-        for (key, field), version, data in zip(places, found[::2], found[1::2], strict=True):
-            stored = None if data is None else self.envelopes.read(data)
-            reading = stored and self._reading(key, field, version, stored, model)
-            readings.append(reading or Reading())
+        for (key, field), version, data in zip(places, found, found, strict=True):
+            reading = Reading()
+            if data is not None:
+                stored, name = self.envelopes.read(data), value_key(key, field)
+                reading = self._reading(name, version, stored, model, self.run_of(key))
+            readings.append(reading)
         return readings
 
     def _reading(
