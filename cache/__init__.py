@@ -24,6 +24,8 @@ if TYPE_CHECKING:
         CodecError,
         EmbeddedServerError,
         InvalidName,
+        LeaseHeld,
+        LeaseLost,
         LoaderTimeout,
         MissingExtra,
         NotEncodable,
@@ -31,6 +33,7 @@ if TYPE_CHECKING:
         UnsupportedRedisURL,
     )
     from cache.invalidator import Invalidator
+    from cache.leases import NamedLease
     from cache.opening import open_cache, open_invalidator
     from cache.options import CacheOptions, LocalOptions
     from cache.service import Cache
@@ -46,9 +49,12 @@ __all__ = [
     "Invalidator",
     "Keyring",
     "Lease",
+    "LeaseHeld",
+    "LeaseLost",
     "LoaderTimeout",
     "LocalOptions",
     "MissingExtra",
+    "NamedLease",
     "NotEncodable",
     "RedisUnavailable",
     "UnsupportedRedisURL",

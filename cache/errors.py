@@ -4,8 +4,10 @@ Defines the errors of the cache, of its connections and of its encoding.
 CacheError
 ├── RedisUnavailable(url, reason)   the server cannot be reached: also a ConnectionError
 │   └── RedisRefused                it answers, and refuses: the message says what to change
-├── CacheUnavailable                a write could not begin, and LETTA_CACHE_CUT_OFF is refuse:
-│                                   also a ConnectionError
+├── CacheUnavailable                a lease could not be taken; or a write not begin, and
+│                                   LETTA_CACHE_CUT_OFF is refuse: also a ConnectionError
+├── LeaseHeld(name, left_s)         another process has the lease: also a TimeoutError
+├── LeaseLost(name)                 the lease ended before the block did, which was canceled
 ├── UnsupportedRedisURL             the URL cannot be used here: also a ValueError
 ├── EmbeddedServerError             embedded:// could not start its server
 ├── MissingExtra                    a setting needs a package that is absent: also an ImportError
@@ -43,13 +45,38 @@ class RedisRefused(RedisUnavailable):
 
 
 class CacheUnavailable(CacheError, ConnectionError):
-    """A write could not begin, so nothing was written. Retry later, or set LETTA_CACHE_CUT_OFF=serve."""
+    """The server cannot be reached, so nothing was begun. Retry later; the message has the remedy."""
 
-    def __init__(self) -> None:
+    def __init__(
+        self,
+        problem: str = "the write was not begun",
+        remedy: str = "set LETTA_CACHE_CUT_OFF=serve to write without it",
+    ) -> None:
         super().__init__(
-            "the write was not begun, because the cache's server cannot be reached; retry later, or "
-            "set LETTA_CACHE_CUT_OFF=serve to write without it"
+            f"{problem}, because the cache's server cannot be reached; retry later, or {remedy}"
         )
+
+
+class LeaseHeld(CacheError, TimeoutError):
+    """Another process has the lease. Retry later, or wait longer. `left_s`: when it lapses at the latest."""
+
+    def __init__(self, name: str, left_s: float) -> None:
+        super().__init__(
+            f"the lease {name!r} is held by another process for up to {left_s:.3g} s unless renewed; "
+            "retry later, or pass a longer wait_s"
+        )
+        self.name = name
+        self.left_s = left_s
+
+
+class LeaseLost(CacheError):
+    """The lease ended before the block did, and another may hold it now. Take it again to go on."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(
+            f"the lease {name!r} was lost: it could not be renewed within its TTL; take it again to go on"
+        )
+        self.name = name
 
 
 class UnsupportedRedisURL(CacheError, ValueError):

@@ -27,6 +27,7 @@ from cache.connection.connect import connect
 from cache.connection.protocol import Away, Connection
 from cache.errors import InvalidName
 from cache.keys import CacheKeys
+from cache.leases import NamedLease
 from cache.names import check_agent_id, check_name, checked_agent_ids, checked_names
 from cache.options import CacheOptions
 from cache.stats import Counters
@@ -182,6 +183,28 @@ class Invalidator:
         the intent certainly stands until it lapses. False as for `invalidate`.
         """
         return await self._intents.end(token)
+
+    def lease(self, name: str, *, ttl_s: float = 15.0, wait_s: float | None = None) -> NamedLease:
+        """
+        A lease that one process of the fleet holds at a time, also while caching is disabled.
+
+            async with cache.lease("poll-batches") as lease:
+                ...
+
+        It is renewed in the background, and given back after the block. If it is lost, the block is
+        canceled, and LeaseLost raised. Every process must use the same `ttl_s` for a name.
+
+        Args:
+            ttl_s: another takes over at most this long after its holder has died. Nobody is given
+                a lease on a server that started less than this ago, which may have forgotten one.
+            wait_s: wait this long while another holds it; None waits without a limit, 0 not at all.
+
+        Raises:
+            LeaseHeld: another process has had it for all of `wait_s`. The block has not run.
+            CacheUnavailable: the server cannot be reached. The block has not run.
+            LeaseLost: it was lost while the block ran.
+        """
+        return NamedLease(self._connection, self._keys, name, ttl_s=ttl_s, wait_s=wait_s)
 
     def _matters(self, change: Change) -> bool:
         return self.options.enabled and len(change) > 0

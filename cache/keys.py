@@ -30,6 +30,9 @@ CACHE_MAX_TTL_S = 604_800.0
 # Appends kept aside in one conversation: most of them, most bytes of one, TTL in ms.
 CACHE_ASIDE_APPENDS, CACHE_ASIDE_BYTES, CACHE_ASIDE_TTL_MS = 256, 65_536, 60_000
 
+# The last token of a named lease is remembered for this time, ms. Without it, the time makes it grow.
+CACHE_FENCE_TTL_MS = 604_800_000
+
 # The counters on the server are forgotten after this time without an addition, seconds.
 CACHE_COUNTERS_TTL_S = 2_592_000
 
@@ -81,6 +84,14 @@ class CacheKeys:
     def organisation(self, name: str) -> str:
         """Sorted set: agent with values of the organization -> time of its record."""
         return f"{self.prefix}organisation:{{{quoted(name)}}}"
+
+    def lease(self, name: str) -> str:
+        """String: owner and token of a named lease."""
+        return f"{self.prefix}lease:{{{quoted(name)}}}"
+
+    def fence(self, name: str) -> str:
+        """String: the last token of a named lease."""
+        return f"{self.prefix}lease:{{{quoted(name)}}}:fence"
 
     @property
     def counters(self) -> str:
@@ -201,6 +212,18 @@ CATALOGUE: tuple[KeySpec, ...] = (
         "sorted set",
         "the writes under way, and the time of the last one: loads from before it are not stored",
         "TTL LETTA_CACHE_INTENT_S + 120 s; one member a write, removed at its end",
+    ),
+    KeySpec(
+        "lc:lease:{<name>}",
+        "string",
+        "a named lease: its owner and its fencing token",
+        "TTL ttl_s of the call, renewed while it is held; 24 bytes",
+    ),
+    KeySpec(
+        "lc:lease:{<name>}:fence",
+        "string",
+        "the last token of a named lease, so that the next is greater",
+        "TTL 7 d; 16 bytes",
     ),
     KeySpec(
         "lc:counters",

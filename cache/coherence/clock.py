@@ -18,6 +18,15 @@ class Clock:
         self._ahead_s = server_us / 1e6 - time.time()
 
 
+# Clocks may differ by this share in their rates, and by this much in their granularity.
+_DRIFT, _GRAIN_S = 0.02, 0.02
+
+
+def certain_s(ttl_s: float) -> float:
+    """How long a key with this TTL certainly lives, from when it was asked for."""
+    return ttl_s * (1 - _DRIFT) - _GRAIN_S
+
+
 def boot_clock() -> float:
     """Seconds that also pass while the machine sleeps, where the system can tell."""
     clock = getattr(time, "CLOCK_BOOTTIME", None)

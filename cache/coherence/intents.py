@@ -21,7 +21,7 @@ from typing import Literal
 from weakref import WeakSet
 
 from cache.coherence.change import Change
-from cache.coherence.clock import boot_clock
+from cache.coherence.clock import boot_clock, certain_s
 from cache.coherence.guarded import GuardedConnection
 from cache.coherence.invalidation import Invalidation
 from cache.connection.tasks import end
@@ -34,8 +34,6 @@ log = get_logger(__name__)
 
 CutOff = Literal["serve", "refuse"]
 _TOKEN_BYTES = 8
-# Clocks may differ by this share in their rates, and by this much in their granularity.
-_DRIFT, _GRAIN_S = 0.02, 0.02
 _RENEWALS_PER_TTL = 3
 
 
@@ -148,7 +146,7 @@ class Intents:
             log.warning("cache.intent_missed", error=problem)
             return False
         self._invalidation.forget(token.change)
-        token.stands_until = asked_at + self._ttl_s * (1 - _DRIFT) - _GRAIN_S
+        token.stands_until = asked_at + certain_s(self._ttl_s)
         token.runs = runs
         return True
 

@@ -893,6 +893,29 @@ def publish(client: Any) -> Steps:
     return nothing, run(client, "cache.coherence", "publish", ["stream"], [10, 60, "kind", "names"])
 
 
+def named(client: Any, mode: str, owner: bytes = b"t" * 8) -> Callable[[], Awaitable[Any]]:
+    async def step() -> None:
+        text = load("cache", "named_lease").source.replace("up_s * 1000 < ttl_ms", "false")
+        await client.eval(text, 2, "lease", "fence", owner, 5000, mode, 9000)
+
+    return step
+
+
+@case
+def named_lease(client: Any) -> Steps:
+    return after(named(client, "take"), named(client, "give_back")), named(client, "take")
+
+
+@case
+def named_lease_renewed(client: Any) -> Steps:
+    return named(client, "take"), named(client, "renew")
+
+
+@case
+def named_lease_given_back(client: Any) -> Steps:
+    return named(client, "take"), named(client, "give_back")
+
+
 WINDOW = ["e", "s", "l", "set", "aside"]
 
 

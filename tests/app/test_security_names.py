@@ -179,6 +179,7 @@ CACHE = [
     *_write("invalidate"),
     *_write("begin_write"),
     *_write("writing"),
+    Case("lease", "name", lambda c, x: c.lease(x)),
     Case(
         "agents.invalidate_dependency", "names",
         lambda c, x: c.agents.invalidate_dependency("tag:t", x),
