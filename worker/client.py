@@ -17,6 +17,7 @@ from worker.llm.client import LLMRequests
 from worker.queue.calls import Call, JobName, T, Unique
 from worker.queue.client import Jobs
 from worker.queue.dead import DeadLetters
+from worker.queue.history import FunctionHistory, Step
 from worker.queue.job import Job
 from worker.queue.priority import Priority
 from worker.webhooks.client import Webhooks
@@ -88,6 +89,19 @@ class JobQueue:
     async def stats(self) -> dict[str, dict[str, float]]:
         """Count jobs per priority: `queue.jobs.stats`."""
         return await self.jobs.stats()
+
+    async def history(
+        self,
+        *,
+        function: str | None = None,
+        priority: Priority | None = None,
+        since: datetime | None = None,
+        step: Step | None = None,
+    ) -> list[FunctionHistory]:
+        """Read how jobs ended, by function, priority and time: `queue.jobs.history.read`."""
+        return await self.jobs.history.read(
+            function=function, priority=priority, since=since, step=step
+        )
 
     # -- webhooks ----------------------------------------------------------------
 

@@ -124,6 +124,20 @@ class QueueKeys:
         return f"{self.prefix}parked-told:{function}"
 
     @property
+    def history(self) -> str:
+        """Sorted set: `<priority>:<function>` -> the Unix minute that it is counted in."""
+        return f"{self.prefix}history"
+
+    def history_total(self, series: str) -> str:
+        return f"{self.prefix}history-total:{series}"
+
+    def history_hours(self, day: int, series: str) -> str:
+        return f"{self.prefix}history-hours:{day}:{series}"
+
+    def history_minutes(self, hour: int, series: str) -> str:
+        return f"{self.prefix}history-minutes:{hour}:{series}"
+
+    @property
     def dead(self) -> str:
         return f"{self.prefix}dead"
 
@@ -582,6 +596,30 @@ CATALOGUE: tuple[KeySpec, ...] = (
         "hash",
         "a dead letter: raw body, reason, error, tries, times",
         "removed with its member in arq:dead; TTL LETTA_QUEUE_DEAD_MAX_AGE_S",
+    ),
+    KeySpec(
+        "arq:history",
+        "sorted set",
+        "a series, `<priority>:<function>` -> the Unix minute that it is counted in",
+        "128 series, and `<other>` of each priority; one without an end for 30 d may be replaced",
+    ),
+    KeySpec(
+        "arq:history-minutes:<hour>:<series>",
+        "string",
+        "how jobs ended in each minute of an hour: 60 rows of 208 bytes",
+        "TTL 25 h; of a series' last hour 31 d",
+    ),
+    KeySpec(
+        "arq:history-hours:<day>:<series>",
+        "string",
+        "how jobs ended in each hour of a day: 24 rows of 208 bytes",
+        "TTL 31 d",
+    ),
+    KeySpec(
+        "arq:history-total:<series>",
+        "string",
+        "how jobs ended since the series exists: 208 bytes",
+        "TTL 31 d, renewed",
     ),
     KeySpec(
         "arq:unique:<key>",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -189,15 +189,15 @@ def ending(
 
     async def step() -> None:
         token = await client.getrange(KEYS.in_progress("a"), 0, -1)
-        end = [kind, codec.lua_text(b"a"), codec.lua_text(token), 3, details]
-        await polled(poller(client), [end])
+        end = [kind, codec.lua_text(b"a"), codec.lua_text(token), 3, details, 1]
+        await polled(poller(client), [end], [[3, "f", 1, 0, 1, 0, 0, 5, 5]])
 
     return prepare, step
 
 
-async def polled(made: Poll, ends: list[Any]) -> None:
+async def polled(made: Poll, ends: list[Any], groups: Sequence[Any] = ()) -> None:
     try:
-        await made.run(ends, 9)
+        await made.run(ends, 9, groups=groups)
     except PollStopped:
         raise RefusedStep("the poll was refused") from None
 
@@ -247,6 +247,15 @@ def poll_ends_done(client: Any) -> Steps:
         "jobs": [next_job],
     }
     return ending(client, "done", details, before)
+
+
+@case
+def poll_ends_in_a_new_minute(client: Any) -> Steps:
+    async def before() -> None:
+        await client.zadd(KEYS.history, {"default:f": 61})
+        await client.setrange(KEYS.history_minutes(1, "default:f"), 208, b"\1" * 208)
+
+    return ending(client, "done", {}, before)
 
 
 @case

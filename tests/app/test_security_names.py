@@ -351,6 +351,8 @@ QUEUE = [
     Case("llm.batches.cancel_group", "model", lambda q, x: q.llm.batches.cancel_group("openai", "chat/completions", x)),
     Case("llm.batches.retry", "batch_id", lambda q, x: q.llm.batches.retry(x)),
     Case("llm.batches.get", "batch_id", lambda q, x: q.llm.batches.get(x)),
+    Case("history", "function", lambda q, x: q.history(function=x), OPTIONAL),
+    Case("history", "step", lambda q, x: q.history(step=x), OPTIONAL),
     Case("dead.get", "job_id", lambda q, x: q.dead.get(x)),
     Case("dead.retry", "job_id", lambda q, x: q.dead.retry(x), OPTIONAL),
     Case("dead.purge", "job_id", lambda q, x: q.dead.purge(x), OPTIONAL),

@@ -231,6 +231,7 @@ async def check(client: Any, queue: JobQueue, ships: Fleet, sent: Counter[str]) 
         assert starts[id_] <= tries * again + struck, f"{id_} ran {starts[id_]} times"
         result = codec.decode(await client.get(f"arq:result:{id_}"))
         assert (str(result["r"]) in runners.get(id_, [])) == result["s"] == (id_ not in doomed)
+    await check_history(queue, sent, chained)
     # Neither shutdowns nor lost leases charge a try.
     held = [line for line in started if line[1].startswith(("hold", "follow"))]
     assert {line[3] for line in held} == {"1"}
@@ -240,6 +241,32 @@ async def check(client: Any, queue: JobQueue, ships: Fleet, sent: Counter[str]) 
     lost += WORKERS * ships.struck["server killed"]
     assert sum(count - 1 for count in ends.values()) <= CONCURRENCY * lost + resent
     left = [key async for key in client.scan_iter("arq:*")]
-    kinds = {key.split(b":")[1] for key in left}
-    assert kinds <= {b"poll", b"worker", b"workers", b"queue", b"result", b"dead"}, left
+    kinds = {key.split(b":")[1].partition(b"-")[0] for key in left}
+    assert kinds <= {b"poll", b"worker", b"workers", b"queue", b"result", b"dead", b"history"}, left
     assert not await client.exists("arq:queue:running")
+
+
+async def check_history(queue: JobQueue, sent: Counter[str], chained: set[str]) -> None:
+    """Check that each end is counted once: more than one for a job only if it was sent again."""
+    counted: Counter[tuple[str, str]] = Counter()
+    for series in await queue.history():
+        total = series.total
+        for outcome in ("completed", "dead", "retried", "aborted"):
+            counted[series.function, outcome] += getattr(total, outcome)
+        ended = total.completed + total.retried + total.dead
+        assert total.run.count == total.wait.count == ended
+    expected: dict[tuple[str, str], set[str]] = {("follow", "completed"): chained}
+    for name in ("hold", "fail_once"):
+        expected[name, "completed"] = {id_ for id_ in sent if id_.rsplit("-", 1)[0] == name}
+    expected["fail_always", "dead"] = {id_ for id_ in sent if id_.startswith("fail_always")}
+    for key, ids in expected.items():
+        again = sum(sent[id_.replace("follow", "hold")] - 1 for id_ in ids)
+        assert len(ids) <= counted[key] <= len(ids) + again, key
+    dead = counted["fail_always", "dead"]
+    assert counted["fail_always", "retried"] == (TRIES - 1) * dead
+    assert counted["fail_once", "retried"] == counted["fail_once", "completed"]
+    assert {key for key, count in counted.items() if count} == {
+        *expected,
+        ("fail_always", "retried"),
+        ("fail_once", "retried"),
+    }

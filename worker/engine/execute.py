@@ -76,12 +76,13 @@ class Executor:
         settings = self.settings
         if body.options.get("us") == "queued":
             self._note(claim, claim.end("started", {"unique": claim.unique}))
+        due_ms = float(claim.due)
         ctx = {
             **settings.ctx,
             "job_id": claim.job_id,
             "job_try": body.tries,
             "enqueue_time": ms_to_datetime(body.enqueued_ms),
-            "score": int(float(claim.due)),
+            "score": int(due_ms),
             "worker_id": settings.worker_id,
             "priority": claim.priority,
             "queue": settings.queue_names[claim.number - 1],
@@ -104,8 +105,9 @@ class Executor:
             end, outcome = self._decider.succeeded(claim, body, value, start_ms)
         if settings.on_job_end is not None:
             await self._hook("on_job_end", settings.on_job_end, ctx)
-        run_s = self._loop.time() - begun
-        self._report(claim, body, outcome, run_s, start_ms)
+        claim.run_s = self._loop.time() - begun
+        claim.wait_s = max(0.0, (start_ms - due_ms) / 1000)
+        self._report(claim, body, outcome)
         if settings.after_job_end is None:
             self._collect(claim, end, outcome)
             return
@@ -151,8 +153,8 @@ class Executor:
             # The job is over; a hook cannot change how it ended.
             self._log.warning("hook.failed", hook=name, error=describe(exc))
 
-    def _report(self, claim: Claim, body: Body, outcome: str, run_s: float, start_ms: int) -> None:
-        rounded_s = round(run_s, 4)
+    def _report(self, claim: Claim, body: Body, outcome: str) -> None:
+        rounded_s = round(claim.run_s, 4)
         if outcome == "completed" and getattr(body.function, "quiet", False):
             self._log.debug("job.completed", run_s=rounded_s)
         elif outcome == "completed":
@@ -168,8 +170,8 @@ class Executor:
                 task=body.name,
                 queue=claim.priority.value,
                 outcome=outcome,
-                run_s=run_s,
-                queue_s=max(0.0, (start_ms - float(claim.due)) / 1000),
+                run_s=claim.run_s,
+                queue_s=claim.wait_s,
             )
         except BaseException as exc:  # noqa: BLE001  (an observer may raise anything)
             self._log.warning("hook.failed", hook="observer", error=describe(exc))

@@ -25,7 +25,16 @@ from cache.connection.refusals import explain
 from cache.connection.scripts import load
 from cache.logs import get_logger
 from worker.engine.options import EngineOptions
-from worker.engine.records import Claim, End, PollReply, PollResult, encode_ends, read_poll
+from worker.engine.records import (
+    Claim,
+    End,
+    Group,
+    PollReply,
+    PollResult,
+    encode_ends,
+    encode_groups,
+    read_poll,
+)
 from worker.keys import EngineKeys
 
 log = get_logger(__name__)
@@ -100,13 +109,23 @@ class Poll:
         ahead: int = 0,
         marks: bool = True,
         stalled_jobs: int = 1,
+        groups: Sequence[Group] = (),
     ) -> PollResult:
         """Send a poll and read its reply; arguments as in `send`."""
-        reply = await self.send(ends, want, ahead=ahead, marks=marks, stalled_jobs=stalled_jobs)
+        reply = await self.send(
+            ends, want, ahead=ahead, marks=marks, stalled_jobs=stalled_jobs, groups=groups
+        )
         return read_poll(reply)
 
     async def send(
-        self, ends: Sequence[End], want: int, *, ahead: int, marks: bool, stalled_jobs: int
+        self,
+        ends: Sequence[End],
+        want: int,
+        *,
+        ahead: int,
+        marks: bool,
+        stalled_jobs: int,
+        groups: Sequence[Group],
     ) -> PollReply:
         """
         Report these ends and claim up to `want` jobs (at most `MOST_CLAIMS`).
@@ -114,6 +133,7 @@ class Poll:
         `ahead`: how many more to claim ahead (at most `MOST_AHEAD`, and a quarter of
         the due jobs that are left). `marks`: whether to read abort marks.
         `stalled_jobs`: how many claims may be jobs that one more lost lease makes poison.
+        `groups`: the ends as the history counts them (tally.py).
 
         Raises:
             PollStopped: the server is away and `may_give_up()` returned True.
@@ -125,6 +145,7 @@ class Poll:
             ahead=ahead,
             marks=marks,
             stalled_jobs=stalled_jobs,
+            groups=groups,
         )
         reply = PollReply(await self.call_script(args))
         self._granted += reply.claims
@@ -144,6 +165,7 @@ class Poll:
         marks: bool = False,
         stalled_jobs: int = 0,
         fence: bool = False,
+        groups: Sequence[Group] = (),
     ) -> list[Any]:
         """Return the arguments of lua/poll.lua."""
         return [
@@ -158,6 +180,7 @@ class Poll:
             int(marks),
             stalled_jobs,
             int(fence),
+            encode_groups(groups) if groups else _NO_ENDS,
         ]
 
     def wake_poll(self) -> WakePoll:

@@ -28,6 +28,7 @@ from worker.engine.records import Claim, PollReply, PollResult, read_poll
 from worker.engine.schedules import ScheduleRunner
 from worker.engine.slots import Outcome, Slots
 from worker.engine.state import WorkerState
+from worker.engine.tally import tally
 from worker.engine.wake import Waker
 from worker.helpers import run_once
 
@@ -149,6 +150,7 @@ class Poller:
         if want > 1 and self._waker.is_waiting:
             want -= 1  # keep a slot for the job that the waker may bring
         self._asked = coming + want
+        groups = tally(batch)
         may_stall = not slots.has_stalled and not (unread is not None and unread.has_rescued)
         sending = self._poll.send(
             [end for _, end, _ in batch],
@@ -156,6 +158,7 @@ class Poller:
             ahead=ahead,
             marks=self._worker.allow_abort_jobs and bool(slots.claims),
             stalled_jobs=int(may_stall),
+            groups=groups,
         )
         return batch, sending
 

@@ -56,6 +56,8 @@ class Preparer:
         # As in arq: a try number given at the enqueue counts when it is higher.
         tries = max(claim.tries + 1, fields["t"] or 0)
         options = fields.get("o") or {}
+        if fields["f"] in self._settings.functions:
+            claim.function = fields["f"]
         if options:
             check_options(options, unique_prefix=self._settings.unique_prefix)
             claim.unique = options.get("u")

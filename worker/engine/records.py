@@ -1,8 +1,8 @@
 """
 The records that polls and scripts exchange: claims, poll replies and the ends of jobs.
 
-An end is a list `[kind, id, claim, queue number, details]`, sent in msgpack
-(lua/_ends.lua reads it). Kinds and their details:
+An end is a list `[kind, id, claim, queue number, details, group]`, sent in msgpack
+(lua/_ends.lua reads it). The group is its number in the history (tally.py), if it is counted. Kinds and their details:
 
 done     {result, ttl, unique, gather, jobs}     completed or aborted
 retry    {delay (ms), tries}                     failed; the try is charged
@@ -36,6 +36,7 @@ MOST_TRIES = 1_000_000
 _FAULTS = {-1: "job:<id> is not a string", -2: "job:<id> is over 64 MiB"}
 _encode = msgspec.msgpack.Encoder().encode
 End = list[Any]
+Group = list[Any]  # of equal ends, for the history: tally.py
 
 
 @dataclass(slots=True, eq=False)
@@ -56,6 +57,9 @@ class Claim:
     vacated: bool = False  # its run is over and its slot is free; its end is being built
     ended: bool = False
     asked_again: bool = False  # its last try raised `Retry`
+    function: str = "<unknown>"  # whose name this worker knows
+    run_s: float = -1.0  # how long it ran, -1: it did not
+    wait_s: float = 0.0  # from its due time to its start
     stop: str = ""  # why it was canceled: "timeout" | "abort" | "lost" | "shutdown"
     deadline: float = float("inf")  # loop time at which renewal of its lease stops
     timeout_s: float = 0.0
@@ -182,11 +186,15 @@ def encode_ends(ends: Sequence[End]) -> bytes:
         return _encode([_encodable(end) for end in ends])
 
 
+def encode_groups(groups: Sequence[Group]) -> bytes:
+    return _encode(groups)
+
+
 def _encodable(end: End) -> End:
     try:
         _encode(end)
     except Exception as exc:  # noqa: BLE001
         kind = type(exc).__name__
         details = {"reason": "undecodable", "error": f"the job's end cannot be encoded: {kind}"}
-        return ["dead", *end[1:4], {**details, "tries": 0, "name": ""}]
+        return ["dead", *end[1:4], {**details, "tries": 0, "name": ""}, *end[5:]]
     return end

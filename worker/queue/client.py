@@ -14,6 +14,7 @@ from worker.queue import arguments
 from worker.queue.admission import MemoryGuard
 from worker.queue.calls import Call, JobName, T, Unique, name_of
 from worker.queue.encoder import JobEncoder
+from worker.queue.history import History
 from worker.queue.job import Job, reach
 from worker.queue.listing import JobListing, JobPage
 from worker.queue.priority import Priority
@@ -30,7 +31,7 @@ _MOST_PARTS = 1000
 
 class Jobs:
     """
-    `queue.jobs`.
+    `queue.jobs`. Its `history` reads how jobs ended.
 
     Every method raises:
         QueueUnavailable: the server cannot be reached; nothing is known to be stored.
@@ -51,6 +52,7 @@ class Jobs:
         self._memory = memory
         self._keys = store.keys
         self._listing = JobListing(store.client, store.keys)
+        self.history = History(store.client, store.keys)
         self._max_length = max_length
 
     async def enqueue(

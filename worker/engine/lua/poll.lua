@@ -3,8 +3,8 @@
 -- KEYS[1..4] queues critical, high, default, low  KEYS[5] running: id -> lease's end, Unix ms
 -- KEYS[6] wake token  KEYS[7] abort marks  KEYS[8] parked: id -> since, Unix ms  KEYS[9] dead: id -> time
 -- KEYS[10] last poll of this worker, or of its waker  KEYS[11] schedules: id -> due
---   and, derived from the prefix: job:<id> in-progress:<id> retry:<id> result:<id> dead:<id>,
---   queue names and unique keys that the ends name
+--   and, derived from the prefix: job:<id> in-progress:<id> retry:<id> result:<id> dead:<id>, keys of
+--   _history.lua, queue names and unique keys that the ends name
 -- ARGV[1] prefix  ARGV[2] this poll's token, never used before: "<run of a worker>:<number>"  ARGV[3] lease_ms
 -- ARGV[4] most jobs to claim (<= 256)  ARGV[5] jobs claimed before  ARGV[6] ends, msgpack (worker/engine/records.py)
 -- ARGV[7] stalled count that makes a job poison  ARGV[8] limit of the dead letters
@@ -13,6 +13,7 @@
 -- ARGV[12] 1: return the abort marks | 0
 -- ARGV[13] most jobs to claim that one more lost lease makes poison
 -- ARGV[14] 1: another copy of this poll may still arrive, and must then change nothing | 0
+-- ARGV[15] the ends in groups for the history, msgpack (_history.lua); an end names its group by number
 -- returns {now, next due | -1, 1: more jobs are due | 0, jobs in the queues, 1: a schedule is due | 0,
 --          {index of an end whose claim was lost, ...}, {index of an end that became a dead letter, ...},
 --          {id of poison, ...}, {id, since, ...} abort marks, rows of 5: id, body (_body.lua), tries, claim, mark,
@@ -27,17 +28,20 @@
 --@include lease
 --@include dead
 --@include ends
+--@include history
 local prefix, token, lease = ARGV[1], ARGV[2], tonumber(ARGV[3])
 local want, poison, ahead = tonumber(ARGV[4]), tonumber(ARGV[7]), tonumber(ARGV[11])
 local last_chance, stalled_jobs = math.max(1, poison - 1), tonumber(ARGV[13])
 local STALLED_WAITS_MS = math.min(1000, lease / 5)
 local RUNNING_KEY_MS = tostring(lease + 86400000)
+local MOST_NAMED_BYTES = 1048576
 local now = server_ms()
 local marked = false
 local dead = {set = KEYS[9], prefix = prefix, cap = tonumber(ARGV[8]), age = tonumber(ARGV[9]), now = now,
   queues = KEYS, dropped = 0}
 local late, buried, poisoned, rows, claimed = {}, {}, {}, {}, {}
 local ends = cmsgpack.unpack(ARGV[6])
+local groups = #ends > 0 and cmsgpack.unpack(ARGV[15]) or {}
 
 local function names(kind, ids)
   local keys = {}
@@ -55,6 +59,36 @@ local function add_rows(ids, claims)
     rows[at + 1], rows[at + 2] = ids[i], body_of(prefix .. 'job:' .. ids[i])
     rows[at + 3], rows[at + 4], rows[at + 5] = tries[i], claims[i], marks[i] or false
   end
+end
+
+-- returns the name of a job's function | '<unknown>'
+local function function_in(key)
+  local body = text_of(key)
+  local ok, job = pcall(cmsgpack.unpack, body and #body <= MOST_NAMED_BYTES and body or '')
+  local name = ok and type(job) == 'table' and job.f
+  return type(name) == 'string' and #name <= 256 and name or '<unknown>'
+end
+
+-- returns by number of a group: its ends that were late, or that the server made dead letters of
+local function not_as_grouped()
+  local lost = {}
+  local function lose(i)
+    local group = ends[i][6]
+    if group then
+      lost[group] = (lost[group] or 0) + 1
+    end
+    return group
+  end
+  for _, i in ipairs(late) do
+    lose(i)
+  end
+  for _, i in ipairs(buried) do
+    local group = ends[i][1] == 'park' and lose(i)
+    if group then
+      groups[#groups + 1] = {groups[group][1], groups[group][2], DEAD, groups[group][4], 1, -1, 0, 0, 0}
+    end
+  end
+  return lost
 end
 
 -- A due job may still run: an abort moved it, or a stock worker holds it.
@@ -98,6 +132,7 @@ local function claim(candidates)
     end
     if free and stalled >= poison then
       poisoned[#poisoned + 1] = id
+      groups[#groups + 1] = {number, function_in(prefix .. 'job:' .. id), DEAD, stalled, 1, -1, 0, 0, 0}
       bury(dead, id, {reason = 'poison', queue = number, tries = stalled, error = 'its workers died while it ran'})
       forget(prefix, KEYS, {id}, {{id}, {id}, {id}, {id}})
     elseif free and stalled >= last_chance and stalled_jobs == 0 then
@@ -262,6 +297,9 @@ elseif not (again and is_before(again[1])) then
     if most > 0 then
       claim(due_jobs(most))
     end
+  end
+  if #groups > 0 then
+    count_ends(prefix, now, groups, not_as_grouped())
   end
   if #claimed > 0 or #ends > 0 or #poisoned > 0 or ARGV[14] == '1' then
     redis.call('SET', KEYS[10], cmsgpack.pack({token, claimed, late, poisoned}), 'PX', 4 * lease + 60000)
