@@ -347,6 +347,23 @@ class Settings(BaseSettings):
         60.0, gt=0, le=86_400, description="Window in which crashes are counted, seconds."
     )
 
+    # -- the web server ------------------------------------------------------
+    web_listen: str | None = Field(
+        None,
+        description=(
+            "host:port where `letta-workers run` and `web` serve /healthz, /readyz and /metrics; "
+            "unset: `run` serves nothing, `web` listens on 127.0.0.1:8484."
+        ),
+    )
+    web_token: SecretStr | None = Field(
+        None,
+        min_length=16,
+        description=(
+            "Bearer token that /metrics asks for, at least 16 characters; needed where other machines "
+            "reach LETTA_WEB_LISTEN."
+        ),
+    )
+
     # -- the engine ----------------------------------------------------------
     worker_max_tries: int = Field(
         5,

@@ -18,6 +18,7 @@ from worker.cli.dead import dead
 from worker.cli.health import health
 from worker.cli.jobs import jobs, schedules, workers
 from worker.cli.support import EXIT_USAGE, Commands, json_option, show, with_queue
+from worker.cli.web import beside_run, web
 from worker.cli.webhooks import webhooks
 from worker.terminal import printable_lines
 
@@ -72,6 +73,7 @@ def run(count: int | None, foreign: str | None) -> None:
     configure_logging(settings.worker_log_level, settings.worker_log_format)
     if foreign is None:
         refuse_cluster(settings.redis_url)
+    beside = beside_run(settings)
     # Load everything first, so that an error is reported once and not by every child.
     code = run_aside(lambda: _check_functions(settings, foreign))
     if code:
@@ -80,7 +82,7 @@ def run(count: int | None, foreign: str | None) -> None:
     command = [sys.executable, "-P", "-m", "letta_redis.worker", "child"]
     if foreign is not None:
         command += ["--settings", foreign]
-    with _server_for_children(settings):
+    with _server_for_children(settings), beside:
         processes = count or settings.worker_count
         code = run_supervisor(command, processes, supervisor_options(settings))
     raise SystemExit(int(code))
@@ -188,3 +190,4 @@ main.add_command(webhooks)
 main.add_command(jobs)
 main.add_command(schedules)
 main.add_command(workers)
+main.add_command(web)

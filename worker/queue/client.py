@@ -17,6 +17,7 @@ from worker.queue.encoder import JobEncoder
 from worker.queue.history import History
 from worker.queue.job import Job, reach
 from worker.queue.listing import JobListing, JobPage
+from worker.queue.overview import Overview, read_overview
 from worker.queue.priority import Priority
 from worker.queue.rhythm import require_rhythm
 from worker.queue.rows import JobRow, JobState, WorkerRow
@@ -234,6 +235,10 @@ class Jobs:
     async def workers(self) -> Sequence[WorkerRow]:
         """The live workers, by host and process."""
         return await self._listing.workers()
+
+    async def overview(self) -> Overview:
+        """Count jobs, deliveries and batches in a few short commands, however many there are."""
+        return await read_overview(self._store.client, self._keys)
 
     async def stats(self) -> dict[str, dict[str, float]]:
         """

@@ -1,0 +1,226 @@
+"""/healthz, /readyz and /metrics over real HTTP."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import socket
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime
+from typing import Any
+
+import httpx
+import pytest
+from arq.worker import func
+from prometheus_client.parser import text_string_to_metric_families
+
+from cache.connection.pool import PoolOptions, open_pool
+from tests.support.engine import burst, running
+from tests.support.queues import queue_of
+from tests.support.wait import eventually
+from worker import JobQueue, Priority
+from worker.queue.overview import Overview
+from worker.queue.rows import WorkerRow
+from worker.web.address import Address, read_address
+from worker.web.app import build_app
+from worker.web.readiness import judge
+from worker.web.serving import listen, serve
+
+pytestmark = pytest.mark.integration
+
+TOKEN = "a-token-of-the-test"
+LABELS = ("task", "queue", "outcome", "state", "le")
+
+
+async def quick(ctx: dict[str, Any]) -> None: ...
+
+
+async def fails(ctx: dict[str, Any]) -> None:
+    raise ValueError("as asked")
+
+
+FUNCTIONS = [func(each, name=each.__name__) for each in (quick, fails)]
+
+
+@asynccontextmanager
+async def site(
+    queue: JobQueue, *, token: str | None = None, beside_workers: bool = False
+) -> AsyncIterator[httpx.AsyncClient]:
+    """A client of the application, which runs on a free port."""
+    end = asyncio.Event()
+    with listen(Address("127.0.0.1", 0)) as listener:
+        app = build_app(queue, token=token, beside_workers=beside_workers)
+        serving = asyncio.create_task(serve(app, listener, end))
+        url = f"http://127.0.0.1:{listener.getsockname()[1]}"
+        try:
+            async with httpx.AsyncClient(base_url=url, timeout=30) as client:
+                yield client
+        finally:
+            end.set()
+            await serving
+
+
+def samples(text: str) -> dict[tuple[str, ...], float]:
+    """Name and label values of each sample -> its value."""
+    return {
+        (
+            sample.name,
+            *(sample.labels[name] for name in LABELS if name in sample.labels),
+        ): sample.value
+        for family in text_string_to_metric_families(text)
+        for sample in family.samples
+    }
+
+
+async def test_metrics_are_those_of_the_whole_fleet(client: Any, prefix: str) -> None:
+    queue = queue_of(client, prefix)
+    for _ in range(3):
+        await queue.enqueue("quick", priority=Priority.HIGH)
+    await queue.enqueue("fails")
+    await burst(client, prefix, FUNCTIONS)
+    await queue.enqueue("quick", at=datetime(2024, 1, 1, tzinfo=UTC), priority=Priority.LOW)
+    await queue.enqueue("quick", job_id="an-id", delay_s=3600)
+    async with site(queue) as web:
+        reply = await web.get("/metrics")
+    found = samples(reply.text)
+
+    assert reply.headers["content-type"].startswith("text/plain; version=")
+    assert found["letta_job_ends_total", "quick", "high", "completed"] == 3
+    assert found["letta_job_ends_total", "fails", "default", "dead"] == 1
+    assert found["letta_job_duration_seconds_count", "quick", "high"] == 3
+    assert found["letta_job_queue_time_seconds_bucket", "quick", "high", "+Inf"] == 3
+    assert found["letta_queue_jobs_due", "low"] == 1
+    assert found["letta_queue_oldest_job_age_seconds", "low"] > 3600
+    assert found["letta_jobs", "deferred"] == 1
+    assert found["letta_jobs", "dead"] == 1
+    assert found["letta_workers", "working"] == 0
+    assert "an-id" not in reply.text
+    labels = {label for each in re.findall(r"\{(.*?)\}", reply.text) for label in each.split(",")}
+    names = {label.partition("=")[0] for label in labels}
+    assert names == set(LABELS)
+
+
+async def test_buckets_count_up_and_agree_with_their_count(client: Any, prefix: str) -> None:
+    queue = queue_of(client, prefix)
+    await queue.enqueue("quick")
+    await burst(client, prefix, FUNCTIONS)
+    async with site(queue) as web:
+        found = samples((await web.get("/metrics")).text)
+    for name in ("letta_job_duration_seconds", "letta_job_queue_time_seconds"):
+        buckets = [(key[-1], value) for key, value in found.items() if key[0] == f"{name}_bucket"]
+        counts = [value for _, value in buckets]
+        assert counts == sorted(counts)
+        assert len(buckets) == 20
+        assert counts[-1] == found[f"{name}_count", "quick", "default"] == 1
+        limits = [float(limit) for limit, _ in buckets]
+        assert limits == sorted(limits)
+
+
+async def test_metrics_ask_for_the_token_and_probes_do_not(client: Any, prefix: str) -> None:
+    async with site(queue_of(client, prefix), token=TOKEN) as web:
+        for header in ({}, {"authorization": f"Bearer {TOKEN}x"}, {"authorization": TOKEN}):
+            refused = await web.get("/metrics", headers=header)
+            assert (refused.status_code, refused.headers["www-authenticate"]) == (401, "Bearer")
+        odd = await web.get("/metrics", headers={b"authorization": b"Bearer \xff"})
+        assert odd.status_code == 401
+        right = await web.get("/metrics", headers={"authorization": f"Bearer {TOKEN}"})
+        assert right.status_code == 200
+        assert (await web.get("/healthz")).text == "ok\n"
+        assert (await web.get("/readyz")).json() == {"ready": True, "problems": []}
+        assert (await web.get("/nothing")).status_code == 404
+        assert (await web.post("/metrics")).status_code == 405
+
+
+async def test_a_process_without_its_server_is_alive_and_not_ready(tmp_path: Any) -> None:
+    options = PoolOptions(retries=0, connect_timeout_s=1)
+    async with (
+        open_pool(f"unix://{tmp_path}/nothing", options, name="test") as client,
+        site(queue_of(client, "t:"), beside_workers=True) as web,
+    ):
+        assert (await web.get("/healthz")).status_code == 200
+        ready, metrics = await web.get("/readyz"), await web.get("/metrics")
+    assert (ready.status_code, metrics.status_code) == (503, 503)
+    assert ready.json()["ready"] is False
+    assert "server" in ready.json()["problems"][0]
+
+
+async def test_a_process_beside_workers_is_ready_while_they_work(client: Any, prefix: str) -> None:
+    queue = queue_of(client, prefix)
+    async with site(queue, beside_workers=True) as web:
+        host = socket.gethostname()
+        before = (await web.get("/readyz")).json()
+        assert before == {"ready": False, "problems": [f"no worker of {host} is alive"]}
+        async with running(client, prefix, FUNCTIONS):
+
+            async def is_ready() -> bool:
+                return (await web.get("/readyz")).status_code == 200
+
+            await eventually(is_ready)
+            found = samples((await web.get("/metrics")).text)
+            assert found["letta_workers", "working"] == 1
+            assert found[("letta_worker_slots",)] == 10
+
+
+# -- decisions --------------------------------------------------------------------
+
+
+def worker_row(host: str, *, draining: bool = False) -> WorkerRow:
+    now = datetime.now(UTC)
+    return WorkerRow(
+        id="w",
+        host=host,
+        pid=1,
+        started_at=now,
+        running=0,
+        max_jobs=10,
+        completed=0,
+        failed=0,
+        retried=0,
+        draining=draining,
+    )
+
+
+def overview(lease_late_s: float = 0.0) -> Overview:
+    return Overview({}, 0, 0, 0, 0, 0, 0, 0, 0, lease_late_s)
+
+
+def test_readiness_names_every_problem() -> None:
+    drains = [worker_row("here", draining=True), worker_row("elsewhere")]
+    one_works = [*drains, worker_row("here")]
+    assert judge(overview(), one_works, "here").is_ready
+    assert judge(overview(9), one_works, "here").is_ready
+    assert judge(overview(99), [], None).is_ready
+    assert judge(overview(), drains, "here").problems == ["the workers of here drain"]
+    late = judge(overview(60), [], "here").problems
+    assert late == [
+        "no worker of here is alive",
+        "a lease has lapsed for 60 s: no worker claims",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("text", "host", "port", "is_loopback"),
+    [
+        ("127.0.0.1:80", "127.0.0.1", 80, True),
+        ("127.9.9.9:0", "127.9.9.9", 0, True),
+        ("localhost:1", "localhost", 1, True),
+        ("[::1]:8484", "::1", 8484, True),
+        ("0.0.0.0:8484", "0.0.0.0", 8484, False),
+        ("[::]:8484", "::", 8484, False),
+        ("10.0.0.1:8484", "10.0.0.1", 8484, False),
+        ("localhost.example:1", "localhost.example", 1, False),
+    ],
+)
+def test_an_address_is_read_and_known_as_loopback(
+    text: str, host: str, port: int, is_loopback: bool
+) -> None:
+    address = read_address(text)
+    assert (address.host, address.port, address.is_loopback) == (host, port, is_loopback)
+    assert str(address) == text
+
+
+@pytest.mark.parametrize("text", ["", ":80", "80", "h:", "h:65536", "::1:80", "h:80/x", "a b:1"])
+def test_what_is_no_address_is_refused(text: str) -> None:
+    with pytest.raises(ValueError, match="accepted: host:port"):
+        read_address(text)
