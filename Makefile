@@ -111,7 +111,7 @@ lock: ## Write constraints.txt and compose/requirements.txt anew, with hashes
 	@mkdir -p out
 	@$(LOCK) --extra worker --extra dev --extra bench $(if $(UPGRADE),,-c constraints.txt) -o out/all.txt > /dev/null
 	@{ sed -n '/^\#/p' constraints.txt; $(ONE_LINE) out/all.txt; } > out/constraints.txt
-	@$(LOCK) --extra worker -c out/constraints.txt -o out/worker.txt > /dev/null
+	@$(LOCK) --extra worker --extra web -c out/constraints.txt -o out/worker.txt > /dev/null
 	@{ sed -n '/^\#/p' compose/requirements.txt; $(ONE_LINE) out/worker.txt; } > out/requirements.txt
 	@mv out/constraints.txt constraints.txt; mv out/requirements.txt compose/requirements.txt
 

