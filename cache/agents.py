@@ -81,6 +81,7 @@ class AgentStateCache(AgentChanges):
         stale_if_error_s: float = 0.0,
         soft_timeout_s: float | None = None,
         loader_timeout_s: float | None = None,
+        refill: bool = False,
     ) -> T:
         """
         Return an agent's state from the cache, or else from `loader`, and store it.
@@ -99,6 +100,9 @@ class AgentStateCache(AgentChanges):
                 loader. The loader goes on.
             loader_timeout_s: the loader is canceled after this. Default:
                 LETTA_CACHE_LOADER_TIMEOUT_S.
+            refill: after this process has invalidated the agent, run the loader again in the
+                background, so that the next read hits. The loader must work without its caller.
+                At most three times for each read of the state.
 
         Raises:
             LoaderTimeout: the loader was canceled. Otherwise only what the loader raises.
@@ -114,6 +118,8 @@ class AgentStateCache(AgentChanges):
         )
         hard_s = self._options.loader_timeout_s if loader_timeout_s is None else loader_timeout_s
         call = LoadOptions(stale_if_error_s, soft_timeout_s, hard_s)
+        if refill and self._options.enabled:
+            self._components.refills.remember(slot, loader, call)
         value: T = await self._get_or_load(slot, loader, call)
         return value
 

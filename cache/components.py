@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from cache.coherence.backplane import Backplane
@@ -14,6 +14,7 @@ from cache.coherence.intents import Intents
 from cache.coherence.invalidation import Invalidation
 from cache.coherence.local import Fence, LocalLevel
 from cache.coherence.readthrough import ReadThrough
+from cache.coherence.refills import Refills
 from cache.coherence.results import Changed, Held, Intended, Lease, Reading
 from cache.encoding.models import is_model
 from cache.keys import CacheKeys, intents_of
@@ -42,6 +43,7 @@ class Components:
     local: LocalLevel | None
     counters: Counters
     per_agent: PerAgent
+    refills: Refills
 
 
 @dataclass(slots=True)
@@ -58,6 +60,7 @@ class ValueSlot:
     keep_s: float = 0.0
     dependencies: Dependencies = ()
     batch: Batch | None = None  # the call for many values that this one is part of
+    counted: bool = True  # in the statistics
     recorded: Lease | None = None  # for which prepare has recorded the dependencies
 
     @property
@@ -70,6 +73,8 @@ class ValueSlot:
 
     def note(self, event: str, value: Any = None) -> None:
         """Count a "hit", "miss" or "load" of this agent."""
+        if not self.counted:
+            return
         counters, agent = self.components.counters, self.components.per_agent.of(self.agent_id)
         if event == "hit":
             counters.hits += 1
@@ -84,6 +89,9 @@ class ValueSlot:
     def wait(self) -> None:
         if self.batch is not None:
             self.batch.decided(self.agent_id)
+
+    def again(self) -> ValueSlot:
+        return replace(self, counted=False, recorded=None)
 
     def learn(self, value: Any) -> None:
         if is_model(value):

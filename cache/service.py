@@ -16,6 +16,7 @@ from cache.coherence.entries import Entries
 from cache.coherence.invalidation import ALL
 from cache.coherence.local import LocalLevel
 from cache.coherence.readthrough import ReadThrough
+from cache.coherence.refills import Refills
 from cache.components import Components
 from cache.encoding.envelope import Envelopes
 from cache.invalidator import Invalidator
@@ -59,6 +60,8 @@ class Cache(Invalidator):
             self._connection, self._keys.counters, counters, every_s=options.totals_interval_s
         )
         self._flights = ReadThrough(backplane, options, counters)
+        self._refills = Refills(self._flights, counters)
+        self._invalidation.ended_here = self._refills.invalidated
         self._invalidation.forget_here = backplane.on_invalidated = self._forget
         backplane.on_lost = lambda: self._forget(ALL)
         index = DependencyIndex(
@@ -67,7 +70,7 @@ class Cache(Invalidator):
         entries = Entries(self._connection, envelopes, options, counters, cluster=self._cluster)
         self.components = Components(
             options, self._keys, entries, self._flights, self._invalidation, self._intents, index,
-            backplane, self._local, counters, PerAgent(),
+            backplane, self._local, counters, PerAgent(), self._refills,
         )  # fmt: skip
         self._models = envelopes.models
         self.agents = AgentStateCache(self.components)
@@ -89,6 +92,7 @@ class Cache(Invalidator):
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
+        await self._refills.close()
         await self._flights.close()
         await self._totals.stop()
         await super().__aexit__(kind, error, traceback)

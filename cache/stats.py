@@ -25,6 +25,7 @@ class Counters:
     fills: int = 0
     fills_refused: int = 0
     early_refreshes: int = 0
+    refills: int = 0
     invalidations: int = 0
     invalidations_deferred: int = 0
     intents: int = 0

@@ -60,6 +60,8 @@ class Invalidation:
         self._deliveries: set[asyncio.Task[bool]] = set()
         # Drops this process's copies and flights of a key, or of ALL.
         self.forget_here: Callable[[str], None] = lambda _key: None
+        # This process has ended a write of an agent: its entry is gone, and may be loaded again.
+        self.ended_here: Callable[[str], None] = lambda _key: None
         connection.redo = self.send
 
     async def deliver(self, change: Change) -> bool:
@@ -135,23 +137,35 @@ class Invalidation:
         at_once = 1 if self._cluster else _AT_ONCE
         chunks = [parts[start : start + at_once] for start in range(0, len(parts), at_once)]
         replies = await _all(self._run(chunk, change.token, ttl_ms) for chunk in chunks)
-        for chunk, (now_us, lost, agents) in zip(chunks, replies, strict=True):
-            indexes = [part for part in chunk if part.index]
-            found = tuple(agent.decode() for agent in agents)
-            if found and self._cluster:
-                # They are on other nodes than the index.
-                await self.send(Change(agents=found, token=change.token), ttl_ms)
-                if not ttl_ms:
-                    await self._ask("ZREMRANGEBYSCORE", indexes[0].index, "-inf", now_us)
-            for agent in found:
-                self.forget_here(self._keys.agent(agent))
-            for place in lost:
-                await self._forget_unlisted(indexes[place - 1])
+        for chunk, reply in zip(chunks, replies, strict=True):
+            await self._forget_found(chunk, reply, change.token, ttl_ms)
         if self._cluster:
             await self._backplane.publish(*(part.name for part in parts if part.name))
+        if not ttl_ms:
+            for agent in change.agents:
+                self.ended_here(self._keys.agent(agent))
         if change.everything:
             for kind in ("", "message:"):
                 await self._scan(self._keys.prefix + kind + "{*")
+
+    async def _forget_found(
+        self, parts: Sequence[Part], reply: Sequence[Any], token: bytes, ttl_ms: int
+    ) -> None:
+        """Forget the agents that the indexes of one call list, or may have failed to list."""
+        now_us, lost, agents = reply
+        indexes = [part for part in parts if part.index]
+        found = tuple(agent.decode() for agent in agents)
+        if found and self._cluster:
+            # They are on other nodes than the index.
+            await self.send(Change(agents=found, token=token), ttl_ms)
+            if not ttl_ms:
+                await self._ask("ZREMRANGEBYSCORE", indexes[0].index, "-inf", now_us)
+        for agent in found:
+            self.forget_here(self._keys.agent(agent))
+            if not ttl_ms:
+                self.ended_here(self._keys.agent(agent))
+        for place in lost:
+            await self._forget_unlisted(indexes[place - 1])
 
     def _run(self, parts: Sequence[Part], token: bytes, ttl_ms: int) -> Any:
         indexes = [part.index for part in parts if part.index]

@@ -63,7 +63,7 @@ class CacheAgainstDatabase(RuleBasedStateMachine):
             return self.rows[agent]
 
         call = self.caches[who].agents.get_or_load(
-            agent, load, scope=scope, depends_on=[f"block:{agent}"]
+            agent, load, scope=scope, depends_on=[f"block:{agent}"], refill=True
         )
         self.check(agent, self.run(call))
 

@@ -1,0 +1,113 @@
+"""
+Loads again, in the background, what this process has just invalidated and was reading.
+
+A writer's own next read would otherwise always miss. A value is known from the read that
+asked for its refill. It costs little where it is of no use:
+
+- A value is refilled a few times for each read of it, then not until it is read again.
+- Few refills run at once, so most of a process's database connections stay with requests.
+  A request never waits in their queue: it loads, or joins a refill that already runs.
+- Refills are flights like all others: one process loads, and a fill is refused as ever.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import OrderedDict
+from contextvars import Context
+from dataclasses import dataclass
+from typing import Protocol
+
+from cache.coherence.flight import Loader, LoadOptions, Slot
+from cache.coherence.readthrough import ReadThrough
+from cache.connection.tasks import end
+from cache.logs import get_logger
+from cache.stats import Counters
+
+log = get_logger(__name__)
+
+_AT_ONCE = 2
+# Refills of a value that nobody has read since. A step of an agent writes it more than once.
+_PER_READ = 3
+# Values known at most; the least recently read is forgotten. The queue is never longer.
+_MOST_KNOWN = 1000
+
+
+class RefillSlot(Slot, Protocol):
+    """A slot that can be used again."""
+
+    key: str
+
+    def again(self) -> Slot:
+        """The same slot for another load, which counts neither as a hit nor as a miss."""
+        ...
+
+
+@dataclass(slots=True, eq=False)
+class _Known:
+    slot: RefillSlot
+    loader: Loader
+    call: LoadOptions
+    unread: int = 0  # refills since the last read
+
+
+class Refills:
+    """The values to refill, and the tasks that do it."""
+
+    def __init__(self, flights: ReadThrough, counters: Counters) -> None:
+        self._flights = flights
+        self._counters = counters
+        self._known: OrderedDict[str, _Known] = OrderedDict()
+        self._names: dict[str, set[str]] = {}  # by the key of the entry
+        self._queue: dict[str, None] = {}
+        self._running: set[asyncio.Task[None]] = set()
+        self._closed = False
+
+    @property
+    def running(self) -> int:
+        """Number of refills that run now."""
+        return len(self._running)
+
+    def remember(self, slot: RefillSlot, loader: Loader, call: LoadOptions) -> None:
+        """A value is read. `loader` must work without its caller: later, and in another task."""
+        self._known[slot.name] = _Known(slot, loader, call)
+        self._known.move_to_end(slot.name)
+        self._names.setdefault(slot.key, set()).add(slot.name)
+        if len(self._known) > _MOST_KNOWN:
+            self._forget(next(iter(self._known)))
+
+    def invalidated(self, key: str) -> None:
+        """This process has invalidated an entry: its values are to be loaded again."""
+        for name in self._names.get(key, ()):
+            if self._known[name].unread < _PER_READ and not self._closed:
+                self._queue[name] = None
+        if self._queue and len(self._running) < _AT_ONCE:
+            # In a context of its own, not in that of the request that wrote.
+            task = asyncio.get_running_loop().create_task(self._run(), context=Context())
+            self._running.add(task)
+            task.add_done_callback(self._running.discard)
+
+    async def _run(self) -> None:
+        while self._queue:
+            name = next(iter(self._queue))
+            del self._queue[name]
+            known = self._known.get(name)
+            if known is None:
+                continue
+            known.unread += 1
+            self._counters.refills += 1
+            try:
+                await self._flights.get_or_load(known.slot.again(), known.loader, known.call)
+            except Exception as exc:  # noqa: BLE001  (whatever the loader raises; readers get it)
+                log.debug("cache.refill_failed", error=type(exc).__name__)
+
+    def _forget(self, name: str) -> None:
+        key = self._known.pop(name).slot.key
+        self._names[key].discard(name)
+        if not self._names[key]:
+            del self._names[key]
+
+    async def close(self) -> None:
+        self._closed = True
+        self._queue.clear()
+        await end(*self._running)
