@@ -99,8 +99,8 @@ async def test_a_read_compares_the_entry_version(
     if not rule:
         honest = Entries.trusts
 
-        def credulous(self: Entries, head: Any, version: Any, key: str) -> bool:
-            return honest(self, head, str(head.version).encode(), key)
+        def credulous(self: Entries, head: Any, version: Any, run: bytes) -> bool:
+            return honest(self, head, str(head.version).encode(), run)
 
         monkeypatch.setattr(Entries, "trusts", credulous)
     await reader.agents.set("a1", "old")

@@ -63,7 +63,8 @@ async def test_a_call_goes_to_its_loader_within_50_ms_of_an_outage(
         for cache in caches:
             await cache.agents.get("a1")
         getattr(server, how)()
-        first, second = [], []
+        first: list[float] = []
+        second: list[float] = []
         for cache in caches:
             for ms in (first, second):
                 ms.append(await _elapsed_ms(cache.agents.get_or_load("a1", Loader("loaded"))))
