@@ -40,7 +40,7 @@ LONGEST_TTL_S = 3600.0
 
 class NamedLease:
     """
-    A lease, as a context manager for one use.
+    A lease, as a context manager.
 
     Attributes:
         token: fencing token. Each holder's is greater than those of all before it: let what you
@@ -67,7 +67,7 @@ class NamedLease:
         self._connection = connection
         self._keys = keys.lease(name), keys.fence(name)
         self._script = scripts.load(__package__, "named_lease")
-        self._owner = os.urandom(_OWNER_BYTES)
+        self._owner = b""
         self._ttl_s, self._wait_s, self._now = ttl_s, wait_s, now
         self._until = float("-inf")
         self._lost = False
@@ -85,6 +85,7 @@ class NamedLease:
             LeaseHeld: another process has had it for all of `wait_s`.
             CacheUnavailable: the server cannot be reached.
         """
+        self._lost, self._owner = False, os.urandom(_OWNER_BYTES)
         try:
             await self._take()
         except BaseException as exc:

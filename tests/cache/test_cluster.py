@@ -30,6 +30,8 @@ async def test_everything_works_on_a_cluster(url: str) -> None:
         await _values(reader, writer)
         await _dependencies(reader, writer)
         await _messages(reader, writer)
+        await _messages_by_id(reader, writer)
+        await _named_lease(reader, writer)
         await _stampede(reader, writer)
         assert writer.stats()["outages"] == 0
 
@@ -97,6 +99,31 @@ async def _messages(reader: Cache, writer: Cache) -> None:
     assert [row["sequence_id"] for row in page] == [5, 2]
     await writer.messages.invalidate("a1")
     assert await reader.messages.list("a1", limit=2) is None
+
+
+async def _messages_by_id(reader: Cache, writer: Cache) -> None:
+    ids = [f"m{number}" for number in range(20)]
+
+    async def load(missing: list[str]) -> dict[str, str]:
+        return dict.fromkeys(missing, "loaded")
+
+    leases = await writer.messages.lease_many(ids[:10], scope="o")
+    put = await writer.messages.put_many(dict.fromkeys(ids[:10], "put"), scope="o", leases=leases)
+    assert put == set(ids[:10])
+    found = await reader.messages.get_or_load_many(ids, load, scope="o")
+    assert found == dict.fromkeys(ids[:10], "put") | dict.fromkeys(ids[10:], "loaded")
+    async with writer.writing(messages=[("o", i) for i in ids[1:]]):
+        assert await reader.messages.get_many(ids, scope="o") == {"m0": "put"}
+    assert await reader.messages.get_or_load_many(ids, load, scope="o")
+    assert await writer.messages.invalidate_ids(*ids[1:], scope="o")
+    assert await reader.messages.get_many(ids, scope="o") == {"m0": "put"}
+
+
+async def _named_lease(reader: Cache, writer: Cache) -> None:
+    async with reader.lease("polls", ttl_s=2) as first:
+        pass
+    async with writer.lease("polls", ttl_s=2) as second:
+        assert second.token > first.token
 
 
 async def _stampede(reader: Cache, writer: Cache) -> None:

@@ -88,6 +88,25 @@ async def test_a_lease_is_renewed_while_its_block_runs(cache: Cache, client: Any
         await eventually(renewed)
 
 
+async def test_a_lease_may_be_taken_again(cache: Cache, client: Any) -> None:
+    """Also after it was lost."""
+    lease = cache.lease("polls", ttl_s=TTL_S)
+
+    async def body() -> None:
+        async with lease:
+            await client.delete(cache.components.keys.lease("polls"))
+            await asyncio.Event().wait()
+
+    tokens = []
+    for _ in range(2):
+        with pytest.raises(LeaseLost):
+            await body()
+        tokens.append(lease.token)
+    async with lease:
+        tokens.append(lease.token)
+    assert tokens == sorted(set(tokens))
+
+
 async def test_a_failing_block_gives_the_lease_back(cache: Cache, other: Cache) -> None:
     with pytest.raises(LookupError):
         async with cache.lease("polls", ttl_s=TTL_S):
@@ -116,7 +135,7 @@ async def test_a_block_is_canceled_before_another_can_take_over(
 ) -> None:
     """The holder is cut off: it cannot renew, and is told within the TTL."""
     with fragile_server(tmp_path) as server:
-        async with cache_on(server.url, prefix, timeout_s=0.2) as cache:
+        async with cache_on(server.url, prefix, timeout_s=2) as cache:
 
             async def body() -> None:
                 async with cache.lease("polls", ttl_s=TTL_S) as lease:
