@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import structlog
 from arq.connections import ArqRedis
+from hypothesis import HealthCheck, settings
 
 from cache.connection import embedded
 from cache.connection.pool import PoolOptions, open_pool
@@ -18,6 +19,13 @@ from cache.encoding import codec
 
 # The real Letta server needs an environment of its own: `make letta-test`.
 collect_ignore = ["letta"]
+
+# A busy machine takes long to connect, and to answer.
+PATIENT = PoolOptions(connect_timeout_s=20, socket_timeout_s=20)
+
+# Hypothesis fails an example that takes 200 ms, and inputs that come slowly.
+settings.register_profile("busy", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("busy")
 
 # Tests read no setting of the machine.
 for _name in [name for name in os.environ if name.startswith("LETTA_")]:
@@ -60,7 +68,7 @@ def prefix() -> str:
 
 @pytest.fixture
 async def client(valkey_url: str) -> AsyncIterator[Any]:
-    async with open_pool(valkey_url, PoolOptions(), name="test") as client:
+    async with open_pool(valkey_url, PATIENT, name="test") as client:
         yield client
 
 
@@ -69,7 +77,7 @@ async def arq(private_valkey_url: str) -> AsyncIterator[ArqRedis]:
     """Stock arq's client with our serializers."""
     async with open_pool(
         private_valkey_url,
-        PoolOptions(),
+        PATIENT,
         name="arq",
         client_class=ArqRedis,
         job_serializer=codec.encode,

@@ -211,7 +211,7 @@ async def main() -> None:
         job = await queue.enqueue("greet", OWNER, priority=Priority.LOW)
         assert_type(job, Job)
         greeting = await queue.enqueue(greet, OWNER)
-        assert_type(await greeting.result(timeout_s=5), list[str])
+        assert_type(await greeting.result(timeout_s=10), list[str])
         await queue.enqueue_many([call("greet", "Ada")])
 
         async def load() -> dict[str, int]:

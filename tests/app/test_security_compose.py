@@ -110,7 +110,7 @@ async def test_the_queue_works_with_the_password_of_the_secrets_file(
         async with open_queue(load_settings(redis_url=url, redis_username=user)) as queue:
             job = await queue.enqueue("add", 1)
             await burst(stores_of(queue).client, "arq:", [func(add, name="add")])
-            assert await job.result(timeout_s=5) == 2
+            assert await job.result(timeout_s=10) == 2
         (secrets / "letta_redis_password").write_text("another")
         wrong = load_settings(redis_url=url, redis_username=user).redis_url
         async with open_pool(wrong, PoolOptions(retries=0), name="t") as client:

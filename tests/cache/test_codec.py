@@ -10,7 +10,7 @@ from typing import Any
 from zoneinfo import ZoneInfo
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import TypeAdapter
 
@@ -22,7 +22,7 @@ pytestmark = pytest.mark.property
 
 
 @given(values)
-@settings(max_examples=50, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=50)
 def test_a_value_comes_back_equal_with_its_types(value: Any) -> None:
     for encoder in (encode, encode_exact):
         found = decode(encoder(value))
@@ -32,7 +32,7 @@ def test_a_value_comes_back_equal_with_its_types(value: Any) -> None:
 
 
 @given(values)
-@settings(max_examples=50, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=50)
 def test_a_pickle_is_an_error(value: Any) -> None:
     for protocol in range(pickle.HIGHEST_PROTOCOL + 1):
         try:

@@ -191,7 +191,7 @@ async def test_a_canceled_beginning_leaves_no_intent(cache: Cache, other: Cache)
         await other.agents.get_or_load("a1", Loader(1))
         return await other.agents.get("a1") is not None
 
-    await eventually(stored, deadline_s=5)
+    await eventually(stored)
     assert cache.stats()["trusted"] == 1
 
 
@@ -207,7 +207,7 @@ async def test_a_canceled_end_lifts_the_intent(cache: Cache, other: Cache) -> No
         await other.agents.get_or_load("a1", Loader(1))
         return await other.agents.get("a1") is not None
 
-    await eventually(stored, deadline_s=5)
+    await eventually(stored)
 
 
 async def test_fifty_names_begin_and_end_in_one_round_trip_each(cache: Cache, client: Any) -> None:

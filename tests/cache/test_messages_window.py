@@ -95,7 +95,7 @@ async def test_a_load_closes_a_gap(cache: Cache) -> None:
 
 
 @given(appends=committed(), order=st.randoms())
-@settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=40, suppress_health_check=list(HealthCheck))
 async def test_appends_in_any_order_make_the_same_window(
     cache: Cache, appends: list[tuple[int, int]], order: Random
 ) -> None:

@@ -233,7 +233,6 @@ class CacheAgainstDatabase(RuleBasedStateMachine):
 CacheAgainstDatabase.TestCase.settings = settings(
     max_examples=30,
     stateful_step_count=30,
-    deadline=None,
     suppress_health_check=list(HealthCheck),
 )
 TestCacheAgainstDatabase = CacheAgainstDatabase.TestCase

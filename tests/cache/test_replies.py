@@ -107,7 +107,7 @@ def begin(waiting: list[Reply]) -> tuple[Replies, MultiplexedConnection, list[as
 
 
 @pytest.mark.usefixtures("small_buffer")
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=400)
 @given(
     st.lists(fetched() | fetched() | REFUSED | OTHERS, max_size=30),
     st.lists(st.integers(1, BUFFER), min_size=1, max_size=20) | st.just([1]),

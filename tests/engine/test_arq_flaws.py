@@ -139,7 +139,7 @@ async def test_05_exceptions_and_timeouts_are_retried(client: Any, prefix: str) 
     job_ = await queue_of(client, prefix).enqueue("flaky")
     await burst(client, prefix, [job(flaky, name="flaky", retry=FAST, timeout=0.05)])
     assert tries == [1, 2, 3]
-    assert await job_.result(timeout_s=1) == "ok"
+    assert await job_.result(timeout_s=10) == "ok"
 
 
 async def test_06_five_deploys_charge_no_try(client: Any, prefix: str) -> None:
@@ -215,7 +215,7 @@ async def test_08_a_failed_result_kept_forever_is_stored(client: Any, prefix: st
     job_ = await queue_of(client, prefix).enqueue("fail")
     await burst(client, prefix, [func(fail, name="fail")], keep_result_forever=True)
     with pytest.raises(JobFailed, match="no"):
-        await job_.result(timeout_s=1)
+        await job_.result(timeout_s=10)
     assert await client.pttl(f"{prefix}result:{job_.id}") == -1
 
 
@@ -226,7 +226,7 @@ async def test_09_a_mark_of_an_earlier_abort_does_not_end_a_later_job(
     job_ = await queue_of(client, prefix).enqueue("double", 3, job_id="a")
     worker = await burst(client, prefix, [double])
     assert worker.jobs_complete == 1
-    assert await job_.result(timeout_s=1) == 6
+    assert await job_.result(timeout_s=10) == 6
     async with running(client, prefix, [double]):
         await eventually(lambda: _is_gone(client, f"{prefix}abort"))
 
@@ -254,7 +254,7 @@ async def test_10_a_kept_result_does_not_block_its_id(client: Any, prefix: str) 
     for n in (1, 2):
         job_ = await queue.enqueue("double", n, job_id="a")
         await burst(client, prefix, [double])
-        assert await job_.result(timeout_s=1) == 2 * n
+        assert await job_.result(timeout_s=10) == 2 * n
 
 
 async def test_11_an_error_survives_a_result_that_cannot_be_stored(
@@ -271,7 +271,7 @@ async def test_11_an_error_survives_a_result_that_cannot_be_stored(
     unkept = await queue.enqueue("fail")
     await burst(client, prefix, [func(odd, name="odd"), func(fail, name="fail", keep_result=0)])
     with pytest.raises(JobFailed, match="object"):
-        await unstored.result(timeout_s=1)
+        await unstored.result(timeout_s=10)
     letter = await queue.dead.get(unkept.id)
     assert letter is not None
     assert letter.error == "ValueError: the reason"

@@ -116,7 +116,7 @@ async def test_a_quiet_worker_gives_them_back_at_once(client: Any, prefix: str) 
         async def only_the_running() -> bool:
             return await claims_in(client, prefix) == set(gate.started)
 
-        await eventually(only_the_running, deadline_s=5)
+        await eventually(only_the_running)
         assert worker.jobs_running == MAX_JOBS
 
 
@@ -246,4 +246,4 @@ async def test_an_interrupt_after_a_job_returned_does_not_undo_it(
     async with asyncio.timeout(20):
         await worker.main()
     assert runs == 1
-    assert await handle.result(timeout_s=5) == "kept"
+    assert await handle.result(timeout_s=10) == "kept"

@@ -173,7 +173,7 @@ async def test_a_listener_that_gets_an_error_reconnects() -> None:
     transport = FakeTransport()
     changes = Changes(transport, lambda _: None)
     changes.data_received(b"-NOPERM no permission\r\n")
-    await asyncio.wait_for(changes.ended, 5)
+    await asyncio.wait_for(changes.ended, 10)
 
 
 class FakeTransport:

@@ -275,7 +275,6 @@ def test_the_scripts_agree_with_the_model(valkey_url: str) -> None:
         settings=settings(
             max_examples=30,
             stateful_step_count=40,
-            deadline=None,
             suppress_health_check=list(HealthCheck),
         ),
     )

@@ -74,7 +74,7 @@ async def test_burst_runs_what_waits_and_exits_with_0(arq: ArqRedis, tmp_path: P
     assert handle is not None
     code, output = await ended(command(tmp_path, arq, "--burst"))
     assert code == 0, output
-    assert await handle.result(timeout=1) == 8
+    assert await handle.result(timeout=10) == 8
     assert await arq.get("tidied") == b"1"
 
 

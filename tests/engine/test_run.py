@@ -134,7 +134,7 @@ async def test_retry_defers_and_counts_tries(client: Any, prefix: str) -> None:
     worker = await burst(client, prefix, [func(flaky, name="flaky")])
     assert tries == [1, 2, 3]
     assert worker.jobs_retried == 2
-    assert await job_.result(timeout_s=1) == "ok"
+    assert await job_.result(timeout_s=10) == "ok"
 
 
 async def test_policy_retries_any_exception_then_keeps_a_dead_letter(
@@ -150,7 +150,7 @@ async def test_policy_retries_any_exception_then_keeps_a_dead_letter(
     await burst(client, prefix, [job(broken, name="broken", retry=FAST_RETRY)])
     assert tries == [1, 2, 3]
     with pytest.raises(JobFailed, match="ValueError: no"):
-        await job_.result(timeout_s=1)
+        await job_.result(timeout_s=10)
     dead = await client.hgetall(f"{prefix}dead:a")
     assert (dead[b"reason"], dead[b"tries"]) == (b"exhausted", b"3")
     assert codec.decode(dead[b"body"])["f"] == "broken"
@@ -177,7 +177,7 @@ async def test_a_timeout_ends_the_run(client: Any, prefix: str) -> None:
     job_ = await queue_of(client, prefix).enqueue("hang")
     await burst(client, prefix, [func(hang, name="hang", timeout=0.05)])
     with pytest.raises(JobFailed, match="TimeoutError"):
-        await job_.result(timeout_s=1)
+        await job_.result(timeout_s=10)
 
 
 async def test_a_drain_gives_jobs_back_and_charges_no_try(client: Any, prefix: str) -> None:
@@ -242,7 +242,7 @@ async def test_a_drain_lets_running_jobs_end_within_the_grace(client: Any, prefi
     worker.drain()
     go.set()
     await asyncio.wait_for(main, 10)
-    assert await job_.result(timeout_s=1) == "done"
+    assert await job_.result(timeout_s=10) == "done"
     assert await client.zscore(f"{prefix}queue", "later") is not None
 
 

@@ -12,7 +12,7 @@ from zoneinfo import ZoneInfo, available_timezones
 
 import pytest
 from arq.cron import cron
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from worker.engine import Worker
@@ -173,8 +173,6 @@ DATES = st.fixed_dictionaries(
 
 @settings(
     max_examples=EXAMPLES,
-    deadline=None,
-    suppress_health_check=[HealthCheck.too_slow],  # on a busy machine
 )
 @given(
     name=st.sampled_from(ODD) | st.sampled_from(sorted(available_timezones())),

@@ -108,7 +108,7 @@ async def test_a_failure_is_read_by_its_class_and_text(client: Any, prefix: str)
     await burst(client, prefix, [func(odd, name="odd")])
     for kind, handle in jobs.items():
         with pytest.raises(JobFailed) as failed:
-            await handle.result(timeout_s=1)
+            await handle.result(timeout_s=10)
         assert (failed.value.kind, failed.value.message) == expected[kind]
 
 
@@ -149,7 +149,7 @@ async def test_arguments_that_a_job_spoiled_do_not_cost_its_result(
 
     spoiled = await queue_of(client, prefix).enqueue("spoil", [1])
     await burst(client, prefix, [func(spoil, name="spoil")])
-    assert await spoiled.result(timeout_s=1) == "done"
+    assert await spoiled.result(timeout_s=10) == "done"
 
 
 @pytest.mark.integration
@@ -269,7 +269,6 @@ def _linked(build: Build, cause: Build, note: str) -> BaseException:
 @pytest.mark.unit
 @settings(
     max_examples=EXAMPLES,
-    deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 @given(

@@ -96,7 +96,7 @@ async def test_a_proxy_gets_the_url_as_it_was_given(target: str) -> None:
     assert line(found.requests[0]) == b"POST http://127.0.0.1%s HTTP/1.1" % target.encode()
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=40, suppress_health_check=list(HealthCheck))
 @given(
     target=st.text(st.sampled_from(ASCII) | st.characters(min_codepoint=0xA1), max_size=40),
     names=st.lists(st.sampled_from(KNOWN) | OWN, unique=True, max_size=8),

@@ -170,7 +170,7 @@ async def test_a_status_does_not_outlive_its_request() -> None:
     assert (first.status, second.status, second.error) == (200, None, "disconnected")
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=40, suppress_health_check=list(HealthCheck))
 @given(status=st.integers(200, 299), rest=st.binary(max_size=200), cut=st.integers(1, 40))
 def test_a_2xx_is_taken_before_any_bytes(status: int, rest: bytes, cut: int) -> None:
     async def check() -> HTTPReply:

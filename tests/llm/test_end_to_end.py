@@ -204,7 +204,7 @@ async def test_an_unanswered_request_times_out_and_can_be_read_later(valkey_url:
         with pytest.raises(ResultTimeout):
             await queue.llm_result(id_, timeout_s=0.05)
         with pytest.raises(NotFound):
-            await queue.llm_result("req_unknown", timeout_s=1)
+            await queue.llm_result("req_unknown", timeout_s=10)
 
 
 async def test_bad_requests_are_refused_at_the_call(private_valkey_url: str) -> None:

@@ -444,7 +444,6 @@ def test_requests_and_batches_agree_with_the_model(valkey_url: str) -> None:
         settings=settings(
             max_examples=25,
             stateful_step_count=30,
-            deadline=None,
             suppress_health_check=list(HealthCheck),
         ),
     )

@@ -82,7 +82,7 @@ async def test_a_request_whose_job_is_lost_too_often_ends_with_an_error(
         await lose(queue, f"llm:single:{id_}", reason="poison")
         assert await rescue_orphans(context) == 0
         with pytest.raises(RequestFailed, match="poison") as caught:
-            await queue.llm_result(id_, timeout_s=5)
+            await queue.llm_result(id_, timeout_s=10)
         assert caught.value.kind == "job_lost"
         # The dead letter stays for the operator.
         assert await queue.dead.count() == 1

@@ -190,7 +190,7 @@ VALUES = st.recursive(
 BROKEN = st.sampled_from([b"{", b"}", b'"', b"\\", b"{x", b"\xff\xfe", b"[1", b'{"a": "', b"nul"])
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     st.lists(st.one_of(st.tuples(VALUES, st.booleans(), st.booleans()), BROKEN), max_size=8),
     st.sampled_from([b"\n", b"\r\n", b"\n\n", b"\n" + BOM]),
@@ -218,7 +218,7 @@ def test_any_mixture_of_rows_gives_every_good_row(
     )
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.dictionaries(TEXT, VALUES, max_size=6), st.integers(1, 9), st.booleans())
 def test_the_outline_ends_where_the_object_ends(value: Any, step: int, ascii_only: bool) -> None:
     data = json.dumps(value, ensure_ascii=ascii_only).encode("utf-8", "surrogatepass")

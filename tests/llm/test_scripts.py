@@ -119,7 +119,7 @@ async def test_the_first_answer_stays_and_counts_once(queue: JobQueue) -> None:
     assert await stores_of(queue).requests.answer(id_, first)
     assert not await stores_of(queue).requests.answer(id_, second)
     assert not await stores_of(queue).requests.answer(id_, Answer(kind="late"))
-    assert await queue.llm_result(id_, timeout_s=1) == first.body
+    assert await queue.llm_result(id_, timeout_s=10) == first.body
     shown = await queue.llm.batches.get("b")
     assert (shown["succeeded"], shown["failed"], shown["usage"]["input"]) == (1, 0, 3)
     assert await stores_of(queue).batches.usage(GROUP) == {"succeeded": 1, "input": 3, "output": 2}

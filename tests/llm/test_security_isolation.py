@@ -95,12 +95,12 @@ async def test_one_reader_does_not_shorten_the_answer_of_another(queue: JobQueue
     (alone,) = await submit(queue, "openai", "alone")
     for id_ in (shared[0], alone):
         await stores_of(queue).requests.answer(id_, Answer(body={"choices": []}))
-        await queue.llm_result(id_, timeout_s=1)
+        await queue.llm_result(id_, timeout_s=10)
     read_ms = int(options_of().llm.read_result_ttl_s * 1000)
     keys = stores_of(queue).keys
     assert await stores_of(queue).client.pttl(keys.llm_result(shared[0])) > read_ms
     assert 0 < await stores_of(queue).client.pttl(keys.llm_result(alone)) <= read_ms
-    assert await queue.llm_result(shared[1], timeout_s=1) == {"choices": []}
+    assert await queue.llm_result(shared[1], timeout_s=10) == {"choices": []}
 
 
 async def test_one_callers_deadline_does_not_end_the_request_of_another(
@@ -180,7 +180,7 @@ async def test_a_late_line_answers_a_request_that_left_its_batch(queue: JobQueue
     assert await stores_of(queue).batches.detach("b", rows, mode="urgent") == 1
     assert await store.answer_many([(id_, Answer(body={}))], line_of="c") == 0
     assert await store.answer_many([(id_, Answer(body={"n": 1}))], line_of="b") == 1
-    assert await queue.llm_result(id_, timeout_s=1) == {"n": 1}
+    assert await queue.llm_result(id_, timeout_s=10) == {"n": 1}
 
 
 # -- endpoints ---------------------------------------------------------------------

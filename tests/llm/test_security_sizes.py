@@ -234,7 +234,7 @@ async def test_a_stored_bomb_is_an_unreadable_answer(client: Any, prefix: str) -
     for bomb in bombs():
         await client.set(stores_of(queue).keys.llm_result(id_), bomb)
         with bounded_memory(), pytest.raises(RequestFailed, match="unreadable"):
-            await queue.llm_result(id_, timeout_s=1)
+            await queue.llm_result(id_, timeout_s=10)
 
 
 @pytest.mark.parametrize(

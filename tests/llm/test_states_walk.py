@@ -223,14 +223,17 @@ async def another_s(url: str, fake: FakeProvider) -> None:
 async def forgotten_while_canceled(url: str, fake: FakeProvider) -> None:
     fake.set(**NEVER)
     settings = settings_for(url, fake)
-    async with open_queue(settings) as queue, running_worker(settings):
-        (id_,) = await submit(queue, "openai", "a")
-        batch_id = await eventually(lambda: in_state(queue, "submitted"))
+    async with open_queue(settings) as queue:
+        async with running_worker(settings):
+            (id_,) = await submit(queue, "openai", "a")
+            batch_id = await eventually(lambda: in_state(queue, "submitted"))
+        # Only a run may change the state, so no run is under way.
         fake.fault("GET", "/v1/batches/batch", "status", status=404, times=1000)
         fake.fault("POST", "/v1/batches/batch", "status", status=404, times=1000)
         await stores_of(queue).batches.note(batch_id, state="canceling")
-        assert await outcome(queue, id_) == "error batch_refused"
-        await eventually(lambda: ended(queue))
+        async with running_worker(settings):
+            assert await outcome(queue, id_) == "error batch_refused"
+            await eventually(lambda: ended(queue))
         await stores_of(queue).client.flushdb()
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 from arq.jobs import SerializationError
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cache.encoding import codec
@@ -30,7 +30,7 @@ def same(found: Any, given_: Any) -> bool:
 
 
 @pytest.mark.property
-@settings(max_examples=50, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=50)
 @given(st.lists(values, max_size=3), st.dictionaries(st.text(), values, max_size=3), values)
 def test_a_job_and_the_next_carry_any_values(
     args: list[Any], kwargs: dict[str, Any], result: Any
@@ -72,8 +72,8 @@ async def test_every_way_of_running_a_job_carries_its_values(client: Any, prefix
 
     assert len(seen) == 6
     assert all(same(value, CARRIED) for value in seen if value != [CARRIED])
-    assert same(await direct.result(timeout_s=5), CARRIED)
-    assert same(await after.result(timeout_s=5), [CARRIED])
+    assert same(await direct.result(timeout_s=10), CARRIED)
+    assert same(await after.result(timeout_s=10), [CARRIED])
     assert same((await queue.jobs.schedules())[0].job.args, (CARRIED,))
     await queue.dead.retry("dead")
     await burst(client, prefix, [job(echo, name="fail")])

@@ -48,7 +48,7 @@ async def test_a_kept_result_does_not_block_its_job_id(client: Any, prefix: str)
         again = await queue.enqueue("add", expected, job_id="same")
         assert again.is_new
         await burst(client, prefix, [add])
-        assert await again.result(timeout_s=1) == expected
+        assert await again.result(timeout_s=10) == expected
 
 
 async def test_a_waiting_job_of_the_id_is_left_as_it_is(client: Any, prefix: str) -> None:
@@ -57,7 +57,7 @@ async def test_a_waiting_job_of_the_id_is_left_as_it_is(client: Any, prefix: str
     second = await queue.enqueue("add", 2, job_id="same")
     assert (first.is_new, second.is_new) == (True, False)
     await burst(client, prefix, [add])
-    assert await second.result(timeout_s=1) == 1
+    assert await second.result(timeout_s=10) == 1
 
 
 async def test_unique_until_it_has_ended_gives_the_first_ones_handle(
@@ -126,11 +126,11 @@ async def test_a_job_past_its_expiry_is_a_dead_letter_and_runs_when_retried(
     late = await queue.enqueue("add", 1, expires_s=0.001, delay_s=0.05)
     await burst(client, prefix, [add])
     with pytest.raises(JobFailed, match="expired"):
-        await late.result(timeout_s=1)
+        await late.result(timeout_s=10)
     assert [letter.reason for letter in await queue.dead.list()] == ["expired"]
     assert await queue.dead.retry(late.id) == 1
     await burst(client, prefix, [add])
-    assert await late.result(timeout_s=1) == 1
+    assert await late.result(timeout_s=10) == 1
 
 
 async def test_then_runs_with_the_result_and_only_after_success(client: Any, prefix: str) -> None:
@@ -139,8 +139,8 @@ async def test_then_runs_with_the_result_and_only_after_success(client: Any, pre
     await queue.enqueue("add", 1, 2, then=chain)
     await queue.enqueue("fail", then=call("add", job_id="never"))
     await burst(client, prefix, [add, fail])
-    assert await queue.jobs.get("next").result(timeout_s=1) == 13
-    assert await queue.jobs.get("last").result(timeout_s=1) == 113
+    assert await queue.jobs.get("next").result(timeout_s=10) == 13
+    assert await queue.jobs.get("last").result(timeout_s=10) == 113
     assert await queue.jobs.get("never").status() == "not_found"
 
 
@@ -172,7 +172,7 @@ async def test_gather_waits_for_a_part_that_was_dead(client: Any, prefix: str) -
     broken = False
     assert await queue.dead.retry("m") == 1
     await burst(client, prefix, functions)
-    assert await after.result(timeout_s=1) == 6
+    assert await after.result(timeout_s=10) == 6
 
 
 async def test_a_gathering_repeated_while_open_stores_nothing(client: Any, prefix: str) -> None:
@@ -180,11 +180,11 @@ async def test_a_gathering_repeated_while_open_stores_nothing(client: Any, prefi
     for n in (1, 2):
         await queue.jobs.gather([call("add", n)], then=call("total", job_id="sum"))
     await burst(client, prefix, [add, total])
-    assert await queue.jobs.get("sum").result(timeout_s=5) == 1
+    assert await queue.jobs.get("sum").result(timeout_s=10) == 1
     again = await queue.jobs.gather([call("add", 3)], then=call("total", job_id="sum"))
     assert await again.status() == "deferred"  # the earlier result is not taken for the new one
     await burst(client, prefix, [add, total])
-    assert await again.result(timeout_s=5) == 3
+    assert await again.result(timeout_s=10) == 3
 
 
 # -- limits -----------------------------------------------------------------------------
@@ -236,7 +236,7 @@ async def test_a_server_out_of_memory_refuses_jobs_but_ends_those_it_has(
             await queue.enqueue("add")
         worker = await burst(client, "arq:", [add])
         assert worker.jobs_complete == 50
-        assert await jobs[-1].result(timeout_s=1) == 49
+        assert await jobs[-1].result(timeout_s=10) == 49
 
 
 async def test_enqueue_many_stores_all_in_order(client: Any, prefix: str) -> None:
@@ -245,7 +245,7 @@ async def test_enqueue_many_stores_all_in_order(client: Any, prefix: str) -> Non
     assert len({job_.id for job_ in jobs}) == 1200
     worker = await burst(client, prefix, [add], max_jobs=64)
     assert worker.jobs_complete == 1200
-    assert await jobs[1100].result(timeout_s=1) == 1100
+    assert await jobs[1100].result(timeout_s=10) == 1100
 
 
 async def test_bad_arguments_store_nothing(client: Any, prefix: str) -> None:

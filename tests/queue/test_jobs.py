@@ -168,7 +168,7 @@ async def test_bad_arguments_are_refused_and_nothing_is_stored(private_valkey_ur
 async def test_waiting_for_a_missing_result_raises_a_named_error(valkey_url: str) -> None:
     async with open_queue(quick_settings(valkey_url)) as queue:
         with pytest.raises(NotFound):
-            await queue.jobs.get("unknown").result(timeout_s=1)
+            await queue.jobs.get("unknown").result(timeout_s=10)
         job = await queue.enqueue("echo", 1, delay_s=3600)
         with pytest.raises(ResultTimeout):
             await job.result(timeout_s=0.05)

@@ -7,7 +7,7 @@ import os
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from worker.errors import InvalidArgument
@@ -68,8 +68,6 @@ EXPRESSIONS = st.one_of(
 
 @settings(
     max_examples=int(os.environ.get("FUZZ_EXAMPLES", "100")),
-    deadline=None,
-    suppress_health_check=[HealthCheck.too_slow],  # on a busy machine
 )
 @given(expression=EXPRESSIONS, now=st.integers(0, 2_500_000_000_000))
 def test_an_accepted_expression_is_due_after_now(expression: str, now: int) -> None:

@@ -263,7 +263,7 @@ async def test_the_parts_of_a_gathering_end_in_short_steps(queue: JobQueue) -> N
         await burst(
             stores_of(queue).client, stores_of(queue).keys.prefix, [part, whole], max_jobs=100
         )
-        assert await job.result(timeout_s=5) == sum(range(500))
+        assert await job.result(timeout_s=10) == sum(range(500))
 
     await assert_short(queue, gather)
 

@@ -35,12 +35,12 @@ async def test_a_result_has_the_type_that_the_function_returns(client: Any, pref
     await burst(client, prefix, [double, shout, total])
 
     assert_type(doubled, Job[int])
-    assert assert_type(await doubled.result(timeout_s=5), int) == 42
+    assert assert_type(await doubled.result(timeout_s=10), int) == 42
     assert_type(many, list[Job[str]])
-    assert [await job.result(timeout_s=5) for job in many] == ["A", "B"]
-    assert assert_type(await gathered.result(timeout_s=5), int) == 3
+    assert [await job.result(timeout_s=10) for job in many] == ["A", "B"]
+    assert assert_type(await gathered.result(timeout_s=10), int) == 3
     assert_type(by_text, Job)
-    assert assert_type(await by_text.result(timeout_s=5), Any) == 2
+    assert assert_type(await by_text.result(timeout_s=10), Any) == 2
     assert_type(call(shout, "a"), Call[str])
     assert (await queue.jobs.schedules())[0].job.name == "double"
 

@@ -24,7 +24,7 @@ async def cache_on(url: str, prefix: str, **options: Any) -> AsyncIterator[Cache
     patient = CacheOptions(prefix=prefix, timeout_s=PATIENT_S)
     chosen = replace(patient, **options)
     async with (
-        open_pool(url, PoolOptions(), name="test-cache") as client,
+        open_pool(url, PoolOptions(connect_timeout_s=PATIENT_S), name="test-cache") as client,
         Cache(client, chosen) as cache,
     ):
         yield cache

@@ -21,7 +21,7 @@ def new_worker(client: Any, prefix: str, functions: Sequence[Any], **kwargs: Any
 async def burst(client: Any, prefix: str, functions: Sequence[Any], **kwargs: Any) -> Worker:
     """Run a worker until the queue is empty. Return the worker."""
     worker = new_worker(client, prefix, functions, burst=True, **kwargs)
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(100):
         await worker.main()
     return worker
 
@@ -37,5 +37,5 @@ async def running(
         yield worker
     finally:
         worker.force()
-        async with asyncio.timeout(15):
+        async with asyncio.timeout(60):
             await main

@@ -223,7 +223,6 @@ def test_batched_attempts_equal_separate_ones(valkey_url: str) -> None:
         settings=settings(
             max_examples=20,
             stateful_step_count=40,
-            deadline=None,
             suppress_health_check=list(HealthCheck),
         ),
     )

@@ -18,6 +18,7 @@ from cache import EmbeddedServerError, MissingExtra, open_cache
 from tests.support.jobs import add, explode, wait_forever
 from tests.support.queues import open_queue, stores_of
 from tests.support.servers import run
+from tests.support.wait import eventually
 from worker import (
     InvalidArgument,
     JobFailed,
@@ -68,7 +69,7 @@ def attempts() -> Attempts:
 async def test_a_job_runs_at_once_and_its_result_is_awaited() -> None:
     async with testing_queue(functions=[add]) as queue:
         enqueued = await queue.enqueue("add", 2, b=3)
-        assert await enqueued.result(timeout_s=5) == 5
+        assert await enqueued.result(timeout_s=10) == 5
 
 
 async def test_a_function_defined_inside_a_test_goes_by_its_name() -> None:
@@ -77,7 +78,7 @@ async def test_a_function_defined_inside_a_test_goes_by_its_name() -> None:
 
     async with testing_queue(functions=[greet]) as queue:
         enqueued = await queue.enqueue("greet", "Ada")
-        assert await enqueued.result(timeout_s=5) == "hello Ada"
+        assert await enqueued.result(timeout_s=10) == "hello Ada"
 
 
 async def test_jobs_find_the_given_context() -> None:
@@ -85,7 +86,7 @@ async def test_jobs_find_the_given_context() -> None:
         return ctx["database"]
 
     async with testing_queue(functions=[read], ctx={"database": "db-1"}) as queue:
-        assert await (await queue.enqueue("read")).result(timeout_s=5) == "db-1"
+        assert await (await queue.enqueue("read")).result(timeout_s=10) == "db-1"
 
 
 # -- retries -----------------------------------------------------------------------
@@ -95,7 +96,7 @@ async def test_retries_do_not_wait_for_the_backoff(attempts: Attempts) -> None:
     slow = job(attempts.flaky, name="flaky", retry=RetryPolicy(max_tries=4, base_s=HOUR_S))
     async with testing_queue(functions=[slow]) as queue:
         enqueued = await queue.enqueue("flaky", 3)
-        assert await enqueued.result(timeout_s=5) == 4
+        assert await enqueued.result(timeout_s=10) == 4
 
 
 async def test_the_default_policy_retries_at_once_too(attempts: Attempts) -> None:
@@ -104,14 +105,14 @@ async def test_the_default_policy_retries_at_once_too(attempts: Attempts) -> Non
     ) as queue:
         enqueued = await queue.enqueue("flaky", 9)
         with pytest.raises(JobFailed, match="not yet"):
-            await enqueued.result(timeout_s=5)
+            await enqueued.result(timeout_s=10)
     assert attempts.of["flaky"] == 3
 
 
 async def test_a_deferred_retry_does_not_wait_either(attempts: Attempts) -> None:
     async with testing_queue(functions=[attempts.puts_itself_off]) as queue:
         enqueued = await queue.enqueue("puts_itself_off")
-        assert await enqueued.result(timeout_s=5) == 2
+        assert await enqueued.result(timeout_s=10) == 2
 
 
 async def test_real_backoff_is_kept_on_request(attempts: Attempts) -> None:
@@ -166,9 +167,9 @@ async def test_drained_waits_for_chained_and_gathered_jobs() -> None:
             [call("add", n, n) for n in range(5)], then=call("total")
         )
         assert await queue.drained() == DrainCounts(completed=8)
-        assert await chained.result(timeout_s=0.1) == 3
-        assert await queue.jobs.get("second").result(timeout_s=0.1) == 13
-        assert await gathered.result(timeout_s=0.1) == 20
+        assert await chained.result(timeout_s=10) == 3
+        assert await queue.jobs.get("second").result(timeout_s=10) == 13
+        assert await gathered.result(timeout_s=10) == 20
 
 
 async def test_drained_leaves_a_job_that_is_due_after_the_timeout() -> None:
@@ -182,7 +183,7 @@ async def test_drained_waits_for_a_job_due_before_the_timeout() -> None:
     async with testing_queue(functions=[add]) as queue:
         soon = await queue.enqueue("add", 1, delay_s=0.2)
         assert await queue.drained() == DrainCounts(completed=1)
-        assert await soon.result(timeout_s=0.1) == 1
+        assert await soon.result(timeout_s=10) == 1
 
 
 async def test_drained_makes_scheduled_jobs_due_on_request() -> None:
@@ -190,12 +191,17 @@ async def test_drained_makes_scheduled_jobs_due_on_request() -> None:
         after = call("add", 1, delay_s=HOUR_S, job_id="after")
         await queue.enqueue("add", 1, delay_s=HOUR_S, priority=Priority.LOW, then=after)
         assert await queue.drained(scheduled=True) == DrainCounts(completed=2)
-        assert await queue.jobs.get("after").result(timeout_s=0.1) == 2
+        assert await queue.jobs.get("after").result(timeout_s=10) == 2
 
 
 async def test_drained_names_what_is_left_at_the_timeout() -> None:
     async with testing_queue(functions=[wait_forever]) as queue:
         endless = await queue.enqueue("wait_forever")
+
+        async def runs() -> bool:
+            return await endless.status() == "in_progress"
+
+        await eventually(runs)
         with pytest.raises(ResultTimeout, match=r"0\.1 s: wait_forever \(runs\)"):
             await queue.drained(timeout_s=0.1)
         assert await endless.abort(timeout_s=5)
@@ -230,7 +236,7 @@ async def test_jobs_wait_for_drained_when_no_worker_runs() -> None:
         assert await queue.drained() == DrainCounts(completed=1)
         await queue.enqueue("explode")
         assert await queue.drained() == DrainCounts(completed=1, retried=4, failed=1)
-        assert await first.result(timeout_s=0.1) == 3
+        assert await first.result(timeout_s=10) == 3
 
 
 async def test_enqueued_tells_name_arguments_priority_and_time() -> None:
@@ -261,7 +267,7 @@ async def test_assert_enqueued_matches_leading_and_named_arguments() -> None:
 
 async def test_other_clients_share_the_queue_by_its_settings() -> None:
     async with testing_queue(functions=[add]) as queue, open_queue(queue.settings) as client:
-        assert await (await client.enqueue("add", 1)).result(timeout_s=5) == 1
+        assert await (await client.enqueue("add", 1)).result(timeout_s=10) == 1
         async with open_cache(queue.settings) as cache:
             assert await cache.agents.set("agent-1", {"name": "Ada"})
 
@@ -280,7 +286,7 @@ async def test_a_cron_job_runs_when_triggered_not_by_the_clock() -> None:
     every_second = cron(coroutine, name="tidy_up", second=set(range(60)), run_at_startup=True)
     async with testing_queue(cron_jobs=[every_second]) as queue:
         assert await queue.drained() == DrainCounts()
-        assert await (await queue.trigger("tidy_up")).result(timeout_s=5) == "tidy"
+        assert await (await queue.trigger("tidy_up")).result(timeout_s=10) == "tidy"
     assert runs == ["tidy_up"]
 
 
@@ -288,13 +294,13 @@ async def test_a_cron_of_the_settings_is_triggered_by_its_path() -> None:
     crons = "tests.support.jobs:explode=0 3 * * *"
     async with testing_queue(settings={"worker_crons": crons}) as queue:
         with pytest.raises(JobFailed, match="as asked"):
-            await (await queue.trigger("tests.support.jobs:explode")).result(timeout_s=5)
+            await (await queue.trigger("tests.support.jobs:explode")).result(timeout_s=10)
 
 
 async def test_a_registered_schedule_is_triggered_by_its_id() -> None:
     async with testing_queue(functions=[add]) as queue:
         await queue.schedule("nightly", call("add", 20, 2), cron="0 3 * * *")
-        assert await (await queue.trigger("nightly")).result(timeout_s=5) == 22
+        assert await (await queue.trigger("nightly")).result(timeout_s=10) == 22
         with pytest.raises(NotFound, match=r"'weekly'.*nightly"):
             await queue.trigger("weekly")
 
@@ -340,7 +346,7 @@ async def test_queues_are_apart_and_begin_empty() -> None:
 
 async def test_nothing_is_left_on_the_server() -> None:
     async with testing_queue(functions=[add]) as queue:
-        await (await queue.enqueue("add", 1)).result(timeout_s=5)
+        await (await queue.enqueue("add", 1)).result(timeout_s=10)
         settings = queue.settings
     async with open_queue(settings) as client:
         assert await stores_of(client).client.dbsize() == 0
