@@ -35,9 +35,9 @@ async def test_after_kill_9_a_job_runs_again_within_its_lease(
 ) -> None:
     job = await queue_of(client, prefix).enqueue("hold", 3600)
     with process(valkey_url, prefix, ledger) as first:
-        await eventually(lambda: _lines(ledger, "start"), deadline_s=20)
+        await eventually(lambda: _lines(ledger, "start"), deadline_s=60)
         with process(valkey_url, prefix, ledger):
-            await eventually(lambda: _two_workers(client, prefix), deadline_s=20)
+            await eventually(lambda: _two_workers(client, prefix), deadline_s=60)
             first.kill()
             lines = await eventually(lambda: _lines(ledger, "start", 2), deadline_s=20)
             # The same try: a worker's death charges the job nothing.
@@ -54,14 +54,14 @@ async def test_a_stopped_owner_cannot_end_or_overwrite_the_job(
     queue = queue_of(client, prefix)
     with process(valkey_url, prefix, ledger) as stopped:
         job = await queue.enqueue("hold", 0.5)
-        await eventually(lambda: _lines(ledger, "start"), deadline_s=20)
+        await eventually(lambda: _lines(ledger, "start"), deadline_s=60)
         os.kill(stopped.pid, signal.SIGSTOP)
         with process(valkey_url, prefix, ledger) as other:
             assert await job.result(timeout_s=30) == other.pid
             before = await client.get(f"{prefix}result:{job.id}")
             os.kill(stopped.pid, signal.SIGCONT)
             log = ledger.path.with_suffix(".log")
-            await eventually(lambda: _says(log, "lease.lost", "job.ended_late"), deadline_s=20)
+            await eventually(lambda: _says(log, "lease.lost", "job.ended_late"), deadline_s=60)
             assert await client.get(f"{prefix}result:{job.id}") == before
             assert decode(before)["r"] == other.pid
 
@@ -88,7 +88,7 @@ async def test_a_job_that_hangs_past_its_timeout_loses_its_lease(
 ) -> None:
     await queue_of(client, prefix).enqueue("block_briefly", 60)
     with process(valkey_url, prefix, ledger, lease_s=1.0):
-        await eventually(lambda: _lines(ledger, "start"), deadline_s=20)
+        await eventually(lambda: _lines(ledger, "start"), deadline_s=60)
         with process(valkey_url, prefix, ledger, lease_s=1.0):
             lines = await eventually(lambda: _lines(ledger, "start", 2), deadline_s=20)
     assert lines[0][2] != lines[1][2]
@@ -104,7 +104,7 @@ async def test_a_job_that_cannot_start_behind_a_hung_one_runs_elsewhere(
     behind = await queue.enqueue("hold", 0, job_id="behind")
     # Long enough to be renewed in time on a busy machine.
     with process(valkey_url, prefix, ledger, lease_s=3.0):
-        await eventually(lambda: _lines(ledger, "start"), deadline_s=20)
+        await eventually(lambda: _lines(ledger, "start"), deadline_s=60)
         # They were claimed together.
         assert await client.zcard(f"{prefix}queue:running") == 2
         with process(valkey_url, prefix, ledger, lease_s=3.0) as other:
@@ -123,10 +123,10 @@ async def test_a_job_that_kills_its_workers_is_poison_after_three(
 
     for deaths in (1, 2, 3):
         with process(valkey_url, prefix, ledger, lease_s=1.0) as child:
-            await eventually(lambda n=deaths: _lines(ledger, "start", n), deadline_s=20)  # type: ignore[misc]
+            await eventually(lambda n=deaths: _lines(ledger, "start", n), deadline_s=60)  # type: ignore[misc]
             await asyncio.to_thread(child.wait, 10)
     with process(valkey_url, prefix, ledger, lease_s=1.0):
-        await eventually(is_dead, deadline_s=20)
+        await eventually(is_dead, deadline_s=60)
     assert len(ledger.of("start")) == 3
     assert await client.exists(f"{prefix}job:{job.id}", f"{prefix}in-progress:{job.id}") == 0
 

@@ -361,7 +361,7 @@ async def test_a_worker_that_ends_claims_nothing_more(
 
 async def test_a_burst_counts_its_jobs(client: Any, prefix: str, lab: Lab) -> None:
     runs = Runs()
-    await lab.queue.enqueue("quick", delay_s=0.3)
+    await lab.queue.enqueue("quick", delay_s=3600)  # the burst waits for it
     worker = new_worker(
         client, prefix, runs.functions, burst=True, max_burst_jobs=1, options=SELDOM
     )

@@ -65,7 +65,7 @@ def command(home: Path, client: ArqRedis, *options: str, grace: int = 0) -> subp
 
 
 async def ended(process: subprocess.Popen[bytes]) -> tuple[int, str]:
-    output, _ = await asyncio.to_thread(process.communicate, None, 20)
+    output, _ = await asyncio.to_thread(process.communicate, None, 60)
     return process.returncode, output.decode()
 
 
@@ -84,7 +84,7 @@ async def test_term_gives_the_job_back_uncharged_and_check_follows(
     await arq.enqueue_job("hang", _job_id="a")
     process = command(tmp_path, arq)
     try:
-        await eventually(lambda: arq.get("started"), deadline_s=20)
+        await eventually(lambda: arq.get("started"), deadline_s=60)
         await eventually(lambda: arq.exists("arq:queue:health-check"))
         check = command(tmp_path, arq, "--check")
         assert (await ended(check))[0] == 0
@@ -104,10 +104,10 @@ async def test_a_second_term_ends_the_grace(arq: ArqRedis, tmp_path: Path) -> No
     await arq.enqueue_job("hang", _job_id="a")
     process = command(tmp_path, arq, grace=600)
     try:
-        await eventually(lambda: arq.get("started"), deadline_s=20)
+        await eventually(lambda: arq.get("started"), deadline_s=60)
         worker: Any = (await eventually(lambda: arq.zrange("arq:workers", 0, -1)))[0]
         process.send_signal(signal.SIGTERM)
-        await eventually(lambda: _drains(arq, worker), deadline_s=20)
+        await eventually(lambda: _drains(arq, worker), deadline_s=60)
         process.send_signal(signal.SIGTERM)
         code, output = await ended(process)
     finally:

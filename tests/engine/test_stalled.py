@@ -17,8 +17,8 @@ from worker.keys import EngineKeys, QueueKeys
 
 pytestmark = pytest.mark.integration
 
-LEASE_S = 10.0
-MARGIN_S = 2.0
+LEASE_S = 100.0
+MARGIN_S = 20.0
 
 
 def new_poll(client: Any, prefix: str, name: str = "w", stalled_count: int = 3) -> Poll:
@@ -55,7 +55,7 @@ async def test_each_lost_lease_lengthens_the_next_and_renewal_keeps_that(
         await lapse(client, prefix)
     # Nothing is added to the first: a killed worker's job runs again within its lease.
     assert abs(waits[0] - LEASE_S) < MARGIN_S / 2
-    assert all(after - before > 1 for before, after in pairwise(waits[:6]))
+    assert all(after - before > LEASE_S / 10 for before, after in pairwise(waits[:6]))
     # The second is within the 20 s of the promise, at a lease of 15 s; and there is an end to it.
     assert waits[1] < LEASE_S * 20 / 15
     assert waits[5] - MARGIN_S < waits[7] < 8 * LEASE_S

@@ -21,7 +21,7 @@ pytestmark = pytest.mark.integration
 
 LOOPBACK = EgressPolicy(parse_networks("127.0.0.0/8"))
 TLS = ssl.create_default_context()
-TIMEOUT_S = 0.4
+TIMEOUT_S, PATIENT_S = 0.4, 20.0
 # A loaded machine may exceed the deadline by this. The receivers would hold an attempt forever.
 SLACK_S = 15.0
 DRIP_EVERY_S = 0.01
@@ -155,15 +155,17 @@ async def post(url: str, timeout_s: float = TIMEOUT_S, **client_options: Any) ->
 async def test_a_hostile_receiver_is_one_failure_within_the_limits(
     script: Script, errors: set[str]
 ) -> None:
+    # What ends by something else than the timeout may take longer than that on a busy machine.
+    timeout_s = TIMEOUT_S if "timeout" in errors else PATIENT_S
     async with receiver(script) as port:
         tracemalloc.start()
         try:
-            reply = await post(f"http://127.0.0.1:{port}/")
+            reply = await post(f"http://127.0.0.1:{port}/", timeout_s)
             _, peak = tracemalloc.get_traced_memory()
         finally:
             tracemalloc.stop()
     assert reply.error in errors
-    assert reply.ms < (TIMEOUT_S + SLACK_S) * 1000
+    assert reply.ms < (timeout_s + SLACK_S) * 1000
     assert len(reply.body) <= 1024
     # Both ends run in this process, so the sender's buffers count too.
     assert peak < 20_000_000
@@ -195,7 +197,7 @@ async def test_a_few_early_hints_before_the_response_are_accepted() -> None:
         writer.write(HEAD + b"content-length: 0\r\n\r\n")
 
     async with receiver(script) as port:
-        assert (await post(f"http://127.0.0.1:{port}/", 5)).status == 200
+        assert (await post(f"http://127.0.0.1:{port}/", PATIENT_S)).status == 200
 
 
 async def take(_r: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -206,7 +208,7 @@ async def test_a_certificate_of_an_unknown_authority_is_refused() -> None:
     served = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     trustme.CA().issue_cert("127.0.0.1").configure_cert(served)
     async with receiver(take, served) as port:
-        assert (await post(f"https://127.0.0.1:{port}/", 5)).error == "tls"
+        assert (await post(f"https://127.0.0.1:{port}/", PATIENT_S)).error == "tls"
 
 
 async def test_a_certificate_for_another_name_is_refused(tmp_path: Any) -> None:
@@ -216,7 +218,7 @@ async def test_a_certificate_for_another_name_is_refused(tmp_path: Any) -> None:
     authority.issue_cert("other.example").configure_cert(served)
     trusting = tls_context(ca_file=str(tmp_path / "ca.pem"))
     async with receiver(take, served) as port:
-        assert (await post(f"https://127.0.0.1:{port}/", 5, tls=trusting)).error == "tls"
+        assert (await post(f"https://127.0.0.1:{port}/", PATIENT_S, tls=trusting)).error == "tls"
 
 
 async def test_a_private_authority_and_a_client_certificate_are_used(tmp_path: Any) -> None:
@@ -232,7 +234,7 @@ async def test_a_private_authority_and_a_client_certificate_are_used(tmp_path: A
     ca, client = str(tmp_path / "ca.pem"), str(tmp_path / "client.pem")
     async with receiver(take, served) as port:
         url = f"https://127.0.0.1:{port}/"
-        with_one = await post(url, 5, tls=tls_context(ca_file=ca, cert_file=client))
-        without = await post(url, 5, tls=tls_context(ca_file=ca))
+        with_one = await post(url, PATIENT_S, tls=tls_context(ca_file=ca, cert_file=client))
+        without = await post(url, PATIENT_S, tls=tls_context(ca_file=ca))
     assert with_one.status == 200
     assert without.status is None

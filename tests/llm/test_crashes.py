@@ -67,6 +67,7 @@ async def die_at(point: str, settings: dict[str, Any]) -> None:
             await process.wait()
 
 
+@pytest.mark.timeout(600)
 @pytest.mark.parametrize("provider", POINTS)
 async def test_a_worker_killed_at_any_point_of_a_batch_loses_nothing(
     private_valkey_url: str, fake: FakeProvider, provider: str
@@ -99,6 +100,7 @@ async def test_a_worker_killed_at_any_point_of_a_batch_loses_nothing(
     assert shown["ambiguous"] == 2
 
 
+@pytest.mark.timeout(600)
 @pytest.mark.parametrize("provider", POINTS)
 async def test_a_worker_killed_during_a_split_loses_and_doubles_nothing(
     private_valkey_url: str, fake: FakeProvider, provider: str
