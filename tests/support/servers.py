@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import random
 import socket
 import ssl
@@ -15,9 +16,13 @@ from typing import Any
 from cache.connection.embedded import server_binary
 from tests.support.wait import eventually_sync
 
-# Below the range that the system gives to clients and to servers on port 0 (from 32,768):
-# a port from that range could be taken between this look and the start of its server.
-_PORTS = iter(random.SystemRandom().sample(range(15_000, 32_000), 17_000))
+# Below the range that the system gives to clients and to servers on port 0 (from 32,768): a port
+# from that range could be taken between this look and the start of its server. For the same
+# reason each process of a parallel run has ports of its own.
+_PROCESSES = 8
+_PROCESS = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw")) % _PROCESSES
+_RANGE = range(15_000 + _PROCESS, 32_000, _PROCESSES)
+_PORTS = iter(random.SystemRandom().sample(_RANGE, len(_RANGE)))
 
 
 def free_port() -> int:
@@ -42,12 +47,16 @@ def valkey(home: Path, *arguments: str, port: int | None = None) -> Iterator[int
     chosen = port or free_port()
     home.mkdir(parents=True, exist_ok=True)
     command = [str(server_binary()), *arguments, "--port", str(chosen), "--dir", str(home)]
+    if "--cluster-enabled" in arguments:
+        # By default it is the port + 10,000, which the system may have given to somebody.
+        command += ["--cluster-port", str(free_port())]
     if "--sentinel" not in arguments:
         command += ["--save", "", *([] if "--bind" in arguments else ["--bind", "127.0.0.1"])]
     with (home / "server.log").open("wb") as log:
         process = subprocess.Popen(command, stdout=log, stderr=log, stdin=subprocess.DEVNULL)
     try:
-        eventually_sync(lambda: answers(chosen))
+        eventually_sync(lambda: process.poll() is not None or answers(chosen))
+        assert process.poll() is None, (home / "server.log").read_text()
         yield chosen
     finally:
         process.terminate()
