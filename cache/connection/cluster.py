@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 from redis.crc import key_slot
 from redis.exceptions import ResponseError
 
+from cache.connection.incarnation import UNKNOWN
 from cache.connection.multiplexed import MultiplexedConnection
 from cache.connection.protocol import Away, Connection, Decode, Ended
 from cache.connection.siblings import node_pool
@@ -57,9 +58,9 @@ class ClusterConnection:
         )
 
     def incarnation_of(self, key: str) -> bytes:
-        """The run of the node that has the key on the current map; zeros while it is unknown."""
+        """The run of the node that has the key on the current map, if it is known."""
         connection = self._routes.get(key) or self._route(key)
-        return bytes(8) if connection is None else connection.incarnation_of()
+        return UNKNOWN.digest if connection is None else connection.incarnation_of()
 
     async def connect(self) -> None:
         """Raises Away: there is no map, or a node on it cannot be reached."""
@@ -167,7 +168,7 @@ class ClusterConnection:
         if connection is None:
             pool = SimpleNamespace(connection_pool=node_pool(self._client, *address))
             connection = self._connections[address] = MultiplexedConnection(
-                pool, timeout_s=self._timeout_s
+                pool, timeout_s=self._timeout_s, follows_run=True
             )
         return connection
 

@@ -15,4 +15,4 @@ def connect(client: Any, timeout_s: float) -> Connection:
     """A connection from the client's pool."""
     if isinstance(client, RedisCluster):
         return ClusterConnection(client, timeout_s=timeout_s)
-    return MultiplexedConnection(client, timeout_s=timeout_s)
+    return MultiplexedConnection(client, timeout_s=timeout_s, follows_run=True)

@@ -10,9 +10,9 @@ from __future__ import annotations
 import asyncio
 from contextlib import suppress
 from dataclasses import dataclass
-from hashlib import blake2b
 from typing import Any
 
+from cache.connection.incarnation import Incarnation
 from cache.connection.pool import OUTAGE
 from cache.connection.protocol import Away
 from cache.connection.refusals import explain
@@ -20,16 +20,16 @@ from cache.connection.refusals import explain
 
 @dataclass(frozen=True, slots=True)
 class Dialed:
-    """An open connection: redis-py's object, its transport, and which server run answered."""
+    """An open connection: redis-py's object, its transport, and which run of the server answered."""
 
     connection: Any
     transport: asyncio.Transport
-    incarnation: bytes  # 8 bytes, made from the server's run id
+    incarnation: Incarnation
 
 
 async def dial(pool: Any) -> Dialed:
     """
-    Connect, and ask the server for its run id.
+    Connect, and ask the server for its run.
 
     Raises:
         Away: refused, or not within the pool's timeouts.
@@ -38,7 +38,9 @@ async def dial(pool: Any) -> Dialed:
     try:
         connection = await pool.get_connection()
         await connection.send_command("INFO", "server")
-        info = await connection.read_response(disable_decoding=True)
+        await connection.send_command("INFO", "replication")
+        server = await connection.read_response(disable_decoding=True)
+        replication = await connection.read_response(disable_decoding=True)
     except OUTAGE as exc:
         if connection is not None:
             await give_back(pool, connection)
@@ -48,7 +50,7 @@ async def dial(pool: Any) -> Dialed:
             await give_back(pool, connection)
         raise
     transport = connection._writer.transport
-    return Dialed(connection, transport, _run_id(info))
+    return Dialed(connection, transport, Incarnation(server, replication))
 
 
 async def give_back(pool: Any, connection: Any) -> None:
@@ -58,10 +60,3 @@ async def give_back(pool: Any, connection: Any) -> None:
             await connection.disconnect(nowait=True)
     finally:
         await pool.release(connection)
-
-
-def _run_id(info: bytes) -> bytes:
-    for line in info.splitlines():
-        if line.startswith(b"run_id:"):
-            return blake2b(line[7:], digest_size=8).digest()
-    return bytes(8)

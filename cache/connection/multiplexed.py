@@ -5,7 +5,7 @@ Shares one connection among many callers: the cache's commands, the queue's scri
 write, and replies are matched in order (replies.py), without a task for each
 command. It knows which run of the server it talks to (by the run id): values of an
 earlier run, which a restart from a snapshot or a failover to a lagging replica
-brings back, may have missed an invalidation.
+brings back, may have missed an invalidation (incarnation.py).
 
 Replies carry no ids. A command that joins the queue of waiting calls but is not
 sent, or is sent but does not join, would hand every later reply to the wrong
@@ -30,6 +30,7 @@ from redis.exceptions import ResponseError
 
 from cache.connection.commands import encode_command
 from cache.connection.dialing import dial, give_back
+from cache.connection.incarnation import ASK, UNKNOWN
 from cache.connection.protocol import Away, Connection, Decode, Ended
 from cache.connection.replies import Replies
 from cache.connection.tasks import end
@@ -49,12 +50,16 @@ class MultiplexedConnection:
         timeout_s: the connection is lost after this long without a byte while calls wait.
         eager: write the first call at once, when no other waits, instead of at the end of the
             tick. It leaves one loop step earlier, at the cost of one more write.
+        follows_run: ask for the server's run again while the connection is in use.
     """
 
-    def __init__(self, client: Any, *, timeout_s: float, eager: bool = False) -> None:
+    def __init__(
+        self, client: Any, *, timeout_s: float, eager: bool = False, follows_run: bool = False
+    ) -> None:
         self._pool = client.connection_pool
         self._timeout_s = timeout_s
         self._eager = eager
+        self._follows_run = follows_run
         self._connection: Any = None
         self._transport: Any = None
         self._loop: asyncio.AbstractEventLoop | None = None  # of the transport
@@ -63,13 +68,13 @@ class MultiplexedConnection:
         self._dialing: asyncio.Task[None] | None = None
         self._progress_at = 0.0
         self._watched = False
-        self._incarnation = bytes(8)
+        self._incarnation = UNKNOWN
         self._endings: set[asyncio.Task[None]] = set()
         # Connections that were ended because calls and replies might not match.
         self.desynchronized = 0
 
     def incarnation_of(self, key: str = "") -> bytes:  # noqa: ARG002  (one server has every key)
-        return self._incarnation
+        return self._incarnation.digest
 
     def node_of(self, key: str) -> MultiplexedConnection:  # noqa: ARG002  (as incarnation_of)
         return self
@@ -149,12 +154,14 @@ class MultiplexedConnection:
             return call
         try:
             is_first = not replies.calls
-            replies.calls.append((call, decode))
             if is_first:
                 self._watch_from_now(loop)
-                if self._eager:
-                    self._transport.write(packed)
-                    return call
+                if self._progress_at > self._incarnation.ask_at:
+                    self._ask_run(loop, replies)
+            replies.calls.append((call, decode))
+            if is_first and self._eager:
+                self._transport.write(packed)
+                return call
             if not self._out:
                 loop.call_soon(self._flush)
             self._out.append(packed)
@@ -162,6 +169,13 @@ class MultiplexedConnection:
             self.desynchronize(f"a command was not buffered: {type(exc).__name__}", replies)
             raise
         return call
+
+    def _ask_run(self, loop: asyncio.AbstractEventLoop, replies: Replies) -> None:
+        """Ask for the run again, in the write of the next commands: before they end, it is known."""
+        replies.calls.append((self._incarnation.asked(loop, self._progress_at), None))
+        if not self._out:
+            loop.call_soon(self._flush)
+        self._out.append(ASK)
 
     def _watch_from_now(self, loop: asyncio.AbstractEventLoop) -> None:
         self._progress_at = loop.time()
@@ -188,7 +202,12 @@ class MultiplexedConnection:
         self.lose(reason)
 
     def progress(self) -> None:
-        self._progress_at = asyncio.get_running_loop().time()
+        loop = asyncio.get_running_loop()
+        self._progress_at = loop.time()
+        # Here too, as under load there is always a call that waits.
+        replies = self._replies
+        if replies and replies.calls and self._progress_at > self._incarnation.ask_at:
+            self._ask_run(loop, replies)
 
     def _watch(self, due: float) -> None:
         """End a connection that is silent while calls wait. One timer serves all calls."""
@@ -252,6 +271,8 @@ class MultiplexedConnection:
         dialed = await dial(self._pool)
         self._loop = asyncio.get_running_loop()
         self._incarnation = dialed.incarnation
+        if self._follows_run:
+            self._incarnation.follow(self._loop.time())
         self._replies = Replies(self, dialed.transport.get_protocol())
         self._out = []
         dialed.transport.set_protocol(self._replies)

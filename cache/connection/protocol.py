@@ -28,7 +28,8 @@ class Connection(Protocol):
         ...
 
     def incarnation_of(self, key: str) -> bytes:
-        """8 bytes that identify the run of the server that holds a key; a restart changes them."""
+        """8 bytes that identify the run of the server that holds a key: a restart changes
+        them, and so does becoming the master."""
         ...
 
     async def connect(self) -> None: ...

@@ -328,6 +328,11 @@ async def _lapse(client: Any, key: str, token: WriteToken) -> None:
     assert await client.zadd(intents_of(key), lapsed, xx=True, ch=True)
 
 
+def _meet_another_run(cache: Cache, run: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    connection = cache.components.entries.connection.unguarded
+    monkeypatch.setattr(connection, "incarnation_of", lambda _key: run)
+
+
 @BOTH
 async def test_a_read_compares_the_run_of_the_server(
     caches: tuple[Cache, Cache], rule: bool, monkeypatch: pytest.MonkeyPatch
@@ -336,11 +341,11 @@ async def test_a_read_compares_the_run_of_the_server(
     reader, writer = caches
     if not rule:
 
-        def credulous(_self: Entries, head: Any, version: Any, _key: str) -> bool:
+        def credulous(_self: Entries, head: Any, version: Any, _run: bytes) -> bool:
             return bool(b"%d" % head.version == version)
 
         monkeypatch.setattr(Entries, "trusts", credulous)
-    monkeypatch.setattr(writer.components.entries, "run_of", lambda _key: b"before!!")
+    _meet_another_run(writer, b"before!!", monkeypatch)
     await writer.agents.set("a1", "old")
     assert (await reader.agents.get("a1") is None) is rule
 
@@ -360,7 +365,7 @@ async def test_a_fill_on_another_run_of_the_server_confirms_nothing(
         monkeypatch.setattr(Entries, "confirm", trusting)
 
     async def restart() -> None:
-        monkeypatch.setattr(reader.components.entries, "run_of", lambda _key: b"another!")
+        _meet_another_run(reader, b"another!", monkeypatch)
 
     assert (await _late_answer(reader, restart) == "new") is rule
 

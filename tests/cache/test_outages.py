@@ -242,6 +242,48 @@ async def test_a_lagging_replica_that_takes_over_brings_nothing_back(
             assert await cache.agents.get("a1") == "new"
 
 
+async def test_a_master_that_takes_over_again_brings_nothing_back(
+    tmp_path: Path, prefix: str
+) -> None:
+    homes = [tmp_path / name for name in ("first", "second")]
+    for home in homes:
+        home.mkdir()
+    ports = [str(free_port()), str(free_port())]
+    quick = ("--repl-diskless-sync-delay", "0")
+    first = FragileServer(homes[0], "--port", ports[0], *quick)
+    second = FragileServer(
+        homes[1], "--port", ports[1], "--replicaof", f"127.0.0.1 {ports[0]}", *quick
+    )
+    with running(first), running(second):
+        async with (
+            cache_on(first.url, prefix) as cache,
+            open_pool(first.url, PoolOptions(), name="t") as one,
+            open_pool(second.url, PoolOptions(), name="t") as two,
+        ):
+            await cache.agents.set("a1", "old")
+
+            async def is_on(server: Any) -> bool:
+                return bool(await server.exists(f"{prefix}{{a1}}"))
+
+            await eventually(lambda: is_on(two), deadline_s=30)
+            await two.replicaof("NO", "ONE")  # from here on it lags
+            assert await cache.agents.invalidate("a1")
+            await one.replicaof("127.0.0.1", ports[1])
+            await eventually(lambda: is_on(one), deadline_s=30)
+            await one.replicaof("NO", "ONE")
+
+            async with cache_on(first.url, prefix) as other:
+                assert await other.agents.get("a1") is None
+
+            # A connection that has survived all this asks again after a second.
+            async def is_gone() -> bool:
+                return await cache.agents.get("a1") is None
+
+            await eventually(is_gone, deadline_s=30)
+            assert await is_on(one)
+            assert cache.stats()["outages"] == 0
+
+
 async def test_a_lost_append_takes_the_window_with_it(cache: Cache, server: FragileServer) -> None:
     await cache.messages.get_or_load("a1", Loader([{"id": "m1", "sequence_id": 1}]))
     server.freeze()

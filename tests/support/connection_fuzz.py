@@ -130,5 +130,8 @@ class ConnectionFuzz:
 async def break_often(proxy: FaultProxy, seed: int) -> None:
     """Cut the connection after any number of reply bytes, small ones as often as large ones."""
     draw = random.Random(seed)
-    while True:
-        await proxy.cut_after(int(10 ** draw.uniform(1, 7.3))).wait()
+    try:
+        while True:
+            await proxy.cut_after(int(10 ** draw.uniform(1, 7.3))).wait()
+    finally:
+        proxy.cut_never()

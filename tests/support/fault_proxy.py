@@ -3,7 +3,7 @@ A TCP proxy in front of a server's unix socket, with faults on request.
 
 cut_replies(n): the next n commands that contain `marker` reach the server and
     run, but the client's connection is closed instead of the reply.
-cut_after(n): after n more bytes of replies, every connection is closed.
+cut_after(n): after n more bytes of replies, every connection is closed. cut_never() takes it back.
 reset(): every connection is closed now.
 hold() / release(): nothing passes in either direction.
 refuse: new connections are closed at once.
@@ -44,6 +44,9 @@ class FaultProxy:
         self._bytes_left = size
         self._cut = asyncio.Event()
         return self._cut
+
+    def cut_never(self) -> None:
+        self._bytes_left = None
 
     def lead_to(self, socket_path: str) -> None:
         self._socket_path = socket_path
