@@ -5,7 +5,8 @@ Invalidates cached values, without reading or storing any: what a process that o
         async with invalidator.writing(agents=[agent_id]):
             await session.commit()
 
-It has one connection, and sends nothing while nobody calls it. `Cache` is one, too.
+It has one connection, and sends nothing while nobody calls it. What it counts is added to the
+totals of all processes. `Cache` is one, too.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ from cache.leases import NamedLease
 from cache.names import check_agent_id, check_name, checked_agent_ids, checked_names
 from cache.options import CacheOptions
 from cache.stats import Counters
+from cache.totals import Totals
 
 _FIRST_CONNECT_S = 2.0
 
@@ -63,10 +65,14 @@ class Invalidator:
             self._invalidation, self._connection, self._keys, self._counters,
             ttl_s=options.intent_s, cut_off=options.cut_off,
         )  # fmt: skip
+        self._totals = Totals(
+            self._connection, self._keys.counters, self._counters, every_s=options.totals_interval_s
+        )
 
     async def __aenter__(self) -> Self:
         """Try to connect, for at most two seconds: the server may also come later."""
         if self.options.enabled:
+            self._totals.start()
             try:
                 async with asyncio.timeout(_FIRST_CONNECT_S):
                     await self._connect()
@@ -85,6 +91,7 @@ class Invalidator:
     ) -> None:
         await self._intents.close()
         await self._invalidation.delivered()
+        await self._totals.stop()
         await self._backplane.close()
         await self._connection.close()
 

@@ -8,7 +8,7 @@ uses `async with Cache(client, options)`.
 from __future__ import annotations
 
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any
 
 from cache.agents import AgentStateCache
 from cache.coherence.dependencies import DependencyIndex
@@ -24,7 +24,6 @@ from cache.messages import MessageCache
 from cache.options import CacheOptions
 from cache.records import Records
 from cache.stats import PerAgent
-from cache.totals import Totals
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
@@ -56,9 +55,6 @@ class Cache(Invalidator):
         self._local = LocalLevel(options.local, counters) if options.local.enabled else None
         if self._local is not None:
             self._local.usable = lambda: backplane.caught_up
-        self._totals = Totals(
-            self._connection, self._keys.counters, counters, every_s=options.totals_interval_s
-        )
         self._flights = ReadThrough(backplane, options, counters)
         self._refills = Refills(self._flights, counters)
         self._invalidation.ended_here = self._refills.invalidated
@@ -76,11 +72,6 @@ class Cache(Invalidator):
         self.agents = AgentStateCache(self.components)
         self.messages = MessageCache(self.components, Records(options))
 
-    async def __aenter__(self) -> Self:
-        if self.options.enabled:
-            self._totals.start()
-        return await super().__aenter__()
-
     async def _connect(self) -> None:
         await super()._connect()
         if self._local is not None:
@@ -94,7 +85,6 @@ class Cache(Invalidator):
     ) -> None:
         await self._refills.close()
         await self._flights.close()
-        await self._totals.stop()
         await super().__aexit__(kind, error, traceback)
 
     def _forget(self, name: str) -> None:

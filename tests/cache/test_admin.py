@@ -13,9 +13,10 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from cache import admin, open_cache
+from cache import CacheOptions, admin, open_cache
+from cache.invalidator import Invalidator
 from settings import Settings
-from tests.support.caches import Loader, cache_on
+from tests.support.caches import PATIENT_S, Loader, cache_on
 from tests.support.outages import fragile_server
 from tests.support.wait import eventually
 
@@ -57,6 +58,19 @@ async def test_counters_of_all_processes_are_summed(valkey_url: str, prefix: str
 
         await eventually(summed)
         assert await summed(), "asking twice adds nothing"
+
+
+async def test_a_process_that_only_invalidates_adds_to_the_counters(
+    valkey_url: str, prefix: str, client: Any
+) -> None:
+    async with cache_on(valkey_url, prefix) as asking:
+        async with Invalidator(client, CacheOptions(prefix=prefix, timeout_s=PATIENT_S)) as other:
+            await other.invalidate(agents=["a1", "a2"])
+            async with other.writing(agents=["a1"]):
+                pass
+        totals = await asking.totals()
+    assert totals["intents"] == 1
+    assert totals["invalidations"] == 3
 
 
 async def test_counters_of_an_outage_arrive_after_it(tmp_path: Path, prefix: str) -> None:
