@@ -105,7 +105,10 @@ class WindowSlot:
         args = (run_of(self.key), before, self.limit)
         state, members = await connection.run(self.home.list_script, keys, args)
         state = state or b""
-        if members is None or state[:8] != run_of(self.key) or not connection.trusted:
+        if state and state[:8] != run_of(self.key):
+            connection.unguarded.doubt(self.key)
+            members = None
+        if members is None or not connection.trusted:
             return Reading(seen=state[8:16])
         key, fields = self.window.encode(), state[16:].split(b":", 5)
         try:

@@ -77,7 +77,11 @@ class Entries:
         version, stored = found
         if stored is None:
             return Reading()
-        return self._reading(name, version, stored, model, node.incarnation_of(key))
+        run = node.incarnation_of(key)
+        reading = self._reading(name, version, stored, model, run)
+        if not reading.found and stored.head is not None and stored.head.run != run:
+            node.doubt(key)
+        return reading
 
     async def read_many(
         self, places: Sequence[tuple[str, str]], *, model: type[BaseModel] | None = None

@@ -62,6 +62,11 @@ class ClusterConnection:
         connection = self._routes.get(key) or self._route(key)
         return UNKNOWN.digest if connection is None else connection.incarnation_of()
 
+    def doubt(self, key: str) -> None:
+        connection = self._routes.get(key) or self._route(key)
+        if connection is not None:
+            connection.doubt(key)
+
     async def connect(self) -> None:
         """Raises Away: there is no map, or a node on it cannot be reached."""
         await self._learn()

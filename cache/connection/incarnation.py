@@ -16,6 +16,8 @@ ASK = b"*2\r\n$4\r\nINFO\r\n$11\r\nreplication\r\n"
 # A replaced master can hardly take over again within this time: before that, its own failure and
 # that of its replica must be noticed.
 ASK_EVERY_S = 1.0
+# While values name another run, it is asked for this often.
+_DOUBTED_S = 0.05
 
 
 class Incarnation:
@@ -29,15 +31,19 @@ class Incarnation:
     def __init__(self, server: bytes, replication: bytes) -> None:
         self._run_id = _field(server, b"run_id:")
         self._learn(replication)
-        self.ask_at = float("inf")  # of the loop's clock
+        self.ask_at = self._asked_at = float("inf")  # of the loop's clock
 
     def follow(self, now: float) -> None:
         """Ask for the run again from time to time."""
-        self.ask_at = now + ASK_EVERY_S
+        self._asked_at, self.ask_at = now, now + ASK_EVERY_S
+
+    def doubt(self) -> None:
+        """Ask soon: a value names another run, which may be a later one."""
+        self.ask_at = min(self.ask_at, self._asked_at + _DOUBTED_S)
 
     def asked(self, loop: asyncio.AbstractEventLoop, now: float) -> asyncio.Future[Any]:
         """The call that gets the reply to `ASK`, and learns from it."""
-        self.ask_at = now + ASK_EVERY_S
+        self.follow(now)
         call: asyncio.Future[Any] = loop.create_future()
         call.add_done_callback(self._answered)
         return call

@@ -79,6 +79,9 @@ class MultiplexedConnection:
     def node_of(self, key: str) -> MultiplexedConnection:  # noqa: ARG002  (as incarnation_of)
         return self
 
+    def doubt(self, key: str) -> None:  # noqa: ARG002  (as incarnation_of)
+        self._incarnation.doubt()
+
     @property
     def is_connected(self) -> bool:
         return self._transport is not None

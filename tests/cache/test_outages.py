@@ -284,6 +284,33 @@ async def test_a_master_that_takes_over_again_brings_nothing_back(
             assert cache.stats()["outages"] == 0
 
 
+async def test_processes_agree_on_the_run_at_the_first_value_of_another(
+    tmp_path: Path, prefix: str
+) -> None:
+    homes = [tmp_path / name for name in ("master", "replica")]
+    for home in homes:
+        home.mkdir()
+    port = str(free_port())
+    master = FragileServer(homes[0], "--port", port, "--repl-diskless-sync-delay", "0")
+    replica = FragileServer(homes[1], "--replicaof", f"127.0.0.1 {port}")
+    with running(master):
+        async with cache_on(master.url, prefix) as before:
+            old = (await before.client.info("replication"))["master_replid"]
+            page, state = Loader([{"id": "m1", "sequence_id": 1}]), Loader("state")
+            with running(replica):
+
+                async def changed() -> bool:  # as it does for the first replica
+                    found = await before.client.info("replication")
+                    return bool(found["master_replid"] != old)
+
+                await eventually(changed, deadline_s=30)
+                async with cache_on(master.url, prefix) as since:
+                    for cache in (since, before, since, before):
+                        assert await cache.agents.get_or_load("a1", state) == "state"
+                        assert await cache.messages.get_or_load("a1", page, limit=1)
+            assert (state.calls, page.calls) == (1, 1)
+
+
 async def test_a_lost_append_takes_the_window_with_it(cache: Cache, server: FragileServer) -> None:
     await cache.messages.get_or_load("a1", Loader([{"id": "m1", "sequence_id": 1}]))
     server.freeze()
