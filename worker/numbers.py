@@ -21,7 +21,7 @@ def whole(value: Any, *, most: int = EXACT, fallback: int = 0) -> int:
 
     Accepts an int, a float without a fraction, and decimal digits as text or bytes.
     """
-    found = _whole(value)
+    found = None if value is None else _whole(value)
     return fallback if found is None or not 0 <= found <= most else found
 
 

@@ -33,6 +33,12 @@ class StatusLine:
     def feed(self, data: bytes) -> None:
         if self.status is not None or self._left <= 0:
             return
+        if not self._line and not self._in_informational and b"\n" in data:
+            # Nearly every response: all of its status line is in the first bytes.
+            found = _STATUS_LINE.match(data)
+            if found is not None and found[1][:1] != b"1":
+                self.status = int(found[1])
+                return
         self._left -= len(data)
         self._line += data
         *lines, rest = self._line.split(b"\n") if b"\n" in data else [self._line]

@@ -140,12 +140,13 @@ async def _attempt(context: WebhookContext, delivery: ClaimedDelivery, now: date
         keep_bytes=context.options.keep_response_bytes,
         max_bytes=context.options.max_response_bytes,
     )
+    hides_urls = context.secrets.hides_urls
+    if delivery.secret is None and "authorization" not in headers and not hides_urls:
+        return reply
     sent = [v for k, v in headers.items() if is_secret(k) and not k.startswith("webhook-")]
-    if context.secrets.hides_urls:
+    if hides_urls:
         target = read_url(url).target
         sent += [target, target.partition("?")[2]]
-    elif delivery.secret is None and "authorization" not in headers:
-        return reply
     return replace(reply, body=scrub(reply.body, spellings(sent), is_cut=True))
 
 

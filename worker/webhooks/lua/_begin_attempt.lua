@@ -94,7 +94,11 @@ local function begin(b)
     return go()
   end
   local deadline, endpoint, host = number_of(f[5]), endpoint_of(name), host_of(f[3] or '')
-  expect('list', p .. 'webhook-attempts:' .. id)
+  local attempts = p .. 'webhook-attempts:' .. id
+  if f[4] or terms.rate > 0 then
+    -- These write before it is known whether the attempt begins; otherwise RPUSH is the first to write.
+    expect('list', attempts)
+  end
 
   local function give_place_back()
     if state == 'sending' then
@@ -155,6 +159,7 @@ local function begin(b)
     return hold(park(p, name, id, since, wait), reason)
   end
 
+  redis.call('RPUSH', attempts, b[2])
   take_place(endpoint, host, id)
   if f[7] then
     redis.call('ZREM', p .. 'webhook-parked:' .. name, id)
@@ -162,9 +167,8 @@ local function begin(b)
   attempt = attempt + 1
   redis.call('HDEL', key, 'next', 'parked', 'reserved', 'after', 'forced')
   redis.call('HSET', key, 'state', 'sending', 'attempts', attempt, 'run', run)
-  redis.call('RPUSH', p .. 'webhook-attempts:' .. id, b[2])
   if attempt > terms.most_records then
-    redis.call('LTRIM', p .. 'webhook-attempts:' .. id, -terms.most_records, -1)
+    redis.call('LTRIM', attempts, -terms.most_records, -1)
   end
   return go()
 end

@@ -1,5 +1,6 @@
 -- Shared step: end deliveries. Needs put_job and delivery before it.
 -- report: {head, tail} of the body of the job that reports an end; the delivery's id goes between them
+-- Call index_ends after the last `finish`: the deliveries that one call ends enter their index together.
 
 local function leave_order(p, order, id, now)
   local key = p .. 'webhook-order:' .. order
@@ -10,23 +11,38 @@ local function leave_order(p, order, id, now)
   end
 end
 
-local trimmed = {}
--- Remove entries past their retention, once per call and index. The limit is above the number of
--- deliveries that one call can end, so the index does not grow.
+-- Remove entries past their retention. The limit is above the number of deliveries that one call can
+-- end, so the index does not grow.
 local function trim(index, now, retention)
-  if not trimmed[index] then
-    trimmed[index] = true
-    local old = math.min(500, redis.call('ZCOUNT', index, '-inf', now - retention))
-    if old > 0 then
-      redis.call('ZREMRANGEBYRANK', index, 0, old - 1)
+  local old = math.min(500, redis.call('ZCOUNT', index, '-inf', now - retention))
+  if old > 0 then
+    redis.call('ZREMRANGEBYRANK', index, 0, old - 1)
+  end
+  redis.call('PEXPIRE', index, retention)
+end
+
+-- state -> ids of the deliveries that this call has ended; the list exists once the types were checked
+local ends = {}
+local function index_ends(p, now, retention)
+  for state, ids in pairs(ends) do
+    if #ids > 0 then
+      local index, rows = p .. 'webhook-ended:' .. state, {}
+      for i, id in ipairs(ids) do
+        rows[2 * i - 1], rows[2 * i] = now, id
+      end
+      redis.call('ZREM', p .. 'webhook-open', unpack(ids))
+      redis.call('ZADD', index, unpack(rows))
+      trim(index, now, retention)
     end
-    redis.call('PEXPIRE', index, retention)
   end
 end
 
 -- Before anything of an end is written. state and d as for `finish`
 local function expect_end(p, state, d)
-  expect('zset', p .. 'webhook-open', p .. 'webhook-ended:' .. state)
+  if not ends[state] then
+    expect('zset', p .. 'webhook-open', p .. 'webhook-ended:' .. state)
+    ends[state] = {}
+  end
   if d.parked then
     expect('zset', p .. 'webhook-parked:' .. d.endpoint)
   end
@@ -50,10 +66,7 @@ local function finish(p, id, state, status, err, now, retention, d, report)
   end
   redis.call('PEXPIRE', key, retention)
   redis.call('PEXPIRE', p .. 'webhook-attempts:' .. id, retention)
-  redis.call('ZREM', p .. 'webhook-open', id)
-  local index = p .. 'webhook-ended:' .. state
-  redis.call('ZADD', index, now, id)
-  trim(index, now, retention)
+  ends[state][#ends[state] + 1] = id
   if d.parked then
     redis.call('ZREM', p .. 'webhook-parked:' .. d.endpoint, id)
   end

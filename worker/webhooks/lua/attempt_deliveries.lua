@@ -33,11 +33,13 @@ local function apart(work, item, more)
 end
 
 local recorded, begun, freed = {}, {}, {}
-for i, e in ipairs(cmsgpack.unpack(ARGV[3])) do
+local to_record, to_begin = cmsgpack.unpack(ARGV[3]), cmsgpack.unpack(ARGV[4])
+for i, e in ipairs(to_record) do
   recorded[i] = apart(record, e, freed)
 end
 apart(serve, freed)
-for i, b in ipairs(cmsgpack.unpack(ARGV[4])) do
+for i, b in ipairs(to_begin) do
   begun[i] = apart(begin, b)
 end
+index_ends(p, now, terms.retention)
 return {recorded, begun}

@@ -50,4 +50,5 @@ for _, id in ipairs(ids) do
     redis.call('ZADD', open, 'XX', now, id)
   end
 end
+index_ends(p, now, ARGV[4])
 return rows
