@@ -6,14 +6,19 @@ local function server_ms()
   return t[1] * 1000 + math.floor(t[2] / 1000)
 end
 
+-- For a job that does not exist. A queue of another type stops it before its first write.
+local function store_job(queue, job, result, wake, id, body, due)
+  redis.call('ZADD', queue, due, id)
+  redis.call('SET', job, body)
+  -- The result of an earlier job with this id would be mistaken for the new job's.
+  redis.call('DEL', result)
+  redis.call('ZADD', wake, 0, 'w')
+end
+
 local function put_job(queue, job, result, wake, id, body, due)
   if redis.call('EXISTS', job) == 1 then
     return 0
   end
-  redis.call('SET', job, body)
-  -- The result of an earlier job with this id would be mistaken for the new job's.
-  redis.call('DEL', result)
-  redis.call('ZADD', queue, due, id)
-  redis.call('ZADD', wake, 0, 'w')
+  store_job(queue, job, result, wake, id, body, due)
   return 1
 end

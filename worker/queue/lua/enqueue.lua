@@ -23,9 +23,7 @@ if ARGV[6] ~= '' then
   end
 end
 local most = tonumber(ARGV[5])
-if most == 0 then
-  expect('zset', KEYS[1])
-else
+if most > 0 then
   local size = 0
   for i = 5, 8 do
     size = size + redis.call('ZCARD', KEYS[i])
@@ -34,10 +32,11 @@ else
     return {-1}
   end
 end
+local due = tonumber(ARGV[4]) or (server_ms() + tonumber(ARGV[3]))
+store_job(KEYS[1], KEYS[2], KEYS[3], KEYS[4], ARGV[1], ARGV[2], due)
 if ARGV[6] == '0' then
   redis.call('SET', KEYS[9], ARGV[1])
 elseif ARGV[6] ~= '' then
   redis.call('SET', KEYS[9], ARGV[1], 'PX', ARGV[6])
 end
-local due = tonumber(ARGV[4]) or (server_ms() + tonumber(ARGV[3]))
-return {put_job(KEYS[1], KEYS[2], KEYS[3], KEYS[4], ARGV[1], ARGV[2], due)}
+return {1}
