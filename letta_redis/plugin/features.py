@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from letta_redis.plugin import agents, children, schemas, serving
+from letta_redis.plugin import agents, children, schemas, serving, sessions
 from letta_redis.plugin.seams import Feature
 
 FEATURES: tuple[Feature, ...] = (
@@ -10,4 +10,5 @@ FEATURES: tuple[Feature, ...] = (
     schemas.FEATURE,
     agents.FEATURE,
     children.FEATURE,
+    sessions.FEATURE,
 )

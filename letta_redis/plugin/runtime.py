@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING
 
@@ -28,6 +28,7 @@ class Runtime:
     Attributes:
         collects_changes: whether every write of this process is announced. While False, nothing
             is read from the cache, because nobody would invalidate it.
+        before_closing: awaited while everything is still open.
     """
 
     def __init__(
@@ -40,6 +41,7 @@ class Runtime:
         self.install_in_child = install_in_child
         self.switches = Switches(settings)
         self.collects_changes = False
+        self.before_closing: list[Callable[[], Awaitable[None]]] = []
         # A half that is switched off still announces its writes to the processes where it is on.
         # A limit on loaders would make errors that Letta does not have.
         self._settings = settings.model_copy(
@@ -95,4 +97,6 @@ class Runtime:
     async def stop(self) -> None:
         """Close everything. Reads and writes go on as without the plug-in."""
         self._cache, self._loop, self._starting = None, None, None
+        for finish in self.before_closing:
+            await finish()
         await self._stack.aclose()

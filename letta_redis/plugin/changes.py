@@ -1,0 +1,132 @@
+"""
+Says which cached values a changed row belongs to; pure.
+
+An agent's state is made of rows of many tables. A row that names its agent changes
+that agent's state. A shared row (a block, a tool, a source, an identity, a group, a
+file) names none: the states that show it depend on its id (`includes.rows_in`).
+Deletions that the database cascades need nothing more: what they cascade from is
+shared, or is the agent itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+Values = Mapping[str, frozenset[str]]
+Verb = Literal["insert", "update", "delete"]
+_ALL: frozenset[Verb] = frozenset({"insert", "update", "delete"})
+
+
+@dataclass(frozen=True, slots=True)
+class Write:
+    """
+    What one statement says about the rows that it changes.
+
+    Args:
+        given: by column, the values in its VALUES or SET.
+        pinned: by column, the only values that its WHERE lets through.
+        upsert: on a conflict it updates a row, whose id may not be the one given.
+    """
+
+    table: str
+    verb: Verb
+    given: Values = field(default_factory=dict)
+    pinned: Values = field(default_factory=dict)
+    upsert: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """
+    How a table's rows lead to cached values.
+
+    Args:
+        owner: the column that names the agent (or the user) whose value has the row.
+        link: the column of a shared row. Whoever depends on that sees that this row was deleted.
+        shared: whether values depend on the row's own id.
+        verbs: the statements that change a cached value.
+    """
+
+    owner: str = ""
+    link: str = ""
+    shared: bool = False
+    verbs: frozenset[Verb] = _ALL
+
+
+_EXISTING: frozenset[Verb] = frozenset({"update", "delete"})
+RULES: Mapping[str, Rule] = {
+    "agents": Rule(owner="id"),
+    "agents_tags": Rule(owner="agent_id"),
+    "agent_environment_variables": Rule(owner="agent_id"),
+    "blocks_agents": Rule(owner="agent_id", link="block_id"),
+    "tools_agents": Rule(owner="agent_id", link="tool_id"),
+    "sources_agents": Rule(owner="agent_id", link="source_id"),
+    "identities_agents": Rule(owner="agent_id", link="identity_id"),
+    "files_agents": Rule(owner="agent_id", link="file_id"),
+    "groups": Rule(owner="manager_agent_id", shared=True),
+    "block": Rule(shared=True),
+    "tools": Rule(shared=True),
+    "sources": Rule(shared=True),
+    "identities": Rule(shared=True),
+    # A state has nothing of the file's own row: only its deletion is seen, by the cascade.
+    "files": Rule(shared=True, verbs=frozenset({"delete"})),
+    "users": Rule(owner="id", verbs=_EXISTING),
+    "organizations": Rule(verbs=frozenset({"delete"})),
+}
+_NONE: frozenset[str] = frozenset()
+
+
+@dataclass(slots=True)
+class Changes:
+    """What a transaction has changed so far: names for `Invalidator.begin_write`."""
+
+    agents: set[str] = field(default_factory=set)
+    dependencies: set[str] = field(default_factory=set)
+    organisations: set[str] = field(default_factory=set)
+
+    def __bool__(self) -> bool:
+        return bool(self.agents or self.dependencies or self.organisations)
+
+    def names(self) -> dict[str, Any]:
+        """The arguments of `begin_write` and `invalidate`."""
+        return {
+            "agents": self.agents,
+            "dependencies": self.dependencies,
+            "organisations": self.organisations,
+        }
+
+    def note(self, write: Write) -> str:
+        """
+        Add what a statement changes.
+
+        Returns a column whose values in the changed rows must be looked up and pinned, because
+        the statement does not say which rows it changes; or "" when everything is noted.
+        """
+        rule = RULES.get(write.table)
+        if rule is None:
+            return ""
+        self.agents |= write.given.get(rule.owner, _NONE) if write.verb in rule.verbs else _NONE
+        if write.verb == "insert":
+            if write.upsert and (rule.shared or rule.owner == "id"):
+                self.organisations |= write.given.get("organization_id", _NONE)
+            return ""
+        if write.verb not in rule.verbs:
+            return ""
+        return self._note_existing(write, rule)
+
+    def _note_existing(self, write: Write, rule: Rule) -> str:
+        if write.table == "organizations":
+            self.organisations |= write.pinned.get("id", _NONE)
+            return "" if "id" in write.pinned else "id"
+        if rule.shared:
+            self.dependencies |= write.pinned.get("id", _NONE)
+            return "" if "id" in write.pinned else "id"
+        if rule.owner in write.pinned:
+            self.agents |= write.pinned[rule.owner]
+        elif write.verb == "delete" and rule.link in write.pinned:
+            self.dependencies |= write.pinned[rule.link]
+        else:
+            return rule.owner
+        return ""

@@ -1,0 +1,115 @@
+"""Compares what reads of agents through the cache return with what the database holds."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Awaitable
+from typing import Any
+
+from letta.orm.errors import NoResultFound
+from letta.services.agent_manager import AgentManager
+
+LOOP = [
+    "memory",
+    "multi_agent_group",
+    "sources",
+    "tool_exec_environment_variables",
+    "tools",
+    "tags",
+]
+VARIANTS: dict[str, dict[str, Any]] = {
+    "all": {"include_relationships": None},
+    "none": {"include_relationships": []},
+    "loop": {"include_relationships": LOOP},
+    "names": {"include": ["agent.blocks", "agent.identities", "agent.managed_group", "agent.tags"]},
+}
+# What a read leaves empty because its includes do not name it.
+_ABSENT: dict[str, set[str]] = {
+    "all": set(),
+    "none": {"memory", "blocks", "tools", "sources", "tags", "identities", "identity_ids",
+             "multi_agent_group", "managed_group", "secrets", "tool_exec_environment_variables"},
+    "loop": {"identities", "identity_ids"},
+    "names": {"tools", "sources", "secrets", "tool_exec_environment_variables"},
+}  # fmt: skip
+_UNORDERED = {
+    "blocks", "file_blocks", "identities", "identity_ids", "secrets", "sources", "tags",
+    "tool_exec_environment_variables", "tools",
+}  # fmt: skip
+
+
+class Reads:
+    """Reads agents by the plug-in's replaced method, and by Letta's own."""
+
+    def __init__(self, cache: Any) -> None:
+        self._cache = cache
+        self._manager = AgentManager()
+        self._own = AgentManager.get_agent_by_id_async.__wrapped__
+
+    async def database(self, agent_id: str, actor: Any, variant: str = "all") -> Any:
+        """The state as plain data, or None where there is no such agent."""
+        return await _plain(self._own(self._manager, agent_id, actor, **VARIANTS[variant]))
+
+    async def cached(self, agent_id: str, actor: Any, variant: str = "all") -> tuple[Any, bool]:
+        """As `database`, and whether it came from the cache."""
+        loads = self._cache.stats()["loads"]
+        read = self._manager.get_agent_by_id_async(agent_id, actor, **VARIANTS[variant])
+        return await _plain(read), self._cache.stats()["loads"] == loads
+
+
+class Audit:
+    """
+    Reads every known agent in every variant, by the cache and from the database.
+
+    Attributes:
+        agents: by id, an actor who may read it.
+        comparisons: hits that were compared.
+        stale: one line for each that differs.
+    """
+
+    def __init__(self, reads: Reads) -> None:
+        self.reads = reads
+        self.agents: dict[str, Any] = {}
+        self.comparisons = 0
+        self.stale: list[str] = []
+
+    async def check(self, after: str) -> None:
+        for agent_id, actor in list(self.agents.items()):
+            hits = {}
+            for variant in VARIANTS:
+                cached, hit = await self.reads.cached(agent_id, actor, variant)
+                if hit:
+                    hits[variant] = cached
+            if hits:
+                self._compare(agent_id, hits, await self.reads.database(agent_id, actor), after)
+
+    def _compare(self, agent_id: str, hits: dict[str, Any], fresh: Any, after: str) -> None:
+        for variant, cached in hits.items():
+            self.comparisons += 1
+            wrong = _difference(cached, fresh, _ABSENT[variant])
+            if wrong:
+                self.stale.append(f"{after}: {agent_id} {variant}: {wrong}")
+
+
+async def _plain(read: Awaitable[Any]) -> Any:
+    try:
+        state = await read
+    except NoResultFound:
+        return None
+    return plain(json.loads(state.model_dump_json()))
+
+
+def plain(value: Any, field: str = "") -> Any:
+    """Without what each read draws anew, and in an order of its own."""
+    if isinstance(value, dict):
+        drop = {"id"} if field == "file_blocks" else set()
+        return {key: plain(one, key) for key, one in value.items() if key not in drop}
+    if isinstance(value, list):
+        items = [plain(one, field) for one in value]
+        return sorted(items, key=json.dumps) if field in _UNORDERED else items
+    return value
+
+
+def _difference(cached: Any, fresh: Any, absent: set[str]) -> str:
+    if fresh is None:
+        return "" if cached is None else "is gone"
+    return ", ".join(key for key in fresh if key not in absent and cached.get(key) != fresh[key])

@@ -1,0 +1,1 @@
+"""Tests of the plug-in's parts that need no Letta server."""
