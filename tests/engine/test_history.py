@@ -45,7 +45,7 @@ async def counted(queue: JobQueue, **filters: Any) -> dict[str, dict[str, int]]:
         sums: Counter[str] = Counter()
         for span in series.spans:
             sums.update(outcomes(span.counts))
-        assert sums == outcomes(series.total)
+        assert sums == outcomes(series.total) == outcomes(series.counts)
         found[f"{series.priority.value}:{series.function}"] = dict(sums)
     return found
 
@@ -275,8 +275,10 @@ async def test_minutes_hours_and_total_agree_with_a_model(
     assert series.total.wait.total_s == pytest.approx(2e-5 * sum(minutes.values()))
     (series,) = await history.read(since=end - timedelta(days=29, hours=1))
     assert spans(series) == hours
+    assert series.counts == series.total
     (total,) = await history.totals()
     assert (total.total, total.spans) == (series.total, [])
+    assert not total.counts
 
 
 async def test_a_clock_that_is_set_back_counts_nothing_twice(client: Any, prefix: str) -> None:

@@ -17,6 +17,7 @@ from worker.cli.cache import cache
 from worker.cli.dead import dead
 from worker.cli.health import health
 from worker.cli.jobs import jobs, schedules, workers
+from worker.cli.metrics import metrics
 from worker.cli.support import EXIT_USAGE, Commands, json_option, show, with_queue
 from worker.cli.web import beside_run, web
 from worker.cli.webhooks import webhooks
@@ -188,6 +189,7 @@ def status(as_json: bool) -> None:
 
 main.add_command(webhooks)
 main.add_command(jobs)
+main.add_command(metrics)
 main.add_command(schedules)
 main.add_command(workers)
 main.add_command(web)

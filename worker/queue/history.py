@@ -35,12 +35,14 @@ class FunctionHistory:
     """
     The history of one function at one priority. `spans` leaves out those without counts.
 
-    `total` goes back to the first end that followed 30 days without one.
+    `counts` is the sum of the spans. `total` goes back to the first end that followed 30 days
+    without one.
     """
 
     function: str
     priority: Priority
     total: Counts
+    counts: Counts
     spans: list[Span]
 
 
@@ -152,13 +154,17 @@ def _history(
     # A key of another type is an error in its place: nothing was counted there.
     texts = [piece if isinstance(piece, bytes) else b"" for piece in pieces]
     (total,), (open_minute,) = rows_of(texts[0], 1), rows_of(texts[1], 1)
-    spans = []
+    spans, every = [], [bytes(ROW_SPAN[1] + 1)]
     for text, (_, part) in zip(texts[2:], rows.parts(times), strict=True):
         for time, row in zip(part, rows_of(text, len(part)), strict=True):
             is_open = rows is HOURS and time == last // HOURS.minutes
-            counts = read_counts(row, open_minute) if is_open else read_counts(row)
+            mine = [row, open_minute] if is_open else [row]
+            every += mine
+            counts = read_counts(*mine)
             if counts:
                 start = datetime.fromtimestamp(time * rows.minutes * 60, UTC)
                 spans.append(Span(start, counts))
     priority, function = series
-    return FunctionHistory(function, priority, read_counts(total, open_minute), spans)
+    return FunctionHistory(
+        function, priority, read_counts(total, open_minute), read_counts(*every), spans
+    )
