@@ -360,8 +360,8 @@ async def test_workers_start_and_drain_with_the_files_environment(
         assert _workers_probe(environ).returncode == 1
 
         async with start(program=str(COMPOSE / "start_workers.sh"), environ=environ) as running:
-            await running.event("supervisor.child_ready", count=4, deadline_s=60)
-            await eventually(lambda: _is_healthy(environ), deadline_s=30)
+            await running.event("supervisor.child_ready", count=4, deadline_s=120)
+            await eventually(lambda: _is_healthy(environ), deadline_s=100)
             running.signal(signal.SIGTERM)
 
             assert await running.exit_code() == 0

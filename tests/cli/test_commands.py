@@ -39,7 +39,7 @@ def process(command: list[str], log: Path, **values: str) -> Iterator[subprocess
     finally:
         started.send_signal(signal.SIGTERM)
         try:
-            started.wait(20)
+            started.wait(100)
         finally:
             if started.poll() is None:
                 os.killpg(started.pid, signal.SIGKILL)
@@ -104,9 +104,9 @@ def test_arqs_worker_waits_for_the_server(tmp_path: Path) -> None:
     log, port = tmp_path / "log", free_port()
     here = {"LETTA_REDIS_URL": f"redis://127.0.0.1:{port}/0"}
     with process([ARQ, "worker.WorkerSettings"], log, **here) as worker:
-        eventually_sync(lambda: "redis.unreachable" in log.read_text(), deadline_s=30)
+        eventually_sync(lambda: "redis.unreachable" in log.read_text(), deadline_s=100)
         with valkey(tmp_path / "server", port=port):
-            eventually_sync(lambda: "worker.started" in log.read_text(), deadline_s=30)
+            eventually_sync(lambda: "worker.started" in log.read_text(), deadline_s=100)
             worker.send_signal(signal.SIGTERM)
             worker.wait(20)
     assert "Traceback" not in log.read_text()
@@ -117,7 +117,7 @@ def test_workers_wait_for_the_server_and_log_it_once(tmp_path: Path) -> None:
     log = tmp_path / "log"
     url = f"redis://127.0.0.1:{free_port()}/0"
     with process([LETTA, "run", "--count", "1"], log, LETTA_REDIS_URL=url) as workers:
-        eventually_sync(lambda: "redis.unreachable" in log.read_text(), deadline_s=30)
+        eventually_sync(lambda: "redis.unreachable" in log.read_text(), deadline_s=100)
     assert workers.returncode == 0
     assert log.read_text().count("redis.unreachable") == 1
     assert "Traceback" not in log.read_text()
@@ -140,7 +140,7 @@ def test_check_and_health_report_whether_a_worker_runs(
 
     assert checks() == (1, 1)
     with process(command, log, **here) as workers:
-        eventually_sync(lambda: checks() == (0, 0), deadline_s=30)
+        eventually_sync(lambda: checks() == (0, 0), deadline_s=100)
         done = run([LETTA, "batches", "flush", "--json"], env=environment(**here))
         assert json.loads(done.stdout) == {"batches": 0}
     assert workers.returncode == 0, log.read_text()
@@ -166,7 +166,7 @@ def test_logs_are_json_with_job_task_try_and_worker(
     )
     with process([LETTA, "run", "--count", "1"], log, **here):
         sent = run([sys.executable, "-c", send], env=environment(**here)).stdout.strip()
-        eventually_sync(lambda: "webhook.died" in log.read_text(), deadline_s=30)
+        eventually_sync(lambda: "webhook.died" in log.read_text(), deadline_s=100)
         shown = run([LETTA, "webhooks", "show", sent, "--json"], env=environment(**here))
     assert json.loads(shown.stdout)["attempts"][0]["error"] == "target_forbidden"
     lines = [json.loads(line) for line in log.read_text().splitlines()]
@@ -207,7 +207,7 @@ def test_dead_letters_are_listed_retried_and_purged(
     )
     with process([LETTA, "run", "--count", "1"], log, **here):
         assert run([sys.executable, "-c", enqueue], env=environment(**here)).returncode == 0
-        (first,) = eventually_sync(dead, deadline_s=30)
+        (first,) = eventually_sync(dead, deadline_s=100)
         assert (first["id"], first["tries"]) == ("boom", 1)
         assert "as asked" in str(first["error"])
         assert letta("dead", "retry", "boom") == {"retried": 1}

@@ -47,7 +47,7 @@ class Supervised:
         return [e for e in list(self.events) if wanted.items() <= e.items()]
 
     async def event(
-        self, name: str, *, count: int = 1, deadline_s: float = 60.0, **fields: Any
+        self, name: str, *, count: int = 1, deadline_s: float = 120.0, **fields: Any
     ) -> dict[str, Any]:
         """Wait for the `count`-th event with this name and these fields, and return it."""
 
@@ -62,7 +62,7 @@ class Supervised:
     def signal(self, number: signal.Signals) -> None:
         self.process.send_signal(number)
 
-    async def exit_code(self, deadline_s: float = 60.0) -> int:
+    async def exit_code(self, deadline_s: float = 120.0) -> int:
         """Return the parent's exit code, after all output was read."""
         async with asyncio.timeout(deadline_s):
             await self.reading
@@ -71,7 +71,7 @@ class Supervised:
     async def stderr(self) -> str:
         """Return all of standard error, after the last process that holds it has ended."""
         assert self.process.stderr is not None
-        async with asyncio.timeout(60.0):
+        async with asyncio.timeout(120.0):
             return (await self.process.stderr.read()).decode()
 
     async def gone(self) -> None:
@@ -81,7 +81,7 @@ class Supervised:
         async def look() -> bool:
             return not any(is_alive(pid) for pid in self.pids | servers)
 
-        await eventually(look, deadline_s=60.0)
+        await eventually(look, deadline_s=120.0)
 
     @property
     def pids(self) -> set[int]:
