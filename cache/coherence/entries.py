@@ -79,8 +79,8 @@ class Entries:
             return Reading()
         run = node.incarnation_of(key)
         reading = self._reading(name, version, stored, model, run)
-        if not reading.found and stored.head is not None and stored.head.run != run:
-            node.doubt(key)
+        if not reading.found:
+            self._doubt(key, stored, run)
         return reading
 
     async def read_many(
@@ -96,8 +96,10 @@ class Entries:
         for (key, field), version, data in zip(places, found, found, strict=True):
             reading = Reading()
             if data is not None:
-                stored, name = self.envelopes.read(data), value_key(key, field)
-                reading = self._reading(name, version, stored, model, self.run_of(key))
+                stored, run = self.envelopes.read(data), self.run_of(key)
+                reading = self._reading(value_key(key, field), version, stored, model, run)
+                if not reading.found:
+                    self._doubt(key, stored, run)
             readings.append(reading)
         return readings
 
@@ -130,6 +132,11 @@ class Entries:
             return True
         self._counters.untrusted += 1
         return False
+
+    def _doubt(self, key: str, stored: StoredValue, run: bytes) -> None:
+        """Ask for the server's run if a value names another: it may be a later one."""
+        if stored.head is not None and stored.head.run != run:
+            self.connection.unguarded.doubt(key)
 
     def run_of(self, key: str) -> bytes:
         """
