@@ -142,6 +142,7 @@ soak: $(VENV)/.ready ## Break the queue, the cache and the network at random: ma
 	@SOAK_SEED=$(or $(SEED),1) SOAK_MINUTES=$(or $(MINUTES),5) $(PYTEST) -q -x tests/engine/test_chaos.py
 	@FUZZ_S=$(shell expr $(or $(MINUTES),5) '*' 60) $(PYTEST) -q -s -p no:cacheprovider --timeout 0 tests/cache/test_messages_fuzz.py
 	@FUZZ_S=$(shell expr $(or $(MINUTES),5) '*' 60) $(PYTEST) -q -s -p no:cacheprovider --timeout 0 tests/cache/test_partition_fuzz.py
+	@DEATHS_S=60 FUZZ_SEED=$(SEED) $(PYTEST) -q -s -p no:cacheprovider --timeout 0 tests/cache/test_deaths.py
 	@FUZZ_EXAMPLES=$(shell expr $(or $(MINUTES),5) '*' 200) $(PYTEST) -q --timeout 0 tests/engine/test_ticks.py tests/engine/test_whatever_is_raised.py tests/queue/test_rhythm.py
 
 # The base install without arq, as on a Letta server: with the oldest allowed

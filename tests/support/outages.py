@@ -37,7 +37,7 @@ class FragileServer:
         """Start the server and return when it answers."""
         port = [] if "--port" in self._options else ["--port", "0"]
         words = [*port, "--unixsocket", str(self._socket), "--dir", str(self._home)]
-        words += ["--save", "", "--appendonly", "yes", *self._options]
+        words += ["--bind", "127.0.0.1", "--save", "", "--appendonly", "yes", *self._options]
         with (self._home / "server.log").open("ab") as log:
             self._process = subprocess.Popen(
                 [str(server_binary()), *words], stdout=log, stderr=log, stdin=subprocess.DEVNULL
