@@ -78,11 +78,11 @@ class CacheKeys:
         return f"{self.prefix}{{{agent_id}}}:session:{session_id}"
 
     def dependency(self, name: str) -> str:
-        """Sorted set: agent that depends on the name -> time of its record."""
+        """Sorted set: agent that depends on the name -> time of its record; '' if it overflowed."""
         return f"{self.prefix}dependency:{{{quoted(name)}}}"
 
     def organisation(self, name: str) -> str:
-        """Sorted set: agent with values of the organization -> time of its record."""
+        """Sorted set: agent with values of the organization -> time of its record; '' as above."""
         return f"{self.prefix}organisation:{{{quoted(name)}}}"
 
     def lease(self, name: str) -> str:

@@ -10,13 +10,14 @@ invalidation, or during the write.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
 from cache.coherence.guarded import GuardedConnection
 from cache.coherence.results import Lease
 from cache.connection import scripts
-from cache.keys import CACHE_INDEX_MARGIN_MS
+from cache.connection.protocol import Connection
+from cache.keys import CACHE_INDEX_MARGIN_MS, intents_of
 
 # On a cluster the index may be on another node than the agent, so clocks of two machines are
 # compared. Refusing a little too much costs a load.
@@ -69,3 +70,36 @@ class DependencyIndex:
     def _args(self, agent_id: str, leased_us: int, ttl_ms: int) -> Sequence[Any]:
         keep_ms = ttl_ms + CACHE_INDEX_MARGIN_MS
         return agent_id, leased_us, keep_ms, self._max_members, _LONGEST_LOAD_US
+
+
+async def listed(
+    server: Connection, index: str, highest: bytes, most: int
+) -> AsyncIterator[tuple[str, ...]]:
+    """
+    Yield the agents of an index up to a score, about `most` at a time.
+
+    A page begins at the last score of the page before, not at a rank: others take agents out.
+    """
+    low, count, seen = b"-inf", most, set[bytes]()
+    while True:
+        page = ("BYSCORE", "LIMIT", 0, count, "WITHSCORES")
+        rows = await server.execute("ZRANGE", index, low, highest, *page)
+        agents, scores = rows[::2], rows[1::2]
+        # No agent has a name that is not UTF-8, but a foreign writer may list one.
+        names = (agent.decode(errors="replace") for agent in agents if agent not in seen)
+        if found := tuple(name for name in names if name):
+            yield found
+        if len(agents) < count:
+            return
+        if scores[-1] == low:  # a page of one score: ask for more of it
+            count *= 2
+        else:
+            low, count = scores[-1], most
+        seen = {agent for agent, score in zip(agents, scores, strict=True) if score == low}
+
+
+async def prune(server: Connection, index: str, now_us: bytes, most: int) -> None:
+    """Take out of an index what the invalidation of this time has forgotten (prune.lua)."""
+    script, taken = scripts.load(__package__, "prune"), most
+    while taken == most:
+        taken = await script.run(server, [index, intents_of(index)], [now_us, most])

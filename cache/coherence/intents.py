@@ -17,6 +17,7 @@ import asyncio
 import os
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import Literal
 from weakref import WeakSet
 
@@ -138,10 +139,11 @@ class Intents:
         delivery = self._invalidation.deliver_soon(token.change, insist=token.holds)
         return await asyncio.shield(delivery) or token.holds
 
-    async def _register(self, token: WriteToken) -> bool:
+    async def _register(self, token: WriteToken, wanted: Callable[[], bool] = lambda: True) -> bool:
         self._invalidation.forget(token.change)
         asked_at, runs = self.now(), self._runs(token.change)
-        problem = await self._invalidation.attempt(token.change, int(self._ttl_s * 1000))
+        ttl_ms = int(self._ttl_s * 1000)
+        problem = await self._invalidation.attempt(token.change, ttl_ms, wanted)
         if problem is not None:
             log.warning("cache.intent_missed", error=problem)
             return False
@@ -171,7 +173,7 @@ class Intents:
         """Register the open intents again. (A local variable of a loop would keep a token open.)"""
         for token in list(self._open):
             if token in self._open and self._connection.trusted:
-                await self._register(token)
+                await self._register(token, partial(self._open.__contains__, token))
 
     async def close(self) -> None:
         if self._renewing is not None:

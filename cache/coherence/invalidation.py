@@ -18,6 +18,7 @@ from redis.exceptions import ResponseError
 
 from cache.coherence.backplane import Backplane
 from cache.coherence.change import Change, Part
+from cache.coherence.dependencies import listed, prune
 from cache.coherence.guarded import GuardedConnection
 from cache.connection import scripts
 from cache.connection.pool import OUTAGE
@@ -33,8 +34,9 @@ from cache.keys import (
 from cache.stats import Counters
 
 ALL = "*"
+# Most names that one script forgets: 1 to 2 ms of the server (docs/caching.md has the figures).
+AT_ONCE = 200
 _TRIES = 2
-_AT_ONCE = 500
 _PAGE = 1000
 _GLOB = re.compile(r"([\\*?\[\]])")
 
@@ -56,6 +58,7 @@ class Invalidation:
         self._keys = keys
         self._counters = counters
         self._cluster = cluster
+        self.at_once = AT_ONCE
         self._script = scripts.load(__package__, "forget")
         self._deliveries: set[asyncio.Task[bool]] = set()
         # Drops this process's copies and flights of a key, or of ALL.
@@ -106,12 +109,14 @@ class Invalidation:
             self.forget(change)
         return problem is None
 
-    async def attempt(self, change: Change, ttl_ms: int = 0) -> str | None:
+    async def attempt(
+        self, change: Change, ttl_ms: int = 0, wanted: Callable[[], bool] = lambda: True
+    ) -> str | None:
         """`send`, once more if that fails: idle connections end. Returns the problem, if any."""
         problem = None
         for _ in range(_TRIES):
             try:
-                await self.send(change, ttl_ms)
+                await self.send(change, ttl_ms, wanted)
             except (Away, *OUTAGE) as exc:
                 problem = explain(exc)
             else:
@@ -126,19 +131,25 @@ class Invalidation:
             if part.name:
                 self.forget_here(part.name)
 
-    async def send(self, change: Change, ttl_ms: int = 0) -> None:
+    async def send(
+        self, change: Change, ttl_ms: int = 0, wanted: Callable[[], bool] = lambda: True
+    ) -> None:
         """
         Forget what is named; begin or renew the intent of the change's token, or end it.
+
+        Begins no further page of agents once it is not `wanted` any more: the end of the write
+        must not be followed by a part of its renewal.
 
         Raises:
             Away, ResponseError: some of it may not have arrived.
         """
         parts = list(change.parts(self._keys))
-        at_once = 1 if self._cluster else _AT_ONCE
-        chunks = [parts[start : start + at_once] for start in range(0, len(parts), at_once)]
+        size = 1 if self._cluster else max(self.at_once // 2, 1)
+        chunks = [parts[start : start + size] for start in range(0, len(parts), size)]
         replies = await _all(self._run(chunk, change.token, ttl_ms) for chunk in chunks)
         for chunk, reply in zip(chunks, replies, strict=True):
-            await self._forget_found(chunk, reply, change.token, ttl_ms)
+            indexes = [part for part in chunk if part.index]
+            await self._finish(indexes, reply, change.token, ttl_ms, wanted)
         if self._cluster:
             await self._backplane.publish(*(part.name for part in parts if part.name))
         if not ttl_ms:
@@ -147,25 +158,6 @@ class Invalidation:
         if change.everything:
             for kind in ("", "message:"):
                 await self._scan(self._keys.prefix + kind + "{*")
-
-    async def _forget_found(
-        self, parts: Sequence[Part], reply: Sequence[Any], token: bytes, ttl_ms: int
-    ) -> None:
-        """Forget the agents that the indexes of one call list, or may have failed to list."""
-        now_us, lost, agents = reply
-        indexes = [part for part in parts if part.index]
-        found = tuple(agent.decode() for agent in agents)
-        if found and self._cluster:
-            # They are on other nodes than the index.
-            await self.send(Change(agents=found, token=token), ttl_ms)
-            if not ttl_ms:
-                await self._ask("ZREMRANGEBYSCORE", indexes[0].index, "-inf", now_us)
-        for agent in found:
-            self.forget_here(self._keys.agent(agent))
-            if not ttl_ms:
-                self.ended_here(self._keys.agent(agent))
-        for place in lost:
-            await self._forget_unlisted(indexes[place - 1])
 
     def _run(self, parts: Sequence[Part], token: bytes, ttl_ms: int) -> Any:
         indexes = [part.index for part in parts if part.index]
@@ -179,8 +171,36 @@ class Invalidation:
             len(indexes), len(intents), token, ttl_ms,
             "" if self._cluster else self._keys.prefix + "{", names,
             CACHE_BACKPLANE_EVENTS, int(CACHE_MAX_TTL_S), CACHE_INDEX_MARGIN_MS,
+            0 if self._cluster else self.at_once - len(parts),
         )  # fmt: skip
         return self._script.run(self._connection.unguarded, keys, args)
+
+    async def _finish(
+        self,
+        indexes: Sequence[Part],
+        reply: Sequence[Any],
+        token: bytes,
+        ttl_ms: int,
+        wanted: Callable[[], bool],
+    ) -> None:
+        """Forget what the script did not: its reply is described in forget.lua."""
+        server, (now_us, agents, lost, left, highest) = self._connection.unguarded, reply
+        for agent in agents:
+            key = self._keys.agent(agent.decode(errors="replace"))
+            self.forget_here(key)
+            if not ttl_ms:
+                self.ended_here(key)
+        for place in left:
+            async for page in listed(server, indexes[place - 1].index, highest, self.at_once):
+                if not wanted():
+                    return
+                await self.send(Change(agents=page, token=token), ttl_ms)
+                for name in page:
+                    self.forget_here(self._keys.agent(name))
+        for place in lost:
+            await self._forget_unlisted(indexes[place - 1])
+        for place in {*lost, *(left if not ttl_ms else ())}:
+            await prune(server, indexes[place - 1].index, now_us, self.at_once)
 
     async def _forget_unlisted(self, part: Part) -> None:
         """An index overflowed or was evicted: find by a scan what may belong to it."""
@@ -190,7 +210,6 @@ class Invalidation:
             await self._scan(f"{self._keys.prefix}{{*}}*@{owner}:*")
         else:
             await self._scan(self._keys.prefix + "{*")
-        await self._ask("ZREM", part.index, "")  # from here on it lists every agent again
 
     async def _scan(self, pattern: str) -> None:
         # A version exists from the lease until its last value expires, so the keys of every value
@@ -210,9 +229,6 @@ class Invalidation:
         for reply in await self._connection.unguarded.execute_many(unlinks):
             if isinstance(reply, ResponseError):
                 raise reply
-
-    async def _ask(self, *command: Any) -> None:
-        await self._connection.unguarded.execute(*command)
 
     async def delivered(self) -> None:
         """Return when no delivery is under way: each has arrived, or is queued."""

@@ -884,9 +884,9 @@ def depend(client: Any) -> Steps:
     return first, run(client, "cache.coherence", "depend", ["dep", "org"], args)
 
 
-def forget(client: Any, ttl_ms: int) -> Steps:
+def forget(client: Any, ttl_ms: int, most: int = 9) -> Steps:
     names = ["dep", "lc:{a}:intents", "lc:{a}", "stream"]
-    args = [1, 1, b"t" * 8, ttl_ms, "lc:{", "lc:{a}", 10, 60, 5000]
+    args = [1, 1, b"t" * 8, ttl_ms, "lc:{", "lc:{a}", 10, 60, 5000, most]
     listed = ["b", 10**16, 600_000, 5, 10**16]
     first = run(client, "cache.coherence", "depend", ["dep"], listed)
     before = run(client, "cache.coherence", "forget", names, [*args[:3], 1000, *args[4:]])
@@ -895,6 +895,16 @@ def forget(client: Any, ttl_ms: int) -> Steps:
 
 CASES["forget"] = lambda client: forget(client, 30_000)
 CASES["forget_at_the_end"] = lambda client: forget(client, 0)
+CASES["forget_with_an_index_left"] = lambda client: forget(client, 30_000, most=0)
+
+
+@case
+def prune(client: Any) -> Steps:
+    prepare, end = forget(client, 0, most=0)
+    args = [10**17, 2]
+    return after(prepare, end), run(
+        client, "cache.coherence", "prune", ["dep", "dep:intents"], args
+    )
 
 
 @case

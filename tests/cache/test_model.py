@@ -28,6 +28,7 @@ pytestmark = pytest.mark.property
 AGENTS = st.sampled_from(["a1", "a2"])
 SCOPES = st.sampled_from(["", "full"])
 WHO = st.sampled_from([0, 1])
+ALL = "tag:all"  # both agents depend on it
 LIMITS = st.sampled_from([1, 2, 3, 5])
 
 
@@ -46,13 +47,14 @@ class CacheAgainstDatabase(RuleBasedStateMachine):
         self.rows: dict[str, int] = {"a1": 0, "a2": 0}
         self.least: dict[str, int] = {"a1": 0, "a2": 0}  # nothing older may be served
         self.leases: list[tuple[str, str, Lease, int]] = []
-        self.writes: list[tuple[str, WriteToken]] = []
+        self.writes: list[tuple[tuple[str, ...], WriteToken]] = []
         self.messages: list[int] = []
         self.drawn = 0
         self.late: list[int] = []  # drawn, not committed
         prefix = f"p{uuid.uuid4().hex[:12]}:"
         self.contexts = [cache_on(_server(), prefix, message_window=4) for _ in range(2)]
         self.caches: list[Cache] = [self.run(c.__aenter__()) for c in self.contexts]
+        self.caches[1].components.invalidation.at_once = 1  # it forgets an index in pages
 
     def run(self, call: Any) -> Any:
         return self.runner.run(call)
@@ -63,7 +65,7 @@ class CacheAgainstDatabase(RuleBasedStateMachine):
             return self.rows[agent]
 
         call = self.caches[who].agents.get_or_load(
-            agent, load, scope=scope, depends_on=[f"block:{agent}"], refill=True
+            agent, load, scope=scope, depends_on=[f"block:{agent}", ALL], refill=True
         )
         self.check(agent, self.run(call))
 
@@ -86,20 +88,26 @@ class CacheAgainstDatabase(RuleBasedStateMachine):
         if found is not None:
             self.check(agent, found)
 
-    @rule(who=WHO, agent=AGENTS, how=st.sampled_from(["agents", "dependencies"]))
+    @rule(who=WHO, agent=AGENTS, how=st.sampled_from(["agent", "block", ALL]))
     def begin_a_write(self, who: int, agent: str, how: str) -> None:
-        names = [agent if how == "agents" else f"block:{agent}"]
-        call = self.caches[who].begin_write(**{how: names})  # type: ignore[arg-type]
-        self.writes.append((agent, self.run(call)))
+        begin, agents = self.caches[who].begin_write, (agent,)
+        if how == "agent":
+            token = self.run(begin(agents=agents))
+        elif how == "block":
+            token = self.run(begin(dependencies=[f"block:{agent}"]))
+        else:
+            agents, token = ("a1", "a2"), self.run(begin(dependencies=[ALL]))
+        self.writes.append((agents, token))
 
     @rule(data=st.data())
     def commit_in_a_write(self, data: st.DataObject) -> None:
         """From the commit on, although no call has followed it."""
         if self.writes:
-            agent, token = data.draw(st.sampled_from(self.writes))
+            agents, token = data.draw(st.sampled_from(self.writes))
             assert token.holds
-            self.rows[agent] += 1
-            self.least[agent] = self.rows[agent]
+            for agent in agents:
+                self.rows[agent] += 1
+                self.least[agent] = self.rows[agent]
 
     @rule(who=WHO, data=st.data())
     def end_a_write(self, who: int, data: st.DataObject) -> None:
@@ -113,10 +121,12 @@ class CacheAgainstDatabase(RuleBasedStateMachine):
         """Its intent lapses at once, without another call."""
         if self.writes:
             index = data.draw(st.integers(0, len(self.writes) - 1))
-            agent, token = self.writes.pop(index)
+            agents, token = self.writes.pop(index)
             cache, name = self.caches[who], token.change.token
-            keys = [cache.components.keys.agent(agent)]
-            keys += [cache.components.keys.dependency(f"block:{agent}")]
+            keys = [cache.components.keys.dependency(ALL)]
+            for agent in agents:
+                keys += [cache.components.keys.agent(agent)]
+                keys += [cache.components.keys.dependency(f"block:{agent}")]
             for key in keys:
                 seconds, us = self.run(cache.client.time())
                 lapsed = {name: seconds * 1_000_000 + us}
@@ -140,6 +150,12 @@ class CacheAgainstDatabase(RuleBasedStateMachine):
         self.run(self.caches[who].agents.invalidate(agent))
         self.least[agent] = committed
 
+    @rule(who=WHO)
+    def invalidate_what_depends_on_all(self, who: int) -> None:
+        committed = dict(self.rows)
+        self.run(self.caches[who].agents.invalidate_dependency(ALL))
+        self.least = committed
+
     @rule(who=WHO, agent=AGENTS, scope=SCOPES)
     def begin_a_load(self, who: int, agent: str, scope: str) -> None:
         lease = self.run(self.caches[who].agents.lease(agent, scope=scope))
@@ -151,12 +167,16 @@ class CacheAgainstDatabase(RuleBasedStateMachine):
         if self.leases:
             index = data.draw(st.integers(0, len(self.leases) - 1))
             agent, scope, lease, value = self.leases.pop(index)
-            self.run(self.caches[who].agents.fill(agent, value, lease, scope=scope))
+            depends = [f"block:{agent}", ALL]
+            call = self.caches[who].agents.fill(
+                agent, value, lease, scope=scope, depends_on=depends
+            )
+            self.run(call)
 
     @rule(who=WHO, agent=AGENTS, scope=SCOPES)
     def write_through(self, who: int, agent: str, scope: str) -> None:
         self.rows[agent] += 1
-        value, depends = self.rows[agent], [f"block:{agent}"]
+        value, depends = self.rows[agent], [f"block:{agent}", ALL]
         call = self.caches[who].agents.set(agent, value, scope=scope, depends_on=depends)
         self.run(call)
 

@@ -1,15 +1,10 @@
-"""
-No script holds the server for long, whatever has gathered there: it takes a step, and goes on next time.
-
-The limit is 5 ms on an idle machine: 2,000 commands of a script. What the machine makes of
-them today is measured beside, so that the test means the same on a busy one.
-"""
+"""No script holds the queue's server for long, whatever has gathered there: it goes on next time."""
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from datetime import UTC, datetime
 from itertools import count
@@ -17,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from tests.support.bounded_steps import Act, assert_short_steps
 from tests.support.engine import QUICK, burst
 from tests.support.llm import submit
 from tests.support.options import endpoint_limits, options_of, retry_schedule
@@ -35,12 +31,10 @@ from worker.webhooks.policy import Outcome, decide
 pytestmark = pytest.mark.integration
 
 CHAT = "/v1/chat/completions"
-REFERENCE = "for i = 1, 2000 do redis.call('SET', KEYS[1] .. (i % 100), ARGV[1]) end"
 GROUP = Group("openai", CHAT, "m")
 LARGE = 10**9
 URL = "https://hooks.example.com/a"
 LIMITS = endpoint_limits(concurrency=64)
-Act = Callable[[], Awaitable[object]]
 
 
 async def part(_ctx: dict[str, Any], number: int) -> int:
@@ -60,35 +54,9 @@ def queue(client: Any, prefix: str) -> JobQueue:
     return queue_of(client, prefix, options_of(llm_batch_max_age_s=3600))
 
 
-async def longest_us(client: Any, act: Act) -> int:
-    """The longest script that it runs, microseconds of the server."""
-    await client.config_set("slowlog-max-len", 20_000)
-    await client.config_set("slowlog-log-slower-than", 0)
-    await client.execute_command("SLOWLOG", "RESET")
-    await act()
-    await client.config_set("slowlog-log-slower-than", -1)
-    rows = await client.execute_command("SLOWLOG", "GET", 20_000)
-    return max((row[2] for row in rows if row[3][0].upper().startswith(b"EVAL")), default=0)
-
-
 async def assert_short(queue: JobQueue, act: Act, prepare: Act | None = None) -> None:
-    """
-    Another process may have had the processor: of several times one has to be short.
-
-    `prepare` makes anew, before each, what the first one clears away.
-    """
-    client, key = stores_of(queue).client, f"{stores_of(queue).keys.prefix}reference:"
-    found = []
-    for _ in range(8):
-        if prepare is not None:
-            await prepare()
-        took = await longest_us(client, act)
-        assert took > 0
-        limit = await longest_us(client, lambda: client.eval(REFERENCE, 1, key, "x" * 200))
-        found.append((took, limit))
-        if took <= limit:
-            return
-    raise AssertionError(f"microseconds, and what was allowed: {found}")
+    stores = stores_of(queue)
+    await assert_short_steps(stores.client, stores.keys.prefix, act, prepare)
 
 
 async def fill(client: Any, key: str, members: Iterator[tuple[str, float]]) -> None:

@@ -10,6 +10,8 @@ local function to_list(indexes, agent, leased_us, most, longest_us)
     return nil
   end
   local members = {}
+  -- Later than every invalidation that the lease is later than, also after the clock was set back.
+  local score = string.format('%.0f', math.max(now_us, leased_us))
   for i, key in ipairs(indexes) do
     -- rule dependency_version
     local last = redis.call('ZRANGE', key .. ':intents', -1, -1, 'WITHSCORES')
@@ -19,7 +21,7 @@ local function to_list(indexes, agent, leased_us, most, longest_us)
     -- end of rule
     local known = redis.call('ZSCORE', key, agent)
     local full = redis.call('ZCARD', key) >= most and not known
-    members[i] = full and {'+inf', ''} or {string.format('%.0f', now_us), agent}
+    members[i] = {score, full and '' or agent}
   end
   return members
 end
