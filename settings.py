@@ -240,7 +240,7 @@ class Settings(BaseSettings):
         3600.0, gt=0, le=604_800, description="TTL of a conversation's message window, seconds."
     )
     cache_message_window: int = Field(
-        200, ge=1, le=10_000, description="Most messages kept per conversation."
+        200, ge=1, le=1000, description="Most messages kept per conversation."
     )
     cache_session_ttl_s: float = Field(
         1800.0, ge=1, le=604_800, description="TTL of a session after its last read, seconds."

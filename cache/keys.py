@@ -27,8 +27,9 @@ CACHE_INDEX_MARGIN_MS = 120_000
 # Longest TTL of any cached value, seconds; settings and calls stay below it.
 CACHE_MAX_TTL_S = 604_800.0
 
-# Appends kept aside in one conversation: most of them, most bytes of one, TTL in ms.
-CACHE_ASIDE_APPENDS, CACHE_ASIDE_BYTES, CACHE_ASIDE_TTL_MS = 256, 65_536, 60_000
+# Appends kept aside in one conversation: most of them, most bytes of all, TTL in ms. Every append
+# to a window with a gap reads them all.
+CACHE_ASIDE_APPENDS, CACHE_ASIDE_BYTES, CACHE_ASIDE_TTL_MS = 256, 262_144, 60_000
 
 # The last token of a named lease is remembered for this time, ms. Without it, the time makes it grow.
 CACHE_FENCE_TTL_MS = 604_800_000
@@ -169,7 +170,7 @@ CATALOGUE: tuple[KeySpec, ...] = (
         "lc:{<agent>}:messages:aside:<conversation>",
         "hash",
         "appends that wait for their predecessor, or for a load that may lack them",
-        "TTL 60 s; 256 appends of 64 KiB",
+        "TTL 60 s; 256 appends, 256 KiB in all",
     ),
     KeySpec(
         "lc:{<agent>}:intents, lc:{<agent>}:messages:intents:<conversation>",

@@ -188,7 +188,6 @@ class MessageCache(MessagesById):
             slot.window,
             slot.aside,
         )
-        size = sum(len(record) for record in pairs[1::2])
         args = (
             self.components.entries.run_of(slot.key),
             "" if after is None else after,
@@ -196,7 +195,7 @@ class MessageCache(MessagesById):
             options.message_window,
             CACHE_ASIDE_TTL_MS,
             CACHE_ASIDE_APPENDS,
-            int(size > CACHE_ASIDE_BYTES),
+            CACHE_ASIDE_BYTES,
         )
         outcome: int = await connection.run(self._append, keys, (*args, *pairs))
         return outcome

@@ -21,6 +21,8 @@ Message = dict[str, Any]
 Pairs = list[Any]  # sequence_id, record, sequence_id, record, ...
 # Scores of sorted sets are doubles, which are exact up to here.
 _MAX_SEQUENCE_ID = 2**53
+# Most messages that one script stores: 3 ms of the server.
+_MOST_AT_ONCE = 1000
 
 
 class Windows:
@@ -44,9 +46,11 @@ class Windows:
             keys.aside(agent_id, conversation), before,
         )  # fmt: skip
 
-    def pairs(self, oldest_first: Iterable[Message], window: str) -> Pairs | None:
-        """sequence_id, record, ... for the scripts. None if a record is over the size limit."""
+    def pairs(self, oldest_first: Sequence[Message], window: str) -> Pairs | None:
+        """sequence_id, record, ... for the scripts. None if one is too large, or they are too many."""
         pairs: Pairs = []
+        if len(oldest_first) > _MOST_AT_ONCE:
+            return None
         for message in oldest_first:
             record = self.records.seal(message, window.encode())
             if len(record) > self.components.options.max_value_bytes:

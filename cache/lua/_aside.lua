@@ -1,15 +1,16 @@
--- kept_aside(key): the appends in a hash, each {predecessor, sequence_id, message, ...}; none if it
--- was lost or is not ours.
+-- kept_aside(key): the appends in a hash, each {predecessor, sequence_id, message, ...}, and their
+-- bytes; none if it was lost or is not ours.
 local function kept_aside(key)
-  local appends = redis.call('HVALS', key)
+  local appends, bytes = redis.call('HVALS', key), 0
   for i = 1, #appends do
+    bytes = bytes + #appends[i]
     local read, append = pcall(cmsgpack.unpack, appends[i])
     if not read or type(append) ~= 'table' or #append < 3 then
-      return {}
+      return {}, 0
     end
     appends[i] = append
   end
-  return appends
+  return appends, bytes
 end
 
 local function has(set, id)
@@ -25,11 +26,12 @@ local function follows(window, set, after)
   if after == '' then
     return window.complete or window.tail ~= nil
   end
-  if tonumber(after) == window.tail then
-    return true
-  end
   -- rule predecessor: otherwise the window would have a hole
-  if not has(set, after) and (window.complete or tonumber(after) > first_of(set)) then
+  local id = tonumber(after)
+  if not window.tail or id >= window.tail then
+    return id == window.tail
+  end
+  if not has(set, after) and (window.complete or id > first_of(set)) then
     return false
   end
   -- end of rule
@@ -55,20 +57,30 @@ local function place(window, set, append)
 end
 
 -- settle(window, set, appends): place all that fit, in any order. Sets window.gap if some do not.
+-- An append that does not follow waits for the message that it names, and for no other.
 local function settle(window, set, appends)
-  local waiting = appends
-  repeat
-    local before, left = #waiting, {}
-    for _, append in ipairs(waiting) do
-      if follows(window, set, append[1]) then
-        place(window, set, append)
-      else
-        table.insert(left, append)
-      end
+  local ready, waiting, placed = {}, {}, 0
+  for _, append in ipairs(appends) do
+    if follows(window, set, append[1]) then
+      table.insert(ready, append)
+    else
+      local after = tonumber(append[1]) or ''
+      waiting[after] = waiting[after] or {}
+      table.insert(waiting[after], append)
     end
-    waiting = left
-  until #waiting == 0 or #waiting == before
-  window.gap = #waiting > 0
+  end
+  while placed < #ready do
+    placed = placed + 1
+    place(window, set, ready[placed])
+    for i = 2, #ready[placed], 2 do
+      local id = tonumber(ready[placed][i])
+      for _, append in ipairs(waiting[id] or {}) do
+        table.insert(ready, append)
+      end
+      waiting[id] = nil
+    end
+  end
+  window.gap = placed < #appends
 end
 
 -- store(window, state_key, set, head, version, ttl_ms, most): trim the set to `most`, write the state.

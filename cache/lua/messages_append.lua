@@ -3,7 +3,7 @@
 -- KEYS[4] sorted set: sequence_id -> message  KEYS[5] appends kept aside
 -- ARGV[1] run of the server, 8 bytes  ARGV[2] sequence_id of the message before the first of these,
 -- '' when the conversation was empty  ARGV[3] ttl_ms > 0  ARGV[4] most messages kept
--- ARGV[5] ttl_ms of the appends aside  ARGV[6] most of them  ARGV[7] 1: too large to keep aside | 0
+-- ARGV[5] ttl_ms of the appends aside  ARGV[6] most of them  ARGV[7] most bytes of them
 -- ARGV[8...] sequence_id, message; oldest first, at least one
 -- returns 1 the window ends with them or has them | 2 kept aside: the message before them is not here
 --         yet, or a load runs | 0 there is no window | -1 dropped: an append aside was lost, or there
@@ -18,12 +18,18 @@ local version, state, lease = redis.call('GET', KEYS[1]), redis.call('GET', KEYS
 local window = window_of(state, version, ARGV[1], set)
 local loading = lease and string.sub(lease, 10) == version
 local expected = window and window.gap or loading and has_aside(lease)
-local appends = expected and kept_aside(aside) or {}
+local appends, bytes = {}, 0
+if expected then
+  appends, bytes = kept_aside(aside)
+end
 
 local whole = #appends > 0 or not expected
 local keep = loading or window and (window.gap or not follows(window, set, ARGV[2]))
 if keep then
-  whole = whole and #appends < tonumber(ARGV[6]) and ARGV[7] == '0'
+  for i = 9, #ARGV, 2 do
+    bytes = bytes + #ARGV[i]
+  end
+  whole = whole and #appends < tonumber(ARGV[6]) and bytes <= tonumber(ARGV[7])
 end
 if not whole or not (window or loading) then
   redis.call('UNLINK', KEYS[2], KEYS[3], set, aside)

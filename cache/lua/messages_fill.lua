@@ -23,8 +23,8 @@ if merged and #appends == 0 then
 end
 -- end of rule
 redis.call('UNLINK', set)
-for i = 7, #ARGV, 2 do
-  redis.call('ZADD', set, ARGV[i], ARGV[i + 1])
+for i = 7, #ARGV, 200 do
+  redis.call('ZADD', set, unpack(ARGV, i, math.min(i + 199, #ARGV)))
 end
 local window = {tail = #ARGV > 6 and tonumber(ARGV[#ARGV - 1]) or nil, complete = ARGV[5] == '1'}
 settle(window, set, appends)

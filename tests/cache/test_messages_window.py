@@ -176,7 +176,18 @@ async def test_large_or_many_appends_are_not_kept_aside(cache: Cache) -> None:
     for number in range(10, 11 + CACHE_ASIDE_APPENDS):
         await cache.messages.append("a1", _messages(number), after=9)
     assert cache.stats()["windows_dropped"] == 2
+    await cache.messages.get_or_load("a1", Loader(_messages(1)), limit=1)
+    for number in (10, 11):
+        half = [{"id": "m", "sequence_id": number, "text": "x" * (CACHE_ASIDE_BYTES // 2)}]
+        await cache.messages.append("a1", half, after=9)
+    assert cache.stats()["windows_dropped"] == 3
     assert not await cache.client.exists(cache.components.keys.aside("a1", "default"))
+
+
+async def test_an_append_of_very_many_messages_drops_the_window(cache: Cache) -> None:
+    await cache.messages.get_or_load("a1", Loader(_messages(1)), limit=1)
+    assert not await cache.messages.append("a1", _messages(*range(2, 1003)), after=1)
+    assert await cache.messages.list("a1", limit=1) is None
 
 
 async def test_an_append_that_arrives_twice_adds_once(cache: Cache) -> None:
