@@ -3,7 +3,8 @@ Proves of a script that an error leaves nothing behind: it wrote all that it wri
 
 A step is made once while the server's MONITOR shows which keys its script uses. Then it is made
 again with each of them spoiled in turn: a key of another type in its place, or a field or
-element that is no number. A step that fails then must leave the keyspace as it found it.
+element that is no number; and on a server that refuses writes. A step that fails then must leave
+the keyspace as it found it. What a user may not run is another matter (worker/queue/rights.py).
 """
 
 from __future__ import annotations
@@ -24,6 +25,10 @@ _MANY = frozenset({"del", "unlink", "exists", "mget"})
 _TWO = frozenset({"rename"})
 _NO_KEY = frozenset({"time", "publish"})
 _TYPES = ("hash", "list", "set", "zset", "string", "stream")
+
+
+# What makes a server refuse writes: no memory, a little memory, no replicas.
+REFUSALS = ("maxmemory 1", "maxmemory-bytes-left 64", "min-replicas-to-write 1")
 
 
 class HalfState(AssertionError):
@@ -117,6 +122,12 @@ async def prove(client: Any, prepare: Step, step: Step) -> Trials:
                 changed = [k for k in after | spoiled if after.get(k) != spoiled.get(k)]
                 found.append(f"{what}: {exc}; changed: {changed}")
 
+    for refusal in REFUSALS:
+        try:
+            await attempt(refusal, _setting(_refuse, client, refusal))
+        finally:
+            await client.config_set("maxmemory", 0)
+            await client.config_set("min-replicas-to-write", 0)
     for key in keys:
         for kind in _TYPES:
             await attempt(f"{key!r} is a {kind}", _setting(make, client, key, kind))
@@ -129,6 +140,13 @@ async def prove(client: Any, prepare: Step, step: Step) -> Trials:
 
 class RefusedStep(Exception):
     """For steps whose script reports an error in its reply."""
+
+
+async def _refuse(client: Any, refusal: str) -> None:
+    name, value = refusal.split()
+    if name == "maxmemory-bytes-left":
+        name, value = "maxmemory", (await client.info("memory"))["used_memory"] + int(value)
+    await client.config_set(name, value)
 
 
 async def make(client: Any, key: bytes, kind: str) -> None:

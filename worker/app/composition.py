@@ -90,7 +90,7 @@ def build_stores(client: Any, options: QueueOptions, keys: QueueKeys | None = No
         schedules=ScheduleStore(client, keys),
         dead=DeadLetters(client, keys),
         encoder=encoder,
-        memory=MemoryGuard(client, share=options.jobs.max_memory_share),
+        memory=MemoryGuard(client, keys.queue(), share=options.jobs.max_memory_share),
         secrets=secrets,
         deliveries=DeliveryStore(client, keys, secrets),
         endpoints=EndpointStore(client, keys, secrets),

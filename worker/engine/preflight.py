@@ -10,11 +10,9 @@ from cache.connection.readiness import refuse_for_good
 from cache.connection.siblings import url_of
 from cache.logs import get_logger
 from worker.errors import UnsafeServer
+from worker.queue.rights import require_rights
 
 log = get_logger(__name__)
-
-# Needs what every script of the queue needs: to run, and to read its keys.
-_PROBE = "return redis.call('EXISTS', KEYS[1])"
 
 
 async def check_server(client: Any, queue: str, *, allow_eviction: bool) -> None:
@@ -44,7 +42,7 @@ async def require_usable(client: Any, queue: str, *, allow_eviction: bool) -> di
         if facts.get("cluster_enabled"):
             raise RedisError("cluster_enabled:1")
         await client.time()
-        await client.eval(_PROBE, 1, queue)
+        await require_rights(client, queue)
     except RedisError as exc:
         refuse_for_good(exc, url)
         raise

@@ -1,4 +1,4 @@
-"""Refuses jobs when the queue's server uses too much memory."""
+"""Refuses jobs when the queue's server uses too much memory, or would store a half of them."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Any
 
 from worker.errors import QueueMemoryFull
 from worker.queue.job import reach
+from worker.queue.rights import require_rights
 
 # How long one reading of the server's memory is used.
 _READ_EVERY_S = 1.0
@@ -17,11 +18,13 @@ class MemoryGuard:
     Refuses an enqueue when the server uses more than `share` of its maxmemory.
 
     The rest is left for the workers, which need memory to finish queued jobs. 0
-    switches the guard off.
+    switches the guard off. The first enqueue also asks for this user's rights.
     """
 
-    def __init__(self, client: Any, *, share: float) -> None:
+    def __init__(self, client: Any, queue: str, *, share: float) -> None:
         self._client = client
+        self._queue = queue
+        self._may_enqueue = False
         self._share = share
         self._read_at = float("-inf")
         self._used = self._limit = 0
@@ -30,8 +33,11 @@ class MemoryGuard:
         """
         Raises:
             QueueMemoryFull: the watermark is passed; nothing was stored.
-            QueueUnavailable: the server cannot be reached.
+            QueueUnavailable: the server cannot be reached, or denies a command.
         """
+        if not self._may_enqueue:
+            await reach(require_rights(self._client, self._queue))
+            self._may_enqueue = True
         if not self._share:
             return
         now = time.monotonic()
