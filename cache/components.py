@@ -17,7 +17,7 @@ from cache.coherence.readthrough import ReadThrough
 from cache.coherence.refills import Refills
 from cache.coherence.results import Changed, Held, Intended, Lease, Reading
 from cache.encoding.models import is_model
-from cache.keys import CacheKeys, intents_of
+from cache.keys import CacheKeys, bounded_ttl_s, intents_of
 from cache.names import checked_names
 from cache.options import CacheOptions
 from cache.stats import Counters, PerAgent
@@ -128,7 +128,8 @@ class ValueSlot:
     async def prepare(self, lease: Lease) -> None:
         """On a cluster, record what the value depends on while its loader runs, if that is known."""
         if self.components.index.apart and not callable(self.dependencies):
-            indexes, life_ms = self._indexes(), int((self._ttl_s() + self.keep_s) * 1000)
+            keep_s = bounded_ttl_s(self.keep_s)
+            indexes, life_ms = self._indexes(), int((self._ttl_s() + keep_s) * 1000)
             if await self.components.index.record(self.agent_id, indexes, lease, life_ms):
                 self.recorded = lease
 
@@ -145,7 +146,7 @@ class ValueSlot:
         if ttl_s <= 0 or absent:
             return -1
         envelope, life_ms = entries.seal(
-            lease, value, ttl_s=ttl_s, keep_s=self.keep_s, load_s=load_s
+            lease, value, ttl_s=ttl_s, keep_s=bounded_ttl_s(self.keep_s), load_s=load_s
         )
         if len(envelope) > options.max_value_bytes:
             self.components.counters.too_large += 1
@@ -165,7 +166,7 @@ class ValueSlot:
         return stored
 
     def _ttl_s(self) -> float:
-        return self.components.options.ttl_s if self.ttl_s is None else self.ttl_s
+        return bounded_ttl_s(self.components.options.ttl_s if self.ttl_s is None else self.ttl_s)
 
     def _indexes(self, value: Any = None) -> list[str]:
         """The indexes in which the agent is recorded with this value. Raises InvalidName."""

@@ -110,6 +110,11 @@ def intents_of(key: str) -> str:
     return f"{key}:intents"
 
 
+def bounded_ttl_s(seconds: float) -> float:
+    """A TTL that the server takes: at most the longest, and 0 for what is negative or no number."""
+    return min(seconds, CACHE_MAX_TTL_S) if seconds > 0 else 0.0
+
+
 def quoted(name: str) -> str:
     """A name as a part of a key: two names never make one key, nor end its hash tag."""
     if "%" not in name and ":" not in name and "}" not in name:

@@ -191,7 +191,7 @@ class MessageCache(MessagesById):
         args = (
             self.components.entries.run_of(slot.key),
             "" if after is None else after,
-            int(options.message_ttl_s * 1000),
+            max(int(options.message_ttl_s * 1000), 1),
             options.message_window,
             CACHE_ASIDE_TTL_MS,
             CACHE_ASIDE_APPENDS,

@@ -15,7 +15,7 @@ from cache.coherence.results import value_key
 from cache.connection.protocol import Away
 from cache.encoding.envelope import Unreadable
 from cache.encoding.header import Stamp
-from cache.keys import CACHE_MAX_TTL_S
+from cache.keys import bounded_ttl_s
 from cache.names import check_agent_id, check_name
 
 if TYPE_CHECKING:
@@ -65,7 +65,7 @@ class Sessions:
             NotEncodable: a part of the data would not come back as given.
         """
         components, key = self._components, self._key(agent_id, session_id)
-        life_s = max(1, round(min(ttl_s or components.options.session_ttl_s, CACHE_MAX_TTL_S)))
+        life_s = max(1, round(bounded_ttl_s(ttl_s or components.options.session_ttl_s)))
         envelope = components.entries.envelopes.seal(data, _STAMP, value_key(key, _FIELD))
         sealed = _TTL_S.pack(life_s) + envelope
         if not components.options.enabled:

@@ -148,7 +148,7 @@ class WindowSlot:
         pairs = home.pairs(oldest_first, self.window)
         if pairs is None:
             return -1
-        ttl_ms = int(options.message_ttl_s * 1000)
+        ttl_ms = max(int(options.message_ttl_s * 1000), 1)
         head = (
             lease.token,
             lease.version,

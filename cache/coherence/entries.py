@@ -196,7 +196,7 @@ class Entries:
         """
         now_ms = self.clock.now_ms()
         jitter = 1 - self._options.ttl_jitter * random.random()  # noqa: S311  (not a secret)
-        fresh_ms = max(1, int(min(ttl_s, CACHE_MAX_TTL_S) * 1000 * jitter))
+        fresh_ms = max(1, int(ttl_s * 1000 * jitter))
         life_ms = min(fresh_ms + int(keep_s * 1000), int(CACHE_MAX_TTL_S * 1000))
         stamp = Stamp(
             lease.token,
