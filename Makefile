@@ -102,18 +102,21 @@ site: $(VENV)/.ready ## Build the documentation as a website into out/site
 # One line a package. `make lock` keeps the versions that are there and adds what is missing;
 # `make lock UPGRADE=1` takes the newest. The oldest Python is the first that all have files for.
 LOCK := $(VENV)/lock/bin/uv pip compile --quiet --universal --python-version 3.11.5 --generate-hashes \
-  --no-config --no-header --no-annotate --no-emit-index-url pyproject.toml
+  --no-config --no-header --no-annotate --no-emit-index-url
 ONE_LINE := awk '/^\#/ {next} {sub(/^ +/, " ")} sub(/ *\\$$/, "") {printf "%s", $$0; next} {print}'
 
-lock: ## Write constraints.txt and compose/requirements.txt anew, with hashes
+lock: ## Write constraints.txt, compose/requirements.txt and benchmarks/peers.txt anew, with hashes
 	@test -x $(VENV)/lock/bin/uv || { $(PYTHON) -m venv $(VENV)/lock && \
 	  $(VENV)/lock/bin/python -m pip install --quiet --disable-pip-version-check uv; }
 	@mkdir -p out
-	@$(LOCK) --extra worker --extra dev --extra bench $(if $(UPGRADE),,-c constraints.txt) -o out/all.txt > /dev/null
+	@$(LOCK) pyproject.toml --extra worker --extra dev --extra bench $(if $(UPGRADE),,-c constraints.txt) -o out/all.txt > /dev/null
 	@{ sed -n '/^\#/p' constraints.txt; $(ONE_LINE) out/all.txt; } > out/constraints.txt
-	@$(LOCK) --extra worker --extra web -c out/constraints.txt -o out/worker.txt > /dev/null
+	@$(LOCK) pyproject.toml --extra worker --extra web -c out/constraints.txt -o out/worker.txt > /dev/null
 	@{ sed -n '/^\#/p' compose/requirements.txt; $(ONE_LINE) out/worker.txt; } > out/requirements.txt
+	@$(LOCK) benchmarks/peers.in $(if $(UPGRADE),,-c benchmarks/peers.txt) -o out/bench.txt > /dev/null
+	@{ sed -n '/^\#/p' benchmarks/peers.txt; $(ONE_LINE) out/bench.txt; } > out/peers.txt
 	@mv out/constraints.txt constraints.txt; mv out/requirements.txt compose/requirements.txt
+	@mv out/peers.txt benchmarks/peers.txt
 
 # Pinned as in the lock file of the server's own release, which its image is built from.
 letta-lock: ## Write tests/letta/environment.txt anew, with hashes
@@ -135,7 +138,7 @@ bench: $(VENV)/.ready $(VENV)/peers/.ready ## Run the benchmarks: tables here, J
 $(VENV)/peers/.ready: benchmarks/peers.txt $(VENV)/.ready
 	@echo "setting up $(VENV)/peers (once)"
 	@$(PYTHON) -m venv $(VENV)/peers
-	@$(VENV)/peers/bin/python -m pip install --quiet --disable-pip-version-check -r benchmarks/peers.txt
+	@$(VENV)/peers/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes --no-deps -r benchmarks/peers.txt
 	@touch $@
 
 soak: $(VENV)/.ready ## Break the queue, the cache and the network at random: make soak SEED=7 MINUTES=10
@@ -145,15 +148,20 @@ soak: $(VENV)/.ready ## Break the queue, the cache and the network at random: ma
 	@DEATHS_S=60 FUZZ_SEED=$(SEED) $(PYTEST) -q -s -p no:cacheprovider --timeout 0 tests/cache/test_deaths.py
 	@FUZZ_EXAMPLES=$(shell expr $(or $(MINUTES),5) '*' 200) $(PYTEST) -q --timeout 0 tests/engine/test_ticks.py tests/engine/test_whatever_is_raised.py tests/queue/test_rhythm.py
 
-# The base install without arq, as on a Letta server: with the oldest allowed
-# redis-py and with the newest one. Rebuilt when a source changes.
+# The base install without arq, as on a Letta server: with the redis-py of the workers, the oldest
+# that is allowed, and with the newest that `make lock` found. Rebuilt when a source changes.
+BASE_NAMES := annotated-types|anyio|certifi|cronsim|h11|hiredis|httpcore|httpx|idna|msgpack|msgspec|pydantic|pydantic-core
+BASE_NAMES := $(BASE_NAMES)|pydantic-settings|pyjwt|python-dotenv|typing-extensions|typing-inspection
+
 $(BASE)/.ready: pyproject.toml $(VENV)/.ready $(shell find hatch_build.py settings.py cache worker letta_redis -name '*.py' -o -name '*.lua')
 	@test -d $(BASE) || echo "setting up $(BASE) (once; later only our own wheel)"
 	@rm -rf $(BASE)/dist
 	@$(BIN)/python -m hatchling build -t wheel -d $(BASE)/dist > /dev/null
-	@for redis in 'oldest redis==5.3.*' 'newest redis'; do set -- $$redis; \
+	@for redis in 'oldest constraints.txt' 'newest benchmarks/peers.txt'; do set -- $$redis; \
+	  { grep -E '^($(BASE_NAMES))==' constraints.txt; grep '^redis==' $$2; } > $(BASE)/$$1.txt; \
 	  test -d $(BASE)/$$1 || { $(PYTHON) -m venv $(BASE)/$$1 && $(BASE)/$$1/bin/python -m pip install \
-	  --quiet --disable-pip-version-check $$2 $(BASE)/dist/*.whl || { rm -rf $(BASE)/$$1; exit 1; }; }; \
+	  --quiet --disable-pip-version-check --require-hashes --no-deps -r $(BASE)/$$1.txt \
+	  || { rm -rf $(BASE)/$$1; exit 1; }; }; \
 	  $(BASE)/$$1/bin/python -m pip install --quiet --disable-pip-version-check --no-deps \
 	  --force-reinstall $(BASE)/dist/*.whl || exit 1; done
 	@touch $@

@@ -14,7 +14,11 @@ from tests.support.compose import COMPOSE, load
 pytestmark = pytest.mark.unit
 
 ROOT = Path(__file__).parents[2]
-LOCKS = (ROOT / "constraints.txt", COMPOSE / "requirements.txt")
+LOCKS = (
+    ROOT / "constraints.txt",
+    COMPOSE / "requirements.txt",
+    ROOT / "benchmarks" / "peers.txt",
+)
 _LINE = re.compile(r"([a-z0-9-]+)==[\w.!+-]+( ; [^#]+?)?(?: --hash=sha256:[0-9a-f]{64})+")
 
 
@@ -82,6 +86,20 @@ def test_the_image_is_built_of_what_has_a_hash() -> None:
     assert built_with == needed("hatchling") | {"hatchling"}
     assert built_with <= set(pins(LOCKS[0]))
     assert "pip uninstall --yes" in text.split("FROM")[-1]
+
+
+def test_whatever_the_makefile_installs_has_a_hash() -> None:
+    text = (ROOT / "Makefile").read_text().replace("\\\n", " ")
+    installs = re.findall(r"pip (?:install|download) (.*)", text)
+    assert len(installs) > 5
+    for install in installs:
+        ours = re.search(
+            r"--no-deps (?:--no-build-isolation -e \.|\s*--force-reinstall \S+dist/)", install
+        )
+        # uv only writes the locks; nothing that is tested or runs is made of it.
+        assert "--require-hashes" in install or ours or install.endswith(" uv; }"), install
+    names = "|".join(re.findall(r"^BASE_NAMES := (?:\$\(BASE_NAMES\)\|)?(.*)$", text, re.MULTILINE))
+    assert {*names.split("|"), "redis"} == needed("letta-redis") - {"letta-redis"}
 
 
 def test_every_image_of_others_can_be_pinned() -> None:
