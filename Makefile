@@ -70,7 +70,7 @@ $(ARQ)/.ready: constraints.txt $(VENV)/.ready
 letta-env: $(LETTA)/.ready ## Install the real Letta server and migrate a database for it
 
 letta-test: $(LETTA)/.ready ## Run the tests of the plug-in inside the real Letta server
-	@nice $(LETTA)/bin/python -m pytest -q --confcutdir tests/letta -p no:warnings -o timeout=600 tests/letta
+	@nice $(LETTA)/bin/python -m pytest -q --confcutdir tests/letta -p no:warnings -o timeout=1800 tests/letta
 
 # The migrations are in the source distribution only.
 $(LETTA)/.ready: tests/letta/environment.txt $(VENV)/.ready

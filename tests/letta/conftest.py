@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import pytest
@@ -27,8 +29,12 @@ os.environ["LETTA_SECRETS_DIR"] = "/nonexistent"
 
 
 @pytest.fixture(scope="session")
-def database_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Postgres]:
-    with postgres(tmp_path_factory.mktemp("postgres")) as server:
+def database_server() -> Iterator[Postgres]:
+    # Not below pytest's own directory, which only its user may enter.
+    with (
+        TemporaryDirectory(prefix="letta-redis-", dir="/tmp") as home,
+        postgres(Path(home)) as server,
+    ):
         yield server
 
 

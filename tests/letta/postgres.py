@@ -97,9 +97,7 @@ def _make(data: Path) -> None:
     if user is not None:
         for path in (data, *data.rglob("*")):
             os.chown(path, user.pw_uid, user.pw_gid)
-        for parent in data.parents:  # pytest's directories are their owner's only
-            if parent.stat().st_uid == os.geteuid() and not parent.stat().st_mode & 0o001:
-                parent.chmod(parent.stat().st_mode | 0o011)
+        data.parent.chmod(0o755)
     data.chmod(0o700)
     if not kept.is_dir():
         _run("initdb", "-D", data, "-U", "letta", "--auth", "trust", "--no-sync", "-E", "UTF8")

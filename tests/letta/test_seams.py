@@ -1,0 +1,118 @@
+"""The plug-in is installed whole or not at all, and says why not."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+import letta_redis
+from letta_redis.__main__ import main
+from letta_redis.plugin.features import FEATURES
+from letta_redis.plugin.install import findings
+from letta_redis.plugin.seams import Feature, Seam, resolve
+from settings import Settings
+
+pytestmark = [pytest.mark.acceptance, pytest.mark.usefixtures("letta")]
+
+SEAMS = [(feature, seam) for feature in FEATURES for seam in feature.seams]
+
+
+@pytest.fixture(autouse=True)
+def _clean() -> Iterator[None]:
+    yield
+    letta_redis.uninstall()
+
+
+def found_in_letta() -> list[Any]:
+    """What every seam is right now."""
+    places = [resolve(seam.target) for _, seam in SEAMS]
+    return [owner.__dict__[name] for owner, name in places]
+
+
+def test_every_seam_of_the_supported_release_is_known() -> None:
+    assert [(f.seam.target, f.problem) for f in findings() if f.problem] == []
+
+
+def test_installing_and_uninstalling_leaves_the_server_as_it_was() -> None:
+    before = found_in_letta()
+
+    installation = letta_redis.install(Settings())
+    replaced = sum(now is not old for now, old in zip(found_in_letta(), before, strict=True))
+    again = letta_redis.install(Settings())
+    letta_redis.uninstall()
+
+    assert replaced == sum(seam.replace is not None for _, seam in SEAMS)
+    assert again is installation
+    assert found_in_letta() == before
+    assert letta_redis.installed() is None
+
+
+@pytest.mark.parametrize(("feature", "seam"), SEAMS, ids=[seam.target for _, seam in SEAMS])
+def test_an_unknown_seam_leaves_its_half_off(
+    feature: Feature,
+    seam: Seam,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    async def another(*_: Any) -> None: ...
+
+    owner, name = resolve(seam.target)
+    monkeypatch.setattr(owner, name, another)
+    before = found_in_letta()
+
+    installation = letta_redis.install(Settings())
+
+    off = {"cache", "queue"} if feature.half is None else {feature.half}
+    assert not installation.halves & off
+    assert all(now is old for now, old in zip(found_in_letta(), before, strict=True))
+    (line,) = [record.getMessage() for record in caplog.records if "seam_unknown" in record.msg]
+    assert seam.target in line
+    assert "PostgreSQL" in line
+
+
+def test_a_seam_that_is_gone_leaves_its_half_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr("letta.services.agent_manager.decrypt_agent_secrets")
+
+    installation = letta_redis.install(Settings())
+
+    assert "cache" not in installation.halves
+
+
+def test_a_replacement_that_fails_undoes_those_before_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    def failing(*_: Any) -> Any:
+        raise RuntimeError("a fault of ours")
+
+    before = found_in_letta()
+    broken = Feature("broken", "cache", (), attach=failing)
+    monkeypatch.setattr("letta_redis.plugin.install.FEATURES", (*FEATURES, broken))
+
+    installation = letta_redis.install(Settings())
+
+    assert installation.halves == set()
+    assert found_in_letta() == before
+
+
+def test_doctor_prints_every_seam(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["doctor", "--json"])
+
+    report = json.loads(capsys.readouterr().out)
+    assert ended.value.code == 0
+    assert report["letta"] == "0.16.8"
+    assert report["halves"]["cache"] is True
+    assert [row["seam"] for row in report["seams"]] == [seam.target for _, seam in SEAMS]
+
+
+def test_doctor_fails_where_a_seam_differs(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.delattr("letta.services.agent_manager.decrypt_agent_secrets")
+
+    with pytest.raises(SystemExit) as ended:
+        main(["doctor"])
+
+    assert ended.value.code == 1
+    assert "decrypt_agent_secrets" in capsys.readouterr().out

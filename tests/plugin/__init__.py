@@ -1,0 +1,1 @@
+"""Tests of the plug-in's own parts, without the Letta server."""
