@@ -108,8 +108,11 @@ def test_a_huge_traceback_is_cut_and_quick() -> None:
     except RecursionError as exc:
         recursion = exc
     for huge in (recursion, chained(100_000), ValueError("x" * 10_000_000)):
-        start = time.process_time()
-        text = plain_traceback(huge)
-        assert time.process_time() - start < 0.2
+        times = []
+        for _ in range(3):  # a collection of the whole test process's garbage takes as long
+            start = time.thread_time()
+            text = plain_traceback(huge)
+            times.append(time.thread_time() - start)
+        assert min(times) < 0.2
         assert len(text) < 17_000
         assert type(huge).__name__ in text

@@ -162,13 +162,18 @@ def test_a_long_row_is_kept_as_it_came(content: Any, step: int) -> None:
 
 @pytest.mark.parametrize("content", ["ab c" * 2**20, [[0.25, {"k": "v"}]] * 200_000])
 def test_no_piece_of_a_long_row_takes_long(content: Any) -> None:
-    long, reader, longest = row(2, content), RowReader(()), 0.0
-    for at in range(0, len(long), 65_536):
-        start = time.thread_time()
-        found = list(reader.feed(long[at : at + 65_536]))
-        longest = max(longest, time.thread_time() - start)
-    assert longest < 0.02
-    assert [r.row is not None for r in found] == [True]
+    long = row(2, content)
+    runs: list[list[float]] = []
+    for _ in range(3):
+        reader, times = RowReader(()), []
+        for at in range(0, len(long), 65_536):
+            start = time.thread_time()
+            found = list(reader.feed(long[at : at + 65_536]))
+            times.append(time.thread_time() - start)
+        assert [r.row is not None for r in found] == [True]
+        runs.append(times)
+    # The best of each piece: a collection of the whole test process's garbage takes as long.
+    assert max(map(min, zip(*runs, strict=True))) < 0.02
 
 
 def test_secrets_in_a_long_row_are_removed_wherever_they_stand() -> None:
