@@ -128,7 +128,7 @@ def test_a_child_runs_no_module_of_the_working_directory(here: Path) -> None:
                     break
         finally:
             running.terminate()
-            running.communicate(timeout=30)
+            running.communicate(timeout=120)
     assert not (here / "ran").exists()
 
 

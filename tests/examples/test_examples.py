@@ -14,7 +14,7 @@ pytestmark = pytest.mark.acceptance
 
 ROOT = Path(__file__).parents[2]
 INDEX = (ROOT / "examples" / "README.md").read_text(encoding="utf-8")
-DEADLINE_S = 110
+DEADLINE_S = 240
 
 OUTCOMES = {
     "own_job": """

@@ -55,7 +55,7 @@ def library() -> Path:
 def node(script: str, question: dict[str, Any], home: Path | None = None) -> str:
     done = subprocess.run(
         [node_and_npm()[0], "-e", script], cwd=home, input=json.dumps(question), text=True,
-        capture_output=True, check=False, timeout=30,
+        capture_output=True, check=False, timeout=120,
     )  # fmt: skip
     return done.stdout or done.stderr
 
