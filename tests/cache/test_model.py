@@ -94,7 +94,8 @@ class CacheAgainstDatabase(RuleBasedStateMachine):
         if how == "agent":
             token = self.run(begin(agents=agents))
         elif how == "block":
-            token = self.run(begin(dependencies=[f"block:{agent}"]))
+        begin = self.caches[who].begin_write
+        agents: tuple[str, ...] = (agent,)
         else:
             agents, token = ("a1", "a2"), self.run(begin(dependencies=[ALL]))
         self.writes.append((agents, token))
