@@ -90,12 +90,12 @@ class CacheAgainstDatabase(RuleBasedStateMachine):
 
     @rule(who=WHO, agent=AGENTS, how=st.sampled_from(["agent", "block", ALL]))
     def begin_a_write(self, who: int, agent: str, how: str) -> None:
-        begin, agents = self.caches[who].begin_write, (agent,)
+        begin = self.caches[who].begin_write
+        agents: tuple[str, ...] = (agent,)
         if how == "agent":
             token = self.run(begin(agents=agents))
         elif how == "block":
-        begin = self.caches[who].begin_write
-        agents: tuple[str, ...] = (agent,)
+            token = self.run(begin(dependencies=[f"block:{agent}"]))
         else:
             agents, token = ("a1", "a2"), self.run(begin(dependencies=[ALL]))
         self.writes.append((agents, token))

@@ -54,6 +54,10 @@ _MODEL = LLMConfig.default_config("gpt-4o-mini")
 _MOST_AGENTS = 4
 
 
+def _row(row: Any) -> Any:
+    return tuple(row) if isinstance(row, list) else row  # JSON has no tuples
+
+
 class RolledBack(Exception):
     """Ends a transaction that must not commit."""
 
@@ -104,6 +108,12 @@ class World:
         names = ("agents", "alive", "blocks", "tools", "sources", "identities", "groups", "files",
                  "archives")  # fmt: skip
         return {name: getattr(self, name) for name in names}
+
+    def adopt(self, rows: dict[str, Any]) -> None:
+        """Work on the rows of another process, too. Writes of those that it deleted fail."""
+        for name, theirs in rows.items():
+            rows_here = getattr(self, name)
+            rows_here += [row for row in map(_row, theirs) if row not in rows_here]
 
     async def populate(self) -> None:
         for _ in range(2):

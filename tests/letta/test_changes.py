@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import asyncio
+import os
+from contextlib import suppress
 from random import Random
 from typing import Any
 
 import pytest
 
-from letta_redis.plugin.install import Installation
+from letta_redis.plugin.changes import Changes
 from tests.letta.agents import Agents
-from tests.letta.canceling import canceled_at
+from tests.letta.canceling import CanceledAt, canceled_at
 
 pytestmark = [pytest.mark.acceptance, pytest.mark.usefixtures("plugin")]
 
-_OPERATIONS = 60
+# Set it to thousands for a long run.
+_OPERATIONS = int(os.environ.get("RANDOM_WRITES", "60"))
+_CANCELED = 12
 
 
 @pytest.fixture
@@ -35,6 +39,10 @@ async def _same(reads: Any, agent_id: str, actor: Any) -> bool:
     """Whether the cache serves what the database holds."""
     cached, _ = await reads.cached(agent_id, actor)
     return bool(cached == await reads.database(agent_id, actor))
+
+
+async def _awaited(run: Any) -> Any:
+    return await run
 
 
 async def _until_hit(reads: Any, agent_id: str, actor: Any) -> None:
@@ -126,7 +134,7 @@ async def test_an_upsert_of_an_attached_source_is_seen(agents: Agents, reads: An
 
 
 async def test_a_write_canceled_at_each_await_leaves_nothing_stale(
-    agents: Agents, reads: Any, plugin: Installation
+    agents: Agents, reads: Any
 ) -> None:
     from letta.schemas.block import BlockUpdate
     from letta.services.block_manager import BlockManager
@@ -149,6 +157,100 @@ async def test_a_write_canceled_at_each_await_leaves_nothing_stale(
 
     assert awaits > 10
     assert set(ends) <= {"CancelledError", ""}
+
+
+async def test_a_canceled_commit_leaves_nothing_stale(
+    agents: Agents, reads: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    from letta.schemas.block import BlockUpdate
+    from letta.server.db import engine
+    from letta.services.block_manager import BlockManager
+    from sqlalchemy import event
+
+    agent = await agents.create()
+    block = agent.blocks[0].id
+
+    def write(value: str, at: int = 0) -> CanceledAt:
+        update = BlockManager().update_block_async(block, BlockUpdate(value=value), agents.user)
+        return CanceledAt(update, at)
+
+    run = write("not canceled")
+    commits: list[int] = []
+
+    def committing(_connection: Any) -> None:
+        commits.append(run.awaits)
+
+    event.listen(engine.sync_engine, "commit", committing)
+    try:
+        await run
+    finally:
+        event.remove(engine.sync_engine, "commit", committing)
+    for number in range(_CANCELED):
+        assert await _is_hit(reads, agent.id, agents.user)
+        # The await of the COMMIT itself, and its neighbors.
+        run = write(f"v{number}", commits[0] + 1 + number % 3)
+        with suppress(asyncio.CancelledError):
+            await asyncio.ensure_future(_awaited(run))
+        assert await _same(reads, agent.id, agents.user)
+        await _until_hit(reads, agent.id, agents.user)
+        assert await _same(reads, agent.id, agents.user)
+
+    assert "letta.commit_unknown" in caplog.text
+
+
+# The same without a part of what makes them true: they would see it.
+
+
+async def test_without_dependencies_an_agent_stays_stale(
+    agents: Agents, reads: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _leave_out("dependencies", monkeypatch)
+
+    with pytest.raises(AssertionError):
+        await test_each_agent_that_shows_a_block_sees_its_change(agents, reads)
+
+
+async def test_without_the_organization_an_upsert_stays_unseen(
+    agents: Agents, reads: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _leave_out("organisations", monkeypatch)
+
+    with pytest.raises(AssertionError):
+        await test_an_upsert_of_an_attached_source_is_seen(agents, reads)
+
+
+async def test_without_a_shield_an_intent_is_left_behind(
+    agents: Agents, reads: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from letta.schemas.block import BlockUpdate
+    from letta.services.block_manager import BlockManager
+
+    from letta_redis.plugin.delivery import Deliveries
+
+    async def unshielded(self: Any, transactions: Any) -> None:
+        await asyncio.sleep(0)  # where a cancellation arrives
+        committed, transactions.committed = transactions.committed, []
+        await self._settle(committed, [])
+
+    monkeypatch.setattr(Deliveries, "settle", unshielded)
+    agent = await agents.create()
+    left = 0
+    at, awaits = 0, 1
+    while at < awaits and not left:
+        at += 1
+        write = BlockManager().update_block_async(
+            agent.blocks[0].id, BlockUpdate(value=f"v{at}"), agents.user
+        )
+        _, seen = await canceled_at(write, at)
+        awaits = max(awaits, seen)
+        left += not await _is_hit(reads, agent.id, agents.user)
+
+    assert left == 1
+
+
+def _leave_out(part: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    names = Changes.names
+    monkeypatch.setattr(Changes, "names", lambda self: names(self) | {part: set()})
 
 
 async def test_sessions_that_change_no_agent_cost_nothing(agents: Agents, cache: Any) -> None:
