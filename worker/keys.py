@@ -60,6 +60,18 @@ class QueueKeys:
         """Hash: half of the plug-in -> "on" or "off", over what the environment says."""
         return f"{self.prefix}switches"
 
+    @property
+    def letta_callbacks(self) -> str:
+        """Sorted set: webhook ids of the plug-in's callbacks by the time of their next look, ms."""
+        return f"{self.prefix}letta:callbacks"
+
+    def letta_callback_held(self, webhook_id: str) -> str:
+        return f"{self.prefix}letta:callback-held:{webhook_id}"
+
+    @property
+    def letta_sweep(self) -> str:
+        return f"{self.prefix}letta:sweep"
+
     def job(self, job_id: str) -> str:
         return f"{self.prefix}job:{job_id}"
 
@@ -331,6 +343,19 @@ CATALOGUE: tuple[KeySpec, ...] = (
         "agent_cache, redis_queue -> on or off, in every Letta server with the plug-in",
         "two fields",
     ),
+    KeySpec(
+        "arq:letta:callbacks",
+        "sorted set",
+        "webhook ids of a Letta server's callbacks -> time of the next look, Unix ms",
+        "removed when the outcome is in Letta's tables",
+    ),
+    KeySpec(
+        "arq:letta:callback-held:<id>",
+        "string",
+        "one server writes the outcome of this callback",
+        "TTL 30 s",
+    ),
+    KeySpec("arq:letta:sweep", "string", "one server has looked for lost callbacks", "TTL 5 min"),
     KeySpec("arq:job:<id>", "string", "msgpack {t, f, a, k, et}: the job", _ENDS),
     KeySpec(
         "arq:in-progress:<id>",

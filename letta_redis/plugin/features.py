@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from letta_redis.plugin import agents, children, schemas, serving, sessions
+from letta_redis.plugin import agents, callbacks, children, schemas, serving, sessions
 from letta_redis.plugin.seams import Feature
 
 FEATURES: tuple[Feature, ...] = (
@@ -11,4 +11,5 @@ FEATURES: tuple[Feature, ...] = (
     agents.FEATURE,
     children.FEATURE,
     sessions.FEATURE,
+    callbacks.FEATURE,
 )

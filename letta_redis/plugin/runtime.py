@@ -1,8 +1,9 @@
-"""Holds what the plug-in has opened in this process: the cache, and the switches of both halves."""
+"""Holds what the plug-in has opened in this process: cache, queue, and the switches of both."""
 
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING
@@ -12,6 +13,7 @@ from letta_redis.plugin.switches import Switches
 
 if TYPE_CHECKING:
     from cache.service import Cache
+    from letta_redis.plugin.outcomes import Outcomes
     from settings import Settings
 
 log = get_logger("letta_redis")
@@ -29,6 +31,8 @@ class Runtime:
         collects_changes: whether every write of this process is announced. While False, nothing
             is read from the cache, because nobody would invalidate it.
         before_closing: awaited while everything is still open.
+        callbacks: how many callbacks were `stored`, and how many went `inline`, by reason.
+        seals_webhooks: whether a webhook may carry a token of its own.
     """
 
     def __init__(
@@ -42,13 +46,20 @@ class Runtime:
         self.switches = Switches(settings)
         self.collects_changes = False
         self.before_closing: list[Callable[[], Awaitable[None]]] = []
+        self.callbacks: Counter[str] = Counter()
+        self.seals_webhooks = settings.webhook_encryption_key is not None
         # A half that is switched off still announces its writes to the processes where it is on.
         # A limit on loaders would make errors that Letta does not have.
         self._settings = settings.model_copy(
-            update={"use_agent_cache": True, "cache_loader_timeout_s": None}
+            update={
+                "use_agent_cache": True,
+                "use_redis_queue": True,
+                "cache_loader_timeout_s": None,
+            }
         )
         self._opens_by_itself = opens_by_itself
         self._cache: Cache | None = None
+        self._outcomes: Outcomes | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._stack = AsyncExitStack()
         self._starting: asyncio.Task[None] | None = None
@@ -66,6 +77,12 @@ class Runtime:
     def cache_to_read(self) -> Cache | None:
         """The cache, if agents may be read through it."""
         return self.cache() if self.collects_changes and self.switches.agent_cache else None
+
+    def outcomes(self) -> Outcomes | None:
+        """The callbacks of the fleet. None in another event loop, while off, and while not open."""
+        if self._loop is not asyncio.get_running_loop() or not self.switches.redis_queue:
+            return None
+        return self._outcomes
 
     async def opened(self) -> Cache | None:
         """As `cache`, in a spawned process opened at its first use."""
@@ -87,16 +104,19 @@ class Runtime:
 
     async def _start(self) -> None:
         from cache.opening import open_cache
+        from letta_redis.plugin.outcomes import open_outcomes
 
+        enter = self._stack.enter_async_context
         try:
-            self._cache = await self._stack.enter_async_context(open_cache(self._settings))
-            await self._stack.enter_async_context(self.switches.followed(self._settings))
+            self._cache = await enter(open_cache(self._settings))
+            await enter(self.switches.followed(self._settings))
+            self._outcomes = await enter(open_outcomes(self, self._settings))
         except Exception:
             log.exception("letta.open_failed")
 
     async def stop(self) -> None:
         """Close everything. Reads and writes go on as without the plug-in."""
-        self._cache, self._loop, self._starting = None, None, None
+        self._cache, self._outcomes, self._loop, self._starting = None, None, None, None
         for finish in self.before_closing:
             await finish()
         await self._stack.aclose()

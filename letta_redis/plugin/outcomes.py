@@ -1,0 +1,189 @@
+"""
+Writes into Letta's columns what became of each stored callback, and finds lost ones.
+
+`arq:letta:callbacks` holds the ids of the callbacks that have not ended, by the time
+of their next look. Any server of the fleet takes those that are due; a key with a TTL gives each to
+one server at a time, so an outcome is written at least once, and only where the
+code is still 202. Every few minutes one server sweeps the tables for what a crash
+left behind: ended runs and jobs without a callback, and codes 202 that nobody looks at.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Any
+
+from cache.logs import get_logger
+from letta_redis.plugin import receivers, rows
+from letta_redis.plugin.callbacks import store_callback
+from worker.errors import NotFound
+from worker.keys import QueueKeys
+from worker.webhooks.policy import ENDED
+from worker.webhooks.records import Delivery
+
+if TYPE_CHECKING:
+    from letta_redis.plugin.runtime import Runtime
+    from settings import Settings
+    from worker.client import JobQueue
+
+log = get_logger("letta_redis")
+
+_LOOK_S = 1.0
+_MOST_LOOKS = 50
+# The longest pause between two looks at a callback whose receiver is away.
+_PAUSE_MAX_S = 60.0
+# One server's time to write an outcome, after which another server may.
+_HOLD_MS = 30_000
+# A caller that has not noted 202 by then has died.
+_UNNOTED_S = 300.0
+SWEEP_S = 300.0
+_MOST_SWEPT = 200
+
+
+class Outcomes:
+    """The callbacks of a fleet, seen from one server."""
+
+    def __init__(self, runtime: Runtime, queue: JobQueue, client: Any) -> None:
+        self._runtime = runtime
+        self.queue = queue
+        self._client = client
+        self._keys = QueueKeys()
+
+    async def expect(self, webhook_id: str) -> None:
+        """Look at a callback from now on. Called before it is stored, so that none is forgotten."""
+        await self._client.zadd(
+            self._keys.letta_callbacks, {webhook_id: _now_ms() + 1000 * _LOOK_S}, nx=True
+        )
+
+    @asynccontextmanager
+    async def followed(self) -> AsyncIterator[None]:
+        """Write outcomes and sweep until the block ends."""
+        tasks = [
+            asyncio.ensure_future(self._repeat(self.look, _LOOK_S)),
+            asyncio.ensure_future(self._repeat(self._sweep_in_turn, SWEEP_S / 5)),
+        ]
+        try:
+            yield
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _repeat(self, step: Any, pause_s: float) -> None:
+        failed = False
+        while True:
+            try:
+                if self._runtime.switches.redis_queue:
+                    await step()
+                failed = False
+            except Exception as exc:  # noqa: BLE001  (an outcome is written late rather than never)
+                if not failed:
+                    log.warning("letta.outcomes_failed", step=step.__name__, error=repr(exc))
+                failed = True
+            await asyncio.sleep(pause_s)
+
+    # -- outcomes ----------------------------------------------------------------------
+
+    async def look(self) -> int:
+        """Look at the callbacks that are due, and write down those that have ended."""
+        due = await self._client.zrange(
+            self._keys.letta_callbacks, "-inf", _now_ms(), byscore=True, offset=0, num=_MOST_LOOKS
+        )
+        ids = [id_.decode() for id_ in due]
+        async with self._client.pipeline(transaction=False) as pipe:
+            for id_ in ids:
+                pipe.set(self._keys.letta_callback_held(id_), b"1", nx=True, px=_HOLD_MS)
+            held = await pipe.execute() if ids else []
+        mine = [id_ for id_, is_mine in zip(ids, held, strict=True) if is_mine]
+        await asyncio.gather(*map(self._look_at, mine))
+        return len(mine)
+
+    async def _look_at(self, webhook_id: str) -> None:
+        delivery: Delivery | None
+        try:
+            delivery = await self.queue.delivery(webhook_id)
+        except NotFound:
+            delivery = None
+        again_s = _pause_s(delivery)
+        if delivery is None or delivery.state in ENDED:
+            owner = webhook_id.rpartition(":")[0]
+            noted = await rows.write_outcome(owner, delivery, unnoted_s=_UNNOTED_S)
+            again_s = 0.0 if noted else _LOOK_S
+        keys = self._keys
+        async with self._client.pipeline(transaction=True) as pipe:
+            if again_s:
+                pipe.zadd(keys.letta_callbacks, {webhook_id: _now_ms() + 1000 * again_s}, xx=True)
+            else:
+                pipe.zrem(keys.letta_callbacks, webhook_id)
+            pipe.delete(keys.letta_callback_held(webhook_id))
+            await pipe.execute()
+
+    # -- what a crash left behind ------------------------------------------------------
+
+    async def _sweep_in_turn(self) -> None:
+        if await self._client.set(self._keys.letta_sweep, b"1", nx=True, px=round(1000 * SWEEP_S)):
+            await self.sweep()
+
+    async def sweep(self, *, older_than_s: float = 60.0) -> int:
+        """Store the callbacks that were never sent, and look at those without an outcome."""
+        sent = 0
+        for kind in rows.KINDS:
+            for info in await rows.unsent(kind, older_than_s=older_than_s, limit=_MOST_SWEPT):
+                if await store_callback(self._runtime, kind, info):
+                    await rows.note_stored(kind, info[f"{kind}_id"])
+                    sent += 1
+            waiting = await rows.without_outcome(
+                kind, older_than_s=max(older_than_s, _UNNOTED_S), limit=_MOST_SWEPT
+            )
+            await self._expect_all(waiting)
+        if sent:
+            log.info("letta.callbacks_swept", count=sent)
+        return sent
+
+    async def _expect_all(self, webhook_ids: Sequence[str]) -> None:
+        if webhook_ids:
+            now = _now_ms()
+            await self._client.zadd(
+                self._keys.letta_callbacks, dict.fromkeys(webhook_ids, now), nx=True
+            )
+
+
+@asynccontextmanager
+async def open_outcomes(runtime: Runtime, settings: Settings) -> AsyncIterator[Outcomes]:
+    """Open the queue, and write outcomes until the block ends."""
+    from cache.connection.pool import open_pool
+    from cache.opening import pool_options
+    from worker import open_queue
+
+    pool = open_pool(settings.redis_url, pool_options(settings), name="letta-callbacks")
+    async with open_queue(settings) as queue, pool as client:
+        outcomes = Outcomes(runtime, queue, client)
+        warning = asyncio.ensure_future(_warn(settings))
+        try:
+            async with outcomes.followed():
+                yield outcomes
+        finally:
+            warning.cancel()
+            await asyncio.gather(warning, return_exceptions=True)
+
+
+async def _warn(settings: Settings) -> None:
+    try:
+        await receivers.warn_of_refused(settings)
+    except Exception as exc:  # noqa: BLE001  (nothing depends on the warning)
+        log.warning("letta.outcomes_failed", step="warn_of_refused", error=repr(exc))
+
+
+def _pause_s(delivery: Delivery | None) -> float:
+    """Until shortly after the next attempt; not longer than a minute."""
+    if delivery is None or delivery.next_attempt_at is None:
+        return _LOOK_S
+    ahead = delivery.next_attempt_at.timestamp() - time.time()
+    return min(max(_LOOK_S, ahead + 0.5), _PAUSE_MAX_S)
+
+
+def _now_ms() -> int:
+    return int(time.time() * 1000)

@@ -1,0 +1,180 @@
+"""Reads and writes the callback columns of Letta's runs and jobs, in Letta's own sessions."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Any, Literal
+
+from cache.logs import get_logger
+from worker.webhooks.policy import DeliveryState
+
+if TYPE_CHECKING:
+    from worker.webhooks.records import Delivery
+
+log = get_logger("letta_redis")
+
+Kind = Literal["run", "job"]
+KINDS: tuple[Kind, ...] = ("run", "job")
+# What Letta's columns say while a stored callback has not ended.
+STORED = 202
+# `messages.py` of Letta stores the text of a callback URL that is not set.
+NO_URL = "None"
+_ENDED = {
+    "run": ("completed", "failed", "cancelled"),
+    "job": ("completed", "failed", "cancelled", "expired"),
+}
+# A sweep reads this far back: the index of runs is by their creation.
+_SWEPT_DAYS = 8
+
+
+def _model(kind: Kind) -> Any:
+    from letta.orm.job import Job
+    from letta.orm.run import Run
+
+    return Run if kind == "run" else Job
+
+
+def _session() -> Any:
+    from letta.server.db import db_registry
+
+    return db_registry.async_session()
+
+
+async def write_outcome(owner: str, delivery: Delivery | None, *, unnoted_s: float) -> bool:
+    """
+    Write what became of the callback of a run or job. Return whether there is nothing left to do.
+
+    Only a code of 202 is replaced, and one that its writer has not noted in `unnoted_s` seconds. A
+    callback that the server has lost is no longer noted, so that a sweep sends it again.
+    """
+    kind: Kind = "run" if owner.startswith("run-") else "job"
+    async with _session() as session:
+        row = await session.get(_model(kind), owner, with_for_update=True)
+        if row is None:
+            return True
+        if row.callback_status_code is None and row.callback_sent_at is None:
+            if delivery is None:
+                return True
+            if _age_s(delivery.ended_at) < unnoted_s:
+                return False
+        elif row.callback_status_code != STORED:
+            return True
+        if delivery is None:
+            row.callback_sent_at = row.callback_status_code = row.callback_error = None
+            log.warning("letta.callback_lost", owner=owner)
+        else:
+            row.callback_sent_at = _naive(delivery)
+            row.callback_status_code = delivery.status
+            row.callback_error = _error(delivery)
+    return True
+
+
+async def note_stored(kind: Kind, owner: str) -> None:
+    """Note the code 202, unless something was noted meanwhile."""
+    async with _session() as session:
+        row = await session.get(_model(kind), owner, with_for_update=True)
+        if row is not None and row.callback_sent_at is None:
+            row.callback_sent_at = datetime.now(UTC).replace(tzinfo=None)
+            row.callback_status_code = STORED
+
+
+async def unsent(kind: Kind, *, older_than_s: float, limit: int) -> list[dict[str, Any]]:
+    """The callbacks, as Letta dispatches them, of what ended without one; the oldest first."""
+    model = _model(kind)
+    rows = await _ended(kind, older_than_s, limit, model.callback_sent_at.is_(None))
+    found = []
+    for row in rows:
+        metadata = dict(row.metadata_ or {})
+        if kind == "run":
+            try:
+                metadata["result"] = await _result(row)
+            except Exception as exc:  # noqa: BLE001  (the receiver can read the rest by the run's id)
+                log.warning("letta.callback_without_result", owner=row.id, error=repr(exc))
+        found.append(
+            {
+                f"{kind}_id": row.id,
+                "callback_url": row.callback_url,
+                "status": row.status,
+                "completed_at": row.completed_at,
+                "metadata": metadata,
+            }
+        )
+    return found
+
+
+async def without_outcome(kind: Kind, *, older_than_s: float, limit: int) -> list[str]:
+    """The webhook ids of callbacks that were stored and whose outcome is not written."""
+    model = _model(kind)
+    rows = await _ended(kind, older_than_s, limit, model.callback_status_code == STORED)
+    return [f"{row.id}:{row.status}" for row in rows]
+
+
+async def recent_urls(limit: int = 200) -> set[str]:
+    """Where the newest runs have asked to be called back."""
+    from sqlalchemy import select
+
+    model = _model("run")
+    newest = select(model.callback_url).order_by(model.created_at.desc()).limit(limit)
+    async with _session() as session:
+        return {url for url in await session.scalars(newest) if url not in (None, "", NO_URL)}
+
+
+async def _ended(kind: Kind, older_than_s: float, limit: int, condition: Any) -> Sequence[Any]:
+    from sqlalchemy import func, select
+
+    model, now = _model(kind), datetime.now(UTC)
+    ended_at = func.coalesce(func.timezone("UTC", model.completed_at), model.updated_at)
+    query = (
+        select(model)
+        .where(
+            model.created_at > now - timedelta(days=_SWEPT_DAYS),
+            model.status.in_(_ENDED[kind]),
+            model.callback_url.is_not(None),
+            model.callback_url.not_in(["", NO_URL]),
+            ended_at < now - timedelta(seconds=older_than_s),
+            condition,
+        )
+        .order_by(model.created_at)
+        .limit(limit)
+    )
+    async with _session() as session:
+        return list(await session.scalars(query))
+
+
+async def _result(run: Any) -> Any:
+    """
+    What the run has answered, as `RunManager.update_run_by_id_async` puts it together.
+
+    For a run without a stop reason that method names one that does not exist, and fails.
+    """
+    from letta.schemas.letta_response import LettaResponse
+    from letta.schemas.letta_stop_reason import LettaStopReason
+    from letta.schemas.user import User
+    from letta.services.run_manager import RunManager
+
+    actor = User(name="letta-redis", organization_id=run.organization_id)
+    manager = RunManager()
+    response = LettaResponse(
+        messages=await manager.get_run_messages(run_id=run.id, actor=actor),
+        stop_reason=LettaStopReason(stop_reason=run.stop_reason or "end_turn"),
+        usage=await manager.get_run_usage(run_id=run.id, actor=actor),
+    )
+    return response.model_dump(mode="json")
+
+
+def _naive(delivery: Delivery) -> datetime:
+    last = delivery.attempts[-1].time if delivery.attempts else delivery.ended_at
+    return (last or datetime.now(UTC)).astimezone(UTC).replace(tzinfo=None)
+
+
+def _error(delivery: Delivery) -> str | None:
+    if delivery.state is DeliveryState.DELIVERED:
+        return None
+    reason = delivery.error or delivery.state.value
+    remedy = f"; {delivery.remedy}" if delivery.remedy else ""
+    return f"not delivered after {delivery.attempt_count} attempts: {reason}{remedy}"
+
+
+def _age_s(moment: datetime | None) -> float:
+    return 0.0 if moment is None else (datetime.now(UTC) - moment).total_seconds()
