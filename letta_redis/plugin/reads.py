@@ -3,7 +3,9 @@ Reads agents through the cache.
 
 What is cached is the state as JSON, before its secrets are decrypted. Each caller
 decodes a state of its own, because Letta's agent loop changes the one that it gets.
-A narrow read takes the full state if it is cached, and cuts it down.
+A narrow read takes the full state if it is cached, and cuts it down. What this
+process invalidates is loaded again in the background, because a step of an agent
+writes it twice, and then reads it.
 """
 
 from __future__ import annotations
@@ -39,7 +41,7 @@ class Loading:
     def __init__(self, *, sealed: bool) -> None:
         self.failed: LoadFailed | None = None
         self._sealed = sealed
-        self._found: dict[str, tuple[bytes, Any]] = {}
+        self._found: dict[str, tuple[bytes, Any]] | None = {}
 
     async def load(self, read: Callable[[], Awaitable[list[Any]]]) -> dict[str, bytes]:
         """
@@ -55,13 +57,18 @@ class Loading:
         except Exception as exc:  # noqa: BLE001  (told apart from errors of the cache)
             self.failed = LoadFailed(exc)
             raise self.failed from None
-        self._found |= encoded
+        if self._found is not None:
+            self._found |= encoded
         return {agent_id: data for agent_id, (data, _) in encoded.items()}
 
     def own(self, agent_id: str, data: bytes) -> Any:
         """The state that this call has loaded itself, if `data` is that of it."""
-        encoded, state = self._found.get(agent_id, (None, None))
+        encoded, state = (self._found or {}).get(agent_id, (None, None))
         return state if encoded is data else None
+
+    def end(self) -> None:
+        """The call has ended. The cache may run the loader again, for others."""
+        self._found = None
 
 
 class Reads:
@@ -97,6 +104,8 @@ class Reads:
             pass  # ours is raised below; after another caller's, we read ourselves
         except Exception:
             log.exception("letta.cache_read_failed", agent_id=agent_id)
+        finally:
+            loading.end()
         if loading.failed is not None:
             raise loading.failed.cause
         return await load()
@@ -121,6 +130,8 @@ class Reads:
             pass  # as above
         except Exception:
             log.exception("letta.cache_read_failed", agents=len(left))
+        finally:
+            loading.end()
         if loading.failed is not None:
             raise loading.failed.cause
         if left:
@@ -134,8 +145,9 @@ class Reads:
             if full:
                 return cut(full, self._parts)
         return await agents.get_or_load(
-            agent_id, loader, scope=self._own, organisation=organisation, depends_on=rows_in
-        )
+            agent_id, loader, scope=self._own, organisation=organisation, depends_on=rows_in,
+            refill=True,
+        )  # fmt: skip
 
     async def _read_many(
         self, agent_ids: list[str], loader: Callable[[list[str]], Awaitable[dict[str, bytes]]]

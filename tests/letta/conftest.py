@@ -58,13 +58,11 @@ def valkey_url() -> Iterator[str]:
 
 @pytest.fixture
 async def plugin(letta: str, valkey_url: str) -> AsyncIterator[Installation]:
-    """The plug-in, open in this test's loop. What a test changes, it invalidates itself."""
+    """The plug-in, open in this test's loop."""
     installation = install(Settings(redis_url=valkey_url))
-    runtime = installation.runtime
-    await runtime.start()
-    runtime.collects_changes = True
+    await installation.runtime.start()
     yield installation
-    await runtime.stop()
+    await installation.runtime.stop()
     uninstall()
 
 

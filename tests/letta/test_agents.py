@@ -7,7 +7,9 @@ from typing import Any
 
 import pytest
 
+from letta_redis.plugin.install import Installation
 from tests.letta.agents import Agents, counted_sql
+from tests.support.wait import eventually
 
 pytestmark = [pytest.mark.acceptance, pytest.mark.usefixtures("plugin")]
 
@@ -51,16 +53,55 @@ async def test_another_organization_gets_the_same_error(agents: Agents) -> None:
     assert await agents.manager.get_agents_by_ids_async([agent.id], agents.stranger) == []
 
 
-async def test_what_was_invalidated_is_read_again(agents: Agents, cache: Any) -> None:
+async def changed_block(agents: Agents, agent_id: str) -> str:
+    """Change a block of the agent, and return its new value."""
     from letta.schemas.block import BlockUpdate
     from letta.services.block_manager import BlockManager
 
+    state = await agents.manager.get_agent_by_id_async(agent_id, agents.user)
+    value = f"{state.blocks[0].value}, changed"
+    await BlockManager().update_block_async(
+        state.blocks[0].id, BlockUpdate(value=value), agents.user
+    )
+    return value
+
+
+async def test_the_next_read_sees_a_write(agents: Agents) -> None:
     agent = await agents.create()
-    before = await agents.manager.get_agent_by_id_async(agent.id, agents.user)
-    block = before.blocks[0]
-    await BlockManager().update_block_async(block.id, BlockUpdate(value="new"), agents.user)
 
-    await cache.invalidate(dependencies=[block.id])
+    for _ in range(5):
+        value = await changed_block(agents, agent.id)
+        state = await agents.manager.get_agent_by_id_async(agent.id, agents.user)
+        assert value in [block.value for block in state.blocks]
 
-    after = await agents.manager.get_agent_by_id_async(agent.id, agents.user)
-    assert next(each.value for each in after.blocks if each.id == block.id) == "new"
+
+async def test_a_state_is_loaded_again_before_it_is_read(agents: Agents, cache: Any) -> None:
+    agent = await agents.create()
+    await agents.manager.get_agent_by_id_async(agent.id, agents.user)
+    value = await changed_block(agents, agent.id)
+
+    async def is_refilled() -> bool:
+        return bool(cache.stats()["refills"] and not cache.components.refills.running)
+
+    await eventually(is_refilled, deadline_s=60)
+    with counted_sql() as statements:
+        state = await agents.manager.get_agent_by_id_async(agent.id, agents.user)
+    assert statements == []
+    assert value in [block.value for block in state.blocks]
+
+
+async def test_a_half_that_is_off_reads_from_the_database(
+    agents: Agents, plugin: Installation
+) -> None:
+    agent = await agents.create()
+    await agents.manager.get_agent_by_id_async(agent.id, agents.user)
+    plugin.runtime.switches.agent_cache = False
+
+    with counted_sql() as statements:
+        await agents.manager.get_agent_by_id_async(agent.id, agents.user)
+    value = await changed_block(agents, agent.id)
+    plugin.runtime.switches.agent_cache = True
+
+    state = await agents.manager.get_agent_by_id_async(agent.id, agents.user)
+    assert statements
+    assert value in [block.value for block in state.blocks]

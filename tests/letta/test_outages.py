@@ -26,7 +26,6 @@ async def installed(letta: str, tmp_path: Path) -> AsyncIterator[tuple[Installat
     port = free_port()
     installation = letta_redis.install(Settings(redis_url=f"redis://127.0.0.1:{port}/0"))
     await installation.runtime.start()
-    installation.runtime.collects_changes = True
     yield installation, port, tmp_path / "valkey"
     await installation.runtime.stop()
     letta_redis.uninstall()

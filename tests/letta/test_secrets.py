@@ -24,7 +24,6 @@ async def sealed_plugin(letta: str, valkey_url: str) -> AsyncIterator[Installati
     """The plug-in with a keyring of ours."""
     installation = letta_redis.install(Settings(redis_url=valkey_url, cache_encryption_keys=KEY))
     await installation.runtime.start()
-    installation.runtime.collects_changes = True
     yield installation
     await installation.runtime.stop()
     letta_redis.uninstall()
