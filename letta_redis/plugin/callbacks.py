@@ -9,66 +9,17 @@ refuses is posted inline, as without the plug-in.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from datetime import UTC, datetime
 from functools import wraps
 from typing import TYPE_CHECKING, Any
 
-from cache.logs import get_logger
-from letta_redis.plugin.rows import NO_URL, STORED, Kind
+from letta_redis.plugin.rows import NO_URL, STORED, Kind, jsonable
 from letta_redis.plugin.seams import Feature, Seam
 
 if TYPE_CHECKING:
     from letta_redis.plugin.runtime import Runtime
 
-log = get_logger("letta_redis")
-
 STEP_EVENT = "step.completed"
-
-
-async def store_callback(runtime: Runtime, kind: Kind, info: Mapping[str, Any]) -> bool:
-    """
-    Store the callback of a run or a job. False if the queue refuses, or its half is off.
-
-    Its id is that of the run and its status: two updates to the same status post once.
-    """
-    outcomes = runtime.outcomes()
-    if outcomes is None:
-        return False
-    owner = info[f"{kind}_id"]
-    status = _text(info["status"])
-    webhook_id = f"{owner}:{status}"
-    try:
-        await outcomes.expect(webhook_id)
-        await outcomes.queue.send_webhook(
-            info["callback_url"],
-            payload_of(kind, info),
-            event_type=f"{kind}.{status}",
-            webhook_id=webhook_id,
-        )
-    except Exception as exc:  # noqa: BLE001  (Letta's own post is the remedy for all of them)
-        _sent_inline(runtime, webhook_id, exc)
-        return False
-    runtime.callbacks["stored"] += 1
-    return True
-
-
-def payload_of(kind: Kind, info: Mapping[str, Any]) -> dict[str, Any]:
-    """The body of Letta's own post, with what JSON has no words for as text."""
-    completed_at = info["completed_at"]
-    return {
-        f"{kind}_id": info[f"{kind}_id"],
-        "status": _text(info["status"]),
-        "completed_at": completed_at.isoformat() if completed_at else None,
-        "metadata": jsonable(info["metadata"]),
-    }
-
-
-def jsonable(value: Any) -> Any:
-    """Times, models and enums as pydantic writes them; Letta's own post would fail on them."""
-    from pydantic_core import to_jsonable_python
-
-    return to_jsonable_python(value, serialize_unknown=True)
 
 
 def _dispatching(kind: Kind) -> Any:
@@ -80,7 +31,8 @@ def _dispatching(kind: Kind) -> Any:
                 return {"callback_sent_at": now, "callback_error": "no callback URL was given"}
             if not runtime.switches.redis_queue:
                 return await original(self, callback_info)
-            if await store_callback(runtime, kind, callback_info):
+            outcomes = runtime.outcomes()
+            if outcomes is not None and await outcomes.store(kind, callback_info):
                 return {"callback_sent_at": now, "callback_status_code": STORED}
             readable = {**callback_info, "metadata": jsonable(callback_info["metadata"])}
             return await original(self, readable)
@@ -107,22 +59,12 @@ def _announcing(runtime: Runtime, original: Any) -> Any:
                 bearer=token or None,
             )
         except Exception as exc:  # noqa: BLE001  (Letta's own post is the remedy for all of them)
-            _sent_inline(runtime, f"{step_id}:completed", exc)
+            outcomes.posted_inline(f"{step_id}:completed", exc)
             return await original(self, step_id)
         runtime.callbacks["stored"] += 1
         return True
 
     return notify_step_complete
-
-
-def _sent_inline(runtime: Runtime, webhook_id: str, reason: Exception) -> None:
-    name = type(reason).__name__
-    runtime.callbacks[f"inline: {name}"] += 1
-    log.warning("letta.callback_inline", webhook_id=webhook_id, reason=name, error=str(reason))
-
-
-def _text(status: Any) -> str:
-    return str(getattr(status, "value", status))
 
 
 FEATURE = Feature(

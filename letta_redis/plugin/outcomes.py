@@ -12,20 +12,19 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
 from cache.logs import get_logger
 from letta_redis.plugin import receivers, rows
-from letta_redis.plugin.callbacks import store_callback
 from worker.errors import NotFound
 from worker.keys import QueueKeys
 from worker.webhooks.policy import ENDED
 from worker.webhooks.records import Delivery
 
 if TYPE_CHECKING:
-    from letta_redis.plugin.runtime import Runtime
     from settings import Settings
     from worker.client import JobQueue
 
@@ -46,9 +45,12 @@ _MOST_SWEPT = 200
 class Outcomes:
     """The callbacks of a fleet, seen from one server."""
 
-    def __init__(self, runtime: Runtime, queue: JobQueue, client: Any) -> None:
-        self._runtime = runtime
+    def __init__(
+        self, queue: JobQueue, client: Any, *, is_on: Callable[[], bool], counts: Counter[str]
+    ) -> None:
         self.queue = queue
+        self._is_on = is_on
+        self._counts = counts
         self._client = client
         self._keys = QueueKeys()
 
@@ -57,6 +59,34 @@ class Outcomes:
         await self._client.zadd(
             self._keys.letta_callbacks, {webhook_id: _now_ms() + 1000 * _LOOK_S}, nx=True
         )
+
+    async def store(self, kind: rows.Kind, info: Mapping[str, Any]) -> bool:
+        """
+        Store the callback of a run or a job. False if the queue refuses.
+
+        Its id is that of the run and its status: two updates to the same status post once.
+        """
+        status = rows.text_of(info["status"])
+        webhook_id = f"{info[f'{kind}_id']}:{status}"
+        try:
+            await self.expect(webhook_id)
+            await self.queue.send_webhook(
+                info["callback_url"],
+                rows.payload_of(kind, info),
+                event_type=f"{kind}.{status}",
+                webhook_id=webhook_id,
+            )
+        except Exception as exc:  # noqa: BLE001  (Letta's own post is the remedy for all of them)
+            self.posted_inline(webhook_id, exc)
+            return False
+        self._counts["stored"] += 1
+        return True
+
+    def posted_inline(self, webhook_id: str, reason: Exception) -> None:
+        """Count and log a callback that the queue refused."""
+        name = type(reason).__name__
+        self._counts[f"inline: {name}"] += 1
+        log.warning("letta.callback_inline", webhook_id=webhook_id, reason=name, error=str(reason))
 
     @asynccontextmanager
     async def followed(self) -> AsyncIterator[None]:
@@ -76,7 +106,7 @@ class Outcomes:
         failed = False
         while True:
             try:
-                if self._runtime.switches.redis_queue:
+                if self._is_on():
                     await step()
                 failed = False
             except Exception as exc:  # noqa: BLE001  (an outcome is written late rather than never)
@@ -132,7 +162,7 @@ class Outcomes:
         sent = 0
         for kind in rows.KINDS:
             for info in await rows.unsent(kind, older_than_s=older_than_s, limit=_MOST_SWEPT):
-                if await store_callback(self._runtime, kind, info):
+                if await self.store(kind, info):
                     await rows.note_stored(kind, info[f"{kind}_id"])
                     sent += 1
             waiting = await rows.without_outcome(
@@ -152,15 +182,17 @@ class Outcomes:
 
 
 @asynccontextmanager
-async def open_outcomes(runtime: Runtime, settings: Settings) -> AsyncIterator[Outcomes]:
-    """Open the queue, and write outcomes until the block ends."""
+async def open_outcomes(
+    settings: Settings, *, is_on: Callable[[], bool], counts: Counter[str]
+) -> AsyncIterator[Outcomes]:
+    """Open the queue, and write outcomes until the block ends. `is_on`: whether it may be used."""
     from cache.connection.pool import open_pool
     from cache.opening import pool_options
     from worker import open_queue
 
     pool = open_pool(settings.redis_url, pool_options(settings), name="letta-callbacks")
     async with open_queue(settings) as queue, pool as client:
-        outcomes = Outcomes(runtime, queue, client)
+        outcomes = Outcomes(queue, client, is_on=is_on, counts=counts)
         warning = asyncio.ensure_future(_warn(settings))
         try:
             async with outcomes.followed():

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -26,6 +26,28 @@ _ENDED = {
 }
 # A sweep reads this far back: the index of runs is by their creation.
 _SWEPT_DAYS = 8
+
+
+def payload_of(kind: Kind, info: Mapping[str, Any]) -> dict[str, Any]:
+    """The body of Letta's own post, with what JSON has no words for as text."""
+    completed_at = info["completed_at"]
+    return {
+        f"{kind}_id": info[f"{kind}_id"],
+        "status": text_of(info["status"]),
+        "completed_at": completed_at.isoformat() if completed_at else None,
+        "metadata": jsonable(info["metadata"]),
+    }
+
+
+def jsonable(value: Any) -> Any:
+    """Times, models and enums as pydantic writes them; Letta's own post would fail on them."""
+    from pydantic_core import to_jsonable_python
+
+    return to_jsonable_python(value, serialize_unknown=True)
+
+
+def text_of(status: Any) -> str:
+    return str(getattr(status, "value", status))
 
 
 def _model(kind: Kind) -> Any:

@@ -110,7 +110,13 @@ class Runtime:
         try:
             self._cache = await enter(open_cache(self._settings))
             await enter(self.switches.followed(self._settings))
-            self._outcomes = await enter(open_outcomes(self, self._settings))
+            self._outcomes = await enter(
+                open_outcomes(
+                    self._settings,
+                    is_on=lambda: self.switches.redis_queue,
+                    counts=self.callbacks,
+                )
+            )
         except Exception:
             log.exception("letta.open_failed")
 
