@@ -14,8 +14,12 @@ from typing import Any
 import pytest
 from arq.connections import ArqRedis
 from arq.worker import func
+from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import NoPermissionError
+from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from cache.connection.pool import PoolOptions, open_pool
+from cache.errors import RedisRefused
 from tests.support.engine import QUICK, burst, new_worker, running
 from tests.support.fault_proxy import FaultProxy, fault_proxy
 from tests.support.queues import queue_of
@@ -144,6 +148,37 @@ async def test_a_hung_server_is_logged_once_and_survived(
         await eventually(lambda: _is_connected(worker, True), deadline_s=20)
         assert await (await queue.enqueue("double", 2)).result(timeout_s=20) == 4
     assert caplog.text.count("queue.unreachable") == 1
+
+
+@pytest.mark.parametrize("command", ["info", "eval", "time"])
+async def test_a_server_that_goes_away_during_the_check_is_waited_for(
+    client: Any, prefix: str, command: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = await queue_of(client, prefix).enqueue("double", 2)
+    failures = [RedisConnectionError("cut"), RedisTimeoutError("hung"), OSError("reset")]
+    original = getattr(client, command)
+
+    async def failing(*args: Any, **kwargs: Any) -> Any:
+        if failures:
+            raise failures.pop()
+        return await original(*args, **kwargs)
+
+    monkeypatch.setattr(client, command, failing)
+    async with running(client, prefix, [double]):
+        assert await job.result(timeout_s=20) == 4
+    assert not failures
+
+
+async def test_a_server_that_refuses_during_the_check_ends_the_worker(
+    client: Any, prefix: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def refusing(*args: Any, **kwargs: Any) -> Any:
+        raise NoPermissionError("NOPERM the user may not run ZADD")
+
+    monkeypatch.setattr(client, "eval", refusing)
+    with pytest.raises(RedisRefused, match="ZADD"):
+        async with asyncio.timeout(20):
+            await new_worker(client, prefix, [double]).main()
 
 
 async def _is_connected(worker: Any, connected: bool) -> bool:

@@ -16,10 +16,14 @@ from datetime import UTC, datetime
 from functools import partial
 from typing import Any
 
+from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import TimeoutError as RedisTimeoutError
+
 from cache.connection.pool import OUTAGE, close_client
 from cache.connection.readiness import wait_until_ready
 from cache.connection.siblings import url_of
 from cache.connection.tasks import end
+from cache.errors import RedisRefused
 from cache.logs import get_logger
 from worker.engine import preflight
 from worker.engine.composition import Run, assemble, connect
@@ -32,6 +36,8 @@ log = get_logger(__name__)
 
 # After the grace, canceled jobs have this long to clean up.
 _CLEANUP_S = 2.0
+# Between two checks of a server that goes away in each.
+_CHECK_AGAIN_S = 0.1
 # After the cleanup, the last ends have this long to reach the server.
 _LAST_POLL_S = 5.0
 
@@ -138,11 +144,10 @@ class Worker(WorkerState):
             self._pool = await connect(self)
         if not await self._reach_server():
             return
-        await preflight.check_server(
-            self.pool, self.queue_name, allow_eviction=self.options.allow_eviction
-        )
-        seconds, micros = await self.pool.time()
-        self._clock_offset_s = seconds + micros / 1e6 - self.loop.time()
+        while not await self._server_checked():
+            await asyncio.sleep(_CHECK_AGAIN_S)
+            if not await self._reach_server():
+                return
         self.ctx["redis"] = self.pool
         self.ctx.setdefault("worker_id", self.worker_id)
         if self.on_startup:
@@ -249,6 +254,25 @@ class Worker(WorkerState):
             return ready.done()
         finally:
             await end(ready, asked, limit_s=float("inf"))
+
+    async def _server_checked(self) -> bool:
+        """
+        Check the server and read its clock. False if it went away meanwhile.
+
+        Raises:
+            RedisRefused, UnsafeServer: as `preflight.check_server`.
+        """
+        try:
+            await preflight.check_server(
+                self.pool, self.queue_name, allow_eviction=self.options.allow_eviction
+            )
+            seconds, micros = await self.pool.time()
+        except RedisRefused:
+            raise  # it is a ConnectionError, too, but waiting does not help
+        except (RedisConnectionError, RedisTimeoutError, OSError):
+            return False
+        self._clock_offset_s = seconds + micros / 1e6 - asyncio.get_running_loop().time()
+        return True
 
     # -- health ----------------------------------------------------------------------
 
