@@ -19,20 +19,21 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from redis.asyncio import (
-    BlockingConnectionPool,
-    Redis,
-    SSLConnection,
-    UnixDomainSocketConnection,
-)
+from redis.asyncio import BlockingConnectionPool, Redis
 from redis.asyncio.cluster import ClusterNode, RedisCluster
-from redis.asyncio.connection import Connection
 from redis.asyncio.retry import Retry
 from redis.asyncio.sentinel import Sentinel, SentinelConnectionPool
 from redis.backoff import ExponentialWithJitterBackoff
 from redis.exceptions import ReadOnlyError, RedisClusterException, RedisError
 
 from cache.connection import embedded
+from cache.connection.cancellation import (
+    MasterConnection,
+    MasterTLSConnection,
+    TCPConnection,
+    TLSConnection,
+    UnixConnection,
+)
 from cache.connection.urls import Target, parse_url, redacted, refuse_cluster
 from cache.errors import UnsupportedRedisURL
 
@@ -135,7 +136,7 @@ def build_client(
     if target.kind == "cluster":
         if client_class is not Redis:
             refuse_cluster(url)
-        return RedisCluster(
+        client = RedisCluster(
             startup_nodes=[ClusterNode(host, port) for host, port in target.nodes],
             socket_connect_timeout=options.connect_timeout_s,
             socket_keepalive=True,
@@ -143,10 +144,19 @@ def build_client(
             **({"ssl": True, **_tls(options)} if target.tls else {}),
             **keywords,
         )
+        _set_connection_class(client, TLSConnection if target.tls else TCPConnection)
+        return client
     # What the class uses itself comes on top of what its callers may use.
     most = options.max_connections + getattr(client_class, "reserved_connections", 0)
     pool = _connection_pool(target, replace(options, max_connections=most), keywords)
     return client_class(connection_pool=pool, **client_options)
+
+
+def _set_connection_class(client: Any, connection_class: type) -> None:
+    """Set the class of a cluster's connections. RedisCluster has no argument for it."""
+    client.connection_kwargs["connection_class"] = connection_class
+    for node in client.nodes_manager.startup_nodes.values():
+        node.connection_class = connection_class
 
 
 def _connection_pool(target: Target, options: PoolOptions, keywords: dict[str, Any]) -> Any:
@@ -159,11 +169,12 @@ def _connection_pool(target: Target, options: PoolOptions, keywords: dict[str, A
         "retry_on_error": list(CONNECT_ANEW),
     }
     if target.kind == "unix":
-        keywords |= {"connection_class": UnixDomainSocketConnection, "path": target.path}
+        keywords |= {"connection_class": UnixConnection, "path": target.path}
     else:
         keywords["socket_keepalive"] = True
     if target.kind == "sentinel":
-        tls = {"ssl": True, **_tls(options)} if target.tls else {}
+        files = _tls(options) if target.tls else {}
+        keywords["connection_class"] = MasterTLSConnection if target.tls else MasterConnection
         # A Sentinel names the master, so it is verified by TLS as the master is. It has its own
         # password.
         login = {"username": options.sentinel_username, "password": options.sentinel_password}
@@ -173,14 +184,16 @@ def _connection_pool(target: Target, options: PoolOptions, keywords: dict[str, A
                 "socket_timeout": options.connect_timeout_s,
                 "socket_connect_timeout": options.connect_timeout_s,
                 **{key: value for key, value in login.items() if value is not None},
-                **tls,
+                **({"ssl": True, **files} if target.tls else {}),
             },
         )
-        return SentinelConnectionPool(target.service, sentinel, **keywords, **tls)
+        for each in sentinel.sentinels:
+            each.connection_pool.connection_class = TLSConnection if target.tls else TCPConnection
+        return SentinelConnectionPool(target.service, sentinel, **keywords, **files)
     if target.kind == "standalone":
         host, port = target.nodes[0]
         keywords |= {"host": host, "port": port}
-        keywords["connection_class"] = SSLConnection if target.tls else Connection
+        keywords["connection_class"] = TLSConnection if target.tls else TCPConnection
         if target.tls:
             keywords |= _tls(options)
     # Callers over the limit wait for a connection. With ConnectionPool they would fail.

@@ -32,11 +32,11 @@ def sibling(client: Any, *, name: str, socket_timeout_s: float | None = None) ->
         [(node["host"], node["port"]) for node in nodes],
         sentinel_kwargs=dict(pool.sentinel_manager.sentinel_kwargs),
     )
-    # SentinelConnectionPool chooses its connection class by `ssl`, which the kwargs lack.
-    tls = issubclass(pool.connection_class, SSLConnection)
+    for new, old in zip(sentinel.sentinels, pool.sentinel_manager.sentinels, strict=True):
+        new.connection_pool.connection_class = old.connection_pool.connection_class
     return Redis(
         connection_pool=SentinelConnectionPool(
-            pool.service_name, sentinel, **keywords, **({"ssl": True} if tls else {})
+            pool.service_name, sentinel, connection_class=pool.connection_class, **keywords
         )
     )
 

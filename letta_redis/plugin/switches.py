@@ -50,7 +50,8 @@ class Switches:
         pool = open_pool(settings.redis_url, pool_options(settings), name="letta-switches")
         async with pool as client:
             with suppress(TimeoutError):
-                await asyncio.wait_for(self.read(client), _READ_EVERY_S)
+                async with asyncio.timeout(_READ_EVERY_S):
+                    await self.read(client)
             following = asyncio.ensure_future(self._follow(client))
             try:
                 yield

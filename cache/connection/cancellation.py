@@ -1,0 +1,54 @@
+"""
+Connection classes of redis-py on which a cancellation is never lost.
+
+redis-py bounds a send by `asyncio.wait_for`. On Python 3.11 that returns the result, and drops a
+cancellation, when both come in the same step of the loop (https://github.com/python/cpython/issues/86296).
+Whoever canceled then waits for a task that goes on: a timeout that never ends, a worker that does
+not stop.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+from redis.asyncio import SSLConnection, UnixDomainSocketConnection
+from redis.asyncio.connection import Connection
+from redis.asyncio.sentinel import SentinelManagedConnection, SentinelManagedSSLConnection
+
+
+class _KeepsCancellation:
+    """Comes before a class of redis-py, and wraps its method."""
+
+    disconnect: Any
+
+    async def send_packed_command(self, *args: Any, **kwargs: Any) -> None:
+        """Send, then raise the cancellation that came meanwhile and was dropped."""
+        task = asyncio.current_task()
+        before = task.cancelling() if task else 0
+        try:
+            await super().send_packed_command(*args, **kwargs)  # type: ignore[misc]
+        finally:
+            if task and task.cancelling() > before:
+                await self.disconnect(nowait=True)
+                raise asyncio.CancelledError
+
+
+class TCPConnection(_KeepsCancellation, Connection):  # type: ignore[misc]
+    """A connection by TCP."""
+
+
+class TLSConnection(_KeepsCancellation, SSLConnection):  # type: ignore[misc]
+    """A connection by TLS."""
+
+
+class UnixConnection(_KeepsCancellation, UnixDomainSocketConnection):  # type: ignore[misc]
+    """A connection by a Unix socket."""
+
+
+class MasterConnection(_KeepsCancellation, SentinelManagedConnection):  # type: ignore[misc]
+    """A connection to the master that a Sentinel names."""
+
+
+class MasterTLSConnection(_KeepsCancellation, SentinelManagedSSLConnection):  # type: ignore[misc]
+    """A connection by TLS to the master that a Sentinel names."""
