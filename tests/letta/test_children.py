@@ -29,4 +29,4 @@ async def test_a_spawned_process_has_the_plugin_and_opens_it_at_its_first_use(
     async with pool(processes=1) as children:
         found = await children.map(what_is_installed, [1])
 
-    assert found == [(["cache"], True)]
+    assert found == [(["cache", "queue"], True)]

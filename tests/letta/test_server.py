@@ -50,7 +50,7 @@ def test_the_server_serves_while_valkey_comes_and_goes(
         ) as server,
         server.client() as client,
     ):
-        assert "letta.installed halves=['cache']" in server.log()
+        assert "letta.installed halves=['cache', 'queue']" in server.log()
         agent = make_agent(client)
         path = f"/v1/agents/{agent['id']}"
         away = client.get(path)
