@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from letta_redis.plugin import agents, callbacks, children, schemas, serving, sessions
+from letta_redis.plugin import actors, agents, callbacks, children, schemas, serving, sessions
 from letta_redis.plugin.seams import Feature
 
 FEATURES: tuple[Feature, ...] = (
     serving.FEATURE,
     schemas.FEATURE,
     agents.FEATURE,
+    actors.FEATURE,
     children.FEATURE,
     sessions.FEATURE,
     callbacks.FEATURE,
