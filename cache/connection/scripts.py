@@ -6,6 +6,12 @@ replaced by the file `_name.lua`, of the same folder or of a package that the
 caller names, so that scripts which must agree on a step share its text. The
 comments `-- rule name` and `-- end of rule` enclose what a test removes to show
 that the rule is needed (tests/support/lua_rules.py).
+
+Every script begins with `#!lua`, so that the server refuses it before it starts
+(full, a replica, a key of another slot), and its contract says why it has the flag
+`allow-oom` or not. The last of its keys never exists: while a cluster moves a slot,
+the node refuses a script of which a declared key is missing. Without that key, a
+script would stop at the first derived key that has moved, and leave half a write.
 """
 
 from __future__ import annotations
@@ -13,7 +19,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Sequence
-from functools import cache
+from functools import cache, lru_cache
 from importlib.resources import files
 from importlib.util import resolve_name
 from typing import Any
@@ -33,15 +39,30 @@ class Script:
         self.source = source
         self.sha = hashlib.sha1(source.encode(), usedforsecurity=False).hexdigest()
 
-    async def run(self, client: Any, keys: Sequence[Any], args: Sequence[Any] = ()) -> Any:
+    async def run(self, client: Any, keys: Sequence[str], args: Sequence[Any] = ()) -> Any:
         """Run by EVALSHA. The text is sent only to a server that lacks it, such as a restarted one."""
+        declared = (len(keys) + 1, *keys, absent_beside(keys[0]))
         try:
-            return await client.evalsha(self.sha, len(keys), *keys, *args)
+            return await client.evalsha(self.sha, *declared, *args)
         except NoScriptError:
-            return await client.eval(self.source, len(keys), *keys, *args)
+            return await client.eval(self.source, *declared, *args)
+
+    def command(self, keys: Sequence[str], args: Sequence[Any] = ()) -> tuple[Any, ...]:
+        """The command that `run` sends first, for those who send it with others."""
+        return ("EVALSHA", self.sha, len(keys) + 1, *keys, absent_beside(keys[0]), *args)
 
     def __repr__(self) -> str:
         return f"Script({self.name!r})"
+
+
+@lru_cache(maxsize=1024)
+def absent_beside(key: str) -> str:
+    """A key that never exists, in the slot of `key`. It begins as `key` does, for rules of ACLs."""
+    head, _, rest = key.partition("{")
+    tag, end, _ = rest.partition("}")
+    if tag and end:
+        return f"{head}{{{tag}}}:absent"
+    return f"{key[: key.find(':') + 1] or key}absent:{{{key}}}"
 
 
 def _read(packages: Sequence[str], name: str) -> str:

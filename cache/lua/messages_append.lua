@@ -1,3 +1,4 @@
+#!lua
 -- messages_append.lua: add committed messages to a window, or keep them aside until they fit.
 -- KEYS[1] version of the agent's windows  KEYS[2] state  KEYS[3] lease
 -- KEYS[4] sorted set: sequence_id -> message  KEYS[5] appends kept aside
@@ -10,6 +11,7 @@
 --         were too many
 -- Appends are kept aside for a load too, which may have begun before their commit: the fill adds
 -- them. The lease and the state say that there are some, so that their eviction is noticed.
+-- no allow-oom: it adds messages; one that is refused ends the window.
 --@include held
 --@include window
 --@include aside

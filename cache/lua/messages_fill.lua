@@ -1,3 +1,4 @@
+#!lua
 -- messages_fill.lua: replace a conversation's window, but only for the holder of the lease.
 -- KEYS[1] version of the agent's windows  KEYS[2] state  KEYS[3] lease
 -- KEYS[4] sorted set: sequence_id -> message  KEYS[5] appends kept aside
@@ -6,6 +7,7 @@
 -- ARGV[7...] sequence_id, message; oldest first
 -- returns 0 lease lost, invalidated, or an append aside was lost: nothing stored | 1 stored | 2 stored,
 --         and others wait for it | 3, 4 as 1, 2, but with appends that the load may lack
+-- no allow-oom: as fill.lua.
 --@include held
 --@include window
 --@include aside

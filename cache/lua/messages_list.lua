@@ -1,3 +1,4 @@
+#!lua flags=no-writes
 -- messages_list.lua: read a page of a conversation's window, newest first.
 -- KEYS[1] version of the agent's windows  KEYS[2] state  KEYS[3] sorted set: sequence_id -> message
 -- ARGV[1] run of the server, 8 bytes  ARGV[2] only messages before this

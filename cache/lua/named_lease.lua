@@ -1,3 +1,4 @@
+#!lua flags=allow-oom
 -- named_lease.lua: take, renew or give back a named lease. One holder at a time in the fleet.
 -- KEYS[1] lease  KEYS[2] fence: the last token that was given         (one hash tag, one slot)
 -- ARGV[1] owner, 8 bytes  ARGV[2] ttl_ms > 0  ARGV[3] 'take' | 'renew' | 'give_back'
@@ -6,6 +7,7 @@
 --         | {2} not held: nothing to renew or give back
 -- A lease holds its owner and token. The token is the server's time in us, or one more than the
 -- last: it grows even where the fence was lost.
+-- allow-oom: the holder must be able to renew it; two small keys, each with a TTL.
 local owner, ttl_ms, mode = ARGV[1], tonumber(ARGV[2]), ARGV[3]
 local held, last = redis.call('GET', KEYS[1]), redis.call('GET', KEYS[2])
 if held and string.sub(held, 1, 8) == owner then

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import subprocess
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -90,6 +90,41 @@ class Cluster:
             )
 
         await eventually(agreed, deadline_s=30)
+
+    async def hang_up(self) -> None:
+        """Close the clients' connections; they connect again at their next command, in any loop."""
+        for node in self.nodes:
+            await node.client.connection_pool.disconnect()
+
+
+@contextmanager
+def shared_cluster(home: Path, *, replica: bool = False) -> Iterator[Cluster]:
+    """Run a cluster for several tests, each with an event loop of its own."""
+    with asyncio.Runner() as runner:
+        opened = cluster(home, replica=replica)
+        whole = runner.run(opened.__aenter__())
+        try:
+            runner.run(whole.hang_up())
+            yield whole
+        finally:
+            runner.run(opened.__aexit__(None, None, None))
+
+
+@asynccontextmanager
+async def half_moved(source: Node, target: Node, slot: int) -> AsyncIterator[None]:
+    """Within the block, every second key of the slot has been moved to the target."""
+    source_id, target_id = await source.id(), await target.id()
+    await target.cluster("SETSLOT", slot, "IMPORTING", source_id)
+    await source.cluster("SETSLOT", slot, "MIGRATING", target_id)
+    try:
+        keys = sorted(await source.cluster("GETKEYSINSLOT", slot, 1000))[::2]
+        if keys:
+            to = ("127.0.0.1", target.port, "", 0, 5000)
+            await source.ask("MIGRATE", *to, "KEYS", *keys)
+        yield
+    finally:
+        await target.cluster("SETSLOT", slot, "STABLE")
+        await source.cluster("SETSLOT", slot, "STABLE")
 
 
 def _text(value: Any) -> Any:

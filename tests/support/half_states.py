@@ -23,7 +23,7 @@ Snapshot = dict[bytes, tuple[bytes, int]]
 ODD_NUMBERS = (b"x", b"", b"9223372036854775807", b"-9223372036854775808", b"1e400", b"nan", b"1.5")
 _MANY = frozenset({"del", "unlink", "exists", "mget"})
 _TWO = frozenset({"rename"})
-_NO_KEY = frozenset({"time", "publish"})
+_NO_KEY = frozenset({"time", "publish", "info"})
 _TYPES = ("hash", "list", "set", "zset", "string", "stream")
 
 
@@ -64,7 +64,13 @@ async def restore(client: Any, state: Snapshot) -> None:
 
 async def touched(client: Any, step: Step) -> list[bytes]:
     """The keys that scripts use while a step is made."""
+    return (await traced(client, step))[0]
+
+
+async def traced(client: Any, step: Step) -> tuple[list[bytes], list[list[bytes]]]:
+    """The keys that scripts use while a step is made, and what each of them declares."""
     keys: dict[bytes, None] = {}
+    declared: list[list[bytes]] = []
     async with client.monitor() as monitor:
         ended = asyncio.Event()
 
@@ -74,6 +80,9 @@ async def touched(client: Any, step: Step) -> list[bytes]:
                 if command["client_type"] == "lua":
                     for key in _keys_of([word.strip('"') for word in words]):
                         keys[key.encode()] = None
+                elif words[0].strip('"').upper() == "EVALSHA":
+                    count = int(words[2].strip('"'))
+                    declared.append([word.strip('"').encode() for word in words[3 : 3 + count]])
                 elif words[-1] == "the-step-is-made":
                     ended.set()
                     return
@@ -83,7 +92,7 @@ async def touched(client: Any, step: Step) -> list[bytes]:
         await client.echo("the-step-is-made")
         await asyncio.wait_for(ended.wait(), 10)
         await listener
-    return list(keys)
+    return list(keys), declared
 
 
 def _keys_of(words: list[str]) -> list[str]:

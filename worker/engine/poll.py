@@ -186,9 +186,7 @@ class Poll:
     def wake_poll(self) -> WakePoll:
         """Make an idle worker's poll, which claims one job; send it behind a wait for a token."""
         args = self._args(self._next_token(), _NO_ENDS, 0, fence=True)
-        few = args[:_OF_NEXT_JOB]
-        command = ("EVALSHA", NEXT_JOB.sha, len(self._wake_keys), *self._wake_keys, *few)
-        return WakePoll(args, command)
+        return WakePoll(args, NEXT_JOB.command(self._wake_keys, args[:_OF_NEXT_JOB]))
 
     async def prepare(self) -> None:
         """Load the script of wake polls, so that the first one does not fail."""

@@ -36,7 +36,7 @@ async def run_many(
         return []
     async with client.pipeline(transaction=False) as pipe:
         for keys, args in calls:
-            pipe.evalsha(script.sha, len(keys), *keys, *args)
+            pipe.execute_command(*script.command(keys, args))
         replies = await pipe.execute(raise_on_error=False)
     for number, reply in enumerate(replies):
         if isinstance(reply, NoScriptError):

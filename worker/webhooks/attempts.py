@@ -159,7 +159,7 @@ class AttemptStore:
         """
         retention_ms = int(self.retention_s * 1000)
         args = [self.keys.prefix, int(seen_s * 1000), most, retention_ms, *_report()]
-        seen, *ended = await _END_JOBLESS.run(self.client, [], args)
+        seen, *ended = await _END_JOBLESS.run(self.client, [self.keys.webhook_open], args)
         return seen, [id_.decode() for id_ in ended]
 
     async def _ask(self, terms: _Terms, is_end: bool, row: list[Any]) -> list[Any]:
@@ -224,7 +224,7 @@ class AttemptStore:
             codec.array([asked.row for asked in begins]),
             *_report(),
         ]
-        replies = await _ATTEMPT.run(self.client, [], args)
+        replies = await _ATTEMPT.run(self.client, [self.keys.webhook_open], args)
         if [len(answers) for answers in replies] != [len(ends), len(begins)]:
             raise RuntimeError("the script answered for other attempts than were asked for")
         for group, answers in zip((ends, begins), replies, strict=True):

@@ -1,3 +1,4 @@
+#!lua
 -- fill.lua: store a value and record what it depends on, but only for the holder of the lease.
 -- KEYS[1] version of the entry  KEYS[2] value  KEYS[3] lease      (one hash tag, one slot)
 -- KEYS[4...] indexes of its dependencies and organization; none on a cluster (depend.lua)
@@ -6,6 +7,7 @@
 -- returns 1 stored | 2 stored, and others wait for it | 0 lease lost or invalidated, or a dependency
 --         has changed since the lease or is about to: nothing stored or recorded, no lease held
 -- Bytes 9-16 of the envelope are the token, so a fill that is sent twice recognizes its own value.
+-- no allow-oom: it adds a value, and a value that is not stored is a miss.
 --@include held
 --@include depend
 local waiting = waiting_if_held(KEYS[1], KEYS[3], ARGV[1], ARGV[2])
@@ -13,7 +15,7 @@ if not waiting then
   return redis.call('GETRANGE', KEYS[2], 8, 15) == ARGV[1] and 1 or 0
 end
 local indexes, members = {}, {}
-for i = 4, #KEYS do
+for i = 4, #KEYS - 1 do
   indexes[i - 3] = KEYS[i]
 end
 if #indexes > 0 then

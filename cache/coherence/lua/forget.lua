@@ -12,8 +12,9 @@
 --   not list every agent, positions of those whose agents the caller has to forget, and up to which
 --   score: those that are recorded from here on are newer}
 -- Intents are scored by their end, us. Those of an index have a member '' too: the time from which
--- loads count again. An index has a member '' if it overflowed. Runs where memory is full.
+-- loads count again. An index has a member '' if it overflowed.
 -- Everything is read before anything is written, so that an error leaves no half.
+-- allow-oom: nothing stale may be served because memory is full.
 local indexes, intents, token = tonumber(ARGV[1]), tonumber(ARGV[2]), ARGV[3]
 local ttl_ms, open, room = tonumber(ARGV[4]), ARGV[5], tonumber(ARGV[10])
 local names = ARGV[6] ~= '' and {ARGV[6]} or {}
@@ -36,7 +37,7 @@ end
 for i = indexes + 1, indexes + intents do
   table.insert(standing, KEYS[i])
 end
-for i = indexes + intents + 1, #KEYS - (open ~= '' and 1 or 0) do
+for i = indexes + intents + 1, #KEYS - (open ~= '' and 2 or 1) do
   table.insert(gone, KEYS[i])
 end
 for i = 1, indexes do
@@ -69,8 +70,8 @@ for _, key in ipairs(standing) do
 end
 
 if open ~= '' and #names > 0 then
-  redis.call('XADD', KEYS[#KEYS], 'MAXLEN', '~', ARGV[7], '*', 'i', table.concat(names, '\n'))
-  redis.call('EXPIRE', KEYS[#KEYS], ARGV[8])
+  redis.call('XADD', KEYS[#KEYS - 1], 'MAXLEN', '~', ARGV[7], '*', 'i', table.concat(names, '\n'))
+  redis.call('EXPIRE', KEYS[#KEYS - 1], ARGV[8])
 end
 -- rule versions
 for i = 1, #gone, 1000 do

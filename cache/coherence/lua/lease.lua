@@ -1,3 +1,4 @@
+#!lua
 -- lease.lua: grant, renew or take the right to load one value. One holder at a time.
 -- KEYS[1] version of the entry  KEYS[2] value  KEYS[3] lease  KEYS[4] intents (not to renew)
 --   (one hash tag, one slot)
@@ -11,6 +12,7 @@
 -- invalidation deletes the version, and with it every lease and value under it.
 -- The next grant makes a new version from the time, so no version is used twice: a late copy of
 -- this command cannot restore the right of an older load.
+-- no allow-oom: a full server could not store the value; it is a miss.
 local token, mode = ARGV[1], ARGV[4]
 local time = redis.call('TIME')
 local now_us = string.format('%.0f', time[1] * 1000000 + time[2])

@@ -5,6 +5,7 @@
 -- returns how many were taken out: call again while it is the most
 -- While another write is under way, its end must find the agents. The mark of an overflow ('')
 -- goes all the same: what was not listed has been looked for.
+-- allow-oom: it only deletes.
 local key, until_us, found = KEYS[1], tonumber(ARGV[1]), {}
 if redis.call('ZRANGE', KEYS[2], -1, -1)[1] == '' then
   -- rule recorded_since

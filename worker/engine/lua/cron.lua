@@ -1,3 +1,4 @@
+#!lua
 -- cron.lua: enqueue one tick of a cron job, once for all workers.
 -- KEYS[1] last ticks  KEYS[2] queue  KEYS[3] job body  KEYS[4] result  KEYS[5] wake token
 -- ARGV[1] cron's name  ARGV[2] tick, Unix ms  ARGV[3] job id  ARGV[4] body
@@ -5,6 +6,7 @@
 -- ARGV[6] '' | for a missed tick: the last tick this worker read; only one worker's compare-and-set wins
 -- ARGV[7] the new last tick  ARGV[8] the server's clock as this worker knows it, Unix ms
 -- returns 1 enqueued | 0 this tick or a later one was enqueued already, or a job with this id exists
+-- no allow-oom: it adds a job.
 --@include types
 --@include put_job
 expect('hash', KEYS[1])

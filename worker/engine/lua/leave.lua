@@ -4,6 +4,7 @@
 -- ARGV[1] worker id  ARGV[2] 1: the last worker also deletes the health key | 0: it stays
 -- returns how many workers are left
 -- Its waker's last poll stays until its TTL: a wake poll that still arrives must find it.
+-- allow-oom: it only deletes.
 --@include types
 expect('zset', KEYS[2])
 redis.call('DEL', KEYS[1], KEYS[5])

@@ -8,6 +8,7 @@
 --   due in several queues, or the first job has a claim already
 -- It writes what poll.lua writes. A waker whose reply was lost sends this poll's token to poll.lua. A copy
 -- of this script that arrives later finds that token, or a later one, and claims nothing.
+-- allow-oom: as poll.lua.
 --@include types
 --@include body
 local prefix, token, lease = ARGV[1], ARGV[2], tonumber(ARGV[3])

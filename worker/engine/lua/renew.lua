@@ -4,6 +4,7 @@
 --   and, derived from the prefix: in-progress:<id>
 -- ARGV[1] prefix  ARGV[2] lease_ms  ARGV[3..] id, claim, id, claim, ...  (<= 2000 pairs)
 -- returns the ids of lost leases: another worker claimed the job, or it ended
+-- allow-oom: without it, jobs on a full server would run twice.
 --@include types
 --@include lease
 expect('zset', KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5])

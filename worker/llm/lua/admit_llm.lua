@@ -1,3 +1,4 @@
+#!lua
 -- admit_llm.lua: decide whether a direct call may start, for all workers: by requests and tokens per
 -- minute, calls in flight and the provider's requested pause.
 -- KEYS[1] rate hash  KEYS[2] calls in flight  KEYS[3] reserved start times
@@ -7,6 +8,7 @@
 -- ARGV[8] most in flight  ARGV[9] share of it kept for urgent calls  ARGV[10] lease ms
 -- ARGV[11] ms ahead that a start may be reserved  ARGV[12] ms that it may be used late  ARGV[13] ttl_ms
 -- returns 0 start now (in flight until released) | ms to wait before asking again
+-- no allow-oom: a full server could not store the answer of a call that it lets start.
 --@include types
 expect('zset', KEYS[3])
 local t = redis.call('TIME')

@@ -1,3 +1,4 @@
+#!lua
 -- answer_llm.lua: store a request's answer once (the first one stays), then notify its callers.
 -- KEYS[1] request  KEYS[2] a long answer, sent before in pieces (worker/llm/stored_answers.py)
 -- ARGV[1] prefix p of the LLM keys (see _llm_finish.lua)  ARGV[2] request id  ARGV[3] answer
@@ -6,6 +7,7 @@
 -- ARGV[12] the batch that the answer came from, or ''  ARGV[13] the answer is in KEYS[2]: 1 | 0
 -- returns 1 stored | 2 stored, and it has callbacks: call callbacks_llm.lua | 0 answered already, no such
 --   request, or that batch never contained it
+-- no allow-oom: an answer may be larger than the request that it replaces; it is sent again.
 --@include types
 --@include llm_waiting
 --@include llm_finish

@@ -1,3 +1,4 @@
+#!lua
 -- callbacks_llm.lua: enqueue callbacks of ended requests, as many as one call may and the queues have
 -- room for.
 -- KEYS[1] ended requests with callbacks, a list: "<id>:<number of the end>:<ok>:<cursor>"  KEYS[2..5] queues
@@ -5,6 +6,7 @@
 -- ARGV[3] about the most callbacks of this call
 -- returns 1 call again | 0 none is left | -1 the queues are full
 -- The cursor is HSCAN's, stored after each page: a call whose reply was lost repeats nothing.
+-- no allow-oom: it adds jobs.
 --@include types
 --@include put_job
 --@include llm_callback

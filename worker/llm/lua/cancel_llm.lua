@@ -1,9 +1,11 @@
+#!lua
 -- cancel_llm.lua: cancel a request for one caller, once; it ends when no other caller waits for it.
 -- KEYS[1] request
 -- ARGV[1] prefix p of the LLM keys (see _llm_finish.lua)  ARGV[2] request id  ARGV[3] answer
 -- ARGV[4] ttl_ms  ARGV[5] usage's ttl_ms  ARGV[6] the caller's suffix (see submit_llm.lua)  ARGV[7] all callers: 1 | 0
 -- returns {0 unknown, answered, or not this caller's | 1 others still wait | 2 ended | 3 ended, and it has
 --   callbacks: call callbacks_llm.lua, batch id or ''}
+-- no allow-oom: the request is kept as a failed one, and its callbacks add jobs.
 --@include types
 --@include llm_waiting
 --@include llm_finish

@@ -1,7 +1,9 @@
+#!lua flags=allow-oom
 -- count_unanswered.lua: count a direct call that succeeded without an answer, once for each run.
 -- KEYS[1] request
 -- ARGV[1] number of the job's run
 -- returns how many such calls there were; 0 when the request has ended
+-- allow-oom: a call that is not counted would be bought again.
 --@include types
 if redis.call('EXISTS', KEYS[1]) == 0 then
   return 0

@@ -1,9 +1,11 @@
+#!lua
 -- detach_llm.lua: take a request out of a batch: back to the waiting list, or to its own job.
 -- KEYS[1] request  KEYS[2] queue  KEYS[3] job body  KEYS[4] job result  KEYS[5] wake token
 -- ARGV[1] prefix p of the LLM keys; written: batch:<bid>, open:<bid>, single, those of _llm_waiting.lua
 -- ARGV[2] request id  ARGV[3] batch id  ARGV[4] wait | single | urgent  ARGV[5] job id  ARGV[6] job body
 -- ARGV[7] delay_ms of the job
 -- returns 1 detached | 0 the request is no longer in this batch
+-- no allow-oom: it adds a job.
 --@include types
 --@include put_job
 --@include llm_waiting

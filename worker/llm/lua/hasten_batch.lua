@@ -1,7 +1,9 @@
+#!lua
 -- hasten_batch.lua: make a batch's job due now; enqueue it if it is missing.
 -- KEYS[1] queue  KEYS[2] job body  KEYS[3] job result  KEYS[4] wake token  KEYS[5] job's in-progress key
 -- ARGV[1] job id  ARGV[2] job body
 -- returns 1 due now | 0 it is running
+-- no allow-oom: it may add a job.
 --@include types
 --@include put_job
 expect('zset', KEYS[1], KEYS[4])

@@ -1,3 +1,4 @@
+#!lua flags=allow-oom
 -- move_batch.lua: one transition of a batch, compare-and-set on its state and epoch.
 -- KEYS[1] batch  KEYS[2] items list  KEYS[3] open set  KEYS[4] index of batches under way
 -- KEYS[5] queue  KEYS[6] job body  KEYS[7] job result  KEYS[8] wake token
@@ -6,6 +7,7 @@
 -- ARGV[6] job to start when it has ended, or ''  ARGV[7] its body  ARGV[8..] field, value, ...
 -- returns 1 moved (also when the same call moved it before) | 0 another run owns it
 --   | -1 not ended, because requests are open
+-- allow-oom: as take_batch.lua.
 --@include types
 --@include put_job
 if ARGV[4] ~= '' then

@@ -1,9 +1,11 @@
+#!lua flags=allow-oom
 -- release_llm.lua: record the end of a direct call and adapt the limit on calls in flight
 -- (additive increase, multiplicative decrease).
 -- KEYS[1] rate hash  KEYS[2] calls in flight
 -- ARGV[1] call id  ARGV[2] outcome: ok | busy | other  ARGV[3] ms that the provider asks to wait, or 0
 -- ARGV[4] most in flight  ARGV[5] ttl_ms
 -- returns the new limit on calls in flight
+-- allow-oom: a slot that is not given back would be missing until its lease ends.
 --@include types
 expect('hash', KEYS[1])
 local t = redis.call('TIME')

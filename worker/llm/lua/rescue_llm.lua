@@ -1,9 +1,11 @@
+#!lua
 -- rescue_llm.lua: enqueue a new job for a request or batch that has not ended and has no job.
 -- KEYS[1] request or batch  KEYS[2] index of those under way, by the time of the last check
 -- KEYS[3] queue  KEYS[4] job body  KEYS[5] job result  KEYS[6] wake token
 -- KEYS[7] dead letters  KEYS[8] dead letter  KEYS[9] job's tries
 -- ARGV[1] its id  ARGV[2] job id  ARGV[3] job body  ARGV[4] most jobs that may be lost, 0: no limit
 -- returns 0 it has a job, or has ended | 1 a new job is enqueued | -1 it lost too many
+-- no allow-oom: it adds a job.
 --@include types
 --@include put_job
 expect('zset', KEYS[2], KEYS[3], KEYS[6], KEYS[7])

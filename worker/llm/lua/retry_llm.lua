@@ -1,9 +1,11 @@
+#!lua
 -- retry_llm.lua: return a failed request to the waiting list, as if it were new.
 -- KEYS[1] failed request  KEYS[2] request  KEYS[3] answer
 -- KEYS[4] queue  KEYS[5] job body  KEYS[6] job result  KEYS[7] wake token
 -- ARGV[1] prefix p of the LLM keys (see _llm_waiting.lua; callback:<id>)  ARGV[2] request id
 -- ARGV[3] job id  ARGV[4] job body: a flush of its group
 -- returns 1 waits | 0 it has not failed, or waits already
+-- no allow-oom: it adds a job.
 --@include types
 --@include put_job
 --@include llm_waiting

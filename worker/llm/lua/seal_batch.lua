@@ -1,3 +1,4 @@
+#!lua
 -- seal_batch.lua: move the oldest waiting requests of a group into a batch, one chunk per call; the
 -- call that fills it, or moves the last waiting request, seals it and starts its job.
 -- KEYS[1] batch  KEYS[2] items list  KEYS[3] open set  KEYS[4] batches index
@@ -8,6 +9,7 @@
 -- ARGV[9] job id  ARGV[10] job body  ARGV[11] chunk, <= 250  ARGV[12] due ms of an unsealed batch's job
 -- ARGV[13] most batches in the index  ARGV[14] the index's ttl ms
 -- returns {requests of the batch, 1 sealed | 0 call again}
+-- no allow-oom: it adds a batch and a job.
 --@include types
 --@include put_job
 --@include llm_waiting

@@ -1,3 +1,4 @@
+#!lua
 -- split_batch.lua: move open requests of a refused batch into a new one, one page per call.
 -- KEYS[1] new batch  KEYS[2] its items list  KEYS[3] its open set  KEYS[4] batches index
 -- KEYS[5] index of batches under way  KEYS[6] queue  KEYS[7] job body  KEYS[8] job result  KEYS[9] wake token
@@ -8,6 +9,7 @@
 -- ARGV[8] most batches in the index  ARGV[9] the index's ttl ms  ARGV[10] seal it: 1 | 0
 -- ARGV[11..] request ids, <= 500
 -- returns {requests of the new batch, 1 moved | 0 it is sealed: use another id}
+-- no allow-oom: it adds a batch and a job.
 --@include types
 --@include put_job
 local p, old, new = ARGV[1], ARGV[2], ARGV[3]

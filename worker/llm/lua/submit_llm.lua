@@ -1,3 +1,4 @@
+#!lua
 -- submit_llm.lua: store LLM requests of one group; enqueue a flush now when the group is full, and a
 -- later one (by age) when they are the group's first.
 -- KEYS[1] queue  KEYS[2] wake token
@@ -12,6 +13,7 @@
 -- 16 characters of the new id
 -- Each caller has a field `by:<suffix>` in the request ('by:' for the first caller): 1, or 0 once that
 -- caller has canceled.
+-- no allow-oom: it adds requests.
 --@include types
 --@include put_job
 --@include llm_callback

@@ -1,3 +1,4 @@
+#!lua
 -- submit_llm_urgent.lua: store one LLM request with its own job, for a direct call without a batch.
 -- KEYS[1] request  KEYS[2] answer  KEYS[3] queue  KEYS[4] job body  KEYS[5] job result  KEYS[6] wake token
 -- KEYS[7] index of requests with their own job  KEYS[8] webhooks to notify of its end
@@ -5,6 +6,7 @@
 -- ARGV[5] deadline, Unix ms, or ''  ARGV[6] tokens  ARGV[7] job id  ARGV[8] job body
 -- ARGV[9] webhook to notify, or ''  ARGV[10] body of the job that sends it
 -- returns the request id
+-- no allow-oom: it adds a request and a job.
 --@include types
 --@include put_job
 expect('zset', KEYS[3], KEYS[6], KEYS[7])

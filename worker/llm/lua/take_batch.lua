@@ -1,6 +1,8 @@
+#!lua flags=allow-oom
 -- take_batch.lua: begin a run of a batch: raise its epoch, so that no earlier run can move it.
 -- KEYS[1] batch
 -- returns its fields and values, flat; empty when there is none. An ended batch keeps its epoch.
+-- allow-oom: a batch under way must end, which makes room.
 --@include types
 local row = redis.call('HMGET', KEYS[1], 'state', 'epoch')
 local state = row[1]

@@ -4,6 +4,7 @@
 --   and the queue that the dead letter names
 -- ARGV[1] id  ARGV[2] body to use instead of the kept one, or ''
 -- returns 1 | 0 no such dead letter | -1 a job with this id exists | -2 its body was not kept
+-- no allow-oom: it adds a job.
 --@include types
 --@include put_job
 expect('zset', KEYS[1], KEYS[5])

@@ -7,7 +7,7 @@
 -- ARGV[6] '' not unique | '0' unique until freed | ttl_ms of a window  ARGV[7] prefix of bodies
 -- returns {1} stored | {0} a job with this id exists | {-1} full
 --       | {2, id} that job holds the unique key; nothing stored
--- Without the flag allow-oom, a full server refuses the script before it writes anything.
+-- no allow-oom: it adds a job. A full server refuses the script before it writes anything.
 --@include types
 --@include put_job
 expect('zset', KEYS[4])

@@ -7,6 +7,7 @@
 -- ARGV[3] ttl_ms of the gathering  ARGV[4] number of its field, value pairs that follow
 -- ARGV[5..] those pairs, then per job: id, number of its queue, delay_ms, body
 -- returns how many are new, 0 while an earlier gathering for the same job is open | -1 full
+-- no allow-oom: it adds jobs.
 --@include types
 --@include put_job
 expect('zset', KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5])

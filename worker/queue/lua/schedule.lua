@@ -4,6 +4,7 @@
 -- ARGV[1] id  ARGV[2] job and interval or cron, msgpack  ARGV[3] interval, ms; 0 for a cron
 -- returns 1
 -- A cron gets due time 0: the next worker computes its first tick and does not run it before.
+-- no allow-oom: it adds jobs.
 --@include types
 expect('zset', KEYS[1], KEYS[3])
 local t = redis.call('TIME')

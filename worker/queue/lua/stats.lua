@@ -1,3 +1,4 @@
+#!lua flags=no-writes
 -- stats.lua: count the jobs of every priority, and those of one page of the running, dead and parked jobs.
 -- KEYS[1..4] queues critical, high, default, low  KEYS[5] running  KEYS[6] dead  KEYS[7] parked
 --   and, derived from the prefix: in-progress:<id> dead:<id>

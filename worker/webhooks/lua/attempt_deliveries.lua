@@ -1,7 +1,7 @@
 #!lua flags=allow-oom
 -- attempt_deliveries.lua: record how attempts ended, then begin others: everything that one worker
 -- requests in one tick of its event loop.
--- Every key is derived from the prefix: those of _delivery.lua
+-- KEYS[1] open deliveries; and those of _delivery.lua, derived from the prefix
 -- ARGV[1] prefix
 -- ARGV[2] terms, msgpack {concurrency, host_concurrency, rate: attempts a second, 0: any, slot, breaker_failures, 0: never,
 --   open, open_max, disable_after, 0: never, retention, max_attempts: charged ones, most_records}; times ms

@@ -1,3 +1,4 @@
+#!lua
 -- create_delivery.lua: store a webhook delivery and its job, both or neither.
 -- KEYS[1] delivery  KEYS[2] queue  KEYS[3] job body  KEYS[4] result  KEYS[5] wake token
 --   and those of _delivery.lua, derived from the prefix
@@ -6,6 +7,7 @@
 -- returns 1 stored | 0 a delivery of this id exists already, nothing written
 -- If the endpoint is closed or has parked deliveries, the new one is parked behind them: no worker runs
 -- its job in vain.
+-- no allow-oom: it adds a delivery and a job.
 --@include types
 --@include put_job
 --@include delivery

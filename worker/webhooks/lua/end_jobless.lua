@@ -1,11 +1,12 @@
 #!lua flags=allow-oom
 -- end_jobless.lua: end open deliveries whose job was aborted, purged, or deleted by hand.
--- Every key is derived from the prefix: those of _delivery.lua; dead:<job id>
+-- KEYS[1] open deliveries; and those of _delivery.lua and dead:<job id>, derived from the prefix
 -- ARGV[1] prefix  ARGV[2] ms since the last check  ARGV[3] most to check  ARGV[4] retention_ms
 -- ARGV[5], ARGV[6] the body of the job that reports a delivery's end, before and after the delivery's id
 -- returns {number checked, id of one that was ended, ...}
 -- A dead letter counts as a job: the rescuer retries it. Deliveries with a job get the current time in
 -- the index, so that the least recently checked come first.
+-- allow-oom: a delivery that ends makes room.
 --@include types
 --@include put_job
 --@include delivery

@@ -1,3 +1,4 @@
+#!lua
 -- replay_delivery.lua: make an ended delivery pending again, under the same id, with a new job.
 -- KEYS[1] delivery  KEYS[2] attempts  KEYS[3] queue  KEYS[4] job body  KEYS[5] result  KEYS[6] wake token
 --   and those of _delivery.lua
@@ -7,6 +8,7 @@
 -- returns replayed | unknown | open | endpoint_disabled | secret_needed
 -- Its attempts stay in the list; the policy counts from one again.
 -- The token makes the call safe to send again.
+-- no allow-oom: it adds a job.
 --@include types
 --@include put_job
 --@include delivery

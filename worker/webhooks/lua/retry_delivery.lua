@@ -1,9 +1,11 @@
+#!lua flags=allow-oom
 -- retry_delivery.lua: make a waiting delivery's next attempt due now, whatever it waits for.
 -- KEYS[1] delivery; and those of _delivery.lua, derived from the prefix
 -- ARGV[1] prefix
 -- returns due | unknown | ended | sending: an attempt is under way | running: its job is about to end
 --       | jobless: its job is in no queue
 -- `forced` passes it by an open breaker, a pause and a rate once; slots, order and deadline still hold.
+-- allow-oom: it adds nothing but two numbers, and a delivery that ends makes room.
 --@include types
 --@include put_job
 --@include delivery

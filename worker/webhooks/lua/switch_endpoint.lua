@@ -1,7 +1,9 @@
+#!lua flags=allow-oom
 -- switch_endpoint.lua: enable or disable an endpoint by hand.
 -- KEYS[1] endpoint; and those of _delivery.lua
 -- ARGV[1] prefix  ARGV[2] endpoint  ARGV[3] on | off  ARGV[4] name, to show
 -- returns 1 switched | 0 nothing changed
+-- allow-oom: an operator must be able to stop an endpoint on a full server.
 --@include types
 --@include put_job
 --@include delivery
