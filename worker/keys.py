@@ -29,6 +29,9 @@ LLM_USAGE_TTL_S = 2_592_000
 # How long the pieces of an answer are kept that no worker ends, seconds.
 LLM_PART_TTL_S = 600
 
+# How long a large body is kept that no script has renamed, seconds.
+STAGED_TTL_S = 600
+
 # How long a provider's rate state is kept after its last direct call, seconds.
 LLM_RATE_TTL_S = 3600
 
@@ -74,6 +77,9 @@ class QueueKeys:
 
     def job(self, job_id: str) -> str:
         return f"{self.prefix}job:{job_id}"
+
+    def staged(self, token: str) -> str:
+        return f"{self.prefix}staged:{token}"
 
     def result(self, job_id: str) -> str:
         return f"{self.prefix}result:{job_id}"
@@ -156,11 +162,17 @@ class QueueKeys:
     def dead_job(self, job_id: str) -> str:
         return f"{self.prefix}dead:{job_id}"
 
+    def dead_body(self, job_id: str) -> str:
+        return f"{self.prefix}dead-body:{job_id}"
+
     def unique(self, name: str) -> str:
         return f"{self.prefix}unique:{name}"
 
     def gather(self, following_id: str) -> str:
         return f"{self.prefix}gather:{following_id}"
+
+    def gather_part(self, following_id: str, index: int) -> str:
+        return f"{self.prefix}gather-part:{index}:{following_id}"
 
     def last_poll(self, worker_id: str) -> str:
         return f"{self.prefix}poll:{worker_id}"
@@ -362,6 +374,12 @@ CATALOGUE: tuple[KeySpec, ...] = (
         "string",
         "the claim: token, queue, due time, stalled count",
         "deleted when the run ends; TTL 1 d after the last renewal",
+    ),
+    KeySpec(
+        "arq:staged:<token>",
+        "string, hash",
+        "a body over 256 KiB that was sent before its script, which renames the key",
+        "TTL 10 min",
     ),
     KeySpec("arq:retry:<id>", "string", "tries so far", _ENDS),
     KeySpec("arq:abort", "sorted set", "ids of jobs to abort", "removed with the job"),
@@ -623,6 +641,12 @@ CATALOGUE: tuple[KeySpec, ...] = (
         "removed with its member in arq:dead; TTL LETTA_QUEUE_DEAD_MAX_AGE_S",
     ),
     KeySpec(
+        "arq:dead-body:<id>",
+        "string",
+        "a dead letter's raw body, if it is over 256 KiB",
+        "as arq:dead:<id>",
+    ),
+    KeySpec(
         "arq:history",
         "sorted set",
         "a series, `<priority>:<function>` -> the Unix minute that it is counted in",
@@ -657,6 +681,12 @@ CATALOGUE: tuple[KeySpec, ...] = (
         "hash",
         "results of the finished jobs of a gathering; the id is that of the job that follows",
         "TTL 7 d",
+    ),
+    KeySpec(
+        "arq:gather-part:<index>:<id>",
+        "string",
+        "one result of a gathering, if it is over 256 KiB",
+        "TTL 7 d, and deleted with the gathering",
     ),
     KeySpec(
         "arq:poll:<worker>, :wake",

@@ -90,6 +90,10 @@ def array(items: Sequence[bytes]) -> bytes:
     return b"\xdd" + len(items).to_bytes(4, "big") + b"".join(items)
 
 
+# What precedes the bytes in `lua_text`.
+LUA_TEXT_HEAD = 5
+
+
 def lua_text(data: bytes) -> msgspec.Raw:
     """Bytes as a msgpack str: cmsgpack in the server's Lua cannot read a bin."""
     return msgspec.Raw(b"\xdb" + len(data).to_bytes(4, "big") + data)

@@ -22,9 +22,13 @@ from tests.support.failing_writes import FAIL_AT, HAS_FAILED, contents, failing
 from tests.support.half_states import RefusedStep, prove, restore, snapshot
 from tests.support.options import call_limits, endpoint_limits
 from worker import Priority, QueueMemoryFull, QueueUnavailable
+from worker.engine import poll, records
+from worker.engine.gatherings import GATHERING, Gatherings
 from worker.engine.options import EngineOptions
 from worker.engine.poll import Poll, PollStopped
 from worker.keys import EngineKeys, QueueKeys
+from worker.llm import answer_store
+from worker.llm import requests as llm_requests
 from worker.llm.answers import Answer
 from worker.llm.batches import BatchStore
 from worker.llm.grouping import Group, LLMRequest
@@ -33,10 +37,12 @@ from worker.llm.orphans import Orphans
 from worker.llm.rate_limits import RateLimiter
 from worker.llm.requests import Callback, RequestStore
 from worker.llm.states import BatchState
+from worker.queue import dead, staging, store
 from worker.queue.dead import DeadLetters
 from worker.queue.encoder import PreparedJob
 from worker.queue.schedules import Schedule, ScheduleStore
 from worker.queue.store import QueueStore, job_body
+from worker.webhooks import deliveries
 from worker.webhooks.attempts import AttemptStore, ScriptFailed
 from worker.webhooks.deliveries import DeliveryStore
 from worker.webhooks.endpoints import EndpointStore
@@ -299,6 +305,26 @@ def poll_ends_dead(client: Any) -> Steps:
         await dead_letter(client)
 
     return ending(client, "dead", details, before)
+
+
+@case
+def poll_ends_dead_with_a_large_body(client: Any) -> Steps:
+    details = {"reason": "failed", "error": "e", "tries": 1, "name": "f"}
+    return ending(client, "dead", details, lambda: client.append(KEYS.job("a"), bytes(300_000)))
+
+
+@case
+def gather_job(client: Any) -> Steps:
+    member = GATHERING + b"g"
+
+    async def prepare() -> None:
+        fields = {"size": 2, "head": "a", "tail": "b", "queue": KEYS.queue("high"), "job": "j"}
+        await client.hset(KEYS.gather("g"), mapping={**fields, "0": "x", "1": ""})
+        await client.set(KEYS.gather_part("g", 1), "y")
+        await client.zadd(EngineKeys(KEYS).schedules, {member: 0})
+
+    joined = Gatherings(client, KEYS, EngineKeys(KEYS).schedules)
+    return prepare, lambda: joined.enqueue(member)
 
 
 @case
@@ -1013,6 +1039,25 @@ def messages_list(client: Any) -> Steps:
 
 @pytest.mark.parametrize("name", CASES)
 async def test_a_script_writes_everything_or_nothing(server: Any, name: str) -> None:
+    prepare, step = CASES[name](server)
+    trials = await prove(server, prepare, step)
+    assert trials.made
+
+
+# Their values are sent before, as if each were large.
+STAGED = [
+    "enqueue", "enqueue_many", "dead_retry_of_what_is_listed", "poll_ends_done",
+    "create_delivery", "submit_llm", "submit_llm_urgent", "answer_llm_that_waits",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", STAGED)
+async def test_a_script_with_large_values_writes_everything_or_nothing(
+    server: Any, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module in (staging, store, dead, records, poll, deliveries, llm_requests, answer_store):
+        monkeypatch.setattr(module, "LARGE", 0)
+    monkeypatch.setattr(deliveries, "_SMALL_BODY", 0)
     prepare, step = CASES[name](server)
     trials = await prove(server, prepare, step)
     assert trials.made

@@ -204,7 +204,7 @@ async def test_a_poll_that_is_sent_twice_counts_once(client: Any, prefix: str) -
         sent.append(await original(args))
         return await original(args)
 
-    poll.call_script = twice  # type: ignore[method-assign]
+    poll.call_script = twice  # type: ignore[method-assign, assignment]
     assert await end(poll, claim) == []
     assert sent
     assert await counted(queue) == {"default:f": {"completed": 1}}

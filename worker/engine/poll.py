@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from redis.backoff import ExponentialWithJitterBackoff
+from redis.exceptions import OutOfMemoryError
 
 from cache.connection.pool import OUTAGE
 from cache.connection.refusals import explain
@@ -26,6 +27,8 @@ from cache.connection.scripts import load
 from cache.logs import get_logger
 from worker.engine.options import EngineOptions
 from worker.engine.records import (
+    CLAIM_FIELDS,
+    READ_APART,
     Claim,
     End,
     Group,
@@ -34,8 +37,10 @@ from worker.engine.records import (
     encode_ends,
     encode_groups,
     read_poll,
+    split_large,
 )
 from worker.keys import EngineKeys
+from worker.queue.staging import LARGE, stage
 
 log = get_logger(__name__)
 
@@ -50,6 +55,7 @@ _LOG_AGAIN_S = 30.0
 _EXISTS_TIMEOUT_S = 1.0
 # Indexes into the keys and arguments; lua/next_job.lua takes the first three arguments only.
 _LAST_POLL, _FENCE, _OF_NEXT_JOB = 9, 13, 3
+_ENDS, _STAGED, _ROWS = 5, 15, 9
 _NO_ENDS = encode_ends([])
 
 
@@ -63,6 +69,15 @@ class WakePoll:
 
     args: list[Any]
     command: tuple[Any, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Apart:
+    """Ends with large parts: whole; the rest, which names keys; and the parts by these keys."""
+
+    whole: Sequence[End]
+    rest: Sequence[End]
+    parts: dict[str, bytes]
 
 
 class Poll:
@@ -90,7 +105,7 @@ class Poll:
         self._wake_keys = list(self._keys)
         self._wake_keys[_LAST_POLL] = base.last_wake_poll(worker_id)
         self._looked_at = [*keys.queues, keys.running, keys.schedules]
-        self._prefix = base.prefix
+        self._prefix, self._base = base.prefix, base
         self._lease_ms = int(options.lease_s * 1000)
         self._limits = [
             options.max_lost_leases,
@@ -138,8 +153,9 @@ class Poll:
         Raises:
             PollStopped: the server is away and `may_give_up()` returned True.
         """
+        token = self._next_token()
         args = self._args(
-            self._next_token(),
+            token,
             encode_ends(ends),
             want,
             ahead=ahead,
@@ -147,7 +163,11 @@ class Poll:
             stalled_jobs=stalled_jobs,
             groups=groups,
         )
-        reply = PollReply(await self.call_script(args))
+        if len(args[_ENDS]) > LARGE:
+            apart = Apart(ends, *split_large(ends, self._base.staged(token)))
+            reply = PollReply(await self.call_script(args, apart))
+        else:
+            reply = PollReply(await self.call_script(args))
         self._granted += reply.claims
         return reply
 
@@ -199,7 +219,32 @@ class Poll:
         Raises:
             OUTAGE: the server is still away.
         """
-        return PollReply(await POLL.run(self._client, self._wake_keys, polled.args)).rows
+        rows = PollReply(await POLL.run(self._client, self._wake_keys, polled.args)).rows
+        return await self.with_bodies(rows)
+
+    async def with_bodies(self, rows: list[Any]) -> list[Any]:
+        """
+        Read what lua/_body.lua left out of these rows: large bodies.
+
+        Raises:
+            OUTAGE: the server is away.
+        """
+        for at in range(1, len(rows), CLAIM_FIELDS):
+            if rows[at] == READ_APART:
+                key = self._base.job(rows[at - 1].decode(errors="surrogateescape"))
+                rows[at] = await self._client.get(key)
+        return rows
+
+    async def _send_before(self, args: list[Any], apart: Apart) -> None:
+        """Send the large parts of ends. A full server takes none, but must end jobs: then inline."""
+        try:
+            for key, value in apart.parts.items():
+                await stage(self._client, key, value)
+        except OutOfMemoryError:
+            args[_ENDS:] = [encode_ends(apart.whole), *args[_ENDS + 1 : _STAGED]]
+        else:
+            args[_ENDS] = encode_ends(apart.rest)
+            args[_STAGED:] = list(apart.parts)
 
     def granted(self, claims: Sequence[Claim]) -> None:
         """Count claims made outside `send`: the reserved share is a share of all claims."""
@@ -213,14 +258,20 @@ class Poll:
         except OUTAGE:
             return False  # the next poll logs the outage
 
-    async def call_script(self, args: list[Any]) -> list[Any]:
-        """Call lua/poll.lua until the server answers."""
+    async def call_script(self, args: list[Any], apart: Apart | None = None) -> list[Any]:
+        """Call lua/poll.lua until the server answers, and read the large bodies of its claims."""
         backoff = ExponentialWithJitterBackoff(_BACKOFF_CAP_S, _BACKOFF_BASE_S)
         loop = asyncio.get_running_loop()
         since, logged_at, failures = 0.0, 0.0, 0
         while True:
             try:
+                if apart is not None:
+                    await self._send_before(args, apart)
                 reply: list[Any] = await POLL.run(self._client, self._keys, args)
+                if READ_APART in reply[_ROWS]:
+                    await self.with_bodies(reply[_ROWS])
+                if apart is not None and apart.parts:
+                    await self._client.unlink(*apart.parts)  # of ends whose claims were lost
             except OUTAGE as exc:
                 failures += 1
                 args[_FENCE] = 1  # the failed call may still arrive

@@ -196,7 +196,7 @@ class Poller:
         if worker.is_draining:
             return True
         spent = worker.max_burst_jobs >= 0 and slots.taken >= worker.max_burst_jobs
-        return worker.burst and (spent or polled.size == 0)
+        return worker.burst and (spent or (polled.size == 0 and not self._side_tasks))
 
     async def _nothing_comes(self) -> bool:
         """End the waker's wait; return whether it brought nothing to do."""

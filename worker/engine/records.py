@@ -23,9 +23,10 @@ from typing import Any
 
 import msgspec
 
-from cache.encoding.codec import lua_text
+from cache.encoding.codec import LUA_TEXT_HEAD, lua_text
 from worker.numbers import whole
 from worker.queue.priority import Priority
+from worker.queue.staging import LARGE
 
 # Queues by urgency. A queue's number is its position here, from 1.
 ORDER = (Priority.CRITICAL, Priority.HIGH, Priority.DEFAULT, Priority.LOW)
@@ -34,6 +35,8 @@ CLAIM_FIELDS = 5
 MOST_TRIES = 1_000_000
 # What lua/_body.lua returns instead of a body that cannot be read.
 _FAULTS = {-1: "job:<id> is not a string", -2: "job:<id> is over 64 MiB"}
+# The same for a body that a plain GET has to read.
+READ_APART = -3
 _encode = msgspec.msgpack.Encoder().encode
 End = list[Any]
 Group = list[Any]  # of equal ends, for the history: tally.py
@@ -167,15 +170,56 @@ def _read_claim(rows: list[Any], at: int) -> Claim:
     )
 
 
-def weight(end: End) -> int:
-    """Return the bytes of an end's large parts: the result, and what goes to the next jobs."""
+def weight(end: End) -> tuple[int, int]:
+    """Return the bytes of an end's parts: of those that its script carries, and of the large ones."""
     details = end[4]
-    size = len(memoryview(details["result"])) if "result" in details else 0
-    for job in details.get("jobs", ()):
-        size += len(memoryview(job["body"]))
+    sizes = [len(memoryview(details["result"]))] if "result" in details else []
+    if "jobs" in details:
+        sizes += [len(memoryview(job["body"])) for job in details["jobs"]]
     if "gather" in details:
-        size += len(memoryview(details["gather"]["value"]))
-    return size
+        sizes.append(len(memoryview(details["gather"]["value"])))
+    large = 0
+    for size in sizes:
+        if size > LARGE:
+            large += size
+    return sum(sizes) - large, large
+
+
+def _parts(end: End) -> list[tuple[dict[str, Any], str]]:
+    """Where an end has bytes of any size: the result, and what goes to the next jobs."""
+    details = end[4]
+    parts = [(details, "result")] if "result" in details else []
+    parts += [(job, "body") for job in details.get("jobs", ())]
+    if "gather" in details:
+        parts.append((details["gather"], "value"))
+    return parts
+
+
+def split_large(ends: Sequence[End], token: str) -> tuple[list[End], dict[str, bytes]]:
+    """
+    Take the large parts out of ends: the ends name keys instead, and the dict has their values.
+
+    The names derive from the poll's token, so a poll that is sent again writes the same keys.
+    """
+    apart: dict[str, bytes] = {}
+    taken = []
+    for end in ends:
+        kind, id_, claim, number, details, *group = end
+        if weight(end)[1]:
+            details = dict(details)
+            if "jobs" in details:
+                details["jobs"] = [dict(job) for job in details["jobs"]]
+            if "gather" in details:
+                details["gather"] = dict(details["gather"])
+        copy = [kind, id_, claim, number, details, *group]
+        for holder, name in _parts(copy):
+            data = memoryview(holder[name])
+            if len(data) > LARGE:
+                key = f"{token}:{len(apart)}"
+                apart[key] = bytes(data[LUA_TEXT_HEAD:])
+                holder[name] = [key]
+        taken.append(copy)
+    return taken, apart
 
 
 def encode_ends(ends: Sequence[End]) -> bytes:

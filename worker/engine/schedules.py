@@ -12,6 +12,7 @@ from cache.connection.scripts import load
 from cache.encoding import codec
 from cache.logs import get_logger
 from worker.engine.failures import describe
+from worker.engine.gatherings import GATHERING, Gatherings
 from worker.keys import EngineKeys
 from worker.queue.rhythm import next_run_ms
 
@@ -37,6 +38,7 @@ class ScheduleRunner:
         self._keys = keys
         self._encode = encode
         self._now_ms = now_ms
+        self._gatherings = Gatherings(client, keys.base, keys.schedules)
         self._busy = False
 
     async def run(self) -> None:
@@ -54,7 +56,10 @@ class ScheduleRunner:
                 withscores=True,
             )
             for id_, score in due:
-                await self._run_one(id_, score)
+                if id_.startswith(GATHERING):
+                    await self._gatherings.enqueue(id_)
+                else:
+                    await self._run_one(id_, score)
         except OUTAGE:
             return  # they stay due: the next poll starts this again
         finally:

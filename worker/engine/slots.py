@@ -22,6 +22,7 @@ from worker.engine.failures import SafeLog, describe
 from worker.engine.outcome import given_back
 from worker.engine.poll import MOST_AHEAD
 from worker.engine.records import Claim, End, weight
+from worker.queue.staging import MOST_INLINE
 
 log = SafeLog(get_logger(__name__))
 
@@ -32,7 +33,7 @@ STALE_S = 1.0
 _GATHER_S = 0.005
 _BATCH = 64
 # Far below the largest string that a server takes, 512 MiB: it would refuse the poll forever.
-_MOST_BYTES = 64 * 1024 * 1024
+_MOST_LARGE = 64 * 1024 * 1024
 
 # A claim, its end for the server, and how it ended in one word.
 Outcome = tuple[Claim, End, str]
@@ -89,15 +90,16 @@ class Slots:
         return bool(self.outbox) and (few or len(self.outbox) >= _BATCH)
 
     def post(self, most: int) -> list[Outcome]:
-        """Take up to `most` outcomes out of the outbox, and about 64 MiB of results."""
+        """Take up to `most` outcomes out of the outbox, as many as one script call may carry."""
         self.kick.clear()
         if self._gathering is not None:
             self._gathering.cancel()
             self._gathering = None
-        count, size = 0, 0
+        count, inline, large = 0, 0, 0
         for _, end, _ in self.outbox[:most]:
-            size += weight(end)
-            if size > _MOST_BYTES and count:
+            more = weight(end)
+            inline, large = inline + more[0], large + more[1]
+            if count and (inline > MOST_INLINE or large > _MOST_LARGE):
                 break
             count += 1
         batch, self.outbox = self.outbox[:count], self.outbox[count:]

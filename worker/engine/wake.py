@@ -22,7 +22,7 @@ from cache.connection.multiplexed import MultiplexedConnection
 from cache.connection.pool import OUTAGE
 from cache.logs import get_logger
 from worker.engine.poll import Poll, WakePoll
-from worker.engine.records import Claim, read_claims
+from worker.engine.records import READ_APART, Claim, read_claims
 from worker.helpers import keep_running
 from worker.keys import EngineKeys
 
@@ -130,6 +130,8 @@ class Waker:
             for answer in (token, reply):
                 if isinstance(answer, Exception):
                     raise answer
+            if READ_APART in reply:
+                await self._poll.with_bodies(reply)
         except OUTAGE as exc:
             self._report(exc)
             self._hand_over(await self._settled(polled))

@@ -18,9 +18,10 @@ from worker.llm.answers import MALFORMED, Answer
 from worker.llm.frames import frame
 from worker.llm.options import Retention
 from worker.llm.scripts import run_many
-from worker.llm.stored_answers import SHARED, decode_answer, long_head, stored_form
+from worker.llm.stored_answers import OWN, SHARED, decode_answer, long_head, stored_form
 from worker.llm.usage import read_usage
 from worker.queue.priority import Priority
+from worker.queue.staging import LARGE
 
 _ANSWER = load(__package__, "answer_llm", "..queue")
 _CALLBACKS = load(__package__, "callbacks_llm", "..queue")
@@ -29,6 +30,8 @@ _CALLBACKS = load(__package__, "callbacks_llm", "..queue")
 _CALLBACKS_A_STEP = 100
 # A longer one is decoded in a thread, and the event loop can run meanwhile.
 _THREAD_BYTES = 1_048_576
+# Where the arguments of answer_llm.lua have the answer.
+_DATA = 2
 
 
 def split_request_id(request_id: str) -> tuple[str, str]:
@@ -74,9 +77,11 @@ class AnswerStore:
         """
         calls = []
         for id_, answer in answers:
-            part = await self._send_text(answer)
+            part, args = await self._send_text(answer), self._answer_args(id_, answer)
+            if len(args[_DATA]) > LARGE:
+                part, args[_DATA] = await self._send_data(args[_DATA]), b""
             keys = [self.keys.llm_request(id_), part or self.keys.llm_part("none")]
-            calls.append((keys, [*self._answer_args(id_, answer), line_of, int(bool(part))]))
+            calls.append((keys, [*args, line_of, int(bool(part))]))
         codes = await run_many(self.client, _ANSWER, calls)
         if 2 in codes:
             await self.send_callbacks()
@@ -98,6 +103,12 @@ class AnswerStore:
             data = await asyncio.to_thread(frame, piece)
             await self.client.setrange(key, at, data)
             at += len(data)
+        return key
+
+    async def _send_data(self, data: bytes) -> str:
+        """Send a large encoded answer; returns the key that holds it."""
+        key = self.keys.llm_part(uuid.uuid4().hex)
+        await self.client.set(key, OWN + data, ex=LLM_PART_TTL_S)
         return key
 
     def _answer_args(self, request_id: str, answer: Answer) -> list[Any]:

@@ -23,6 +23,7 @@ from worker.llm.stored_groups import decode_group, encode_group
 from worker.numbers import whole
 from worker.queue.encoder import PreparedJob
 from worker.queue.priority import Priority
+from worker.queue.staging import LARGE, Staged, staged
 
 _SUBMIT = load(__package__, "submit_llm", "..queue")
 _SUBMIT_URGENT = load(__package__, "submit_llm_urgent", "..queue")
@@ -95,10 +96,22 @@ class RequestStore(AnswerStore):
             callback.who,
             callback.body,
         ]
+        large: list[Staged] = []
+        at: list[int] = []
         for request_id, request in requests:
             digest = request.digest(group_id) if dedupe else ""
+            if len(request.body) > LARGE:
+                large.append({"body": request.body})
+                at.append(len(args) + 2)
             args += (request_id, digest, request.body, request.tokens)
-        answered: list[bytes] = await _SUBMIT.run(self.client, names, args)
+        answered: list[bytes]
+        if large:
+            async with staged(self.client, keys, large) as sent:
+                for place, name in zip(at, sent, strict=True):
+                    args[place : place + 2] = name, f"-{args[place + 1]}"
+                answered = await _SUBMIT.run(self.client, names, args)
+        else:
+            answered = await _SUBMIT.run(self.client, names, args)
         return [id_.decode() for id_ in answered]
 
     async def submit_urgent(
@@ -127,7 +140,11 @@ class RequestStore(AnswerStore):
             callback.who,
             callback.body,
         ]
-        await _SUBMIT_URGENT.run(self.client, names, args)
+        large: list[Staged] = []
+        if len(request.body) > LARGE:
+            large, args[1] = [{"body": request.body}], b""
+        async with staged(self.client, keys, large) as sent:
+            await _SUBMIT_URGENT.run(self.client, [*names, *sent], args)
         return request_id
 
     async def read(self, request_id: str) -> StoredRequest | None:

@@ -19,7 +19,7 @@ from worker.llm.answers import Answer, unreadable
 from worker.llm.frames import unpack
 from worker.llm.json_text import Unreadable, decode
 
-SHARED, _OWN = b"s", b"o"
+SHARED, OWN = b"s", b"o"
 _COMPRESS_FROM, _COMPRESSED, _JSON, _FRAMES = 8192, b"z", b"j", b"f"
 # A larger answer is not stored. Data that would compress by more than 32:1 is stored plain, so that
 # the stored size bounds the reader's memory.
@@ -58,7 +58,7 @@ def stored_form(answer: Answer) -> tuple[bytes, bool]:
 def long_head(answer: Answer) -> bytes:
     """What is stored before the frames of an answer's text."""
     head = codec.encode([answer.kind, answer.message, list(answer.path)])
-    return _OWN + _FRAMES + len(head).to_bytes(4, "big") + head
+    return OWN + _FRAMES + len(head).to_bytes(4, "big") + head
 
 
 def _most_inflated(packed: bytes | memoryview) -> int:
@@ -68,7 +68,7 @@ def _most_inflated(packed: bytes | memoryview) -> int:
 def decode_answer(stored: bytes) -> Answer:
     """Decode a stored answer; anything else becomes an answer of kind `unreadable`."""
     data = memoryview(stored)
-    if stored[:1] in {SHARED, _OWN}:
+    if stored[:1] in {SHARED, OWN}:
         data = data[1:]
     try:
         if data[:1] == _FRAMES:

@@ -23,6 +23,7 @@ from worker.queue.admission import MemoryGuard
 from worker.queue.encoder import PreparedJob
 from worker.queue.job import reach
 from worker.queue.priority import Priority
+from worker.queue.staging import steps
 
 # Requests of one script call. More would block the server's other clients.
 _CHUNK = 125
@@ -126,8 +127,9 @@ class Submissions:
             by_group.setdefault(request.group, []).append(number)
         ids = [""] * len(requests)
         for numbers in by_group.values():
-            for start in range(0, len(numbers), _CHUNK):
-                chunk = numbers[start : start + _CHUNK]
+            sizes = [len(requests[number].body) for number in numbers]
+            for start, stop in steps(sizes, _CHUNK):
+                chunk = numbers[start:stop]
                 await self._memory.admit()
                 stored = await self._submit(
                     [requests[number] for number in chunk],

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
-from worker.errors import InvalidArgument
+from worker.errors import InvalidArgument, PayloadTooLarge
 from worker.queue import arguments
 from worker.queue.admission import MemoryGuard
 from worker.queue.calls import Call, JobName, T, Unique, name_of
@@ -22,12 +22,15 @@ from worker.queue.priority import Priority
 from worker.queue.rhythm import require_rhythm
 from worker.queue.rows import JobRow, JobState, WorkerRow
 from worker.queue.schedules import Schedule, ScheduleStore
+from worker.queue.staging import steps
 from worker.queue.store import QueueStore
 
 # Jobs of one script call. More would block the server's other clients.
 _CHUNK = 500
 # One call stores all gathered jobs, so that the gathering exists before any of them ends.
 _MOST_PARTS = 1000
+# Scripts carry a repeating job at each run.
+_MOST_SCHEDULE_BYTES = 1_048_576
 
 
 class Jobs:
@@ -122,7 +125,9 @@ class Jobs:
 
     async def enqueue_many(self, calls: Iterable[Call[T]]) -> list[Job[T]]:
         """
-        Store many jobs in atomic steps of 500; returns handles in the order of the calls.
+        Store many jobs in atomic steps; returns handles in the order of the calls.
+
+        A step has at most 500 jobs, and about 512 KiB besides jobs over 256 KiB.
 
         Calls whose `job_id` waits or runs already store nothing.
 
@@ -131,9 +136,9 @@ class Jobs:
             limit is reached, jobs of earlier steps stay stored.
         """
         rows = [self._row(call) for call in calls]
-        for at in range(0, len(rows), _CHUNK):
+        for start, stop in steps([len(row[3]) for row in rows], _CHUNK):
             await self._memory.admit()
-            await reach(self._store.put_many(rows[at : at + _CHUNK], most=self._max_length))
+            await reach(self._store.put_many(rows[start:stop], most=self._max_length))
         return [Job(row[0], self._store) for row in rows]
 
     async def gather(self, calls: Sequence[Call], *, then: Call[T]) -> Job[T]:
@@ -176,11 +181,15 @@ class Jobs:
 
         Raises:
             InvalidArgument: neither or both were given, or the value is not valid or never due.
+            PayloadTooLarge: over 1 MiB, or LETTA_QUEUE_MAX_JOB_BYTES.
         """
         arguments.require_id("schedule_id", schedule_id)
         priority = arguments.require_call("job", job)
         require_rhythm(every_s, cron)
-        self._encoder.encode(job.name, job.args, job.kwargs)
+        size = len(self._encoder.encode(job.name, job.args, job.kwargs))
+        if size > _MOST_SCHEDULE_BYTES:
+            what = f"schedule {schedule_id!r}"
+            raise PayloadTooLarge(what, size, _MOST_SCHEDULE_BYTES, "fixed for repeating jobs")
         queue = self._keys.queue(priority)
         await reach(self._schedules.put(Schedule(schedule_id, job, every_s, cron), queue))
 

@@ -8,7 +8,7 @@ purge writes a line to the log.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -24,6 +24,7 @@ from worker.keys import QueueKeys
 from worker.numbers import whole
 from worker.queue.arguments import require_name, unix_ms
 from worker.queue.job import reach
+from worker.queue.staging import LARGE, staged
 
 log = get_logger(__name__)
 
@@ -134,7 +135,7 @@ class DeadLetters:
         async for ids in self._chosen(job_id, None, before):
             for id_, name, reason in await self._names(ids):
                 async with self._client.pipeline(transaction=True) as pipe:
-                    pipe.unlink(self._keys.dead_job(id_))
+                    pipe.unlink(self._keys.dead_job(id_), self._keys.dead_body(id_))
                     pipe.zrem(self._keys.dead, id_)
                     _, removed = await reach(pipe.execute())
                 if removed:
@@ -145,12 +146,17 @@ class DeadLetters:
     async def _retry(self, letter: DeadLetter) -> bool:
         keys = self._keys
         names = [keys.dead, keys.dead_job(letter.id), keys.job(letter.id), keys.result(letter.id)]
-        names += [keys.wake, keys.retry(letter.id)]
-        args = [letter.id, _without_expiry(letter.body)]
-        outcome = await reach(_RETRY.run(self._client, names, args))
+        names += [keys.wake, keys.retry(letter.id), keys.dead_body(letter.id)]
+        outcome = await reach(self._put(names, letter.id, _without_expiry(letter.body)))
         if outcome == 1:
             log.info("dead.retried", job_id=letter.id, task=letter.name, reason=letter.reason)
         return bool(outcome == 1)
+
+    async def _put(self, names: Sequence[str], job_id: str, body: bytes) -> int:
+        if len(body) <= LARGE:
+            return int(await _RETRY.run(self._client, names, [job_id, body]))
+        async with staged(self._client, self._keys, [body]) as sent:
+            return int(await _RETRY.run(self._client, names, [job_id, "", *sent]))
 
     async def _chosen(
         self, job_id: str | None, since: datetime | None, before: datetime | None
@@ -169,6 +175,9 @@ class DeadLetters:
             for id_ in ids:
                 pipe.hgetall(self._keys.dead_job(id_))
             rows = await reach(pipe.execute(raise_on_error=False))
+        for id_, row in zip(ids, rows, strict=True):
+            if isinstance(row, dict) and row.get(b"body") == b"":
+                row[b"body"] = await reach(self._client.get(self._keys.dead_body(id_))) or b""
         return [_letter(id_, row) for id_, row in zip(ids, rows, strict=True) if row]
 
 
@@ -218,11 +227,11 @@ def _name_in(body: bytes) -> str:
 
 
 def _without_expiry(body: bytes) -> bytes:
-    """Return the body without its expiry, or b"" if it has none and can run unchanged."""
+    """Return the body without its expiry, if it has one."""
     fields = _fields(body)
     options = fields.get("o")
     if not isinstance(options, dict) or "x" not in options:
-        return b""
+        return body
     return codec.encode({**fields, "o": {k: v for k, v in options.items() if k != "x"}})
 
 

@@ -18,6 +18,7 @@ from cache.encoding import codec
 from worker.errors import QueueFull
 from worker.keys import QueueKeys
 from worker.queue.priority import Priority
+from worker.queue.staging import LARGE, Staged, large_ones, staged
 
 _ENQUEUE = load(__package__, "enqueue")
 _ENQUEUE_MANY = load(__package__, "enqueue_many")
@@ -101,6 +102,16 @@ def job_body(
     return codec.encode_exact(fields)
 
 
+def _split_around(
+    gather: Mapping[str, Any],
+) -> tuple[Mapping[str, Any], list[dict[str, bytes]]]:
+    """The fields of a gathering that its script carries, and those that are sent before: none or one."""
+    around = {name: gather[name] for name in ("head", "tail") if name in gather}
+    if sum(map(len, around.values())) <= LARGE:
+        return gather, []
+    return {name: value for name, value in gather.items() if name not in around}, [around]
+
+
 class QueueStore:
     """Reads and writes the queue through one client."""
 
@@ -136,7 +147,12 @@ class QueueStore:
         args += ["" if unique is None else (window_ms or 0), self.keys.job("")]
         if unique is not None:
             keys.append(unique)
-        code, *holder = await _ENQUEUE.run(self.client, keys, args)
+        if len(body) > LARGE:
+            async with staged(self.client, self.keys, [body]) as names:
+                args[1:2] = [""]
+                code, *holder = await _ENQUEUE.run(self.client, keys, [*args, *names])
+        else:
+            code, *holder = await _ENQUEUE.run(self.client, keys, args)
         if code == -1:
             raise QueueFull(most)
         return EnqueueResult(code == 1, holder[0].decode() if holder else None)
@@ -157,15 +173,23 @@ class QueueStore:
         Raises:
             QueueFull: more than `most` jobs would wait (0: no limit).
         """
-        fields = gather or {}
+        fields, around = _split_around(gather or {})
         following = str(fields.get("job", "-"))
         keys = [self.keys.wake, *self.queues]
         keys += [self.keys.gather(following), self.keys.result(following)]
         flat = [part for pair in fields.items() for part in pair]
         args: list[Any] = [self.keys.prefix, most, GATHER_TTL_MS, len(fields), *flat]
+        first = len(args)
         for job_id, priority, delay_ms, body in rows:
             args += (job_id, _NUMBER[priority], delay_ms, body)
-        new = await _ENQUEUE_MANY.run(self.client, keys, args)
+        large = large_ones([row[3] for row in rows])
+        bodies: list[Staged] = [*(rows[number][3] for number in large), *around]
+        async with staged(self.client, self.keys, bodies) as names:
+            for number, name in zip(large, names, strict=False):
+                at = first + 4 * number
+                args[at + 1], args[at + 3] = -args[at + 1], name
+            keys += names[len(large) :]
+            new = await _ENQUEUE_MANY.run(self.client, keys, args)
         if new == -1:
             raise QueueFull(most)
         return int(new)

@@ -27,6 +27,7 @@ from cache.encoding import codec
 from worker.errors import Undecodable
 from worker.keys import MAX_WEBHOOK_ATTEMPTS, QueueKeys
 from worker.queue.arguments import now_ms
+from worker.queue.staging import MOST_INLINE
 from worker.queue.store import job_body
 from worker.webhooks.limits import EndpointLimits
 from worker.webhooks.policy import DeliveryState, Verdict
@@ -64,6 +65,8 @@ _AWAY = (
 _BACKOFF_BASE_S, _BACKOFF_CAP_S = 0.05, 1.0
 # Keeps a script call short; the rest is sent in the next call.
 _MOST = 64
+# Where attempt_deliveries.lua returns a body, and what it returns for one to be read apart.
+_BODY, _APART = 4, -1
 
 
 class ScriptFailed(Undecodable):
@@ -108,6 +111,8 @@ class AttemptStore:
         ]
         what, *rest = await self._ask(_Terms(limits, max_attempts, self.retention_s), False, row)
         if what == b"go":
+            if rest[_BODY] == _APART:
+                rest[_BODY] = await self._body(delivery_id)
             return claimed(delivery_id, rest)
         if what == b"wait":
             return Throttled(rest[0] / 1000, rest[1].decode())
@@ -162,6 +167,18 @@ class AttemptStore:
         seen, *ended = await _END_JOBLESS.run(self.client, [self.keys.webhook_open], args)
         return seen, [id_.decode() for id_ in ended]
 
+    async def _body(self, delivery_id: str) -> bytes | None:
+        """A body that is too large for the script's reply. Waits for a server that is away, as `begin`."""
+        backoff, failures = ExponentialWithJitterBackoff(_BACKOFF_CAP_S, _BACKOFF_BASE_S), 0
+        while True:
+            try:
+                body: bytes | None = await self.client.hget(self.keys.webhook(delivery_id), "body")
+            except _AWAY:
+                failures += 1
+                await asyncio.sleep(backoff.compute(failures))
+            else:
+                return body
+
     async def _ask(self, terms: _Terms, is_end: bool, row: list[Any]) -> list[Any]:
         loop = asyncio.get_running_loop()
         asked = _Asked(terms, is_end, codec.encode_row(row), loop.create_future())
@@ -196,7 +213,11 @@ class AttemptStore:
     def _next(self) -> list[_Asked]:
         terms = self._asked[0].terms
         batch: list[_Asked] = []
+        size = 0
         while self._asked and len(batch) < _MOST and self._asked[0].terms == terms:
+            size += len(self._asked[0].row)
+            if batch and size > MOST_INLINE:
+                break
             batch.append(self._asked.popleft())
         return batch
 

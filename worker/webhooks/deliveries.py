@@ -12,6 +12,7 @@ from typing import Any
 
 from cache.connection.scripts import load
 from worker.keys import QueueKeys
+from worker.queue.staging import LARGE, Staged, staged
 from worker.webhooks.policy import ENDED, DeliveryState
 from worker.webhooks.records import SHOWN, Delivery, delivery, to_ms
 from worker.webhooks.secrets import DeliverySecrets
@@ -25,6 +26,8 @@ _RETRY = load(__package__, "retry_delivery", "..queue")
 
 # Deliveries read in one round trip of a selection.
 _PAGE = 200
+# Bodies are read with their attempts; attempt_deliveries.lua counts the bytes of larger ones.
+_SMALL_BODY = 4096
 
 
 class DeliveryStore:
@@ -49,11 +52,19 @@ class DeliveryStore:
         delay_ms: int,
     ) -> bool:
         """Store the delivery and its job; returns False when the id exists already."""
-        flat = [part for pair in fields.items() for part in pair]
         keys = [self.keys.webhook(delivery_id), *job_keys]
-        shared = [endpoint, host, order]
-        args = [self.keys.prefix, delivery_id, job_id, job_body, delay_ms, *shared, *flat]
-        return bool(await _CREATE.run(self.client, keys, args))
+        args = [self.keys.prefix, delivery_id, job_id, job_body, delay_ms, endpoint, host, order]
+        body: Any = fields["body"]
+        if len(body) <= _SMALL_BODY:
+            flat = [part for pair in fields.items() for part in pair]
+            return bool(await _CREATE.run(self.client, keys, [*args, *flat]))
+        fields = {**fields, "size": len(body)}
+        large: list[Staged] = [{"body": body}] if len(body) > LARGE else []
+        if large:
+            del fields["body"]
+        flat = [part for pair in fields.items() for part in pair]
+        async with staged(self.client, self.keys, large) as names:
+            return bool(await _CREATE.run(self.client, [*keys, *names], [*args, *flat]))
 
     async def read(self, delivery_id: str) -> Delivery | None:
         """The delivery and its attempts, oldest first; None when unknown or expired."""

@@ -1,11 +1,15 @@
 -- Shared step: store a failed job as a dead letter, and delete old dead letters beyond the limits.
 -- d: {set, prefix, cap, age (ms), now, queues, dropped}; why: {reason, error, queue number, tries, name}
 -- The caller has checked the type of d.set, and deletes the live job. d.dropped counts the deleted
--- dead letters. Needs types and body before it.
+-- dead letters. A large body moves to dead-body:<id>. Needs types and body before it.
 local function bury(d, id, why)
-  local key = d.prefix .. 'dead:' .. id
+  local key, large = d.prefix .. 'dead:' .. id, d.prefix .. 'dead-body:' .. id
   local body = body_of(d.prefix .. 'job:' .. id)
-  redis.call('DEL', key)
+  redis.call('UNLINK', key, large)
+  if body == -3 then
+    redis.call('RENAME', d.prefix .. 'job:' .. id, large)
+    redis.call('PEXPIRE', large, d.age)
+  end
   redis.call('HSET', key, 'body', type(body) == 'string' and body or '', 'reason', why.reason, 'error', why.error or '',
     'queue', why.queue, 'queue_name', d.queues[why.queue], 'tries', why.tries or 0, 'died', d.now, 'name', why.name or '')
   redis.call('PEXPIRE', key, d.age)
@@ -22,7 +26,7 @@ local function bury(d, id, why)
   if over > 0 then
     d.dropped, d.room = d.dropped + over, d.room - over
     for _, one in ipairs(redis.call('ZRANGE', d.set, 0, over - 1)) do
-      redis.call('UNLINK', d.prefix .. 'dead:' .. one)
+      redis.call('UNLINK', d.prefix .. 'dead:' .. one, d.prefix .. 'dead-body:' .. one)
     end
     redis.call('ZREMRANGEBYRANK', d.set, 0, over - 1)
   end

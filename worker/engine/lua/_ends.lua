@@ -40,11 +40,17 @@ local function put_back(prefix, keys, number, id, due)
 end
 
 local function keep_result(prefix, id, d)
-  if d.result then
+  local key = prefix .. 'result:' .. id
+  if type(d.result) == 'table' then
+    put_value(key, d.result)
     if d.ttl then
-      redis.call('SET', prefix .. 'result:' .. id, d.result, 'PX', d.ttl)
+      redis.call('PEXPIRE', key, d.ttl)
+    end
+  elseif d.result then
+    if d.ttl then
+      redis.call('SET', key, d.result, 'PX', d.ttl)
     else
-      redis.call('SET', prefix .. 'result:' .. id, d.result)
+      redis.call('SET', key, d.result)
     end
   end
 end
@@ -59,17 +65,26 @@ local function enqueue(prefix, keys, job)
   put_job(queue_of(job.queue, keys), prefix .. 'job:' .. id, prefix .. 'result:' .. id, keys[6], id, job.body, server_ms() + (job.delay or 0))
 end
 
--- Store one result of a gathering; the last one enqueues the job that waits for all of them.
+-- Store one result of a gathering; the last one enqueues the job that waits for all of them, or adds
+-- the gathering to the schedules: a worker joins results that are large (worker/engine/gatherings.py).
+local MOST_JOINED_BYTES = 524288
 local function gathered(prefix, keys, id, g)
   local key = prefix .. 'gather:' .. g.id
   if not fits('hash', key) then
     redis.call('DEL', key)
     return
   end
-  redis.call('HSET', key, g.index, g.value)
-  local parts = redis.call('HMGET', key, 'size', 'head', 'tail', 'queue', 'job')
-  local size = number_of(parts[1])
-  if not (size and parts[2] and parts[3] and parts[4] and parts[5]) then
+  local value = g.value
+  if type(value) == 'table' then
+    local part = prefix .. 'gather-part:' .. g.index .. ':' .. g.id
+    put_value(part, value)
+    redis.call('PEXPIRE', part, math.max(1, redis.call('PTTL', key)))
+    value = ''
+  end
+  redis.call('HSET', key, g.index, value)
+  local row = redis.call('HMGET', key, 'size', 'queue', 'job')
+  local size = number_of(row[1])
+  if not (size and row[2] and row[3]) then
     redis.call('DEL', key)
     return
   end
@@ -78,18 +93,32 @@ local function gathered(prefix, keys, id, g)
   if redis.call('HLEN', key) < size + 5 then
     return
   end
-  local values = {}
+  local head, tail, values = redis.call('HSTRLEN', key, 'head'), redis.call('HSTRLEN', key, 'tail'), {}
+  if head == 0 or tail == 0 then
+    redis.call('DEL', key)
+    return
+  end
+  local bytes = head + tail
   for i = 0, size - 1 do
+    if bytes > MOST_JOINED_BYTES then
+      break
+    end
     local value = redis.call('HGET', key, i)
     if not value then
       return
     end
+    bytes = value == '' and math.huge or bytes + #value
     values[i + 1] = value
+  end
+  if bytes > MOST_JOINED_BYTES then
+    redis.call('ZADD', keys[11], 0, '~gather:' .. g.id)
+    return
   end
   -- A msgpack array 32: its length, then the encoded values.
   local array = '\221' .. string.char(math.floor(size / 16777216) % 256, math.floor(size / 65536) % 256,
     math.floor(size / 256) % 256, size % 256) .. table.concat(values)
-  enqueue(prefix, keys, {id = parts[5], queue = parts[4], body = parts[2] .. array .. parts[3]})
+  local around = redis.call('HMGET', key, 'head', 'tail')
+  enqueue(prefix, keys, {id = row[3], queue = row[2], body = around[1] .. array .. around[2]})
   redis.call('DEL', key)
 end
 

@@ -14,6 +14,7 @@
 -- ARGV[13] most jobs to claim that one more lost lease makes poison
 -- ARGV[14] 1: another copy of this poll may still arrive, and must then change nothing | 0
 -- ARGV[15] the ends in groups for the history, msgpack (_history.lua); an end names its group by number
+-- ARGV[16..] keys of large results and bodies that the ends name: they were sent before (_put_job.lua)
 -- returns {now, next due | -1, 1: more jobs are due | 0, jobs in the queues, 1: a schedule is due | 0,
 --          {index of an end whose claim was lost, ...}, {index of an end that became a dead letter, ...},
 --          {id of poison, ...}, {id, since, ...} abort marks, rows of 5: id, body (_body.lua), tries, claim, mark,
@@ -34,7 +35,6 @@ local want, poison, ahead = tonumber(ARGV[4]), tonumber(ARGV[7]), tonumber(ARGV[
 local last_chance, stalled_jobs = math.max(1, poison - 1), tonumber(ARGV[13])
 local STALLED_WAITS_MS = math.min(1000, lease / 5)
 local RUNNING_KEY_MS = tostring(lease + 86400000)
-local MOST_NAMED_BYTES = 1048576
 local now = server_ms()
 local marked = false
 local dead = {set = KEYS[9], prefix = prefix, cap = tonumber(ARGV[8]), age = tonumber(ARGV[9]), now = now,
@@ -63,10 +63,10 @@ end
 
 -- returns the name of a job's function | '<unknown>'
 local function function_in(key)
-  local body = text_of(key)
-  local ok, job = pcall(cmsgpack.unpack, body and #body <= MOST_NAMED_BYTES and body or '')
-  local name = ok and type(job) == 'table' and job.f
-  return type(name) == 'string' and #name <= 256 and name or '<unknown>'
+  -- A body is a map that begins with t, tries, f, name; its arguments may be large.
+  local head = redis.pcall('GETRANGE', key, 0, 1023)
+  local ok, _, _, _, field, name = pcall(cmsgpack.unpack_limit, type(head) == 'string' and head or '', 4, 1)
+  return ok and field == 'f' and type(name) == 'string' and #name <= 256 and name or '<unknown>'
 end
 
 -- returns by number of a group: its ends that were late, or that the server made dead letters of
@@ -279,6 +279,9 @@ if again and again[1] == token then
   end
   late, poisoned = again[3], again[4]
 elseif not (again and is_before(again[1])) then
+  for i = 16, #ARGV do
+    expect_staged({ARGV[i]})
+  end
   if #ends > 0 then
     apply_ends(ends, prefix, KEYS, dead, late, buried)
   end

@@ -8,7 +8,8 @@
 -- ARGV[6] most requests of a batch  ARGV[7] most bytes  ARGV[8] most tokens, 0 none  ARGV[9] max age ms
 -- ARGV[10] now-job id  ARGV[11] now-job body  ARGV[12] age-job id  ARGV[13] age-job body
 -- ARGV[14] webhook to notify of their ends, or ''  ARGV[15] body of the job that sends it
--- ARGV[16..] request id, digest, body, tokens, ...: at most 500 requests
+-- ARGV[16..] request id, digest, body, tokens, ...: at most 500 requests. A large body was sent before, in a
+-- hash: then `body` is the key of the hash, and `tokens` begins with '-'
 -- returns each caller's id: the new request's, or "<equal request's id>.<suffix>"; the suffix is the last
 -- 16 characters of the new id
 -- Each caller has a field `by:<suffix>` in the request ('by:' for the first caller): 1, or 0 once that
@@ -34,7 +35,12 @@ local bytes_waiting, tokens_waiting = number_of(row[1], 0), number_of(row[2], 0)
 -- requests are counted too, so more may be checked than is written.
 local is_first, requests, bytes, tokens = waiting == 0, waiting, bytes_waiting, tokens_waiting
 for i = 16, #ARGV, 4 do
-  requests, bytes, tokens = requests + 1, bytes + #ARGV[i + 2], tokens + number_of(ARGV[i + 3], 0)
+  local size, more = #ARGV[i + 2], ARGV[i + 3]
+  if string.sub(more, 1, 1) == '-' then
+    expect_staged({ARGV[i + 2]})
+    size, more = redis.call('HSTRLEN', ARGV[i + 2], 'body'), string.sub(more, 2)
+  end
+  requests, bytes, tokens = requests + 1, bytes + size, tokens + number_of(more, 0)
 end
 if is_first then
   expect('hash', p .. 'groups')
@@ -106,10 +112,17 @@ local function take_in(id, digest, body, tokens)
   if deadline ~= '' then
     more[#more + 1], more[#more + 2], more[#more + 3], more[#more + 4] = 'deadline', deadline, 'expires', deadline
   end
-  redis.call('HSET', key, 'body', body, 'group', ARGV[3], 'gid', gid, 'bytes', #body, 'tokens', tokens,
+  local size = #body
+  if string.sub(tokens, 1, 1) == '-' then
+    tokens, size = string.sub(tokens, 2), redis.call('HSTRLEN', body, 'body')
+    put_value(key, {body})
+  else
+    more[#more + 1], more[#more + 2] = 'body', body
+  end
+  redis.call('HSET', key, 'group', ARGV[3], 'gid', gid, 'bytes', size, 'tokens', tokens,
     'callers', 1, 'by:', 1, unpack(more))
   new[#new + 1] = id
-  bytes_waiting, tokens_waiting = bytes_waiting + #body, tokens_waiting + number_of(tokens, 0)
+  bytes_waiting, tokens_waiting = bytes_waiting + size, tokens_waiting + number_of(tokens, 0)
   return id
 end
 

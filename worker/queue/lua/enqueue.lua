@@ -5,6 +5,7 @@
 -- ARGV[1] id  ARGV[2] body  ARGV[3] delay_ms >= 0  ARGV[4] due Unix ms, or '' for now + delay
 -- ARGV[5] most jobs in all queues, 0 for no limit
 -- ARGV[6] '' not unique | '0' unique until freed | ttl_ms of a window  ARGV[7] prefix of bodies
+-- ARGV[8] key of a large body that was sent before; then ARGV[2] is ''
 -- returns {1} stored | {0} a job with this id exists | {-1} full
 --       | {2, id} that job holds the unique key; nothing stored
 -- no allow-oom: it adds a job. A full server refuses the script before it writes anything.
@@ -33,7 +34,9 @@ if most > 0 then
   end
 end
 local due = tonumber(ARGV[4]) or (server_ms() + tonumber(ARGV[3]))
-store_job(KEYS[1], KEYS[2], KEYS[3], KEYS[4], ARGV[1], ARGV[2], due)
+local body = ARGV[8] and {ARGV[8]} or ARGV[2]
+expect_staged(body)
+store_job(KEYS[1], KEYS[2], KEYS[3], KEYS[4], ARGV[1], body, due)
 if ARGV[6] == '0' then
   redis.call('SET', KEYS[9], ARGV[1])
 elseif ARGV[6] ~= '' then

@@ -2,10 +2,12 @@
 -- enqueue_many.lua: store many jobs, all or none, and the gathering that they belong to, if any.
 -- KEYS[1] wake token  KEYS[2..5] queues critical, high, default, low
 -- KEYS[6] gathering, KEYS[7] result of the job that follows it; unused when there is none
+-- KEYS[8] its first fields, a hash that was sent before because they are large; or absent
 --   and, derived from the prefix: job:<id> result:<id>
 -- ARGV[1] prefix  ARGV[2] most jobs in all queues, 0 for no limit
 -- ARGV[3] ttl_ms of the gathering  ARGV[4] number of its field, value pairs that follow
--- ARGV[5..] those pairs, then per job: id, number of its queue, delay_ms, body
+-- ARGV[5..] those pairs, then per job: id, number of its queue, delay_ms, body; a negative number: the
+-- key of a large body that was sent before
 -- returns how many are new, 0 while an earlier gathering for the same job is open | -1 full
 -- no allow-oom: it adds jobs.
 --@include types
@@ -22,10 +24,20 @@ if most > 0 then
     return -1
   end
 end
+for i = first, #ARGV, 4 do
+  if string.sub(ARGV[i + 1], 1, 1) == '-' then
+    expect_staged({ARGV[i + 3]})
+  end
+end
+local large = KEYS[9] and {KEYS[8]}  -- the last key is the absent one
+expect_staged(large)
 if pairs_ > 0 then
   -- Its parts would overwrite those of the earlier one.
   if redis.call('EXISTS', KEYS[6]) == 1 then
     return 0
+  end
+  if large then
+    put_value(KEYS[6], large)
   end
   redis.call('HSET', KEYS[6], unpack(ARGV, 5, first - 1))
   redis.call('PEXPIRE', KEYS[6], ARGV[3])
@@ -34,8 +46,15 @@ end
 -- The same as put_job, with one command for all jobs of a queue.
 local now, results, due = server_ms(), {}, {{}, {}, {}, {}}
 for i = first, #ARGV, 4 do
-  local id, rows = ARGV[i], due[tonumber(ARGV[i + 1])]
-  if redis.call('SET', prefix .. 'job:' .. id, ARGV[i + 3], 'NX') then
+  local id, number = ARGV[i], tonumber(ARGV[i + 1])
+  local job, rows, is_new = prefix .. 'job:' .. id, due[math.abs(number)], nil
+  if number > 0 then
+    is_new = redis.call('SET', job, ARGV[i + 3], 'NX')
+  elseif redis.call('EXISTS', job) == 0 then
+    put_value(job, {ARGV[i + 3]})
+    is_new = true
+  end
+  if is_new then
     results[#results + 1] = prefix .. 'result:' .. id
     rows[#rows + 1], rows[#rows + 2] = now + tonumber(ARGV[i + 2]), id
   end

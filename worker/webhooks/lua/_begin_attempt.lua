@@ -2,6 +2,9 @@
 -- Needs put_job, delivery, finish_delivery, shared_states and serve_host before it.
 -- A begin: {id, the new attempt's record, token of the run}
 
+-- Bytes of bodies that this call may still return. A delivery has a field `size` if its body is not small.
+local inline_left = 524288
+
 -- returns true at the head of its order | false, rank behind an open delivery
 local function is_first(order, id)
   local line = p .. 'webhook-order:' .. order
@@ -75,19 +78,27 @@ end
 -- returns {'skip'} no such delivery, or it has ended
 --       | {'end', state, reason} ended without this attempt
 --       | {'wait', ms, reason} throttled; nothing was counted
---       | {'go', attempt >= 1, now, url, event type, body, headers, secret, deadline, uncharged, internal_failures}
+--       | {'go', attempt >= 1, now, url, event type, body | -1: a plain HGET reads it, headers, secret, deadline, uncharged, internal_failures}
 local function begin(b)
   local id, run = b[1], b[3]
   local key = p .. 'webhook:' .. id
   local f = redis.call('HMGET', key, 'state', 'endpoint', 'host', 'order', 'deadline', 'reserved', 'parked', 'on_end',
-    'replays', 'attempts', 'uncharged', 'after', 'run', 'forced')
+    'replays', 'attempts', 'uncharged', 'after', 'run', 'forced', 'size')
   local state, name, attempt = f[1], f[2], number_of(f[10], 0)
   if not state or ENDED[state] then
     return {'skip'}
   end
   local function go()
-    return {'go', attempt, now,
-      unpack(redis.call('HMGET', key, 'url', 'event_type', 'body', 'headers', 'secret', 'deadline', 'uncharged', 'internal_failures'))}
+    local size = number_of(f[15], 0)
+    local apart = size > inline_left
+    local row = redis.call('HMGET', key, 'url', 'event_type', apart and '' or 'body', 'headers', 'secret', 'deadline',
+      'uncharged', 'internal_failures')
+    if apart then
+      row[3] = -1
+    else
+      inline_left = inline_left - size
+    end
+    return {'go', attempt, now, unpack(row)}
   end
   if state == 'sending' and f[13] == run then
     -- The same call, sent again after its reply was lost.

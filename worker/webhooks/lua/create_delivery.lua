@@ -4,6 +4,7 @@
 --   and those of _delivery.lua, derived from the prefix
 -- ARGV[1] prefix  ARGV[2] delivery id  ARGV[3] job id  ARGV[4] job body  ARGV[5] delay_ms >= 0
 -- ARGV[6] endpoint  ARGV[7] host  ARGV[8] order, or ''  ARGV[9..] field, value, ... of the delivery
+-- KEYS[6] a hash with the body, which is large and was sent before; or absent
 -- returns 1 stored | 0 a delivery of this id exists already, nothing written
 -- If the endpoint is closed or has parked deliveries, the new one is parked behind them: no worker runs
 -- its job in vain.
@@ -21,6 +22,11 @@ if order ~= '' then
 end
 local now, closed = server_ms(), closed_until(p, endpoint)
 local due = now + tonumber(ARGV[5])
+local large = KEYS[7] and {KEYS[6]}  -- the last key is the absent one
+expect_staged(large)
+if large then
+  put_value(KEYS[1], large)
+end
 redis.call('HSET', KEYS[1], 'state', 'pending', 'attempts', 0, 'created', now, 'job', ARGV[3], 'endpoint', endpoint,
   'host', ARGV[7], unpack(ARGV, 9))
 if tonumber(ARGV[5]) > 0 then

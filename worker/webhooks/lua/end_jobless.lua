@@ -1,6 +1,6 @@
 #!lua flags=allow-oom
 -- end_jobless.lua: end open deliveries whose job was aborted, purged, or deleted by hand.
--- KEYS[1] open deliveries; and those of _delivery.lua and dead:<job id>, derived from the prefix
+-- KEYS[1] open deliveries; and those of _delivery.lua and dead:<job id>, dead-body:<job id>, derived from the prefix
 -- ARGV[1] prefix  ARGV[2] ms since the last check  ARGV[3] most to check  ARGV[4] retention_ms
 -- ARGV[5], ARGV[6] the body of the job that reports a delivery's end, before and after the delivery's id
 -- returns {number checked, id of one that was ended, ...}
@@ -17,11 +17,11 @@ local ids = redis.call('ZRANGEBYSCORE', open, '-inf', now - ARGV[2], 'LIMIT', 0,
 local rows = {#ids}
 
 local function has_job(job)
-  if redis.call('EXISTS', p .. 'job:' .. job) == 1 then
+  if redis.call('EXISTS', p .. 'job:' .. job, p .. 'dead-body:' .. job) > 0 then
     return true
   end
-  local body = fields_of(p .. 'dead:' .. job, 'body')[1]
-  return body and body ~= ''
+  local size = redis.pcall('HSTRLEN', p .. 'dead:' .. job, 'body')
+  return type(size) == 'number' and size > 0
 end
 
 local function look_at(id)

@@ -1,0 +1,81 @@
+"""
+Sends large bodies ahead of the scripts that store them.
+
+A script copies what passes through it, and holds the server meanwhile: about 1 ms a MiB. A plain
+SET does not, because the server keeps the bytes that it has read. So a large body is stored under
+a key of its own first, with a TTL, and the script renames that key.
+"""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager, suppress
+from typing import Any
+
+from cache.connection.pool import OUTAGE
+from worker.keys import STAGED_TTL_S, QueueKeys
+
+# A longer value is staged, bytes; and so are all that follow this many bytes in one call.
+LARGE = 262_144
+MOST_INLINE = 524_288
+
+# A string, or the fields of a hash.
+Staged = bytes | Mapping[str, bytes]
+
+
+def large_ones(values: Sequence[bytes]) -> list[int]:
+    """Positions of the values that one script call must not carry."""
+    found, inline = [], 0
+    for number, value in enumerate(values):
+        if len(value) > LARGE or inline + len(value) > MOST_INLINE:
+            found.append(number)
+        else:
+            inline += len(value)
+    return found
+
+
+def steps(sizes: Sequence[int], most: int) -> Iterator[tuple[int, int]]:
+    """
+    Cut values of these sizes into ranges (start, stop) for one script call each.
+
+    A range has at most `most` values and about `MOST_INLINE` bytes; large values are staged and
+    do not count.
+    """
+    start, inline = 0, 0
+    for number, size in enumerate(sizes):
+        more = size if size <= LARGE else 0
+        if number - start >= most or (number > start and inline + more > MOST_INLINE):
+            yield start, number
+            start, inline = number, 0
+        inline += more
+    if start < len(sizes):
+        yield start, len(sizes)
+
+
+@asynccontextmanager
+async def staged(
+    client: Any, keys: QueueKeys, values: Sequence[Staged]
+) -> AsyncIterator[list[str]]:
+    """Store each value under a key of its own. At the end, delete those that no script has renamed."""
+    if not values:
+        yield []
+        return
+    names = [keys.staged(uuid.uuid4().hex) for _ in values]
+    try:
+        for name, value in zip(names, values, strict=True):
+            await stage(client, name, value)
+        yield names
+    finally:
+        with suppress(*OUTAGE):  # the keys expire
+            await client.unlink(*names)
+
+
+async def stage(client: Any, name: str, value: Staged) -> None:
+    if not isinstance(value, Mapping):
+        await client.set(name, value, ex=STAGED_TTL_S)
+        return
+    async with client.pipeline(transaction=True) as pipe:
+        pipe.hset(name, mapping=dict(value))
+        pipe.expire(name, STAGED_TTL_S)
+        await pipe.execute()
