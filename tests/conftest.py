@@ -16,6 +16,7 @@ from hypothesis import HealthCheck, settings
 from cache.connection import embedded
 from cache.connection.pool import PoolOptions, open_pool
 from cache.encoding import codec
+from tests.support.clusters import shared_cluster
 
 # The real Letta server needs an environment of its own: `make letta-test`.
 collect_ignore = ["letta"]
@@ -46,9 +47,23 @@ def own_logging() -> Iterator[None]:
     root.setLevel(level)
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--on-cluster",
+        action="store_true",
+        help="run on a cluster of three nodes what takes its client from the fixtures",
+    )
+
+
 @pytest.fixture(scope="session")
-def valkey_url() -> Iterator[str]:
+def valkey_url(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[str]:
     """One server per test process; `prefix` separates the tests."""
+    if request.config.getoption("--on-cluster"):
+        with shared_cluster(tmp_path_factory.mktemp("cluster")) as nodes:
+            yield nodes.url
+        return
     yield embedded.acquire("embedded://")
     embedded.release("embedded://")
 
@@ -62,13 +77,14 @@ def private_valkey_url(tmp_path: Any) -> Iterator[str]:
 
 
 @pytest.fixture
-def prefix() -> str:
-    return f"t{uuid.uuid4().hex[:12]}:"
+def prefix(request: pytest.FixtureRequest) -> str:
+    name = f"t{uuid.uuid4().hex[:12]}"
+    return f"{{{name}}}:" if request.config.getoption("--on-cluster") else f"{name}:"
 
 
 @pytest.fixture
-async def client(valkey_url: str) -> AsyncIterator[Any]:
-    async with open_pool(valkey_url, PATIENT, name="test") as client:
+async def client(valkey_url: str, prefix: str) -> AsyncIterator[Any]:
+    async with open_pool(valkey_url, PATIENT, name="test", tag=prefix[:-1]) as client:
         yield client
 
 

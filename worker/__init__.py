@@ -87,27 +87,27 @@ async def open_queue(settings: Settings | None = None) -> AsyncIterator[JobQueue
 
     Raises:
         settings.SettingsError: a setting is wrong.
-        cache.errors.UnsupportedRedisURL: the URL names a cluster.
+        cache.errors.UnsupportedRedisURL: the URL has an unknown form.
     """
     from cache.connection.pool import open_pool
     from cache.connection.shared_scripts import ScriptRedis
-    from cache.connection.urls import refuse_cluster
     from settings import get_settings
     from worker.app.composition import build_queue, build_stores
     from worker.app.options import pool_options, queue_options
     from worker.client import disabled_queue
+    from worker.keys import QUEUE_TAG
 
     chosen = settings or get_settings()
     if not chosen.use_redis_queue:
         yield disabled_queue()
         return
     options = queue_options(chosen)
-    refuse_cluster(chosen.redis_url)
     async with open_pool(
         chosen.redis_url,
         pool_options(chosen),
         name="letta-redis-queue",
         client_class=ScriptRedis,
+        tag=QUEUE_TAG,
     ) as client:
         queue = build_queue(build_stores(client, options), options)
         try:

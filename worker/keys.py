@@ -2,17 +2,21 @@
 Names every key, channel and TTL of the queue, webhooks and LLM requests.
 
 All keys begin with arq's own prefix: stock arq clients and `arq --check` can
-read them, and one ACL pattern covers them. docs/keys.md is generated from
-CATALOGUE.
+read them, and one ACL pattern covers them. On a cluster they begin with `{arq}:`
+instead, which stock clients cannot. docs/keys.md is generated from CATALOGUE.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from cache.keys import KeySpec
 
 QUEUE_PREFIX = "arq:"
+
+# On a cluster, the hash tag of all keys: they lie in one slot, so that a script is atomic.
+QUEUE_TAG = "{arq}"
 
 # Attempts kept per delivery, newest first; older ones are only counted.
 MAX_WEBHOOK_ATTEMPTS = 100
@@ -45,6 +49,12 @@ class QueueKeys:
     """Builds the key names on the queue's server. Ids are the caller's, or 32 hex digits."""
 
     prefix: str = QUEUE_PREFIX
+
+    @classmethod
+    def of(cls, client: Any) -> QueueKeys:
+        """The keys on the server of a client: with the hash tag that the client was built for."""
+        tag = getattr(client.connection_pool, "tag", "")
+        return cls(f"{tag}:") if tag else cls()
 
     def queue(self, priority: str = "default") -> str:
         """Sorted set: job id -> due time, Unix milliseconds. `default` is stock arq's queue."""

@@ -38,6 +38,7 @@ from cache.logs import get_logger
 
 log = get_logger(__name__)
 
+_CLOSED = "closed"
 # If a timer fires this much late, the event loop was busy, and replies may lie unread.
 _LAG_S = 0.005
 
@@ -57,6 +58,9 @@ class MultiplexedConnection:
         self, client: Any, *, timeout_s: float, eager: bool = False, follows_run: bool = False
     ) -> None:
         self._pool = client.connection_pool
+        # A pool of a cluster reads replies in its own way, and is told which connection ended.
+        self._replies_class = getattr(self._pool, "replies_class", Replies)
+        self._suspect = getattr(self._pool, "suspect", None)
         self._timeout_s = timeout_s
         self._eager = eager
         self._follows_run = follows_run
@@ -236,6 +240,8 @@ class MultiplexedConnection:
         self._transport = self._replies = self._connection = None
         self._out = []
         transport.abort()
+        if self._suspect is not None and reason != _CLOSED:
+            self._suspect(connection, reason)
         task = asyncio.ensure_future(give_back(self._pool, connection))
         self._endings.add(task)
         task.add_done_callback(self._endings.discard)
@@ -276,7 +282,7 @@ class MultiplexedConnection:
         self._incarnation = dialed.incarnation
         if self._follows_run:
             self._incarnation.follow(self._loop.time())
-        self._replies = Replies(self, dialed.transport.get_protocol())
+        self._replies = self._replies_class(self, dialed.transport.get_protocol())
         self._out = []
         dialed.transport.set_protocol(self._replies)
         self._connection, self._transport = dialed.connection, dialed.transport
@@ -288,5 +294,5 @@ class MultiplexedConnection:
     async def close(self) -> None:
         if self._dialing is not None:
             await end(self._dialing)
-        self.lose("closed")
+        self.lose(_CLOSED)
         await asyncio.gather(*self._endings, return_exceptions=True)

@@ -34,7 +34,8 @@ from cache.connection.cancellation import (
     TLSConnection,
     UnixConnection,
 )
-from cache.connection.urls import Target, parse_url, redacted, refuse_cluster
+from cache.connection.owner import OwnerPool
+from cache.connection.urls import Target, parse_url, redacted
 from cache.errors import UnsupportedRedisURL
 
 _BACKOFF_BASE_S, _BACKOFF_CAP_S = 0.02, 0.5
@@ -115,10 +116,14 @@ def build_client(
     *,
     name: str,
     client_class: Callable[..., Any] = Redis,
+    tag: str = "",
     **client_options: Any,
 ) -> Any:
     """
     Build a client for a URL. It connects at its first command.
+
+    On a cluster, with a `tag` its commands go to the node of that hash tag's slot (owner.py);
+    without one, a `RedisCluster` sends each to the node of its key.
 
     `client_class` is `redis.asyncio.Redis` or a subclass, such as arq's; it is called with
     `connection_pool=`. A cluster always has redis-py's class.
@@ -133,9 +138,7 @@ def build_client(
             f"{redacted(url)}: no server runs for this URL yet; call embedded.acquire first"
         )
     keywords = {**_common(options, name), **_login(target)}
-    if target.kind == "cluster":
-        if client_class is not Redis:
-            refuse_cluster(url)
+    if target.kind == "cluster" and not tag:
         client = RedisCluster(
             startup_nodes=[ClusterNode(host, port) for host, port in target.nodes],
             socket_connect_timeout=options.connect_timeout_s,
@@ -148,7 +151,7 @@ def build_client(
         return client
     # What the class uses itself comes on top of what its callers may use.
     most = options.max_connections + getattr(client_class, "reserved_connections", 0)
-    pool = _connection_pool(target, replace(options, max_connections=most), keywords)
+    pool = _connection_pool(target, replace(options, max_connections=most), keywords, tag)
     return client_class(connection_pool=pool, **client_options)
 
 
@@ -159,7 +162,9 @@ def _set_connection_class(client: Any, connection_class: type) -> None:
         node.connection_class = connection_class
 
 
-def _connection_pool(target: Target, options: PoolOptions, keywords: dict[str, Any]) -> Any:
+def _connection_pool(
+    target: Target, options: PoolOptions, keywords: dict[str, Any], tag: str
+) -> Any:
     keywords = {
         **keywords,
         "db": target.db,
@@ -190,17 +195,19 @@ def _connection_pool(target: Target, options: PoolOptions, keywords: dict[str, A
         for each in sentinel.sentinels:
             each.connection_pool.connection_class = TLSConnection if target.tls else TCPConnection
         return SentinelConnectionPool(target.service, sentinel, **keywords, **files)
+    # Callers over the limit wait for a connection. With ConnectionPool they would fail.
+    wait_s = options.connect_timeout_s + (options.socket_timeout_s or 0)
+    keywords |= {"max_connections": options.max_connections, "timeout": wait_s}
+    if target.kind == "cluster":
+        tls = _tls(options) if target.tls else {}
+        return OwnerPool(tag, target.nodes, tls=target.tls, **keywords, **tls)
     if target.kind == "standalone":
         host, port = target.nodes[0]
         keywords |= {"host": host, "port": port}
         keywords["connection_class"] = TLSConnection if target.tls else TCPConnection
         if target.tls:
             keywords |= _tls(options)
-    # Callers over the limit wait for a connection. With ConnectionPool they would fail.
-    wait_s = options.connect_timeout_s + (options.socket_timeout_s or 0)
-    return BlockingConnectionPool(
-        max_connections=options.max_connections, timeout=wait_s, **keywords
-    )
+    return BlockingConnectionPool(**keywords)
 
 
 @asynccontextmanager
@@ -210,6 +217,7 @@ async def open_pool(
     *,
     name: str,
     client_class: Callable[..., Any] = Redis,
+    tag: str = "",
     **client_options: Any,
 ) -> AsyncIterator[Any]:
     """
@@ -221,7 +229,7 @@ async def open_pool(
     real_url = embedded.acquire(url) if is_embedded else url
     try:
         client = build_client(
-            real_url, options, name=name, client_class=client_class, **client_options
+            real_url, options, name=name, client_class=client_class, tag=tag, **client_options
         )
         try:
             yield client
@@ -238,6 +246,8 @@ async def close_client(client: Any) -> None:
         await client.aclose()
         return
     await client.aclose(close_connection_pool=True)
+    if isinstance(client.connection_pool, OwnerPool):
+        await client.connection_pool.topology.close()
     if isinstance(client.connection_pool, SentinelConnectionPool):
         for sentinel in client.connection_pool.sentinel_manager.sentinels:
             await sentinel.aclose(close_connection_pool=True)

@@ -19,6 +19,10 @@ class Ended(Away):
     """The connection ended during the call. The command may have run; sending it again may help."""
 
 
+class Elsewhere(Exception):
+    """The server does not serve the keys of this connection any more, so it must end."""
+
+
 class Connection(Protocol):
     """A connection to one server or to a cluster."""
 

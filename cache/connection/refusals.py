@@ -77,7 +77,7 @@ _KNOWN = [
     (
         r"MOVED \d+|CROSSSLOT|don't hash to the same slot|cluster_enabled:1",
         "it is a node of a cluster",
-        "set LETTA_REDIS_URL to a standalone or Sentinel server (the cache takes redis+cluster://)",
+        "use redis+cluster:// instead of redis://",
         True,
     ),
     (
@@ -154,6 +154,8 @@ _KNOWN = [
     ),
 ]
 _RULES = [(re.compile(pattern), Refusal(*rest)) for pattern, *rest in _KNOWN]  # type: ignore[arg-type]
+# What the queue's check at the start found (worker/queue/rights.py).
+_LACKING = re.compile(r"this service lacks ([^:]+)")
 _NO_RIGHTS = re.compile(r"NOPERM|no permissions? |No permissions|can't access at least one")
 
 
@@ -163,6 +165,9 @@ def refusal_of(exc: BaseException) -> Refusal | None:
     if _NO_RIGHTS.search(text):
         remedy = "allow it by ACL: SECURITY.md lists what is needed"
         return Refusal(f"its user lacks a right ({_cut(text, 120)})", remedy, lasting=True)
+    if lacking := _LACKING.match(text):
+        remedy = "use a service that has it: docs/operations.md lists some"
+        return Refusal(f"it lacks {lacking[1]}, which the queue needs", remedy, lasting=True)
     return next((refusal for pattern, refusal in _RULES if pattern.search(text)), None)
 
 

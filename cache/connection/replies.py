@@ -22,7 +22,7 @@ from redis.exceptions import (
     ResponseError,
 )
 
-from cache.connection.protocol import Decode
+from cache.connection.protocol import Decode, Elsewhere
 from cache.connection.refusals import explain
 
 _BUFFER_BYTES = 512 * 1024
@@ -85,6 +85,8 @@ class Replies(asyncio.BufferedProtocol):
         except ReadOnlyError:
             # Sentinel names the new master by now, so the next call must dial again.
             self._connection.lose("the server became a replica", self)
+        except Elsewhere as exc:
+            self._connection.lose(str(exc), self)
         except Exception as exc:  # noqa: BLE001  (the owner of the next bytes is unknown)
             self._connection.desynchronize(f"replies out of step: {type(exc).__name__}", self)
 

@@ -10,18 +10,22 @@ from redis.asyncio import ConnectionPool, Redis, SSLConnection
 from redis.asyncio.connection import Connection
 from redis.asyncio.sentinel import Sentinel, SentinelConnectionPool
 
+from cache.connection.owner import OwnerPool
+
 
 def sibling(client: Any, *, name: str, socket_timeout_s: float | None = None) -> Redis:
     """
     A second client of the same server with separate connections, for another event loop.
 
-    Works for any client with a connection pool, arq's too, and so not for a cluster.
+    Works for any client with a connection pool, arq's too, and so not for a `RedisCluster`.
     """
     pool = client.connection_pool
     keywords = {**pool.connection_kwargs, "client_name": name}
     # No call may wait forever on a server that hangs.
     keywords["socket_timeout"] = socket_timeout_s or keywords.get("socket_timeout") or 5.0
     keywords["socket_connect_timeout"] = keywords.get("socket_connect_timeout") or 2.0
+    if isinstance(pool, OwnerPool):
+        return Redis(connection_pool=pool.sibling(**keywords))
     if not isinstance(pool, SentinelConnectionPool):
         return Redis(
             connection_pool=ConnectionPool(connection_class=pool.connection_class, **keywords)
@@ -52,9 +56,12 @@ def node_pool(client: Any, host: str, port: int) -> ConnectionPool:
 
 
 def url_of(client: Any) -> str:
-    """The URL of a client's server, without user and password. Not for a cluster."""
+    """The URL of a client's server, without user and password. Not for a `RedisCluster`."""
     pool = client.connection_pool
     options = pool.connection_kwargs
+    if isinstance(pool, OwnerPool):
+        hosts = ",".join(f"{host}:{port}" for host, port in pool.topology.seeds)
+        return f"{'rediss' if pool.tls else 'redis'}+cluster://{hosts}"
     db = options.get("db") or 0
     if "path" in options:
         return f"unix://{options['path']}?db={db}"

@@ -120,17 +120,3 @@ def _socket_path(url: str, path: str) -> str:
 def _host_port(text: str, default: int) -> tuple[str, int]:
     parts = urlsplit("//" + text)
     return parts.hostname or "localhost", parts.port or default
-
-
-def refuse_cluster(url: str) -> None:
-    """
-    Refuse a cluster for the queue: its scripts and stock arq need all keys on one node.
-
-    Raises:
-        UnsupportedRedisURL: the URL names a cluster. The message says which settings to change.
-    """
-    if parse_url(url).kind == "cluster":
-        raise UnsupportedRedisURL(
-            f"{redacted(url)}: the queue cannot run on a cluster; set LETTA_REDIS_URL to a "
-            "standalone or Sentinel server, and LETTA_CACHE_REDIS_URL to the cluster"
-        )

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 from cache.logs import get_logger
 from letta_redis.plugin import receivers, rows
 from worker.errors import NotFound
-from worker.keys import QueueKeys
+from worker.keys import QUEUE_TAG, QueueKeys
 from worker.webhooks.policy import ENDED
 from worker.webhooks.records import Delivery
 
@@ -52,7 +52,7 @@ class Outcomes:
         self._is_on = is_on
         self._counts = counts
         self._client = client
-        self._keys = QueueKeys()
+        self._keys = QueueKeys.of(client)
 
     async def expect(self, webhook_id: str) -> None:
         """Look at a callback from now on. Called before it is stored, so that none is forgotten."""
@@ -190,7 +190,8 @@ async def open_outcomes(
     from cache.opening import pool_options
     from worker import open_queue
 
-    pool = open_pool(settings.redis_url, pool_options(settings), name="letta-callbacks")
+    options = pool_options(settings)
+    pool = open_pool(settings.redis_url, options, name="letta-callbacks", tag=QUEUE_TAG)
     async with open_queue(settings) as queue, pool as client:
         outcomes = Outcomes(queue, client, is_on=is_on, counts=counts)
         warning = asyncio.ensure_future(_warn(settings))

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from redis.exceptions import RedisError
 
 from cache.logs import get_logger
-from worker.keys import QueueKeys
+from worker.keys import QUEUE_TAG, QueueKeys
 
 if TYPE_CHECKING:
     from settings import Settings
@@ -47,7 +47,9 @@ class Switches:
         from cache.connection.pool import open_pool
         from cache.opening import pool_options
 
-        pool = open_pool(settings.redis_url, pool_options(settings), name="letta-switches")
+        pool = open_pool(
+            settings.redis_url, pool_options(settings), name="letta-switches", tag=QUEUE_TAG
+        )
         async with pool as client:
             with suppress(TimeoutError):
                 async with asyncio.timeout(_READ_EVERY_S):
@@ -74,7 +76,7 @@ class Switches:
             self._sources = sources
             self._read_environment()
         try:
-            values = await client.hmget(QueueKeys().switches, list(SWITCHES))
+            values = await client.hmget(QueueKeys.of(client).switches, list(SWITCHES))
         except (RedisError, OSError):
             pass
         else:
@@ -126,9 +128,11 @@ async def switch(settings: Settings, name: str, state: str) -> None:
     from cache.connection.pool import open_pool
     from cache.opening import pool_options
 
-    pool = open_pool(settings.redis_url, pool_options(settings), name="letta-switches")
+    pool = open_pool(
+        settings.redis_url, pool_options(settings), name="letta-switches", tag=QUEUE_TAG
+    )
     async with pool as client:
         if state == "default":
-            await client.hdel(QueueKeys().switches, name)
+            await client.hdel(QueueKeys.of(client).switches, name)
         else:
-            await client.hset(QueueKeys().switches, name, state)
+            await client.hset(QueueKeys.of(client).switches, name, state)

@@ -12,14 +12,12 @@ import trustme
 from redis.asyncio import Redis
 from redis.exceptions import ConnectionError as RedisConnectionError
 
-from cache.connection.pool import PoolOptions, build_client, open_pool
+from cache.connection.pool import PoolOptions, open_pool
 from cache.connection.readiness import wait_until_ready
 from cache.connection.urls import parse_url, redacted
 from cache.errors import RedisUnavailable, UnsupportedRedisURL
-from settings import load_settings
 from tests.support.servers import free_port, tls_in_front, valkey
 from tests.support.wait import eventually
-from worker import open_queue
 
 pytestmark = pytest.mark.integration
 
@@ -92,7 +90,7 @@ async def test_sentinel_finds_the_master_for_any_client_class(tmp_path: Path) ->
                 assert await client.get("roundtrip") == b"1"
 
 
-async def test_a_cluster_serves_the_cache_but_not_the_workers(tmp_path: Path) -> None:
+async def test_a_cluster_serves_the_cache_and_one_tag(tmp_path: Path) -> None:
     with valkey(tmp_path, "--cluster-enabled", "yes") as port:
         async with open_pool(f"redis://127.0.0.1:{port}", QUICK, name="t") as client:
             await client.execute_command("CLUSTER", "ADDSLOTSRANGE", "0", "16383")
@@ -104,11 +102,12 @@ async def test_a_cluster_serves_the_cache_but_not_the_workers(tmp_path: Path) ->
             await eventually(is_ok)
         url = f"redis+cluster://127.0.0.1:{port}"
         assert await roundtrip(url) == b"1"
-        with pytest.raises(UnsupportedRedisURL, match="LETTA_CACHE_REDIS_URL"):
-            build_client(url, QUICK, name="t", client_class=OwnClient)
-        with pytest.raises(UnsupportedRedisURL, match="LETTA_CACHE_REDIS_URL"):
-            async with open_queue(load_settings(redis_url=url)):
-                pytest.fail("a queue was opened on a cluster")
+        async with open_pool(url, QUICK, name="t", client_class=OwnClient, tag="{t}") as client:
+            assert isinstance(client, OwnClient)
+            async with client.pipeline(transaction=True) as pipe:
+                pipe.set("{t}:a", 1)
+                pipe.get("{t}:a")
+                assert await pipe.execute() == [True, b"1"]
 
 
 async def test_an_unreachable_server_is_an_error_without_the_password() -> None:

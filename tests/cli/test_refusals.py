@@ -13,7 +13,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from tests.support.refusing import REMEDIES, refusing_servers
-from tests.support.servers import free_port, raw_server, run, valkey
+from tests.support.servers import raw_server, run, valkey
 from worker.cli.commands import main
 
 pytestmark = pytest.mark.integration
@@ -75,14 +75,6 @@ async def test_a_server_without_an_answer_stops_no_command() -> None:
             done = await asyncio.to_thread(letta, command, f"redis://127.0.0.1:{port}/0")
             assert done.exit_code == 1
             assert "no answer in time" in done.stderr
-
-
-@pytest.mark.parametrize("command", ["status", "health", "run", "dead list"])
-def test_a_cluster_for_the_queue_is_a_wrong_setting(command: str) -> None:
-    done = letta(command, f"redis+cluster://127.0.0.1:{free_port()}")
-    assert (done.exit_code, done.stdout) == (2, "")
-    assert len(done.stderr.splitlines()) == 1
-    assert "LETTA_CACHE_REDIS_URL" in done.stderr
 
 
 @pytest.mark.parametrize(

@@ -44,8 +44,8 @@ class Model(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.runner = asyncio.Runner()
-        self.prefix = f"m{uuid.uuid4().hex[:10]}:"
-        self.stack = open_pool(self.url, PoolOptions(), name="model")
+        self.prefix = f"{{m{uuid.uuid4().hex[:10]}}}:"
+        self.stack = open_pool(self.url, PoolOptions(), name="model", tag=self.prefix[:-1])
         self.client = self.run(self.stack.__aenter__())
         self.keys = EngineKeys(QueueKeys(self.prefix))
         self.queue = queue_of(self.client, self.prefix)

@@ -29,6 +29,7 @@ from worker import call
 from worker.engine import EngineOptions
 from worker.engine.poll import NEXT_JOB
 from worker.errors import QueueMemoryFull, QueueUnavailable, UnsafeServer
+from worker.keys import EngineKeys, QueueKeys
 
 pytestmark = pytest.mark.faults
 
@@ -87,7 +88,8 @@ async def test_a_job_whose_token_was_lost_with_the_reply_runs_once(
     runs, count = counting()
     queue = queue_of(client, prefix)
     await client.script_load(NEXT_JOB.source)
-    proxy.cut_replies(3, marker=b"BZPOPMIN")
+    wake = EngineKeys(QueueKeys(prefix)).wake
+    proxy.cut_replies(3, marker=f"BZPOPMIN\r\n${len(wake)}\r\n{wake}".encode())
     # No periodic poll and no lapsed lease finds the job.
     seldom = EngineOptions(lease_s=60, poll_s=60, heartbeat_s=60)
     async with (

@@ -64,6 +64,13 @@ async def test_a_node_of_a_cluster_is_refused(tmp_path: Path) -> None:
                 await new_worker(client, "arq:", [double]).main()
 
 
+async def test_a_service_without_a_needed_command_is_refused_by_name(tmp_path: Path) -> None:
+    with valkey(tmp_path, "--rename-command", "BZPOPMIN", "") as port:
+        async with open_pool(f"redis://127.0.0.1:{port}/0", PoolOptions(), name="t") as client:
+            with pytest.raises(RedisRefused, match=r"it lacks BZPOPMIN.*docs/operations\.md"):
+                await new_worker(client, "arq:", [double]).main()
+
+
 async def test_a_worker_on_a_full_server_is_alive(private_valkey_url: str) -> None:
     async with open_pool(private_valkey_url, PoolOptions(), name="t") as client:
         await client.config_set("maxmemory", 1)

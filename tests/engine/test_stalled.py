@@ -7,6 +7,7 @@ from itertools import pairwise
 from typing import Any
 
 import pytest
+from redis.exceptions import ConnectionError as RedisConnectionError
 
 from tests.support.queues import queue_of
 from worker.engine import EngineOptions
@@ -96,3 +97,38 @@ async def test_a_worker_claims_one_almost_poisoned_job_beside_fresh_ones(
     assert len(other.poisoned) == 1
     assert other.next_due is not None
     assert other.next_due - other.now <= 1000
+
+
+async def test_after_an_outage_leases_are_renewed_before_jobs_are_claimed(
+    client: Any, prefix: str
+) -> None:
+    queue, owner = queue_of(client, prefix), new_poll(client, prefix)
+    keys, other = EngineKeys(QueueKeys(prefix)), new_poll(FailsOnce(client), prefix, name="other")
+    await queue.enqueue("f", job_id="a")
+    (claim,) = (await owner.run([], 1)).claims
+    await lapse(client, prefix)
+    # The outage was long: the job is due in its queue again, too.
+    await client.zadd(keys.default_queue, {"a": 1})
+    await queue.enqueue("f", job_id="b")
+    found = await other.run([], 10)
+    assert [each.id for each in found.claims] == [b"b"]
+    assert not (await other.run([], 10)).claims
+    assert await renew(client, keys, [claim], lease_ms=int(LEASE_S * 1000)) == []
+    assert await holds_s(client, prefix, "a") > LEASE_S / 2
+
+
+class FailsOnce:
+    """A client that loses its first call, as one of a server that was away."""
+
+    def __init__(self, client: Any) -> None:
+        self._client = client
+        self._failed = False
+
+    async def evalsha(self, *args: Any) -> Any:
+        if not self._failed:
+            self._failed = True
+            raise RedisConnectionError("away")
+        return await self._client.evalsha(*args)
+
+    async def eval(self, *args: Any) -> Any:
+        return await self._client.eval(*args)

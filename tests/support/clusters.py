@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import signal
 import subprocess
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
@@ -23,8 +24,9 @@ PRIMARIES = 3
 class Node:
     """One server with an append-only file: acknowledged writes survive a kill."""
 
-    def __init__(self, home: Path) -> None:
+    def __init__(self, home: Path, *options: str) -> None:
         self.home = home
+        self._options = options
         self.port = free_port()
         self._bus_port = free_port()  # by default it is the port + 10,000, which may be none
         self._process: subprocess.Popen[bytes] | None = None
@@ -35,12 +37,16 @@ class Node:
         words = ["--port", str(self.port), "--cluster-port", str(self._bus_port)]
         words += ["--cluster-enabled", "yes", "--cluster-require-full-coverage", "no"]
         words += ["--bind", "127.0.0.1", "--dir", str(self.home), "--save", ""]
-        words += ["--appendonly", "yes", "--appendfsync", "always"]
+        words += ["--appendonly", "yes", "--appendfsync", "always", *self._options]
         with (self.home / "server.log").open("ab") as log:
             self._process = subprocess.Popen(
                 [str(server_binary()), *words], stdout=log, stderr=log, stdin=subprocess.DEVNULL
             )
         eventually_sync(lambda: answers(self.port))
+
+    def signal(self, number: signal.Signals) -> None:
+        assert self._process is not None
+        self._process.send_signal(number)
 
     def kill(self) -> None:
         if self._process is not None:
@@ -98,10 +104,10 @@ class Cluster:
 
 
 @contextmanager
-def shared_cluster(home: Path, *, replica: bool = False) -> Iterator[Cluster]:
+def shared_cluster(home: Path, *options: str, replica: bool = False) -> Iterator[Cluster]:
     """Run a cluster for several tests, each with an event loop of its own."""
     with asyncio.Runner() as runner:
-        opened = cluster(home, replica=replica)
+        opened = cluster(home, *options, replica=replica)
         whole = runner.run(opened.__aenter__())
         try:
             runner.run(whole.hang_up())
@@ -136,9 +142,13 @@ def _joined(info: Any) -> str:
 
 
 @asynccontextmanager
-async def cluster(home: Path, *, replica: bool = False) -> AsyncIterator[Cluster]:
-    """Run a cluster. The first node has the first third of the slots, and the replica is its own."""
-    nodes = [Node(home / str(number)) for number in range(PRIMARIES + replica)]
+async def cluster(home: Path, *options: str, replica: bool = False) -> AsyncIterator[Cluster]:
+    """
+    Run a cluster. The first node has the first third of the slots, and the replica is its own.
+
+    `options`: of the servers' command line.
+    """
+    nodes = [Node(home / str(number), *options) for number in range(PRIMARIES + replica)]
     try:
         for node in nodes:
             node.start()

@@ -14,7 +14,7 @@ from tests.support.options import options_of
 from worker.app.composition import Stores, build_queue, build_stores
 from worker.app.options import QueueOptions, pool_options, queue_options
 from worker.client import JobQueue
-from worker.keys import QueueKeys
+from worker.keys import QUEUE_TAG, QueueKeys
 
 _STORES: WeakKeyDictionary[JobQueue, Stores] = WeakKeyDictionary()
 
@@ -33,7 +33,9 @@ async def open_queue(settings: Settings) -> AsyncIterator[JobQueue]:
     """`worker.open_queue`, whose stores `stores_of` gives, on connections of their own."""
     async with (
         worker.open_queue(settings) as queue,
-        open_pool(settings.redis_url, pool_options(settings), name="test-stores") as client,
+        open_pool(
+            settings.redis_url, pool_options(settings), name="test-stores", tag=QUEUE_TAG
+        ) as client,
     ):
         _STORES[queue] = build_stores(client, queue_options(settings))
         yield queue

@@ -79,7 +79,7 @@ class Stores:
 
 def build_stores(client: Any, options: QueueOptions, keys: QueueKeys | None = None) -> Stores:
     """Build the stores without connecting; only tests pass other `keys`."""
-    keys = keys or QueueKeys()
+    keys = keys or QueueKeys.of(client)
     sealing = options.webhooks.encryption_keys
     secrets = DeliverySecrets(Keyring.parse(sealing) if sealing else None)
     encoder = JobEncoder(keys, max_bytes=options.jobs.max_job_bytes)

@@ -18,9 +18,9 @@ from cache.connection import embedded
 from cache.connection.pool import build_client, open_pool
 from cache.connection.readiness import wait_until_ready
 from cache.connection.shared_scripts import SharedScripts
-from cache.connection.urls import Target, parse_url, refuse_cluster
+from cache.connection.urls import Target, parse_url, redacted
 from cache.encoding import codec
-from cache.errors import CacheError
+from cache.errors import CacheError, UnsupportedRedisURL
 from cache.logs import get_logger
 from settings import Settings, SettingsError, get_settings
 from worker.app import composition
@@ -29,8 +29,8 @@ from worker.app.options import pool_options, queue_options
 from worker.engine import EngineOptions, RetryPolicy, new_worker_id
 from worker.engine.bridge import ManagedEngine, settings_class, worker_from
 from worker.engine.preflight import require_usable
-from worker.errors import UnsafeServer
-from worker.keys import QueueKeys
+from worker.errors import InvalidArgument, UnsafeServer
+from worker.keys import QUEUE_TAG, QueueKeys
 from worker.llm.context import LLMContext
 from worker.logs import configure_logging
 from worker.process.child import ChildOptions, ManagedWorker, serve
@@ -53,8 +53,13 @@ class WorkerRedis(SharedScripts, ArqRedis):
         Enqueue as arq does, but refuse ids that could replace our own jobs.
 
         Raises:
-            InvalidArgument: `_job_id` has a reserved prefix or is not a name.
+            InvalidArgument: `_job_id` has a reserved prefix or is not a name, or the server is a
+                cluster, where arq's fixed keys are in other slots.
         """
+        if QueueKeys.of(self) != QueueKeys():
+            raise InvalidArgument(
+                "arq's enqueue_job cannot reach the queue on a cluster; use open_queue() instead"
+            )
         arguments.require_name("function", function)
         if _job_id is not None:
             arguments.require_name("_job_id", _job_id)
@@ -80,10 +85,11 @@ def build_worker_settings(settings: Settings | None = None) -> type:
         pool_options(chosen),
         name="letta-redis-worker",
         client_class=WorkerRedis,
+        tag=QUEUE_TAG,
         job_serializer=codec.encode_exact,
         job_deserializer=codec.decode,
     )
-    keys = QueueKeys()
+    keys = QueueKeys.of(client)
     worker_id = new_worker_id()
     attributes = {
         "functions": build_functions(chosen),
@@ -105,9 +111,8 @@ def build_worker_settings(settings: Settings | None = None) -> type:
         "on_startup": _startup(chosen),
         "on_shutdown": _shutdown,
     }
-    return settings_class(
-        attributes, engine={"options": engine_options(chosen), "worker_id": worker_id}
-    )
+    engine = {"options": engine_options(chosen), "worker_id": worker_id, "prefix": keys.prefix}
+    return settings_class(attributes, engine=engine)
 
 
 def _startup(settings: Settings) -> Callable[[dict[Any, Any]], Any]:
@@ -161,19 +166,23 @@ def await_server(settings: Settings, *, once: bool) -> None:
     Raises:
         cache.errors.RedisUnavailable: the server refuses this client for good, or, with
             `once`, does not answer.
+        cache.errors.UnsupportedRedisURL: with `once`, a cluster, where arq looks for another key.
         worker.errors.UnsafeServer: the server may evict jobs.
     """
     configure_logging(settings.worker_log_level, settings.worker_log_format)
     url = settings.redis_url
-    refuse_cluster(url)
+    if once and "cluster" in parse_url(url).kind:
+        raise UnsupportedRedisURL(
+            f"{redacted(url)}: arq --check cannot read a cluster; use `letta-workers health`"
+        )
 
     async def probe() -> None:
-        async with open_pool(url, pool_options(settings), name="letta-redis-start") as client:
+        opened = open_pool(url, pool_options(settings), name="letta-redis-start", tag=QUEUE_TAG)
+        async with opened as client:
             await wait_until_ready(client, url, deadline_s=0 if once else None)
             if not once:
-                await require_usable(
-                    client, QueueKeys().queue(), allow_eviction=settings.queue_allow_eviction
-                )
+                queue = QueueKeys.of(client).queue()
+                await require_usable(client, queue, allow_eviction=settings.queue_allow_eviction)
 
     # Not asyncio.run, which would leave arq without a current event loop.
     loop = asyncio.new_event_loop()

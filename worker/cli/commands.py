@@ -9,7 +9,7 @@ from importlib.metadata import version
 import click
 
 from cache.connection import embedded
-from cache.connection.urls import parse_url, refuse_cluster
+from cache.connection.urls import parse_url
 from cache.errors import CacheError
 from settings import Settings, SettingsError, load_settings, read_settings
 from worker.cli.batches import batches
@@ -72,8 +72,6 @@ def run(count: int | None, foreign: str | None) -> None:
 
     settings = load_settings()
     configure_logging(settings.worker_log_level, settings.worker_log_format)
-    if foreign is None:
-        refuse_cluster(settings.redis_url)
     beside = beside_run(settings)
     # Load everything first, so that an error is reported once and not by every child.
     code = run_aside(lambda: _check_functions(settings, foreign))

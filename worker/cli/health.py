@@ -9,12 +9,11 @@ from typing import Any
 
 import click
 
-from cache.connection.urls import refuse_cluster
 from cache.errors import RedisUnavailable
 from settings import load_settings
 from worker.cli.probe import assess, text_of
 from worker.cli.support import EXIT_FAILED, json_option, reached, show
-from worker.keys import QueueKeys
+from worker.keys import QUEUE_TAG, QueueKeys
 from worker.terminal import printable
 
 
@@ -33,10 +32,9 @@ def health(everywhere: bool, as_json: bool) -> None:
       letta-workers health --any --json
     """
     settings = load_settings()
-    refuse_cluster(settings.redis_url)
 
     async def probe() -> list[dict[str, Any]]:
-        async with reached(settings, settings.redis_url) as client:
+        async with reached(settings, settings.redis_url, tag=QUEUE_TAG) as client:
             return await live_workers(client)
 
     try:
@@ -60,7 +58,7 @@ def _report_unknown(exc: RedisUnavailable, as_json: bool) -> None:
 
 async def live_workers(client: Any) -> list[dict[str, Any]]:
     """Return the heartbeats of live workers. A heartbeat's TTL is a few seconds."""
-    keys = QueueKeys()
+    keys = QueueKeys.of(client)
     ids = [id_.decode() for id_ in await client.zrange(keys.workers, 0, -1)]
     heartbeats = await client.mget([keys.worker(id_) for id_ in ids]) if ids else []
     return [json.loads(heartbeat) for heartbeat in heartbeats if heartbeat is not None]

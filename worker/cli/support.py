@@ -15,13 +15,13 @@ from redis.exceptions import RedisError
 from cache.connection.pool import open_pool
 from cache.connection.readiness import wait_until_ready
 from cache.connection.refusals import explain
-from cache.connection.urls import refuse_cluster
 from cache.errors import CacheError, MissingExtra, UnsupportedRedisURL
 from settings import Settings, SettingsError, load_settings
 from worker import open_queue
 from worker.app.options import pool_options
 from worker.client import JobQueue
 from worker.errors import InvalidArgument, WorkerError
+from worker.keys import QUEUE_TAG
 from worker.terminal import printable, printable_lines
 
 EXIT_FAILED, EXIT_USAGE, EXIT_INTERRUPTED = 1, 2, 130
@@ -84,15 +84,17 @@ def _dump(data: Any) -> str:
 
 
 @asynccontextmanager
-async def reached(settings: Settings, url: str) -> AsyncIterator[Any]:
+async def reached(settings: Settings, url: str, *, tag: str = "") -> AsyncIterator[Any]:
     """
     A client of a server that answers. It gives up within seconds, unlike a service's.
+
+    `tag`: as `pool.build_client`.
 
     Raises:
         RedisUnavailable: the server cannot be reached, or refuses; the message says why.
     """
     options = replace(pool_options(settings), retries=0)
-    async with open_pool(url, options, name="letta-workers") as client:
+    async with open_pool(url, options, name="letta-workers", tag=tag) as client:
         await wait_until_ready(client, url, deadline_s=0)
         yield client
 
@@ -103,8 +105,8 @@ def with_queue(work: Callable[[JobQueue], Coroutine[Any, Any, Any]]) -> Any:
     async def run() -> Any:
         # LETTA_USE_REDIS_QUEUE switches services off; an operator still sees what is queued.
         settings = load_settings(use_redis_queue=True)
-        refuse_cluster(settings.redis_url)
-        async with reached(settings, settings.redis_url), open_queue(settings) as queue:
+        server = reached(settings, settings.redis_url, tag=QUEUE_TAG)
+        async with server, open_queue(settings) as queue:
             return await work(queue)
 
     return asyncio.run(run())

@@ -13,7 +13,6 @@ from importlib.util import find_spec
 
 import click
 
-from cache.connection.urls import refuse_cluster
 from cache.logs import get_logger
 from settings import Settings, SettingsError, load_settings
 from worker import open_queue
@@ -43,7 +42,6 @@ def web(listen_on: str | None, beside_workers: bool) -> None:
       curl -H "Authorization: Bearer $LETTA_WEB_TOKEN" http://localhost:8484/metrics
     """
     settings = load_settings(use_redis_queue=True)
-    refuse_cluster(settings.redis_url)
     address = checked_address(settings, listen_on)
     _require_packages()
     asyncio.run(_serve(settings, address, beside_workers=beside_workers))

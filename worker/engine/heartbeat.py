@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+from cache.connection.owner import OwnerPool
 from cache.connection.pool import OUTAGE
 from cache.connection.scripts import load
 from cache.connection.tasks import end
@@ -48,7 +49,9 @@ class Heartbeat:
         self._interval_s = options.heartbeat_s
         self._report = report
         self._started = time.time()
-        self._listener = Listener(client, keys, hint)
+        # Stock clients cannot reach a cluster's queue: there is nothing to listen for.
+        is_cluster = isinstance(client.connection_pool, OwnerPool)
+        self._listener = None if is_cluster else Listener(client, keys, hint)
         self._listening: asyncio.Task[None] | None = None
 
     async def run(self, also: Callable[[float], Any], *, every_s: float) -> None:
@@ -94,6 +97,8 @@ class Heartbeat:
         return int(self._interval_s * 1000 * heartbeats)
 
     def _listen(self, listen: bool) -> None:
+        if self._listener is None:
+            return
         if listen and (self._listening is None or self._listening.done()):
             self._listening = asyncio.create_task(keep_running("listener", self._listener.run))
         elif not listen and self._listening is not None:

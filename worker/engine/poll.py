@@ -3,7 +3,8 @@ Polls the server: one script call reports finished jobs and claims due ones.
 
 A poll that fails on the way is sent again with the same token until it is
 answered. The script recognizes the token, so nothing is claimed or ended twice.
-An outage is logged once every 30 s, and its end once.
+An outage is logged once every 30 s, and its end once. Leases that lapsed during it are
+not charged to anybody: they may be renewed before their jobs are claimed.
 
 An idle worker's waker (wake.py) has polls of its own: each is sent behind a wait,
 on another connection, one at a time. `wake_poll` makes one; `settle` finds out
@@ -21,6 +22,7 @@ from typing import Any
 from redis.backoff import ExponentialWithJitterBackoff
 from redis.exceptions import OutOfMemoryError
 
+from cache.connection.owner import rest
 from cache.connection.pool import OUTAGE
 from cache.connection.refusals import explain
 from cache.connection.scripts import load
@@ -54,8 +56,10 @@ _BACKOFF_BASE_S, _BACKOFF_CAP_S = 0.05, 2.0
 _LOG_AGAIN_S = 30.0
 _EXISTS_TIMEOUT_S = 1.0
 # Indexes into the keys and arguments; lua/next_job.lua takes the first three arguments only.
-_LAST_POLL, _FENCE, _OF_NEXT_JOB = 9, 13, 3
+_LAST_POLL, _STALLED_JOBS, _FENCE, _OF_NEXT_JOB = 9, 12, 13, 3
 _ENDS, _STAGED, _ROWS = 5, 15, 9
+# For the length of a lease after an outage no lapsed job is claimed: renewals come first.
+_NO_LAPSED = -1
 _NO_ENDS = encode_ends([])
 
 
@@ -113,6 +117,8 @@ class Poll:
             int(options.dead_max_age_s * 1e3),
             options.reserve,
         ]
+        self._spares_s = options.lease_s
+        self._spares_until = float("-inf")
         self.is_connected = True
         self.may_give_up: Callable[[], bool] = lambda: False
 
@@ -154,6 +160,8 @@ class Poll:
             PollStopped: the server is away and `may_give_up()` returned True.
         """
         token = self._next_token()
+        if asyncio.get_running_loop().time() < self._spares_until:
+            stalled_jobs = _NO_LAPSED
         args = self._args(
             token,
             encode_ends(ends),
@@ -275,6 +283,7 @@ class Poll:
             except OUTAGE as exc:
                 failures += 1
                 args[_FENCE] = 1  # the failed call may still arrive
+                args[_STALLED_JOBS] = _NO_LAPSED
                 now = loop.time()
                 since = since or now
                 self.is_connected = False
@@ -283,9 +292,10 @@ class Poll:
                     log.warning("queue.unreachable", error=explain(exc), retrying=True)
                 if self.may_give_up():
                     raise PollStopped from None
-                await asyncio.sleep(backoff.compute(failures))
+                await rest(self._client, backoff.compute(failures))
             else:
                 if failures:
                     self.is_connected = True
+                    self._spares_until = loop.time() + self._spares_s
                     log.info("queue.reached", after_s=round(loop.time() - since, 1))
                 return reply

@@ -6,11 +6,12 @@ from typing import Any
 
 from redis.exceptions import RedisError
 
+from cache.connection.owner import OwnerPool
 from cache.connection.readiness import refuse_for_good
 from cache.connection.siblings import url_of
 from cache.logs import get_logger
 from worker.errors import UnsafeServer
-from worker.queue.rights import require_rights
+from worker.queue.rights import require_commands, require_rights
 
 log = get_logger(__name__)
 
@@ -20,7 +21,8 @@ async def check_server(client: Any, queue: str, *, allow_eviction: bool) -> None
     Refuse a server that may evict jobs or does not let us work; warn about one without an AOF.
 
     Raises:
-        RedisRefused: the user lacks a right, or the server is a node of a cluster.
+        RedisRefused: the user lacks a right, the service lacks what the queue needs, or the URL of
+            a single server names a node of a cluster.
         UnsafeServer: `maxmemory-policy` is not noeviction, and eviction is not allowed.
     """
     facts = await require_usable(client, queue, allow_eviction=allow_eviction)
@@ -39,10 +41,11 @@ async def require_usable(client: Any, queue: str, *, allow_eviction: bool) -> di
     url = url_of(client)
     try:
         facts: dict[str, Any] = await client.info()
-        if facts.get("cluster_enabled"):
+        if facts.get("cluster_enabled") and not isinstance(client.connection_pool, OwnerPool):
             raise RedisError("cluster_enabled:1")
         await client.time()
         await require_rights(client, queue)
+        await require_commands(client, queue)
     except RedisError as exc:
         refuse_for_good(exc, url)
         raise

@@ -1,5 +1,5 @@
 """
-Asks the server whether this user may run every command of the queue's scripts.
+Asks the server whether it runs the queue's scripts, and this user all their commands.
 
 A script stops at a command that is denied, and keeps what it wrote before. Everything
 else that could stop it is checked by the script before it writes, or by the server
@@ -9,6 +9,10 @@ before it starts.
 from __future__ import annotations
 
 from typing import Any
+
+from redis.exceptions import RedisError, ResponseError
+
+from cache.connection.refusals import refusal_of
 
 COMMANDS = (
     "BITFIELD", "DEL", "EXISTS", "GET", "GETEX", "GETRANGE", "HDEL", "HEXISTS", "HGET", "HGETALL",
@@ -40,3 +44,38 @@ async def require_rights(client: Any, queue: str) -> None:
         ResponseError: NOPERM, with the commands that are denied.
     """
     await client.eval(_PROBE, 1, queue, *COMMANDS)
+
+
+# What the scripts rely on, and services have been seen to lack; what shows it. The last key of
+# each is derived in the script.
+_NEEDS = (
+    ("scripts", "return 1"),
+    ("TIME in a script", "return redis.call('TIME')"),
+    ("a key that a script derives", "return redis.call('EXISTS', KEYS[1] .. ':absent')"),
+    ("cmsgpack in a script", "return cmsgpack.pack({1})"),
+)
+
+
+async def require_commands(client: Any, queue: str) -> None:
+    """
+    Refuse a service that lacks what the queue needs.
+
+    Raises:
+        RedisError: "lacks ...", with what is lacking and the service's own words.
+    """
+    for name, script in _NEEDS:
+        try:
+            await client.eval("#!lua flags=no-writes\n" + script, 1, queue)
+        except ResponseError as exc:
+            raise _lacking(name, exc) from None
+    try:
+        # The shortest wait; nothing is there.
+        await client.bzpopmin(f"{queue}:absent", timeout=0.001)
+    except ResponseError as exc:
+        raise _lacking("BZPOPMIN", exc) from None
+
+
+def _lacking(name: str, error: ResponseError) -> RedisError:
+    if refusal_of(error) is not None:
+        return error
+    return ResponseError(f"this service lacks {name}: {error}")

@@ -22,6 +22,7 @@ from typing import Any
 from redis import exceptions
 from redis.backoff import ExponentialWithJitterBackoff
 
+from cache.connection.owner import rest
 from cache.connection.scripts import load
 from cache.encoding import codec
 from worker.errors import Undecodable
@@ -230,7 +231,7 @@ class AttemptStore:
                 # Giving up would lose the outcomes, and the attempts would be repeated. Both
                 # kinds are safe to send again; each waiting job has its own timeout.
                 failures += 1
-                await asyncio.sleep(backoff.compute(failures))
+                await rest(self.client, backoff.compute(failures))
                 batch = [asked for asked in batch if not asked.answer.done()]
             else:
                 return

@@ -11,7 +11,8 @@
 -- ARGV[9] their age limit, ms  ARGV[10] share of the claims for the job that is due longest, of any queue
 -- ARGV[11] most jobs to claim ahead; at most a quarter of the due jobs left (with ARGV[4] <= 512)
 -- ARGV[12] 1: return the abort marks | 0
--- ARGV[13] most jobs to claim that one more lost lease makes poison
+-- ARGV[13] most jobs to claim that one more lost lease makes poison; -1: claim no lapsed job at all, after
+--   an outage of the server, in which nobody could renew a lease
 -- ARGV[14] 1: another copy of this poll may still arrive, and must then change nothing | 0
 -- ARGV[15] the ends in groups for the history, msgpack (_history.lua); an end names its group by number
 -- ARGV[16..] keys of large results and bodies that the ends name: they were sent before (_put_job.lua)
@@ -130,12 +131,14 @@ local function claim(candidates)
       local was = string.match(held, '|(%d+)$')
       stalled = math.min(tonumber(was) or 0, 1000) + 1
     end
-    if free and stalled >= poison then
+    if free and held and stalled_jobs < 0 then
+      redis.call('ZADD', KEYS[number], 'XX', now + STALLED_WAITS_MS, id)
+    elseif free and stalled >= poison then
       poisoned[#poisoned + 1] = id
       groups[#groups + 1] = {number, function_in(prefix .. 'job:' .. id), DEAD, stalled, 1, -1, 0, 0, 0}
       bury(dead, id, {reason = 'poison', queue = number, tries = stalled, error = 'its workers died while it ran'})
       forget(prefix, KEYS, {id}, {{id}, {id}, {id}, {id}})
-    elseif free and stalled >= last_chance and stalled_jobs == 0 then
+    elseif free and stalled >= last_chance and stalled_jobs <= 0 then
       -- When a worker dies, all its stalled jobs are charged: two would be charged for one's crash.
       redis.call('ZADD', KEYS[5], 'XX', now + STALLED_WAITS_MS, id)
       redis.call('ZADD', KEYS[number], 'XX', now + STALLED_WAITS_MS, id)
@@ -288,7 +291,7 @@ elseif not (again and is_before(again[1])) then
   if want + ahead > 0 and busy then
     local rest, found = want, {}
     -- Claim lapsed jobs only into free slots, never ahead.
-    while rest > 0 do
+    while rest > 0 and stalled_jobs >= 0 do
       found = lapsed(rest)
       claim(found)
       rest = want - #claimed - #poisoned

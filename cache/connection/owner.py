@@ -1,0 +1,207 @@
+"""
+A pool of connections to the node of a cluster that owns the slot of one hash tag.
+
+All keys of the queue carry one tag, so that a script is atomic over them, and a client
+of redis-py over this pool works as one of a single server: MULTI, pipelines, blocking
+commands, pub/sub. When the slot moves, every connection to the node before it ends, the
+silent and the blocked ones too, and the next command dials the new owner.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from typing import Any
+
+from redis.asyncio import BlockingConnectionPool
+from redis.crc import key_slot
+from redis.exceptions import (
+    AskError,
+    ClusterDownError,
+    MasterDownError,
+    MovedError,
+    ReadOnlyError,
+    RedisError,
+    ResponseError,
+    TryAgainError,
+)
+from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import TimeoutError as RedisTimeoutError
+
+from cache.connection.cancellation import TCPConnection, TLSConnection
+from cache.connection.protocol import Elsewhere, Ended
+from cache.connection.replies import Replies
+from cache.connection.topology import Address, Topology, View, read_view
+
+# First words of the errors of a node that does not serve the slot: another one may.
+_ELSEWHERE = frozenset({"MOVED", "CLUSTERDOWN", "MASTERDOWN", "READONLY"})
+# Of one that may serve it soon: a part of the slot has moved, or replicas are missing.
+_LATER = frozenset({"TRYAGAIN", "ASK", "NOREPLICAS"})
+_PASSING = _ELSEWHERE | _LATER
+# redis-py drops the first word where it has a class for it, which depends on its version.
+_WORDS: dict[type[Exception], str] = {
+    AskError: "ASK",
+    ClusterDownError: "CLUSTERDOWN",
+    MasterDownError: "MASTERDOWN",
+    MovedError: "MOVED",
+    ReadOnlyError: "READONLY",
+    TryAgainError: "TRYAGAIN",
+}
+
+
+class OwnerReplies(Replies):
+    """
+    Replies of the slot's owner. A command that it does not serve now is sent again.
+
+    The server refuses such a command before it starts, so nothing of it has run.
+    """
+
+    def _answer(self, reply: Any) -> None:
+        text = _whole_text(reply) if isinstance(reply, ResponseError) else ""
+        word = text.partition(" ")[0]
+        if word not in _PASSING:
+            super()._answer(reply)
+            return
+        call, _ = self.calls.popleft()
+        if not call.done():
+            call.set_exception(Ended(text))
+        if word in _ELSEWHERE:
+            raise Elsewhere(text)
+
+
+class _ToOwner:
+    """Comes before a connection's class, and connects to the owner of the slot."""
+
+    pool: OwnerPool
+    host: str
+    port: int
+    is_connected: bool
+    disconnect: Any
+
+    @property
+    def address(self) -> Address:
+        return self.host, int(self.port)
+
+    async def _connect(self) -> None:
+        self.host, self.port = await self.pool.topology.owner()
+        await super()._connect()  # type: ignore[misc]
+
+    async def connect(self, *args: Any, **kwargs: Any) -> None:
+        if self.is_connected:
+            return
+        try:
+            await super().connect(*args, **kwargs)  # type: ignore[misc]
+        except (RedisError, OSError) as exc:
+            self.pool.suspect(self, str(exc))
+            raise
+        self.pool.topology.confirm(self.address)
+
+    async def read_response(self, *args: Any, **kwargs: Any) -> Any:
+        try:
+            return await super().read_response(*args, **kwargs)  # type: ignore[misc]
+        except ResponseError as exc:
+            text = _whole_text(exc)
+            word = text.partition(" ")[0]
+            if word not in _PASSING:
+                raise
+            await self.disconnect(nowait=True)
+            if word in _ELSEWHERE:
+                self.pool.suspect(self, text)
+            raise Ended(text) from None
+        except (RedisConnectionError, RedisTimeoutError) as exc:
+            self.pool.suspect(self, str(exc))
+            raise
+
+
+class _OwnerConnection(_ToOwner, TCPConnection):
+    """A connection by TCP."""
+
+
+class _OwnerTLSConnection(_ToOwner, TLSConnection):
+    """A connection by TLS."""
+
+
+class OwnerPool(BlockingConnectionPool):  # type: ignore[misc]
+    """
+    Connections to the owner of a tag's slot.
+
+    Args:
+        tag: hash tag of all keys, such as `{arq}`.
+        seeds: nodes to ask for the owner.
+        tls: whether to connect by TLS; its options are among the keywords.
+        keywords: those of redis-py's connections and of `BlockingConnectionPool`.
+    """
+
+    replies_class = OwnerReplies
+
+    def __init__(self, tag: str, seeds: Sequence[Address], *, tls: bool, **keywords: Any) -> None:
+        # redis-py sends a command again after these errors.
+        keywords["retry_on_error"] = list({*keywords.get("retry_on_error", ()), Ended})
+        of_pool: dict[str, Any] = {
+            name: keywords.pop(name) for name in ("max_connections", "timeout") if name in keywords
+        }
+        self.tag, self.tls = tag, tls
+        self._slot = key_slot(tag.encode())
+        self._keywords = keywords
+        self._of_pool = of_pool
+        self.topology = Topology(seeds, self._ask, self._end_others)
+        super().__init__(
+            connection_class=_OwnerTLSConnection if tls else _OwnerConnection, **of_pool, **keywords
+        )
+
+    def sibling(self, **changed: Any) -> OwnerPool:
+        """A second pool of the same slot, for another event loop."""
+        keywords = {**self._of_pool, **self._keywords, **changed}
+        return OwnerPool(self.tag, self.topology.nodes, tls=self.tls, **keywords)
+
+    def make_connection(self) -> Any:
+        connection = super().make_connection()
+        connection.pool = self
+        return connection
+
+    async def ensure_connection(self, connection: Any) -> None:
+        if connection.is_connected and connection.address != await self.topology.owner():
+            await connection.disconnect(nowait=True)
+        await super().ensure_connection(connection)
+
+    def suspect(self, connection: Any, reason: str) -> None:
+        """Report that a connection ended, or that its node does not serve the slot."""
+        address = connection.address
+        named = None
+        if reason.startswith("MOVED "):
+            host, _, port = reason.split(" ")[2].rpartition(":")
+            named = (host or address[0], int(port))
+        self.topology.suspect(address, named)
+
+    def _end_others(self, owner: Address) -> None:
+        for connection in [*self._available_connections, *self._in_use_connections]:
+            if connection.is_connected and connection.address != owner:
+                connection._writer.transport.abort()
+
+    async def _ask(self, address: Address) -> View:
+        kind = TLSConnection if self.tls else TCPConnection
+        connection = kind(host=address[0], port=address[1], **self._keywords)
+        try:
+            await connection.connect()
+            await connection.send_command("CLUSTER", "SLOTS")
+            ranges = await connection.read_response(disable_decoding=True)
+            await connection.send_command("CLUSTER", "INFO")
+            info = await connection.read_response(disable_decoding=True)
+            return read_view(self._slot, ranges, info, address)
+        finally:
+            await asyncio.shield(connection.disconnect(nowait=True))
+
+
+async def rest(client: Any, seconds: float) -> None:
+    """Sleep before a call is sent again; on a cluster, no longer than until the slot is served."""
+    pool = getattr(client, "connection_pool", None)
+    if isinstance(pool, OwnerPool):
+        await pool.topology.rest(seconds)
+    else:
+        await asyncio.sleep(seconds)
+
+
+def _whole_text(error: Exception) -> str:
+    """The server's text, with its first word."""
+    text, word = str(error), _WORDS.get(type(error))
+    return text if word is None or text.startswith(word) else f"{word} {text}"

@@ -1,0 +1,146 @@
+"""
+On a cluster that breaks, no acknowledged job is lost, and none is charged for it.
+
+A ledger outside of the cluster has the jobs that were acknowledged. `make soak` repeats
+the faults in random orders.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+import time
+from collections import Counter
+from collections.abc import AsyncIterator, Iterator
+from typing import Any
+
+import pytest
+from arq.worker import func
+
+from cache.connection.pool import PoolOptions, open_pool
+from cache.connection.shared_scripts import ScriptRedis
+from tests.support.cluster_faults import ABRUPT, FAULTS, SlotOf
+from tests.support.clusters import Cluster, shared_cluster
+from tests.support.engine import running
+from tests.support.queues import queue_of
+from tests.support.wait import eventually
+from worker import JobQueue, QueueUnavailable
+from worker.engine import EngineOptions
+
+pytestmark = pytest.mark.faults
+
+SEED, ROUNDS = int(os.environ.get("SOAK_SEED", "1")), int(os.environ.get("SOAK_FAULTS", "0"))
+POOL = PoolOptions(connect_timeout_s=2, socket_timeout_s=5)
+# Shorter than a failover, so that every lease lapses in one. Polls are rare: the new owner must
+# be noticed without them.
+OPTIONS = EngineOptions(lease_s=2.0, poll_s=60.0, abort_poll_s=0.2, heartbeat_s=0.3)
+HELD, AT_ONCE = 4, 30
+
+
+class Ledger:
+    """What was acknowledged, and what ran."""
+
+    def __init__(self) -> None:
+        self.acknowledged: list[Any] = []
+        self.runs: Counter[str] = Counter()
+        self.tries: Counter[int] = Counter()
+        self.longest_gap_s = 0.0
+        self.go = asyncio.Event()
+
+    async def hold(self, ctx: dict[str, Any]) -> None:
+        await self.note(ctx)
+        await self.go.wait()
+
+    async def note(self, ctx: dict[str, Any]) -> None:
+        self.runs[ctx["job_id"]] += 1
+        self.tries[ctx["job_try"]] += 1
+
+    async def enqueue(self, queue: JobQueue, name: str) -> None:
+        """Enqueue one job, again under the same id until it is acknowledged."""
+        job_id, since = f"{name}-{len(self.acknowledged)}", time.monotonic()
+
+        async def is_acknowledged() -> bool:
+            try:
+                self.acknowledged.append(await queue.enqueue(name, job_id=job_id))
+            except QueueUnavailable:
+                return False
+            return True
+
+        await eventually(is_acknowledged, deadline_s=60)
+        self.longest_gap_s = max(self.longest_gap_s, time.monotonic() - since)
+
+
+@pytest.fixture(scope="module")
+def nodes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    options = ("--cluster-node-timeout", "2000", "--repl-diskless-sync-delay", "0")
+    home = tmp_path_factory.mktemp("faults")
+    with shared_cluster(home, *options, replica=True) as nodes:
+        yield nodes
+
+
+@pytest.fixture
+async def place(nodes: Cluster) -> AsyncIterator[SlotOf]:
+    place = SlotOf(nodes)
+    await place.whole()
+    await (await place.owner()).client.flushall()
+    yield place
+    await nodes.hang_up()
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+async def test_no_job_is_lost_or_charged_for(place: SlotOf, fault: str) -> None:
+    await _break(place, [fault])
+
+
+@pytest.mark.skipif(not ROUNDS, reason="make soak")
+@pytest.mark.timeout(3600)
+async def test_faults_in_any_order_lose_nothing(place: SlotOf) -> None:
+    await _break(place, random.Random(SEED).choices(FAULTS, k=ROUNDS))
+
+
+async def _break(place: SlotOf, faults: list[str]) -> None:
+    ledger, prefix = Ledger(), f"{place.tag}:"
+    work = [func(ledger.hold, name="hold"), func(ledger.note, name="note")]
+    opened = open_pool(place.nodes.url, POOL, name="t", client_class=ScriptRedis, tag=place.tag)
+    async with opened as client:
+        queue = queue_of(client, prefix)
+        async with running(client, prefix, work, options=OPTIONS, max_jobs=20) as worker:
+            for _ in range(HELD):
+                await ledger.enqueue(queue, "hold")
+            await eventually(lambda: _is(sum(ledger.runs.values()) == HELD), deadline_s=60)
+            for fault in faults:
+                await _under(place, fault, queue, ledger)
+            ledger.go.set()
+            for job in ledger.acknowledged:
+                await job.result(timeout_s=60)
+            assert worker.jobs_rescued == 0
+        assert not await queue.dead.list()
+    held = [ledger.runs[f"hold-{n}"] for n in range(HELD)]
+    print(f"{faults}: {len(ledger.acknowledged)} jobs, gap {ledger.longest_gap_s:.2f} s")  # noqa: T201
+    assert held == [1] * HELD
+    assert set(ledger.tries) == {1}
+
+
+async def _under(place: SlotOf, fault: str, queue: JobQueue, ledger: Ledger) -> None:
+    """Enqueue before, during and after a fault; what was enqueued before it runs meanwhile."""
+    for _ in range(AT_ONCE):
+        await ledger.enqueue(queue, "note")
+    if fault in ABRUPT:
+        await place.replicated()
+    broken = asyncio.Event()
+
+    async def load() -> None:
+        while not broken.is_set():
+            await ledger.enqueue(queue, "note")
+
+    loading = asyncio.create_task(load())
+    async with place.broken(fault):
+        done = len(ledger.acknowledged)
+        await eventually(lambda: _is(len(ledger.acknowledged) > done + AT_ONCE), deadline_s=60)
+    broken.set()
+    await loading
+
+
+async def _is(value: bool) -> bool:
+    return value

@@ -1,0 +1,120 @@
+"""Breaks a running cluster under load: each fault, what ends it, and how the cluster is made whole."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+from redis.crc import key_slot
+
+from tests.support.clusters import Cluster, Node, half_moved
+from tests.support.wait import eventually
+
+FAULTS = ("kill", "stop", "hand_over", "migrate", "restart")
+# These lose what was not replicated yet, so writes that must survive wait for the replica.
+ABRUPT = {"kill", "stop"}
+_DEADLINE_S = 60
+
+
+class SlotOf:
+    """The slot of one tag, which the first node owns and its replica follows."""
+
+    def __init__(self, nodes: Cluster) -> None:
+        self.nodes = nodes
+        first, replica = nodes.nodes[0], nodes.nodes[-1]
+        self.pair = (first, replica)
+        self.tag = next(tag for n in range(10_000) if nodes.node_of(tag := f"{{q{n}}}") is first)
+        self.slot = key_slot(self.tag.encode())
+
+    async def owner(self) -> Node:
+        """The node that owns the slot, by the account of one that nothing happens to."""
+        for first, last, (_, port, *_), *_ in await self._ranges():
+            if first <= self.slot <= last:
+                return next(node for node in self.nodes.nodes if node.port == port)
+        raise AssertionError("nobody owns the slot")
+
+    async def _ranges(self) -> Any:
+        async with self.nodes.nodes[2].client.client() as one:
+            await one.connection.send_command("CLUSTER", "SLOTS")
+            return await one.connection.read_response()
+
+    async def owned_by_another_than(self, node: Node) -> None:
+        async def is_moved() -> bool:
+            return await self.owner() is not node
+
+        await eventually(is_moved, deadline_s=_DEADLINE_S)
+
+    async def whole(self) -> None:
+        """Return when the owner has a replica that is up to date."""
+
+        async def is_replicated() -> bool:
+            info = await (await self.owner()).client.info("replication")
+            return bool(info["role"] == "master" and info["connected_slaves"]) and (
+                info["slave0"]["state"] == "online"
+            )
+
+        await eventually(is_replicated, deadline_s=_DEADLINE_S)
+        await self.nodes.agree(len(self.nodes.nodes))
+
+    async def replicated(self) -> None:
+        """Return when the replica has everything that was written before."""
+        owner = await self.owner()
+        assert await owner.client.execute_command("WAIT", 1, 1000 * _DEADLINE_S) == 1
+
+    @asynccontextmanager
+    async def broken(self, fault: str) -> AsyncIterator[None]:
+        """Break the cluster, and yield when the slot is served again; then mend the cluster."""
+        async with getattr(self, f"_{fault}")(await self.owner()):
+            yield
+        await self.whole()
+
+    @asynccontextmanager
+    async def _kill(self, owner: Node) -> AsyncIterator[None]:
+        owner.kill()
+        await self.owned_by_another_than(owner)
+        yield
+        owner.start()
+
+    @asynccontextmanager
+    async def _stop(self, owner: Node) -> AsyncIterator[None]:
+        owner.signal(signal.SIGSTOP)
+        try:
+            await self.owned_by_another_than(owner)
+            yield
+        finally:
+            owner.signal(signal.SIGCONT)
+
+    @asynccontextmanager
+    async def _hand_over(self, owner: Node) -> AsyncIterator[None]:
+        replica = next(node for node in self.pair if node is not owner)
+        await replica.cluster("FAILOVER")
+        await self.owned_by_another_than(owner)
+        yield
+
+    @asynccontextmanager
+    async def _restart(self, _owner: Node) -> AsyncIterator[None]:
+        for node in self.nodes.nodes:
+            node.kill()
+        for node in self.nodes.nodes:
+            node.start()
+        await self.nodes.hang_up()
+        await self.whole()
+        yield
+
+    @asynccontextmanager
+    async def _migrate(self, owner: Node) -> AsyncIterator[None]:
+        target = self.nodes.nodes[1]
+        await self._move(owner, target)
+        yield
+        await self._move(target, owner)
+
+    async def _move(self, source: Node, target: Node) -> None:
+        """The classic way: keys one part after the other, then the slot."""
+        async with half_moved(source, target, self.slot):
+            while keys := await source.cluster("GETKEYSINSLOT", self.slot, 100):
+                to = ("127.0.0.1", target.port, "", 0, 5000)
+                await source.ask("MIGRATE", *to, "KEYS", *keys)
+            for node in (target, source, self.nodes.nodes[2]):
+                await node.cluster("SETSLOT", self.slot, "NODE", await target.id())
