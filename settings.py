@@ -37,14 +37,16 @@ __all__ = ["Settings", "SettingsError", "get_settings", "load_settings"]
 ENV_PREFIX = "LETTA_"
 REDIS_URL_FORMS = (
     "redis://, rediss://, unix://, redis+sentinel://host:port,host:port/service, "
-    "redis+cluster://host:port,host:port (rediss+... for TLS) or embedded://[/directory]"
+    "redis+cluster://host:port,host:port (rediss+... for TLS), embedded://[/directory] or, for tests, "
+    "embedded+cluster://"
 )
 _REDIS_URL = re.compile(
     r"^(rediss?://[^/\s]+(/\d*)?(\?\S*)?"
     r"|unix://\S+"
     r"|rediss?\+sentinel://[^/\s]+/[^/\s]+(/\d+)?(\?\S*)?"
     r"|rediss?\+cluster://[^/\s]+/?(\?\S*)?"
-    r"|embedded://(/\S*)?)$"
+    r"|embedded://(/\S*)?"
+    r"|embedded\+cluster://)$"
 )
 LogLevel = Literal["DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"]
 LogFormat = Literal["auto", "json", "console"]
@@ -959,7 +961,7 @@ def _with_login(url: str, username: str, password: str) -> str:
     """Add these credentials to a URL, unless it has its own or names an embedded server."""
     scheme, _, rest = url.partition("://")
     place = re.split(r"[/?]", rest, maxsplit=1)[0]
-    if not (username or password) or "@" in place or scheme == "embedded":
+    if not (username or password) or "@" in place or scheme.startswith("embedded"):
         return url
     return f"{scheme}://{quote(username, safe='')}:{quote(password, safe='')}@{rest}"
 

@@ -24,10 +24,12 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
+from cache.connection import embedded_cluster
 from cache.connection.private import is_own_socket, open_own_file, open_private
 from cache.errors import EmbeddedServerError
 
@@ -79,6 +81,7 @@ class EmbeddedServer:
     process: subprocess.Popen[bytes] | None
     lock: IO[str] | None
     users: int = 0
+    cluster_url: str = ""
 
     @property
     def socket_path(self) -> Path:
@@ -104,6 +107,7 @@ running: dict[str, EmbeddedServer] = {}  # by URL
 def acquire(url: str) -> str:
     """
     Start or join the server of an embedded:// URL, and return the unix:// URL to connect to.
+    For embedded+cluster:// it is a redis+cluster:// URL.
 
     Blocks until the server answers, at most 10 s. Callers of one process share one server per
     URL. Call `release` with the same URL when done.
@@ -114,10 +118,14 @@ def acquire(url: str) -> str:
     server = running.get(url)
     if server is None:
         directory = url.removeprefix("embedded://")
-        server = _open_directory(Path(directory)) if directory.strip("/") else _launch(None, None)
+        if url == embedded_cluster.URL:
+            server = _launch_cluster()
+        else:
+            has_directory = bool(directory.strip("/"))
+            server = _open_directory(Path(directory)) if has_directory else _launch(None, None)
         running[url] = server
     server.users += 1
-    return server.url
+    return server.cluster_url or server.url
 
 
 def release(url: str) -> None:
@@ -167,7 +175,20 @@ def _open_directory(directory: Path) -> EmbeddedServer:
                 raise
 
 
-def _launch(directory: Path | None, lock: IO[str] | None) -> EmbeddedServer:
+def _launch_cluster() -> EmbeddedServer:
+    options = embedded_cluster.node_options()
+    server = _launch(None, None, options)
+    try:
+        server.cluster_url = embedded_cluster.form(server.socket_path, options["port"])
+    except BaseException:
+        server.stop()
+        raise
+    return server
+
+
+def _launch(
+    directory: Path | None, lock: IO[str] | None, more: Mapping[str, str] | None = None
+) -> EmbeddedServer:
     binary = server_binary()
     home = _socket_directory()
     path = home / _SOCKET
@@ -183,6 +204,7 @@ def _launch(directory: Path | None, lock: IO[str] | None) -> EmbeddedServer:
         "appendfsync": "everysec",
         "maxmemory-policy": "noeviction",
         "loglevel": "notice",
+        **(more or {}),
     }
     arguments = [word for key, value in options.items() for word in ("--" + key, value)]
     command = [str(binary), *arguments]

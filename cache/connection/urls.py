@@ -2,8 +2,8 @@
 Parses Redis URLs, and hides their passwords.
 
 Forms: redis://, rediss:// (TLS), unix://, redis+sentinel://host:port,.../service[/db],
-redis+cluster://host:port,... (rediss+sentinel:// and rediss+cluster:// with TLS) and
-embedded://[/directory].
+redis+cluster://host:port,... (rediss+sentinel:// and rediss+cluster:// with TLS),
+embedded://[/directory] and embedded+cluster://.
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ def parse_url(url: str) -> Target:
     try:
         parts = urlsplit(f"//{rest}")
         query, hosts = dict(parse_qsl(parts.query)), parts.netloc
-        if scheme == "embedded":
+        if scheme == "embedded" or url == "embedded+cluster://":
             return Target("embedded")
         if scheme == "unix":
             path = _socket_path(url, unquote(parts.path))

@@ -13,6 +13,7 @@ from click.testing import CliRunner
 from redis.crc import key_slot
 
 from cache import open_cache
+from cache.connection import embedded
 from cache.errors import UnsupportedRedisURL
 from settings import Settings
 from tests.support.clusters import Cluster, shared_cluster
@@ -133,3 +134,14 @@ async def _is_delivered(queue: Any, id_: str) -> bool:
 
 async def _exists(client: Any, key: str) -> bool:
     return bool(await client.exists(key))
+
+
+async def test_an_embedded_cluster_runs_jobs_and_ends_with_its_last_user() -> None:
+    own = quick_settings("embedded+cluster://", worker_functions="tests.support.jobs:add")
+    async with open_queue(own) as queue, running_worker(own), open_cache(own) as cache:
+        assert await (await queue.enqueue("add", 1, b=2)).result(timeout_s=60) == 3
+        assert await cache.agents.set("a", 1)
+        server = embedded.running["embedded+cluster://"]
+        assert server.process is not None
+    embedded.release("embedded+cluster://")  # the worker's settings keep one use until the exit
+    assert server.process.poll() is not None
