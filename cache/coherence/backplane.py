@@ -80,7 +80,8 @@ class Backplane:
     async def _add(self, kind: str, names: str) -> None:
         args = (CACHE_BACKPLANE_EVENTS, int(CACHE_MAX_TTL_S), kind, names)
         try:
-            await self._publish.run(self._connection.unguarded, [self._key], args)
+            server = self._connection.unguarded
+            await self._publish.run(server, [self._key], args, alone=True)
         except ResponseError as exc:
             raise Away(str(exc)) from None
 

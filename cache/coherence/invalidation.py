@@ -162,7 +162,8 @@ class Invalidation:
     def _run(self, parts: Sequence[Part], token: bytes, ttl_ms: int) -> Any:
         indexes = [part.index for part in parts if part.index]
         intents = [part.intents for part in parts if part.intents and token]
-        keys = [*indexes, *intents, *(key for part in parts for key in part.gone)]
+        gone = [key for part in parts for key in part.gone]
+        keys = [*indexes, *intents, *gone]
         names = ""
         if not self._cluster:
             keys.append(self._keys.backplane)
@@ -171,9 +172,10 @@ class Invalidation:
             len(indexes), len(intents), token, ttl_ms,
             "" if self._cluster else self._keys.prefix + "{", names,
             CACHE_BACKPLANE_EVENTS, int(CACHE_MAX_TTL_S), CACHE_INDEX_MARGIN_MS,
-            0 if self._cluster else self.at_once - len(parts),
+            0 if self._cluster else self.at_once - len(parts), len(gone),
         )  # fmt: skip
-        return self._script.run(self._connection.unguarded, keys, args)
+        alone = len(keys) == len(gone) == 1
+        return self._script.run(self._connection.unguarded, keys, args, alone=alone)
 
     async def _finish(
         self,

@@ -12,6 +12,7 @@ Every script begins with `#!lua`, so that the server refuses it before it starts
 `allow-oom` or not. The last of its keys never exists: while a cluster moves a slot,
 the node refuses a script of which a declared key is missing. Without that key, a
 script would stop at the first derived key that has moved, and leave half a write.
+(Where a script uses one key alone, the cache leaves it out: such a call follows its key.)
 """
 
 from __future__ import annotations
@@ -39,9 +40,16 @@ class Script:
         self.source = source
         self.sha = hashlib.sha1(source.encode(), usedforsecurity=False).hexdigest()
 
-    async def run(self, client: Any, keys: Sequence[str], args: Sequence[Any] = ()) -> Any:
-        """Run by EVALSHA. The text is sent only to a server that lacks it, such as a restarted one."""
-        declared = (len(keys) + 1, *keys, absent_beside(keys[0]))
+    async def run(
+        self, client: Any, keys: Sequence[str], args: Sequence[Any] = (), *, alone: bool = False
+    ) -> Any:
+        """
+        Run by EVALSHA. The text is sent only to a server that lacks it, such as a restarted one.
+
+        `alone`: the script uses the one key of `keys`, and no other.
+        """
+        beside = () if alone else (absent_beside(keys[0]),)
+        declared = (len(keys) + len(beside), *keys, *beside)
         try:
             return await client.evalsha(self.sha, *declared, *args)
         except NoScriptError:

@@ -922,7 +922,7 @@ def depend(client: Any) -> Steps:
 
 def forget(client: Any, ttl_ms: int, most: int = 9) -> Steps:
     names = ["{arq}dep", "lc:{arq}:intents", "lc:{arq}", "{arq}stream"]
-    args = [1, 1, b"t" * 8, ttl_ms, "lc:{", "lc:{arq}", 10, 60, 5000, most]
+    args = [1, 1, b"t" * 8, ttl_ms, "lc:{", "lc:{arq}", 10, 60, 5000, most, 1]
     listed = ["b", 10**16, 600_000, 5, 10**16]
     first = run(client, "cache.coherence", "depend", ["{arq}dep"], listed)
     before = run(client, "cache.coherence", "forget", names, [*args[:3], 1000, *args[4:]])
@@ -942,7 +942,7 @@ def case_of_a_cluster(name: str, client: Any) -> Steps:
 def forget_there(client: Any, ttl_ms: int = 30_000) -> Steps:
     listed = ["b", 10**16, 600_000, 5, 10**16]
     names = ["{arq}dep", "lc:{arq}:intents", "lc:{arq}"]
-    args = [1, 1, b"t" * 8, ttl_ms, "", "", 10, 60, 5000, 0]
+    args = [1, 1, b"t" * 8, ttl_ms, "", "", 10, 60, 5000, 0, 1]
     first = run(client, "cache.coherence", "depend", ["{arq}dep"], listed)
     return first, run(client, "cache.coherence", "forget", names, args)
 

@@ -1,6 +1,6 @@
 #!lua flags=allow-oom
 -- forget.lua: forget what is named, and begin, renew or end an intent to change it.
--- KEYS: first ARGV[1] indexes, then ARGV[2] intents, then what is unlinked; last the backplane,
+-- KEYS: first ARGV[1] indexes, then ARGV[2] intents, then ARGV[11] to unlink, then the backplane,
 --   unless ARGV[5] is ''
 -- ARGV[3] token of the intent, '' for none  ARGV[4] its ttl_ms; 0 ends it
 -- ARGV[5] what an agent's key begins with; '' on a cluster, where the agents of an index lie on
@@ -17,6 +17,7 @@
 -- allow-oom: nothing stale may be served because memory is full.
 local indexes, intents, token = tonumber(ARGV[1]), tonumber(ARGV[2]), ARGV[3]
 local ttl_ms, open, room = tonumber(ARGV[4]), ARGV[5], tonumber(ARGV[10])
+local backplane = indexes + intents + tonumber(ARGV[11]) + 1
 local names = ARGV[6] ~= '' and {ARGV[6]} or {}
 local time = redis.call('TIME')
 local now_us = time[1] * 1000000 + time[2]
@@ -37,7 +38,7 @@ end
 for i = indexes + 1, indexes + intents do
   table.insert(standing, KEYS[i])
 end
-for i = indexes + intents + 1, #KEYS - (open ~= '' and 2 or 1) do
+for i = indexes + intents + 1, backplane - 1 do
   table.insert(gone, KEYS[i])
 end
 for i = 1, indexes do
@@ -70,8 +71,8 @@ for _, key in ipairs(standing) do
 end
 
 if open ~= '' and #names > 0 then
-  redis.call('XADD', KEYS[#KEYS - 1], 'MAXLEN', '~', ARGV[7], '*', 'i', table.concat(names, '\n'))
-  redis.call('EXPIRE', KEYS[#KEYS - 1], ARGV[8])
+  redis.call('XADD', KEYS[backplane], 'MAXLEN', '~', ARGV[7], '*', 'i', table.concat(names, '\n'))
+  redis.call('EXPIRE', KEYS[backplane], ARGV[8])
 end
 -- rule versions
 for i = 1, #gone, 1000 do
