@@ -24,7 +24,7 @@ ODD_NUMBERS = (b"x", b"", b"9223372036854775807", b"-9223372036854775808", b"1e4
 _MANY = frozenset({"del", "unlink", "exists", "mget"})
 _TWO = frozenset({"rename"})
 _NO_KEY = frozenset({"time", "publish", "info"})
-_SENT_BEFORE = (b"{arq}:staged:", b"{arq}:llm:part:")
+_SENT_BEFORE = (b"{arq}:staged:", b"{arq}:llm:part:", b"{arq}e:staged:")
 _TYPES = ("hash", "list", "set", "zset", "string", "stream")
 
 

@@ -14,7 +14,7 @@ expect('zset', KEYS[3], KEYS[6], KEYS[7])
 expect('hash', KEYS[8])
 if redis.call('EXISTS', KEYS[1], KEYS[2]) == 0 then
   local now = server_ms()
-  -- The last key is the absent one.
+  -- The last key never exists (cache/connection/scripts.py).
   local large, size = KEYS[10] and {KEYS[9]}, #ARGV[2]
   expect_staged(large)
   if large then

@@ -29,7 +29,8 @@ for i = first, #ARGV, 4 do
     expect_staged({ARGV[i + 3]})
   end
 end
-local large = KEYS[9] and {KEYS[8]}  -- the last key is the absent one
+-- The last key never exists (cache/connection/scripts.py).
+local large = KEYS[9] and {KEYS[8]}
 expect_staged(large)
 if pairs_ > 0 then
   -- Its parts would overwrite those of the earlier one.

@@ -22,7 +22,8 @@ if order ~= '' then
 end
 local now, closed = server_ms(), closed_until(p, endpoint)
 local due = now + tonumber(ARGV[5])
-local large = KEYS[7] and {KEYS[6]}  -- the last key is the absent one
+-- The last key never exists (cache/connection/scripts.py).
+local large = KEYS[7] and {KEYS[6]}
 expect_staged(large)
 if large then
   put_value(KEYS[1], large)
