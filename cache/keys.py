@@ -31,6 +31,13 @@ CACHE_MAX_TTL_S = 604_800.0
 # to a window with a gap reads them all.
 CACHE_ASIDE_APPENDS, CACHE_ASIDE_BYTES, CACHE_ASIDE_TTL_MS = 256, 262_144, 60_000
 
+# A script copies what passes through it. A larger value passes by it, bytes, and so do the messages of
+# a window that are larger together; it waits for its script for this time, ms.
+CACHE_LARGE, CACHE_STAGED_TTL_MS = 262_144, 60_000
+CACHE_LARGE_TOGETHER = 524_288
+# Largest message in a window, bytes: the script that appends it carries it.
+CACHE_MOST_MESSAGE_BYTES = 1_048_576
+
 # The last token of a named lease is remembered for this time, ms. Without it, the time makes it grow.
 CACHE_FENCE_TTL_MS = 604_800_000
 
@@ -110,6 +117,11 @@ def intents_of(key: str) -> str:
     return f"{key}:intents"
 
 
+def staged_of(key: str, token: bytes) -> str:
+    """String or sorted set: a large value of an entry, from when it is sent until its fill."""
+    return f"{key}:staged:{token.hex()}"
+
+
 def bounded_ttl_s(seconds: float) -> float:
     """A TTL that the server takes: at most the longest, and 0 for what is negative or no number."""
     return min(seconds, CACHE_MAX_TTL_S) if seconds > 0 else 0.0
@@ -148,6 +160,12 @@ CATALOGUE: tuple[KeySpec, ...] = (
         "TTL LETTA_CACHE_LEASE_S",
     ),
     KeySpec(
+        "lc:{<agent>}:staged:<token>, lc:{<agent>}:messages:staged:<token>",
+        "string, sorted set",
+        "a value over 256 KiB, or messages over 512 KiB, on the way: their fill renames the key",
+        "TTL 60 s",
+    ),
+    KeySpec(
         "lc:{<agent>}:messages",
         "string",
         "the version of the agent's windows",
@@ -184,7 +202,7 @@ CATALOGUE: tuple[KeySpec, ...] = (
         "TTL LETTA_CACHE_INTENT_S + 120 s; one member a write, removed at its end",
     ),
     KeySpec(
-        "lc:message:{<scope>:<id>}, lc:message:{<scope>:<id>}:body",
+        "lc:message:{<scope>:<id>}, lc:message:{<scope>:<id>}:body, :staged:<token>",
         "string",
         "the version of one message's entry, and the message in its envelope",
         "TTL LETTA_CACHE_MESSAGE_TTL_S; LETTA_CACHE_MAX_VALUE_BYTES",

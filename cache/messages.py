@@ -41,6 +41,7 @@ from cache.window import (
     newest_first,
     page_before,
     require_page,
+    steps_of,
 )
 
 MessagesLoader = Callable[[], Awaitable[Iterable[Any]]]
@@ -166,7 +167,12 @@ class MessageCache(MessagesById):
             if pairs is None:
                 await self.invalidate(agent_id, conversation=conversation)
                 return False
-            outcome = await self._run_append(slot, after, pairs)
+            outcome = 0
+            for part in (pairs,) if len(pairs) == 2 else steps_of(pairs):
+                outcome = await self._run_append(slot, after, part)
+                if outcome <= 0:
+                    break
+                after = part[-2]
         except (Away, *OUTAGE, asyncio.CancelledError) as exc:
             # The append may not have arrived, so the window must not be served.
             self.components.invalidation.miss_window(agent_id, conversation)

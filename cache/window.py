@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +11,13 @@ from cache.components import Components
 from cache.connection import scripts
 from cache.encoding.envelope import Unreadable
 from cache.encoding.models import is_model
+from cache.keys import (
+    CACHE_LARGE,
+    CACHE_LARGE_TOGETHER,
+    CACHE_MOST_MESSAGE_BYTES,
+    CACHE_STAGED_TTL_MS,
+    staged_of,
+)
 from cache.names import check_agent_id, check_name
 from cache.records import Records
 
@@ -49,11 +56,12 @@ class Windows:
     def pairs(self, oldest_first: Sequence[Message], window: str) -> Pairs | None:
         """sequence_id, record, ... for the scripts. None if one is too large, or they are too many."""
         pairs: Pairs = []
+        most = min(self.components.options.max_value_bytes, CACHE_MOST_MESSAGE_BYTES)
         if len(oldest_first) > _MOST_AT_ONCE:
             return None
         for message in oldest_first:
             record = self.records.seal(message, window.encode())
-            if len(record) > self.components.options.max_value_bytes:
+            if len(record) > most:
                 self.components.counters.too_large += 1
                 return None
             pairs += (message["sequence_id"], record)
@@ -107,7 +115,9 @@ class WindowSlot:
         run_of = components.entries.run_of
         keys = (self.key, value_key(self.key, self.field), self.window)
         args = (run_of(self.key), before, self.limit)
-        state, members = await connection.run(self.home.list_script, keys, args)
+        state, members, *more = await connection.run(self.home.list_script, keys, args)
+        if more:
+            members = await self._rest(state, members, more[0])
         state = state or b""
         if state and state[:8] != run_of(self.key):
             connection.unguarded.doubt(self.key)
@@ -122,8 +132,25 @@ class WindowSlot:
         except Unreadable:
             components.counters.unreadable += 1
             return Reading(seen=state[8:16])
-        complete = fields[3] == b"1"
+        complete = fields[3] in {b"1", b"3"}
         return Reading(True, True, messages, seen=state[8:16], complete=complete)
+
+    async def _rest(self, state: bytes, members: list[bytes], last: bytes) -> list[bytes] | None:
+        """A large page, of which `members` are read up to `last`; None if the window has changed."""
+        connection, run_of = (
+            self.home.components.entries.connection,
+            self.home.components.entries.run_of,
+        )
+        keys = (self.key, value_key(self.key, self.field), self.window)
+        more: list[bytes] = [last]
+        while more:
+            limit = self.limit - len(members) if self.limit else 0
+            args = (run_of(self.key), more[0], limit)
+            now, part, *more = await connection.run(self.home.list_script, keys, args)
+            if now != state or part is None:
+                return None
+            members += part
+        return members
 
     async def lease(self, seen: Reading) -> Lease | Held | Changed | Intended:
         entries, keys = self.home.components.entries, self.home.components.keys
@@ -159,13 +186,48 @@ class WindowSlot:
         )
         keys = (*lease.keys, self.window, self.aside)
         entries = components.entries
+        staged = ""
+        if is_large(pairs):
+            staged = staged_of(self.key, lease.token)
+            await self._send_before(staged, pairs)
+            pairs = [""]
         fill = entries.connection.run(home.fill_script, keys, (*head, *pairs))
         stored = await entries.confirm(lease, fill)
+        if staged and not stored:
+            await entries.connection.execute("UNLINK", staged)
         if stored > 2:
             return 0  # the window has appends that the loaded messages may lack
         if stored == 2:
             components.backplane.wake(self.entry)
         return stored
+
+    async def _send_before(self, staged: str, pairs: Pairs) -> None:
+        """Send the messages of a fill in commands of bounded size."""
+        connection, at = self.home.components.entries.connection, 0
+        while at < len(pairs):
+            start, size = at, 0
+            while at < len(pairs) and (at == start or size + len(pairs[at + 1]) <= CACHE_LARGE):
+                size += len(pairs[at + 1])
+                at += 2
+            await connection.execute("ZADD", staged, *pairs[start:at])
+            await connection.execute("PEXPIRE", staged, CACHE_STAGED_TTL_MS)
+
+
+def is_large(pairs: Pairs) -> bool:
+    """Whether these are too many bytes for one script."""
+    return sum(map(len, pairs[1::2])) > CACHE_LARGE_TOGETHER
+
+
+def steps_of(pairs: Pairs) -> Iterator[Pairs]:
+    """The same in parts, each small enough for one script."""
+    start, size = 0, 0
+    for at in range(0, len(pairs), 2):
+        more = len(pairs[at + 1])
+        if at > start and size + more > CACHE_LARGE_TOGETHER:
+            yield pairs[start:at]
+            start, size = at, 0
+        size += more
+    yield pairs[start:]
 
 
 def require_page(limit: int) -> None:

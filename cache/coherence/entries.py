@@ -25,7 +25,7 @@ from cache.connection import scripts
 from cache.connection.protocol import Away
 from cache.encoding.envelope import Envelopes, UnknownModel, Unreadable
 from cache.encoding.header import Header, Stamp, StoredValue
-from cache.keys import CACHE_MAX_TTL_S
+from cache.keys import CACHE_LARGE, CACHE_MAX_TTL_S, CACHE_STAGED_TTL_MS, staged_of
 from cache.options import CacheOptions
 from cache.stats import Counters
 
@@ -222,6 +222,14 @@ class Entries:
             record: see `DependencyIndex.with_fill`.
         """
         keys = (*lease.keys, *record[0])
+        if len(envelope) > CACHE_LARGE:
+            staged = staged_of(lease.key, lease.token)
+            await self.connection.execute("SET", staged, envelope, "PX", CACHE_STAGED_TTL_MS)
+            args = (lease.token, lease.version, b"", life_ms, *record[1])
+            stored = await self.confirm(lease, self.connection.run(self._fill, keys, args))
+            if not stored:
+                await self.connection.execute("UNLINK", staged)
+            return stored
         args = (lease.token, lease.version, envelope, life_ms, *record[1])
         return await self.confirm(lease, self.connection.run(self._fill, keys, args))
 

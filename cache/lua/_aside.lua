@@ -51,6 +51,7 @@ local function place(window, set, append)
     end
     if belongs then
       redis.call('ZADD', set, append[i], append[i + 1])
+      window.longest = math.max(window.longest or 0, #append[i + 1])
       window.tail = math.max(window.tail or id, id)
     end
   end
@@ -83,6 +84,9 @@ local function settle(window, set, appends)
   window.gap = placed < #appends
 end
 
+-- A window is heavy if it may hold more than one reply of a script should (messages_list.lua).
+local MOST_LIGHT_BYTES = 1572864
+
 -- store(window, state_key, set, head, version, ttl_ms, most): trim the set to `most`, write the state.
 -- `head` is the run of the server and the fill id.
 local function store(window, state_key, set, head, version, ttl_ms, most)
@@ -93,7 +97,9 @@ local function store(window, state_key, set, head, version, ttl_ms, most)
     window.complete = false
   end
   local tail = window.tail and string.format('%.0f', window.tail) or ''
-  local parts = {version, tail, count, window.complete and 1 or 0, window.gap and 1 or 0, set}
+  local heavy = window.heavy or (window.longest or 0) * most > MOST_LIGHT_BYTES
+  local complete = (window.complete and 1 or 0) + (heavy and 2 or 0)
+  local parts = {version, tail, count, complete, window.gap and 1 or 0, set}
   redis.call('SET', state_key, head .. table.concat(parts, ':'), 'PX', ttl_ms)
   redis.call('PEXPIRE', set, ttl_ms)
 end

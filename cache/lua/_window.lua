@@ -1,6 +1,7 @@
 -- A window is a sorted set, sequence_id -> message, and a state: the run of the server, the fill id,
--- then version:tail:count:complete:gap:key of the set. With a gap it does not answer: an append is
--- kept aside, in a hash, until the message before it is here.
+-- then version:tail:count:complete:gap:key of the set. 2 is added to `complete` if the window is heavy
+-- (_aside.lua). With a gap it does not answer: an append is kept aside, in a hash, until the message
+-- before it is here.
 
 -- window_of(state, version, run, set): the window that a state describes; nil if it may lack messages.
 -- The server may have evicted version or set alone, so both are compared with the state.
@@ -14,8 +15,9 @@ local function window_of(state, version, run, set)
   if made ~= version or count ~= tonumber(length) or tonumber(newest) ~= tonumber(tail) then
     return nil
   end
-  if count == 0 and complete ~= '1' then
+  local is_complete = complete == '1' or complete == '3'
+  if count == 0 and not is_complete then
     return nil
   end
-  return {tail = tonumber(tail), complete = complete == '1', gap = gap == '1'}
+  return {tail = tonumber(tail), complete = is_complete, heavy = complete >= '2', gap = gap == '1'}
 end

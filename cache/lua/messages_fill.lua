@@ -4,7 +4,7 @@
 -- KEYS[4] sorted set: sequence_id -> message  KEYS[5] appends kept aside
 -- ARGV[1] token  ARGV[2] version of the grant  ARGV[3] run of the server, 8 bytes  ARGV[4] ttl_ms > 0
 -- ARGV[5] 1: the messages reach the conversation's beginning | 0  ARGV[6] most messages kept
--- ARGV[7...] sequence_id, message; oldest first
+-- ARGV[7...] sequence_id, message; oldest first. ARGV[7] '' alone: they were sent before (staged_of)
 -- returns 0 lease lost, invalidated, or an append aside was lost: nothing stored | 1 stored | 2 stored,
 --         and others wait for it | 3, 4 as 1, 2, but with appends that the load may lack
 -- no allow-oom: as fill.lua.
@@ -24,11 +24,21 @@ if merged and #appends == 0 then
   return 0
 end
 -- end of rule
-redis.call('UNLINK', set)
-for i = 7, #ARGV, 200 do
-  redis.call('ZADD', set, unpack(ARGV, i, math.min(i + 199, #ARGV)))
-end
 local window = {tail = #ARGV > 6 and tonumber(ARGV[#ARGV - 1]) or nil, complete = ARGV[5] == '1'}
+if ARGV[7] == '' then
+  local staged = staged_of(KEYS[1], ARGV[1])
+  window.tail = tonumber(redis.call('ZRANGE', staged, -1, -1, 'WITHSCORES')[2])
+  if not window.tail then
+    return 0
+  end
+  redis.call('RENAME', staged, set)
+  window.heavy = true
+else
+  redis.call('UNLINK', set)
+  for i = 7, #ARGV, 200 do
+    redis.call('ZADD', set, unpack(ARGV, i, math.min(i + 199, #ARGV)))
+  end
+end
 settle(window, set, appends)
 if not window.gap then
   redis.call('UNLINK', aside)

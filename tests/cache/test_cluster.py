@@ -41,6 +41,9 @@ async def _values(reader: Cache, writer: Cache) -> None:
         assert await writer.agents.set(f"a{number}", number)
     found = await writer.agents.get_many([f"a{number}" for number in range(21)])
     assert found == {f"a{number}": number for number in range(20)}
+    large = "x" * 300_000
+    assert await writer.agents.set("large", large)
+    assert await reader.agents.get("large") == large
 
     await reader.agents.get_or_load("b1", Loader(1), depends_on=["block:1"], organisation="o1")
     assert await reader.agents.get("b1", organisation="o1") == 1

@@ -23,6 +23,14 @@ local function outlive(key, ttl_ms)
   end
 end
 
+-- staged_of(version_key, token): where the holder of a lease has sent what is too large for a script.
+local function staged_of(version_key, token)
+  local hex = string.gsub(token, '.', function(c)
+    return string.format('%02x', string.byte(c))
+  end)
+  return version_key .. ':staged:' .. hex
+end
+
 -- has_aside(lease): whether appends are kept aside for its holder. with_aside(lease): the flag that says so.
 local function has_aside(lease)
   return string.sub(lease, 9, 9) >= '2'
