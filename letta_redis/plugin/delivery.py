@@ -1,7 +1,8 @@
 """
-Tells the cache what transactions change: before their COMMIT, and when their session ends.
+Tells the cache what transactions change: before their COMMIT, and right after it.
 
-A COMMIT that was canceled or broken may have happened, or may still happen. It
+The end of a write is delivered by a task, which begins at the COMMIT and goes on
+while the session closes. Whoever ends a session waits for the tasks of its writes. A COMMIT that was canceled or broken may have happened, or may still happen. It
 counts as committed: its intent stands a little longer, and what it changed is
 invalidated again at AGAIN_S.
 """
@@ -9,7 +10,7 @@ invalidated again at AGAIN_S.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine, Iterable
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Protocol, TypeVar
@@ -25,7 +26,7 @@ log = get_logger("letta_redis")
 
 T = TypeVar("T")
 
-# Seconds after the end of a session whose COMMIT has an unknown outcome.
+# Seconds after a COMMIT of unknown outcome.
 AGAIN_S = (0.05, 0.3)
 
 
@@ -46,25 +47,12 @@ class Transactions:
     Args:
         changes: of the one that is open.
         sent: its COMMIT may have been sent.
-        unknown: their COMMIT failed.
-        managed: whoever opened the session settles it.
+        ending: deliver the ends of those before it.
     """
 
     changes: Changes = field(default_factory=Changes)
     sent: Begun | None = None
-    committed: list[Begun] = field(default_factory=list)
-    unknown: list[Begun] = field(default_factory=list)
-    managed: bool = False
-
-    def committed_sent(self) -> None:
-        if self.sent is not None:
-            self.committed.append(self.sent)
-            self.sent = None
-
-    def failed_sent(self) -> None:
-        if self.sent is not None:
-            self.unknown.append(self.sent)
-            self.sent = None
+    ending: set[asyncio.Task[None]] = field(default_factory=set)
 
 
 class Home(Protocol):
@@ -100,7 +88,7 @@ class Deliveries:
         Raises:
             CacheUnavailable: see `Invalidator.begin_write`. The transaction must not commit.
         """
-        transactions.failed_sent()
+        self.failed(transactions)
         changes, transactions.changes = _valid(transactions.changes), Changes()
         if changes:
             transactions.sent = await self._at_home(partial(self._begin, changes))
@@ -119,42 +107,44 @@ class Deliveries:
             return await call()
         return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(call(), loop))
 
+    def committed(self, transactions: Transactions) -> None:
+        """Deliver the end of the write that was sent, in a task."""
+        self._deliver(self._end, transactions)
+
+    def failed(self, transactions: Transactions) -> None:
+        """As `committed`, for a COMMIT of unknown outcome."""
+        self._deliver(self._end_unknown, transactions)
+
+    def _deliver(
+        self, end: Callable[[Begun], Coroutine[Any, Any, None]], transactions: Transactions
+    ) -> None:
+        begun, transactions.sent = transactions.sent, None
+        if begun is not None:
+            task = self._start(self._at_home(partial(end, begun)))
+            transactions.ending.add(task)
+            task.add_done_callback(transactions.ending.discard)
+
     async def settle(self, transactions: Transactions) -> None:
         """
-        End the writes of a session that has ended. Returns when that is delivered.
+        Return when the ends of a session's writes are delivered. Called when it has ended.
 
         A cancellation is raised after the delivery, which takes at most a few timeouts of the
         cache.
         """
-        ending = self.settle_soon(transactions)
-        if ending is None:
-            return
+        self.failed(transactions)
         canceled: asyncio.CancelledError | None = None
-        while not ending.done():
+        while transactions.ending:
             try:
-                await asyncio.wait([ending])
+                await asyncio.wait(set(transactions.ending))
             except asyncio.CancelledError as exc:
                 canceled = exc
         if canceled is not None:
             raise canceled
 
-    def settle_soon(self, transactions: Transactions) -> asyncio.Task[None] | None:
-        """As `settle`, in a task of its own. None if there is nothing to end."""
-        transactions.failed_sent()
-        committed, unknown = transactions.committed, transactions.unknown
-        if not committed and not unknown:
-            return None
-        transactions.committed, transactions.unknown = [], []
-        return self._start(self._at_home(partial(self._settle, committed, unknown)))
-
-    async def _settle(self, committed: Iterable[Begun], unknown: Iterable[Begun]) -> None:
-        for begun in unknown:
-            log.warning("letta.commit_unknown", agents=len(begun.changes.agents))
-            self._start(self._repeat(begun))
-        await asyncio.gather(
-            *(self._end(begun) for begun in committed),
-            *(self._invalidate(begun) for begun in unknown),
-        )
+    async def _end_unknown(self, begun: Begun) -> None:
+        log.warning("letta.commit_unknown", agents=len(begun.changes.agents))
+        self._start(self._repeat(begun))
+        await self._invalidate(begun)
 
     async def _repeat(self, begun: Begun) -> None:
         waited = 0.0

@@ -5,9 +5,9 @@ Collects what each database transaction changes, by events of SQLAlchemy.
     before_execute       each statement: of a flush, of Core, of a bulk operation
     commit               right before COMMIT, but not at a savepoint: the write begins
     after_commit,
-    after_soft_rollback  whether it is known to have committed
+    after_soft_rollback  the write ends, whether or not it is known to have committed
 
-The write ends when the session does (sessions.py). What was rolled back to a
+Ends are delivered by tasks, which the end of the session awaits (sessions.py). What was rolled back to a
 savepoint stays noted: a name too many costs a load.
 """
 
@@ -67,8 +67,8 @@ class SessionEvents:
 
     @staticmethod
     def manage(session: Session) -> Transactions:
-        """The transactions of a session that the caller will settle."""
-        transactions = session.info[_KEY] = Transactions(managed=True)
+        """The transactions of a session, for whoever settles them at its end."""
+        transactions = session.info[_KEY] = Transactions()
         return transactions
 
     def _begin(self, session: Session, _transaction: Any, connection: Connection) -> None:
@@ -127,15 +127,12 @@ class SessionEvents:
     def _committed(self, session: Session) -> None:
         transactions: Transactions | None = session.info.get(_KEY)
         if transactions is not None:
-            transactions.committed_sent()
-            if not transactions.managed:
-                self._deliveries.settle_soon(transactions)
+            self._deliveries.committed(transactions)
 
-    @staticmethod
-    def _rolled_back(session: Session, _previous: Any) -> None:
+    def _rolled_back(self, session: Session, _previous: Any) -> None:
         transactions: Transactions | None = session.info.get(_KEY)
         if transactions is not None:
-            transactions.failed_sent()
+            self._deliveries.failed(transactions)
 
 
 def _selected(

@@ -198,6 +198,22 @@ async def test_a_canceled_commit_leaves_nothing_stale(
     assert "letta.commit_unknown" in caplog.text
 
 
+async def test_a_write_ends_while_its_session_goes_on(agents: Agents, reads: Any) -> None:
+    from letta.orm import Block
+    from letta.server.db import db_registry
+    from sqlalchemy import update
+
+    agent = await agents.create()
+    change = update(Block).where(Block.id == agent.blocks[0].id)
+    async with db_registry.async_session() as session:
+        for value in ("first", "second"):
+            assert await _is_hit(reads, agent.id, agents.user)
+            await session.execute(change.values(value=value))
+            await session.commit()
+            await _until_hit(reads, agent.id, agents.user)
+            assert await _same(reads, agent.id, agents.user)
+
+
 # The same without a part of what makes them true: they would see it.
 
 
@@ -227,11 +243,20 @@ async def test_without_a_shield_an_intent_is_left_behind(
 
     from letta_redis.plugin.delivery import Deliveries
 
-    async def unshielded(self: Any, transactions: Any) -> None:
-        await asyncio.sleep(0)  # where a cancellation arrives
-        committed, transactions.committed = transactions.committed, []
-        await self._settle(committed, [])
+    kept: list[Any] = []
 
+    def keep(_self: Any, transactions: Any) -> None:
+        kept.append(transactions.sent)
+        transactions.sent = None
+
+    async def unshielded(self: Any, _transactions: Any) -> None:
+        await asyncio.sleep(0)  # where a cancellation arrives
+        while kept:
+            begun = kept.pop()
+            if begun is not None:
+                await self._end(begun)
+
+    monkeypatch.setattr(Deliveries, "committed", keep)
     monkeypatch.setattr(Deliveries, "settle", unshielded)
     agent = await agents.create()
     left = 0

@@ -1,20 +1,22 @@
-"""What a session writes is begun before its COMMIT and ended when the session ends."""
+"""What a session writes is begun before its COMMIT, and has ended when the session has."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 import pytest
 from sqlalchemy import ForeignKey, create_engine, delete, event, update
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 from sqlalchemy.pool import StaticPool
-from sqlalchemy.util import greenlet_spawn
+from sqlalchemy.util import await_only, greenlet_spawn
 
 from letta_redis.plugin import delivery
 from letta_redis.plugin.delivery import Deliveries
 from letta_redis.plugin.session_events import SessionEvents
+from tests.support.wait import eventually
 
 pytestmark = pytest.mark.integration
 
@@ -50,6 +52,12 @@ class Recorder:
 
     async def opened(self) -> Any:
         return self
+
+    async def until(self, told: Any) -> None:
+        async def is_told() -> bool:
+            return told in self.told
+
+        await eventually(is_told, deadline_s=30)
 
     async def begin_write(self, **names: Any) -> int:
         self.told.append(("begin", names["agents"] | names["dependencies"]))
@@ -173,15 +181,40 @@ async def test_a_savepoint_begins_nothing(sessions: Sessions) -> None:
     assert await sessions.run(nested) == [("begin", {"a1"}), ("end", 1)]
 
 
-async def test_each_commit_of_a_session_is_begun(sessions: Sessions) -> None:
+async def test_a_write_ends_while_its_session_goes_on(sessions: Sessions) -> None:
     def twice(session: Session) -> None:
-        session.get_one(Agent, "a1").name = "one"
-        session.commit()
-        session.get_one(Agent, "a2").name = "two"
-        session.commit()
+        for token, agent_id in ((1, "a1"), (3, "a2")):
+            session.get_one(Agent, agent_id).name = "new"
+            session.commit()
+            await_only(sessions.recorder.until(("end", token)))
 
     assert await sessions.run(twice) == [
-        ("begin", {"a1"}), ("begin", {"a2"}), ("end", 1), ("end", 2),
+        ("begin", {"a1"}), ("end", 1), ("begin", {"a2"}), ("end", 3),
+    ]  # fmt: skip
+
+
+@pytest.mark.usefixtures("soon")
+async def test_a_failed_commit_ends_while_its_session_goes_on(sessions: Sessions) -> None:
+    def broken(_connection: Any) -> None:
+        raise ConnectionError
+
+    def fail_and_go_on(session: Session) -> None:
+        session.get_one(Agent, "a1").name = "who knows"
+        session.flush()
+        event.listen(sessions.engine, "commit", broken)
+        try:
+            with suppress(ConnectionError):
+                session.commit()
+        finally:
+            event.remove(sessions.engine, "commit", broken)
+        session.rollback()
+        await_only(sessions.recorder.until(("end", 1)))
+        session.get_one(Agent, "a2").name = "new"
+
+    told = await sessions.run(fail_and_go_on)
+
+    assert told == [
+        ("begin", {"a1"}), *[("again", {"a1"})] * 3, ("end", 1), ("begin", {"a2"}), ("end", 6),
     ]  # fmt: skip
 
 
