@@ -1,5 +1,7 @@
 """
-Measures a hit on a cluster of three against one server: `python benchmarks/bench_cluster.py [--quick]`.
+Measures a cluster of three against one server: `python benchmarks/bench_cluster.py [--quick] [--only queue]`.
+
+The queue lies on one node (cluster_queue.py). The rest is about a hit of the cache.
 
 What a hit costs more on a cluster has two parts: finding its node, and three sockets
 instead of one. A bare client, which counts bytes and decodes nothing, shows the
@@ -23,6 +25,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from benchmarks import cluster_queue
 from cache.connection.commands import encode_command
 from tests.support.caches import cache_on
 from tests.support.clusters import Cluster, cluster
@@ -156,16 +159,28 @@ async def run(nodes: Cluster, port: int, rounds: int) -> dict[int, dict[str, flo
     return figures
 
 
-async def measure(rounds: int) -> dict[int, dict[str, float]]:
-    with tempfile.TemporaryDirectory() as home, valkey(Path(home) / "one") as port:
+async def measure(rounds: int, only: str) -> dict[str, Any]:
+    figures: dict[str, Any] = {}
+    with (
+        tempfile.TemporaryDirectory() as home,
+        valkey(Path(home) / "one", *cluster_queue.SAME) as port,
+    ):
         async with cluster(Path(home) / "cluster") as nodes:
-            return await run(nodes, port, rounds)
+            if only != "queue":
+                figures["cache"] = await run(nodes, port, rounds)
+            if only != "cache":
+                urls = {"one server": f"redis://127.0.0.1:{port}", "cluster": nodes.url}
+                figures["queue"] = await cluster_queue.compare(urls, max(3, rounds // 8))
+                cluster_queue.show(figures["queue"])
+    return figures
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[1])
     parser.add_argument("--quick", action="store_true", help="few rounds, for a look")
-    figures = asyncio.run(measure(5 if parser.parse_args().quick else 41))
+    parser.add_argument("--only", choices=("cache", "queue"), default="")
+    chosen = parser.parse_args()
+    figures = asyncio.run(measure(5 if chosen.quick else 41, chosen.only))
     out = Path("out")
     out.mkdir(exist_ok=True)
     (out / "bench_cluster.json").write_text(json.dumps(figures, indent=2) + "\n")
