@@ -32,9 +32,9 @@ pytestmark = pytest.mark.faults
 
 SEED, ROUNDS = int(os.environ.get("SOAK_SEED", "1")), int(os.environ.get("SOAK_FAULTS", "0"))
 POOL = PoolOptions(connect_timeout_s=2, socket_timeout_s=5)
-# Shorter than a failover, so that every lease lapses in one. Polls are rare: the new owner must
-# be noticed without them.
-OPTIONS = EngineOptions(lease_s=2.0, poll_s=60.0, abort_poll_s=0.2, heartbeat_s=0.3)
+# A lease outlasts a failover; test_stalled.py has those that lapse in one. Polls are rare: the new
+# owner must be noticed without them.
+OPTIONS = EngineOptions(lease_s=30.0, poll_s=60.0, abort_poll_s=0.2, heartbeat_s=0.3)
 HELD, AT_ONCE = 4, 30
 
 

@@ -12,7 +12,7 @@ from redis.crc import key_slot
 from tests.support.clusters import Cluster, Node, half_moved
 from tests.support.wait import eventually
 
-FAULTS = ("kill", "stop", "hand_over", "migrate", "restart")
+FAULTS = ("kill", "stop", "hand_over", "migrate", "migrate_at_once", "restart")
 # These lose what was not replicated yet, so writes that must survive wait for the replica.
 ABRUPT = {"kill", "stop"}
 _DEADLINE_S = 60
@@ -109,6 +109,17 @@ class SlotOf:
         await self._move(owner, target)
         yield
         await self._move(target, owner)
+
+    @asynccontextmanager
+    async def _migrate_at_once(self, owner: Node) -> AsyncIterator[None]:
+        """As Valkey 9 does: the target follows the source as a replica, then takes the slot."""
+        target = self.nodes.nodes[1]
+        for source, to in ((owner, target), (target, owner)):
+            to_id = await to.id()
+            await source.cluster("MIGRATESLOTS", "SLOTSRANGE", self.slot, self.slot, "NODE", to_id)
+            await self.owned_by_another_than(source)
+            if source is owner:
+                yield
 
     async def _move(self, source: Node, target: Node) -> None:
         """The classic way: keys one part after the other, then the slot."""
