@@ -22,7 +22,9 @@ LARGE = "x" * (CACHE_LARGE + 1)
 
 @pytest.fixture
 async def cache(valkey_url: str, prefix: str) -> AsyncIterator[Cache]:
-    options = {"max_value_bytes": 64 * MIB, "message_window": 1000}
+    # A busy machine takes seconds to encode and send so much.
+    patient = {"lease_s": 120, "timeout_s": 60}
+    options = {"max_value_bytes": 64 * MIB, "message_window": 1000, **patient}
     async with cache_on(valkey_url, prefix, **options) as cache:
         yield cache
 
