@@ -171,6 +171,11 @@ def refusal_of(exc: BaseException) -> Refusal | None:
     return next((refusal for pattern, refusal in _RULES if pattern.search(text)), None)
 
 
+def is_denied(text: str) -> bool:
+    """Whether this is what a server says when a user may not run a command."""
+    return _NO_RIGHTS.search(text) is not None
+
+
 def explain(exc: BaseException) -> str:
     """An outage in one line: a known refusal with its remedy, else at most 200 characters."""
     known = refusal_of(exc)

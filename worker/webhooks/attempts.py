@@ -23,8 +23,10 @@ from redis import exceptions
 from redis.backoff import ExponentialWithJitterBackoff
 
 from cache.connection.owner import rest
+from cache.connection.refusals import explain, is_denied
 from cache.connection.scripts import load
 from cache.encoding import codec
+from cache.logs import get_logger
 from worker.errors import Undecodable
 from worker.keys import MAX_WEBHOOK_ATTEMPTS, QueueKeys
 from worker.queue.arguments import now_ms
@@ -51,6 +53,8 @@ __all__ = [
     "Throttled",
 ]
 
+log = get_logger(__name__)
+
 _ATTEMPT = load(__package__, "attempt_deliveries", "..queue")
 _END_JOBLESS = load(__package__, "end_jobless", "..queue")
 # The job that reports a delivery's end to the function given as `on_end`.
@@ -66,6 +70,7 @@ _AWAY = (
 _BACKOFF_BASE_S, _BACKOFF_CAP_S = 0.05, 1.0
 # Keeps a script call short; the rest is sent in the next call.
 _MOST = 64
+_TELL_EVERY_S = 30.0
 # Where attempt_deliveries.lua returns a body, and what it returns for one to be read apart.
 _BODY, _APART = 4, -1
 
@@ -100,6 +105,8 @@ class AttemptStore:
         self._sending: asyncio.Task[None] | None = None
         self._name = uuid.uuid4().hex[:12]
         self._runs = count()
+        self._tell_at = float("-inf")
+        self.is_refused = False  # a command is denied: the last call is sent again
 
     async def begin(
         self, delivery_id: str, now: datetime, limits: EndpointLimits, *, max_attempts: int
@@ -176,7 +183,7 @@ class AttemptStore:
                 body: bytes | None = await self.client.hget(self.keys.webhook(delivery_id), "body")
             except _AWAY:
                 failures += 1
-                await asyncio.sleep(backoff.compute(failures))
+                await rest(self.client, backoff.compute(failures))
             else:
                 return body
 
@@ -227,14 +234,26 @@ class AttemptStore:
         while batch:
             try:
                 await self._send_once(batch)
-            except _AWAY:
+            except (exceptions.RedisError, OSError) as exc:
                 # Giving up would lose the outcomes, and the attempts would be repeated. Both
                 # kinds are safe to send again; each waiting job has its own timeout.
+                if not isinstance(exc, _AWAY):
+                    if not is_denied(str(exc)):
+                        raise
+                    self._tell(exc)
                 failures += 1
                 await rest(self.client, backoff.compute(failures))
                 batch = [asked for asked in batch if not asked.answer.done()]
             else:
+                self.is_refused = False
                 return
+
+    def _tell(self, denied: Exception) -> None:
+        self.is_refused = True
+        now = asyncio.get_running_loop().time()
+        if now >= self._tell_at:
+            self._tell_at = now + _TELL_EVERY_S
+            log.warning("webhook.refused", error=explain(denied), retrying=True)
 
     async def _send_once(self, batch: Sequence[_Asked]) -> None:
         ends = [asked for asked in batch if asked.is_end]
@@ -249,10 +268,15 @@ class AttemptStore:
         replies = await _ATTEMPT.run(self.client, [self.keys.webhook_open], args)
         if [len(answers) for answers in replies] != [len(ends), len(begins)]:
             raise RuntimeError("the script answered for other attempts than were asked for")
+        denied = ""
         for group, answers in zip((ends, begins), replies, strict=True):
             for asked, answer in zip(group, answers, strict=True):
-                if not asked.answer.done():
+                if answer[0] == b"error" and is_denied(answer[1].decode(errors="replace")):
+                    denied = answer[1].decode(errors="replace")
+                elif not asked.answer.done():
                     asked.answer.set_result(answer)
+        if denied:
+            raise exceptions.NoPermissionError(denied)
 
 
 @lru_cache(maxsize=16)

@@ -5,7 +5,7 @@ local MOST_BODY_BYTES, LARGE = 67108864, 262144
 local inline_left = 524288
 local function body_of(key)
   -- An error here would lose all claims of the poll.
-  local size = redis.pcall('STRLEN', key)
+  local size = allowed(redis.pcall('STRLEN', key))
   if type(size) ~= 'number' then
     return -1
   elseif size > MOST_BODY_BYTES then

@@ -5,11 +5,14 @@
 local function bury(d, id, why)
   local key, large = d.prefix .. 'dead:' .. id, d.prefix .. 'dead-body:' .. id
   local body = body_of(d.prefix .. 'job:' .. id)
-  redis.call('UNLINK', key, large)
   if body == -3 then
     redis.call('RENAME', d.prefix .. 'job:' .. id, large)
     redis.call('PEXPIRE', large, d.age)
+  elseif body then
+    -- Without a body, this burial may be the second try of one that stopped halfway.
+    redis.call('UNLINK', large)
   end
+  redis.call('UNLINK', key)
   redis.call('HSET', key, 'body', type(body) == 'string' and body or '', 'reason', why.reason, 'error', why.error or '',
     'queue', why.queue, 'queue_name', d.queues[why.queue], 'tries', why.tries or 0, 'died', d.now, 'name', why.name or '')
   redis.call('PEXPIRE', key, d.age)

@@ -2,6 +2,9 @@
 -- Needs types, put_job and dead before it; the caller has checked the types of all KEYS.
 -- An end: {kind, id, claim, queue number, details}; kinds and details: worker/engine/records.py
 
+-- A user's right to one of these commands may be taken away at any time. So the claim is deleted last:
+-- until then the end counts, and the poll that is sent again writes all of it.
+
 -- Delete all keys of live jobs. zrem: ids by queue number.
 local function forget(prefix, keys, ids, zrem)
   local gone = {}
@@ -13,7 +16,6 @@ local function forget(prefix, keys, ids, zrem)
   if #ids == 0 then
     return
   end
-  redis.call('DEL', unpack(gone))
   redis.call('ZREM', keys[5], unpack(ids))
   if redis.call('EXISTS', keys[7], keys[8]) > 0 then
     redis.call('ZREM', keys[7], unpack(ids))
@@ -24,6 +26,7 @@ local function forget(prefix, keys, ids, zrem)
       redis.call('ZREM', keys[number], unpack(zrem[number]))
     end
   end
+  redis.call('DEL', unpack(gone))
 end
 
 local function release_unique(key, id)
@@ -34,9 +37,9 @@ end
 
 -- Move a job from the running ones back into its queue, due at the given time.
 local function put_back(prefix, keys, number, id, due)
-  redis.call('DEL', prefix .. 'in-progress:' .. id)
-  redis.call('ZREM', keys[5], id)
   redis.call('ZADD', keys[number], due, id)
+  redis.call('ZREM', keys[5], id)
+  redis.call('DEL', prefix .. 'in-progress:' .. id)
 end
 
 local function keep_result(prefix, id, d)

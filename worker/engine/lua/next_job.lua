@@ -43,11 +43,14 @@ expect('zset', KEYS[5])
 local id = found[1]
 local mark = redis.call('ZSCORE', KEYS[7], id)
 local claim = token .. '|' .. queue .. '|' .. (number_of(found[2]) and found[2] or '0') .. '|0'
-if not redis.call('SET', prefix .. 'in-progress:' .. id, claim, 'NX', 'PX', lease + 86400000) then
+if redis.call('EXISTS', prefix .. 'in-progress:' .. id) == 1 then
   return {}
 end
+-- The claim comes last, as in poll.lua.
 redis.call('ZADD', KEYS[5], now + lease, id)
 -- A claimed job stays in its queue, where stock clients look for it, but not at its head.
 redis.call('ZADD', KEYS[queue], 'XX', now + 2 * lease, id)
+local body = body_of(prefix .. 'job:' .. id)
+redis.call('SET', prefix .. 'in-progress:' .. id, claim, 'PX', lease + 86400000)
 redis.call('SET', KEYS[10], cmsgpack.pack({token, {id}, {}, {}}), 'PX', 4 * lease + 60000)
-return {id, body_of(prefix .. 'job:' .. id), text_of(prefix .. 'retry:' .. id), claim, mark}
+return {id, body, text_of(prefix .. 'retry:' .. id), claim, mark}

@@ -113,20 +113,23 @@ local function claim(candidates)
     return
   end
   local taken, claims, running, moved = {}, {}, {}, {{}, {}, {}, {}}
+  local ids, seen = {}, {}
+  for i, c in ipairs(candidates) do
+    ids[i] = c[1]
+  end
+  -- A key of another type is not a claim. The claims of lapsed jobs are known.
+  local holders = candidates[1][4] and {} or redis.call('MGET', unpack(names('in-progress:', ids)))
   -- Converting a number to text is slow, so do it once.
   local lease_ends, queued_till = tostring(now + lease), tostring(now + 2 * lease)
   for i, c in ipairs(candidates) do
     local id, number, due, held, stalled = c[1], c[2], number_of(c[3]) and c[3] or '0', c[4], 0
-    local key, free = prefix .. 'in-progress:' .. id, true
+    local free = true
     local value = token .. '|' .. number .. '|' .. due .. '|'
     if not held then
-      held = redis.pcall('SET', key, value .. '0', 'NX', 'GET', 'PX', RUNNING_KEY_MS)
-      if type(held) == 'table' then
-        held = '' -- a key of another type is not a claim
-      elseif held then
-        free = not still_held(id, held, KEYS[number])
-      end
+      held = holders[i]
+      free = not (seen[id] or held and still_held(id, held, KEYS[number]))
     end
+    seen[id] = true
     if held then
       local was = string.match(held, '|(%d+)$')
       stalled = math.min(tonumber(was) or 0, 1000) + 1
@@ -149,9 +152,6 @@ local function claim(candidates)
       local holds = lease_of(lease, stalled)
       local n = #taken + 1
       taken[n], claims[n] = id, value .. stalled
-      if held then
-        redis.call('SET', key, claims[n], 'PX', RUNNING_KEY_MS)
-      end
       running[2 * n - 1], running[2 * n] = stalled == 0 and lease_ends or now + holds, id
       -- A claimed job stays in its queue, where stock clients look for it, but not at its head.
       local m = moved[number]
@@ -167,6 +167,11 @@ local function claim(candidates)
       end
     end
     add_rows(taken, claims)
+    -- The claims come last: a right to a command may be taken away at any time. A claim without the
+    -- writes above would count as a lost lease, and soon make a job poison that never ran.
+    for n, id in ipairs(taken) do
+      redis.call('SET', prefix .. 'in-progress:' .. id, claims[n], 'PX', RUNNING_KEY_MS)
+    end
   end
 end
 
@@ -288,6 +293,10 @@ elseif not (again and is_before(again[1])) then
   if #ends > 0 then
     apply_ends(ends, prefix, KEYS, dead, late, buried)
   end
+  if #groups > 0 then
+    count_ends(prefix, now, groups, not_as_grouped())
+    groups = {}
+  end
   if want + ahead > 0 and busy then
     local rest, found = want, {}
     -- Claim lapsed jobs only into free slots, never ahead.
@@ -305,7 +314,7 @@ elseif not (again and is_before(again[1])) then
     end
   end
   if #groups > 0 then
-    count_ends(prefix, now, groups, not_as_grouped())
+    count_ends(prefix, now, groups, {})
   end
   if #claimed > 0 or #ends > 0 or #poisoned > 0 or ARGV[14] == '1' then
     redis.call('SET', KEYS[10], cmsgpack.pack({token, claimed, late, poisoned}), 'PX', 4 * lease + 60000)
@@ -317,7 +326,8 @@ if not busy then
 end
 local next_due, more, size = -1, 0, 0
 local function look(key)
-  local head = redis.call('ZRANGE', key, 0, 0, 'WITHSCORES')
+  -- No command comes after the claims that does not come before them: one that is denied would leave them.
+  local head = redis.call('ZRANGEBYSCORE', key, '-inf', '+inf', 'WITHSCORES', 'LIMIT', 0, 1)
   local due = tonumber(head[2])
   if due and due <= now then
     return true
@@ -340,5 +350,6 @@ local scheduled = look(KEYS[11]) and 1 or 0
 if more == 1 then
   redis.call('ZADD', KEYS[6], 0, 'w')
 end
-local marks = marked and ARGV[12] == '1' and redis.call('ZRANGE', KEYS[7], 0, 999, 'WITHSCORES') or {}
+local marks = marked and ARGV[12] == '1'
+  and redis.call('ZRANGEBYSCORE', KEYS[7], '-inf', '+inf', 'WITHSCORES', 'LIMIT', 0, 1000) or {}
 return {now, math.ceil(next_due), more, size, scheduled, late, buried, poisoned, marks, rows, dead.dropped}

@@ -30,7 +30,7 @@ end
 -- returns 1 it has callbacks | 0
 local function callback(p, id, ok, ttl)
   local key, list = p .. 'callback:' .. id, p .. 'callbacks'
-  local count = redis.pcall('HLEN', key)
+  local count = allowed(redis.pcall('HLEN', key))
   if count == 0 then
     return 0
   end
@@ -77,9 +77,9 @@ local function finish_llm(p, id, data, ok, ttl, cache_ttl, usage_ttl, usage, lin
   local counts = {p .. 'usage:' .. row[1]}
   if row[2] then
     counts[2] = p .. 'batch:' .. row[2]
-    redis.pcall('SREM', p .. 'open:' .. row[2], id)
+    allowed(redis.pcall('SREM', p .. 'open:' .. row[2], id))
   elseif row[6] then
-    redis.pcall('ZREM', p .. 'single', id)
+    allowed(redis.pcall('ZREM', p .. 'single', id))
   elseif fits('hash', p .. 'sizes:' .. row[1]) and fits('hash', p .. 'groups')
       and fits('list', p .. 'pending:' .. row[1]) then
     leave_line(p .. 'pending:' .. row[1], id)
@@ -89,13 +89,15 @@ local function finish_llm(p, id, data, ok, ttl, cache_ttl, usage_ttl, usage, lin
     count_end(counted, ok, usage)
   end
   redis.call('PEXPIRE', counts[1], usage_ttl)
+  -- A right to a command may be taken away at any time. The request goes last: until then, the call that
+  -- is sent again writes all of it.
+  local has_callbacks = callback(p, id, ok, ttl)
   if ok == '1' then
     redis.call('UNLINK', key)
   else
     redis.call('RENAME', key, p .. 'failed:' .. id)
     redis.call('PEXPIRE', p .. 'failed:' .. id, ttl)
   end
-  local has_callbacks = callback(p, id, ok, ttl)
   redis.call('PUBLISH', p .. 'answered', id)
   return 1 + has_callbacks
 end

@@ -42,7 +42,7 @@ while left > 0 and looks < 50 do
   local id, nth, ok, cursor = string.match(entry, '^(.*):(%d+):(%d):(%d+)$')
   local key, page = p .. 'callback:' .. (id or ''), {'0', {}}
   if id then
-    page = redis.pcall('HSCAN', key, cursor, 'COUNT', math.min(free, 50))
+    page = allowed(redis.pcall('HSCAN', key, cursor, 'COUNT', math.min(free, 50)))
     if page.err then
       page = {'0', {}}
     end

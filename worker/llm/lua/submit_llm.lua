@@ -112,6 +112,8 @@ local function take_in(id, digest, body, tokens)
   if deadline ~= '' then
     more[#more + 1], more[#more + 2], more[#more + 3], more[#more + 4] = 'deadline', deadline, 'expires', deadline
   end
+  -- First the list: an id without a request is skipped, a request that is in no list would wait for ever.
+  redis.call('RPUSH', pending, id)
   local size = #body
   if string.sub(tokens, 1, 1) == '-' then
     tokens, size = string.sub(tokens, 2), redis.call('HSTRLEN', body, 'body')
@@ -149,7 +151,7 @@ for i = 16, #ARGV, 4 do
   end
 end
 if #new > 0 then
-  waiting = redis.call('RPUSH', pending, unpack(new))
+  waiting = waiting + #new
   redis.call('HSET', sizes, 'bytes', bytes_waiting, 'tokens', tokens_waiting)
   if is_first then
     redis.call('HSET', p .. 'groups', gid, ARGV[3])

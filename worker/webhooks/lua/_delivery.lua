@@ -30,7 +30,7 @@ local function wake(p, id, due)
   end
   local found = false
   for _, queue in ipairs(QUEUES) do
-    if type(redis.pcall('ZSCORE', p .. queue, job)) == 'string' then
+    if type(allowed(redis.pcall('ZSCORE', p .. queue, job))) == 'string' then
       redis.call('ZADD', p .. queue, 'XX', 'LT', due, job)
       found = true
     end

@@ -57,16 +57,6 @@ end
 -- d: {order, endpoint, on_end, replays, parked}, each as in the delivery
 local function finish(p, id, state, status, err, now, retention, d, report)
   local key = p .. 'webhook:' .. id
-  redis.call('HSET', key, 'state', state, 'status', status, 'error', err, 'ended', now)
-  if state == 'delivered' then
-    -- Delivered: the secret is no longer needed. Other ends keep it, sealed, for a replay.
-    redis.call('HDEL', key, 'next', 'parked', 'reserved', 'run', 'secret')
-  else
-    redis.call('HDEL', key, 'next', 'parked', 'reserved', 'run')
-  end
-  redis.call('PEXPIRE', key, retention)
-  redis.call('PEXPIRE', p .. 'webhook-attempts:' .. id, retention)
-  ends[state][#ends[state] + 1] = id
   if d.parked then
     redis.call('ZREM', p .. 'webhook-parked:' .. d.endpoint, id)
   end
@@ -77,5 +67,17 @@ local function finish(p, id, state, status, err, now, retention, d, report)
     local job = 'webhook-end:' .. (d.replays or 0) .. ':' .. id
     local body = report[1] .. cmsgpack.pack(id) .. report[2]
     put_job(p .. 'queue', p .. 'job:' .. job, p .. 'result:' .. job, p .. 'queue:wake', job, body, now)
+  end
+  redis.call('PEXPIRE', p .. 'webhook-attempts:' .. id, retention)
+  redis.call('PEXPIRE', key, retention)
+  -- A right to a command may be taken away at any time. The state comes last: until then, the call that is
+  -- sent again writes all of it.
+  redis.call('HSET', key, 'state', state, 'status', status, 'error', err, 'ended', now)
+  ends[state][#ends[state] + 1] = id
+  if state == 'delivered' then
+    -- Delivered: the secret is no longer needed. Other ends keep it, sealed, for a replay.
+    redis.call('HDEL', key, 'next', 'parked', 'reserved', 'run', 'secret')
+  else
+    redis.call('HDEL', key, 'next', 'parked', 'reserved', 'run')
   end
 end

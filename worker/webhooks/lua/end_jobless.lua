@@ -20,7 +20,7 @@ local function has_job(job)
   if redis.call('EXISTS', p .. 'job:' .. job, p .. 'dead-body:' .. job) > 0 then
     return true
   end
-  local size = redis.pcall('HSTRLEN', p .. 'dead:' .. job, 'body')
+  local size = allowed(redis.pcall('HSTRLEN', p .. 'dead:' .. job, 'body'))
   return type(size) == 'number' and size > 0
 end
 
