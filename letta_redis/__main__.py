@@ -25,6 +25,7 @@ def _parser() -> argparse.ArgumentParser:
     server = commands.add_parser("server", help="run the Letta server with the plug-in")
     server.add_argument("--host", default="localhost", help="address to listen on")
     server.add_argument("--port", type=int, default=8283, help="port to listen on")
+    server.add_argument("--secure", action="store_true", help="ask for Letta's server password")
 
     doctor = commands.add_parser("doctor", help="check whether this Letta server is one we know")
     doctor.add_argument("--json", action="store_true", help="print JSON")
@@ -39,7 +40,7 @@ def _run(chosen: argparse.Namespace) -> int:
     if chosen.command == "server":
         from letta_redis.plugin.serving import serve
 
-        serve(chosen.host, chosen.port)
+        serve(chosen.host, chosen.port, secure=chosen.secure)
         return 0
     if chosen.command == "doctor":
         from letta_redis.plugin.doctor import doctor

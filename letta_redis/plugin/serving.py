@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from functools import wraps
 from typing import Any
 
@@ -29,8 +30,10 @@ def _closing(runtime: Runtime, original: Any) -> Any:
     return shutdown_scheduler_and_release_lock
 
 
-def serve(host: str, port: int) -> None:
+def serve(host: str, port: int, *, secure: bool = False) -> None:
     """Run the server until it is told to end, as `letta server` does, with the plug-in."""
+    if secure:  # every process of the server reads it
+        os.environ["LETTA_SERVER_SECURE"] = "true"
     import uvicorn
     from letta.settings import settings
 

@@ -271,15 +271,18 @@ def _health_endpoint(status: int) -> Iterator[int]:
 # -- the image, as far as it can be checked without an engine -------------------------
 
 
-def _instructions() -> list[tuple[str, str]]:
-    text = (COMPOSE / "Dockerfile").read_text().replace("\\\n", " ")
+IMAGES = ("Dockerfile", "Dockerfile.letta")
+
+
+def _instructions(image: str = "Dockerfile") -> list[tuple[str, str]]:
+    text = (COMPOSE / image).read_text().replace("\\\n", " ")
     lines = [line for line in text.splitlines() if line and not line.startswith("#")]
     return [(line.split(maxsplit=1)[0], line.split(maxsplit=1)[1]) for line in lines]
 
 
-def _copied() -> list[str]:
+def _copied(image: str = "Dockerfile") -> list[str]:
     """Return the paths that the Dockerfile copies from the repository."""
-    copies = [rest.split() for name, rest in _instructions() if name == "COPY"]
+    copies = [rest.split() for name, rest in _instructions(image) if name == "COPY"]
     return [path for words in copies if not words[0].startswith("--from") for path in words[:-1]]
 
 
@@ -293,21 +296,63 @@ def test_the_image_runs_as_a_user_without_rights_and_in_exec_form() -> None:
     assert last["HEALTHCHECK"].endswith('CMD ["letta-workers", "health"]')
 
 
-def test_the_image_names_no_package_index() -> None:
-    text = (COMPOSE / "Dockerfile").read_text()
+def test_the_letta_service_is_the_release_that_the_plugin_knows() -> None:
+    build = services()["letta"]["build"]
+    arguments = [rest for name, rest in _instructions("Dockerfile.letta") if name == "ARG"]
+    bases = [rest for name, rest in _instructions("Dockerfile.letta") if name == "FROM"]
+    environment = (ROOT / "tests/letta/environment.in").read_text()
+
+    assert build["dockerfile"] == "compose/Dockerfile.letta"
+    assert arguments == ["LETTA_IMAGE=letta/letta:0.16.8"]
+    assert build["args"] == {"LETTA_IMAGE": "letta/letta:0.16.8"}
+    assert bases[-1] == "${LETTA_IMAGE}"
+    assert "==0.16.8" in environment
+
+
+def test_the_letta_image_starts_our_command(tmp_path: Path) -> None:
+    """The step that changes the start script does so, or fails on one that it does not know."""
+    (step,) = (rest for name, rest in _instructions("Dockerfile.letta") if rest.startswith("sed "))
+    script = tmp_path / "letta/server/startup.sh"
+    script.parent.mkdir(parents=True)
+
+    script.write_text('CMD="letta server --host $HOST --port $PORT"\nexec $CMD\n')
+    assert run(["/bin/sh", "-c", step], cwd=tmp_path).returncode == 0
+    ours = 'CMD="python -m letta_redis server --host $HOST --port $PORT"\nexec $CMD\n'
+    assert script.read_text() == ours
+
+    script.write_text("exec something else\n")
+    assert run(["/bin/sh", "-c", step], cwd=tmp_path).returncode != 0
+
+
+def test_the_letta_image_adds_what_its_environment_lacks() -> None:
+    """Last on the path, so that nothing of Letta's is replaced."""
+    steps = " ".join(rest for name, rest in _instructions("Dockerfile.letta") if name == "RUN")
+    (added,) = re.findall(r"grep -E '\^\(([^)]*)\)==' constraints.txt > missing.txt", steps)
+    locked = (ROOT / "tests/letta/environment.in").read_text().split()
+
+    assert set(added.split("|")) == {"cronsim", "hiredis", "msgspec"}
+    assert {"cronsim", "msgspec", "redis[hiredis]"} <= set(locked)
+    assert "letta_redis.pth" in steps
+    assert steps.rstrip().endswith("python -m letta_redis doctor")
+
+
+@pytest.mark.parametrize("image", IMAGES)
+def test_the_image_names_no_package_index(image: str) -> None:
+    text = (COMPOSE / image).read_text()
 
     assert "--index" not in text
     assert "--find-links" not in text
     assert "://" not in text
 
 
-def test_every_copied_path_exists_and_is_not_ignored() -> None:
-    ignore = (COMPOSE / "Dockerfile.dockerignore").read_text().splitlines()
+@pytest.mark.parametrize("image", IMAGES)
+def test_every_copied_path_exists_and_is_not_ignored(image: str) -> None:
+    ignore = (COMPOSE / f"{image}.dockerignore").read_text().splitlines()
     allowed = {line.removeprefix("!") for line in ignore if line.startswith("!")}
 
     assert "*" in ignore
-    assert set(_copied()) == allowed
-    for path in _copied():
+    assert set(_copied(image)) == allowed
+    for path in _copied(image):
         assert (ROOT / path).exists(), path
 
 
