@@ -11,6 +11,7 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 
 import settings as settings_module
@@ -27,11 +28,12 @@ from tests.support.servers import free_port, raw_server, valkey
 from tests.support.stored import everything_stored
 from tests.support.wait import eventually
 from tests.support.workers import quick_settings, running_worker
-from worker import JobFailed, RequestFailed, WorkerError, WorkerSettings
+from worker import JobFailed, JobQueue, RequestFailed, WorkerError, WorkerSettings
 from worker.app.composition import build_llm_context, build_webhook_context
-from worker.app.options import queue_options
+from worker.app.options import queue_options, reveal
 from worker.app.service import arq_redis_settings
 from worker.http.scrub import scrub, spellings
+from worker.web.app import build_app
 from worker.webhooks.headers import is_secret
 
 pytestmark = pytest.mark.integration
@@ -49,8 +51,10 @@ WEBHOOK_KEY = b64(f"{MARK}-webhook-key-0123456789abc"[:32].ljust(32, "x"))
 CACHE_KEY = b64(f"{MARK}-cache-key-0123456789abcde"[:32].ljust(32, "y"))
 OPENAI, ANTHROPIC = f"sk-{MARK}-openai", f"sk-{MARK}-anthropic"
 BEARER, HEADER, COOKIE = f"{MARK}-bearer", f"{MARK}-x-auth", f"session={MARK}"
+WORKERS_BEARER, WEB_TOKEN = f"{MARK}-workers-bearer", f"{MARK}-web-token"
 SECRETS = (
     PASSWORD, SIGNING, OWN, WEBHOOK_KEY, CACHE_KEY, OPENAI, ANTHROPIC, BEARER, HEADER, COOKIE,
+    WORKERS_BEARER, WEB_TOKEN,
 )  # fmt: skip
 
 
@@ -181,6 +185,8 @@ async def marked_settings(tmp_path: Path, form: str) -> AsyncIterator[tuple[Sett
                     worker_log_level="DEBUG",
                     worker_log_format=form,
                     webhook_secret=SIGNING,
+                    webhook_bearers=f"{WORKERS_BEARER}@http://127.0.0.1:{http}/mine",
+                    web_token=WEB_TOKEN,
                     webhook_encryption_key=WEBHOOK_KEY,
                     webhook_max_attempts=2,
                     worker_retry_base_s=0.01,
@@ -196,7 +202,7 @@ async def marked_settings(tmp_path: Path, form: str) -> AsyncIterator[tuple[Sett
 
 
 # Whoever asks for one of these by its name asks for the secret itself.
-HOLDERS = {"password", "secrets", "webhook_encryption_key"}
+HOLDERS = {"password", "secrets", "bearers", "webhook_encryption_key"}
 
 
 def everything_printed(root: Any) -> Iterator[str]:
@@ -243,6 +249,7 @@ async def test_a_run_with_secrets_leaves_none_in_clear_text(
                 "headers": {"X-Auth": HEADER, "cookie": COOKIE},
             }
             delivery = await queue.send_webhook(f"{http}/hook", {}, event_type="x", **hook)
+            mine = await queue.send_webhook(f"{http}/mine", {}, event_type="x")
             job = await queue.enqueue("explode_with_a_secret")
             urgent = [
                 await queue.submit_llm_request(
@@ -272,7 +279,12 @@ async def test_a_run_with_secrets_leaves_none_in_clear_text(
 
                 found = await eventually(ended)
                 assert b"POST /hook" in found.attempts[0].response
+                assert await eventually(lambda: _is_dead(queue, mine))
+                echoed = (await queue.delivery(mine)).attempts[0].response
+                assert b"POST /mine" in echoed
+                assert b"uthorization: ***" in echoed
                 printed += everything_printed([found, found.to_dict(), job, queue, worker])
+                printed += everything_printed(await queue.delivery(mine))
             letters = await queue.dead.list()
             printed += everything_printed([letters, await queue.stats(), cache, cache.stats()])
             printed += everything_printed(await queue.llm.batches.list())
@@ -293,6 +305,7 @@ async def test_a_run_with_secrets_leaves_none_in_clear_text(
             ]
             parts = [part for whole in (stores, *contexts) for part in vars_of(whole)]
             printed += everything_printed([stores, *contexts, *parts])
+            printed += await asked_for_metrics(queue, reveal(settings.web_token))
             wrongs: tuple[dict[str, Any], ...] = (
                 {"secret": f"whsec_{MARK}!"},
                 {"headers": {"x": f"{MARK}\n"}},
@@ -308,6 +321,25 @@ async def test_a_run_with_secrets_leaves_none_in_clear_text(
     printed += [captured.out, captured.err]
     shown = [(clear_secrets(text), text[:300]) for text in printed if clear_secrets(text)]
     assert shown == []
+
+
+async def _is_dead(queue: JobQueue, id_: str) -> bool:
+    return (await queue.delivery(id_)).state == "dead"
+
+
+async def asked_for_metrics(queue: JobQueue, token: str | None) -> list[str]:
+    """What the web application says with its token, with a wrong one, and of itself."""
+    app = build_app(queue, token=token, beside_workers=False)
+    said = [repr(app), *(repr(route) for route in app.routes)]
+    async with httpx.AsyncClient(
+        transport=httpx.ASGITransport(app), base_url="http://web"
+    ) as client:
+        for given, status in ((token, 200), (f"{token}x", 401)):
+            headers = {"authorization": f"Bearer {given}"}
+            answer = await client.get("/metrics", headers=headers)
+            assert answer.status_code == status
+            said += [answer.text, repr(answer.headers)]
+    return said
 
 
 def vars_of(deps: Any) -> list[Any]:

@@ -6,6 +6,7 @@ import asyncio
 import json
 import logging
 import re
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -18,9 +19,12 @@ from hypothesis import strategies as st
 from cache.encoding import codec
 from tests.support.queues import open_queue, stores_of
 from tests.support.workers import quick_settings
+from worker import Priority
 from worker.cli.commands import main
 from worker.errors import NotFound
+from worker.keys import EngineKeys
 from worker.logs import configure_logging
+from worker.queue.store import job_body
 from worker.terminal import printable, printable_lines
 
 pytestmark = pytest.mark.integration
@@ -88,6 +92,24 @@ async def _fill(settings: Any) -> None:
         await client.xadd(keys.webhook_events, {"kind": EVIL, "endpoint": EVIL})
         await client.zadd(keys.workers, {"w": 1})
         await client.set(keys.worker("w"), json.dumps({"worker_id": EVIL}))
+        body_of_job = job_body(EVIL, [EVIL], {}, now_ms=1)
+        await stores_of(queue).jobs.put(
+            EVIL, body_of_job, priority=Priority.DEFAULT, delay_ms=0, due_ms=None
+        )
+        await client.zadd(keys.history, {f"default:{EVIL}": int(time.time() // 60)})
+        odd_schedule = codec.encode(
+            {
+                "f": EVIL,
+                "a": [],
+                "k": {},
+                "q": keys.queue(),
+                "p": "default",
+                "every": 60_000,
+                "cron": None,
+            }
+        )
+        await client.hset(EngineKeys(keys).schedule_jobs, EVIL, odd_schedule)
+        await client.zadd(EngineKeys(keys).schedules, {EVIL: 10**13})
         body = {"model": "m", "messages": [{"role": "user", "content": "hi"}]}
         await queue.submit_llm_request(body, provider="openai", endpoint="chat/completions")
         groups = await client.hgetall(keys.llm_groups)
@@ -106,6 +128,7 @@ async def _fill(settings: Any) -> None:
         ("batches", "list"), ("batches", "show", EVIL), ("batches", "cancel", EVIL),
         ("cache", "stats"), ("cache", "invalidate", EVIL),
         ("cache", "warm", "--loader", EVIL, "a"), ("run", "--settings", EVIL),
+        ("jobs", "list"), ("jobs", "show", EVIL), ("workers",), ("schedules",), ("metrics",),
         ("health", "--any"), ("status",), (EVIL,), ("status", f"--{EVIL}"),
     ],
     ids=lambda command: "-".join(command).replace(EVIL, "odd"),
@@ -123,7 +146,7 @@ def test_a_command_shows_nothing_but_printable_text(
 def test_the_odd_text_was_there_to_be_shown(shell: Callable[..., str]) -> None:
     for command in (
         ("webhooks", "show", "m1"), ("webhooks", "list"), ("webhooks", "endpoints"),
-        ("dead", "list"), ("batches", "list"), ("health", "--any"),
+        ("dead", "list"), ("batches", "list"), ("health", "--any"), ("jobs", "list"), ("schedules",),
     ):  # fmt: skip
         assert r"a\x1b[2J" in shell(*command), command
 

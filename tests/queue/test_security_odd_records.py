@@ -112,3 +112,20 @@ async def test_an_odd_last_tick_stops_no_cron(client: Any, prefix: str, seen: by
             return worker.jobs_complete >= 1
 
         await eventually(ran)
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        b"\xff", b"", codec.encode(7), codec.encode({"f": "double"}),
+        codec.encode({**ROW, "p": "x"}), codec.encode({**ROW, "a": 7}),
+        codec.encode({**ROW, "every": "x"}),
+    ],
+)  # fmt: skip
+async def test_an_odd_schedule_does_not_hide_the_others(
+    client: Any, prefix: str, row: bytes
+) -> None:
+    queue = queue_of(client, prefix)
+    await queue.jobs.schedule("good", Call("double"), every_s=60)
+    await client.hset(EngineKeys(QueueKeys(prefix)).schedule_jobs, "odd", row)
+    assert [found.id for found in await queue.jobs.schedules()] == ["good"]

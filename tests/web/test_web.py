@@ -17,7 +17,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from cache.connection.pool import PoolOptions, open_pool
 from tests.support.engine import burst, running
-from tests.support.queues import queue_of
+from tests.support.queues import queue_of, stores_of
 from tests.support.wait import eventually
 from worker import JobQueue, Priority
 from worker.queue.overview import Overview
@@ -224,3 +224,52 @@ def test_an_address_is_read_and_known_as_loopback(
 def test_what_is_no_address_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match="accepted: host:port"):
         read_address(text)
+
+
+async def test_a_hostile_function_name_stays_inside_its_label(client: Any, prefix: str) -> None:
+    queue = queue_of(client, prefix)
+    names = ['a"} 1\nfake_metric{x="', "b\\", "c\x1b[2J", "d\ud7ff"]
+    for name in names:
+        await queue.enqueue("quick", job_id=name.encode().hex())
+    functions = [func(quick, name="quick")]
+    await burst(client, prefix, functions)
+    keys = stores_of(queue).keys
+    for name in names:
+        await client.zadd(keys.history, {f"default:{name}": 10**6})
+    await client.zadd(keys.history, {b"default:\xff": 10**6, b"default:\xfe": 10**6, b"odd": 1})
+    async with site(queue) as web:
+        answer = await web.get("/metrics")
+        assert answer.status_code == 200
+        families = list(text_string_to_metric_families(answer.text))
+        shown = {
+            sample.labels["task"]
+            for each in families
+            for sample in each.samples
+            if "task" in sample.labels
+        }
+        assert {*names, "quick"} <= shown
+        assert "fake_metric" not in {family.name for family in families}
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"accept": "application/openmetrics-text; version=x; escaping=?"},
+        {"accept": "application/openmetrics-text;version=1.0.0;version=2;;=,,"},
+        {"accept": "\xff;q=nan"},
+        {"accept": "a" * 30_000},
+        {"host": "evil.example\x7f"},
+        {"host": ""},
+        {"authorization": "Bearer \xff"},
+        {"x-forwarded-for": "1, 2", "transfer-encoding": "chunked"},
+    ],
+)
+async def test_odd_headers_and_paths_are_answered(
+    client: Any, prefix: str, headers: dict[str, str]
+) -> None:
+    async with site(queue_of(client, prefix)) as web:
+        sent = {name: value.encode("latin-1") for name, value in headers.items()}
+        for path in ("/metrics", "/healthz", "//healthz", "/..%2fmetrics", "/%ff%00"):
+            answer = await web.get(path, headers=sent)  # type: ignore[arg-type]
+            assert answer.status_code in {200, 400, 404, 431}, (path, answer.status_code)
+        assert (await web.get("/healthz")).status_code == 200

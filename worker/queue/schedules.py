@@ -7,9 +7,13 @@ from typing import Any
 
 from cache.connection.scripts import load
 from cache.encoding import codec
+from cache.errors import CodecError
+from cache.logs import get_logger
 from worker.keys import EngineKeys, QueueKeys
 from worker.queue.calls import Call
 from worker.queue.priority import Priority
+
+log = get_logger(__name__)
 
 _PUT = load(__package__, "schedule")
 
@@ -57,8 +61,16 @@ class ScheduleStore:
         return bool(removed)
 
     async def list(self) -> list[Schedule]:
+        """All schedules that can be read; the worker logs the others as well, when they are due."""
         rows = await self._client.hgetall(self._jobs)
-        return [_schedule(id_.decode(), codec.decode(data)) for id_, data in sorted(rows.items())]
+        found = []
+        for id_, data in sorted(rows.items()):
+            try:
+                found.append(_schedule(id_.decode(errors="replace"), codec.decode(data)))
+            except (CodecError, ArithmeticError, LookupError, TypeError, ValueError) as exc:
+                name = id_.decode(errors="replace")
+                log.error("schedule.bad", schedule=name, error=type(exc).__name__)  # noqa: TRY400
+        return found
 
 
 def _schedule(id_: str, row: dict[str, Any]) -> Schedule:

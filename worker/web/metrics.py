@@ -52,7 +52,10 @@ def render(reading: Reading, accept: str) -> tuple[bytes, str]:
     """Return the text and its type, as the `Accept` header of a scraper chooses."""
     registry = CollectorRegistry(auto_describe=False)
     registry.register(_Readings(reading))
-    encode, content_type = choose_encoder(accept)
+    try:
+        encode, content_type = choose_encoder(accept)
+    except Exception:  # noqa: BLE001  (it reads versions that a client made up)
+        encode, content_type = choose_encoder("")
     return encode(registry), content_type
 
 
