@@ -28,6 +28,9 @@ from worker.web.app import build_app
 
 pytestmark = pytest.mark.integration
 
+# The most that the setting allows; a busy machine takes long to connect.
+PATIENT_S = 10
+
 
 @pytest.fixture(scope="module")
 def nodes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
@@ -41,7 +44,9 @@ async def settings(nodes: Cluster) -> AsyncIterator[Settings]:
         await node.client.flushall()
     names = ("add", "explode", "context")
     functions = ",".join(f"tests.support.jobs:{name}" for name in names)
-    yield quick_settings(nodes.url, worker_functions=functions, worker_max_tries=1)
+    yield quick_settings(
+        nodes.url, worker_functions=functions, worker_max_tries=1, cache_timeout_s=PATIENT_S
+    )
     await nodes.hang_up()
 
 
@@ -137,7 +142,11 @@ async def _exists(client: Any, key: str) -> bool:
 
 
 async def test_an_embedded_cluster_runs_jobs_and_ends_with_its_last_user() -> None:
-    own = quick_settings("embedded+cluster://", worker_functions="tests.support.jobs:add")
+    own = quick_settings(
+        "embedded+cluster://",
+        worker_functions="tests.support.jobs:add",
+        cache_timeout_s=PATIENT_S,
+    )
     async with open_queue(own) as queue, running_worker(own), open_cache(own) as cache:
         assert await (await queue.enqueue("add", 1, b=2)).result(timeout_s=60) == 3
         assert await cache.agents.set("a", 1)
