@@ -216,8 +216,9 @@ async def test_a_request_close_to_its_deadline_leaves_its_batch(
     async with open_queue(settings) as queue, running_worker(settings):
         await submit(queue, "openai", "soon")
         await eventually(lambda: under_way(queue))
-        # Another caller of the same request, who has less time.
-        soon = datetime.now(UTC) + timedelta(seconds=60.5)
+        # Another caller of the same request, who has less time, but not so little that the
+        # request is sent directly at once.
+        soon = datetime.now(UTC) + timedelta(seconds=63)
         (id_,) = await submit(queue, "openai", "soon", deadline=soon)
         assert await outcome(queue, id_) == "echo: soon"
         shown = await eventually(lambda: ended(queue, 1))
