@@ -269,16 +269,16 @@ async def test_a_waiter_is_woken_when_the_holder_stores(cache: Cache, other: Cac
 async def test_a_dead_holder_is_replaced_within_its_lease(valkey_url: str, prefix: str) -> None:
     async with cache_on(valkey_url, prefix, lease_s=0.3) as cache:
         assert await cache.agents.lease("a1") is not None  # and never filled
-        loop = asyncio.get_running_loop()
-        start = loop.time()
+        for key in await cache.client.keys(f"{prefix}*:lease:*"):
+            assert await cache.client.pttl(key) <= 300
         assert await cache.agents.get_or_load("a1", Loader("value")) == "value"
-        assert loop.time() - start < 3  # the lease of the default options
 
 
 async def test_a_running_loader_keeps_its_lease(valkey_url: str, prefix: str) -> None:
+    lease_s = 5  # a busy machine must be able to renew it
     async with (
-        cache_on(valkey_url, prefix, lease_s=1.5) as cache,
-        cache_on(valkey_url, prefix, lease_s=1.5) as other,
+        cache_on(valkey_url, prefix, lease_s=lease_s) as cache,
+        cache_on(valkey_url, prefix, lease_s=lease_s) as other,
     ):
         loader, second = Loader("value"), Loader("second")
         loader.hold()
@@ -289,7 +289,7 @@ async def test_a_running_loader_keeps_its_lease(valkey_url: str, prefix: str) ->
         start = loop.time()
 
         async def waited_past_the_lease() -> bool:
-            return loop.time() > start + 2
+            return loop.time() > start + lease_s + 0.5
 
         await eventually(waited_past_the_lease)
         loader.go.set()

@@ -154,7 +154,7 @@ async def test_a_set_during_a_write_is_refused(cache: Cache, other: Cache) -> No
 async def test_an_intent_outlives_its_process_by_its_ttl(
     valkey_url: str, prefix: str, other: Cache
 ) -> None:
-    async with cache_on(valkey_url, prefix, intent_s=0.3) as cache:
+    async with cache_on(valkey_url, prefix, intent_s=3) as cache:
         await cache.begin_write(agents=["a1"])  # dropped: nobody ends it
     await other.agents.get_or_load("a1", Loader(1))
     assert await other.agents.get("a1") is None
@@ -167,7 +167,7 @@ async def test_an_intent_outlives_its_process_by_its_ttl(
 
 
 async def test_a_token_that_was_dropped_is_not_renewed(valkey_url: str, prefix: str) -> None:
-    async with cache_on(valkey_url, prefix, intent_s=0.3) as cache:
+    async with cache_on(valkey_url, prefix, intent_s=3) as cache:
         token = await cache.begin_write(agents=["a1"])
         assert token.holds
         del token

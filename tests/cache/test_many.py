@@ -136,7 +136,7 @@ async def test_the_loader_does_not_wait_for_other_loads(
 async def test_an_id_whose_load_died_elsewhere_is_loaded_after_its_lease(
     valkey_url: str, prefix: str, cache: Cache
 ) -> None:
-    async with cache_on(valkey_url, prefix, lease_s=0.3) as short:
+    async with cache_on(valkey_url, prefix, lease_s=3) as short:
         assert await short.agents.lease("a1") is not None
     load = LoaderOfMany(a1=1, a2=2)
     assert await cache.agents.get_or_load_many(["a1", "a2"], load) == {"a1": 1, "a2": 2}
