@@ -12,7 +12,7 @@ T = TypeVar("T")
 _LOOK_EVERY_S = 0.01
 
 
-async def eventually(look: Callable[[], Awaitable[T | None]], *, deadline_s: float = 10.0) -> T:
+async def eventually(look: Callable[[], Awaitable[T | None]], *, deadline_s: float = 30.0) -> T:
     """Return the first true result of `look`. AssertionError with the last one at the deadline."""
     end = time.monotonic() + deadline_s
     while True:
@@ -24,7 +24,7 @@ async def eventually(look: Callable[[], Awaitable[T | None]], *, deadline_s: flo
         await asyncio.sleep(_LOOK_EVERY_S)
 
 
-def eventually_sync(look: Callable[[], T], *, deadline_s: float = 10.0) -> T:
+def eventually_sync(look: Callable[[], T], *, deadline_s: float = 30.0) -> T:
     """Like `eventually`, without an event loop."""
     end = time.monotonic() + deadline_s
     while True:
