@@ -19,6 +19,7 @@ from worker.queue.client import Jobs
 from worker.queue.dead import DeadLetters
 from worker.queue.history import FunctionHistory, Step
 from worker.queue.job import Job
+from worker.queue.pauses import Pause
 from worker.queue.priority import Priority
 from worker.webhooks.client import Webhooks
 from worker.webhooks.records import Delivery
@@ -102,6 +103,22 @@ class JobQueue:
         return await self.jobs.history.read(
             function=function, priority=priority, since=since, step=step
         )
+
+    async def pause(
+        self, *, function: JobName[Any] | None = None, priority: Priority | None = None
+    ) -> bool:
+        """Keep a function's or a priority's jobs from running: `queue.jobs.pauses.pause`."""
+        return await self.jobs.pauses.pause(function=function, priority=priority)
+
+    async def resume(
+        self, *, function: JobName[Any] | None = None, priority: Priority | None = None
+    ) -> bool:
+        """End a pause: `queue.jobs.pauses.resume`."""
+        return await self.jobs.pauses.resume(function=function, priority=priority)
+
+    async def paused(self) -> list[Pause]:
+        """List what is paused: `queue.jobs.pauses.list`."""
+        return await self.jobs.pauses.list()
 
     # -- webhooks ----------------------------------------------------------------
 

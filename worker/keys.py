@@ -39,6 +39,8 @@ STAGED_TTL_S = 600
 # How long a provider's rate state is kept after its last direct call, seconds.
 LLM_RATE_TTL_S = 3600
 
+# A held job's place in its queue is so far behind its due time, ms (queue/lua/_pauses.lua).
+HELD_MS = 1_000_000_000_000_000
 
 # The names of the priorities, by urgency: a queue's number is its position here, from 1.
 _PRIORITIES = ("critical", "high", "default", "low")
@@ -328,12 +330,25 @@ class EngineKeys:
         return f"{self.default_queue}:schedules:jobs"
 
     @property
+    def schedule_runs(self) -> str:
+        """Hash: id of a repeating job -> id of its last run's job."""
+        return f"{self.default_queue}:schedules:runs"
+
+    @property
     def cron(self) -> str:
         return f"{self.default_queue}:cron"
 
     @property
     def listener(self) -> str:
         return f"{self.default_queue}:listener"
+
+    @property
+    def paused(self) -> str:
+        return f"{self.default_queue}:paused"
+
+    def held(self, function: str) -> list[str]:
+        """Sorted set of each queue: id of a held job of a paused function -> its due time."""
+        return [f"{queue}:held:{function}" for queue in self.queues]
 
 
 _ENDS = "deleted when the job ends"
@@ -620,6 +635,12 @@ CATALOGUE: tuple[KeySpec, ...] = (
         "one field per schedule",
     ),
     KeySpec(
+        "arq:queue:schedules:runs",
+        "hash",
+        "id of a repeating job -> id of its last run's job",
+        "one field per schedule",
+    ),
+    KeySpec(
         "arq:queue:cron",
         "hash",
         "name of a cron job -> its last tick, Unix ms",
@@ -630,6 +651,19 @@ CATALOGUE: tuple[KeySpec, ...] = (
         "string",
         "id of the worker that listens for jobs of stock clients",
         "TTL twelve heartbeats",
+    ),
+    KeySpec(
+        "arq:queue:paused",
+        "hash",
+        "priority:<name> or function:<name> -> since when it is paused, Unix ms; resume:<name> "
+        "while jobs of the function go back",
+        "128 fields",
+    ),
+    KeySpec(
+        "arq:queue[:<priority>]:held:<function>",
+        "sorted set",
+        "id of a due job of a paused function -> its due time, Unix ms",
+        "one member per held job; removed by the resume",
     ),
     KeySpec("arq:parked", "hash", "id of a job with an unknown name -> since when, Unix ms", _ENDS),
     KeySpec(

@@ -41,6 +41,7 @@ from worker.llm.states import BatchState
 from worker.queue import dead, staging, store
 from worker.queue.dead import DeadLetters
 from worker.queue.encoder import PreparedJob
+from worker.queue.pauses import Pauses
 from worker.queue.schedules import Schedule, ScheduleStore
 from worker.queue.store import QueueStore, job_body
 from worker.webhooks import deliveries
@@ -163,6 +164,40 @@ def dead_retry_of_what_is_listed(client: Any) -> Steps:
             raise RefusedStep(str(exc)) from None
 
     return lambda: dead_letter(client), step
+
+
+@case
+def pause(client: Any) -> Steps:
+    keys = [EngineKeys(KEYS).paused, KEYS.wake]
+    script = load("worker.queue", "pause")
+    return nothing, lambda: script.run(client, keys, ["function", "f", 1, 9])
+
+
+def held(client: Any) -> Callable[[], Awaitable[Any]]:
+    """One job of the paused function `f` is held, and one is due."""
+
+    async def prepare() -> None:
+        await Pauses(client, KEYS).pause(function="f")
+        await put(client)()
+        await poller(client, "other").run([], 1)
+        await put(client, "b")()
+
+    return prepare
+
+
+@case
+def hold(client: Any) -> Steps:
+    return held(client), lambda: polled(poller(client), [])
+
+
+@case
+def resume(client: Any) -> Steps:
+    async def prepare() -> None:
+        await held(client)()
+        await Pauses(client, KEYS)._change("function", "f", pause=False)
+
+    keys = [EngineKeys(KEYS).paused, KEYS.wake, *EngineKeys(KEYS).queues]
+    return prepare, lambda: load("worker.queue", "resume").run(client, keys, ["f"])
 
 
 @case
@@ -352,7 +387,8 @@ def renew(client: Any) -> Steps:
 @case
 def cron(client: Any) -> Steps:
     keys = [EngineKeys(KEYS).cron, KEYS.queue(), KEYS.job("c"), KEYS.result("c"), KEYS.wake]
-    args = ["f", 5, "c", BODY, 1, "", 5, 5]
+    keys.append(EngineKeys(KEYS).paused)
+    args = ["f", 5, "c", BODY, 1, "", 5, 5, "f"]
     return (
         lambda: client.hset(EngineKeys(KEYS).cron, "f", 1),
         lambda: load("worker.engine", "cron", "..queue").run(client, keys, args),
@@ -362,7 +398,8 @@ def cron(client: Any) -> Steps:
 @case
 def schedule_run(client: Any) -> Steps:
     names = [EngineKeys(KEYS).schedules, KEYS.queue(), KEYS.job("c"), KEYS.result("c"), KEYS.wake]
-    args = ["s", 5, 9, "c", BODY]
+    names += [EngineKeys(KEYS).schedule_runs, EngineKeys(KEYS).paused]
+    args = ["s", 5, 9, "c", BODY, "f", "default"]
     return (
         lambda: client.zadd(EngineKeys(KEYS).schedules, {"s": 5}),
         lambda: load("worker.engine", "schedule_run", "..queue").run(client, names, args),

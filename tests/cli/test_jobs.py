@@ -50,3 +50,23 @@ def test_jobs_are_listed_shown_and_aborted(
     assert missing.exit_code == 1
     assert "no job 'nobody' waits or runs" in missing.output
     assert letta_workers("jobs", "abort", "nobody").exit_code == 1
+
+
+def test_a_function_and_a_priority_are_paused_and_resumed(
+    private_valkey_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LETTA_REDIS_URL", private_valkey_url)
+    assert "nothing is paused" in letta_workers("pause").output
+    assert "paused send_mail" in letta_workers("pause", "--function", "send_mail").output
+    again = json.loads(letta_workers("pause", "--function", "send_mail", "--json").output)
+    assert again == {"paused": "send_mail", "changed": False}
+    assert "paused low" in letta_workers("pause", "--priority", "low").output
+    found = json.loads(letta_workers("pause", "--json").output)
+    assert [(row["priority"], row["function"]) for row in found] == [
+        ("low", None),
+        (None, "send_mail"),
+    ]
+    assert "function send_mail  since " in letta_workers("pause").output
+    assert "resumed low" in letta_workers("resume", "--priority", "low").output
+    assert "low was not paused" in letta_workers("resume", "--priority", "low").output
+    assert letta_workers("resume").exit_code == 2

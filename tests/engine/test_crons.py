@@ -14,8 +14,11 @@ from arq.worker import func
 
 from cache.encoding import codec
 from tests.support.engine import burst
+from tests.support.queues import queue_of
+from worker import Priority, call
 from worker.engine.cron import CronRunner
 from worker.engine.cron_expression import cron_job
+from worker.engine.schedules import ScheduleRunner
 from worker.keys import EngineKeys, QueueKeys
 
 pytestmark = pytest.mark.integration
@@ -156,3 +159,42 @@ async def test_housekeeping_that_succeeds_is_logged_for_debugging_only(
         await burst(client, prefix, [func(job, name="other")], cron_jobs=[tidy])
     told = {line["event"]: line["log_level"] for line in logs}
     assert (told["cron.enqueued"], told["job.completed"]) == (level, level)
+
+
+async def test_ticks_of_a_paused_function_do_not_pile_up(client: Any, prefix: str) -> None:
+    clock = Clock(round(time.time() * 1000))
+    jobs = [cron(job, name="c", second=None), cron(job, name="all", second=None, unique=False)]
+    crons, queue = runner(client, prefix, jobs, clock), queue_of(client, prefix)
+    await queue.pause(function="c")
+    await queue.pause(function="all")
+    for _ in range(5):
+        clock.now += 1000
+        await crons.tick()
+    (waits,) = await enqueued(client, prefix)
+    assert waits.startswith("c:")
+    # The one that waited is running: the next tick is not a missed one.
+    await queue.resume(function="c")
+    await burst(client, prefix, [func(job, name="c")])
+    clock.now += 1000
+    await crons.tick()
+    assert len(await enqueued(client, prefix)) == 1
+
+
+async def test_runs_of_a_paused_schedule_do_not_pile_up(client: Any, prefix: str) -> None:
+    queue, keys = queue_of(client, prefix), EngineKeys(QueueKeys(prefix))
+    await queue.schedule("s", call("c"), every_s=60)
+    await queue.pause(priority=Priority.DEFAULT)
+    clock = Clock(round(time.time() * 1000))
+    runs = ScheduleRunner(client, keys, encode=codec.encode, now_ms=clock)
+    for _ in range(4):
+        clock.now += 60_001
+        await runs.run()
+    (waits,) = await enqueued(client, prefix)
+    assert await client.hget(keys.schedule_runs, "s") == waits.encode()
+    await queue.resume(priority=Priority.DEFAULT)
+    await burst(client, prefix, [func(job, name="c")])
+    clock.now += 60_001
+    await runs.run()
+    assert len(await enqueued(client, prefix)) == 1
+    assert await queue.jobs.unschedule("s")
+    assert not await client.exists(keys.schedule_runs)

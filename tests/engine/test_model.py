@@ -67,6 +67,8 @@ class Model(RuleBasedStateMachine):
         self.dead: set[str] = set()
         self.marked: set[str] = set()
         self.parked: set[str] = set()
+        self.paused: set[str] = set()
+        self.kind: dict[str, tuple[str, str]] = {}  # function and priority
         self.kept: list[list[WakePoll]] = [[], []]  # given up; copies may still arrive
         self.count = 0
 
@@ -80,9 +82,10 @@ class Model(RuleBasedStateMachine):
 
     # -- what can happen -----------------------------------------------------------
 
-    @rule(priority=st.sampled_from(list(Priority)))
-    def enqueue(self, priority: Priority) -> None:
-        job = self.run(self.queue.enqueue("f", priority=priority, job_id=f"j{self.count}"))
+    @rule(priority=st.sampled_from(list(Priority)), function=st.sampled_from(["f", "g"]))
+    def enqueue(self, priority: Priority, function: str) -> None:
+        job = self.run(self.queue.enqueue(function, priority=priority, job_id=f"j{self.count}"))
+        self.kind[job.id] = (function, priority)
         self.count += 1
         self.waiting.add(job.id)
 
@@ -94,8 +97,9 @@ class Model(RuleBasedStateMachine):
     )
     def claim(self, worker: int, stalled_jobs: int, resend: bool) -> list[Claim]:
         poll = self.polls[worker]
-        free = self.waiting | self.lapsed
+        free = {id_ for id_ in self.waiting | self.lapsed if self.paused.isdisjoint(self.kind[id_])}
         polled = self.run(poll.run([], 2, stalled_jobs=stalled_jobs))
+        self._paused_lapsed_go_back()
         poisoned, now = polled.poisoned, polled.now
         if resend:
             polled = self.run(self._again(poll, stalled_jobs))
@@ -143,7 +147,7 @@ class Model(RuleBasedStateMachine):
             assert self.run(self._send(polled)) == []
         found = read_claims(rows)
         heads = [ids[0] for ids in due if ids]
-        is_plain = len(heads) == 1 and heads[0] in self.waiting
+        is_plain = len(heads) == 1 and heads[0] in self.waiting and not self.paused
         assert [claim.job_id for claim in found] == (heads if is_plain and reply != "late" else [])
         for claim in found:
             assert (claim.stalled_count, claim.tries) == (0, self._tries(claim.job_id))
@@ -168,6 +172,16 @@ class Model(RuleBasedStateMachine):
         poll.number -= 1
         return await poll.run([], 2, stalled_jobs=stalled_jobs)
 
+    def _paused_lapsed_go_back(self) -> None:
+        """A poll gives lapsed jobs back whose function or priority is paused, as many as it looks at."""
+        for id_ in sorted(self.lapsed):
+            if self.run(self.client.zscore(self.keys.running, id_)) is None:
+                assert not self.paused.isdisjoint(self.kind[id_])
+                self.lapsed.discard(id_)
+                del self.held[id_]
+                self.stalled_count.pop(id_, None)
+                self.waiting.add(id_)
+
     def _put_off(self, now: int) -> set[str]:
         """The lapsed stalled jobs that the poll at `now` deferred: they count as held again."""
         ends = {id_: self.run(self.client.zscore(self.keys.running, id_)) for id_ in self.lapsed}
@@ -178,6 +192,15 @@ class Model(RuleBasedStateMachine):
             self.run(self.client.zadd(self.keys.running, {id_: now + HOUR_MS}))
         self.lapsed -= found
         return found
+
+    @rule(name=st.sampled_from(["f", "g", *Priority]))
+    def pause_or_resume(self, name: str) -> None:
+        given: dict[str, Any] = {"priority" if name in list(Priority) else "function": name}
+        if name in self.paused:
+            assert self.run(self.queue.resume(**given))
+        else:
+            assert self.run(self.queue.pause(**given))
+        self.paused ^= {name}
 
     @rule()
     def leases_lapse(self) -> None:

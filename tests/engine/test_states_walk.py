@@ -23,7 +23,7 @@ from cache.encoding.codec import lua_text
 from tests.support.engine import burst
 from tests.support.queues import queue_of, stores_of
 from tests.support.wait import eventually
-from worker import call
+from worker import Priority, call
 from worker.client import JobQueue
 from worker.engine import EngineOptions
 from worker.engine.cron import CronRunner
@@ -31,7 +31,7 @@ from worker.engine.leases import renew
 from worker.engine.poll import Poll
 from worker.engine.records import Claim, PollResult, read_claims
 from worker.engine.schedules import ScheduleRunner
-from worker.keys import EngineKeys, QueueKeys
+from worker.keys import HELD_MS, EngineKeys, QueueKeys
 from worker.queue.job import Job
 
 pytestmark = pytest.mark.integration
@@ -91,6 +91,8 @@ class Walk:
             return "running"
         if await self.client.hexists(base.parked, id_):
             return "parked"
+        if due[0] >= HELD_MS:
+            return "paused"
         return "queued" if due[0] <= time.time() * 1000 else "deferred"
 
     async def claim(self) -> Claim:
@@ -152,12 +154,19 @@ async def _dead(walk: Walk) -> None:
     await walk.end("dead", await _running(walk), reason="failed", error="E", tries=1, name="f")
 
 
+async def _paused(walk: Walk) -> None:
+    await walk.queue.pause(function="f")
+    await _queued(walk)
+    await _hold(walk)
+
+
 STARTS: dict[str, Step] = {
     "new": _nothing,
     "queued": _queued,
     "deferred": _deferred,
     "running": _running,
     "parked": _parked,
+    "paused": _paused,
     "dead": _dead,
 }
 
@@ -265,6 +274,38 @@ async def _(walk: Walk) -> None:
     [claim] = read_claims(await walk.client.execute_command(*poll.wake_poll().command))
     assert await walk.client.get(walk.keys.base.in_progress(JOB)) == claim.token
     assert claim.tries == claim.stalled_count == 0
+
+
+@walks("queued", "held", "paused")
+async def _hold(walk: Walk) -> None:
+    due = await walk.client.zscore(walk.keys.default_queue, JOB)
+    await walk.queue.pause(function="f")
+    assert (await walk.poll().run([], 1)).claims == []
+    assert await walk.client.zscore(walk.keys.held("f")[2], JOB) == due
+
+
+@walks("paused", "released", "queued")
+async def _(walk: Walk) -> None:
+    due = await walk.client.zscore(walk.keys.held("f")[2], JOB)
+    assert await walk.queue.resume(function="f")
+    assert await walk.client.zscore(walk.keys.default_queue, JOB) == due
+    assert not await walk.client.exists(walk.keys.paused, *walk.keys.held("f"))
+
+
+@walks("paused", "abort requested", "queued")
+async def _(walk: Walk) -> None:
+    assert await stores_of(walk.queue).jobs.abort(JOB)
+    claim = await walk.claim()
+    assert claim.mark_ms is not None
+    await walk.end("back", claim, due="1")
+
+
+@walks("running", "halted", "queued")
+async def _(walk: Walk) -> None:
+    await walk.queue.pause(priority=Priority.DEFAULT)
+    await walk.lapse(JOB)
+    polled = await walk.poll().run([], 1)
+    assert (polled.claims, polled.more) == ([], False)
 
 
 async def _first(walk: Walk) -> Claim | None:

@@ -335,7 +335,7 @@ async def test_stats_count_every_state(client: Any, prefix: str) -> None:
         await queue.enqueue("hang", delay_s=60)
         stats = await queue.stats()
     assert stats["critical"] == {
-        "queued": 0, "deferred": 0, "running": 1, "parked": 0, "dead": 0, "oldest_age_s": 0,
+        "queued": 0, "deferred": 0, "running": 1, "paused": 0, "parked": 0, "dead": 0, "oldest_age_s": 0,
     }  # fmt: skip
     assert (stats["low"]["queued"], stats["default"]["deferred"]) == (1, 1)
     assert stats["low"]["oldest_age_s"] >= 0

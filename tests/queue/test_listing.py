@@ -12,6 +12,9 @@ from tests.support.queues import open_queue, queue_of, stores_of
 from tests.support.wait import eventually
 from tests.support.workers import quick_settings, running_worker
 from worker import InvalidArgument, JobQueue, NotFound, Priority
+from worker.engine import EngineOptions
+from worker.engine.poll import Poll
+from worker.keys import EngineKeys
 from worker.queue.rows import JobRow
 
 pytestmark = pytest.mark.integration
@@ -32,6 +35,11 @@ async def all_rows(queue: JobQueue, limit: int, **filters: Any) -> list[JobRow]:
         found, cursor = [*found, *page.jobs], page.cursor
         if not cursor:
             return found
+
+
+def poll_of(queue: JobQueue) -> Poll:
+    stores = stores_of(queue)
+    return Poll(stores.client, EngineKeys(stores.keys), EngineOptions(), worker_id="w")
 
 
 async def test_waiting_jobs_are_listed_by_priority_and_due_time(queue: JobQueue) -> None:
@@ -156,3 +164,29 @@ async def test_what_is_no_filter_is_refused_by_name(queue: JobQueue) -> None:
             await queue.jobs.list(**arguments)
     with pytest.raises(NotFound, match="ended"):
         await queue.jobs.describe("ended")
+
+
+async def test_paused_jobs_are_listed_before_and_after_a_worker_met_them(queue: JobQueue) -> None:
+    await queue.pause(function="a")
+    await queue.pause(priority=Priority.LOW)
+    for number in range(4):
+        await queue.enqueue("a", job_id=f"a{number}")
+    await queue.enqueue("b", job_id="b")
+    await queue.enqueue("a", job_id="later", delay_s=3600)
+    await queue.enqueue("b", job_id="low", priority=Priority.LOW)
+    before = await all_rows(queue, 2, state="paused")
+    assert [row.id for row in before] == ["a0", "a1", "a2", "a3", "low"]
+    low = (await queue.stats())["low"]
+    assert (low["queued"], low["paused"]) == (0, 1)
+
+    (claim,) = (await poll_of(queue).run([], 9)).claims
+    assert claim.job_id == "b"
+
+    assert await all_rows(queue, 2, state="paused") == before
+    assert await queue.jobs.describe("a0") == before[0]
+    assert [row.id for row in await all_rows(queue, 2, state="deferred")] == ["later"]
+    assert await all_rows(queue, 2, state="queued") == []
+    counts = (await queue.stats())["default"]
+    assert [counts[name] for name in ("queued", "deferred", "paused", "running")] == [0, 1, 4, 1]
+    overview = await queue.jobs.overview()
+    assert (overview.paused, overview.deferred, overview.running) == (4, 1, 1)

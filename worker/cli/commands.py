@@ -18,6 +18,7 @@ from worker.cli.dead import dead
 from worker.cli.health import health
 from worker.cli.jobs import jobs, schedules, workers
 from worker.cli.metrics import metrics
+from worker.cli.pauses import pause, resume
 from worker.cli.support import EXIT_USAGE, Commands, json_option, show, with_queue
 from worker.cli.web import beside_run, web
 from worker.cli.webhooks import webhooks
@@ -168,7 +169,7 @@ def demo(as_json: bool, webhooks: int, requests: int) -> None:
 @main.command()
 @json_option
 def status(as_json: bool) -> None:
-    """Show the queued, deferred, running, parked and dead jobs of each priority, and the oldest one's age.
+    """Show how many jobs of each priority are queued, deferred, running, paused, parked and dead.
 
     \b
     Examples:
@@ -176,7 +177,7 @@ def status(as_json: bool) -> None:
       letta-workers status --json | jq .default.oldest_age_s
     """
     counts = with_queue(lambda queue: queue.stats())
-    columns = ("queued", "deferred", "running", "parked", "dead", "oldest_age_s")
+    columns = ("queued", "deferred", "running", "paused", "parked", "dead", "oldest_age_s")
     rows = [f"{'priority':<10}" + "".join(f"{name:>14}" for name in columns)]
     rows += [
         f"{priority:<10}" + "".join(f"{row[name]:>14}" for name in columns)
@@ -188,6 +189,8 @@ def status(as_json: bool) -> None:
 main.add_command(webhooks)
 main.add_command(jobs)
 main.add_command(metrics)
+main.add_command(pause)
+main.add_command(resume)
 main.add_command(schedules)
 main.add_command(workers)
 main.add_command(web)

@@ -105,6 +105,7 @@ class Poll:
             base.dead,
             base.last_poll(worker_id),
             keys.schedules,
+            keys.paused,
         ]
         self._wake_keys = list(self._keys)
         self._wake_keys[_LAST_POLL] = base.last_wake_poll(worker_id)

@@ -69,6 +69,7 @@ class ScheduleRunner:
         data = await self._client.hget(self._keys.schedule_jobs, id_)
         if data is None:
             await self._client.zrem(self._keys.schedules, id_)
+            await self._client.hdel(self._keys.schedule_runs, id_)
             return
         try:
             due = int(score)
@@ -83,6 +84,7 @@ class ScheduleRunner:
             # Callers' ids may not contain a tilde, so none collides with a run's id.
             queue, job_id = _queue_of(row), f"{id_.decode()}:{due}:~"
             body = self._encode({"t": None, "f": row["f"], "a": row["a"], "k": row["k"], "et": now})
+            args = [id_, due, next_due, job_id, body, str(row["f"]), str(row.get("p", ""))]
         except Exception as exc:  # noqa: BLE001  (one bad schedule must not stop the others)
             await self._postpone(id_, exc)
             return
@@ -92,8 +94,9 @@ class ScheduleRunner:
             return
         base = self._keys.base
         keys = [self._keys.schedules, queue, base.job(job_id), base.result(job_id), self._keys.wake]
+        keys += [self._keys.schedule_runs, self._keys.paused]
         try:
-            await _RUN.run(self._client, keys, [id_, due, next_due, job_id, body])
+            await _RUN.run(self._client, keys, args)
         except ResponseError as exc:
             if "WRONGTYPE" not in str(exc):
                 raise

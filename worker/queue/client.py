@@ -18,6 +18,7 @@ from worker.queue.history import History
 from worker.queue.job import Job, reach
 from worker.queue.listing import JobListing, JobPage
 from worker.queue.overview import Overview, read_overview
+from worker.queue.pauses import Pauses
 from worker.queue.priority import Priority
 from worker.queue.rhythm import require_rhythm
 from worker.queue.rows import JobRow, JobState, WorkerRow
@@ -35,7 +36,7 @@ _MOST_SCHEDULE_BYTES = 1_048_576
 
 class Jobs:
     """
-    `queue.jobs`. Its `history` reads how jobs ended.
+    `queue.jobs`. Its `history` reads how jobs ended, its `pauses` hold jobs back.
 
     Every method raises:
         QueueUnavailable: the server cannot be reached; nothing is known to be stored.
@@ -57,6 +58,7 @@ class Jobs:
         self._keys = store.keys
         self._listing = JobListing(store.client, store.keys)
         self.history = History(store.client, store.keys)
+        self.pauses = Pauses(store.client, store.keys)
         self._max_length = max_length
 
     async def enqueue(
@@ -251,9 +253,10 @@ class Jobs:
 
     async def stats(self) -> dict[str, dict[str, float]]:
         """
-        Per priority: queued, deferred, running, parked, dead (jobs) and oldest_age_s.
+        Per priority: queued, deferred, running, paused, parked, dead (jobs) and oldest_age_s.
 
-        A parked job waits for a worker that has its function; it is queued or deferred as well.
+        A paused job is due, but its function or priority is paused. A parked job waits for a
+        worker that has its function; it is queued, deferred or paused as well.
         """
         counts = await reach(self._store.counts())
         return {
@@ -261,6 +264,7 @@ class Jobs:
                 "queued": row.queued,
                 "deferred": row.deferred,
                 "running": row.running,
+                "paused": row.paused,
                 "parked": row.parked,
                 "dead": row.dead,
                 "oldest_age_s": row.oldest_age_s,

@@ -15,9 +15,10 @@ from typing import Any
 from urllib.parse import quote_from_bytes, unquote_to_bytes
 
 from worker.errors import InvalidArgument, NotFound
-from worker.keys import EngineKeys, QueueKeys
+from worker.keys import HELD_MS, EngineKeys, QueueKeys
 from worker.queue.arguments import require_name, require_priority
 from worker.queue.job import reach
+from worker.queue.pauses import Paused, Pauses
 from worker.queue.priority import Priority
 from worker.queue.rows import JobRow, JobState, Place, WorkerRow, claimed_place, job_row, worker_row
 
@@ -46,6 +47,7 @@ class JobListing:
         self._client = client
         self._keys = keys
         self._engine = EngineKeys(keys)
+        self._pauses = Pauses(client, keys)
 
     async def page(
         self,
@@ -62,13 +64,16 @@ class JobListing:
             require_name("function", function)
         only = None if priority is None else require_priority(priority)
         after = _read_cursor(cursor)
+        paused = await self._pauses.names()
         steps = (
-            self._running(after) if state == JobState.RUNNING else self._waiting(after, state, only)
+            self._running(after)
+            if state == JobState.RUNNING
+            else self._waiting(after, state, only, any_paused=bool(paused))
         )
         found: list[JobRow] = []
         looks = 0
         async for places in steps:
-            rows = await self._rows(places)
+            rows = await self._rows(places, paused)
             for place, row in zip(places, rows, strict=True):
                 if row is not None and _is_wanted(row, state, function, only):
                     found.append(row)
@@ -91,7 +96,8 @@ class JobListing:
             scores = await reach(pipe.execute())
         for number, score in enumerate(scores):
             if score is not None:
-                (row,) = await self._rows([Place(number, score, job_id.encode())])
+                place = Place(number, score, job_id.encode())
+                (row,) = await self._rows([place], await self._pauses.names())
                 if row is not None:
                     return row
         raise NotFound(f"no job {job_id!r} waits or runs")
@@ -105,7 +111,7 @@ class JobListing:
         return sorted(rows, key=lambda row: (row.host, row.pid))
 
     async def _waiting(
-        self, after: Place | None, state: str | None, only: Priority | None
+        self, after: Place | None, state: str | None, only: Priority | None, *, any_paused: bool
     ) -> AsyncIterator[list[Place]]:
         """The places of the queues behind `after`, in steps; running jobs are among them."""
         now_ms = await self._now_ms()
@@ -116,6 +122,8 @@ class JobListing:
             last = after if after is not None and after.queue == number else None
             if last is None and state == JobState.DEFERRED:
                 last = Place(number, now_ms, b"")
+            elif last is None and state == JobState.PAUSED and not any_paused:
+                last = Place(number, HELD_MS, b"")
             while True:
                 rank = 0 if last is None else await self._rank_behind(key, last)
                 rows = await reach(
@@ -123,6 +131,11 @@ class JobListing:
                 )
                 if not rows or (state == JobState.QUEUED and rows[0][1] > now_ms):
                     break
+                if state == JobState.DEFERRED and rows[0][1] >= HELD_MS:
+                    break
+                if state == JobState.PAUSED and now_ms < rows[0][1] < HELD_MS:
+                    last = Place(number, HELD_MS, b"")
+                    continue
                 places = [Place(number, score, id_) for id_, score in rows]
                 yield places
                 last = places[-1]
@@ -162,7 +175,7 @@ class JobListing:
                 high = middle
         return low
 
-    async def _rows(self, places: Sequence[Place]) -> list[JobRow | None]:
+    async def _rows(self, places: Sequence[Place], paused: Paused) -> list[JobRow | None]:
         """Read the jobs at these places; None for one that has just ended."""
         if not places:
             return []
@@ -178,7 +191,12 @@ class JobListing:
             part = slice(at, at + _BODIES)
             bodies = await self._bodies(ids[part])
             rows += [
-                job_row(place, body, claim, tries, now_ms, is_running=runs is not None, since=since)
+                job_row(
+                    *(place, body, claim, tries, now_ms),
+                    is_running=runs is not None,
+                    since=since,
+                    paused=paused,
+                )
                 for place, runs, since, (body, claim, tries) in zip(
                     places[part], running[part], parked[part], bodies, strict=True
                 )

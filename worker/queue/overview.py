@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from worker.keys import EngineKeys, QueueKeys
+from worker.keys import HELD_MS, EngineKeys, QueueKeys
 from worker.queue.job import reach
 from worker.queue.priority import Priority
 
@@ -24,6 +24,7 @@ class Overview:
     """
     A queue's counts. Unlike `stats()`, those of jobs that are not due are over all priorities.
 
+    paused: jobs that are due, but their function is paused. Those of a paused priority count as due.
     lease_late_s: for how long the lease has lapsed that lapsed first, 0 if none has: a worker
     takes such a job over within seconds.
     """
@@ -31,6 +32,7 @@ class Overview:
     queues: Mapping[Priority, QueueOverview]
     deferred: int
     running: int
+    paused: int
     parked: int
     dead: int
     deliveries: int
@@ -54,6 +56,7 @@ async def read_overview(client: Any, keys: QueueKeys) -> Overview:
         for priority in Priority:
             pipe.zcount(keys.queue(priority), "-inf", now_ms)
             pipe.zcard(keys.queue(priority))
+            pipe.zcount(keys.queue(priority), HELD_MS, "+inf")
             pipe.zrange(keys.queue(priority), 0, 0, withscores=True)
         pipe.zrange(running, 0, 0, withscores=True)
         pipe.hlen(keys.parked)
@@ -63,18 +66,20 @@ async def read_overview(client: Any, keys: QueueKeys) -> Overview:
         ):
             pipe.zcard(key)
         found = await reach(pipe.execute())
-    queues, later = {}, 0
+    queues, later, paused = {}, 0, 0
     for at, priority in enumerate(Priority):
-        due, size, head = found[3 * at : 3 * at + 3]
+        due, size, held, head = found[4 * at : 4 * at + 4]
         queues[priority] = QueueOverview(due, _late_s(head, now_ms))
-        later += size - due
-    first_lease, parked, runs, *rest = found[3 * len(Priority) :]
+        later += size - due - held
+        paused += held
+    first_lease, parked, runs, *rest = found[4 * len(Priority) :]
     dead, deliveries, failing, disabled, batches = rest
     return Overview(
         queues,
         # A running job stays in its queue, due after its lease.
         deferred=max(0, later - runs),
         running=runs,
+        paused=paused,
         parked=parked,
         dead=dead,
         deliveries=deliveries,

@@ -11,7 +11,9 @@ from typing import Any
 
 from cache.encoding import codec
 from cache.errors import CodecError
+from worker.keys import HELD_MS
 from worker.numbers import whole
+from worker.queue.pauses import Paused
 from worker.queue.priority import Priority
 
 # The last millisecond that a datetime can name.
@@ -25,6 +27,7 @@ class JobState(StrEnum):
     DEFERRED = "deferred"  # due later, a retry included
     RUNNING = "running"
     PARKED = "parked"  # no worker knows its function
+    PAUSED = "paused"  # due, but its function or priority is paused
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,28 +84,38 @@ def job_row(
     *,
     is_running: bool,
     since: bytes | None,
+    paused: Paused,
 ) -> JobRow | None:
     if body is None and not is_running and claim is None:
         return None
     fields = _fields(body or b"")
+    name = fields.get("f")
+    is_held = place.score >= HELD_MS
     state = JobState.DEFERRED if place.score > now_ms else JobState.QUEUED
     if is_running or claim is not None:
         state = JobState.RUNNING
+    elif is_held or (state is JobState.QUEUED and paused.holds(list(Priority)[place.queue], name)):
+        state = JobState.PAUSED
     elif since is not None:
         state = JobState.PARKED
-    name = fields.get("f")
     return JobRow(
         id=place.id.decode(errors="replace"),
         function=name if isinstance(name, str) else "",
         state=state,
         priority=list(Priority)[place.queue],
         # A running job's place is where its lease ends.
-        due_at=_time(claimed_place(place.id, claim).score if claim else place.score),
+        due_at=_time(_due(place, claim)),
         enqueued_at=_time(fields["et"]) if "et" in fields else None,
         tries=whole(tries),
         worker=_worker_of(claim) if state is JobState.RUNNING else "",
         bytes=len(body or b""),
     )
+
+
+def _due(place: Place, claim: bytes | None) -> float:
+    if claim:
+        return claimed_place(place.id, claim).score
+    return place.score - HELD_MS if place.score >= HELD_MS else place.score
 
 
 def claimed_place(job_id: bytes, claim: bytes | None) -> Place:

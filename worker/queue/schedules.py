@@ -35,6 +35,7 @@ class ScheduleStore:
         self._client = client
         engine = EngineKeys(keys)
         self._due, self._jobs = engine.schedules, engine.schedule_jobs
+        self._runs = engine.schedule_runs
         self._wake = keys.wake
 
     async def put(self, schedule: Schedule, queue: str) -> None:
@@ -57,7 +58,8 @@ class ScheduleStore:
         async with self._client.pipeline(transaction=True) as pipe:
             pipe.zrem(self._due, schedule_id)
             pipe.hdel(self._jobs, schedule_id)
-            _, removed = await pipe.execute()
+            pipe.hdel(self._runs, schedule_id)
+            _, removed, _ = await pipe.execute()
         return bool(removed)
 
     async def list(self) -> list[Schedule]:

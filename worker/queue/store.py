@@ -16,7 +16,7 @@ from typing import Any
 from cache.connection.scripts import load
 from cache.encoding import codec
 from worker.errors import QueueFull
-from worker.keys import QueueKeys
+from worker.keys import EngineKeys, QueueKeys
 from worker.queue.priority import Priority
 from worker.queue.staging import LARGE, Staged, large_ones, staged
 
@@ -55,7 +55,8 @@ class QueueCounts:
     """
     The counts of one priority. `oldest_age_s` is how long its oldest due job has waited.
 
-    Parked jobs wait for a worker that has their function; they are queued or deferred as well.
+    Paused jobs are due, but their function or priority is paused. Parked jobs wait for a worker
+    that has their function; they are queued, deferred or paused as well.
     """
 
     queued: int
@@ -64,6 +65,7 @@ class QueueCounts:
     oldest_age_s: float
     dead: int
     parked: int
+    paused: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -235,7 +237,8 @@ class QueueStore:
 
     async def counts(self) -> dict[Priority, QueueCounts]:
         """Return the counts of each priority. Running, dead and parked jobs are counted by pages."""
-        keys = [*self.queues, f"{self.keys.queue()}:running", self.keys.dead, self.keys.parked]
+        engine = EngineKeys(self.keys)
+        keys = [*self.queues, engine.running, self.keys.dead, self.keys.parked, engine.paused]
         sums = [[0, 0, 0] for _ in Priority]  # running, dead, parked
         rows: list[list[int]] = []
         at, more, cursor = 0, 1, b"0"
@@ -243,7 +246,7 @@ class QueueStore:
             args = [self.keys.prefix, at, _STATS_PAGE, cursor]
             more, rows, cursor = await _STATS.run(self.client, keys, args)
             for total, row in zip(sums, rows, strict=True):
-                total[:] = [count + found for count, found in zip(total, row[3:], strict=True)]
+                total[:] = [count + found for count, found in zip(total, row[4:], strict=True)]
             at += _STATS_PAGE
         return {
             # A running job is in its queue as well.
@@ -254,6 +257,7 @@ class QueueStore:
                 oldest_age_s=max(0.0, row[2] / 1000),
                 dead=died,
                 parked=parked,
+                paused=row[3],
             )
             for priority, row, (runs, died, parked) in zip(Priority, rows, sums, strict=True)
         }

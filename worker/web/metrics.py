@@ -70,7 +70,7 @@ def _counts(overview: Overview) -> Iterator[Metric]:
         due.add_metric([priority.value], queue.due)
         age.add_metric([priority.value], queue.oldest_age_s)
     jobs = GaugeMetricFamily("letta_jobs", "Jobs that are not due.", labels=["state"])
-    for state in ("deferred", "running", "parked", "dead"):
+    for state in ("deferred", "running", "paused", "parked", "dead"):
         jobs.add_metric([state], getattr(overview, state))
     endpoints = GaugeMetricFamily(
         "letta_webhook_endpoints", "Endpoints that fail or are disabled.", labels=["state"]

@@ -1,16 +1,28 @@
 #!lua
 -- cron.lua: enqueue one tick of a cron job, once for all workers.
--- KEYS[1] last ticks  KEYS[2] queue  KEYS[3] job body  KEYS[4] result  KEYS[5] wake token
+-- KEYS[1] last ticks  KEYS[2] queue  KEYS[3] job body  KEYS[4] result  KEYS[5] wake token  KEYS[6] paused
+--   and the body of the last tick's job
 -- ARGV[1] cron's name  ARGV[2] tick, Unix ms  ARGV[3] job id  ARGV[4] body
 -- ARGV[5] 1: once for all workers | 0: once for each worker
 -- ARGV[6] '' | for a missed tick: the last tick this worker read; only one worker's compare-and-set wins
 -- ARGV[7] the new last tick  ARGV[8] the server's clock as this worker knows it, Unix ms
--- returns 1 enqueued | 0 this tick or a later one was enqueued already, or a job with this id exists
+-- ARGV[9] function
+-- returns 1 enqueued | 0 this tick or a later one was enqueued already, a job with this id exists, or the
+--   function is paused and the job of an earlier tick waits
 -- no allow-oom: it adds a job.
 --@include types
 --@include put_job
-expect('hash', KEYS[1])
+--@include paused
+expect('hash', KEYS[1], KEYS[6])
 expect('zset', KEYS[2], KEYS[5])
+-- Ticks would pile up during a pause.
+if is_paused(KEYS[6], ARGV[9], 'default') then
+  local before = redis.call('HGET', KEYS[1], ARGV[1]) or ''
+  local jobs = string.sub(KEYS[3], 1, #KEYS[3] - #ARGV[3])
+  if ARGV[5] == '0' or redis.call('EXISTS', jobs .. ARGV[1] .. ':' .. before) == 1 then
+    return 0
+  end
+end
 if ARGV[5] == '1' then
   local last = redis.call('HGET', KEYS[1], ARGV[1])
   -- A last tick in the future was written before the server's clock was set back.

@@ -1,11 +1,11 @@
 #!lua flags=allow-oom
 -- next_job.lua: claim the next job for a waiting worker, if only one queue has a due job.
 -- KEYS[1..4] queues critical, high, default, low  KEYS[5] running: id -> lease's end, Unix ms
--- KEYS[6] wake token  KEYS[7] abort marks  KEYS[10] last poll of this waker (same order as poll.lua's keys)
+-- KEYS[6] wake token  KEYS[7] abort marks  KEYS[10] last poll of this waker  KEYS[12] paused (poll.lua's order)
 --   and, derived from the prefix: job:<id> in-progress:<id> retry:<id>
 -- ARGV[1] prefix  ARGV[2] this poll's token, never used before: "<run of a worker>:<number>"  ARGV[3] lease_ms
 -- returns {id, body (_body.lua), tries, claim, mark} of the job | {}: no job, or one for poll.lua: jobs are
---   due in several queues, or the first job has a claim already
+--   due in several queues, the first job has a claim already, or something is paused
 -- It writes what poll.lua writes. A waker whose reply was lost sends this poll's token to poll.lua. A copy
 -- of this script that arrives later finds that token, or a later one, and claims nothing.
 -- allow-oom: as poll.lua.
@@ -13,7 +13,8 @@
 --@include body
 local prefix, token, lease = ARGV[1], ARGV[2], tonumber(ARGV[3])
 -- Fast path: after a wait without a token there is usually no job at all.
-if redis.call('EXISTS', KEYS[1], KEYS[2], KEYS[3], KEYS[4]) == 0 then
+local there = redis.call('EXISTS', KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[12])
+if there == 0 then
   return {}
 end
 local t = redis.call('TIME')
@@ -29,6 +30,7 @@ end
 local queue, found
 for number = 1, 4 do
   local head = redis.call('ZRANGE', KEYS[number], 0, 0, 'WITHSCORES')
+  there = there - (head[1] and 1 or 0)
   if head[1] and tonumber(head[2]) <= now then
     if found then
       return {}
@@ -36,7 +38,8 @@ for number = 1, 4 do
     queue, found = number, head
   end
 end
-if not found then
+-- The key that is left is the one of the pauses.
+if not found or there > 0 then
   return {}
 end
 expect('zset', KEYS[5])

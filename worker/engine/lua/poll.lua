@@ -2,9 +2,9 @@
 -- poll.lua: one poll of a worker: apply the ends of its finished jobs, then claim due jobs.
 -- KEYS[1..4] queues critical, high, default, low  KEYS[5] running: id -> lease's end, Unix ms
 -- KEYS[6] wake token  KEYS[7] abort marks  KEYS[8] parked: id -> since, Unix ms  KEYS[9] dead: id -> time
--- KEYS[10] last poll of this worker, or of its waker  KEYS[11] schedules: id -> due
+-- KEYS[10] last poll of this worker, or of its waker  KEYS[11] schedules: id -> due  KEYS[12] paused
 --   and, derived from the prefix: job:<id> in-progress:<id> retry:<id> result:<id> dead:<id>, keys of
---   _history.lua, queue names and unique keys that the ends name
+--   _history.lua, queue names and unique keys that the ends name; from the queues: <queue>:held:<function>
 -- ARGV[1] prefix  ARGV[2] this poll's token, never used before: "<run of a worker>:<number>"  ARGV[3] lease_ms
 -- ARGV[4] most jobs to claim (<= 256)  ARGV[5] jobs claimed before  ARGV[6] ends, msgpack (worker/engine/records.py)
 -- ARGV[7] stalled count that makes a job poison  ARGV[8] limit of the dead letters
@@ -31,13 +31,15 @@
 --@include dead
 --@include ends
 --@include history
+--@include pauses
 local prefix, token, lease = ARGV[1], ARGV[2], tonumber(ARGV[3])
 local want, poison, ahead = tonumber(ARGV[4]), tonumber(ARGV[7]), tonumber(ARGV[11])
 local last_chance, stalled_jobs = math.max(1, poison - 1), tonumber(ARGV[13])
 local STALLED_WAITS_MS = math.min(1000, lease / 5)
 local RUNNING_KEY_MS = tostring(lease + 86400000)
+local held, room_to_hold = 0, MOST_HELD
 local now = server_ms()
-local marked = false
+local marked, pauses = false, nil
 local dead = {set = KEYS[9], prefix = prefix, cap = tonumber(ARGV[8]), age = tonumber(ARGV[9]), now = now,
   queues = KEYS, dropped = 0}
 local late, buried, poisoned, rows, claimed = {}, {}, {}, {}, {}
@@ -175,6 +177,16 @@ local function claim(candidates)
   end
 end
 
+-- Whether a pause keeps a job from being claimed. One with an abort mark is claimed to be ended.
+-- returns false | true: its priority is paused | the name of its paused function
+local function is_paused(id, number)
+  if not pauses or marked and redis.call('ZSCORE', KEYS[7], id) then
+    return false
+  end
+  local name = pauses.functions and function_in(prefix .. 'job:' .. id)
+  return pauses.queues[number] or name and pauses.functions[name] and name or false
+end
+
 local function lapsed(most)
   local found, ids = {}, redis.call('ZRANGEBYSCORE', KEYS[5], '-inf', now, 'LIMIT', 0, most)
   if #ids > 0 and #ends == 0 then
@@ -183,7 +195,9 @@ local function lapsed(most)
   for _, id in ipairs(ids) do
     local value = text_of(prefix .. 'in-progress:' .. id)
     local number, due = string.match(value or '', '|([1-4])|([^|]*)|%d+$')
-    if number then
+    if number and is_paused(id, tonumber(number)) then
+      put_back(prefix, KEYS, tonumber(number), id, number_of(due) and due or '0')
+    elseif number then
       found[#found + 1] = {id, tonumber(number), due, value}
     else
       redis.call('ZREM', KEYS[5], id)
@@ -199,9 +213,58 @@ local function with_ahead(most)
   end
   local due = 0
   for number = 1, 4 do
-    due = due + redis.call('ZCOUNT', KEYS[number], '-inf', now)
+    if not (pauses and pauses.queues[number]) then
+      due = due + redis.call('ZCOUNT', KEYS[number], '-inf', now)
+    end
   end
   return most + math.min(ahead, math.max(0, math.floor((due - most) / 4)))
+end
+
+local function aborted_in(number)
+  local found = {}
+  for _, id in ipairs(marked and redis.call('ZRANGE', KEYS[7], 0, 999) or {}) do
+    local due = redis.call('ZSCORE', KEYS[number], id)
+    if due and tonumber(due) <= now then
+      found[#found + 1], found[#found + 2] = id, due
+    end
+  end
+  return found
+end
+
+-- The first due jobs of a queue that no pause holds; those of paused functions are moved out of their way.
+local function unpaused(number, most)
+  local found, queue, moved = {}, KEYS[number], nil
+  repeat
+    local at = #found / 2
+    local page = redis.call('ZRANGEBYSCORE', queue, '-inf', now, 'WITHSCORES', 'LIMIT', at, math.max(100, most - at))
+    local rows = {}
+    moved = 0
+    for i = 1, #page, 2 do
+      local id, due = page[i], page[i + 1]
+      local name = is_paused(id, number)
+      if name then
+        local of = rows[name] or {}
+        of[#of + 1], of[#of + 2], rows[name], moved = due, id, of, moved + 1
+      else
+        found[#found + 1], found[#found + 2] = id, due
+      end
+    end
+    for name, of in pairs(rows) do
+      hold(queue, name, of)
+    end
+    room_to_hold = room_to_hold - moved
+  until moved == 0 or #found >= 2 * most or room_to_hold <= 0
+  return found
+end
+
+-- returns {id, due, ...} of a queue's due jobs, by their due times
+local function due_in(number, most)
+  if pauses and pauses.queues[number] then
+    return aborted_in(number)
+  elseif pauses and pauses.functions then
+    return unpaused(number, most)
+  end
+  return redis.call('ZRANGEBYSCORE', KEYS[number], '-inf', now, 'WITHSCORES', 'LIMIT', 0, most)
 end
 
 -- By priority, except for a share of the claims that goes by age alone, so that no queue starves.
@@ -211,7 +274,7 @@ local function due_jobs(most)
   local reserved = math.floor((before + most) * share) - math.floor(before * share)
   local lists, at, picked = {}, {1, 1, 1, 1}, {}
   for number = 1, 4 do
-    lists[number] = redis.call('ZRANGEBYSCORE', KEYS[number], '-inf', now, 'WITHSCORES', 'LIMIT', 0, most)
+    lists[number] = due_in(number, most)
   end
   local function take(number)
     local list, i = lists[number], at[number]
@@ -262,15 +325,21 @@ end
 local busy = #ends > 0
   or redis.call('EXISTS', KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5], KEYS[11]) > 0
 if busy then
-  marked = redis.call('EXISTS', KEYS[7]) == 1
+  -- One command for both: most of the time there is neither.
+  if redis.call('EXISTS', KEYS[7], KEYS[12]) > 0 then
+    marked, pauses = redis.call('EXISTS', KEYS[7]) == 1, pauses_of(KEYS[12])
+  end
   expect('zset', KEYS[6], KEYS[9], KEYS[11])
   expect('hash', KEYS[8])
   if marked then
     expect('zset', KEYS[7])
   end
-  if #ends > 0 then
-    -- Once ends are applied, nothing after them may fail.
+  if #ends > 0 or pauses then
+    -- Once ends are applied or jobs are held, nothing after them may fail.
     expect('zset', KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5])
+  end
+  for number = 1, pauses and 4 or 0 do
+    held = held + redis.call('ZCOUNT', KEYS[number], HELD, '+inf')
   end
 end
 local again = last_poll(KEYS[10])
@@ -296,6 +365,9 @@ elseif not (again and is_before(again[1])) then
   if #groups > 0 then
     count_ends(prefix, now, groups, not_as_grouped())
     groups = {}
+  end
+  if pauses and pauses.back then
+    held = held - give_back(KEYS[12], KEYS, pauses.back, MOST_HELD)
   end
   if want + ahead > 0 and busy then
     local rest, found = want, {}
@@ -338,11 +410,15 @@ local function look(key)
   return false
 end
 for number = 1, 4 do
-  if look(KEYS[number]) then
-    more = 1
+  if not (pauses and pauses.queues[number]) then
+    if look(KEYS[number]) then
+      more = 1
+    end
+    size = size + redis.call('ZCARD', KEYS[number])
   end
-  size = size + redis.call('ZCARD', KEYS[number])
 end
+-- Held jobs, those of this poll included, keep no burst from its end.
+size = math.max(0, size - held - (MOST_HELD - room_to_hold))
 if look(KEYS[5]) then
   more = 1
 end

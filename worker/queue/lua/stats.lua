@@ -1,12 +1,13 @@
 #!lua flags=no-writes
 -- stats.lua: count the jobs of every priority, and those of one page of the running, dead and parked jobs.
 -- KEYS[1..4] queues critical, high, default, low  KEYS[5] running  KEYS[6] dead  KEYS[7] parked
---   and, derived from the prefix: in-progress:<id> dead:<id>
+-- KEYS[8] paused; and, derived from the prefix: in-progress:<id> dead:<id>
 -- ARGV[1] prefix  ARGV[2] first rank of the page  ARGV[3] its length, <= 1000
 -- ARGV[4] cursor of the parked jobs: '0' first, '' no more
--- returns {1 there is a next page | 0, four of {due, later, age of the oldest due job (ms) | -1, and of
---   this page: running, dead, parked}, next cursor | ''}
+-- returns {1 there is a next page | 0, four of {due, later, age of the oldest due job (ms) | -1, held back by
+--   a pause, and of this page: running, dead, parked}, next cursor | ''}
 --@include types
+--@include pauses
 local t = redis.call('TIME')
 local now = t[1] * 1000 + math.floor(t[2] / 1000)
 local from, to = tonumber(ARGV[2]), ARGV[2] + ARGV[3] - 1
@@ -37,13 +38,18 @@ if ARGV[4] ~= '' and fits('hash', KEYS[7]) then
     end
   end
 end
-local rows = {}
+local rows, pauses = {}, pauses_of(KEYS[8])
 for i = 1, 4 do
   local due = redis.call('ZCOUNT', KEYS[i], '-inf', now)
   local later = redis.call('ZCARD', KEYS[i]) - due
   local head = redis.call('ZRANGE', KEYS[i], 0, 0, 'WITHSCORES')
   local age = due > 0 and math.floor(now - number_of(head[2], 0)) or -1
-  rows[i] = {due, later, age, running[i], dead[i], parked[i]}
+  local held = redis.call('ZCOUNT', KEYS[i], HELD, '+inf')
+  later = later - held
+  if pauses and pauses.queues[i] then
+    due, held = 0, held + due
+  end
+  rows[i] = {due, later, age, held, running[i], dead[i], parked[i]}
 end
 local longest = math.max(redis.call('ZCARD', KEYS[5]), redis.call('ZCARD', KEYS[6]))
 return {longest > to + 1 and 1 or 0, rows, cursor}
