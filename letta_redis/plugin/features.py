@@ -2,7 +2,16 @@
 
 from __future__ import annotations
 
-from letta_redis.plugin import actors, agents, callbacks, children, schemas, serving, sessions
+from letta_redis.plugin import (
+    actors,
+    agents,
+    batches,
+    callbacks,
+    children,
+    schemas,
+    serving,
+    sessions,
+)
 from letta_redis.plugin.seams import Feature
 
 FEATURES: tuple[Feature, ...] = (
@@ -13,4 +22,5 @@ FEATURES: tuple[Feature, ...] = (
     children.FEATURE,
     sessions.FEATURE,
     callbacks.FEATURE,
+    batches.FEATURE,
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
 from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
@@ -31,8 +32,7 @@ def message_answer(body: Mapping[str, Any]) -> dict[str, Any]:
         "type": "message",
         "role": "assistant",
         "model": body["model"],
-        "content": [{"type": "text", "text": f"echo: {last_text(body)}"}],
-        "stop_reason": "end_turn",
+        **_said(body),
         "stop_sequence": None,
         "usage": {
             "input_tokens": words,
@@ -41,6 +41,23 @@ def message_answer(body: Mapping[str, Any]) -> dict[str, Any]:
             "cache_creation_input_tokens": 0,
         },
     }
+
+
+def _said(body: Mapping[str, Any]) -> dict[str, Any]:
+    """An echo, or "please use NAME": a call of that tool with a text for each argument."""
+    asked = re.search(r"please use (\w+)", last_text(body))
+    tool = next((t for t in body.get("tools", ()) if asked and t["name"] == asked[1]), None)
+    if tool is None:
+        said = [{"type": "text", "text": f"echo: {last_text(body)}"}]
+        return {"content": said, "stop_reason": "end_turn"}
+    given = dict.fromkeys(tool["input_schema"].get("required", ()), "human")
+    call = {
+        "type": "tool_use",
+        "id": f"toolu_{next(numbers)}",
+        "name": tool["name"],
+        "input": given,
+    }
+    return {"content": [call], "stop_reason": "tool_use"}
 
 
 def anthropic_error(status: int, kind: str, message: str) -> Response:
@@ -82,7 +99,7 @@ async def create_messages(request: Request) -> Response:
         "cancel_initiated_at": None,
         "results_url": None,
         "_rows": rows,
-        "_results_url": f"{request.url}/{id_}/results",
+        "_results_url": f"{request.url.replace(query='')}/{id_}/results",
     }
     return message_batch(state.messages[id_])
 

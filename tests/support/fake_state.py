@@ -74,7 +74,7 @@ def with_intruder(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 def last_text(body: Mapping[str, Any]) -> str:
     content = body["messages"][-1].get("content", "")
-    return content if isinstance(content, str) else content[-1]["text"]
+    return content if isinstance(content, str) else content[-1].get("text", "")
 
 
 def fate(body: Mapping[str, Any]) -> str:
