@@ -105,6 +105,7 @@ class Model(RuleBasedStateMachine):
             polled = self.run(self._again(poll, stalled_jobs))
         for id_ in poisoned:
             self._die(id_.decode())
+        self._paused_lapsed_go_back()
         for claim in polled.claims:
             job_id = claim.job_id
             assert job_id in free

@@ -148,6 +148,17 @@ async def test_a_dead_workers_job_waits_for_the_resume(
     assert ids(await poll.run([], 4)) == ["a"]
 
 
+async def test_a_dead_workers_paused_jobs_block_no_other(
+    client: Any, queue: JobQueue, keys: EngineKeys, poll: Poll
+) -> None:
+    await queue.enqueue_many([call("f", job_id=f"f{n}") for n in range(5)])
+    await queue.enqueue("g", job_id="g")
+    assert len(ids(await poll.run([], 9))) == 6
+    await queue.pause(function="f")
+    await client.zadd(keys.running, {"g": 2, **{f"f{n}": 1 for n in range(5)}}, xx=True)
+    assert ids(await poll.run([], 1)) == ["g"]
+
+
 @pytest.mark.parametrize("paused", [{"function": "f"}, {"priority": Priority.DEFAULT}])
 async def test_a_paused_job_can_be_aborted(
     client: Any, prefix: str, queue: JobQueue, poll: Poll, paused: dict[str, Any]

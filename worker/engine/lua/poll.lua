@@ -37,7 +37,7 @@ local want, poison, ahead = tonumber(ARGV[4]), tonumber(ARGV[7]), tonumber(ARGV[
 local last_chance, stalled_jobs = math.max(1, poison - 1), tonumber(ARGV[13])
 local STALLED_WAITS_MS = math.min(1000, lease / 5)
 local RUNNING_KEY_MS = tostring(lease + 86400000)
-local held, room_to_hold = 0, MOST_HELD
+local held, room_to_hold, may_halt = 0, MOST_HELD, 100
 local now = server_ms()
 local marked, pauses = false, nil
 local dead = {set = KEYS[9], prefix = prefix, cap = tonumber(ARGV[8]), age = tonumber(ARGV[9]), now = now,
@@ -188,7 +188,7 @@ local function is_paused(id, number)
 end
 
 local function lapsed(most)
-  local found, ids = {}, redis.call('ZRANGEBYSCORE', KEYS[5], '-inf', now, 'LIMIT', 0, most)
+  local found, halted, ids = {}, 0, redis.call('ZRANGEBYSCORE', KEYS[5], '-inf', now, 'LIMIT', 0, most)
   if #ids > 0 and #ends == 0 then
     expect('zset', KEYS[1], KEYS[2], KEYS[3], KEYS[4])
   end
@@ -196,6 +196,7 @@ local function lapsed(most)
     local value = text_of(prefix .. 'in-progress:' .. id)
     local number, due = string.match(value or '', '|([1-4])|([^|]*)|%d+$')
     if number and is_paused(id, tonumber(number)) then
+      halted, may_halt = halted + 1, may_halt - 1
       put_back(prefix, KEYS, tonumber(number), id, number_of(due) and due or '0')
     elseif number then
       found[#found + 1] = {id, tonumber(number), due, value}
@@ -203,7 +204,7 @@ local function lapsed(most)
       redis.call('ZREM', KEYS[5], id)
     end
   end
-  return found
+  return found, halted
 end
 
 -- Claim ahead at most a quarter of the due jobs left: the rest is for other workers.
@@ -370,13 +371,13 @@ elseif not (again and is_before(again[1])) then
     held = held - give_back(KEYS[12], KEYS, pauses.back, MOST_HELD)
   end
   if want + ahead > 0 and busy then
-    local rest, found = want, {}
+    local rest, found, halted = want, {}, 0
     -- Claim lapsed jobs only into free slots, never ahead.
     while rest > 0 and stalled_jobs >= 0 do
-      found = lapsed(rest)
+      found, halted = lapsed(rest)
       claim(found)
       rest = want - #claimed - #poisoned
-      if #found == 0 then
+      if #found == 0 and (halted == 0 or may_halt <= 0) then
         break
       end
     end
