@@ -353,7 +353,7 @@ class Settings(BaseSettings):
     web_listen: str | None = Field(
         None,
         description=(
-            "host:port where `letta-workers run` and `web` serve /healthz, /readyz and /metrics; "
+            "host:port where `letta-workers run` and `web` serve probes, metrics and the JSON API; "
             "unset: `run` serves nothing, `web` listens on 127.0.0.1:8484."
         ),
     )
@@ -361,9 +361,26 @@ class Settings(BaseSettings):
         None,
         min_length=16,
         description=(
-            "Bearer token that /metrics asks for, at least 16 characters; needed where other machines "
-            "reach LETTA_WEB_LISTEN."
+            "Bearer token that everything but the probes asks for, at least 16 characters; needed "
+            "where other machines reach LETTA_WEB_LISTEN."
         ),
+    )
+    web_read_token: SecretStr | None = Field(
+        None,
+        min_length=16,
+        description="A second token, which may read everything and change nothing.",
+    )
+    web_user_header: str | None = Field(
+        None,
+        pattern=r"^[A-Za-z0-9-]{1,64}$",
+        description=(
+            "Request header in which your reverse proxy names the user, such as X-Forwarded-User, for "
+            "the audit trail. The proxy must overwrite it. It grants nothing."
+        ),
+    )
+    web_show_arguments: bool = Field(
+        False,
+        description="Show the arguments of jobs to operators. They may hold secrets.",
     )
 
     # -- the engine ----------------------------------------------------------

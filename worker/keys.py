@@ -21,6 +21,9 @@ QUEUE_TAG = "{arq}"
 # Attempts kept per delivery, newest first; older ones are only counted.
 MAX_WEBHOOK_ATTEMPTS = 100
 
+# Actions of operators that are kept, about: the stream is trimmed by whole nodes.
+AUDIT_MAX = 10_000
+
 # How long a batch's record is kept after its last change, seconds.
 LLM_BATCH_TTL_S = 604_800
 
@@ -176,6 +179,11 @@ class QueueKeys:
 
     def dead_body(self, job_id: str) -> str:
         return f"{self.prefix}dead-body:{job_id}"
+
+    @property
+    def audit(self) -> str:
+        """Stream: what operators changed, and who it was."""
+        return f"{self.prefix}audit"
 
     def unique(self, name: str) -> str:
         return f"{self.prefix}unique:{name}"
@@ -713,6 +721,12 @@ CATALOGUE: tuple[KeySpec, ...] = (
         "string",
         "how jobs ended since the series exists: 208 bytes",
         "TTL 31 d, renewed",
+    ),
+    KeySpec(
+        "arq:audit",
+        "stream",
+        "what operators changed: time, actor, action, subject, outcome",
+        "about the newest 10,000",
     ),
     KeySpec(
         "arq:unique:<key>",

@@ -33,7 +33,9 @@ from worker.app.composition import build_llm_context, build_webhook_context
 from worker.app.options import queue_options, reveal
 from worker.app.service import arq_redis_settings
 from worker.http.scrub import scrub, spellings
+from worker.web.access import Access
 from worker.web.app import build_app
+from worker.web.site import Site
 from worker.webhooks.headers import is_secret
 
 pytestmark = pytest.mark.integration
@@ -329,10 +331,10 @@ async def _is_dead(queue: JobQueue, id_: str) -> bool:
 
 async def asked_for_metrics(queue: JobQueue, token: str | None) -> list[str]:
     """What the web application says with its token, with a wrong one, and of itself."""
-    app = build_app(queue, token=token, beside_workers=False)
+    app = build_app(Site(queue, Access(token)))
     said = [repr(app), *(repr(route) for route in app.routes)]
     async with httpx.AsyncClient(
-        transport=httpx.ASGITransport(app), base_url="http://web"
+        transport=httpx.ASGITransport(app), base_url="http://localhost"
     ) as client:
         for given, status in ((token, 200), (f"{token}x", 401)):
             headers = {"authorization": f"Bearer {given}"}

@@ -24,7 +24,9 @@ from worker import InvalidArgument, JobStatus, call, open_queue
 from worker.app.service import await_server, build_worker_settings
 from worker.cli.commands import main
 from worker.keys import QUEUE_TAG
+from worker.web.access import Access
 from worker.web.app import build_app
+from worker.web.site import Site
 
 pytestmark = pytest.mark.integration
 
@@ -93,11 +95,14 @@ async def test_the_commands_and_metrics_read_a_cluster(settings: Settings) -> No
             done = await asyncio.to_thread(_letta, f"{command} --json", settings.redis_url)
             assert done.exit_code == 0, (command, done.output)
             assert json.loads(done.stdout) is not None
-        transport = httpx.ASGITransport(build_app(queue, token=None, beside_workers=False))
-        async with httpx.AsyncClient(transport=transport, base_url="http://t") as client:
+        transport = httpx.ASGITransport(build_app(Site(queue, Access())))
+        async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:
             answer = await client.get("/metrics")
+            listed = await client.get("/api/jobs")
+            trail = await client.get("/api/audit")
         assert answer.status_code == 200
         assert "add" in answer.text
+        assert (listed.status_code, trail.status_code) == (200, 200)
 
 
 async def test_nothing_of_stock_arq_runs_on_a_cluster(nodes: Cluster, settings: Settings) -> None:

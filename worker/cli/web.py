@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import os
 import signal
+import socket
 import sys
 from collections.abc import AsyncIterator
 from contextlib import AbstractContextManager, asynccontextmanager, nullcontext
@@ -30,16 +31,17 @@ _NEEDED = ("starlette", "uvicorn", "prometheus_client")
 @click.option("--listen", "listen_on", metavar="HOST:PORT", help="Default: LETTA_WEB_LISTEN.")
 @click.option("--beside-workers", is_flag=True, hidden=True)
 def web(listen_on: str | None, beside_workers: bool) -> None:
-    """Serve /healthz, /readyz and /metrics of all workers, by default on 127.0.0.1:8484.
+    """Serve probes, /metrics and the JSON API of all workers, by default on 127.0.0.1:8484.
 
     With LETTA_WEB_LISTEN, `run` serves the same beside its workers. An address that other machines
-    reach needs LETTA_WEB_TOKEN, which /metrics then asks for. TERM or Ctrl-C ends it.
+    reach needs LETTA_WEB_TOKEN, which everything but the probes then asks for. TERM or Ctrl-C ends it.
 
     \b
     Examples:
       letta-workers web
       LETTA_WEB_TOKEN=... letta-workers web --listen 0.0.0.0:8484
       curl -H "Authorization: Bearer $LETTA_WEB_TOKEN" http://localhost:8484/metrics
+      curl http://localhost:8484/api/jobs?state=running
     """
     settings = load_settings(use_redis_queue=True)
     address = checked_address(settings, listen_on)
@@ -64,12 +66,15 @@ def beside_run(settings: Settings) -> AbstractContextManager[object]:
 def checked_address(settings: Settings, given: str | None) -> Address:
     """
     Raises:
-        SettingsError: it is no address, or other machines reach it and there is no token.
+        SettingsError: it is no address, or other machines reach it and there is no token; or
+            both tokens are the same.
     """
     try:
         address = read_address(given or settings.web_listen or _DEFAULT)
     except ValueError as exc:
         raise SettingsError(f"LETTA_WEB_LISTEN: {exc}") from None
+    if settings.web_token is not None and settings.web_token == settings.web_read_token:
+        raise SettingsError("LETTA_WEB_READ_TOKEN: it must differ from LETTA_WEB_TOKEN")
     if not address.is_loopback and settings.web_token is None:
         raise SettingsError(
             f"LETTA_WEB_LISTEN: other machines may reach {address}; set LETTA_WEB_TOKEN, or listen "
@@ -85,8 +90,10 @@ def _require_packages() -> None:
 
 
 async def _serve(settings: Settings, address: Address, *, beside_workers: bool) -> None:
+    from worker.web.access import Access
     from worker.web.app import build_app
     from worker.web.serving import listen, serve
+    from worker.web.site import Site
 
     try:
         listener = listen(address)
@@ -95,7 +102,13 @@ async def _serve(settings: Settings, address: Address, *, beside_workers: bool) 
     with listener:
         host, port = listener.getsockname()[:2]
         async with open_queue(settings) as queue, _end(beside_workers) as end:
-            app = build_app(queue, token=reveal(settings.web_token), beside_workers=beside_workers)
+            access = Access(
+                reveal(settings.web_token),
+                reveal(settings.web_read_token),
+                settings.web_user_header,
+            )
+            host_name = socket.gethostname() if beside_workers else None
+            app = build_app(Site(queue, access, settings.web_show_arguments, host_name))
             log.info("web.started", address=str(Address(host, port)), pid=os.getpid())
             await serve(app, listener, end)
     log.info("web.stopped", address=str(Address(host, port)))

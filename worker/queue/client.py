@@ -12,6 +12,7 @@ from typing import Any
 from worker.errors import InvalidArgument, PayloadTooLarge
 from worker.queue import arguments
 from worker.queue.admission import MemoryGuard
+from worker.queue.audit import AuditTrail
 from worker.queue.calls import Call, JobName, T, Unique, name_of
 from worker.queue.encoder import JobEncoder
 from worker.queue.history import History
@@ -21,7 +22,7 @@ from worker.queue.overview import Overview, read_overview
 from worker.queue.pauses import Pauses
 from worker.queue.priority import Priority
 from worker.queue.rhythm import require_rhythm
-from worker.queue.rows import JobRow, JobState, WorkerRow
+from worker.queue.rows import JobCall, JobRow, JobState, WorkerRow
 from worker.queue.schedules import Schedule, ScheduleStore
 from worker.queue.staging import steps
 from worker.queue.store import QueueStore
@@ -36,7 +37,8 @@ _MOST_SCHEDULE_BYTES = 1_048_576
 
 class Jobs:
     """
-    `queue.jobs`. Its `history` reads how jobs ended, its `pauses` hold jobs back.
+    `queue.jobs`. Its `history` reads how jobs ended, its `pauses` hold jobs back, its `audit` tells
+    what operators changed.
 
     Every method raises:
         QueueUnavailable: the server cannot be reached; nothing is known to be stored.
@@ -59,6 +61,7 @@ class Jobs:
         self._listing = JobListing(store.client, store.keys)
         self.history = History(store.client, store.keys)
         self.pauses = Pauses(store.client, store.keys)
+        self.audit = AuditTrail(store.client, store.keys)
         self._max_length = max_length
 
     async def enqueue(
@@ -242,6 +245,17 @@ class Jobs:
             NotFound: no job of this id waits or runs.
         """
         return await self._listing.get(job_id)
+
+    async def arguments(self, job_id: str) -> JobCall:
+        """
+        The function and arguments of a job that has not ended, or of a dead letter.
+
+        They may hold secrets: show them only to people who may see those.
+
+        Raises:
+            NotFound: no such job or dead letter; or its body cannot be read.
+        """
+        return await self._listing.call(job_id)
 
     async def workers(self) -> Sequence[WorkerRow]:
         """The live workers, by host and process."""

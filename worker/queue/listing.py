@@ -20,7 +20,17 @@ from worker.queue.arguments import require_name, require_priority
 from worker.queue.job import reach
 from worker.queue.pauses import Paused, Pauses
 from worker.queue.priority import Priority
-from worker.queue.rows import JobRow, JobState, Place, WorkerRow, claimed_place, job_row, worker_row
+from worker.queue.rows import (
+    JobCall,
+    JobRow,
+    JobState,
+    Place,
+    WorkerRow,
+    claimed_place,
+    job_call,
+    job_row,
+    worker_row,
+)
 
 MOST_ROWS = 1000
 # Jobs looked at for one page: a filter that few jobs match gives short pages, not long calls.
@@ -101,6 +111,20 @@ class JobListing:
                 if row is not None:
                     return row
         raise NotFound(f"no job {job_id!r} waits or runs")
+
+    async def call(self, job_id: str) -> JobCall:
+        """As `Jobs.arguments`."""
+        require_name("job_id", job_id)
+        async with self._client.pipeline(transaction=True) as pipe:
+            pipe.get(self._keys.job(job_id))
+            pipe.hget(self._keys.dead_job(job_id), "body")
+            pipe.get(self._keys.dead_body(job_id))  # a large one
+            # A key of a foreign type is an error in its place: that job cannot be read.
+            found = await reach(pipe.execute(raise_on_error=False))
+        for body in found:
+            if isinstance(body, bytes) and (call := job_call(body)) is not None:
+                return call
+        raise NotFound(f"no arguments of a job {job_id!r} are kept")
 
     async def workers(self) -> list[WorkerRow]:
         """The live workers, by host and process. A worker is live for three heartbeats."""

@@ -51,6 +51,15 @@ class JobRow:
 
 
 @dataclass(frozen=True, slots=True)
+class JobCall:
+    """What a job calls. The arguments are those that were enqueued, in the types that they had."""
+
+    function: str
+    args: list[Any]
+    kwargs: dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
 class WorkerRow:
     """A worker that is alive, by its last heartbeat. The counts are of its own process."""
 
@@ -116,6 +125,15 @@ def _due(place: Place, claim: bytes | None) -> float:
     if claim:
         return claimed_place(place.id, claim).score
     return place.score - HELD_MS if place.score >= HELD_MS else place.score
+
+
+def job_call(body: bytes) -> JobCall | None:
+    """Read what a stored job calls; None where it cannot be read."""
+    fields = _fields(body)
+    name, args, kwargs = (fields.get(key) for key in ("f", "a", "k"))
+    if not (isinstance(name, str) and isinstance(args, list | tuple) and isinstance(kwargs, dict)):
+        return None
+    return JobCall(name, list(args), {str(key): value for key, value in kwargs.items()})
 
 
 def claimed_place(job_id: bytes, claim: bytes | None) -> Place:

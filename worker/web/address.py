@@ -19,14 +19,19 @@ class Address:
     @property
     def is_loopback(self) -> bool:
         """Whether only processes of this machine reach it. A name other than localhost may be any."""
-        try:
-            return ip_address(self.host).is_loopback
-        except ValueError:
-            return self.host == "localhost"
+        return is_loopback(self.host)
 
     def __str__(self) -> str:
         host = f"[{self.host}]" if ":" in self.host else self.host
         return f"{host}:{self.port}"
+
+
+def is_loopback(host: str) -> bool:
+    """Whether an address or name is this machine's own; only localhost is such a name."""
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
 def read_address(text: str) -> Address:

@@ -1,93 +1,96 @@
 """
-Builds the web application: /healthz, /readyz and /metrics.
+Builds the web application: probes, metrics, and the JSON API with its description.
 
-Probes need no token. /metrics needs it where there is one.
+Probes need no token. Everything else needs one where there is one.
 """
 
 from __future__ import annotations
 
 import asyncio
-import hmac
-import socket
 from collections.abc import Awaitable, Callable
+from functools import cache
+from typing import Any
 
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
 
-from cache.logs import get_logger
-from worker.client import JobQueue
 from worker.errors import WorkerError
+from worker.web.access import Refused
+from worker.web.api.openapi import describe
+from worker.web.api.routes import answering, api_routes
 from worker.web.metrics import Reading, render
 from worker.web.readiness import judge
+from worker.web.site import Site
 
-log = get_logger(__name__)
-
-Endpoint = Callable[[Request], Awaitable[Response]]
 # A probe that waits longer counts as failed anyway.
 _LIMIT_S = 3.0
 
+Endpoint = Callable[[Request], Awaitable[Response]]
 
-def build_app(queue: JobQueue, *, token: str | None, beside_workers: bool) -> Starlette:
-    """
-    Build the application on an open client.
 
-    token: what /metrics asks for as `Authorization: Bearer`. beside_workers: whether /readyz
-    also asks for workers of this machine that are alive and do not drain.
-    """
-    host = socket.gethostname() if beside_workers else None
+def build_app(site: Site) -> Starlette:
+    """Build the application on an open client."""
+    routes = [
+        Route("/healthz", _healthz),
+        Route("/readyz", _readyz(site)),
+        Route("/metrics", _metrics(site)),
+        Route("/api/openapi.json", _description(site)),
+        *api_routes(site),
+    ]
+    return Starlette(routes=routes)
 
-    async def healthz(_request: Request) -> Response:
-        """Answer while the event loop runs. It never asks the server."""
-        return PlainTextResponse("ok\n")
 
+async def _healthz(_request: Request) -> Response:
+    """Answer while the event loop runs. It never asks the server."""
+    return PlainTextResponse("ok\n")
+
+
+def _readyz(site: Site) -> Endpoint:
     async def readyz(_request: Request) -> Response:
+        jobs = site.queue.jobs
         try:
             async with asyncio.timeout(_LIMIT_S):
-                overview = await queue.jobs.overview()
-                workers = await queue.jobs.workers() if host is not None else []
+                overview = await jobs.overview()
+                workers = await jobs.workers() if site.host is not None else []
         except (WorkerError, TimeoutError) as exc:
             return _answer([f"the queue's server: {_text_of(exc)}"])
-        return _answer(judge(overview, workers, host).problems)
+        return _answer(judge(overview, workers, site.host).problems)
 
+    return readyz
+
+
+def _metrics(site: Site) -> Endpoint:
     async def metrics(request: Request) -> Response:
+        jobs = site.queue.jobs
         try:
+            site.access.by_bearer(request.headers)
             async with asyncio.timeout(_LIMIT_S):
                 reading = Reading(
-                    await queue.jobs.overview(),
-                    await queue.jobs.workers(),
-                    await queue.jobs.history.totals(),
+                    await jobs.overview(), await jobs.workers(), await jobs.history.totals()
                 )
+        except Refused as exc:
+            headers = {"www-authenticate": "Bearer"} if exc.status == 401 else None
+            return PlainTextResponse(f"{exc}\n", status_code=exc.status, headers=headers)
         except (WorkerError, TimeoutError) as exc:
             return PlainTextResponse(f"the queue's server: {_text_of(exc)}\n", status_code=503)
         body, content_type = render(reading, request.headers.get("accept", ""))
         return Response(body, headers={"content-type": content_type})
 
-    routes = [
-        Route("/healthz", healthz),
-        Route("/readyz", readyz),
-        Route("/metrics", guarded(metrics, token)),
-    ]
-    return Starlette(routes=routes)
+    return metrics
 
 
-def guarded(endpoint: Endpoint, token: str | None) -> Endpoint:
-    """Let only requests with the token pass, if there is one."""
-    if token is None:
-        return endpoint
-    expected = f"Bearer {token}".encode()
+def _description(site: Site) -> Endpoint:
+    @cache
+    def described() -> dict[str, Any]:
+        return describe(asks_for_token=site.access.asks_for_token)
 
-    async def checked(request: Request) -> Response:
-        given = request.headers.get("authorization", "").encode("latin-1")
-        if hmac.compare_digest(given, expected):
-            return await endpoint(request)
-        headers = {"www-authenticate": "Bearer"}
-        return PlainTextResponse(
-            "give LETTA_WEB_TOKEN as a bearer token\n", status_code=401, headers=headers
-        )
+    async def work(request: Request) -> dict[str, Any]:
+        site.access.by_bearer(request.headers)
+        return described()
 
-    return checked
+    return answering(work)
 
 
 def _answer(problems: list[str]) -> Response:

@@ -1,0 +1,204 @@
+"""The JSON API: what it shows, what its actions do, who may ask, and what the trail says."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import httpx
+import pytest
+from arq.worker import func
+
+from tests.support.engine import burst, running
+from tests.support.queues import queue_of
+from tests.support.wait import eventually
+from tests.support.web import CLOSED, READ_TOKEN, TOKEN, asking, bearer
+from worker import Priority, call
+from worker.web.access import Access
+from worker.web.api.actions import ACTIONS
+
+pytestmark = pytest.mark.integration
+
+SECRET = "an-argument-that-nobody-sees"
+
+
+async def quick(ctx: dict[str, Any], *args: Any) -> None: ...
+
+
+async def fails(ctx: dict[str, Any], *args: Any) -> None:
+    raise ValueError("as asked")
+
+
+FUNCTIONS = [func(each, name=each.__name__, max_tries=1, keep_result=60) for each in (quick, fails)]
+
+
+async def trail(web: httpx.AsyncClient) -> list[tuple[str, str, str, str]]:
+    rows = (await web.get("/api/audit", headers=bearer())).json()["entries"]
+    return [(row["actor"], row["action"], row["subject"], row["outcome"]) for row in rows]
+
+
+async def test_pages_of_jobs_follow_their_cursor(client: Any, prefix: str) -> None:
+    queue = queue_of(client, prefix)
+    for n in range(5):
+        await queue.enqueue("quick", job_id=f"q-{n}", priority=Priority.LOW)
+    await queue.enqueue("fails", job_id="later", delay_s=3600)
+    async with asking(queue) as web:
+        query = {"priority": "low", "limit": "2"}
+        seen: list[str] = []
+        cursor = ""
+        while True:
+            page = (await web.get("/api/jobs", params={**query, "cursor": cursor})).json()
+            seen += [row["id"] for row in page["jobs"]]
+            cursor = page["cursor"]
+            if not cursor:
+                break
+        later = (await web.get("/api/jobs", params={"state": "deferred"})).json()
+    assert sorted(seen) == [f"q-{n}" for n in range(5)]
+    assert [(row["id"], row["function"]) for row in later["jobs"]] == [("later", "fails")]
+
+
+async def test_one_job_is_found_in_every_state(client: Any, prefix: str) -> None:
+    queue = queue_of(client, prefix)
+    await queue.enqueue("quick", job_id="ended")
+    await queue.enqueue("fails", job_id="died")
+    await burst(client, prefix, FUNCTIONS)
+    await queue.enqueue("quick", job_id="waits")
+    async with asking(queue) as web:
+        found = {
+            id_: (await web.get("/api/job", params={"id": id_})).json()
+            for id_ in ("ended", "died", "waits")
+        }
+        missing = await web.get("/api/job", params={"id": "unknown"})
+    assert {id_: row["state"] for id_, row in found.items()} == {
+        "ended": "complete",
+        "died": "dead",
+        "waits": "queued",
+    }
+    assert "as asked" in found["died"]["error"]
+    assert missing.status_code == 404
+    assert missing.json()["error"]["kind"] == "NotFound"
+
+
+async def test_arguments_are_shown_only_where_the_setting_says(client: Any, prefix: str) -> None:
+    queue = queue_of(client, prefix)
+    await queue.enqueue("fails", SECRET, key=SECRET, job_id="died")
+    await burst(client, prefix, FUNCTIONS)
+    await queue.enqueue("quick", SECRET, job_id="waits")
+    paths = ["/api/job?id=died", "/api/job?id=waits", "/api/jobs", "/api/dead"]
+    async with asking(queue) as web:
+        for path in paths:
+            assert SECRET not in (await web.get(path)).text
+    async with asking(queue, show_arguments=True) as web:
+        died, waits = [(await web.get(path)).json() for path in paths[:2]]
+    assert (died["args"], died["kwargs"]) == ([repr(SECRET)], {"key": repr(SECRET)})
+    assert waits["args"] == [repr(SECRET)]
+
+
+async def test_actions_change_jobs_and_leave_a_trail(client: Any, prefix: str) -> None:
+    queue = queue_of(client, prefix)
+    await queue.enqueue("fails", job_id="one")
+    await queue.enqueue("fails", job_id="two")
+    await burst(client, prefix, FUNCTIONS)
+    await queue.enqueue("quick", job_id="three", delay_s=3600)
+    access = Access(TOKEN, READ_TOKEN, "X-Forwarded-User")
+    async with asking(queue, access=access) as web, running(client, prefix, FUNCTIONS[:1]):
+        web.headers.update({**bearer(), "x-forwarded-user": "kim"})
+        for name, id_ in (
+            ("dead/retry", "one"),
+            ("dead/delete", "two"),
+            ("jobs/cancel", "three"),
+        ):
+            done = await web.post(f"/api/{name}", json={"id": id_})
+            assert (done.status_code, done.json()["changed"]) == (200, True), done.text
+        again = await web.post("/api/dead/delete", json={"id": "two"})
+        assert again.status_code == 404
+
+        async def is_canceled() -> bool:
+            job = (await web.get("/api/job", params={"id": "three"})).json()
+            return bool(job.get("state") == "complete")
+
+        await eventually(is_canceled)
+        rows = await trail(web)
+    assert [(actor, action, subject) for actor, action, subject, _ in reversed(rows)] == [
+        ("kim", "dead/retry", "one"),
+        ("kim", "dead/delete", "two"),
+        ("kim", "jobs/cancel", "three"),
+        ("kim", "dead/delete", "two"),
+    ]
+    assert rows[0][3] == "failed: no dead letter 'two'"
+
+
+async def test_webhooks_schedules_and_batches_can_be_steered(client: Any, prefix: str) -> None:
+    queue = queue_of(client, prefix)
+    url = "https://one.example/hook"
+    id_ = await queue.send_webhook(url, {"n": 1}, event_type="test.event", delay_s=3600)
+    await queue.schedule("nightly", call("quick"), cron="0 3 * * *")
+    async with asking(queue) as web:
+
+        async def act(action: str, **target: str) -> dict[str, Any]:
+            done = await web.post(f"/api/{action}", json=target)
+            assert done.status_code == 200, done.text
+            found: dict[str, Any] = done.json()
+            return found
+
+        (waiting,) = (await web.get("/api/deliveries")).json()
+        assert (waiting["id"], waiting["url"]) == (id_, url)
+        assert (await act("deliveries/retry", id=id_))["changed"]
+        assert (await act("endpoints/disable", name=url))["changed"]
+        assert not (await act("endpoints/disable", name=url))["changed"]
+        shown = (await web.get("/api/endpoints")).json()
+        assert [row["name"] for row in shown["disabled"]] == [url]
+        assert (await act("endpoints/enable", name=url))["changed"]
+        (schedule,) = (await web.get("/api/schedules")).json()
+        assert (schedule["id"], schedule["cron"]) == ("nightly", "0 3 * * *")
+        await act("schedules/delete", id="nightly")
+        assert (await web.get("/api/schedules")).json() == []
+        await act("llm/flush")
+
+
+async def test_the_read_token_reads_and_changes_nothing(client: Any, prefix: str) -> None:
+    queue = queue_of(client, prefix)
+    await queue.enqueue("quick", job_id="waits", delay_s=3600)
+    async with asking(queue, access=CLOSED) as web:
+        assert (await web.get("/api/jobs")).status_code == 401
+        web.headers.update(bearer(READ_TOKEN))
+        assert (await web.get("/api/jobs")).status_code == 200
+        for name, action in ACTIONS.items():
+            target = dict.fromkeys(action.target.__struct_fields__, "waits")
+            refused = await web.post(f"/api/{name}", json=target)
+            assert refused.status_code == 403, name
+        assert await trail(web) == []
+    assert (await queue.jobs.describe("waits")).state == "deferred"
+
+
+async def test_a_foreign_page_reaches_no_server_without_token(client: Any, prefix: str) -> None:
+    """A name that resolves to 127.0.0.1 is not ours, and a form cannot send JSON."""
+    async with asking(queue_of(client, prefix)) as web:
+        for host in ("evil.example", "evil.example:8484", "127.0.0.1.evil.example", ""):
+            refused = await web.get("/api/jobs", headers={"host": host})
+            assert refused.status_code in (400, 403), host
+        for host in ("localhost", "localhost:8484", "127.0.0.1:1", "[::1]:8484", "[::1]"):
+            assert (await web.get("/api/jobs", headers={"host": host})).status_code == 200, host
+        form = await web.post(
+            "/api/llm/flush", content=b"{}", headers={"content-type": "text/plain"}
+        )
+        assert form.status_code == 415
+        too_long = await web.post("/api/llm/flush", json={"a": "x" * 70_000})
+        assert too_long.status_code == 413
+
+
+async def test_the_trail_keeps_a_bounded_number_of_entries(client: Any, prefix: str) -> None:
+    audit = queue_of(client, prefix).jobs.audit
+    await audit.record("a" * 5000, "b", "c\ud800", "d")
+    pages = [await audit.page(limit=1)]
+    assert pages[0].cursor == ""
+    assert len(pages[0].entries[0].actor) == 1024
+    async with client.pipeline(transaction=False) as pipe:
+        for _ in range(12_000):
+            pipe.xadd(f"{prefix}audit", {"actor": "x"})
+        await pipe.execute()
+    await audit.record("last", "b", "c", "d")
+    assert await client.xlen(f"{prefix}audit") < 10_200
+    newest = await audit.page(limit=2)
+    older = await audit.page(limit=1, cursor=newest.entries[0].id)
+    assert [entry.actor for entry in newest.entries] == ["last", "x"]
+    assert older.entries == newest.entries[1:]

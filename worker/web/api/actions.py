@@ -1,0 +1,179 @@
+"""
+The actions of operators. Each one writes to the audit trail and to the log.
+
+The API and the page perform them through `perform`, so neither can leave the trail out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import Any
+
+from cache.logs import get_logger
+from worker.client import JobQueue
+from worker.errors import NotFound, ResultTimeout, WorkerError
+from worker.web.access import Refused, Visitor
+from worker.web.api.reads import known_endpoint, named
+from worker.web.api.views import ByEndpoint, ById, Done, Nothing, Query
+from worker.web.site import Site
+
+log = get_logger(__name__)
+
+# A worker sees an abort within a second; the caller need not wait for its job to clean up.
+_ABORT_S = 2.0
+
+
+@dataclass(frozen=True, slots=True)
+class Action:
+    """
+    Something an operator can do.
+
+    name: its path below /api/. target: what it takes. run: does it through the facade.
+    """
+
+    name: str
+    label: str
+    summary: str
+    target: type[Query]
+    run: Callable[[JobQueue, Any], Awaitable[Done]]
+
+
+async def perform(site: Site, visitor: Visitor, action: Action, target: Query) -> Done:
+    """
+    Run the action and write down who did it, also when it fails.
+
+    Raises:
+        Refused: the visitor may only read.
+        WorkerError: what the facade raised.
+    """
+    if not visitor.may_act:
+        raise Refused(403, "this token may only read; actions need LETTA_WEB_TOKEN")
+    try:
+        done = await action.run(site.queue, target)
+    except WorkerError as exc:
+        await _record(site, visitor, action, target, f"failed: {exc}")
+        raise
+    await _record(site, visitor, action, target, done.message)
+    return done
+
+
+async def _record(
+    site: Site, visitor: Visitor, action: Action, target: Query, outcome: str
+) -> None:
+    subject = _subject(target)
+    log.info("web.acted", actor=visitor.actor, action=action.name, subject=subject, outcome=outcome)
+    try:
+        await site.queue.jobs.audit.record(visitor.actor, action.name, subject, outcome)
+    except WorkerError as exc:
+        log.warning("web.audit_failed", action=action.name, subject=subject, error=str(exc))
+
+
+def _subject(target: Query) -> str:
+    if isinstance(target, ById):
+        return target.id
+    if isinstance(target, ByEndpoint):
+        return target.name
+    return ""
+
+
+async def _cancel_job(queue: JobQueue, target: ById) -> Done:
+    job = queue.jobs.get(target.id)
+    try:
+        if await job.abort(timeout_s=_ABORT_S):
+            return Done(True, "canceled")
+    except ResultTimeout:
+        return Done(True, "cancel requested: a worker ends the job soon")
+    raise NotFound(f"no job {target.id!r} waits or runs")
+
+
+async def _retry_dead(queue: JobQueue, target: ById) -> Done:
+    await _require_dead(queue, target.id)
+    if await queue.dead.retry(target.id):
+        return Done(True, "enqueued again")
+    return Done(False, "nothing done: a job of this id waits or runs, or the body was not kept")
+
+
+async def _delete_dead(queue: JobQueue, target: ById) -> Done:
+    await _require_dead(queue, target.id)
+    return Done(bool(await queue.dead.purge(target.id)), "deleted")
+
+
+async def _require_dead(queue: JobQueue, job_id: str) -> None:
+    if await queue.dead.get(job_id) is None:
+        raise NotFound(f"no dead letter {job_id!r}")
+
+
+async def _delete_schedule(queue: JobQueue, target: ById) -> Done:
+    if await queue.jobs.unschedule(target.id):
+        return Done(True, "deleted; queued runs stay")
+    raise NotFound(f"no schedule {target.id!r}")
+
+
+async def _retry_delivery(queue: JobQueue, target: ById) -> Done:
+    await queue.webhooks.retry_now(target.id)
+    return Done(True, "the next attempt is due now")
+
+
+async def _replay_delivery(queue: JobQueue, target: ById) -> Done:
+    await queue.webhooks.replay(target.id)
+    return Done(True, "sent again with priority low")
+
+
+async def _enable(queue: JobQueue, target: ByEndpoint) -> Done:
+    with known_endpoint():
+        changed = await queue.webhooks.enable(**named(target))
+    return Done(changed, "enabled; replay its deliveries" if changed else "it was not disabled")
+
+
+async def _disable(queue: JobQueue, target: ByEndpoint) -> Done:
+    with known_endpoint():
+        changed = await queue.webhooks.disable(**named(target))
+    return Done(changed, "disabled" if changed else "it was disabled already")
+
+
+async def _cancel_batch(queue: JobQueue, target: ById) -> Done:
+    changed = await queue.llm.batches.cancel(target.id)
+    return Done(changed, "cancel requested" if changed else "it has ended already")
+
+
+async def _retry_batch(queue: JobQueue, target: ById) -> Done:
+    count = await queue.llm.batches.retry(target.id)
+    return Done(True, f"{count} failed requests wait again" if count else "its job runs now")
+
+
+async def _flush(queue: JobQueue, _target: Nothing) -> Done:
+    await queue.flush_llm_batches()
+    return Done(True, "every waiting request is sent")
+
+
+ACTIONS = {
+    action.name: action
+    for action in (
+        Action("jobs/cancel", "Cancel", "Cancel a job that waits or runs.", ById, _cancel_job),
+        Action("dead/retry", "Retry", "Enqueue a dead letter again.", ById, _retry_dead),
+        Action("dead/delete", "Delete", "Delete a dead letter for good.", ById, _delete_dead),
+        Action("schedules/delete", "Delete", "Remove a repeating job.", ById, _delete_schedule),
+        Action(
+            "deliveries/retry",
+            "Retry now",
+            "Make the next attempt of an open delivery due now.",
+            ById,
+            _retry_delivery,
+        ),
+        Action(
+            "deliveries/replay", "Replay", "Send an ended delivery again.", ById, _replay_delivery
+        ),
+        Action("endpoints/enable", "Enable", "Allow an endpoint again.", ByEndpoint, _enable),
+        Action("endpoints/disable", "Disable", "Stop an endpoint.", ByEndpoint, _disable),
+        Action("batches/cancel", "Cancel", "Cancel an LLM batch.", ById, _cancel_batch),
+        Action(
+            "batches/retry",
+            "Retry",
+            "Let failed requests of a batch wait again.",
+            ById,
+            _retry_batch,
+        ),
+        Action("llm/flush", "Send now", "Send every waiting LLM request now.", Nothing, _flush),
+    )
+}

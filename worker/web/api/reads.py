@@ -1,0 +1,231 @@
+"""Reads for the API and the page: each function asks the facade and returns what is shown."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import msgspec
+
+from worker.errors import InvalidArgument, NotFound
+from worker.queue.audit import AuditPage
+from worker.queue.dead import DeadLetter
+from worker.queue.history import FunctionHistory
+from worker.queue.listing import JobPage
+from worker.queue.overview import Overview
+from worker.queue.priority import Priority
+from worker.queue.rows import WorkerRow
+from worker.queue.store import JobStatus
+from worker.web.api import views
+from worker.web.api.views import given
+from worker.web.site import Site
+from worker.webhooks.endpoints import Endpoint
+from worker.webhooks.policy import ENDED, DeliveryState
+from worker.webhooks.records import Delivery
+from worker.webhooks.selection import Selection
+
+# An argument may be large; its beginning tells what it is.
+_MOST_CHARS = 2000
+
+
+async def overview(site: Site, _query: views.Nothing) -> Overview:
+    """Counts of jobs, deliveries and batches: cheap, however many there are."""
+    return await site.queue.jobs.overview()
+
+
+async def stats(site: Site, _query: views.Nothing) -> dict[str, dict[str, float]]:
+    """Counts by priority. It looks at every running job and dead letter, in short steps."""
+    return await site.queue.stats()
+
+
+async def jobs(site: Site, query: views.JobsQuery) -> JobPage:
+    """A page of jobs that have not ended."""
+    return await site.queue.jobs.list(
+        given(query.state),
+        function=given(query.function),
+        priority=given(query.priority),
+        limit=query.limit,
+        cursor=query.cursor,
+    )
+
+
+async def job(site: Site, query: views.ById) -> views.JobView:
+    """One job: waiting, running, dead, or complete."""
+    found = await _job(site, query.id)
+    if not site.show_arguments or found.state == "complete":
+        return found
+    try:
+        call = await site.queue.jobs.arguments(query.id)
+    except NotFound:
+        return found
+    return msgspec.structs.replace(
+        found,
+        args=[_text(value) for value in call.args],
+        kwargs={name: _text(value) for name, value in call.kwargs.items()},
+    )
+
+
+async def _job(site: Site, job_id: str) -> views.JobView:
+    try:
+        row = await site.queue.jobs.describe(job_id)
+    except NotFound:
+        row = None
+    if row is not None:
+        return views.JobView(
+            id=row.id,
+            state=row.state.value,
+            function=row.function,
+            priority=row.priority.value,
+            due_at=row.due_at,
+            enqueued_at=row.enqueued_at,
+            tries=row.tries,
+            worker=row.worker,
+            bytes=row.bytes,
+        )
+    letter = await site.queue.dead.get(job_id)
+    if letter is not None:
+        return views.JobView(
+            id=letter.id,
+            state="dead",
+            function=letter.name,
+            priority=letter.priority,
+            tries=letter.tries,
+            bytes=len(letter.body),
+            reason=letter.reason,
+            error=letter.error,
+            died_at=letter.died_at,
+        )
+    status = await site.queue.jobs.get(job_id).status()
+    if status is JobStatus.NOT_FOUND:
+        raise NotFound(f"no job {job_id!r} waits, runs or is dead, and no result of it is kept")
+    state = "running" if status is JobStatus.IN_PROGRESS else status.value
+    return views.JobView(id=job_id, state=state)
+
+
+async def dead(site: Site, query: views.DeadQuery) -> views.DeadPage:
+    """A page of dead letters, newest first."""
+    letters = await site.queue.dead.list(limit=query.limit, offset=query.offset)
+    return views.DeadPage([_dead_view(letter) for letter in letters], await site.queue.dead.count())
+
+
+async def workers(site: Site, _query: views.Nothing) -> Sequence[WorkerRow]:
+    """The live workers of all machines."""
+    return await site.queue.jobs.workers()
+
+
+async def schedules(site: Site, _query: views.Nothing) -> list[views.ScheduleView]:
+    """The repeating jobs that clients registered."""
+    return [
+        views.ScheduleView(
+            each.id, each.job.name, Priority(each.job.priority).value, each.every_s, each.cron
+        )
+        for each in await site.queue.jobs.schedules()
+    ]
+
+
+async def endpoints(site: Site, _query: views.Nothing) -> views.EndpointsView:
+    """The endpoints of webhooks that fail or are disabled."""
+    return views.EndpointsView(
+        await site.queue.webhooks.failing_endpoints(),
+        await site.queue.webhooks.disabled_endpoints(),
+    )
+
+
+async def endpoint(site: Site, query: views.ByEndpoint) -> Endpoint:
+    """What holds one endpoint back."""
+    with known_endpoint():
+        return await site.queue.webhooks.endpoint(**named(query))
+
+
+def named(query: views.ByEndpoint) -> dict[str, str]:
+    """The facade's arguments for an endpoint: an `endpoint_id` has no slash."""
+    return {"url": query.name} if "/" in query.name else {"endpoint_id": query.name}
+
+
+@contextmanager
+def known_endpoint() -> Iterator[None]:
+    """
+    Raises:
+        NotFound: no webhook can be sent to an endpoint of this name.
+    """
+    try:
+        yield
+    except InvalidArgument as exc:
+        raise NotFound(f"no such endpoint: {exc}") from None
+
+
+async def deliveries(site: Site, query: views.DeliveriesQuery) -> list[views.DeliveryView]:
+    """Deliveries of webhooks by state: by default those that have not ended."""
+    state = given(query.state)
+    wanted = Selection(
+        states=(state,) if state else tuple(set(DeliveryState) - set(ENDED)),
+        event_type=given(query.event_type),
+        since=given(query.since),
+        until=given(query.until),
+    )
+    found = []
+    for id_ in await site.queue.webhooks.find(wanted, limit=query.limit):
+        try:
+            found.append(_delivery_view(await site.queue.delivery(id_)))
+        except NotFound:  # its retention has just passed
+            continue
+    return found
+
+
+async def delivery(site: Site, query: views.ById) -> views.DeliveryView:
+    """One webhook with its attempts."""
+    return _delivery_view(await site.queue.delivery(query.id))
+
+
+async def batches(site: Site, query: views.BatchesQuery) -> list[views.BatchView]:
+    """The newest LLM batches."""
+    rows = await site.queue.llm.batches.list(limit=query.limit)
+    return msgspec.convert(rows, list[views.BatchView])
+
+
+async def batch(site: Site, query: views.ById) -> views.BatchView:
+    """One LLM batch."""
+    return msgspec.convert(await site.queue.llm.batches.get(query.id), views.BatchView)
+
+
+async def groups(site: Site, _query: views.Nothing) -> list[views.GroupView]:
+    """The LLM requests that wait for a batch, by group."""
+    return msgspec.convert(await site.queue.llm.batches.groups(), list[views.GroupView])
+
+
+async def history(site: Site, query: views.HistoryQuery) -> list[FunctionHistory]:
+    """How jobs ended, by function, priority and time."""
+    return await site.queue.history(
+        function=given(query.function),
+        priority=given(query.priority),
+        since=given(query.since),
+        step=given(query.step),
+    )
+
+
+async def audit(site: Site, query: views.AuditQuery) -> AuditPage:
+    """What operators changed."""
+    return await site.queue.jobs.audit.page(limit=query.limit, cursor=query.cursor)
+
+
+def _dead_view(letter: DeadLetter) -> views.DeadView:
+    return views.DeadView(
+        id=letter.id,
+        function=letter.name,
+        priority=letter.priority,
+        reason=letter.reason,
+        error=letter.error,
+        tries=letter.tries,
+        died_at=letter.died_at,
+        bytes=len(letter.body),
+    )
+
+
+def _delivery_view(found: Delivery) -> views.DeliveryView:
+    return msgspec.convert(found.to_dict(), views.DeliveryView)
+
+
+def _text(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= _MOST_CHARS else f"{text[:_MOST_CHARS]}..."
