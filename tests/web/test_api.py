@@ -155,6 +155,20 @@ async def test_webhooks_schedules_and_batches_can_be_steered(client: Any, prefix
         await act("llm/flush")
 
 
+async def test_functions_and_priorities_are_paused_and_resumed(client: Any, prefix: str) -> None:
+    queue = queue_of(client, prefix)
+    targets = {"functions": {"function": "quick"}, "priorities": {"priority": "low"}}
+    async with asking(queue) as web:
+        for step, changed in (("pause", [True, False]), ("resume", [True, False])):
+            for kind, target in targets.items():
+                done = [await web.post(f"/api/{kind}/{step}", json=target) for _ in changed]
+                assert [each.json()["changed"] for each in done] == changed
+            shown = (await web.get("/api/pauses")).json()
+            assert len(shown) == (2 if step == "pause" else 0)
+        subjects = [subject for _, _, subject, _ in await trail(web)]
+    assert set(subjects) == {"function quick", "priority low"}
+
+
 async def test_the_read_token_reads_and_changes_nothing(client: Any, prefix: str) -> None:
     queue = queue_of(client, prefix)
     await queue.enqueue("quick", job_id="waits", delay_s=3600)

@@ -15,7 +15,7 @@ from worker.client import JobQueue
 from worker.errors import NotFound, ResultTimeout, WorkerError
 from worker.web.access import Refused, Visitor
 from worker.web.api.reads import known_endpoint, named
-from worker.web.api.views import ByEndpoint, ById, Done, Nothing, Query
+from worker.web.api.views import ByEndpoint, ByFunction, ById, ByPriority, Done, Nothing, Query
 from worker.web.site import Site
 
 log = get_logger(__name__)
@@ -47,8 +47,7 @@ async def perform(site: Site, visitor: Visitor, action: Action, target: Query) -
         Refused: the visitor may only read.
         WorkerError: what the facade raised.
     """
-    if not visitor.may_act:
-        raise Refused(403, "this token may only read; actions need LETTA_WEB_TOKEN")
+    require_operator(visitor)
     try:
         done = await action.run(site.queue, target)
     except WorkerError as exc:
@@ -56,6 +55,15 @@ async def perform(site: Site, visitor: Visitor, action: Action, target: Query) -
         raise
     await _record(site, visitor, action, target, done.message)
     return done
+
+
+def require_operator(visitor: Visitor) -> None:
+    """
+    Raises:
+        Refused: the visitor may only read.
+    """
+    if not visitor.may_act:
+        raise Refused(403, "this token may only read; actions need LETTA_WEB_TOKEN")
 
 
 async def _record(
@@ -72,6 +80,10 @@ async def _record(
 def _subject(target: Query) -> str:
     if isinstance(target, ById):
         return target.id
+    if isinstance(target, ByFunction):
+        return f"function {target.function}"
+    if isinstance(target, ByPriority):
+        return f"priority {target.priority.value}"
     if isinstance(target, ByEndpoint):
         return target.name
     return ""
@@ -102,6 +114,30 @@ async def _delete_dead(queue: JobQueue, target: ById) -> Done:
 async def _require_dead(queue: JobQueue, job_id: str) -> None:
     if await queue.dead.get(job_id) is None:
         raise NotFound(f"no dead letter {job_id!r}")
+
+
+async def _pause_function(queue: JobQueue, target: ByFunction) -> Done:
+    return _paused(await queue.jobs.pauses.pause(function=target.function))
+
+
+async def _resume_function(queue: JobQueue, target: ByFunction) -> Done:
+    return _resumed(await queue.jobs.pauses.resume(function=target.function))
+
+
+async def _pause_priority(queue: JobQueue, target: ByPriority) -> Done:
+    return _paused(await queue.jobs.pauses.pause(priority=target.priority))
+
+
+async def _resume_priority(queue: JobQueue, target: ByPriority) -> Done:
+    return _resumed(await queue.jobs.pauses.resume(priority=target.priority))
+
+
+def _paused(changed: bool) -> Done:
+    return Done(changed, "paused; jobs that run go on" if changed else "it was paused already")
+
+
+def _resumed(changed: bool) -> Done:
+    return Done(changed, "resumed" if changed else "it was not paused")
 
 
 async def _delete_schedule(queue: JobQueue, target: ById) -> Done:
@@ -153,6 +189,10 @@ ACTIONS = {
         Action("jobs/cancel", "Cancel", "Cancel a job that waits or runs.", ById, _cancel_job),
         Action("dead/retry", "Retry", "Enqueue a dead letter again.", ById, _retry_dead),
         Action("dead/delete", "Delete", "Delete a dead letter for good.", ById, _delete_dead),
+        Action("functions/pause", "Pause", "Claim no job of it.", ByFunction, _pause_function),
+        Action("functions/resume", "Resume", "End its pause.", ByFunction, _resume_function),
+        Action("priorities/pause", "Pause", "Claim no job of it.", ByPriority, _pause_priority),
+        Action("priorities/resume", "Resume", "End its pause.", ByPriority, _resume_priority),
         Action("schedules/delete", "Delete", "Remove a repeating job.", ById, _delete_schedule),
         Action(
             "deliveries/retry",

@@ -14,6 +14,7 @@ from worker.queue.dead import DeadLetter
 from worker.queue.history import FunctionHistory
 from worker.queue.listing import JobPage
 from worker.queue.overview import Overview
+from worker.queue.pauses import Pause
 from worker.queue.priority import Priority
 from worker.queue.rows import WorkerRow
 from worker.queue.store import JobStatus
@@ -107,6 +108,11 @@ async def dead(site: Site, query: views.DeadQuery) -> views.DeadPage:
     """A page of dead letters, newest first."""
     letters = await site.queue.dead.list(limit=query.limit, offset=query.offset)
     return views.DeadPage([_dead_view(letter) for letter in letters], await site.queue.dead.count())
+
+
+async def pauses(site: Site, _query: views.Nothing) -> list[Pause]:
+    """Functions and priorities whose jobs no worker claims, and how many due jobs wait for that."""
+    return await site.queue.jobs.pauses.list()
 
 
 async def workers(site: Site, _query: views.Nothing) -> Sequence[WorkerRow]:

@@ -28,10 +28,11 @@ from worker.queue.audit import AuditPage
 from worker.queue.history import FunctionHistory
 from worker.queue.listing import JobPage
 from worker.queue.overview import Overview
+from worker.queue.pauses import Pause
 from worker.queue.rows import WorkerRow
 from worker.web.access import Refused
 from worker.web.api import reads, views
-from worker.web.api.actions import ACTIONS, Action, perform
+from worker.web.api.actions import ACTIONS, Action, perform, require_operator
 from worker.web.site import Site
 from worker.webhooks.endpoints import Endpoint
 
@@ -63,6 +64,7 @@ READS = (
     Read("jobs", reads.jobs, views.JobsQuery, JobPage),
     Read("job", reads.job, views.ById, views.JobView),
     Read("dead", reads.dead, views.DeadQuery, views.DeadPage),
+    Read("pauses", reads.pauses, views.Nothing, list[Pause]),
     Read("workers", reads.workers, views.Nothing, list[WorkerRow]),
     Read("schedules", reads.schedules, views.Nothing, list[views.ScheduleView]),
     Read("endpoints", reads.endpoints, views.Nothing, views.EndpointsView),
@@ -98,6 +100,7 @@ def _reading(site: Site, read: Read) -> Callable[[Request], Awaitable[Response]]
 def _acting(site: Site, action: Action) -> Callable[[Request], Awaitable[Response]]:
     async def work(request: Request) -> Any:
         visitor = site.access.by_bearer(request.headers)
+        require_operator(visitor)
         # A page of another site cannot send this type without being asked first.
         if request.headers.get("content-type", "").partition(";")[0].strip().lower() != JSON:
             raise Refused(415, f"send {JSON}")

@@ -52,6 +52,18 @@ class ByEndpoint(Query, frozen=True):
     name: Annotated[str, Meta(min_length=1, max_length=2048)]
 
 
+class ByFunction(Query, frozen=True):
+    """A function by its name."""
+
+    function: Annotated[str, Meta(min_length=1, max_length=256, pattern=_PRINTED)]
+
+
+class ByPriority(Query, frozen=True):
+    """One of the four priorities."""
+
+    priority: Priority
+
+
 class JobsQuery(Query, frozen=True):
     """Filters combine. `cursor` goes on where a page ended, with the same filters."""
 
