@@ -297,6 +297,7 @@ QUEUE = [
     Case("jobs.unschedule", "schedule_id", lambda q, x: q.jobs.unschedule(x)),
     Case("jobs.get", "job_id", lambda q, x: q.jobs.get(x)),
     Case("jobs.describe", "job_id", lambda q, x: q.jobs.describe(x)),
+    Case("jobs.arguments", "job_id", lambda q, x: q.jobs.arguments(x)),
     Case("jobs.list", "state", lambda q, x: q.jobs.list(x), OPTIONAL),
     Case("jobs.list", "function", lambda q, x: q.jobs.list(function=x), OPTIONAL),
     Case("jobs.list", "priority", lambda q, x: q.jobs.list(priority=x), OPTIONAL),
