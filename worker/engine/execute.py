@@ -106,7 +106,7 @@ class Executor:
         if settings.on_job_end is not None:
             await self._hook("on_job_end", settings.on_job_end, ctx)
         claim.run_s = self._loop.time() - begun
-        claim.wait_s = max(0.0, (start_ms - due_ms) / 1000)
+        claim.wait_s = (start_ms - due_ms) / 1000 if start_ms > due_ms else 0.0
         self._report(claim, body, outcome)
         if settings.after_job_end is None:
             self._collect(claim, end, outcome)

@@ -12,7 +12,7 @@ from worker.engine.failures import SafeLog, describe
 from worker.engine.outcome import Body, Decider
 from worker.engine.records import Claim, End
 from worker.engine.settings import Settings
-from worker.engine.validate import check_fields, check_options
+from worker.engine.validate import check_options, read_fields
 
 
 class Preparer:
@@ -52,16 +52,17 @@ class Preparer:
 
     def _decode(self, claim: Claim, data: bytes) -> Body:
         fields = self._settings.deserializer(data)
-        check_fields(fields)
-        # As in arq: a try number given at the enqueue counts when it is higher.
-        tries = max(claim.tries + 1, fields["t"] or 0)
+        given_tries, name, args, kwargs, enqueued_ms = read_fields(fields)
+        tries = claim.tries + 1
+        if given_tries and given_tries > tries:
+            tries = given_tries  # as in arq: a higher number that was given at the enqueue counts
         options = fields.get("o") or {}
-        if fields["f"] in self._settings.functions:
-            claim.function = fields["f"]
+        if name in self._settings.functions:
+            claim.function = name
         if options:
             check_options(options, unique_prefix=self._settings.unique_prefix)
             claim.unique = options.get("u")
-        return Body(fields["f"], fields["a"], fields["k"], fields["et"], tries, options)
+        return Body(name, args, kwargs, enqueued_ms, tries, options)
 
     def _find(self, claim: Claim, body: Body) -> Body | tuple[End, str]:
         function = self._settings.functions.get(body.name)

@@ -55,6 +55,7 @@ class Claim:
     stalled_count: int
     mark_ms: float | None  # when an abort was requested
     job_id: str = ""
+    sent: tuple[str, str] | None = None  # id and token as an end has them; None: they are not UTF-8
     fault: str = ""  # why it cannot run: neither a client nor a worker wrote these keys
     started: bool = False
     vacated: bool = False  # its run is over and its slot is free; its end is being built
@@ -76,7 +77,8 @@ class Claim:
         return ORDER[self.number - 1]
 
     def end(self, kind: str, details: Mapping[str, Any]) -> End:
-        return [kind, lua_text(self.id), lua_text(self.token), self.number, details]
+        id_, token = self.sent or (lua_text(self.id), lua_text(self.token))
+        return [kind, id_, token, self.number, details]
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,37 +153,39 @@ def read_claims(rows: list[Any]) -> list[Claim]:
 
 def _read_claim(rows: list[Any], at: int) -> Claim:
     id_, body, tries, token, mark = rows[at : at + CLAIM_FIELDS]
-    _, number, due, stalled_count = token.decode(errors="replace").rsplit("|", 3)
-    charged = 0 if tries is None else whole(tries, most=MOST_TRIES, fallback=-1)
-    fault = _FAULTS[body] if isinstance(body, int) else ""
-    if charged < 0:
-        fault = fault or "retry:<id> is not a number of tries"
+    try:
+        sent = job_id, text = id_.decode(), token.decode()
+    except UnicodeDecodeError:
+        sent, job_id, text = None, id_.decode(errors="replace"), token.decode(errors="replace")
+    _, number, due, stalled_count = text.rsplit("|", 3)
+    charged, fault = 0, ""
+    if tries is not None:
+        charged = whole(tries, most=MOST_TRIES, fallback=-1)
+        if charged < 0:
+            charged, fault = 0, "retry:<id> is not a number of tries"
+    if type(body) is int:
+        fault, body = _FAULTS[body], None
     return Claim(
         id_,
-        None if isinstance(body, int) else body,
-        max(0, charged),
+        body,
+        charged,
         token,
         int(number),
         due,
         int(stalled_count),
         None if mark is None else float(mark),
-        id_.decode(errors="replace"),
+        job_id,
+        sent,
         fault,
     )
 
 
 def weight(end: End) -> tuple[int, int]:
     """Return the bytes of an end's parts: of those that its script carries, and of the large ones."""
-    details = end[4]
-    sizes = [len(memoryview(details["result"]))] if "result" in details else []
-    if "jobs" in details:
-        sizes += [len(memoryview(job["body"])) for job in details["jobs"]]
-    if "gather" in details:
-        sizes.append(len(memoryview(details["gather"]["value"])))
-    large = 0
-    for size in sizes:
-        if size > LARGE:
-            large += size
+    if not end[4]:
+        return 0, 0
+    sizes = [len(memoryview(holder[name])) for holder, name in _parts(end)]
+    large = sum(size for size in sizes if size > LARGE)
     return sum(sizes) - large, large
 
 

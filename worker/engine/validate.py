@@ -14,6 +14,7 @@ from typing import Any
 # The last millisecond of the year 9999, the largest time of a datetime.
 _MOST_MS = 253_402_300_799_999
 _MOST_TRIES = 1_000_000
+_FIELDS = ("t", "f", "a", "k", "et")
 _MOST_NAME, _MOST_ID, _MOST_DELAY_MS = 1000, 1000, 366 * 86_400_000
 
 
@@ -21,43 +22,43 @@ class Misformed(ValueError):
     """The body decodes, but is not a job; the message names the field."""
 
 
-def check_fields(fields: Any) -> None:
+def read_fields(fields: Any) -> tuple[int | None, str, Any, Mapping[str, Any], int]:
     """
-    Validate the fields of a job, stock arq's or ours.
+    Validate the fields of a job, stock arq's or ours; returns its t, f, a, k and et.
 
     Raises:
         Misformed: a field is missing, or has a wrong type or size.
     """
-    if _is_plain(fields):
-        return
+    if type(fields) is dict:
+        tries, name, args, kwargs, et = map(fields.get, _FIELDS)
+        # One expression, because it is evaluated for every job.
+        if (
+            tries is None
+            and type(name) is str
+            and 0 < len(name) <= _MOST_NAME
+            and type(args) is list
+            and type(kwargs) is dict
+            and (not kwargs or all(type(key) is str for key in kwargs))
+            and type(et) is int
+            and 0 <= et <= _MOST_MS
+        ):
+            return tries, name, args, kwargs, et
     _need(isinstance(fields, Mapping), "the body is not a mapping")
-    tries, name = fields.get("t"), fields.get("f")
+    return _read_other(*map(fields.get, _FIELDS))
+
+
+def _read_other(
+    tries: Any, name: Any, args: Any, kwargs: Any, et: Any
+) -> tuple[int | None, str, Any, Mapping[str, Any], int]:
     _need(tries is None or _is_whole(tries, _MOST_TRIES), "t is not a number of tries")
     _need(_is_text(name, _MOST_NAME), "f is not a function name")
-    _need(isinstance(fields.get("a"), list | tuple), "a is not a list of arguments")
-    kwargs = fields.get("k")
+    _need(isinstance(args, list | tuple), "a is not a list of arguments")
     _need(
         isinstance(kwargs, Mapping) and all(isinstance(key, str) for key in kwargs),
         "k has other keys",
     )
-    _need(_is_whole(fields.get("et"), _MOST_MS), "et is not a time")
-
-
-def _is_plain(fields: Any) -> bool:
-    """Whether this is an ordinary job. One expression, because it is evaluated for every job."""
-    if type(fields) is not dict:
-        return False
-    tries, name, et, kwargs = map(fields.get, ("t", "f", "et", "k"))
-    return (
-        (tries is None or (type(tries) is int and 0 <= tries <= _MOST_TRIES))
-        and type(name) is str
-        and 0 < len(name) <= _MOST_NAME
-        and type(fields.get("a")) is list
-        and type(kwargs) is dict
-        and (not kwargs or all(type(key) is str for key in kwargs))
-        and type(et) is int
-        and 0 <= et <= _MOST_MS
-    )
+    _need(_is_whole(et, _MOST_MS), "et is not a time")
+    return tries, name, args, kwargs, et
 
 
 def check_options(options: Any, *, unique_prefix: str) -> None:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import re
+import time
 from collections.abc import Mapping
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Any
 
 from cache.names import MAX_NAME, name_problem
@@ -65,7 +67,7 @@ def require_keywords(what: str, given: Any) -> None:
     """Check a job's keyword arguments: names are text and none is a parameter of ours."""
     if given is None:
         return
-    if not isinstance(given, Mapping):
+    if type(given) is not dict and not isinstance(given, Mapping):
         raise InvalidArgument(f"{what} must be a mapping, not {type(given).__name__}")
     for name in given:
         if not isinstance(name, str) or name in {"name", "_options"}:
@@ -75,6 +77,8 @@ def require_keywords(what: str, given: Any) -> None:
 
 
 def require_priority(priority: Priority | str) -> Priority:
+    if type(priority) is Priority:
+        return priority
     try:
         return Priority(priority)
     except ValueError:
@@ -113,7 +117,12 @@ def webhook_body(payload: Any, *, max_bytes: int) -> bytes:
 
 
 def now_ms() -> int:
-    return int(datetime.now(UTC).timestamp() * 1000)
+    return int(time.time() * 1000)
+
+
+def new_id() -> str:
+    """A random id: 32 hex digits. `uuid4` would take five times as long, at each enqueue."""
+    return os.urandom(16).hex()
 
 
 def require_id(what: str, value: Any) -> None:

@@ -74,4 +74,6 @@ def call(
     **kwargs: Any,
 ) -> Call[T]:
     """Build a Call for `enqueue_many`, `gather`, `then` or `schedule`: `call("name", 1, x=2)`."""
-    return Call(name_of(name), args, kwargs, Priority(priority), job_id, delay_s, expires_s, then)
+    if type(priority) is not Priority:
+        priority = Priority(priority)
+    return Call(name_of(name), args, kwargs, priority, job_id, delay_s, expires_s, then)

@@ -4,7 +4,6 @@ Enqueues jobs for a service (one, many, gathered, repeating), returns handles an
 
 from __future__ import annotations
 
-import uuid
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 from typing import Any
@@ -107,8 +106,10 @@ class Jobs:
         # A window's key expires; the job's end deletes the other keys.
         if lock is not None and lock.scope != "window":
             options |= {"u": self._keys.unique(lock.key), "us": lock.scope}
-        chosen = job_id or uuid.uuid4().hex
-        body = self._encoder.encode(name_of(name), args, kwargs, options=options)
+        chosen = job_id or arguments.new_id()
+        function = name_of(name)
+        arguments.require_job_name(function)
+        body = self._encoder.encode(function, args, kwargs, options=options)
         await self._memory.admit()
         stored = await reach(
             self._store.put(
@@ -161,7 +162,7 @@ class Jobs:
         if not 1 <= len(calls) <= _MOST_PARTS:
             raise InvalidArgument(f"gather takes 1 to {_MOST_PARTS} calls, not {len(calls)}")
         priority = arguments.require_call("then", then)
-        job_id = then.job_id or uuid.uuid4().hex
+        job_id = then.job_id or arguments.new_id()
         rows = [
             self._row(call, {"g": {"id": job_id, "i": index}}) for index, call in enumerate(calls)
         ]
@@ -294,7 +295,7 @@ class Jobs:
         priority = arguments.require_call("call", call)
         options = {**self._encoder.options(call.expires_s, call.then), **(more or {})}
         body = self._encoder.encode(call.name, call.args, call.kwargs, options=options)
-        job_id = call.job_id or uuid.uuid4().hex
+        job_id = call.job_id or arguments.new_id()
         return job_id, priority, arguments.delay_ms(call.delay_s), body
 
 

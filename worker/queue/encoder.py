@@ -46,14 +46,12 @@ class JobEncoder:
         options: Mapping[str, Any] | None = None,
     ) -> bytes:
         """
-        The body of a job that is enqueued now.
+        The body of a job that is enqueued now. The caller has checked its name.
 
         Raises:
-            InvalidArgument: `name` is no job name.
             NotSerializable: an argument would not arrive as given; the message names it.
             PayloadTooLarge: over LETTA_QUEUE_MAX_JOB_BYTES.
         """
-        arguments.require_job_name(name)
         try:
             body = job_body(name, args, kwargs or {}, now_ms=arguments.now_ms(), options=options)
         except NotEncodable as exc:

@@ -14,6 +14,7 @@ from worker.errors import InvalidArgument
 from worker.http.client import HTTPReply, post_webhook
 from worker.http.scrub import scrub, spellings
 from worker.http.urls import read_url
+from worker.queue.arguments import require_job_name
 from worker.queue.context import JobContext
 from worker.queue.priority import Priority
 from worker.webhooks import ed25519
@@ -119,6 +120,7 @@ async def report_webhook(ctx: JobContext, delivery_id: str) -> str:
     if context.secrets.hides_urls:
         # A job's body is stored in clear; the function can read the URL by the delivery's id.
         shown["url"] = HIDDEN
+    require_job_name(name)
     body = context.encoder.encode(name, [shown])
     await context.jobs.put(job_id, body, priority=Priority.DEFAULT, delay_ms=0, due_ms=None)
     return name
