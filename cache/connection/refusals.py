@@ -156,7 +156,9 @@ _KNOWN = [
 _RULES = [(re.compile(pattern), Refusal(*rest)) for pattern, *rest in _KNOWN]  # type: ignore[arg-type]
 # What the queue's check at the start found (worker/queue/rights.py).
 _LACKING = re.compile(r"this service lacks ([^:]+)")
-_NO_RIGHTS = re.compile(r"NOPERM|no permissions? |No permissions|can't access at least one")
+_NO_RIGHTS = re.compile(
+    r"NOPERM|no permissions? |No permissions|can't access at least one|may not run"
+)
 
 
 def refusal_of(exc: BaseException) -> Refusal | None:

@@ -28,6 +28,18 @@ from typing import Any
 from redis.exceptions import NoScriptError
 
 _INCLUDE = re.compile(r"^--@include ([a-z_]+)$", re.MULTILINE)
+_RIGHTS = re.compile(r"^--@rights$", re.MULTILINE)
+# Words of a script in capitals are commands, or one of these.
+_OPTIONS = {
+    "BYSCORE", "COUNT", "GT", "LIMIT", "LT", "MAXLEN", "NX", "OVERFLOW", "PX", "RANK", "REV", "SAT",
+    "WITHSCORES", "WRONGTYPE", "XX",
+}  # fmt: skip
+# Servers before Redis 7 cannot say it.
+_CHECK = (
+    "for _, name in ipairs(redis.acl_check_cmd and {%s} or {}) do"
+    " if not redis.acl_check_cmd(name, KEYS[1], KEYS[1]) then"
+    " return redis.error_reply('NOPERM the user may not run ' .. name .. ' on ' .. KEYS[1]) end end"
+)
 
 
 class Script:
@@ -73,6 +85,11 @@ def absent_beside(key: str) -> str:
     return f"{key[: key.find(':') + 1] or key}absent:{{{key}}}"
 
 
+def commands_of(source: str) -> list[str]:
+    """The commands that a script names."""
+    return sorted(set(re.findall(r"'([A-Z]{3,})'", source)) - _OPTIONS)
+
+
 def _read(packages: Sequence[str], name: str) -> str:
     for home in packages:
         path = files(home) / "lua" / f"{name}.lua"
@@ -91,4 +108,6 @@ def load(package: str, name: str, *shared: str) -> Script:
     """
     homes = (package, *(resolve_name(home, package) for home in shared))
     source = _INCLUDE.sub(lambda match: _read(homes, "_" + match[1]), _read([package], name))
+    named = ",".join(f"'{command}'" for command in commands_of(source))
+    source = _RIGHTS.sub(lambda _: _CHECK % named, source)
     return Script(name, source)

@@ -252,3 +252,39 @@ async def test_an_answer_that_was_denied_is_stored_at_the_next_try(
         assert not await owner.exists(KEYS.llm_request(id_)), command
         told = [row for row in await owner.zrange(KEYS.queue(), 0, -1) if b"callback" in row]
         assert told, command
+
+
+# -- pauses and burials --------------------------------------------------------------
+
+
+async def test_a_paused_function_stays_paused_without_a_right(
+    owner: Any, weak: Any, queue: JobQueue
+) -> None:
+    for command in ("HGETALL", "GETRANGE"):
+        await owner.flushall()
+        await queue.pause(function="f")
+        await queue.enqueue("f", job_id="a")
+        await deny(owner, command)
+        assert await claims_of(poll_of(weak, "w")) == [], command
+        await allow(owner, command)
+        assert await claims_of(poll_of(weak, "w")) == [], command
+        await queue.resume(function="f")
+        assert [claim.job_id for claim in await claims_of(poll_of(weak, "last"))] == ["a"], command
+
+
+async def test_a_burial_that_was_denied_leaves_no_body_that_blocks_the_id(
+    owner: Any, weak: Any, queue: JobQueue
+) -> None:
+    for command in used_by("worker.engine", "poll", "..queue"):
+        await owner.flushall()
+        await queue.enqueue("f", job_id="a")
+        await claims_of(poll_of(owner, "w"))
+        await owner.set(KEYS.in_progress("a"), "w|3|1|90")
+        await owner.zadd(EngineKeys(KEYS).running, {"a": 1})
+        await deny(owner, command)
+        await claims_of(poll_of(weak, "other"))
+        await allow(owner, command)
+        await claims_of(poll_of(weak, "other"))
+        assert [dead.id for dead in await queue.dead.list()] == ["a"], command
+        of_job = (KEYS.job("a"), KEYS.in_progress("a"), EngineKeys(KEYS).running)
+        assert not await owner.exists(*of_job), command

@@ -3,9 +3,10 @@ Asks the server whether it runs the queue's scripts, and this user all their com
 
 A script stops at a command that is denied, and keeps what it wrote before. Everything
 else that could stop it is checked by the script before it writes, or by the server
-before it starts. A right that is taken away later stops scripts as well: they write
-what counts last, so that the call that is sent again completes the first one
-(tests/queue/test_security_rights_taken.py).
+before it starts. A right that is taken away later is asked for by the scripts
+themselves (`--@rights`, cache/connection/scripts.py). Those of every job do not ask: they
+write what counts last, so that the call that is sent again completes the first one
+(tests/app/test_security_denied.py, tests/queue/test_security_rights_taken.py).
 """
 
 from __future__ import annotations

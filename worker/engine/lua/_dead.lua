@@ -7,11 +7,11 @@ local function bury(d, id, why)
   local body = body_of(d.prefix .. 'job:' .. id)
   if body == -3 then
     redis.call('RENAME', d.prefix .. 'job:' .. id, large)
-    redis.call('PEXPIRE', large, d.age)
   elseif body then
     -- Without a body, this burial may be the second try of one that stopped halfway.
     redis.call('UNLINK', large)
   end
+  redis.call('PEXPIRE', large, d.age)
   redis.call('UNLINK', key)
   redis.call('HSET', key, 'body', type(body) == 'string' and body or '', 'reason', why.reason, 'error', why.error or '',
     'queue', why.queue, 'queue_name', d.queues[why.queue], 'tries', why.tries or 0, 'died', d.now, 'name', why.name or '')

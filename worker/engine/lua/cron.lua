@@ -10,6 +10,7 @@
 -- returns 1 enqueued | 0 this tick or a later one was enqueued already, a job with this id exists, or the
 --   function is paused and the job of an earlier tick waits
 -- no allow-oom: it adds a job.
+--@rights
 --@include types
 --@include put_job
 --@include paused

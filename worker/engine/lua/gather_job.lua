@@ -6,6 +6,7 @@
 -- ARGV[4..] keys of its large parts
 -- returns 1 enqueued | 0 another worker enqueued it, or a job with this id exists
 -- no allow-oom: it adds a job.
+--@rights
 --@include types
 --@include put_job
 expect('zset', KEYS[1], KEYS[6], KEYS[7])

@@ -5,6 +5,7 @@
 -- ARGV[1] prefix  ARGV[2] worker id  ARGV[3] ms after which a worker that has not called again is removed
 -- returns 1 when this worker is the one that listens for stock clients' jobs | 0
 -- allow-oom: as beat.lua, and stale entries make room.
+--@rights
 --@include types
 expect('zset', KEYS[1], KEYS[2])
 local t = redis.call('TIME')

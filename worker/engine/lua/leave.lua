@@ -5,6 +5,7 @@
 -- returns how many workers are left
 -- Its waker's last poll stays until its TTL: a wake poll that still arrives must find it.
 -- allow-oom: it only deletes.
+--@rights
 --@include types
 expect('zset', KEYS[2])
 redis.call('DEL', KEYS[1], KEYS[5])

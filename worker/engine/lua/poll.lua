@@ -67,7 +67,7 @@ end
 -- returns the name of a job's function | '<unknown>'
 local function function_in(key)
   -- A body is a map that begins with t, tries, f, name; its arguments may be large.
-  local head = redis.pcall('GETRANGE', key, 0, 1023)
+  local head = allowed(redis.pcall('GETRANGE', key, 0, 1023))
   local ok, _, _, _, field, name = pcall(cmsgpack.unpack_limit, type(head) == 'string' and head or '', 4, 1)
   return ok and field == 'f' and type(name) == 'string' and #name <= 256 and name or '<unknown>'
 end
@@ -142,6 +142,8 @@ local function claim(candidates)
       poisoned[#poisoned + 1] = id
       groups[#groups + 1] = {number, function_in(prefix .. 'job:' .. id), DEAD, stalled, 1, -1, 0, 0, 0}
       bury(dead, id, {reason = 'poison', queue = number, tries = stalled, error = 'its workers died while it ran'})
+      -- Its place among the running jobs goes last: it is what finds the job again.
+      redis.call('DEL', prefix .. 'job:' .. id, prefix .. 'in-progress:' .. id)
       forget(prefix, KEYS, {id}, {{id}, {id}, {id}, {id}})
     elseif free and stalled >= last_chance and stalled_jobs <= 0 then
       -- When a worker dies, all its stalled jobs are charged: two would be charged for one's crash.

@@ -7,6 +7,7 @@
 -- returns 1 enqueued | 0 another worker enqueued it, the schedule was changed or removed, or it is paused
 --   and an earlier run waits
 -- no allow-oom: it adds a job.
+--@rights
 --@include types
 --@include put_job
 --@include paused

@@ -16,7 +16,7 @@ local function count_end(counted, ok, usage)
       names[#names + 1], more[#more + 1] = name, number_of(number)
     end
   end
-  local row, flat = redis.pcall('HMGET', counted, unpack(names)), {}
+  local row, flat = allowed(redis.pcall('HMGET', counted, unpack(names))), {}
   if row.err then
     return
   end

@@ -9,6 +9,7 @@
 -- ARGV[11] ms ahead that a start may be reserved  ARGV[12] ms that it may be used late  ARGV[13] ttl_ms
 -- returns 0 start now (in flight until released) | ms to wait before asking again
 -- no allow-oom: a full server could not store the answer of a call that it lets start.
+--@rights
 --@include types
 expect('zset', KEYS[3])
 local t = redis.call('TIME')

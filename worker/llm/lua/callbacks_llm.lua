@@ -7,6 +7,7 @@
 -- returns 1 call again | 0 none is left | -1 the queues are full
 -- The cursor is HSCAN's, stored after each page: a call whose reply was lost repeats nothing.
 -- no allow-oom: it adds jobs.
+--@rights
 --@include types
 --@include put_job
 --@include llm_callback

@@ -6,6 +6,7 @@
 -- returns {0 unknown, answered, or not this caller's | 1 others still wait | 2 ended | 3 ended, and it has
 --   callbacks: call callbacks_llm.lua, batch id or ''}
 -- no allow-oom: the request is kept as a failed one, and its callbacks add jobs.
+--@rights
 --@include types
 --@include llm_waiting
 --@include llm_finish

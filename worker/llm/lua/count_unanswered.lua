@@ -4,6 +4,7 @@
 -- ARGV[1] number of the job's run
 -- returns how many such calls there were; 0 when the request has ended
 -- allow-oom: a call that is not counted would be bought again.
+--@rights
 --@include types
 if redis.call('EXISTS', KEYS[1]) == 0 then
   return 0

@@ -6,6 +6,7 @@
 -- ARGV[7] delay_ms of the job
 -- returns 1 detached | 0 the request is no longer in this batch
 -- no allow-oom: it adds a job.
+--@rights
 --@include types
 --@include put_job
 --@include llm_waiting

@@ -4,6 +4,7 @@
 -- ARGV[1] job id  ARGV[2] job body
 -- returns 1 due now | 0 it is running
 -- no allow-oom: it may add a job.
+--@rights
 --@include types
 --@include put_job
 expect('zset', KEYS[1], KEYS[4])

@@ -8,6 +8,7 @@
 -- returns 1 moved (also when the same call moved it before) | 0 another run owns it
 --   | -1 not ended, because requests are open
 -- allow-oom: as take_batch.lua.
+--@rights
 --@include types
 --@include put_job
 if ARGV[4] ~= '' then

@@ -6,6 +6,7 @@
 -- ARGV[4] most in flight  ARGV[5] ttl_ms
 -- returns the new limit on calls in flight
 -- allow-oom: a slot that is not given back would be missing until its lease ends.
+--@rights
 --@include types
 expect('hash', KEYS[1])
 local t = redis.call('TIME')

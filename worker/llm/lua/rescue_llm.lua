@@ -6,6 +6,7 @@
 -- ARGV[1] its id  ARGV[2] job id  ARGV[3] job body  ARGV[4] most jobs that may be lost, 0: no limit
 -- returns 0 it has a job, or has ended | 1 a new job is enqueued | -1 it lost too many
 -- no allow-oom: it adds a job.
+--@rights
 --@include types
 --@include put_job
 expect('zset', KEYS[2], KEYS[3], KEYS[6], KEYS[7])

@@ -6,6 +6,7 @@
 -- ARGV[3] job id  ARGV[4] job body: a flush of its group
 -- returns 1 waits | 0 it has not failed, or waits already
 -- no allow-oom: it adds a job.
+--@rights
 --@include types
 --@include put_job
 --@include llm_waiting

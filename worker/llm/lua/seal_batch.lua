@@ -10,6 +10,7 @@
 -- ARGV[13] most batches in the index  ARGV[14] the index's ttl ms
 -- returns {requests of the batch, 1 sealed | 0 call again}
 -- no allow-oom: it adds a batch and a job.
+--@rights
 --@include types
 --@include put_job
 --@include llm_waiting

@@ -10,6 +10,7 @@
 -- ARGV[11..] request ids, <= 500
 -- returns {requests of the new batch, 1 moved | 0 it is sealed: use another id}
 -- no allow-oom: it adds a batch and a job.
+--@rights
 --@include types
 --@include put_job
 local p, old, new = ARGV[1], ARGV[2], ARGV[3]

@@ -15,6 +15,7 @@
 -- Each caller has a field `by:<suffix>` in the request ('by:' for the first caller): 1, or 0 once that
 -- caller has canceled.
 -- no allow-oom: it adds requests.
+--@rights
 --@include types
 --@include put_job
 --@include llm_callback
@@ -26,7 +27,7 @@ local function is_full(requests, bytes, tokens)
   return requests >= most or bytes >= most_bytes or (most_tokens > 0 and tokens >= most_tokens)
 end
 
-local waiting, row = expect('list', pending), redis.pcall('HMGET', sizes, 'bytes', 'tokens')
+local waiting, row = expect('list', pending), allowed(redis.pcall('HMGET', sizes, 'bytes', 'tokens'))
 if row.err then
   expect('hash', sizes)
 end

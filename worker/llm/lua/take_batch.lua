@@ -3,6 +3,7 @@
 -- KEYS[1] batch
 -- returns its fields and values, flat; empty when there is none. An ended batch keeps its epoch.
 -- allow-oom: a batch under way must end, which makes room.
+--@rights
 --@include types
 local row = redis.call('HMGET', KEYS[1], 'state', 'epoch')
 local state = row[1]

@@ -7,7 +7,7 @@ local NUMBERS = {critical = 1, high = 2, default = 3, low = 4}
 
 -- returns {queues = {number = true}, functions = {name = true} | nil, back = function | nil} | nil: nothing is paused
 local function pauses_of(key)
-  local found, rows = {queues = {}}, redis.pcall('HGETALL', key)
+  local found, rows = {queues = {}}, allowed(redis.pcall('HGETALL', key))
   if rows.err or #rows == 0 then
     return nil
   end

@@ -17,20 +17,22 @@ end
 
 local function put_value(key, value)
   if type(value) == 'table' then
+    redis.call('PERSIST', value[1])
     redis.call('RENAME', value[1], key)
-    redis.call('PERSIST', key)
   else
     redis.call('SET', key, value)
   end
 end
 
--- For a job that does not exist. A queue of another type stops it before its first write.
+-- For a job that does not exist. A queue of another type stops it before its first write. The body comes
+-- last: a right to a command may be taken away at any time, and without a body the job does not exist yet,
+-- so that the call that is sent again completes it.
 local function store_job(queue, job, result, wake, id, body, due)
   redis.call('ZADD', queue, due, id)
-  put_value(job, body)
+  redis.call('ZADD', wake, 0, 'w')
   -- The result of an earlier job with this id would be mistaken for the new job's.
   redis.call('DEL', result)
-  redis.call('ZADD', wake, 0, 'w')
+  put_value(job, body)
 end
 
 local function put_job(queue, job, result, wake, id, body, due)

@@ -4,6 +4,7 @@
 -- ARGV[1] id
 -- returns 1 requested | 0 no such job waits or runs
 -- allow-oom: an aborted job makes room.
+--@rights
 --@include types
 expect('zset', KEYS[1], unpack(KEYS, 4, 8))
 if redis.call('EXISTS', KEYS[2]) == 0 then

@@ -5,6 +5,7 @@
 -- ARGV[1] id  ARGV[2] its body, '' if none was kept  ARGV[3] key of a large one that was sent before
 -- returns 1 | 0 no such dead letter | -1 a job with this id exists | -2 its body was not kept
 -- no allow-oom: it adds a job.
+--@rights
 --@include types
 --@include put_job
 expect('zset', KEYS[1], KEYS[5])

@@ -16,6 +16,7 @@ if redis.call('EXISTS', KEYS[2]) == 1 then
   return {0}
 end
 if ARGV[6] ~= '' then
+  expect('zset', KEYS[1])
   local holder = text_of(KEYS[9])
   -- A holder without a body has ended without freeing it.
   if holder and holder ~= ARGV[1]
@@ -36,10 +37,10 @@ end
 local due = tonumber(ARGV[4]) or (server_ms() + tonumber(ARGV[3]))
 local body = ARGV[8] and {ARGV[8]} or ARGV[2]
 expect_staged(body)
-store_job(KEYS[1], KEYS[2], KEYS[3], KEYS[4], ARGV[1], body, due)
 if ARGV[6] == '0' then
   redis.call('SET', KEYS[9], ARGV[1])
 elseif ARGV[6] ~= '' then
   redis.call('SET', KEYS[9], ARGV[1], 'PX', ARGV[6])
 end
+store_job(KEYS[1], KEYS[2], KEYS[3], KEYS[4], ARGV[1], body, due)
 return {1}

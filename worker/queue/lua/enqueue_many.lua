@@ -10,6 +10,7 @@
 -- key of a large body that was sent before
 -- returns how many are new, 0 while an earlier gathering for the same job is open | -1 full
 -- no allow-oom: it adds jobs.
+--@rights
 --@include types
 --@include put_job
 expect('zset', KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5])

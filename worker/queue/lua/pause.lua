@@ -5,6 +5,7 @@
 -- returns 1 changed | 0 it was so already | -1 there are too many pauses
 -- allow-oom: a full server must obey its operator. Every claim reads the pauses. After a
 --   resume, resume.lua and the workers' polls make held jobs due again.
+--@rights
 --@include types
 expect('hash', KEYS[1])
 expect('zset', KEYS[2])

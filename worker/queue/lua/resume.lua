@@ -5,6 +5,7 @@
 -- ARGV[1] function
 -- returns how many it looked at | 0: all are back, or the function is paused again
 -- allow-oom: a full server must be able to run its jobs, which frees memory.
+--@rights
 --@include types
 --@include pauses
 expect('zset', KEYS[2], KEYS[3], KEYS[4], KEYS[5], KEYS[6])

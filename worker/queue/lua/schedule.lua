@@ -5,6 +5,7 @@
 -- returns 1
 -- A cron gets due time 0: the next worker computes its first tick and does not run it before.
 -- no allow-oom: it adds jobs.
+--@rights
 --@include types
 expect('zset', KEYS[1], KEYS[3])
 local t = redis.call('TIME')

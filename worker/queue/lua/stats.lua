@@ -20,7 +20,7 @@ for _, id in ipairs(redis.call('ZRANGE', KEYS[5], from, to)) do
   end
 end
 for _, id in ipairs(redis.call('ZRANGE', KEYS[6], from, to)) do
-  local queue = redis.pcall('HGET', ARGV[1] .. 'dead:' .. id, 'queue')
+  local queue = allowed(redis.pcall('HGET', ARGV[1] .. 'dead:' .. id, 'queue'))
   local number = type(queue) == 'string' and number_of(queue)
   if number and dead[number] then
     dead[number] = dead[number] + 1

@@ -7,6 +7,7 @@
 -- A dead letter counts as a job: the rescuer retries it. Deliveries with a job get the current time in
 -- the index, so that the least recently checked come first.
 -- allow-oom: a delivery that ends makes room.
+--@rights
 --@include types
 --@include put_job
 --@include delivery

@@ -9,6 +9,7 @@
 -- Its attempts stay in the list; the policy counts from one again.
 -- The token makes the call safe to send again.
 -- no allow-oom: it adds a job.
+--@rights
 --@include types
 --@include put_job
 --@include delivery

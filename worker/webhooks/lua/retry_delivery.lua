@@ -6,6 +6,7 @@
 --       | jobless: its job is in no queue
 -- `forced` passes it by an open breaker, a pause and a rate once; slots, order and deadline still hold.
 -- allow-oom: it adds nothing but two numbers, and a delivery that ends makes room.
+--@rights
 --@include types
 --@include put_job
 --@include delivery

@@ -4,6 +4,7 @@
 -- ARGV[1] prefix  ARGV[2] endpoint  ARGV[3] on | off  ARGV[4] name, to show
 -- returns 1 switched | 0 nothing changed
 -- allow-oom: an operator must be able to stop an endpoint on a full server.
+--@rights
 --@include types
 --@include put_job
 --@include delivery

@@ -1,0 +1,182 @@
+"""A command that a user may no longer run: a script writes nothing, or its next call completes what it wrote."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from redis.exceptions import RedisError
+
+import cache
+import worker
+from cache.connection.pool import PoolOptions, open_pool
+from cache.connection.scripts import commands_of
+from tests.app.test_security_half_states import CASES, LOST
+from tests.support.half_states import RefusedStep, restore, snapshot
+from tests.support.wait import eventually
+
+pytestmark = pytest.mark.integration
+
+RIGHTS = ("resetchannels", "~{arq}*", "&{arq}*", "~lc:*", "+@all", "-@dangerous", "+info")
+HOMES = [Path(package.__file__ or "").parent for package in (cache, worker)]
+SCRIPTS = {
+    path.stem: path.read_text(encoding="utf-8")
+    for home in HOMES
+    for path in home.rglob("lua/*.lua")
+}
+# Scripts of every job: a check of all their commands would cost 5 % of a job. A poll that was stopped
+# leaves leases, which end: tests/queue/test_security_rights_taken.py.
+UNCHECKED = {"beat", "enqueue", "next_job", "poll", "renew", "stats"}
+CACHE = {path.stem for path in HOMES[0].rglob("lua/*.lua")}
+
+
+def script_of(case: str) -> str:
+    if case.startswith(("begin_attempt", "record_")):
+        return "attempt_deliveries"
+    shown = {
+        "disable_endpoint": "switch_endpoint",
+        "enable_endpoint": "switch_endpoint",
+        "hold": "poll",
+    }
+    names = [name for name in SCRIPTS if case == name or case.startswith(f"{name}_")]
+    return shown.get(case) or max(names, key=len)
+
+
+def whole_text(script: str) -> str:
+    text = SCRIPTS[script]
+    return text + "".join(whole_text(f"_{name}") for name in re.findall(r"--@include (\w+)", text))
+
+
+@pytest.fixture
+async def owner(private_valkey_url: str) -> AsyncIterator[Any]:
+    async with open_pool(private_valkey_url, PoolOptions(), name="owner") as client:
+        await client.execute_command("ACL", "SETUSER", "weak", "on", ">pw", *RIGHTS)
+        yield client
+
+
+@pytest.fixture
+async def weak(owner: Any, private_valkey_url: str) -> AsyncIterator[Any]:
+    url = private_valkey_url.replace("unix://", "unix://weak:pw@")
+    async with open_pool(url, PoolOptions(), name="weak") as client:
+        yield client
+
+
+async def used_by(owner: Any, step: Any) -> list[str]:
+    """The commands that scripts run while a step is made."""
+    names: dict[str, None] = {}
+    async with owner.monitor() as monitor:
+
+        async def listen() -> None:
+            async for command in monitor.listen():
+                name, _, rest = command["command"].partition(" ")
+                if command["client_type"] == "lua":
+                    names[name.strip('"').upper()] = None
+                elif rest == "the-step-is-made":
+                    return
+
+        listener = asyncio.create_task(listen())
+        await step()
+        await owner.echo("the-step-is-made")
+        await asyncio.wait_for(listener, 30)
+    return list(names)
+
+
+async def denied(owner: Any, command: str, step: Any) -> tuple[bool, dict[bytes, Any]]:
+    """
+    Make the step while the command is denied, and again when it is allowed.
+
+    Returns whether a script was refused or stopped, and what it left behind.
+    """
+
+    async def is_refused() -> bool:
+        return task.done() or "errorstat_NOPERM" in await owner.info("errorstats")
+
+    await owner.config_resetstat()
+    await owner.execute_command("ACL", "SETUSER", "weak", f"-{command}")
+    task = asyncio.ensure_future(step())
+    await eventually(is_refused)
+    refused = "errorstat_NOPERM" in await owner.info("errorstats")
+    left = await contents(owner)
+    await owner.execute_command("ACL", "SETUSER", "weak", f"+{command}")
+    try:
+        await asyncio.wait_for(task, 30)  # some callers send it again themselves
+    except (RedisError, RefusedStep):
+        await step()
+    return refused, left
+
+
+CHECKED = [case for case in CASES if script_of(case) not in UNCHECKED | CACHE]
+ORDERED = [case for case in CASES if script_of(case) in {"enqueue"} | CACHE]
+
+
+async def test_a_denied_command_refuses_a_script_before_it_writes(owner: Any, weak: Any) -> None:
+    for case in CHECKED:
+        await owner.flushall()
+        prepare, step = CASES[case](owner)[0], CASES[case](weak)[1]
+        await prepare()
+        before, held = await snapshot(owner), await contents(owner)
+        # The last command: without the check, all others have run by then.
+        known = commands_of(whole_text(script_of(case)))
+        *_, last = [command for command in await used_by(owner, step) if command in known]
+        whole = set(await snapshot(owner))
+        await restore(owner, before)
+        refused, left = await denied(owner, last, step)
+        assert refused, case
+        assert left == held, case
+        assert set(await snapshot(owner)) == whole, case
+
+
+async def test_a_script_that_stopped_is_completed_by_its_next_call(owner: Any, weak: Any) -> None:
+    for case in ORDERED:
+        await owner.flushall()
+        prepare, step = CASES[case](owner)[0], CASES[case](weak)[1]
+        await prepare()
+        before = await snapshot(owner)
+        commands = await used_by(owner, step)
+        whole = await contents(owner)
+        for command in commands:
+            await restore(owner, before)
+            await denied(owner, command, step)
+            found = await contents(owner)
+            differs = {key for key in whole | found if whole.get(key) != found.get(key)}
+            assert differs <= LOST.get(case.partition("_")[0], set()), (case, command)
+
+
+async def contents(client: Any) -> dict[bytes, Any]:
+    """What the keys hold, and whether they expire; without times."""
+    found: dict[bytes, Any] = {}
+    for key in [key async for key in client.scan_iter(count=1000)]:
+        kind = (await client.type(key)).decode()
+        if kind == "string":
+            value = await client.get(key)
+        elif kind == "hash":
+            value = sorted((await client.hgetall(key)).items())
+        elif kind == "zset":
+            value = sorted(await client.zrange(key, 0, -1))
+        elif kind == "set":
+            value = sorted(await client.smembers(key))
+        elif kind == "list":
+            value = await client.lrange(key, 0, -1)
+        else:
+            value = await client.exists(key)
+        found[key] = re.sub(r"\d{10,}", "T", repr(value)), await client.pttl(key) > 0
+    return found
+
+
+async def test_a_script_names_the_commands_that_it_is_checked_for(owner: Any) -> None:
+    listed = await owner.eval("return redis.call('COMMAND', 'LIST')", 0)
+    known = {name.decode().upper() for name in listed}
+    for name, text in SCRIPTS.items():
+        words = set(re.findall(r"'([A-Z]{2,})'", text))
+        assert set(commands_of(text)) == words & known, name
+
+
+def test_every_script_is_checked_or_ordered() -> None:
+    scripts = {name for name in SCRIPTS if not name.startswith("_")}
+    checked = {name for name in scripts if "\n--@rights\n" in SCRIPTS[name]}
+    assert scripts - checked == (UNCHECKED | CACHE) & scripts
+    assert {script_of(case) for case in CHECKED} | {"detach_llm"} == checked
