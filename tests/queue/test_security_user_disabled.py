@@ -1,0 +1,120 @@
+"""A user that is disabled, or whose password changes, while everything runs: clear errors, nothing lost or charged."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
+from typing import Any
+
+import pytest
+
+from cache import open_cache
+from cache.connection.pool import PoolOptions, open_pool
+from settings import Settings
+from tests.support.queues import open_queue
+from tests.support.wait import eventually
+from tests.support.workers import quick_settings, running_worker
+from worker import JobQueue, QueueUnavailable
+
+pytestmark = pytest.mark.faults
+
+RIGHTS = ("resetchannels", "~arq:*", "&arq:*", "~lc:*", "+@all", "-@dangerous", "+info")
+REFUSED = "it refuses the user name or the password; correct those of the URL"
+STEP: dict[str, asyncio.Event] = {}
+RUNS: list[int] = []
+
+
+async def hold(ctx: dict[str, Any]) -> int:
+    RUNS.append(ctx["job_try"])
+    STEP["begun"].set()
+    await STEP["may_end"].wait()
+    return len(RUNS)
+
+
+@pytest.fixture
+async def owner(private_valkey_url: str) -> AsyncIterator[Any]:
+    async with open_pool(private_valkey_url, PoolOptions(), name="owner") as client:
+        await client.execute_command("ACL", "SETUSER", "app", "on", ">pw", *RIGHTS)
+        yield client
+
+
+@pytest.fixture
+def settings(private_valkey_url: str) -> Settings:
+    STEP.update(begun=asyncio.Event(), may_end=asyncio.Event())
+    RUNS.clear()
+    url = private_valkey_url.replace("unix://", "unix://app:pw@")
+    return quick_settings(url, worker_functions=f"{__name__}:hold", worker_max_tries=1)
+
+
+Change = tuple[tuple[str, ...], tuple[str, ...]]
+CHANGES: dict[str, Change] = {
+    "disabled": (("off",), ("on",)),
+    "password": (("resetpass", ">other"), ("resetpass", ">pw")),
+    "all_commands": (("-@all",), RIGHTS),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+async def test_all_goes_on_when_the_user_is_back(
+    owner: Any, settings: Settings, change: str
+) -> None:
+    away, back = CHANGES[change]
+    async with AsyncExitStack() as stack:
+        queue = await stack.enter_async_context(open_queue(settings))
+        cache = await stack.enter_async_context(open_cache(settings))
+        await stack.enter_async_context(running_worker(settings))
+        await cache.agents.set("a", {"n": 1})
+        job = await queue.enqueue("hold")
+        waiting = asyncio.create_task(job.result(timeout_s=60))
+        await asyncio.wait_for(STEP["begun"].wait(), 30)
+
+        await owner.execute_command("ACL", "SETUSER", "app", *away)
+        if change != "all_commands":
+            await owner.execute_command("CLIENT", "KILL", "USER", "app")
+        await refuses(queue, change)
+        assert await cache.agents.get_or_load("a", loaded) == {"n": 2}
+        assert not await cache.agents.invalidate("a")
+        STEP["may_end"].set()  # its end cannot be stored now
+        await eventually(lambda: counted(owner))
+        await owner.execute_command("ACL", "SETUSER", "app", *back)
+
+        await settle(waiting, job)
+        assert RUNS == [1]
+        assert not await queue.dead.list()
+        await eventually(lambda: took(cache))
+        STEP["begun"].clear()
+        later = await queue.enqueue("hold")
+        assert await later.result(timeout_s=60) == 2
+        assert RUNS == [1, 1]
+
+
+async def loaded() -> dict[str, int]:
+    return {"n": 2}
+
+
+async def refuses(queue: JobQueue, change: str) -> None:
+    with pytest.raises(QueueUnavailable) as refusal:
+        await queue.enqueue("hold")
+    expected = "its user lacks a right" if change == "all_commands" else REFUSED
+    assert expected in str(refusal.value)
+
+
+async def counted(owner: Any) -> bool:
+    """Whether the server has refused more than the test's own calls: the worker's as well."""
+    stats = await owner.info("errorstats")
+    return sum(row["count"] for row in stats.values()) > 20
+
+
+async def settle(waiting: asyncio.Task[Any], job: Any) -> None:
+    try:
+        assert await asyncio.wait_for(waiting, 60) == 1
+    except (QueueUnavailable, ConnectionError):
+        assert await job.result(timeout_s=60) == 1
+
+
+async def took(cache: Any) -> bool:
+    await cache.agents.get_or_load("a", loaded)
+    return await cache.agents.get("a") == {"n": 2}
+
+
