@@ -423,6 +423,28 @@ class Settings(BaseSettings):
             "can still finish queued jobs; 0: no watermark."
         ),
     )
+    queue_wait_replicas: int = Field(
+        0,
+        ge=0,
+        le=5,
+        description=(
+            "Replicas that must have what a client stores before its call returns; 0: none. A "
+            "failover loses nothing that was confirmed."
+        ),
+    )
+    queue_wait_timeout_s: float = Field(
+        1.0,
+        gt=0,
+        le=60,
+        description=(
+            "How long a call waits for LETTA_QUEUE_WAIT_REPLICAS, seconds. After it, calls return "
+            "unconfirmed at once, until the replicas are back."
+        ),
+    )
+    queue_wait_required: bool = Field(
+        False,
+        description="Raise NotConfirmed when LETTA_QUEUE_WAIT_REPLICAS do not have what was stored.",
+    )
     queue_dead_max: int = Field(
         10_000,
         ge=1,

@@ -47,6 +47,7 @@ class JobQueue:
     async def aclose(self) -> None:
         """Stop background tasks; the owner of the Redis client closes it."""
         await self.llm.aclose()
+        await self.jobs.aclose()
 
     # -- jobs --------------------------------------------------------------------
 
@@ -61,6 +62,7 @@ class JobQueue:
         unique: Unique | str | None = None,
         expires_s: float | None = None,
         then: Call | None = None,
+        wait_replicas: int | None = None,
         **kwargs: Any,
     ) -> Job[T]:
         """Store a job: `queue.jobs.enqueue`."""
@@ -74,18 +76,29 @@ class JobQueue:
             unique=unique,
             expires_s=expires_s,
             then=then,
+            wait_replicas=wait_replicas,
             **kwargs,
         )
 
-    async def enqueue_many(self, calls: Iterable[Call[T]]) -> list[Job[T]]:
+    async def enqueue_many(
+        self, calls: Iterable[Call[T]], *, wait_replicas: int | None = None
+    ) -> list[Job[T]]:
         """Store many jobs: `queue.jobs.enqueue_many`."""
-        return await self.jobs.enqueue_many(calls)
+        return await self.jobs.enqueue_many(calls, wait_replicas=wait_replicas)
 
     async def schedule(
-        self, schedule_id: str, job: Call, *, every_s: float | None = None, cron: str | None = None
+        self,
+        schedule_id: str,
+        job: Call,
+        *,
+        every_s: float | None = None,
+        cron: str | None = None,
+        wait_replicas: int | None = None,
     ) -> None:
         """Register a repeating job: `queue.jobs.schedule`."""
-        await self.jobs.schedule(schedule_id, job, every_s=every_s, cron=cron)
+        await self.jobs.schedule(
+            schedule_id, job, every_s=every_s, cron=cron, wait_replicas=wait_replicas
+        )
 
     async def stats(self) -> dict[str, dict[str, float]]:
         """Count jobs per priority: `queue.jobs.stats`."""
@@ -139,6 +152,7 @@ class JobQueue:
         on_end: str | None = None,
         priority: Priority = Priority.DEFAULT,
         delay_s: float = 0,
+        wait_replicas: int | None = None,
     ) -> str:
         """Store a webhook for delivery, return its id: `queue.webhooks.send`."""
         return await self.webhooks.send(
@@ -156,6 +170,7 @@ class JobQueue:
             on_end=on_end,
             priority=priority,
             delay_s=delay_s,
+            wait_replicas=wait_replicas,
         )
 
     async def delivery(self, delivery_id: str) -> Delivery:
@@ -174,6 +189,7 @@ class JobQueue:
         deadline: datetime | None = None,
         dedupe: bool = True,
         webhook_url: str | None = None,
+        wait_replicas: int | None = None,
     ) -> str:
         """Submit one LLM request, return its id: `queue.llm.submit`."""
         return await self.llm.submit(
@@ -184,6 +200,7 @@ class JobQueue:
             deadline=deadline,
             dedupe=dedupe,
             webhook_url=webhook_url,
+            wait_replicas=wait_replicas,
         )
 
     async def submit_many(
@@ -195,6 +212,7 @@ class JobQueue:
         deadline: datetime | None = None,
         dedupe: bool = True,
         webhook_url: str | None = None,
+        wait_replicas: int | None = None,
     ) -> list[str]:
         """Submit many LLM requests, return their ids in order: `queue.llm.submit_many`."""
         return await self.llm.submit_many(
@@ -204,6 +222,7 @@ class JobQueue:
             deadline=deadline,
             dedupe=dedupe,
             webhook_url=webhook_url,
+            wait_replicas=wait_replicas,
         )
 
     async def llm_result(self, request_id: str, *, timeout_s: float | None = None) -> Any:

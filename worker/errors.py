@@ -12,6 +12,7 @@ WorkerError
 │   ├── QueueMemoryFull            memory is over the watermark: retry later, or raise maxmemory
 │   └── QueueUnavailable           the server cannot be reached: also a ConnectionError
 │       └── QueueDisabled          LETTA_USE_REDIS_QUEUE is off: do the work inline
+├── NotConfirmed(ids)              stored, but too few replicas have it: go on, or send again under the same id
 ├── JobFailed(kind, message)       the job ended with an exception of that class
 │   └── RequestFailed              an LLM request ended with its own error
 ├── JobAborted                     the job was aborted
@@ -83,6 +84,22 @@ class QueueUnavailable(EnqueueRefused, ConnectionError):
 
 class QueueDisabled(QueueUnavailable):
     """LETTA_USE_REDIS_QUEUE is off. Deliver inline; trying again does not help."""
+
+
+class NotConfirmed(WorkerError):
+    """
+    It is stored, but fewer replicas than LETTA_QUEUE_WAIT_REPLICAS have it: a failover may lose it.
+
+    Go on, or send it again: with a `job_id` of `ids`, nothing is stored twice.
+    """
+
+    def __init__(self, ids: tuple[str, ...]) -> None:
+        named = ", ".join(ids[:3]) + (", ..." if len(ids) > 3 else "")
+        super().__init__(
+            f"{named}: stored, but too few replicas have it, so a failover may lose it; check the "
+            "replicas, or unset LETTA_QUEUE_WAIT_REQUIRED"
+        )
+        self.ids = ids
 
 
 class JobFailed(WorkerError):

@@ -45,6 +45,9 @@ LLM_RATE_TTL_S = 3600
 # A held job's place in its queue is so far behind its due time, ms (queue/lua/_pauses.lua).
 HELD_MS = 1_000_000_000_000_000
 
+# How long the key of the confirming writes is kept, seconds.
+CONFIRM_TTL_S = 60
+
 # The names of the priorities, by urgency: a queue's number is its position here, from 1.
 _PRIORITIES = ("critical", "high", "default", "low")
 
@@ -92,6 +95,11 @@ class QueueKeys:
 
     def job(self, job_id: str) -> str:
         return f"{self.prefix}job:{job_id}"
+
+    @property
+    def confirm(self) -> str:
+        """String without a value: written before each WAIT (worker/queue/confirmation.py)."""
+        return f"{self.prefix}confirm"
 
     def staged(self, token: str) -> str:
         return f"{self.prefix}staged:{token}"
@@ -407,6 +415,12 @@ CATALOGUE: tuple[KeySpec, ...] = (
         "string",
         "the claim: token, queue, due time, stalled count",
         "deleted when the run ends; TTL 1 d after the last renewal",
+    ),
+    KeySpec(
+        "arq:confirm",
+        "string",
+        "written before each WAIT, so that it covers what was stored before",
+        f"empty; TTL {CONFIRM_TTL_S} s",
     ),
     KeySpec(
         "arq:staged:<token>",

@@ -29,8 +29,8 @@ class Incarnation:
     """
 
     def __init__(self, server: bytes, replication: bytes) -> None:
-        self._run_id = _field(server, b"run_id:")
-        self._learn(replication)
+        self.run_id = _field(server, b"run_id:")
+        self.learn(replication)
         self.ask_at = self._asked_at = float("inf")  # of the loop's clock
 
     def follow(self, now: float) -> None:
@@ -50,11 +50,12 @@ class Incarnation:
 
     def _answered(self, call: asyncio.Future[Any]) -> None:
         if not call.cancelled() and not call.exception() and type(call.result()) is bytes:
-            self._learn(call.result())
+            self.learn(call.result())
 
-    def _learn(self, replication: bytes) -> None:
-        reign = _field(replication, b"master_replid:")
-        self.digest = blake2b(self._run_id + reign, digest_size=8).digest()
+    def learn(self, replication: bytes) -> None:
+        """Take the replication id from the server's INFO."""
+        self.reign = _field(replication, b"master_replid:")
+        self.digest = blake2b(self.run_id + self.reign, digest_size=8).digest()
 
 
 def _field(info: bytes, name: bytes) -> bytes:

@@ -87,6 +87,15 @@ class MultiplexedConnection:
         self._incarnation.doubt()
 
     @property
+    def reign(self) -> tuple[bytes, bytes]:
+        """The process at the other end, and its replication id as last known; empty before."""
+        return self._incarnation.run_id, self._incarnation.reign
+
+    def learn_reign(self, replication: bytes) -> None:
+        """Take the replication id from a reply to INFO."""
+        self._incarnation.learn(replication)
+
+    @property
     def is_connected(self) -> bool:
         return self._transport is not None
 

@@ -31,10 +31,16 @@ class SharedScripts:
     idempotent by its ids.
     """
 
-    # The connection of the scripts; pool.build_client adds it to the callers' limit.
-    reserved_connections = 1
+    # The connection of the scripts, and that of WAIT (worker/queue/confirmation.py);
+    # pool.build_client adds them to the callers' limit.
+    reserved_connections = 2
     connection_pool: Any
     _connection: MultiplexedConnection | None = None
+
+    @property
+    def run_id(self) -> bytes:
+        """The server's process that answered the last script; empty before the first."""
+        return self._connection.reign[0] if self._connection is not None else b""
 
     async def evalsha(self, sha: str, numkeys: int, *keys_and_args: Any) -> Any:
         """

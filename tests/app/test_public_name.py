@@ -515,6 +515,7 @@ WORKER_NAMES = {
     "JobFailed",
     "JobQueue",
     "JobStatus",
+    "NotConfirmed",
     "NotFound",
     "NotSerializable",
     "PayloadTooLarge",

@@ -158,7 +158,7 @@ def worker_row(host: str, *, draining: bool = False) -> WorkerRow:
 
 
 def overview(lease_late_s: float = 0.0) -> Overview:
-    return Overview({}, 0, 0, 0, 0, 0, 0, 0, 0, 0, lease_late_s)
+    return Overview({}, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, lease_late_s)
 
 
 def test_readiness_names_every_problem() -> None:

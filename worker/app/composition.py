@@ -36,6 +36,7 @@ from worker.llm.rate_limits import RateLimiter
 from worker.llm.requests import RequestStore
 from worker.queue.admission import MemoryGuard
 from worker.queue.client import Jobs
+from worker.queue.confirmation import Confirmations
 from worker.queue.dead import DeadLetters
 from worker.queue.encoder import JobEncoder
 from worker.queue.schedules import ScheduleStore
@@ -67,6 +68,7 @@ class Stores:
     dead: DeadLetters
     encoder: JobEncoder
     memory: MemoryGuard
+    confirmations: Confirmations
     secrets: DeliverySecrets
     deliveries: DeliveryStore
     endpoints: EndpointStore
@@ -91,6 +93,7 @@ def build_stores(client: Any, options: QueueOptions, keys: QueueKeys | None = No
         dead=DeadLetters(client, keys),
         encoder=encoder,
         memory=MemoryGuard(client, keys.queue(), share=options.jobs.max_memory_share),
+        confirmations=Confirmations(client, keys, options.jobs.confirm),
         secrets=secrets,
         deliveries=DeliveryStore(client, keys, secrets),
         endpoints=EndpointStore(client, keys, secrets),
@@ -115,6 +118,7 @@ def build_queue(stores: Stores, options: QueueOptions) -> JobQueue:
         jobs=jobs,
         prepared=stores.prepared,
         memory=stores.memory,
+        confirmations=stores.confirmations,
         options=options.llm,
     )
     return JobQueue(jobs, build_webhooks(stores, options), llm, stores.dead)
@@ -126,6 +130,7 @@ def build_jobs(stores: Stores, options: QueueOptions) -> Jobs:
         stores.schedules,
         stores.encoder,
         stores.memory,
+        stores.confirmations,
         max_length=options.jobs.max_length,
     )
 
@@ -138,6 +143,7 @@ def build_webhooks(stores: Stores, options: QueueOptions) -> Webhooks:
         composer=Composer(stores.secrets, options.webhooks),
         encoder=stores.encoder,
         memory=stores.memory,
+        confirmations=stores.confirmations,
         options=options.webhooks,
     )
 

@@ -12,7 +12,7 @@ from worker.llm.options import BatchOptions, LLMOptions, flush_rules
 from worker.llm.rate_policy import RateLimits
 from worker.llm.states import OnAmbiguous
 from worker.queue.arguments import require_webhook_url
-from worker.queue.options import JobOptions
+from worker.queue.options import ConfirmOptions, JobOptions
 from worker.webhooks.limits import EndpointLimits
 from worker.webhooks.options import DeliveryOptions, WebhookOptions
 from worker.webhooks.policy import RetrySchedule
@@ -56,6 +56,11 @@ def queue_options(settings: Settings) -> QueueOptions:
             max_job_bytes=settings.queue_max_job_bytes,
             max_length=settings.queue_max_length,
             max_memory_share=settings.queue_max_memory_share,
+            confirm=ConfirmOptions(
+                replicas=settings.queue_wait_replicas,
+                timeout_s=settings.queue_wait_timeout_s,
+                required=settings.queue_wait_required,
+            ),
         ),
         webhooks=WebhookOptions(
             max_bytes=settings.webhook_max_body_bytes,

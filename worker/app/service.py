@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 from arq.connections import ArqRedis, RedisSettings
@@ -36,6 +37,7 @@ from worker.logs import configure_logging
 from worker.process.child import ChildOptions, ManagedWorker, serve
 from worker.process.loop import run_loop
 from worker.queue import arguments
+from worker.queue.options import ConfirmOptions
 from worker.webhooks.context import WebhookContext
 
 log = get_logger(__name__)
@@ -118,7 +120,10 @@ def build_worker_settings(settings: Settings | None = None) -> type:
 def _startup(settings: Settings) -> Callable[[dict[Any, Any]], Any]:
     async def startup(ctx: dict[Any, Any]) -> None:
         configure_logging(settings.worker_log_level, settings.worker_log_format)
-        stores = composition.build_stores(ctx["redis"], queue_options(settings))
+        options = queue_options(settings)
+        # What jobs enqueue follows from them: if it is lost, so is their end, and they run again.
+        options = replace(options, jobs=replace(options.jobs, confirm=ConfirmOptions()))
+        stores = composition.build_stores(ctx["redis"], options)
         composition.build_webhook_context(settings, stores).put_into(ctx)
         composition.build_llm_context(settings, stores).put_into(ctx)
         log.info("worker.started", worker_id=ctx["worker_id"], max_jobs=settings.worker_max_jobs)

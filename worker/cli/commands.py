@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from importlib.metadata import version
+from typing import TYPE_CHECKING
 
 import click
 
@@ -23,6 +24,9 @@ from worker.cli.support import EXIT_USAGE, Commands, json_option, show, with_que
 from worker.cli.web import beside_run, web
 from worker.cli.webhooks import webhooks
 from worker.terminal import printable_lines
+
+if TYPE_CHECKING:
+    from worker.client import JobQueue
 
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
@@ -176,13 +180,23 @@ def status(as_json: bool) -> None:
       letta-workers status
       letta-workers status --json | jq .default.oldest_age_s
     """
-    counts = with_queue(lambda queue: queue.stats())
+    wanted = load_settings().queue_wait_replicas
+
+    async def read(queue: JobQueue) -> tuple[dict[str, dict[str, float]], int]:
+        online = (await queue.jobs.overview()).replicas if wanted else 0
+        return await queue.stats(), online
+
+    counts, online = with_queue(read)
     columns = ("queued", "deferred", "running", "paused", "parked", "dead", "oldest_age_s")
     rows = [f"{'priority':<10}" + "".join(f"{name:>14}" for name in columns)]
     rows += [
         f"{priority:<10}" + "".join(f"{row[name]:>14}" for name in columns)
         for priority, row in counts.items()
     ]
+    if wanted:
+        counts["replicas"] = {"online": online, "wanted": wanted}
+        mode = "enqueues are confirmed" if online >= wanted else "enqueues return unconfirmed"
+        rows.append(f"replicas: {online} online, LETTA_QUEUE_WAIT_REPLICAS={wanted}: {mode}")
     show(counts, as_json, lambda: rows)
 
 

@@ -20,6 +20,7 @@ from worker.llm.submitting import Submissions
 from worker.queue import arguments
 from worker.queue.admission import MemoryGuard
 from worker.queue.client import Jobs
+from worker.queue.confirmation import Confirmations
 from worker.queue.job import Job, reach
 from worker.queue.priority import Priority
 
@@ -45,9 +46,12 @@ class LLMRequests(Submissions):
         jobs: Jobs,
         prepared: PreparedJobs,
         memory: MemoryGuard,
+        confirmations: Confirmations,
         options: LLMOptions,
     ) -> None:
-        super().__init__(keys, requests, prepared, memory, options)
+        super().__init__(
+            keys, requests, prepared, memory, confirmations=confirmations, options=options
+        )
         self.batches = batches
         self._answers = answers
         self._jobs = jobs

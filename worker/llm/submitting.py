@@ -7,9 +7,9 @@ from __future__ import annotations
 import hashlib
 import os
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from datetime import UTC, datetime
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any
 
 from worker.keys import QueueKeys
@@ -20,6 +20,7 @@ from worker.llm.prepared import PreparedJobs
 from worker.llm.requests import NOBODY, Callback, RequestStore
 from worker.queue import arguments
 from worker.queue.admission import MemoryGuard
+from worker.queue.confirmation import Confirmations
 from worker.queue.encoder import PreparedJob
 from worker.queue.job import reach
 from worker.queue.priority import Priority
@@ -49,12 +50,15 @@ class Submissions:
         requests: RequestStore,
         prepared: PreparedJobs,
         memory: MemoryGuard,
+        *,
+        confirmations: Confirmations,
         options: LLMOptions,
     ) -> None:
         self._keys = keys
         self._requests = requests
         self._prepared = prepared
         self._memory = memory
+        self._confirmations = confirmations
         self._options = options
         self._rules = {provider: flush_rules(options, provider) for provider in LIMITS}
         self._flushes: tuple[Group | None, float, bytes, bytes] = (None, 0.0, b"", b"")
@@ -69,6 +73,7 @@ class Submissions:
         deadline: datetime | None = None,
         dedupe: bool = True,
         webhook_url: str | None = None,
+        wait_replicas: int | None = None,
     ) -> str:
         """
         Submit one LLM request; returns the id to give to `result`.
@@ -84,19 +89,23 @@ class Submissions:
         once, and each caller gets its answer under its own id. If one caller
         cancels or its deadline passes, the others still get the answer.
         `webhook_url` receives a webhook (event type `llm.request.ended`, with this
-        caller's id) each time the request ends.
+        caller's id) each time the request ends. `wait_replicas`: as for
+        `queue.jobs.enqueue`.
 
         Raises:
             UnknownProvider, InvalidArgument, PayloadTooLarge, InvalidWebhookURL.
             QueueMemoryFull: the server is over LETTA_QUEUE_MAX_MEMORY_SHARE.
+            NotConfirmed: stored, but replicas are missing, and LETTA_QUEUE_WAIT_REQUIRED is set.
         """
         request = self._checked(body, provider, endpoint)
         deadline_ms = None if deadline is None else arguments.unix_ms("deadline", deadline)
         callback = self._callback_for(webhook_url)
         await self._memory.admit()
         if urgent or self._is_near(deadline):
-            return await self._submit_urgent(request, deadline_ms, callback)
-        (id_,) = await self._submit([request], deadline_ms, dedupe=dedupe, callback=callback)
+            store = partial(self._submit_urgent, [request], deadline_ms, callback)
+        else:
+            store = partial(self._submit, [request], deadline_ms, dedupe=dedupe, callback=callback)
+        (id_,) = await self._confirmed(store, wait_replicas)
         return id_
 
     async def submit_many(
@@ -108,6 +117,7 @@ class Submissions:
         deadline: datetime | None = None,
         dedupe: bool = True,
         webhook_url: str | None = None,
+        wait_replicas: int | None = None,
     ) -> list[str]:
         """
         Submit many LLM requests; returns their ids in order.
@@ -121,7 +131,30 @@ class Submissions:
         callback = self._callback_for(webhook_url)
         if self._is_near(deadline):
             await self._memory.admit()
-            return [await self._submit_urgent(each, deadline_ms, callback) for each in requests]
+            store = partial(self._submit_urgent, requests, deadline_ms, callback)
+        else:
+            store = partial(
+                self._submit_groups, requests, deadline_ms, dedupe=dedupe, callback=callback
+            )
+        return await self._confirmed(store, wait_replicas)
+
+    # -- inside ----------------------------------------------------------------
+
+    async def _confirmed(
+        self, store: Callable[[], Awaitable[list[str]]], wait_replicas: int | None
+    ) -> list[str]:
+        ids, confirmed = await self._confirmations.of(store, wait_replicas)
+        self._confirmations.require(confirmed, *ids)
+        return ids
+
+    async def _submit_groups(
+        self,
+        requests: list[LLMRequest],
+        deadline_ms: int | None,
+        *,
+        dedupe: bool,
+        callback: Callback,
+    ) -> list[str]:
         by_group: dict[Group, list[int]] = {}
         for number, request in enumerate(requests):
             by_group.setdefault(request.group, []).append(number)
@@ -140,8 +173,6 @@ class Submissions:
                 for number, id_ in zip(chunk, stored, strict=True):
                     ids[number] = id_
         return ids
-
-    # -- inside ----------------------------------------------------------------
 
     def _checked(self, body: Mapping[str, Any], provider: str, endpoint: str) -> LLMRequest:
         model = body.get("model", "-") if isinstance(body, (dict, Mapping)) else "-"
@@ -191,12 +222,13 @@ class Submissions:
         return now, later
 
     async def _submit_urgent(
-        self, request: LLMRequest, deadline_ms: int | None, callback: Callback
-    ) -> str:
-        request_id = _new_id()
-        job = self._prepared.single(request_id)
-        return await reach(
-            self._requests.submit_urgent(
+        self, requests: list[LLMRequest], deadline_ms: int | None, callback: Callback
+    ) -> list[str]:
+        ids = []
+        for request in requests:
+            request_id = _new_id()
+            job = self._prepared.single(request_id)
+            submitted = self._requests.submit_urgent(
                 request_id,
                 request,
                 job=job,
@@ -204,7 +236,8 @@ class Submissions:
                 deadline_ms=deadline_ms,
                 callback=callback,
             )
-        )
+            ids.append(await reach(submitted))
+        return ids
 
     def _callback_for(self, url: str | None) -> Callback:
         if url is None:

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
+from functools import partial
 from typing import Any
 
 from worker.errors import InvalidArgument, PayloadTooLarge
@@ -13,6 +14,7 @@ from worker.queue import arguments
 from worker.queue.admission import MemoryGuard
 from worker.queue.audit import AuditTrail
 from worker.queue.calls import Call, JobName, T, Unique, name_of
+from worker.queue.confirmation import Confirmations
 from worker.queue.encoder import JobEncoder
 from worker.queue.history import History
 from worker.queue.job import Job, reach
@@ -49,6 +51,7 @@ class Jobs:
         schedules: ScheduleStore,
         encoder: JobEncoder,
         memory: MemoryGuard,
+        confirmations: Confirmations,
         *,
         max_length: int,
     ) -> None:
@@ -56,6 +59,7 @@ class Jobs:
         self._schedules = schedules
         self._encoder = encoder
         self._memory = memory
+        self._confirmations = confirmations
         self._keys = store.keys
         self._listing = JobListing(store.client, store.keys)
         self.history = History(store.client, store.keys)
@@ -74,6 +78,7 @@ class Jobs:
         unique: Unique | str | None = None,
         expires_s: float | None = None,
         then: Call | None = None,
+        wait_replicas: int | None = None,
         **kwargs: Any,
     ) -> Job[T]:
         """
@@ -88,13 +93,16 @@ class Jobs:
         `Unique`) stores nothing while another job holds the key, and the handle is
         that job's. A job that has not started `expires_s` after now becomes a dead
         letter. When the job succeeds, `then` is enqueued in the same step, with the
-        result as its first argument.
+        result as its first argument. `wait_replicas`, instead of
+        LETTA_QUEUE_WAIT_REPLICAS: wait until so many replicas have the job, and say
+        so in `Job.confirmed`.
 
         Raises:
-            InvalidArgument: bad name, id, delay, time or key.
+            InvalidArgument: bad name, id, delay, time, key or number of replicas.
             NotSerializable: an argument would not arrive as given; names it and the remedy.
             PayloadTooLarge: over LETTA_QUEUE_MAX_JOB_BYTES.
             QueueFull, QueueMemoryFull: a limit is reached; nothing was stored.
+            NotConfirmed: stored, but replicas are missing, and LETTA_QUEUE_WAIT_REQUIRED is set.
         """
         if job_id is not None:
             arguments.require_job_id("job_id", job_id)
@@ -111,25 +119,28 @@ class Jobs:
         arguments.require_job_name(function)
         body = self._encoder.encode(function, args, kwargs, options=options)
         await self._memory.admit()
-        stored = await reach(
-            self._store.put(
-                chosen,
-                body,
-                priority=priority,
-                delay_ms=arguments.delay_ms(delay_s),
-                due_ms=None if at is None else arguments.unix_ms("at", at),
-                most=self._max_length,
-                unique=None if lock is None else self._keys.unique(lock.key),
-                window_ms=_window_ms(lock),
-            )
+        put = partial(
+            self._store.put,
+            chosen,
+            body,
+            priority=priority,
+            delay_ms=arguments.delay_ms(delay_s),
+            due_ms=None if at is None else arguments.unix_ms("at", at),
+            most=self._max_length,
+            unique=None if lock is None else self._keys.unique(lock.key),
+            window_ms=_window_ms(lock),
         )
-        if stored.holder is not None:
-            return Job(stored.holder, self._store, is_new=False)
+        stored, confirmed = await self._confirmations.of(lambda: reach(put()), wait_replicas)
         # Without the caller's id, an existing job can only come from this call, sent
         # again after its reply was lost.
-        return Job(chosen, self._store, is_new=stored.is_new or job_id is None)
+        is_new = stored.holder is None and (stored.is_new or job_id is None)
+        found = stored.holder or chosen
+        self._confirmations.require(confirmed, found)
+        return Job(found, self._store, is_new=is_new, confirmed=confirmed)
 
-    async def enqueue_many(self, calls: Iterable[Call[T]]) -> list[Job[T]]:
+    async def enqueue_many(
+        self, calls: Iterable[Call[T]], *, wait_replicas: int | None = None
+    ) -> list[Job[T]]:
         """
         Store many jobs in atomic steps; returns handles in the order of the calls.
 
@@ -142,12 +153,19 @@ class Jobs:
             limit is reached, jobs of earlier steps stay stored.
         """
         rows = [self._row(call) for call in calls]
-        for start, stop in steps([len(row[3]) for row in rows], _CHUNK):
-            await self._memory.admit()
-            await reach(self._store.put_many(rows[start:stop], most=self._max_length))
-        return [Job(row[0], self._store) for row in rows]
 
-    async def gather(self, calls: Sequence[Call], *, then: Call[T]) -> Job[T]:
+        async def store() -> None:
+            for start, stop in steps([len(row[3]) for row in rows], _CHUNK):
+                await self._memory.admit()
+                await reach(self._store.put_many(rows[start:stop], most=self._max_length))
+
+        _, confirmed = await self._confirmations.of(store, wait_replicas)
+        self._confirmations.require(confirmed, *(row[0] for row in rows))
+        return [Job(row[0], self._store, confirmed=confirmed) for row in rows]
+
+    async def gather(
+        self, calls: Sequence[Call], *, then: Call[T], wait_replicas: int | None = None
+    ) -> Job[T]:
         """
         Store jobs; when all have succeeded, enqueue `then` with the list of their results.
 
@@ -170,13 +188,23 @@ class Jobs:
         fields = {"size": len(rows), "head": head, "tail": tail}
         fields |= {"queue": self._keys.queue(priority), "job": job_id}
         await self._memory.admit()
-        await reach(self._store.put_many(rows, most=self._max_length, gather=fields))
-        return Job(job_id, self._store)
+        _, confirmed = await self._confirmations.of(
+            lambda: reach(self._store.put_many(rows, most=self._max_length, gather=fields)),
+            wait_replicas,
+        )
+        self._confirmations.require(confirmed, job_id)
+        return Job(job_id, self._store, confirmed=confirmed)
 
     # -- repeating jobs ----------------------------------------------------------
 
     async def schedule(
-        self, schedule_id: str, job: Call, *, every_s: float | None = None, cron: str | None = None
+        self,
+        schedule_id: str,
+        job: Call,
+        *,
+        every_s: float | None = None,
+        cron: str | None = None,
+        wait_replicas: int | None = None,
     ) -> None:
         """
         Register a repeating job; each tick runs once, however many workers there are.
@@ -197,7 +225,11 @@ class Jobs:
             what = f"schedule {schedule_id!r}"
             raise PayloadTooLarge(what, size, _MOST_SCHEDULE_BYTES, "fixed for repeating jobs")
         queue = self._keys.queue(priority)
-        await reach(self._schedules.put(Schedule(schedule_id, job, every_s, cron), queue))
+        schedule = Schedule(schedule_id, job, every_s, cron)
+        _, confirmed = await self._confirmations.of(
+            lambda: reach(self._schedules.put(schedule, queue)), wait_replicas
+        )
+        self._confirmations.require(confirmed, schedule_id)
 
     async def unschedule(self, schedule_id: str) -> bool:
         """Remove a repeating job; queued runs stay. Returns False when there is none."""
@@ -207,6 +239,10 @@ class Jobs:
     async def schedules(self) -> list[Schedule]:
         """All repeating jobs."""
         return await reach(self._schedules.list())
+
+    async def aclose(self) -> None:
+        """Stop waiting for replicas; the owner of the Redis client closes it."""
+        await self._confirmations.aclose()
 
     # -- reading -----------------------------------------------------------------
 

@@ -46,14 +46,24 @@ class Job(Generic[T_co]):
     """
     A handle on one job. `is_new` is False if a job with that id already existed.
 
+    `confirmed`: whether as many replicas as asked had it in time; None when none were asked for.
+
     `Job[int]` is a job whose function returns an int; a job that was named by text is `Job[Any]`.
     """
 
-    __slots__ = ("_store", "id", "is_new")
+    __slots__ = ("_store", "confirmed", "id", "is_new")
 
-    def __init__(self, job_id: str, store: QueueStore, *, is_new: bool = True) -> None:
+    def __init__(
+        self,
+        job_id: str,
+        store: QueueStore,
+        *,
+        is_new: bool = True,
+        confirmed: bool | None = None,
+    ) -> None:
         self.id = job_id
         self.is_new = is_new
+        self.confirmed = confirmed
         self._store = store
 
     async def status(self) -> JobStatus:

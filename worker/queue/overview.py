@@ -25,6 +25,7 @@ class Overview:
     A queue's counts. Unlike `stats()`, those of jobs that are not due are over all priorities.
 
     paused: jobs that are due, but their function is paused. Those of a paused priority count as due.
+    replicas: of the queue's server, that are online.
     lease_late_s: for how long the lease has lapsed that lapsed first, 0 if none has: a worker
     takes such a job over within seconds.
     """
@@ -39,17 +40,19 @@ class Overview:
     failing_endpoints: int
     disabled_endpoints: int
     batches: int
+    replicas: int
     lease_late_s: float
 
 
 async def read_overview(client: Any, keys: QueueKeys) -> Overview:
     """
-    Read the counts in one transaction.
+    Read the counts, in one transaction, and the server's replicas.
 
     Raises:
         QueueUnavailable: the server cannot be reached.
     """
     seconds, micros = await reach(client.time())
+    replication = await reach(client.info("replication"))
     now_ms = seconds * 1000 + micros // 1000
     running = EngineKeys(keys).running
     async with client.pipeline(transaction=True) as pipe:
@@ -86,6 +89,9 @@ async def read_overview(client: Any, keys: QueueKeys) -> Overview:
         failing_endpoints=failing,
         disabled_endpoints=disabled,
         batches=batches,
+        replicas=sum(
+            isinstance(row, dict) and row.get("state") == "online" for row in replication.values()
+        ),
         lease_late_s=_late_s(first_lease, now_ms),
     )
 

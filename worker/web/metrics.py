@@ -84,6 +84,9 @@ def _counts(overview: Overview) -> Iterator[Metric]:
         overview.lease_late_s,
     )
     yield GaugeMetricFamily(
+        "letta_queue_replicas", "Replicas of the queue's server that are online.", overview.replicas
+    )
+    yield GaugeMetricFamily(
         "letta_webhook_deliveries_open", "Deliveries that have not ended.", overview.deliveries
     )
     yield GaugeMetricFamily(

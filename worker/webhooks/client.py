@@ -7,12 +7,14 @@ from __future__ import annotations
 import uuid
 from collections.abc import Mapping, Sequence
 from datetime import datetime
+from functools import partial
 from typing import Any
 
 from worker.errors import InvalidArgument, NotFound
 from worker.keys import QueueKeys
 from worker.queue import arguments
 from worker.queue.admission import MemoryGuard
+from worker.queue.confirmation import Confirmations
 from worker.queue.encoder import JobEncoder
 from worker.queue.job import reach
 from worker.queue.priority import Priority
@@ -46,6 +48,7 @@ class Webhooks(EndpointOperations):
         composer: Composer,
         encoder: JobEncoder,
         memory: MemoryGuard,
+        confirmations: Confirmations,
         options: WebhookOptions,
     ) -> None:
         super().__init__(endpoints)
@@ -54,6 +57,7 @@ class Webhooks(EndpointOperations):
         self._composer = composer
         self._encoder = encoder
         self._memory = memory
+        self._confirmations = confirmations
         self._options = options
 
     # -- sending -----------------------------------------------------------------
@@ -75,6 +79,7 @@ class Webhooks(EndpointOperations):
         on_end: str | None = None,
         priority: Priority = Priority.DEFAULT,
         delay_s: float = 0,
+        wait_replicas: int | None = None,
     ) -> str:
         """
         Store a webhook for delivery; returns its id, the receiver's `webhook-id`.
@@ -94,9 +99,11 @@ class Webhooks(EndpointOperations):
         the `deadline` (aware) the delivery is dead, even with attempts left.
         `on_end` names a function of the workers, `async def f(ctx, delivery)`; it
         is called with the delivery as a dict at least once after its end.
+        `wait_replicas`: as for `queue.jobs.enqueue`.
 
         Raises:
             InvalidWebhookURL, InvalidArgument, NotSerializable, PayloadTooLarge.
+            NotConfirmed: stored, but replicas are missing, and LETTA_QUEUE_WAIT_REQUIRED is set.
         """
         if webhook_id is not None:
             arguments.require_webhook_id(webhook_id)
@@ -119,19 +126,20 @@ class Webhooks(EndpointOperations):
         )
         job_id = f"webhook:{id_}"
         await self._memory.admit()
-        await reach(
-            self._deliveries.create(
-                id_,
-                delivery.fields,
-                endpoint=delivery.endpoint,
-                host=delivery.host,
-                order=delivery.order,
-                job_keys=self._keys.job_keys(job_id, priority),
-                job_id=job_id,
-                job_body=self._encoder.encode(DELIVER_WEBHOOK, [id_]),
-                delay_ms=delivery.delay_ms,
-            )
+        create = partial(
+            self._deliveries.create,
+            id_,
+            delivery.fields,
+            endpoint=delivery.endpoint,
+            host=delivery.host,
+            order=delivery.order,
+            job_keys=self._keys.job_keys(job_id, priority),
+            job_id=job_id,
+            job_body=self._encoder.encode(DELIVER_WEBHOOK, [id_]),
+            delay_ms=delivery.delay_ms,
         )
+        _, confirmed = await self._confirmations.of(lambda: reach(create()), wait_replicas)
+        self._confirmations.require(confirmed, id_)
         return id_
 
     async def ping(self, url: str, **more: Any) -> str:
