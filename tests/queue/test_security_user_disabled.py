@@ -116,5 +116,3 @@ async def settle(waiting: asyncio.Task[Any], job: Any) -> None:
 async def took(cache: Any) -> bool:
     await cache.agents.get_or_load("a", loaded)
     return await cache.agents.get("a") == {"n": 2}
-
-

@@ -8,7 +8,7 @@
 -- returns 1 stored | 2 stored, and it has callbacks: call callbacks_llm.lua | 0 answered already, no such
 --   request, or that batch never contained it
 -- no allow-oom: an answer may be larger than the request that it replaces; it is sent again.
---@rights
+--@rights of writes GET HLEN LLEN LPOS EXISTS HGET ZCARD
 --@include types
 --@include llm_waiting
 --@include llm_finish

@@ -15,7 +15,7 @@
 -- Each caller has a field `by:<suffix>` in the request ('by:' for the first caller): 1, or 0 once that
 -- caller has canceled.
 -- no allow-oom: it adds requests.
---@rights
+--@rights of writes HGET HLEN TIME
 --@include types
 --@include put_job
 --@include llm_callback

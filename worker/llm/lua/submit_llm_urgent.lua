@@ -8,7 +8,7 @@
 -- ARGV[9] webhook to notify, or ''  ARGV[10] body of the job that sends it
 -- returns the request id
 -- no allow-oom: it adds a request and a job.
---@rights
+--@rights of writes TIME EXISTS
 --@include types
 --@include put_job
 expect('zset', KEYS[3], KEYS[6], KEYS[7])

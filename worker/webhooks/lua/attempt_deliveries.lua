@@ -11,7 +11,7 @@
 -- An attempt that a crash interrupted stays in the list as it was begun, and is counted. Both calls are
 -- safe to send again: a record applies only to the newest attempt, a begin once per run.
 -- allow-oom: a full server must be able to end its deliveries.
---@rights
+--@rights of writes EXISTS HGET ZCOUNT ZRANGE ZRANK ZSCORE
 --@include types
 --@include put_job
 --@include delivery

@@ -9,7 +9,7 @@
 -- If the endpoint is closed or has parked deliveries, the new one is parked behind them: no worker runs
 -- its job in vain.
 -- no allow-oom: it adds a delivery and a job.
---@rights
+--@rights of writes ZRANGE ZRANK
 --@include types
 --@include put_job
 --@include delivery
