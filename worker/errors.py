@@ -22,6 +22,7 @@ WorkerError
 ├── UnsafeServer                   the queue's server may lose jobs; the message says what to change
 └── JobError                       raised inside a job, read by the retry policy
     ├── Transient                  another attempt may succeed
+    ├── Postponed                  the queue's server refuses now: run again, uncharged; of our own jobs
     └── Permanent                  never retry
         ├── TargetForbidden(host)  an address that the egress guard does not allow
         └── Undecodable            bytes read from the server are not in the stored format
@@ -141,6 +142,10 @@ class JobError(WorkerError):
 
 class Transient(JobError):
     """Another attempt may succeed."""
+
+
+class Postponed(JobError):
+    """The queue's server refuses now, which is not the job's fault: it runs again, uncharged."""
 
 
 class Permanent(JobError):

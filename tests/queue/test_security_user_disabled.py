@@ -103,7 +103,7 @@ async def refuses(queue: JobQueue, change: str) -> None:
 async def counted(owner: Any) -> bool:
     """Whether the server has refused more than the test's own calls: the worker's as well."""
     stats = await owner.info("errorstats")
-    return sum(row["count"] for row in stats.values()) > 20
+    return bool(sum(row["count"] for row in stats.values()) > 20)
 
 
 async def settle(waiting: asyncio.Task[Any], job: Any) -> None:
@@ -115,4 +115,27 @@ async def settle(waiting: asyncio.Task[Any], job: Any) -> None:
 
 async def took(cache: Any) -> bool:
     await cache.agents.get_or_load("a", loaded)
-    return await cache.agents.get("a") == {"n": 2}
+    return bool(await cache.agents.get("a") == {"n": 2})
+
+
+async def test_a_job_of_ours_is_not_charged_for_a_denied_command(
+    owner: Any, settings: Settings, private_valkey_url: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    body = {"model": "m", "messages": ["hi"]}
+    async with open_queue(quick_settings(private_valkey_url)) as queue, running_worker(settings):
+        await queue.enqueue("hold")
+        await asyncio.wait_for(STEP["begun"].wait(), 30)
+        await owner.execute_command("ACL", "SETUSER", "app", "-lpop")  # seals a batch
+        await queue.submit_llm_request(body, provider="openai", endpoint="/v1/chat/completions")
+        await queue.flush_llm_batches()
+        line = await eventually(lambda: logged(capfd, "job.postponed"))
+        assert "allow it by ACL" in line
+        assert await queue.llm.batches.list() == []
+        await owner.execute_command("ACL", "SETUSER", "app", "+lpop")
+        await eventually(queue.llm.batches.list)
+        assert not await queue.dead.list()
+        STEP["may_end"].set()
+
+
+async def logged(capfd: pytest.CaptureFixture[str], event: str) -> str:
+    return next((line for line in capfd.readouterr().err.splitlines() if event in line), "")

@@ -16,6 +16,7 @@ from arq.worker import Function, Worker, func
 from cache.logs import get_logger
 from settings import SettingsError, variable_name, why_untrusted
 from worker.app.options import JOB_MARGIN_S
+from worker.app.patience import patient
 from worker.engine.cron_expression import CronExpression, cron_job
 from worker.llm.after import delete_llm_files, send_llm_callback
 from worker.llm.direct import run_llm_request
@@ -57,20 +58,20 @@ def build_functions(settings: Settings) -> list[Function]:
     http_s = settings.llm_timeout_s + JOB_MARGIN_S
     ours = [
         func(
-            deliver_webhook,
+            patient(deliver_webhook),
             name=DELIVER_WEBHOOK,
             max_tries=_NO_LIMIT,
             timeout=settings.webhook_timeout_s + JOB_MARGIN_S,
         ),
-        func(report_webhook, name=REPORT_WEBHOOK),
-        func(rescue_webhooks, name=RESCUE_WEBHOOKS),
-        func(flush_llm_batches, name=FLUSH_LLM_BATCHES),
-        func(flush_llm_group, name=FLUSH_LLM_GROUP),
-        func(run_llm_batch, name=RUN_LLM_BATCH, max_tries=_NO_LIMIT, timeout=3600),
-        func(run_llm_request, name=RUN_LLM_REQUEST, max_tries=_NO_LIMIT, timeout=http_s),
-        func(rescue_llm, name=RESCUE_LLM),
-        func(send_llm_callback, name=SEND_LLM_CALLBACK),
-        func(delete_llm_files, name=DELETE_LLM_FILES),
+        func(patient(report_webhook), name=REPORT_WEBHOOK),
+        func(patient(rescue_webhooks), name=RESCUE_WEBHOOKS),
+        func(patient(flush_llm_batches), name=FLUSH_LLM_BATCHES),
+        func(patient(flush_llm_group), name=FLUSH_LLM_GROUP),
+        func(patient(run_llm_batch), name=RUN_LLM_BATCH, max_tries=_NO_LIMIT, timeout=3600),
+        func(patient(run_llm_request), name=RUN_LLM_REQUEST, max_tries=_NO_LIMIT, timeout=http_s),
+        func(patient(rescue_llm), name=RESCUE_LLM),
+        func(patient(send_llm_callback), name=SEND_LLM_CALLBACK),
+        func(patient(delete_llm_files), name=DELETE_LLM_FILES),
     ]
     paths = [path.strip() for path in settings.worker_functions.split(",") if path.strip()]
     return ours + [func(load_coroutine(path, variable_name("worker_functions"))) for path in paths]
@@ -104,13 +105,13 @@ def build_crons(settings: Settings) -> list[CronExpression]:
     """Our cron jobs, and the operator's (LETTA_WORKER_CRONS)."""
     crons = [
         _cron(
-            flush_llm_batches,
+            patient(flush_llm_batches),
             f"cron:{FLUSH_LLM_BATCHES}",
             settings.llm_batch_cron,
             "llm_batch_cron",
         ),
-        cron_job(rescue_webhooks, f"cron:{RESCUE_WEBHOOKS}", RESCUE_CRON, quiet=True),
-        cron_job(rescue_llm, f"cron:{RESCUE_LLM}", RESCUE_LLM_CRON, quiet=True),
+        cron_job(patient(rescue_webhooks), f"cron:{RESCUE_WEBHOOKS}", RESCUE_CRON, quiet=True),
+        cron_job(patient(rescue_llm), f"cron:{RESCUE_LLM}", RESCUE_LLM_CRON, quiet=True),
     ]
     for part in filter(None, (part.strip() for part in settings.worker_crons.split(";"))):
         path, _, expression = part.partition("=")

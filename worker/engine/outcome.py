@@ -21,12 +21,14 @@ from worker.engine.failures import SafeLog, describe
 from worker.engine.records import Claim, End
 from worker.engine.results import encode_result
 from worker.engine.settings import Settings
-from worker.errors import JobError
+from worker.errors import JobError, Postponed
 from worker.queue.arguments import MAX_DELAY_S
 from worker.queue.policy import Again, Dead, RetryPolicy
 
 # The server refuses a TTL that reaches beyond its numbers, and with it the whole poll.
 _MOST_KEEP_S = 1e12
+# About how long a job waits while the queue's server refuses its commands.
+_POSTPONED_S = 2.0
 
 
 @dataclass(slots=True)
@@ -68,6 +70,8 @@ class Decider:
             if claim.stop == "abort":
                 return self.aborted(claim, body, start_ms)
             return given_back(claim), "given_back"
+        if _is(exc, Postponed):
+            return self._postponed(claim, exc), "given_back"
         decision = self._decide_safely(body, exc)
         if isinstance(decision, int):
             delay_ms = decision
@@ -81,6 +85,12 @@ class Decider:
         # As in arq, a run that asked for another one counts as retried, also when it may not.
         claim.asked_again = decision.reason == "exhausted" and _is(exc, Retry, RetryJob)
         return self.dead(claim, body, exc, decision.reason, start_ms=start_ms)
+
+    def _postponed(self, claim: Claim, exc: BaseException) -> End:
+        claim.stop = "refused"
+        wait_s = _POSTPONED_S * (0.5 + self._settings.rng())
+        self._log.warning("job.postponed", wait_s=round(wait_s, 3), error=describe(exc))
+        return claim.end("back", {"due": str(self._now_ms() + round(wait_s * 1000))})
 
     def _decide_safely(self, body: Body, exc: BaseException) -> int | Dead:
         """Return the delay of the next try in ms, or why there is none."""
