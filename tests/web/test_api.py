@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 import httpx
 import pytest
 from arq.worker import func
+from starlette.datastructures import Headers
 
 from tests.support.engine import burst, running
 from tests.support.queues import queue_of
 from tests.support.wait import eventually
 from tests.support.web import CLOSED, READ_TOKEN, TOKEN, asking, bearer
 from worker import Priority, call
-from worker.web.access import Access
-from worker.web.api.actions import ACTIONS
+from worker.web.access import Access, Role, Visitor
+from worker.web.api.actions import ACTIONS, Action, perform
+from worker.web.api.views import Done, Nothing
+from worker.web.site import Site
 
 pytestmark = pytest.mark.integration
 
@@ -125,6 +129,34 @@ async def test_actions_change_jobs_and_leave_a_trail(client: Any, prefix: str) -
         ("kim", "dead/delete", "two"),
     ]
     assert rows[0][3] == "failed: no dead letter 'two'"
+
+
+async def test_an_interrupted_action_is_in_the_trail(client: Any, prefix: str) -> None:
+    begun = asyncio.Event()
+
+    async def hang(_queue: Any, _target: Nothing) -> Done:
+        begun.set()
+        return await asyncio.Future[Done]()
+
+    queue = queue_of(client, prefix)
+    action = Action("x/hang", "Hang", "Never end.", Nothing, hang)
+    visitor = Visitor(Role.OPERATOR, "kim")
+    asking_for_it = perform(Site(queue, CLOSED, False, None), visitor, action, Nothing())
+    task = asyncio.create_task(asking_for_it)
+    await asyncio.wait_for(begun.wait(), 30)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    (entry,) = (await queue.jobs.audit.page(limit=2)).entries
+    assert (entry.actor, entry.outcome) == ("kim", "interrupted: perhaps done")
+
+
+def test_a_name_that_a_client_has_added_is_not_believed() -> None:
+    access = Access(TOKEN, READ_TOKEN, "X-Forwarded-User")
+    once = Headers(raw=[(b"x-forwarded-user", b"kim")])
+    twice = Headers(raw=[(b"x-forwarded-user", b"mallory"), (b"x-forwarded-user", b"kim")])
+    assert access.visitor(Role.OPERATOR, once).actor == "kim"
+    assert access.visitor(Role.OPERATOR, twice).actor == "operator"
 
 
 async def test_webhooks_schedules_and_batches_can_be_steered(client: Any, prefix: str) -> None:

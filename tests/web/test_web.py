@@ -121,6 +121,29 @@ async def test_a_process_without_its_server_is_alive_and_not_ready(tmp_path: Any
     assert "server" in ready.json()["problems"][0]
 
 
+async def test_a_probe_without_a_token_learns_no_error_of_the_server(tmp_path: Any) -> None:
+    options = PoolOptions(retries=0, connect_timeout_s=1)
+    async with (
+        open_pool(f"unix://{tmp_path}/nothing", options, name="test") as client,
+        asking(queue_of(client, "t:"), access=CLOSED) as web,
+    ):
+        blind, told = await web.get("/readyz"), await web.get("/readyz", headers=bearer())
+        assert (blind.status_code, told.status_code) == (503, 503)
+        expected = ["the queue's server: cannot be used; ask with a token for the reason"]
+        assert blind.json() == {"ready": False, "problems": expected}
+        assert str(tmp_path) in told.json()["problems"][0]
+
+
+async def test_a_page_of_another_name_learns_no_error_of_the_server(tmp_path: Any) -> None:
+    options = PoolOptions(retries=0, connect_timeout_s=1)
+    async with (
+        open_pool(f"unix://{tmp_path}/nothing", options, name="test") as client,
+        asking(queue_of(client, "t:")) as web,
+    ):
+        answer = await web.get("/readyz", headers={"host": "evil.example"})
+        assert str(tmp_path) not in answer.text
+
+
 async def test_a_process_beside_workers_is_ready_while_they_work(client: Any, prefix: str) -> None:
     queue = queue_of(client, prefix)
     async with asking(queue, host=socket.gethostname()) as web:

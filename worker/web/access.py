@@ -82,8 +82,11 @@ class Access:
 
     def visitor(self, role: Role, headers: Mapping[str, str], name: str = "") -> Visitor:
         """The visitor under the name that the proxy gives, else under their own, else the role's."""
-        named = headers.get(self.user_header, "") if self.user_header else ""
-        return Visitor(role, clean_name(named) or clean_name(name) or role.value)
+        wanted = (self.user_header or "").lower()
+        named = [value for key, value in headers.items() if wanted and key.lower() == wanted]
+        # Given twice, one of them is the client's own: the proxy has added to it, not replaced it.
+        proxied = named[0] if len(named) == 1 else ""
+        return Visitor(role, clean_name(proxied) or clean_name(name) or role.value)
 
 
 def require_loopback(headers: Mapping[str, str]) -> None:

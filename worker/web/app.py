@@ -48,14 +48,14 @@ async def _healthz(_request: Request) -> Response:
 
 
 def _readyz(site: Site) -> Endpoint:
-    async def readyz(_request: Request) -> Response:
+    async def readyz(request: Request) -> Response:
         jobs = site.queue.jobs
         try:
             async with asyncio.timeout(_LIMIT_S):
                 overview = await jobs.overview()
                 workers = await jobs.workers() if site.host is not None else []
         except (WorkerError, TimeoutError) as exc:
-            return _answer([f"the queue's server: {_text_of(exc)}"])
+            return _answer([f"the queue's server: {_text_for(site, request, exc)}"])
         return _answer(judge(overview, workers, site.host).problems)
 
     return readyz
@@ -96,6 +96,15 @@ def _description(site: Site) -> Endpoint:
 def _answer(problems: list[str]) -> Response:
     status = 503 if problems else 200
     return JSONResponse({"ready": not problems, "problems": problems}, status_code=status)
+
+
+def _text_for(site: Site, request: Request, exc: Exception) -> str:
+    """A probe needs no token; whoever has none learns neither an address nor a server's words."""
+    try:
+        site.access.by_bearer(request.headers)
+    except Refused:
+        return "cannot be used; ask with a token for the reason"
+    return _text_of(exc)
 
 
 def _text_of(exc: Exception) -> str:

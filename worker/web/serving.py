@@ -11,6 +11,7 @@ import uvicorn
 from starlette.types import ASGIApp
 
 from worker.web.address import Address
+from worker.web.protocol import MOST_HEAD, BoundedProtocol
 
 _GRACE_S = 5
 
@@ -45,6 +46,10 @@ async def serve(app: ASGIApp, listener: socket.socket, end: asyncio.Event) -> No
         access_log=False,
         lifespan="off",
         server_header=False,
+        proxy_headers=False,
+        http=BoundedProtocol,
+        ws="none",
+        h11_max_incomplete_event_size=MOST_HEAD,
         timeout_graceful_shutdown=_GRACE_S,
     )
     server = _Server(config)

@@ -6,6 +6,7 @@ The API and the page perform them through `perform`, so neither can leave the tr
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any
@@ -22,6 +23,8 @@ log = get_logger(__name__)
 
 # A worker sees an abort within a second; the caller need not wait for its job to clean up.
 _ABORT_S = 2.0
+# Limit for writing down an action that was interrupted.
+_RECORD_S = 2.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +53,12 @@ async def perform(site: Site, visitor: Visitor, action: Action, target: Query) -
     require_operator(visitor)
     try:
         done = await action.run(site.queue, target)
-    except WorkerError as exc:
+    except asyncio.CancelledError:
+        # Out of time, or its client has gone; it may have been done.
+        async with asyncio.timeout(_RECORD_S):
+            await _record(site, visitor, action, target, "interrupted: perhaps done")
+        raise
+    except Exception as exc:
         await _record(site, visitor, action, target, f"failed: {exc}")
         raise
     await _record(site, visitor, action, target, done.message)
