@@ -122,14 +122,27 @@ class Outcomes:
         due = await self._client.zrange(
             self._keys.letta_callbacks, "-inf", _now_ms(), byscore=True, offset=0, num=_MOST_LOOKS
         )
-        ids = [id_.decode() for id_ in due]
+        ids = [id_.decode(errors="replace") for id_ in due]
         async with self._client.pipeline(transaction=False) as pipe:
             for id_ in ids:
                 pipe.set(self._keys.letta_callback_held(id_), b"1", nx=True, px=_HOLD_MS)
             held = await pipe.execute() if ids else []
         mine = [id_ for id_, is_mine in zip(ids, held, strict=True) if is_mine]
-        await asyncio.gather(*map(self._look_at, mine))
+        await asyncio.gather(*map(self._look_safely, mine))
+        # Of those, a forged id that no key can have is the only one that is not found again.
+        odd = [id_ for id_ in due if id_.decode(errors="replace").encode() != id_]
+        if odd:
+            await self._client.zrem(self._keys.letta_callbacks, *odd)
         return len(mine)
+
+    async def _look_safely(self, webhook_id: str) -> None:
+        """One that cannot be read or written goes behind the others, so that it holds up none."""
+        try:
+            await self._look_at(webhook_id)
+        except Exception as exc:  # noqa: BLE001  (whatever a forged record or the database raises)
+            later = _now_ms() + 1000 * _PAUSE_MAX_S
+            await self._client.zadd(self._keys.letta_callbacks, {webhook_id: later}, xx=True)
+            log.warning("letta.outcome_failed", webhook_id=webhook_id, error=repr(exc))
 
     async def _look_at(self, webhook_id: str) -> None:
         delivery: Delivery | None
