@@ -39,6 +39,8 @@ from cache.logs import get_logger
 log = get_logger(__name__)
 
 _CLOSED = "closed"
+# After this long without a byte, a cluster's node may be stopped: others are asked who owns its slot.
+_SILENT_S = 0.5
 # If a timer fires this much late, the event loop was busy, and replies may lie unread.
 _LAG_S = 0.005
 
@@ -62,6 +64,7 @@ class MultiplexedConnection:
         self._replies_class = getattr(self._pool, "replies_class", Replies)
         self._suspect = getattr(self._pool, "suspect", None)
         self._timeout_s = timeout_s
+        self._look_s = timeout_s if self._suspect is None else min(_SILENT_S, timeout_s)
         self._eager = eager
         self._follows_run = follows_run
         self._connection: Any = None
@@ -197,7 +200,7 @@ class MultiplexedConnection:
         self._progress_at = loop.time()
         if not self._watched:
             self._watched = True
-            loop.call_later(self._timeout_s, self._watch, self._progress_at + self._timeout_s)
+            loop.call_later(self._look_s, self._watch, self._progress_at + self._look_s)
 
     def _flush(self) -> None:
         out, self._out = self._out, []
@@ -226,7 +229,11 @@ class MultiplexedConnection:
             self._ask_run(loop, replies)
 
     def _watch(self, due: float) -> None:
-        """End a connection that is silent while calls wait. One timer serves all calls."""
+        """
+        End a connection that is silent while calls wait. One timer serves all calls.
+
+        A cluster's node is suspected long before that.
+        """
         loop = asyncio.get_running_loop()
         now = loop.time()
         if self._replies is None or not self._replies.calls:
@@ -239,6 +246,10 @@ class MultiplexedConnection:
             self._watched = False
             self.lose(f"silent for {self._timeout_s} s", error=Away)
             return
+        if self._suspect is not None:
+            if now - self._progress_at >= self._look_s:
+                self._suspect(self._connection, "silent")
+            left = min(left, self._look_s)
         loop.call_later(left, self._watch, now + left)
 
     def lose(self, reason: str, replies: Replies | None = None, error: type[Away] = Ended) -> None:

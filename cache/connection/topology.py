@@ -41,12 +41,17 @@ _OUTAGE = (RedisError, OSError, asyncio.TimeoutError)
 
 @dataclass(frozen=True, slots=True)
 class View:
-    """What one node knows: whether the cluster serves, its epoch, the slot's owner, all nodes."""
+    """
+    What one node knows: whether the cluster serves, its epoch, the slot's owner, all nodes.
+
+    `asked`: its own address.
+    """
 
     serves: bool
     epoch: int
     owner: Address | None
     nodes: tuple[Address, ...]
+    asked: Address
 
 
 def read_view(slot: int, ranges: Sequence[Any], info: Any, asked: Address) -> View:
@@ -60,7 +65,7 @@ def read_view(slot: int, ranges: Sequence[Any], info: Any, asked: Address) -> Vi
     text = info.decode() if isinstance(info, bytes) else str(info)
     facts = dict(line.partition(":")[::2] for line in text.split())
     epoch = int(facts.get("cluster_current_epoch", 0))
-    return View(facts.get("cluster_state") == "ok", epoch, owner, tuple(nodes))
+    return View(facts.get("cluster_state") == "ok", epoch, owner, tuple(nodes), asked)
 
 
 def _address(member: Sequence[Any], asked: Address) -> Address:
@@ -89,6 +94,7 @@ class Topology:
         self._ask = ask
         self._moved = moved
         self._owner: Address | None = None
+        self._epoch = 0
         self._known: tuple[Address, ...] = ()
         self._suspected: Address | None = None
         self._asked_at = float("-inf")
@@ -191,10 +197,16 @@ class Topology:
                         views.append(task.result())
                     else:
                         errors.append(error)
+                if any(self._is_newer(view) for view in views):
+                    break  # the others can only know less
         finally:
             await end(*pending)
             self._asked_at = asyncio.get_running_loop().time()
         self._choose(views, errors)
+
+    def _is_newer(self, view: View) -> bool:
+        is_another = view.owner is not None and view.owner != self._owner
+        return is_another and view.serves and self._owner is not None and view.epoch > self._epoch
 
     def _choose(self, views: list[View], errors: list[BaseException]) -> None:
         found = [view for view in views if view.owner is not None]
@@ -203,10 +215,12 @@ class Topology:
             errors.sort(key=lambda error: refusal_of(error) is None)
             raise errors[0] if errors else Away("no node of the cluster owns the queue's slot")
         best = max(found, key=lambda v: (v.serves, v.epoch, v.owner != self._suspected))
-        self._known = best.nodes
+        self._known, self._epoch = best.nodes, best.epoch
         assert best.owner is not None  # noqa: S101
         if best.owner != self._owner:
             self._adopt(best.owner)
+        elif any(view.serves and view.asked == view.owner == self._suspected for view in found):
+            self.confirm(best.owner)  # it was slow, or only a connection ended
 
     def _adopt(self, owner: Address) -> None:
         before, self._owner, self._suspected = self._owner, owner, None

@@ -23,10 +23,12 @@ LATER = ["TRYAGAIN half moved", "ASK 1 {other}", "NOREPLICAS too few"]
 
 
 class FakeNode:
-    """Says that it owns every slot, and refuses commands as often as `errors` says."""
+    """Says that it owns every slot, or `owner` does, and refuses commands as often as `errors` says."""
 
     def __init__(self) -> None:
         self.port = 0
+        self.owner = self
+        self.is_stopped = False
         self.errors: list[str] = []
         self.answered: list[bytes] = []
         self.dials = 0
@@ -37,12 +39,14 @@ class FakeNode:
         while data := await reader.read(65_536):
             parser.feed(data)
             while (command := parser.gets()) is not False:
+                if self.is_stopped:
+                    continue
                 writer.write(self.reply(command).encode())
             await writer.drain()
 
     def reply(self, command: list[bytes]) -> str:
         if command[:2] == [b"CLUSTER", b"SLOTS"]:
-            return f"*1\r\n*3\r\n:0\r\n:16383\r\n*2\r\n$9\r\n127.0.0.1\r\n:{self.port}\r\n"
+            return f"*1\r\n*3\r\n:0\r\n:16383\r\n*2\r\n$9\r\n127.0.0.1\r\n:{self.owner.port}\r\n"
         if command[0] in {b"CLUSTER", b"INFO"}:
             return "$16\r\ncluster_state:ok\r\n"
         if command[0] in {b"GET", b"EVALSHA"}:
@@ -96,6 +100,19 @@ async def test_all_connections_follow_a_slot_that_has_moved() -> None:
         await client.evalsha("sha", 1, "{t}:a")
         assert node.answered == [b"GET", b"EVALSHA"]
         assert other.answered == [b"GET", b"EVALSHA"]
+
+
+async def test_a_node_that_falls_silent_is_left_before_the_timeout() -> None:
+    async with fake_nodes(2) as (node, other):
+        other.owner = node
+        url = f"redis+cluster://127.0.0.1:{node.port},127.0.0.1:{other.port}"
+        options = PoolOptions(socket_timeout_s=300)
+        async with open_pool(url, options, name="t", client_class=ScriptRedis, tag="{t}") as client:
+            await client.evalsha("sha", 1, "{t}:a")
+            node.is_stopped, other.owner = True, other
+            async with asyncio.timeout(100):
+                assert await client.evalsha("sha", 1, "{t}:a") == b"OK"
+            assert (node.answered, other.answered) == ([b"EVALSHA"], [b"EVALSHA"])
 
 
 async def test_a_sibling_has_a_pool_of_the_same_slot() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 from redis.exceptions import ConnectionError as RedisConnectionError
@@ -31,14 +32,14 @@ class Nodes:
         view = self.views.get(address[0])
         if view is None:
             raise RedisConnectionError("refused")
-        return view
+        return replace(view, asked=address)
 
     def topology(self, *seeds: Address) -> Topology:
         return Topology(seeds or (A,), self.ask, self.moves.append)
 
 
 def view(owner: Address, epoch: int = 1, *, serves: bool = True) -> View:
-    return View(serves, epoch, owner, ALL)
+    return View(serves, epoch, owner, ALL, ("", 0))
 
 
 async def test_concurrent_callers_share_one_round() -> None:
@@ -87,6 +88,7 @@ async def test_callers_rest_until_another_node_owns_the_slot() -> None:
     nodes = Nodes(a=view(A), b=view(A))
     topology = nodes.topology()
     await topology.owner()
+    del nodes.views["a"]
     topology.suspect(A)
     resting = asyncio.create_task(topology.rest(60))
     await eventually(lambda: _is(nodes.asked[B] > 1))
@@ -111,13 +113,30 @@ async def test_a_suspected_node_that_lets_a_client_in_is_trusted_again() -> None
     await topology.close()
 
 
+async def test_a_suspected_node_that_answers_is_trusted_again() -> None:
+    """It was slow, or only a connection ended; as long as it serves, nobody else is asked again."""
+    nodes = Nodes(a=view(A, serves=False), b=view(A), c=view(A))
+    topology = nodes.topology()
+    await topology.owner()
+    topology.suspect(A)
+    await eventually(lambda: _is(nodes.asked[A] > 2))
+    resting = asyncio.create_task(topology.rest(60))
+    nodes.views["a"] = view(A)
+    async with asyncio.timeout(20):
+        await resting
+    asked = nodes.asked[A]
+    assert await topology.owner() == A
+    assert nodes.asked[A] == asked
+    await topology.close()
+
+
 async def test_a_stopped_node_does_not_hold_up_the_others() -> None:
     stopped = asyncio.Event()
 
     async def ask(address: Address) -> View:
         if address == A:
             await stopped.wait()
-        return view(B)
+        return replace(view(B), asked=address)
 
     async with asyncio.timeout(20):
         assert await Topology((A, B), ask, lambda _: None).owner() == B
@@ -134,6 +153,7 @@ def test_a_view_is_read_from_the_replies_of_a_node() -> None:
         epoch=7,
         owner=("seed", 7001),
         nodes=(("seed", 7001), ("10.0.0.2", 7002), ("seed", 7003), ("seed", 7004)),
+        asked=asked,
     )
     assert read_view(6, [first], info, asked).owner is None
 
