@@ -20,12 +20,13 @@ from arq.worker import func
 
 from cache.connection.pool import PoolOptions, open_pool
 from cache.connection.shared_scripts import ScriptRedis
-from tests.support.cluster_faults import ABRUPT, FAULTS, SlotOf
+from tests.support.bus import Bus
+from tests.support.cluster_faults import ABRUPT, CONFIRMED, FAULTS, SlotOf
 from tests.support.clusters import Cluster, shared_cluster
 from tests.support.engine import running
 from tests.support.queues import queue_of
 from tests.support.wait import eventually
-from worker import JobQueue, QueueUnavailable
+from worker import JobQueue, NotFound, QueueUnavailable
 from worker.engine import EngineOptions
 
 pytestmark = pytest.mark.faults
@@ -43,6 +44,8 @@ class Ledger:
 
     def __init__(self) -> None:
         self.acknowledged: list[Any] = []
+        self.unconfirmed: list[Any] = []  # a failover may lose these
+        self.wait_replicas = 0
         self.runs: Counter[str] = Counter()
         self.tries: Counter[int] = Counter()
         self.longest_gap_s = 0.0
@@ -56,15 +59,32 @@ class Ledger:
         self.runs[ctx["job_id"]] += 1
         self.tries[ctx["job_try"]] += 1
 
+    @property
+    def stored(self) -> int:
+        return len(self.acknowledged) + len(self.unconfirmed)
+
+    async def lost(self) -> int:
+        """Wait for the end of every job; return how many of those do not exist that may be lost."""
+        for job in self.acknowledged:
+            await job.result(timeout_s=60)
+        lost = 0
+        for job in self.unconfirmed:
+            try:
+                await job.result(timeout_s=60)
+            except NotFound:
+                lost += 1
+        return lost
+
     async def enqueue(self, queue: JobQueue, name: str) -> None:
         """Enqueue one job, again under the same id until it is acknowledged."""
-        job_id, since = f"{name}-{len(self.acknowledged)}", time.monotonic()
+        job_id, since = f"{name}-{self.stored}", time.monotonic()
 
         async def is_acknowledged() -> bool:
             try:
-                self.acknowledged.append(await queue.enqueue(name, job_id=job_id))
+                job = await queue.enqueue(name, job_id=job_id, wait_replicas=self.wait_replicas)
             except QueueUnavailable:
                 return False
+            (self.unconfirmed if job.confirmed is False else self.acknowledged).append(job)
             return True
 
         await eventually(is_acknowledged, deadline_s=60)
@@ -75,8 +95,10 @@ class Ledger:
 def nodes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     options = ("--cluster-node-timeout", "2000", "--repl-diskless-sync-delay", "0")
     home = tmp_path_factory.mktemp("faults")
-    with shared_cluster(home, *options, replica=True) as nodes:
+    bus = Bus()
+    with shared_cluster(home, *options, replica=True, bus=bus) as nodes:
         yield nodes
+    bus.close()
 
 
 @pytest.fixture
@@ -112,12 +134,15 @@ async def _break(place: SlotOf, faults: list[str]) -> None:
             for fault in faults:
                 await _under(place, fault, queue, ledger)
             ledger.go.set()
-            for job in ledger.acknowledged:
-                await job.result(timeout_s=60)
+            lost = await ledger.lost()
             assert worker.jobs_rescued == 0
         assert not await queue.dead.list()
+        await queue.aclose()
     held = [ledger.runs[f"hold-{n}"] for n in range(HELD)]
-    print(f"{faults}: {len(ledger.acknowledged)} jobs, gap {ledger.longest_gap_s:.2f} s")  # noqa: T201
+    print(  # noqa: T201
+        f"{faults}: {len(ledger.acknowledged)} jobs, {len(ledger.unconfirmed)} unconfirmed of which "
+        f"{lost} lost, gap {ledger.longest_gap_s:.2f} s"
+    )
     assert held == [1] * HELD
     assert set(ledger.tries) == {1}
 
@@ -128,6 +153,7 @@ async def _under(place: SlotOf, fault: str, queue: JobQueue, ledger: Ledger) -> 
         await ledger.enqueue(queue, "note")
     if fault in ABRUPT:
         await place.replicated()
+    ledger.wait_replicas = int(fault in CONFIRMED)
     broken = asyncio.Event()
 
     async def load() -> None:
@@ -136,8 +162,8 @@ async def _under(place: SlotOf, fault: str, queue: JobQueue, ledger: Ledger) -> 
 
     loading = asyncio.create_task(load())
     async with place.broken(fault):
-        done = len(ledger.acknowledged)
-        await eventually(lambda: _is(len(ledger.acknowledged) > done + AT_ONCE), deadline_s=60)
+        done = ledger.stored
+        await eventually(lambda: _is(ledger.stored > done + AT_ONCE), deadline_s=60)
     broken.set()
     await loading
 

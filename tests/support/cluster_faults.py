@@ -7,14 +7,21 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
+import pytest
 from redis.crc import key_slot
+from redis.exceptions import ResponseError
 
 from tests.support.clusters import Cluster, Node, half_moved
 from tests.support.wait import eventually
 
-FAULTS = ("kill", "stop", "hand_over", "migrate", "migrate_at_once", "restart")
+FAULTS = (
+    *("kill", "stop", "hand_over", "migrate", "migrate_at_once", "restart"),
+    *("lag", "cut", "cut_off", "cut_and_kill", "join_and_leave"),
+)
+# These lose what no replica has, so enqueues wait for one, and the others may be lost.
+CONFIRMED = {"cut_off", "cut_and_kill"}
 # These lose what was not replicated yet, so writes that must survive wait for the replica.
-ABRUPT = {"kill", "stop"}
+ABRUPT = {"kill", "stop", *CONFIRMED}
 _DEADLINE_S = 60
 
 
@@ -60,8 +67,10 @@ class SlotOf:
 
     async def replicated(self) -> None:
         """Return when the replica has everything that was written before."""
-        owner = await self.owner()
-        assert await owner.client.execute_command("WAIT", 1, 1000 * _DEADLINE_S) == 1
+        # WAIT covers the writes of its own connection, so write once more on that one.
+        async with (await self.owner()).client.client() as one:
+            await one.set(f"{self.tag}:replicated", "1")
+            assert await one.execute_command("WAIT", 1, 1000 * _DEADLINE_S) == 1
 
     @asynccontextmanager
     async def broken(self, fault: str) -> AsyncIterator[None]:
@@ -88,8 +97,7 @@ class SlotOf:
 
     @asynccontextmanager
     async def _hand_over(self, owner: Node) -> AsyncIterator[None]:
-        replica = next(node for node in self.pair if node is not owner)
-        await replica.cluster("FAILOVER")
+        await self._other(owner).cluster("FAILOVER")
         await self.owned_by_another_than(owner)
         yield
 
@@ -102,6 +110,79 @@ class SlotOf:
         await self.nodes.hang_up()
         await self.whole()
         yield
+
+    @asynccontextmanager
+    async def _lag(self, owner: Node) -> AsyncIterator[None]:
+        """The replica stands still for a while; the owner goes on without it."""
+        replica = self._other(owner)
+        replica.signal(signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            replica.signal(signal.SIGCONT)
+
+    @asynccontextmanager
+    async def cut_from(self, owner: Node) -> AsyncIterator[None]:
+        """Within the block, the owner has no replica: it cannot log in."""
+        replica = self._other(owner)
+        await replica.client.config_set("masterauth", "wrong")
+        await owner.ask("CLIENT", "KILL", "TYPE", "replica")
+        await eventually(lambda: _has_no_replica(owner), deadline_s=_DEADLINE_S)
+        try:
+            yield
+        finally:
+            await replica.client.config_set("masterauth", "")
+
+    @asynccontextmanager
+    async def _cut(self, owner: Node) -> AsyncIterator[None]:
+        """The owner refuses writes while its replica is cut off, so that none can be lost."""
+        await owner.client.config_set("min-replicas-to-write", 1)
+        async with self.cut_from(owner):
+            with pytest.raises(ResponseError, match="NOREPLICAS"):
+                await owner.client.set(f"{self.tag}:refused", "1")
+        await self.whole()
+        await owner.client.config_set("min-replicas-to-write", 0)
+        yield
+
+    @asynccontextmanager
+    async def _cut_off(self, owner: Node) -> AsyncIterator[None]:
+        """The owner is alone in a minority, and clients still reach it: the others elect."""
+        assert self.nodes.bus is not None
+        await owner.client.config_set("min-replicas-to-write", 1)
+        async with self.cut_from(owner):
+            self.nodes.bus.cut_off(self.nodes.nodes.index(owner))
+            await self.owned_by_another_than(owner)
+            yield
+            self.nodes.bus.heal()
+        await owner.client.config_set("min-replicas-to-write", 0)
+
+    @asynccontextmanager
+    async def _cut_and_kill(self, owner: Node) -> AsyncIterator[None]:
+        """The owner goes on for a while without its replica, and dies."""
+        async with self.cut_from(owner):
+            at = await self._offset(owner)
+            await eventually(lambda: self._has_written(owner, at), deadline_s=_DEADLINE_S)
+            owner.kill()
+            await self.owned_by_another_than(owner)
+            yield
+        owner.start()
+
+    async def _offset(self, owner: Node) -> int:
+        return int((await owner.client.info("replication"))["master_repl_offset"])
+
+    async def _has_written(self, owner: Node, since: int) -> bool:
+        return await self._offset(owner) > since + 20_000
+
+    @asynccontextmanager
+    async def _join_and_leave(self, owner: Node) -> AsyncIterator[None]:
+        """A node joins and takes the slot, gives it back, and leaves."""
+        async with self.nodes.one_more() as joined:
+            await self._move(owner, joined)
+            yield
+            await self._move(joined, owner)
+
+    def _other(self, owner: Node) -> Node:
+        return next(node for node in self.pair if node is not owner)
 
     @asynccontextmanager
     async def _migrate(self, owner: Node) -> AsyncIterator[None]:
@@ -129,3 +210,7 @@ class SlotOf:
                 await source.ask("MIGRATE", *to, "KEYS", *keys)
             for node in (target, source, self.nodes.nodes[2]):
                 await node.cluster("SETSLOT", self.slot, "NODE", await target.id())
+
+
+async def _has_no_replica(node: Node) -> bool:
+    return not (await node.client.info("replication"))["connected_slaves"]

@@ -14,6 +14,7 @@ from redis.asyncio import Redis
 from redis.crc import key_slot
 
 from cache.connection.embedded import server_binary
+from tests.support.bus import Bus
 from tests.support.servers import answers, free_port
 from tests.support.wait import eventually, eventually_sync
 
@@ -26,18 +27,20 @@ class Node:
 
     def __init__(self, home: Path, *options: str) -> None:
         self.home = home
-        self._options = options
+        self.options = options  # of all nodes
+        self._own: tuple[str, ...] = ()
         self.port = free_port()
-        self._bus_port = free_port()  # by default it is the port + 10,000, which may be none
+        self.bus_port = free_port()  # by default it is the port + 10,000, which may be none
+        self.announced_bus_port = self.bus_port
         self._process: subprocess.Popen[bytes] | None = None
         self.client = Redis(host="127.0.0.1", port=self.port, protocol=2)
         home.mkdir(parents=True)
 
     def start(self) -> None:
-        words = ["--port", str(self.port), "--cluster-port", str(self._bus_port)]
+        words = ["--port", str(self.port), "--cluster-port", str(self.bus_port)]
         words += ["--cluster-enabled", "yes", "--cluster-require-full-coverage", "no"]
         words += ["--bind", "127.0.0.1", "--dir", str(self.home), "--save", ""]
-        words += ["--appendonly", "yes", "--appendfsync", "always", *self._options]
+        words += ["--appendonly", "yes", "--appendfsync", "always", *self.options, *self._own]
         with (self.home / "server.log").open("ab") as log:
             self._process = subprocess.Popen(
                 [str(server_binary()), *words], stdout=log, stderr=log, stdin=subprocess.DEVNULL
@@ -63,12 +66,19 @@ class Node:
         return str(_text(await self.cluster("MYID")))
 
     async def meet(self, other: Node) -> None:
-        await self.cluster("MEET", "127.0.0.1", other.port, other._bus_port)
+        await self.cluster("MEET", "127.0.0.1", other.port, other.announced_bus_port)
+
+    def join(self, bus: Bus, number: int) -> None:
+        """Reach the other nodes through a bus that can be cut; before the start."""
+        options = bus.join(number, self.bus_port)
+        self._own = tuple(options)
+        self.announced_bus_port = int(options[1])
 
 
 class Cluster:
-    def __init__(self, nodes: list[Node]) -> None:
+    def __init__(self, nodes: list[Node], bus: Bus | None = None) -> None:
         self.nodes = nodes
+        self.bus = bus
 
     @property
     def url(self) -> str:
@@ -97,6 +107,29 @@ class Cluster:
 
         await eventually(agreed, deadline_s=30)
 
+    @asynccontextmanager
+    async def one_more(self) -> AsyncIterator[Node]:
+        """Within the block, the cluster has one more node, without slots."""
+        home = self.nodes[0].home.parent
+        # Without its last slot, it would become a replica at once.
+        stays = ("--cluster-allow-replica-migration", "no")
+        node = Node(home / f"joined-{free_port()}", *self.nodes[0].options, *stays)
+        if self.bus is not None:
+            node.join(self.bus, len(self.nodes))
+        try:
+            node.start()
+            await node.meet(self.nodes[0])
+            await Cluster([*self.nodes, node]).agree(len(self.nodes) + 1)
+            yield node
+            left = await node.id()
+            await node.cluster("RESET")
+            for other in self.nodes:
+                await other.cluster("FORGET", left)
+            await self.agree(len(self.nodes))
+        finally:
+            await node.client.aclose()
+            node.kill()
+
     async def hang_up(self) -> None:
         """Close the clients' connections; they connect again at their next command, in any loop."""
         for node in self.nodes:
@@ -104,10 +137,12 @@ class Cluster:
 
 
 @contextmanager
-def shared_cluster(home: Path, *options: str, replica: bool = False) -> Iterator[Cluster]:
+def shared_cluster(
+    home: Path, *options: str, replica: bool = False, bus: Bus | None = None
+) -> Iterator[Cluster]:
     """Run a cluster for several tests, each with an event loop of its own."""
     with asyncio.Runner() as runner:
-        opened = cluster(home, *options, replica=replica)
+        opened = cluster(home, *options, replica=replica, bus=bus)
         whole = runner.run(opened.__aenter__())
         try:
             runner.run(whole.hang_up())
@@ -142,13 +177,17 @@ def _joined(info: Any) -> str:
 
 
 @asynccontextmanager
-async def cluster(home: Path, *options: str, replica: bool = False) -> AsyncIterator[Cluster]:
+async def cluster(
+    home: Path, *options: str, replica: bool = False, bus: Bus | None = None
+) -> AsyncIterator[Cluster]:
     """
     Run a cluster. The first node has the first third of the slots, and the replica is its own.
 
-    `options`: of the servers' command line.
+    `options`: of the servers' command line. `bus`: what the nodes reach each other through.
     """
     nodes = [Node(home / str(number), *options) for number in range(PRIMARIES + replica)]
+    for number, node in enumerate(nodes if bus is not None else []):
+        node.join(bus, number)  # type: ignore[arg-type]
     try:
         for node in nodes:
             node.start()
@@ -160,7 +199,7 @@ async def cluster(home: Path, *options: str, replica: bool = False) -> AsyncIter
             await node.cluster("SET-CONFIG-EPOCH", number + 1)
         for node in nodes[1:]:
             await node.meet(nodes[0])
-        whole = Cluster(nodes)
+        whole = Cluster(nodes, bus)
         await whole.agree(len(nodes))
         if replica:
             await nodes[-1].cluster("REPLICATE", await nodes[0].id())
