@@ -37,13 +37,21 @@ class Server:
 
 
 @contextmanager
-def letta_server(home: Path, **environment: str) -> Iterator[Server]:
-    """Run `letta-redis server` in this directory, with these variables, until the block ends."""
+def letta_server(home: Path, *, plain: bool = False, **environment: str) -> Iterator[Server]:
+    """
+    Run a Letta server in this directory, with these variables, until the block ends.
+
+    Args:
+        plain: `letta server`, without the plug-in.
+    """
     port = free_port()
-    command = [sys.executable, "-m", "letta_redis", "server", "--host", "127.0.0.1"]
-    with running([*command, "--port", str(port)], home, "server.log", environment) as process:
+    command = [str(Path(sys.executable).with_name("letta"))]
+    if not plain:
+        command = [sys.executable, "-m", "letta_redis"]
+    command += ["server", "--host", "127.0.0.1", "--port", str(port)]
+    with running(command, home, "server.log", environment) as process:
         server = Server(process, f"http://127.0.0.1:{port}", home)
-        eventually_sync(lambda: _answers(server, "/v1/health/"), deadline_s=_START_S)
+        _wait(server, "/v1/health/", _START_S)
         yield server
 
 
@@ -54,7 +62,7 @@ def model_server(home: Path) -> Iterator[str]:
     command = [sys.executable, "-m", "tests.letta.model_server", str(port)]
     with running(command, home, "model.log", {}) as process:
         url = f"http://127.0.0.1:{port}"
-        eventually_sync(lambda: _answers(Server(process, url, home), "/v1/models"), deadline_s=60)
+        _wait(Server(process, url, home), "/v1/models", 60)
         yield f"{url}/v1"
 
 
@@ -79,9 +87,15 @@ def running(
         process.wait(10)
 
 
-def _answers(server: Server, path: str) -> bool:
+def _wait(server: Server, path: str, deadline_s: float) -> None:
+    """Return when the server answers. One client for all tries: making one costs more than a try."""
+    with httpx.Client(base_url=server.url, timeout=5) as client:
+        eventually_sync(lambda: _answers(server, client, path), deadline_s=deadline_s)
+
+
+def _answers(server: Server, client: httpx.Client, path: str) -> bool:
     if server.process.poll() is not None:
         raise RuntimeError(f"ended with {server.process.returncode}: {server.log()[-2000:]}")
     with suppress(httpx.TransportError):
-        return httpx.get(server.url + path, timeout=5).is_success
+        return client.get(path).is_success
     return False
