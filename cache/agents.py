@@ -81,7 +81,7 @@ class AgentStateCache(AgentChanges):
         stale_if_error_s: float = 0.0,
         soft_timeout_s: float | None = None,
         loader_timeout_s: float | None = None,
-        refill: bool = False,
+        refill: bool | Callable[[], bool] = False,
     ) -> T:
         """
         Return an agent's state from the cache, or else from `loader`, and store it.
@@ -102,7 +102,8 @@ class AgentStateCache(AgentChanges):
                 LETTA_CACHE_LOADER_TIMEOUT_S.
             refill: after this process has invalidated the agent, run the loader again in the
                 background, so that the next read hits. The loader must work without its caller.
-                At most three times for each read of the state.
+                At most three times for each read of the state. A function is asked after each
+                invalidation.
 
         Raises:
             LoaderTimeout: the loader was canceled. Otherwise only what the loader raises.
@@ -119,7 +120,8 @@ class AgentStateCache(AgentChanges):
         hard_s = self._options.loader_timeout_s if loader_timeout_s is None else loader_timeout_s
         call = LoadOptions(stale_if_error_s, soft_timeout_s, hard_s)
         if refill and self._options.enabled:
-            self._components.refills.remember(slot, loader, call)
+            wanted = refill if callable(refill) else None
+            self._components.refills.remember(slot, loader, call, wanted)
         value: T = await self._get_or_load(slot, loader, call)
         return value
 

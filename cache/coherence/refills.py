@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import OrderedDict
+from collections.abc import Callable
 from contextvars import Context
 from dataclasses import dataclass
 from typing import Protocol
@@ -48,7 +49,11 @@ class _Known:
     slot: RefillSlot
     loader: Loader
     call: LoadOptions
+    wanted: Callable[[], bool] | None
     unread: int = 0  # refills since the last read
+
+    def is_wanted(self) -> bool:
+        return self.unread < _PER_READ and (self.wanted is None or self.wanted())
 
 
 class Refills:
@@ -68,9 +73,20 @@ class Refills:
         """Number of refills that run now."""
         return len(self._running)
 
-    def remember(self, slot: RefillSlot, loader: Loader, call: LoadOptions) -> None:
-        """A value is read. `loader` must work without its caller: later, and in another task."""
-        self._known[slot.name] = _Known(slot, loader, call)
+    def remember(
+        self,
+        slot: RefillSlot,
+        loader: Loader,
+        call: LoadOptions,
+        wanted: Callable[[], bool] | None = None,
+    ) -> None:
+        """
+        A value is read. `loader` must work without its caller: later, and in another task.
+
+        Args:
+            wanted: says after each invalidation whether the value is worth a refill now.
+        """
+        self._known[slot.name] = _Known(slot, loader, call, wanted)
         self._known.move_to_end(slot.name)
         self._names.setdefault(slot.key, set()).add(slot.name)
         if len(self._known) > _MOST_KNOWN:
@@ -79,7 +95,7 @@ class Refills:
     def invalidated(self, key: str) -> None:
         """This process has invalidated an entry: its values are to be loaded again."""
         for name in self._names.get(key, ()):
-            if self._known[name].unread < _PER_READ and not self._closed:
+            if not self._closed and self._known[name].is_wanted():
                 self._queue[name] = None
         if self._queue and len(self._running) < _AT_ONCE:
             # In a context of its own, not in that of the request that wrote.

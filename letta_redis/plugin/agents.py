@@ -37,7 +37,8 @@ def _reading_one(runtime: Runtime, original: Any) -> Any:
             or _PENDING_APPROVAL in include
         ):
             return await load()
-        reads = Reads(cache, actor.organization_id, parts_of(include_relationships, include))
+        parts = parts_of(include_relationships, include)
+        reads = Reads(cache, runtime.runs, actor.organization_id, parts)
         return await reads.one(agent_id, load)
 
     return get_agent_by_id_async
@@ -58,7 +59,8 @@ def _reading_many(runtime: Runtime, original: Any) -> Any:
             or not _is_plain(agent_ids, actor, include_relationships, _NOTHING)
         ):
             return await load(agent_ids)
-        reads = Reads(cache, actor.organization_id, parts_of(include_relationships, _NOTHING))
+        parts = parts_of(include_relationships, _NOTHING)
+        reads = Reads(cache, runtime.runs, actor.organization_id, parts)
         return await reads.many(agent_ids, load)
 
     return get_agents_by_ids_async

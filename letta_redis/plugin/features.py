@@ -8,6 +8,7 @@ from letta_redis.plugin import (
     batches,
     callbacks,
     children,
+    runs,
     schemas,
     serving,
     sessions,
@@ -21,6 +22,7 @@ FEATURES: tuple[Feature, ...] = (
     actors.FEATURE,
     children.FEATURE,
     sessions.FEATURE,
+    runs.FEATURE,
     callbacks.FEATURE,
     batches.FEATURE,
 )

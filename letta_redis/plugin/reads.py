@@ -20,6 +20,7 @@ from letta_redis.plugin.includes import ALL, cut, rows_in, scope_of
 
 if TYPE_CHECKING:
     from cache.service import Cache
+    from letta_redis.plugin.runs import Runs
 
 log = get_logger("letta_redis")
 
@@ -74,10 +75,11 @@ class Loading:
 class Reads:
     """Reads of one organization's agents, with these parts."""
 
-    def __init__(self, cache: Cache, organisation: str, parts: frozenset[str]) -> None:
+    def __init__(self, cache: Cache, runs: Runs, organisation: str, parts: frozenset[str]) -> None:
         import letta
 
         self._agents = cache.agents
+        self._runs = runs
         self._sealed = cache.options.keyring is not None
         self._organisation = organisation
         self._parts = parts
@@ -146,7 +148,7 @@ class Reads:
                 return cut(full, self._parts)
         return await agents.get_or_load(
             agent_id, loader, scope=self._own, organisation=organisation, depends_on=rows_in,
-            refill=True,
+            refill=lambda: not self._runs.under_way(agent_id),
         )  # fmt: skip
 
     async def _read_many(

@@ -20,7 +20,8 @@ KINDS: tuple[Kind, ...] = ("run", "job")
 STORED = 202
 # `messages.py` of Letta stores the text of a callback URL that is not set.
 NO_URL = "None"
-_ENDED = {
+# The states in which a run or job has ended.
+ENDED: Mapping[Kind, tuple[str, ...]] = {
     "run": ("completed", "failed", "cancelled"),
     "job": ("completed", "failed", "cancelled", "expired"),
 }
@@ -151,7 +152,7 @@ async def _ended(kind: Kind, older_than_s: float, limit: int, condition: Any) ->
         select(model)
         .where(
             model.created_at > now - timedelta(days=_SWEPT_DAYS),
-            model.status.in_(_ENDED[kind]),
+            model.status.in_(ENDED[kind]),
             model.callback_url.is_not(None),
             model.callback_url.not_in(["", NO_URL]),
             ended_at < now - timedelta(seconds=older_than_s),

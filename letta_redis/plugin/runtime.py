@@ -9,6 +9,7 @@ from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING
 
 from cache.logs import get_logger
+from letta_redis.plugin.runs import Runs
 from letta_redis.plugin.switches import Switches
 
 if TYPE_CHECKING:
@@ -32,6 +33,7 @@ class Runtime:
             is read from the cache, because nobody would invalidate it.
         before_closing: awaited while everything is still open.
         callbacks: how many callbacks were `stored`, and how many went `inline`, by reason.
+        runs: what this process runs now.
         seals_webhooks: whether a webhook may carry a token of its own.
     """
 
@@ -45,6 +47,7 @@ class Runtime:
         self.install_in_child = install_in_child
         self.switches = Switches(settings)
         self.collects_changes = False
+        self.runs = Runs()
         self.before_closing: list[Callable[[], Awaitable[None]]] = []
         self.callbacks: Counter[str] = Counter()
         self.seals_webhooks = settings.webhook_encryption_key is not None

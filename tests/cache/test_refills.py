@@ -65,6 +65,18 @@ async def test_the_read_after_an_own_write_hits(cache: Cache, other: Cache, how:
     assert cache.stats()["hits"] == 1
 
 
+async def test_a_refill_that_is_not_wanted_now_is_left_out(cache: Cache) -> None:
+    loader = Loader(1)
+    wanted = False
+    await cache.agents.get_or_load("a1", loader, refill=lambda: wanted)
+    await cache.agents.invalidate("a1")
+    assert cache.stats()["refills"] == 0
+    wanted = True
+    await cache.agents.invalidate("a1")
+    await _refilled(cache, "a1")
+    assert loader.calls == 2
+
+
 async def test_every_scope_that_was_read_is_refilled(cache: Cache) -> None:
     await _read(cache, "a1", Loader(1))
     await _read(cache, "a1", Loader(2), scope="full")
