@@ -353,7 +353,7 @@ class Settings(BaseSettings):
     web_listen: str | None = Field(
         None,
         description=(
-            "host:port where `letta-workers run` and `web` serve probes, metrics and the JSON API; "
+            "host:port where `letta-workers run` and `web` serve the page, the API, probes and metrics; "
             "unset: `run` serves nothing, `web` listens on 127.0.0.1:8484."
         ),
     )

@@ -24,14 +24,14 @@ from worker.web.address import Address, read_address
 log = get_logger(__name__)
 
 _DEFAULT = "127.0.0.1:8484"
-_NEEDED = ("starlette", "uvicorn", "prometheus_client")
+_NEEDED = ("starlette", "uvicorn", "prometheus_client", "jinja2")
 
 
 @click.command()
 @click.option("--listen", "listen_on", metavar="HOST:PORT", help="Default: LETTA_WEB_LISTEN.")
 @click.option("--beside-workers", is_flag=True, hidden=True)
 def web(listen_on: str | None, beside_workers: bool) -> None:
-    """Serve probes, /metrics and the JSON API of all workers, by default on 127.0.0.1:8484.
+    """Serve the operators' page, the JSON API, probes and /metrics, by default on 127.0.0.1:8484.
 
     With LETTA_WEB_LISTEN, `run` serves the same beside its workers. An address that other machines
     reach needs LETTA_WEB_TOKEN, which everything but the probes then asks for. TERM or Ctrl-C ends it.

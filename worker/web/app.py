@@ -1,5 +1,5 @@
 """
-Builds the web application: probes, metrics, and the JSON API with its description.
+Builds the web application: probes, metrics, the JSON API with its description, and the page.
 
 Probes need no token. Everything else needs one where there is one.
 """
@@ -21,6 +21,7 @@ from worker.web.access import Refused
 from worker.web.api.openapi import describe
 from worker.web.api.routes import answering, api_routes
 from worker.web.metrics import Reading, render
+from worker.web.page.routes import page_routes
 from worker.web.readiness import judge
 from worker.web.site import Site
 
@@ -38,6 +39,7 @@ def build_app(site: Site) -> Starlette:
         Route("/metrics", _metrics(site)),
         Route("/api/openapi.json", _description(site)),
         *api_routes(site),
+        *page_routes(site),
     ]
     return Starlette(routes=routes)
 

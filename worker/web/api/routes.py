@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -92,7 +92,7 @@ def api_routes(site: Site) -> list[Route]:
 def _reading(site: Site, read: Read) -> Callable[[Request], Awaitable[Response]]:
     async def work(request: Request) -> Any:
         site.access.by_bearer(request.headers)
-        return await read.run(site, _query(request, read.query))
+        return await read.run(site, decode(request.query_params.multi_items(), read.query))
 
     return answering(work)
 
@@ -164,12 +164,13 @@ async def read_body(request: Request) -> bytes:
     return body
 
 
-def _query(request: Request, wanted: type[views.Query]) -> Any:
+def decode(pairs: Sequence[tuple[str, str]], wanted: type[views.Query]) -> Any:
     """
+    What a call accepts, from parameters in the form of text.
+
     Raises:
         InvalidArgument, msgspec.ValidationError: a parameter was given twice, or is not valid.
     """
-    pairs = request.query_params.multi_items()
     found: dict[str, Any] = dict(pairs)
     if len(found) < len(pairs):
         raise InvalidArgument("a parameter was given twice")

@@ -1,0 +1,1 @@
+"""The page of operators, rendered on the server: it works without scripts."""

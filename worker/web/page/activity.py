@@ -1,0 +1,108 @@
+"""What happened lately: the contexts of the overview and of the history."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import Any, Literal
+
+from msgspec import UNSET, UnsetType
+
+from worker.queue.history import FunctionHistory
+from worker.queue.series import Times
+from worker.web.api import reads, views
+from worker.web.page.charts import Timeline, quantile, summed
+from worker.web.site import Site
+
+_HOUR = 3600
+
+
+class Range(views.Query, frozen=True):
+    """The time that charts show, of one function or of all."""
+
+    function: views.Name | UnsetType = UNSET
+    range: Literal["1h", "6h", "24h", "7d", "30d"] = "1h"
+
+
+# Seconds that a range has, seconds of one step of its charts, and the step that is read.
+_RANGES: dict[str, tuple[int, int, Literal["minute", "hour"]]] = {
+    "1h": (_HOUR, 60, "minute"),
+    "6h": (6 * _HOUR, 300, "minute"),
+    "24h": (24 * _HOUR, _HOUR, "hour"),
+    "7d": (7 * 24 * _HOUR, 3 * _HOUR, "hour"),
+    "30d": (30 * 24 * _HOUR, 12 * _HOUR, "hour"),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class FunctionRow:
+    """What one function did in the last hour."""
+
+    name: str
+    completed: int
+    retried: int
+    dead: int
+    wait: str
+    run: str
+
+
+async def overview(site: Site, _query: views.Nothing) -> dict[str, Any]:
+    now_s = int(time.time())
+    timeline = Timeline(now_s - _HOUR, now_s, 60)
+    # The hour that ends now, of every function: one read.
+    found = await reads.history(site, views.HistoryQuery())
+    timeline.add(found)
+    nothing = views.Nothing()
+    return {
+        "counts": await reads.overview(site, nothing),
+        "workers": await reads.workers(site, nothing),
+        "pauses": await reads.pauses(site, nothing),
+        "functions": _by_function(found),
+        "charts": timeline.charts(),
+    }
+
+
+async def history(site: Site, query: Range) -> dict[str, Any]:
+    length_s, step_s, step = _RANGES[query.range]
+    now_s = int(time.time())
+    timeline = Timeline(now_s - length_s, now_s, step_s)
+    since = datetime.now(UTC) - timedelta(seconds=length_s)
+    wanted = views.given(query.function)
+    names = sorted({each.function for each in await site.queue.jobs.history.totals()})
+    # One function after the other: 30 days of all together would take much memory.
+    for name in names if wanted is None else [wanted]:
+        timeline.add(await reads.history(site, views.HistoryQuery(name, since=since, step=step)))
+    return {
+        "charts": timeline.charts(),
+        "function": wanted or "",
+        "functions": names,
+        "range": query.range,
+        "ranges": list(_RANGES),
+    }
+
+
+def _by_function(found: Sequence[FunctionHistory]) -> list[FunctionRow]:
+    by_name: dict[str, list[FunctionHistory]] = {}
+    for each in found:
+        if each.counts:
+            by_name.setdefault(each.function, []).append(each)
+    return [_function_row(name, rows) for name, rows in sorted(by_name.items())]
+
+
+def _function_row(name: str, rows: Sequence[FunctionHistory]) -> FunctionRow:
+    def total(outcome: str) -> int:
+        return sum(getattr(each.counts, outcome) for each in rows)
+
+    def times(kind: str) -> Times:
+        return summed(getattr(each.counts, kind) for each in rows)
+
+    return FunctionRow(
+        name,
+        total("completed"),
+        total("retried"),
+        total("dead"),
+        quantile(times("wait"), 0.95),
+        quantile(times("run"), 0.95),
+    )

@@ -1,0 +1,170 @@
+"""The pages: what each one asks, by the reads of the API, and which template shows it."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+from msgspec import Meta
+
+from worker.errors import NotFound
+from worker.queue.priority import Priority
+from worker.queue.rows import JobState
+from worker.web.api import reads, views
+from worker.web.page import activity
+from worker.web.site import Site
+from worker.webhooks.policy import DeliveryState
+
+_ROWS = 50
+
+
+class DeadLetters(views.DeadQuery, frozen=True):
+    """As the API's, with fewer letters at a time."""
+
+    limit: views.Limit = _ROWS
+
+
+class JobsPage(views.JobsQuery, frozen=True):
+    """As the API's, with fewer jobs at a time."""
+
+    limit: views.Limit = _ROWS
+
+
+class Search(views.Query, frozen=True):
+    """An id, or nothing yet."""
+
+    id: Annotated[str, Meta(max_length=views.MAX_NAME)] = ""
+
+
+async def jobs(site: Site, query: JobsPage) -> dict[str, Any]:
+    return {
+        "page": await reads.jobs(site, query),
+        "filters": _given(query, "state", "function", "priority"),
+        "states": list(JobState),
+        "priorities": list(Priority),
+        "is_first": query.cursor == "",
+    }
+
+
+async def job(site: Site, query: views.ById) -> dict[str, Any]:
+    return {"job": await reads.job(site, query)}
+
+
+async def search(site: Site, query: Search) -> dict[str, Any]:
+    """A job or a delivery by its id, for the search field."""
+    id_ = query.id.strip()
+    found: dict[str, str] = {}
+    if id_:
+        by_id = views.ById(id_)
+        for path, read in (
+            ("/job", reads.job),
+            ("/delivery", reads.delivery),
+            ("/batch", reads.batch),
+        ):
+            try:
+                await read(site, by_id)
+            except NotFound:
+                continue
+            found[path] = id_
+    return {"id": id_, "found": found}
+
+
+async def dead(site: Site, query: DeadLetters) -> dict[str, Any]:
+    page = await reads.dead(site, query)
+    end = query.offset + len(page.letters)
+    return {
+        "page": page,
+        "first": query.offset + 1,
+        "last": end,
+        "newer": max(0, query.offset - query.limit) if query.offset else None,
+        "older": end if end < page.total and page.letters else None,
+    }
+
+
+async def workers(site: Site, query: views.Nothing) -> dict[str, Any]:
+    return {"workers": await reads.workers(site, query)}
+
+
+async def schedules(site: Site, query: views.Nothing) -> dict[str, Any]:
+    return {"schedules": await reads.schedules(site, query)}
+
+
+async def pauses(site: Site, query: views.Nothing) -> dict[str, Any]:
+    return {"pauses": await reads.pauses(site, query), "priorities": list(Priority)}
+
+
+async def endpoints(site: Site, query: views.Nothing) -> dict[str, Any]:
+    return {"endpoints": await reads.endpoints(site, query)}
+
+
+async def endpoint(site: Site, query: views.ByEndpoint) -> dict[str, Any]:
+    return {"endpoint": await reads.endpoint(site, query), "asked": query.name}
+
+
+async def deliveries(site: Site, query: views.DeliveriesQuery) -> dict[str, Any]:
+    return {
+        "deliveries": await reads.deliveries(site, query),
+        "filters": _given(query, "state", "event_type"),
+        "states": list(DeliveryState),
+        "limit": query.limit,
+    }
+
+
+async def delivery(site: Site, query: views.ById) -> dict[str, Any]:
+    return {"delivery": await reads.delivery(site, query)}
+
+
+async def batches(site: Site, query: views.BatchesQuery) -> dict[str, Any]:
+    return {
+        "batches": await reads.batches(site, query),
+        "groups": await reads.groups(site, views.Nothing()),
+        "limit": query.limit,
+    }
+
+
+async def batch(site: Site, query: views.ById) -> dict[str, Any]:
+    return {"batch": await reads.batch(site, query)}
+
+
+async def audit(site: Site, query: views.AuditQuery) -> dict[str, Any]:
+    return {"page": await reads.audit(site, query), "is_first": query.cursor == ""}
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """
+    One page: what it shows below which path.
+
+    template: its name without ".html". label: in the navigation; "" for none.
+    """
+
+    path: str
+    template: str
+    label: str
+    run: Callable[[Site, Any], Awaitable[dict[str, Any]]]
+    query: type[views.Query]
+
+
+PAGES = (
+    Page("/", "overview", "Overview", activity.overview, views.Nothing),
+    Page("/jobs", "jobs", "Jobs", jobs, JobsPage),
+    Page("/job", "job", "", job, views.ById),
+    Page("/search", "search", "", search, Search),
+    Page("/dead", "dead", "Dead letters", dead, DeadLetters),
+    Page("/workers", "workers", "Workers", workers, views.Nothing),
+    Page("/schedules", "schedules", "Schedules", schedules, views.Nothing),
+    Page("/pauses", "pauses", "Pauses", pauses, views.Nothing),
+    Page("/endpoints", "endpoints", "Endpoints", endpoints, views.Nothing),
+    Page("/endpoint", "endpoint", "", endpoint, views.ByEndpoint),
+    Page("/deliveries", "deliveries", "Deliveries", deliveries, views.DeliveriesQuery),
+    Page("/delivery", "delivery", "", delivery, views.ById),
+    Page("/batches", "batches", "LLM batches", batches, views.BatchesQuery),
+    Page("/batch", "batch", "", batch, views.ById),
+    Page("/history", "history", "History", activity.history, activity.Range),
+    Page("/audit", "audit", "Audit trail", audit, views.AuditQuery),
+)
+
+
+def _given(query: views.Query, *names: str) -> dict[str, str]:
+    return {name: str(views.given(getattr(query, name)) or "") for name in names}
