@@ -12,6 +12,7 @@ from worker.llm.batch_reads import error_at
 from worker.llm.batches import Batch, BatchStore, created_at
 from worker.llm.grouping import Group, check_endpoint
 from worker.llm.prepared import PreparedJobs
+from worker.llm.progress import StateProgress, read_progress
 from worker.llm.requests import RequestStore
 from worker.queue import arguments
 from worker.queue.job import reach
@@ -20,6 +21,7 @@ _USAGE = ("input", "output", "cached", "reasoning")
 
 # `Batches.list` hides the type's own name inside the class.
 _Rows = list[dict[str, Any]]
+_Progress = list[StateProgress]
 
 
 class Batches:
@@ -72,6 +74,10 @@ class Batches:
             }
             for group in await reach(self._batches.groups())
         ]
+
+    async def progress(self) -> _Progress:
+        """Open batches by state: their number, and how long the slowest has made no progress."""
+        return await reach(read_progress(self._batches.client, self._keys))
 
     # -- changing ------------------------------------------------------------------
 

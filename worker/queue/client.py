@@ -18,13 +18,14 @@ from worker.queue.confirmation import Confirmations
 from worker.queue.encoder import JobEncoder
 from worker.queue.history import History
 from worker.queue.job import Job, reach
-from worker.queue.listing import JobListing, JobPage
+from worker.queue.listing import Fleet, JobListing, JobPage
 from worker.queue.overview import Overview, read_overview
 from worker.queue.pauses import Pauses
 from worker.queue.priority import Priority
 from worker.queue.rhythm import require_rhythm
 from worker.queue.rows import JobCall, JobRow, JobState, WorkerRow
 from worker.queue.schedules import Schedule, ScheduleStore
+from worker.queue.server import ServerState, read_server
 from worker.queue.staging import steps
 from worker.queue.store import QueueStore
 
@@ -296,7 +297,15 @@ class Jobs:
 
     async def workers(self) -> Sequence[WorkerRow]:
         """The live workers, by host and process."""
-        return await self._listing.workers()
+        return (await self.fleet()).workers
+
+    async def fleet(self) -> Fleet:
+        """The live workers, and how many have lapsed."""
+        return await self._listing.fleet()
+
+    async def server(self) -> ServerState:
+        """Memory, evictions and replication of the queue's server."""
+        return await read_server(self._store.client)
 
     async def overview(self) -> Overview:
         """Count jobs, deliveries and batches in a few short commands, however many there are."""

@@ -50,6 +50,19 @@ class JobPage:
     cursor: str
 
 
+@dataclass(frozen=True, slots=True)
+class Fleet:
+    """
+    The live workers, by host and process: a worker is live for three heartbeats.
+
+    lapsed: workers that ended without leaving, or whose event loop is blocked. Live workers forget
+    them within about a minute.
+    """
+
+    workers: list[WorkerRow]
+    lapsed: int
+
+
 class JobListing:
     """Reads jobs and workers through one client."""
 
@@ -126,13 +139,13 @@ class JobListing:
                 return call
         raise NotFound(f"no arguments of a job {job_id!r} are kept")
 
-    async def workers(self) -> list[WorkerRow]:
-        """The live workers, by host and process. A worker is live for three heartbeats."""
+    async def fleet(self) -> Fleet:
+        """As `Jobs.fleet`."""
         ids = await reach(self._client.zrange(self._keys.workers, 0, -1))
         names = [self._keys.worker(id_.decode(errors="replace")) for id_ in ids]
         beats = await reach(self._client.mget(names)) if names else []
         rows = [row for beat in beats if beat is not None and (row := worker_row(beat)) is not None]
-        return sorted(rows, key=lambda row: (row.host, row.pid))
+        return Fleet(sorted(rows, key=lambda row: (row.host, row.pid)), beats.count(None))
 
     async def _waiting(
         self, after: Place | None, state: str | None, only: Priority | None, *, any_paused: bool

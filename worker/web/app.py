@@ -70,7 +70,11 @@ def _metrics(site: Site) -> Endpoint:
             site.access.by_bearer(request.headers)
             async with asyncio.timeout(_LIMIT_S):
                 reading = Reading(
-                    await jobs.overview(), await jobs.workers(), await jobs.history.totals()
+                    await jobs.overview(),
+                    await jobs.fleet(),
+                    await jobs.history.totals(),
+                    await site.queue.llm.batches.progress(),
+                    await jobs.server(),
                 )
         except Refused as exc:
             headers = {"www-authenticate": "Bearer"} if exc.status == 401 else None

@@ -21,10 +21,12 @@ from prometheus_client.core import (
 from prometheus_client.exposition import choose_encoder
 from prometheus_client.registry import Collector
 
+from worker.llm.progress import StateProgress
 from worker.queue.history import FunctionHistory
+from worker.queue.listing import Fleet
 from worker.queue.overview import Overview
-from worker.queue.rows import WorkerRow
 from worker.queue.series import LIMITS_MS, OUTCOMES, Times
+from worker.queue.server import ServerState
 
 _LIMITS = [*(f"{limit / 1000:g}" for limit in LIMITS_MS), "+Inf"]
 
@@ -34,8 +36,10 @@ class Reading:
     """What one answer is made of."""
 
     overview: Overview
-    workers: Sequence[WorkerRow]
+    fleet: Fleet
     totals: Sequence[FunctionHistory]
+    batches: Sequence[StateProgress]
+    server: ServerState
 
 
 class _Readings(Collector):
@@ -44,7 +48,9 @@ class _Readings(Collector):
 
     def collect(self) -> Iterable[Metric]:
         yield from _counts(self._reading.overview)
-        yield from _workers(self._reading.workers)
+        yield from _workers(self._reading.fleet)
+        yield from _batches(self._reading.batches)
+        yield from _server(self._reading.server)
         yield from _ends(self._reading.totals)
 
 
@@ -94,11 +100,58 @@ def _counts(overview: Overview) -> Iterator[Metric]:
     )
 
 
-def _workers(workers: Sequence[WorkerRow]) -> Iterator[Metric]:
-    alive = GaugeMetricFamily("letta_workers", "Live worker processes.", labels=["state"])
+def _batches(progress: Sequence[StateProgress]) -> Iterator[Metric]:
+    idle = GaugeMetricFamily(
+        "letta_llm_batch_idle_seconds",
+        "For how long the open batch has not moved that has not moved longest.",
+        labels=["state"],
+    )
+    for each in progress:
+        idle.add_metric([each.state.value], each.idle_s)
+    yield idle
+    yield GaugeMetricFamily(
+        "letta_llm_batches_failing",
+        "Open batches with an error that keeps them from moving.",
+        sum(each.failing for each in progress),
+    )
+
+
+def _server(server: ServerState) -> Iterator[Metric]:
+    prefix = "letta_queue_server"
+    yield GaugeMetricFamily(
+        f"{prefix}_memory_used_bytes", "Memory in use.", server.memory_used_bytes
+    )
+    yield GaugeMetricFamily(
+        f"{prefix}_memory_max_bytes", "Limit of its memory; 0: none.", server.memory_max_bytes
+    )
+    yield CounterMetricFamily(
+        f"{prefix}_evicted_keys", "Keys that it threw away for room.", server.evicted_keys
+    )
+    replicas = GaugeMetricFamily(f"{prefix}_replicas", "Connected replicas.", labels=["state"])
+    replicas.add_metric(["online"], server.replicas_online)
+    replicas.add_metric(["syncing"], server.replicas_syncing)
+    yield replicas
+    yield GaugeMetricFamily(
+        f"{prefix}_replica_lag_bytes",
+        "By how much the replica is behind that is furthest behind.",
+        server.replica_lag_bytes,
+    )
+    yield GaugeMetricFamily(
+        f"{prefix}_primary_link_up",
+        "0 on a replica that has lost its primary, else 1.",
+        int(server.is_primary_linked),
+    )
+
+
+def _workers(fleet: Fleet) -> Iterator[Metric]:
+    workers = fleet.workers
+    alive = GaugeMetricFamily(
+        "letta_workers", "Worker processes; lapsed ones have no heartbeat.", labels=["state"]
+    )
     draining = sum(worker.draining for worker in workers)
     alive.add_metric(["draining"], draining)
     alive.add_metric(["working"], len(workers) - draining)
+    alive.add_metric(["lapsed"], fleet.lapsed)
     yield alive
     slots = sum(worker.max_jobs for worker in workers)
     yield GaugeMetricFamily(

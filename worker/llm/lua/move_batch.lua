@@ -27,7 +27,7 @@ end
 if ARGV[4] ~= '' and redis.call('EXISTS', KEYS[3]) == 1 then
   return -1
 end
-redis.call('HSET', KEYS[1], 'state', ARGV[3], unpack(ARGV, 8))
+redis.call('HSET', KEYS[1], 'state', ARGV[3], 'progressed', server_ms(), unpack(ARGV, 8))
 if ARGV[4] ~= '' then
   redis.call('PEXPIRE', KEYS[1], ARGV[4])
   redis.call('PEXPIRE', KEYS[2], ARGV[4])
