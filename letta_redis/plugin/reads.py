@@ -20,7 +20,7 @@ from letta_redis.plugin.includes import ALL, cut, rows_in, scope_of
 
 if TYPE_CHECKING:
     from cache.service import Cache
-    from letta_redis.plugin.runs import Runs
+    from letta_redis.plugin.begun import Runs
 
 log = get_logger("letta_redis")
 

@@ -10,8 +10,6 @@ last write is, once it has ended.
 from __future__ import annotations
 
 import asyncio
-import time
-from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -24,33 +22,10 @@ from letta_redis.plugin.seams import Feature, Seam
 if TYPE_CHECKING:
     from letta_redis.plugin.runtime import Runtime
 
-# A run that has not ended by then may have ended in another process.
-_LONGEST_S = 60.0
-
 # The task inside. A task that it starts has the same context, and is not inside.
 _Inside = ContextVar[asyncio.Task[Any] | None]
 _ending: _Inside = ContextVar("letta_redis_ending", default=None)
 _own_row: _Inside = ContextVar("letta_redis_own_row", default=None)
-
-
-class Runs:
-    """The runs that this process has begun, and that have not ended yet."""
-
-    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
-        self._clock = clock
-        self._begun: OrderedDict[str, tuple[str, float]] = OrderedDict()
-
-    def begin(self, run_id: str, agent_id: str) -> None:
-        self._begun[run_id] = (agent_id, self._clock() + _LONGEST_S)
-
-    def end(self, run_id: str) -> None:
-        self._begun.pop(run_id, None)
-
-    def under_way(self, agent_id: str) -> bool:
-        """Whether the agent has a run that is going to write it again."""
-        while self._begun and next(iter(self._begun.values()))[1] < self._clock():
-            self._begun.popitem(last=False)
-        return any(agent == agent_id for agent, _ in self._begun.values())
 
 
 @contextmanager

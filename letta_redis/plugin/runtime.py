@@ -9,7 +9,7 @@ from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING
 
 from cache.logs import get_logger
-from letta_redis.plugin.runs import Runs
+from letta_redis.plugin.begun import Runs
 from letta_redis.plugin.switches import Switches
 
 if TYPE_CHECKING:

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from letta_redis import install, uninstall
-from letta_redis.plugin.runs import Runs
+from letta_redis.plugin.begun import Runs
 from settings import Settings
 from tests.letta.agents import Agents, counted_sql
 from tests.support.wait import eventually

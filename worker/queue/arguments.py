@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import re
-import time
 from collections.abc import Mapping
 from datetime import datetime
 from typing import Any
@@ -114,15 +112,6 @@ def webhook_body(payload: Any, *, max_bytes: int) -> bytes:
             "the webhook body", len(body), max_bytes, "LETTA_WEBHOOK_MAX_BODY_BYTES"
         )
     return body
-
-
-def now_ms() -> int:
-    return int(time.time() * 1000)
-
-
-def new_id() -> str:
-    """A random id: 32 hex digits. `uuid4` would take five times as long, at each enqueue."""
-    return os.urandom(16).hex()
 
 
 def require_id(what: str, value: Any) -> None:

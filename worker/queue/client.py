@@ -15,7 +15,7 @@ from worker.queue.admission import MemoryGuard
 from worker.queue.audit import AuditTrail
 from worker.queue.calls import Call, JobName, T, Unique, name_of
 from worker.queue.confirmation import Confirmations
-from worker.queue.encoder import JobEncoder
+from worker.queue.encoder import JobEncoder, new_id
 from worker.queue.history import History
 from worker.queue.job import Job, reach
 from worker.queue.listing import Fleet, JobListing, JobPage
@@ -115,7 +115,7 @@ class Jobs:
         # A window's key expires; the job's end deletes the other keys.
         if lock is not None and lock.scope != "window":
             options |= {"u": self._keys.unique(lock.key), "us": lock.scope}
-        chosen = job_id or arguments.new_id()
+        chosen = job_id or new_id()
         function = name_of(name)
         arguments.require_job_name(function)
         body = self._encoder.encode(function, args, kwargs, options=options)
@@ -181,7 +181,7 @@ class Jobs:
         if not 1 <= len(calls) <= _MOST_PARTS:
             raise InvalidArgument(f"gather takes 1 to {_MOST_PARTS} calls, not {len(calls)}")
         priority = arguments.require_call("then", then)
-        job_id = then.job_id or arguments.new_id()
+        job_id = then.job_id or new_id()
         rows = [
             self._row(call, {"g": {"id": job_id, "i": index}}) for index, call in enumerate(calls)
         ]
@@ -340,7 +340,7 @@ class Jobs:
         priority = arguments.require_call("call", call)
         options = {**self._encoder.options(call.expires_s, call.then), **(more or {})}
         body = self._encoder.encode(call.name, call.args, call.kwargs, options=options)
-        job_id = call.job_id or arguments.new_id()
+        job_id = call.job_id or new_id()
         return job_id, priority, arguments.delay_ms(call.delay_s), body
 
 

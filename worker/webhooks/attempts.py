@@ -29,7 +29,7 @@ from cache.encoding import codec
 from cache.logs import get_logger
 from worker.errors import Undecodable
 from worker.keys import MAX_WEBHOOK_ATTEMPTS, QueueKeys
-from worker.queue.arguments import now_ms
+from worker.queue.encoder import now_ms
 from worker.queue.staging import MOST_INLINE
 from worker.queue.store import job_body
 from worker.webhooks.limits import EndpointLimits

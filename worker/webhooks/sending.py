@@ -11,6 +11,7 @@ from typing import Any
 from cache.encoding import codec
 from worker.errors import InvalidArgument
 from worker.queue import arguments
+from worker.queue.encoder import now_ms
 from worker.queue.priority import Priority
 from worker.webhooks.headers import check_headers, is_secret, is_value
 from worker.webhooks.limits import endpoint_of, host_of, order_of
@@ -121,7 +122,7 @@ class Composer:
         return {"secret": sealed, "sealed": 1}
 
     def _deadline_ms(self, deadline: datetime | None, delay_ms: int) -> int:
-        now = arguments.now_ms()
+        now = now_ms()
         if deadline is None:
             # A delayed delivery has its full time after the delay.
             return now + delay_ms + round(self._options.deadline_s * 1000)
