@@ -124,6 +124,12 @@ def enqueue_many(client: Any) -> Steps:
 
 
 @case
+def stage_part(client: Any) -> Steps:
+    script, part = load("worker.queue", "stage_part"), [3, b"piece", 60_000]
+    return nothing, lambda: script.run(client, [KEYS.result("part")], part)
+
+
+@case
 def abort(client: Any) -> Steps:
     return put(client), lambda: QueueStore(client, KEYS).abort("a")
 

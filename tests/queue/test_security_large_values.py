@@ -8,7 +8,9 @@ from datetime import UTC, datetime
 from typing import Any
 
 import pytest
+from arq.worker import func
 
+from cache.connection.pool import PoolOptions, open_pool
 from tests.support.bounded_steps import Act, assert_short_steps
 from tests.support.engine import QUICK, burst
 from tests.support.options import endpoint_limits, options_of
@@ -72,6 +74,26 @@ async def test_a_job_and_its_result_of_64_mib(queue: JobQueue) -> None:
         assert len(await job.result(timeout_s=5)) == JOB
 
     await assert_short(queue, act)
+
+
+async def test_a_result_of_32_mib_on_a_full_server(private_valkey_url: str) -> None:
+    """It has no memory for a plain SET, but must end jobs: the result goes there in pieces."""
+    async with open_pool(private_valkey_url, PoolOptions(), name="t") as client:
+        queue = queue_of(client, "t:")
+
+        async def make_when_full(_ctx: dict[str, Any]) -> bytes:
+            await client.config_set("maxmemory", 1)
+            return bytes(32 * MIB)
+
+        async def act() -> None:
+            job = await queue.enqueue("make_when_full")
+            try:
+                await run(queue, [func(make_when_full, name="make_when_full")])
+            finally:
+                await client.config_set("maxmemory", 0)
+            assert len(await job.result(timeout_s=5)) == 32 * MIB
+
+        await assert_short(queue, act)
 
 
 async def test_many_jobs_and_results_that_are_large_together(queue: JobQueue) -> None:

@@ -42,7 +42,7 @@ from worker.engine.records import (
     split_large,
 )
 from worker.keys import EngineKeys
-from worker.queue.staging import LARGE, stage
+from worker.queue.staging import LARGE, stage, stage_when_full
 
 log = get_logger(__name__)
 
@@ -77,9 +77,8 @@ class WakePoll:
 
 @dataclass(frozen=True, slots=True)
 class Apart:
-    """Ends with large parts: whole; the rest, which names keys; and the parts by these keys."""
+    """Ends with large parts: the rest, which names keys, and the parts by these keys."""
 
-    whole: Sequence[End]
     rest: Sequence[End]
     parts: dict[str, bytes]
 
@@ -173,7 +172,7 @@ class Poll:
             groups=groups,
         )
         if len(args[_ENDS]) > LARGE:
-            apart = Apart(ends, *split_large(ends, self._base.staged(token)))
+            apart = Apart(*split_large(ends, self._base.staged(token)))
             reply = PollReply(await self.call_script(args, apart))
         else:
             reply = PollReply(await self.call_script(args))
@@ -245,15 +244,14 @@ class Poll:
         return rows
 
     async def _send_before(self, args: list[Any], apart: Apart) -> None:
-        """Send the large parts of ends. A full server takes none, but must end jobs: then inline."""
-        try:
-            for key, value in apart.parts.items():
+        """Send the large parts of ends, also to a full server: it must end jobs."""
+        for key, value in apart.parts.items():
+            try:
                 await stage(self._client, key, value)
-        except OutOfMemoryError:
-            args[_ENDS:] = [encode_ends(apart.whole), *args[_ENDS + 1 : _STAGED]]
-        else:
-            args[_ENDS] = encode_ends(apart.rest)
-            args[_STAGED:] = list(apart.parts)
+            except OutOfMemoryError:
+                await stage_when_full(self._client, key, value)
+        args[_ENDS] = encode_ends(apart.rest)
+        args[_STAGED:] = list(apart.parts)
 
     def granted(self, claims: Sequence[Claim]) -> None:
         """Count claims made outside `send`: the reserved share is a share of all claims."""

@@ -14,7 +14,10 @@ from contextlib import asynccontextmanager, suppress
 from typing import Any
 
 from cache.connection.pool import OUTAGE
+from cache.connection.scripts import load
 from worker.keys import STAGED_TTL_S, QueueKeys
+
+_STAGE_PART = load(__package__, "stage_part")
 
 # A longer value is staged, bytes; and so are all that follow this many bytes in one call.
 LARGE = 262_144
@@ -79,3 +82,10 @@ async def stage(client: Any, name: str, value: Staged) -> None:
         pipe.hset(name, mapping=dict(value))
         pipe.expire(name, STAGED_TTL_S)
         await pipe.execute()
+
+
+async def stage_when_full(client: Any, name: str, value: bytes) -> None:
+    """As `stage`, in pieces, on a server that has no memory for a plain SET but must end jobs."""
+    for at in range(0, len(value), LARGE):
+        args = [at, value[at : at + LARGE], STAGED_TTL_S * 1000]
+        await _STAGE_PART.run(client, [name], args, alone=True)
