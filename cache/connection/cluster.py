@@ -225,7 +225,7 @@ class ClusterConnection:
         for address in [a for a in self._connections if a not in self._owners]:
             connection = self._connections.pop(address)
             self._desynchronized += connection.desynchronized
-            task = asyncio.ensure_future(connection.close())
+            task = asyncio.ensure_future(connection.retire())
             self._endings.add(task)
             task.add_done_callback(self._endings.discard)
         # A node's run is known only once it is connected, and values are checked against it.
@@ -242,7 +242,7 @@ class ClusterConnection:
     async def close(self) -> None:
         if self._learning is not None:
             await end(self._learning)
-        await asyncio.gather(*(connection.close() for connection in self._connections.values()))
+        await asyncio.gather(*(connection.retire() for connection in self._connections.values()))
         await asyncio.gather(*self._endings, return_exceptions=True)
 
 

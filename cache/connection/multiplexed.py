@@ -24,6 +24,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Sequence
+from contextlib import suppress
 from typing import Any
 
 from redis.exceptions import ResponseError
@@ -31,6 +32,7 @@ from redis.exceptions import ResponseError
 from cache.connection.commands import encode_command
 from cache.connection.dialing import dial, give_back
 from cache.connection.incarnation import ASK, UNKNOWN
+from cache.connection.pool import OUTAGE
 from cache.connection.protocol import Away, Connection, Decode, Ended
 from cache.connection.replies import Replies
 from cache.connection.tasks import end
@@ -75,6 +77,7 @@ class MultiplexedConnection:
         self._dialing: asyncio.Task[None] | None = None
         self._progress_at = 0.0
         self._watched = False
+        self._is_retired = False
         self._incarnation = UNKNOWN
         self._endings: set[asyncio.Task[None]] = set()
         # Connections that were ended because calls and replies might not match.
@@ -286,6 +289,8 @@ class MultiplexedConnection:
         """
         if self._transport is not None:
             return
+        if self._is_retired:
+            raise Ended("the node is not on the map any more")
         if self._dialing is None:
             self._dialing = asyncio.ensure_future(self._dial())
             self._dialing.add_done_callback(self._dialed)
@@ -310,6 +315,18 @@ class MultiplexedConnection:
     async def nodes(self) -> Sequence[Connection]:
         """This connection alone: its server has every key."""
         return [self]
+
+    async def retire(self) -> None:
+        """
+        Close for good, with its pool, which nobody else has.
+
+        A caller that still has it would open a connection that nobody closes, and a dial that is
+        canceled leaves an open one in the pool.
+        """
+        self._is_retired = True
+        await self.close()
+        with suppress(*OUTAGE):
+            await self._pool.disconnect()
 
     async def close(self) -> None:
         if self._dialing is not None:

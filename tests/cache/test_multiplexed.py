@@ -16,7 +16,7 @@ from cache.connection import incarnation
 from cache.connection.commands import encode_command
 from cache.connection.multiplexed import MultiplexedConnection
 from cache.connection.pool import PoolOptions, open_pool
-from cache.connection.protocol import Away
+from cache.connection.protocol import Away, Ended
 from cache.errors import NotEncodable
 from tests.support.caches import PATIENT_S, Loader, cache_on
 from tests.support.servers import free_port, tls_in_front, valkey
@@ -115,6 +115,20 @@ async def test_it_works_with_sentinel(tmp_path: Path) -> None:
             url = f"redis+sentinel://127.0.0.1:{port}/mine/0"
             async with cache_on(url, "lc:") as cache:
                 await _works(cache)
+
+
+async def test_a_retired_connection_opens_none_again(valkey_url: str) -> None:
+    """Of a node that left the map: a caller that still has it, and a dial that was canceled."""
+    async with open_pool(valkey_url, PoolOptions(), name="t") as client:
+        connection = MultiplexedConnection(client, timeout_s=PATIENT_S)
+        await connection.execute("PING")
+        await client.ping()  # leaves an open connection in the pool
+        (left,) = client.connection_pool._available_connections
+        await connection.retire()
+        assert not left.is_connected
+        with pytest.raises(Ended):
+            await connection.execute("PING")
+        assert not connection.is_connected
 
 
 async def test_replies_go_to_their_callers(valkey_url: str, prefix: str) -> None:

@@ -9,6 +9,7 @@ import asyncio
 import random
 from collections import Counter
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from typing import Any
 
 import hiredis
@@ -40,6 +41,10 @@ class EchoNode:
         self._slot, self._number = slot, number
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with suppress(ConnectionError):
+            await self._serve(reader, writer)
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         parser, queued, draw = hiredis.Reader(), list[bytes](), self._slot.random
         is_open = [False]
         while data := await reader.read(65_536):
