@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+import click
 import pytest
 import structlog
 from click.testing import CliRunner
@@ -118,21 +119,32 @@ async def _fill(settings: Any) -> None:
             await client.hset(keys.llm_groups, group, codec.encode([*names[:2], EVIL]))
 
 
+COMMANDS: list[tuple[str, ...]] = [
+    ("webhooks", "show", "m1"), ("webhooks", "list"), ("webhooks", "endpoints"),
+    ("webhooks", "replay", "m1"), ("webhooks", "show", EVIL), ("webhooks", "ping", EVIL),
+    ("webhooks", "endpoint", "--endpoint-id", EVIL), ("webhooks", "list", "--since", EVIL),
+    ("dead", "list"), ("dead", "retry", EVIL), ("dead", "retry", "--since", EVIL),
+    ("batches", "list"), ("batches", "show", EVIL), ("batches", "cancel", EVIL),
+    ("cache", "stats"), ("cache", "invalidate", EVIL),
+    ("cache", "warm", "--loader", EVIL, "a"), ("run", "--settings", EVIL),
+    ("jobs", "list"), ("jobs", "show", EVIL), ("workers",), ("schedules",), ("metrics",),
+    ("health", "--any"), ("status",), (EVIL,), ("status", f"--{EVIL}"),
+]  # fmt: skip
+# Run one after the other on one server: a server for each would take long.
+OTHERS: list[tuple[str, ...]] = [
+    ("pause", "--function", EVIL), ("pause",), ("resume", "--function", EVIL), ("resume",),
+    ("jobs", "abort", EVIL), ("dead", "purge", EVIL), ("dead", "purge", "--before", EVIL),
+    ("batches", "came", EVIL), ("batches", "retry", EVIL), ("batches", "flush"),
+    ("webhooks", "enable", "--endpoint-id", EVIL), ("webhooks", "disable", "--endpoint-id", EVIL),
+    ("webhooks", "retry", EVIL), ("webhooks", "enable", EVIL), ("web", "--listen", EVIL),
+]  # fmt: skip
+# Run until they are stopped, and print what the log prints.
+NOT_HERE = {"demo", "child"}
+
+
 @pytest.mark.parametrize(
-    "command",
-    [
-        ("webhooks", "show", "m1"), ("webhooks", "list"), ("webhooks", "endpoints"),
-        ("webhooks", "replay", "m1"), ("webhooks", "show", EVIL), ("webhooks", "ping", EVIL),
-        ("webhooks", "endpoint", "--endpoint-id", EVIL), ("webhooks", "list", "--since", EVIL),
-        ("dead", "list"), ("dead", "retry", EVIL), ("dead", "retry", "--since", EVIL),
-        ("batches", "list"), ("batches", "show", EVIL), ("batches", "cancel", EVIL),
-        ("cache", "stats"), ("cache", "invalidate", EVIL),
-        ("cache", "warm", "--loader", EVIL, "a"), ("run", "--settings", EVIL),
-        ("jobs", "list"), ("jobs", "show", EVIL), ("workers",), ("schedules",), ("metrics",),
-        ("health", "--any"), ("status",), (EVIL,), ("status", f"--{EVIL}"),
-    ],
-    ids=lambda command: "-".join(command).replace(EVIL, "odd"),
-)  # fmt: skip
+    "command", COMMANDS, ids=lambda command: "-".join(command).replace(EVIL, "odd")
+)
 @pytest.mark.parametrize("form", ["lines", "json"])
 def test_a_command_shows_nothing_but_printable_text(
     shell: Callable[..., str], command: tuple[str, ...], form: str
@@ -141,6 +153,30 @@ def test_a_command_shows_nothing_but_printable_text(
     assert output
     assert is_harmless(output), output
     assert "\nforged: line" not in output
+
+
+def test_the_other_commands_show_nothing_but_printable_text(shell: Callable[..., str]) -> None:
+    for command in OTHERS:
+        output = shell(*command)
+        assert output, command
+        assert is_harmless(output), output
+        assert "\nforged: line" not in output, command
+
+
+def test_every_command_is_among_them() -> None:
+    tried = {" ".join(command) for command in [*COMMANDS, *OTHERS]}
+    for path in commands_below(main):
+        found = path in tried or any(each.startswith(f"{path} ") for each in tried)
+        assert found or path in NOT_HERE, path
+
+
+def commands_below(group: click.Group, *names: str) -> list[str]:
+    found = []
+    for name, command in group.commands.items():
+        path = (*names, name)
+        nested = isinstance(command, click.Group)
+        found += commands_below(command, *path) if nested else [" ".join(path)]  # type: ignore[arg-type]
+    return found
 
 
 def test_the_odd_text_was_there_to_be_shown(shell: Callable[..., str]) -> None:
