@@ -56,17 +56,25 @@ class MultiplexedConnection:
         eager: write the first call at once, when no other waits, instead of at the end of the
             tick. It leaves one loop step earlier, at the cost of one more write.
         follows_run: ask for the server's run again while the connection is in use.
+        blocks: its calls wait at the server, so that silence says nothing of a cluster's node.
     """
 
     def __init__(
-        self, client: Any, *, timeout_s: float, eager: bool = False, follows_run: bool = False
+        self,
+        client: Any,
+        *,
+        timeout_s: float,
+        eager: bool = False,
+        follows_run: bool = False,
+        blocks: bool = False,
     ) -> None:
         self._pool = client.connection_pool
         # A pool of a cluster reads replies in its own way, and is told which connection ended.
         self._replies_class = getattr(self._pool, "replies_class", Replies)
         self._suspect = getattr(self._pool, "suspect", None)
         self._timeout_s = timeout_s
-        self._look_s = timeout_s if self._suspect is None else min(_SILENT_S, timeout_s)
+        self._suspects_silence = self._suspect is not None and not blocks
+        self._look_s = min(_SILENT_S, timeout_s) if self._suspects_silence else timeout_s
         self._eager = eager
         self._follows_run = follows_run
         self._connection: Any = None
@@ -249,9 +257,9 @@ class MultiplexedConnection:
             self._watched = False
             self.lose(f"silent for {self._timeout_s} s", error=Away)
             return
-        if self._suspect is not None:
+        if self._suspects_silence:
             if now - self._progress_at >= self._look_s:
-                self._suspect(self._connection, "silent")
+                self._pool.suspect(self._connection, "silent")
             left = min(left, self._look_s)
         loop.call_later(left, self._watch, now + left)
 

@@ -10,8 +10,10 @@ from typing import Any
 import hiredis
 import pytest
 
+from cache.connection.multiplexed import MultiplexedConnection
 from cache.connection.owner import OwnerPool, rest
 from cache.connection.pool import PoolOptions, open_pool
+from cache.connection.protocol import Away
 from cache.connection.shared_scripts import ScriptRedis
 from cache.connection.siblings import sibling, url_of
 from tests.support.servers import raw_server
@@ -31,7 +33,7 @@ class FakeNode:
         self.is_stopped = False
         self.errors: list[str] = []
         self.answered: list[bytes] = []
-        self.dials = 0
+        self.dials = self.asked = 0
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.dials += 1
@@ -39,9 +41,9 @@ class FakeNode:
         while data := await reader.read(65_536):
             parser.feed(data)
             while (command := parser.gets()) is not False:
-                if self.is_stopped:
-                    continue
-                writer.write(self.reply(command).encode())
+                self.asked += command[:2] == [b"CLUSTER", b"SLOTS"]
+                if not self.is_stopped:
+                    writer.write(self.reply(command).encode())
             await writer.drain()
 
     def reply(self, command: list[bytes]) -> str:
@@ -113,6 +115,21 @@ async def test_a_node_that_falls_silent_is_left_before_the_timeout() -> None:
             async with asyncio.timeout(100):
                 assert await client.evalsha("sha", 1, "{t}:a") == b"OK"
             assert (node.answered, other.answered) == ([b"EVALSHA"], [b"EVALSHA"])
+
+
+async def test_a_call_that_blocks_at_the_server_raises_no_suspicion() -> None:
+    async with fake_nodes(1) as (node,), client_of(node) as client:
+        connection = MultiplexedConnection(client, timeout_s=60, blocks=True)
+        await connection.connect()
+        asked, node.is_stopped = node.asked, True
+        call = asyncio.ensure_future(connection.execute("BZPOPMIN", "{t}:a", 20))
+        # Longer than silence is borne of other calls.
+        done, _ = await asyncio.wait([call], timeout=1.2)
+        assert not done
+        assert node.asked == asked
+        await connection.close()
+        with pytest.raises(Away):
+            await call
 
 
 async def test_a_sibling_has_a_pool_of_the_same_slot() -> None:

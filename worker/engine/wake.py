@@ -49,7 +49,9 @@ class Waker:
         claims: bool,
         kick: Callable[[], None],
     ) -> None:
-        self._connection = MultiplexedConnection(client, timeout_s=_WAIT_S + _REPLY_MARGIN_S)
+        self._connection = MultiplexedConnection(
+            client, timeout_s=_WAIT_S + _REPLY_MARGIN_S, blocks=True
+        )
         self._key = keys.wake
         self._pop = ("BZPOPMIN", keys.wake, _WAIT_S)
         self._poll = poll

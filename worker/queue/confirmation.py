@@ -37,7 +37,7 @@ from worker.queue.options import ConfirmOptions
 log = get_logger(__name__)
 
 MOST_REPLICAS = 5
-# Beyond WAIT's own timeout, a server that stays silent is away.
+# A server that stays silent for so long, beyond WAIT's own timeout, is away.
 _MARGIN_S = 5.0
 # Pauses between two looks whether replicas are back.
 _PAUSE_S, _LONGEST_PAUSE_S = 0.2, 2.0
@@ -93,13 +93,15 @@ class _Lane:
 
     def __init__(self, client: Any, key: str, replicas: int, timeout_s: float) -> None:
         self._client = client
-        self._connection = MultiplexedConnection(client, timeout_s=timeout_s + _MARGIN_S)
+        self._connection = MultiplexedConnection(
+            client, timeout_s=timeout_s + _MARGIN_S, blocks=True
+        )
         self._commands = (
             ("SET", key, b"", "EX", CONFIRM_TTL_S),
             ("WAIT", replicas, max(1, round(timeout_s * 1000))),
             ("INFO", "replication"),
         )
-        self._replicas, self._timeout_s = replicas, timeout_s
+        self._replicas = replicas
         self._waiting: list[tuple[Reign, asyncio.Future[bool]]] = []
         self._rounds: asyncio.Task[None] | None = None
         self._mending: asyncio.Task[None] | None = None
@@ -111,8 +113,11 @@ class _Lane:
         if self._mending is not None:
             return None
         try:
-            async with asyncio.timeout(self._timeout_s):
+            async with asyncio.timeout(_MARGIN_S):
                 await self._connection.connect()
+        except TimeoutError:
+            self._suspend(f"not connected within {_MARGIN_S} s")
+            return None
         except OUTAGE as exc:
             self._suspend(explain(exc))
             return None
