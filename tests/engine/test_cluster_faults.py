@@ -135,7 +135,8 @@ async def _break(place: SlotOf, faults: list[str]) -> None:
                 await _under(place, fault, queue, ledger)
             ledger.go.set()
             lost = await ledger.lost()
-            assert worker.jobs_rescued == 0
+            # Where ends of jobs are lost too, their leases lapse, and they run again.
+            assert worker.jobs_rescued == 0 or CONFIRMED & set(faults)
         assert not await queue.dead.list()
         await queue.aclose()
     held = [ledger.runs[f"hold-{n}"] for n in range(HELD)]
