@@ -17,7 +17,7 @@ from worker.queue.series import BUCKETS, LIMITS_MS, Counts, Times
 WIDTH, HEIGHT = 600, 120
 _NAMES = {"retried": "retried", "dead": "dead", "lapsed": "lost worker"}
 _KINDS = ("half", "most")
-_LABELED_MS = (1, 10, 100, 1_000, 10_000, 60_000, 900_000)
+_LABELED_MS = (1, 10, 100, 1_000, 10_000, 300_000)
 
 
 @dataclass(slots=True)
