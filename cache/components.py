@@ -108,17 +108,13 @@ class ValueSlot:
 
     async def _keep(self, local: LocalLevel, fence: Fence, reads: Awaitable[Reading]) -> Reading:
         """Await a read, and copy its value unless the entry was invalidated meanwhile."""
-        try:
-            reading = await reads
-            if reading.fresh and reading.stored is not None and reading.head is not None:
-                left_s = (reading.head.fresh_until_ms - reading.now_ms) / 1000
-                local.keep(
-                    self.key, self.field, fence,
-                    stored=reading.stored, value=reading.value, left_s=left_s,
-                )  # fmt: skip
-            return reading
-        finally:
-            local.end(self.key, fence)
+        reading = await reads
+        if reading.fresh and reading.stored is not None:
+            stored, left_s = reading.stored, -reading.expired_s
+            local.keep(
+                self.key, self.field, fence, stored=stored, value=reading.value, left_s=left_s
+            )
+        return reading
 
     async def lease(self, seen: Reading, mode: str = "grant") -> Lease | Held | Changed | Intended:
         return await self.components.entries.lease(
@@ -132,12 +128,6 @@ class ValueSlot:
             indexes, life_ms = self._indexes(), int((self._ttl_s() + keep_s) * 1000)
             if await self.components.index.record(self.agent_id, indexes, lease, life_ms):
                 self.recorded = lease
-
-    async def renew(self, lease: Lease) -> bool:
-        return await self.components.entries.renew(lease)
-
-    async def release(self, lease: Lease) -> bool:
-        return await self.components.entries.release(lease)
 
     async def store(self, lease: Lease, value: Any, load_s: float = 0.0) -> int:
         options, entries = self.components.options, self.components.entries

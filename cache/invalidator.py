@@ -17,8 +17,6 @@ from contextlib import asynccontextmanager
 from types import TracebackType
 from typing import Any, Self
 
-from redis.asyncio.cluster import RedisCluster
-
 from cache.coherence.backplane import Backplane
 from cache.coherence.change import EVERYTHING, Change
 from cache.coherence.guarded import GuardedConnection
@@ -53,18 +51,14 @@ class Invalidator:
         self.options = options = options or CacheOptions()
         self.client = client
         self._counters = Counters()
-        self._cluster = isinstance(client, RedisCluster)
         self._unguarded: Connection = connect(client, options.timeout_s)
         self._connection = GuardedConnection(self._unguarded, self._counters)
         self._keys = CacheKeys(options.prefix)
         self._backplane = Backplane(client, self._connection, self._keys.backplane)
         self._invalidation = Invalidation(
-            self._connection, self._backplane, self._keys, self._counters, cluster=self._cluster
+            self._connection, self._backplane, self._keys, self._counters
         )
-        self._intents = Intents(
-            self._invalidation, self._connection, self._keys, self._counters,
-            ttl_s=options.intent_s, cut_off=options.cut_off,
-        )  # fmt: skip
+        self._intents = Intents(self._invalidation, self._counters, options)
         self._totals = Totals(
             self._connection, self._keys.counters, self._counters, every_s=options.totals_interval_s
         )

@@ -20,6 +20,7 @@ from cache.coherence.flight import LoadOptions
 from cache.coherence.results import Lease, Reading
 from cache.components import Components, ValueSlot
 from cache.connection.protocol import Away
+from cache.connection.tasks import all_of
 from cache.errors import InvalidName
 from cache.names import check_name, checked_names
 from cache.values import AT_ONCE, Values
@@ -148,10 +149,7 @@ class MessagesById(Values):
             puts = (self._put(slots[i], leases[i], values[i]) for i in held)
             unused = self._slots([i for i in leases if i not in slots], scope)
             given_back = (_release(slot, leases[i]) for i, slot in unused.items())
-            outcomes = await asyncio.gather(*puts, *given_back, return_exceptions=True)
-            for outcome in outcomes:
-                if isinstance(outcome, BaseException):
-                    raise outcome
+            outcomes = await all_of([*puts, *given_back])
             stored = {i for i, outcome in zip(held, outcomes, strict=False) if outcome}
         finally:
             rest = tuple((scope, i) for i in slots if i not in stored)
@@ -207,7 +205,7 @@ async def _steal(slot: MessageSlot) -> Lease | None:
 
 async def _release(slot: MessageSlot, lease: Lease) -> None:
     with suppress(Away):
-        await slot.release(lease)
+        await slot.components.entries.release(lease)
 
 
 def _by_id(messages: Mapping[str, Any] | Iterable[Any]) -> dict[str, Any]:

@@ -11,9 +11,9 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from cache.agents import AgentStateCache
+from cache.coherence.backplane import ALL
 from cache.coherence.dependencies import DependencyIndex
 from cache.coherence.entries import Entries
-from cache.coherence.invalidation import ALL
 from cache.coherence.local import LocalLevel
 from cache.coherence.readthrough import ReadThrough
 from cache.coherence.refills import Refills
@@ -52,18 +52,15 @@ class Cache(Invalidator):
             max_value_bytes=options.max_value_bytes,
             keyring=options.keyring,
         )
+        entries = Entries(self._connection, envelopes, options, counters)
+        self._flights = ReadThrough(entries, backplane, options, counters)
         self._local = LocalLevel(options.local, counters) if options.local.enabled else None
         if self._local is not None:
             self._local.usable = lambda: backplane.caught_up
-        self._flights = ReadThrough(backplane, options, counters)
         self._refills = Refills(self._flights, counters)
         self._invalidation.ended_here = self._refills.invalidated
-        self._invalidation.forget_here = backplane.on_invalidated = self._forget
-        backplane.on_lost = lambda: self._forget(ALL)
-        index = DependencyIndex(
-            self._connection, max_members=options.max_dependents, cluster=self._cluster
-        )
-        entries = Entries(self._connection, envelopes, options, counters, cluster=self._cluster)
+        backplane.forget_here = self._forget
+        index = DependencyIndex(self._connection, options.max_dependents)
         self.components = Components(
             options, self._keys, entries, self._flights, self._invalidation, self._intents, index,
             backplane, self._local, counters, PerAgent(), self._refills,
@@ -122,7 +119,7 @@ class Cache(Invalidator):
         local = self._local
         return {
             **self._counters.as_dict(),
-            "breaker_open": int(self._connection.state != "closed"),
+            "breaker_open": int(not self._connection.trusted),
             "trusted": int(self._connection.trusted),
             "invalidations_missed": self._connection.missed,
             "desynchronized": self._unguarded.desynchronized,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
 from functools import partial
@@ -15,6 +14,7 @@ from cache.coherence.flight import Loader, LoadOptions
 from cache.coherence.results import Lease, Reading, value_key
 from cache.components import Components, Dependencies, ValueSlot
 from cache.connection.protocol import Away
+from cache.connection.tasks import all_of
 from cache.encoding.envelope import Unreadable
 from cache.errors import InvalidName, NotEncodable
 from cache.keys import quoted
@@ -128,10 +128,7 @@ class Values:
                 batch.decided(id_)
 
         calls = (one(id_, slot) for id_, slot in slots.items())
-        values = await asyncio.gather(*calls, return_exceptions=True)
-        for value in values:
-            if isinstance(value, BaseException):
-                raise value
+        values = await all_of(calls)
         return {i: v for i, v in zip(slots, values, strict=True) if v is not None}
 
     async def _set(self, slot: ValueSlot, value: Any) -> bool:
@@ -154,7 +151,7 @@ class Values:
         try:
             return await slot.store(lease, value)
         except (NotEncodable, InvalidName):
-            await slot.release(lease)
+            await self._components.entries.release(lease)
             raise
 
     def _copy(self, key: str, field: str, model: type[BaseModel] | None) -> tuple[bool, Any]:

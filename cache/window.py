@@ -160,12 +160,6 @@ class WindowSlot:
     async def prepare(self, lease: Lease) -> None:
         """Nothing: a window depends on nothing else."""
 
-    async def renew(self, lease: Lease) -> bool:
-        return await self.home.components.entries.renew(lease)
-
-    async def release(self, lease: Lease) -> bool:
-        return await self.home.components.entries.release(lease)
-
     async def store(self, lease: Lease, value: Any, load_s: float) -> int:  # noqa: ARG002
         components, home = self.home.components, self.home
         options = components.options

@@ -10,7 +10,8 @@ process's loader.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from typing import Any
 
 from redis.exceptions import ResponseError
@@ -20,7 +21,7 @@ from cache.connection import scripts
 from cache.connection.pool import OUTAGE
 from cache.connection.protocol import Away
 from cache.connection.refusals import explain
-from cache.connection.tasks import end
+from cache.connection.tasks import end, keep
 from cache.keys import CACHE_BACKPLANE_EVENTS, CACHE_MAX_TTL_S
 from cache.logs import get_logger
 
@@ -32,6 +33,7 @@ _RETRY_S = 0.1
 _START = b"0-0"
 # Most names in one event.
 _NAMES = 500
+ALL = "*"
 
 
 class Backplane:
@@ -46,36 +48,24 @@ class Backplane:
         self._waiters: dict[str, set[asyncio.Future[None]]] = {}
         self._publishing: set[asyncio.Task[None]] = set()
         self._publish = scripts.load(__package__, "publish")
-        self._last = _START
-        self.on_invalidated: Callable[[str], None] = lambda _key: None
-        self.on_lost: Callable[[], None] = lambda: None
+        self.position = _START  # id of the last event that this process has applied
+        # Drops this process's copies and flights of a key, or of ALL.
+        self.forget_here: Callable[[str], None] = lambda _key: None
 
     @property
     def caught_up(self) -> bool:
         """Whether this process has applied every event up to its last read."""
         return self._caught_up.is_set()
 
-    @property
-    def position(self) -> bytes:
-        """Id of the last event that this process has applied."""
-        return self._last
-
     async def publish(self, *keys: str) -> None:
-        """
-        Announce invalidated entries to every process. Call it after the invalidation itself.
-
-        Raises:
-            Away: not every name was published.
-        """
+        """Announce to every process what has been invalidated. Raises Away."""
         for start in range(0, len(keys), _NAMES):
             await self._add("i", "\n".join(keys[start : start + _NAMES]))
 
     def wake(self, name: str) -> None:
         """Wake the waiters of an entry in every process. Does not wait for delivery."""
         self._wake_here(name)
-        task = asyncio.ensure_future(self._add_quietly("w", name))
-        self._publishing.add(task)
-        task.add_done_callback(self._publishing.discard)
+        keep(self._publishing, self._wake_others(name))
 
     async def _add(self, kind: str, names: str) -> None:
         args = (CACHE_BACKPLANE_EVENTS, int(CACHE_MAX_TTL_S), kind, names)
@@ -85,19 +75,12 @@ class Backplane:
         except ResponseError as exc:
             raise Away(str(exc)) from None
 
-    async def _add_quietly(self, kind: str, names: str) -> None:
-        try:
-            await self._add(kind, names)
-        except Away:
-            return  # waiters look again by themselves after a while
+    async def _wake_others(self, name: str) -> None:
+        with suppress(Away):  # waiters look again by themselves after a while
+            await self._add("w", name)
 
     async def listen(self) -> None:
-        """
-        Start to follow the stream, and return once this process has caught up.
-
-        Raises:
-            Away: not caught up within a read's timeout.
-        """
+        """Follow the stream. Returns once this process has caught up; raises Away at a timeout."""
         if self._task is None or self._task.done():
             self._task = asyncio.ensure_future(self._follow())
         try:
@@ -106,23 +89,21 @@ class Backplane:
         except TimeoutError:
             raise Away(f"the backplane did not answer within {_READ_TIMEOUT_S} s") from None
 
-    @property
-    def listening(self) -> bool:
-        return self._task is not None and self._caught_up.is_set()
-
-    def expect(self, name: str) -> asyncio.Future[None]:
-        """A future for the next wake-up of an entry. Pass it to `forget` in the end."""
+    @contextmanager
+    def expect(self, name: str) -> Iterator[asyncio.Future[None] | None]:
+        """A future for the next wake-up of an entry; None while this process does not listen."""
+        if not self.caught_up:
+            yield None
+            return
         future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._waiters.setdefault(name, set()).add(future)
-        return future
-
-    def forget(self, name: str, future: asyncio.Future[None]) -> None:
-        """Stop waiting for a wake-up."""
-        waiters = self._waiters.get(name)
-        if waiters is not None:
+        try:
+            yield future
+        finally:
+            waiters = self._waiters.get(name, set())
             waiters.discard(future)
             if not waiters:
-                del self._waiters[name]
+                self._waiters.pop(name, None)
 
     def _wake_here(self, name: str) -> None:
         for future in self._waiters.pop(name, ()):
@@ -130,13 +111,7 @@ class Backplane:
                 future.set_result(None)
 
     async def _follow(self) -> None:
-        try:
-            await self._follow_until_cancelled()
-        finally:
-            self._caught_up.clear()
-
-    async def _follow_until_cancelled(self) -> None:
-        self._last = b""
+        self.position = b""
         while True:
             try:
                 async with asyncio.timeout(_READ_TIMEOUT_S):
@@ -144,38 +119,41 @@ class Backplane:
                 while True:
                     # XREAD returns after its block time even if nothing came: silence is an outage.
                     async with asyncio.timeout(_READ_TIMEOUT_S):
-                        reply = await self._client.xread({self._key: self._last}, block=_BLOCK_MS)
+                        reply = await self._client.xread(
+                            {self._key: self.position}, block=_BLOCK_MS
+                        )
                     for _, events in reply or ():
                         self._apply(events)
             except OUTAGE as exc:
                 if self._caught_up.is_set():
-                    self._caught_up.clear()
                     log.warning("cache.backplane_lost", error=explain(exc))
-                await asyncio.sleep(_RETRY_S)
+            finally:
+                self._caught_up.clear()
+            await asyncio.sleep(_RETRY_S)
 
     async def catch_up(self) -> None:
-        """Apply the events since the last one, or call `on_lost` if some may be missing."""
+        """Apply the events since the last one, or forget ALL if some may be missing."""
         ends = [await self._client.xrange(self._key, count=1)]
         ends.append(await self._client.xrevrange(self._key, count=1))
         first, newest = (end[0][0] if end else _START for end in ends)
-        lost = not self._last or _order(first) > _order(self._last) > _order(_START)
-        if lost or _order(newest) < _order(self._last):
-            if self._last:
+        lost = not self.position or _order(first) > _order(self.position) > _order(_START)
+        if lost or _order(newest) < _order(self.position):
+            if self.position:
                 log.warning("cache.backplane_gap")
-            self._last = newest
-            self.on_lost()
+            self.position = newest
+            self.forget_here(ALL)
         else:
-            reply = await self._client.xrange(self._key, min=self._last)
-            self._apply([event for event in reply if event[0] != self._last])
+            reply = await self._client.xrange(self._key, min=self.position)
+            self._apply([event for event in reply if event[0] != self.position])
         self._caught_up.set()
 
     def _apply(self, events: list[tuple[bytes, dict[bytes, bytes]]]) -> None:
         for event_id, fields in events:
-            self._last = event_id
+            self.position = event_id
             for kind, names in (fields or {}).items():
                 for name in names.decode().split("\n"):
                     if kind == b"i":
-                        self.on_invalidated(name)
+                        self.forget_here(name)
                     else:
                         self._wake_here(name)
 

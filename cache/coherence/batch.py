@@ -21,9 +21,9 @@ LoaderOfMany = Callable[[list[str]], Awaitable[Mapping[str, Any]]]
 class _Round:
     """One run of the loader. It is canceled when nobody waits for it."""
 
+    task: asyncio.Task[Mapping[str, Any]] = field(init=False)
     ids: list[str] = field(default_factory=list)
     waiters: int = 0
-    task: asyncio.Task[Mapping[str, Any]] | None = None
 
 
 class Batch:
@@ -56,7 +56,6 @@ class Batch:
         if current is None:
             current = self._next = _Round()
             current.task = asyncio.ensure_future(self._run(current))
-        assert current.task is not None  # noqa: S101
         current.ids.append(id_)
         current.waiters += 1
         self.decided(id_)

@@ -23,12 +23,13 @@ class Part:
 @dataclass(frozen=True, slots=True)
 class Change:
     """
-    What is invalidated together. With a token it is also the end of that intent.
+    What is invalidated together. With a token it also begins that intent, or ends it.
 
     Args:
         windows: agents, for all of their conversations.
         conversations: pairs of agent and conversation.
         messages: pairs of scope and id.
+        ttl_ms: for which the intent stands; 0 ends it.
     """
 
     agents: tuple[str, ...] = ()
@@ -39,11 +40,12 @@ class Change:
     messages: tuple[tuple[str, str], ...] = ()
     everything: bool = False
     token: bytes = b""
+    ttl_ms: int = 0
 
     def __len__(self) -> int:
         """The number of names."""
-        lists = (self.agents, self.dependencies, self.organisations, self.conversations)
-        return sum(map(len, lists)) + len(self.windows) + len(self.messages) + self.everything
+        names = (self.agents, self.dependencies, self.organisations, self.conversations)
+        return sum(map(len, (*names, self.windows, self.messages))) + self.everything
 
     def parts(self, keys: CacheKeys) -> Iterator[Part]:
         entries = [keys.agent(agent) for agent in self.agents]
@@ -62,10 +64,6 @@ class Change:
             yield Part(index=keys.dependency(name))
         for name in self.organisations:
             yield Part(index=keys.organisation(name), organisation=name)
-
-    def slots(self, keys: CacheKeys) -> list[str]:
-        """A key of each name, on its cluster slot."""
-        return [part.index or part.gone[0] for part in self.parts(keys)]
 
 
 EVERYTHING = Change(everything=True)

@@ -25,6 +25,9 @@ _CLOCK_MARGIN_US = 2_000_000
 # The end of a write is remembered for the margin. A load that took longer may be older.
 _LONGEST_LOAD_US = (CACHE_INDEX_MARGIN_MS - 10_000) * 1000
 
+# Keys and arguments by which fill.lua records what a value depends on.
+Record = tuple[Sequence[str], Sequence[Any]]
+
 
 class DependencyIndex:
     """
@@ -34,15 +37,13 @@ class DependencyIndex:
         apart: whether the indexes are on other slots than the values, so that `record` comes first.
     """
 
-    def __init__(self, connection: GuardedConnection, *, max_members: int, cluster: bool) -> None:
-        self.apart = cluster
+    def __init__(self, connection: GuardedConnection, max_members: int) -> None:
+        self.apart = connection.spread
         self._connection = connection
         self._max_members = max_members
         self._depend = scripts.load(__package__, "depend")
 
-    def with_fill(
-        self, agent_id: str, indexes: Sequence[str], lease: Lease, ttl_ms: int
-    ) -> tuple[Sequence[str], Sequence[Any]]:
+    def with_fill(self, agent_id: str, indexes: Sequence[str], lease: Lease, ttl_ms: int) -> Record:
         """Keys and arguments by which fill.lua records an agent in these indexes."""
         if self.apart or not indexes:
             return (), ()
@@ -52,12 +53,8 @@ class DependencyIndex:
         self, agent_id: str, indexes: Sequence[str], lease: Lease, ttl_ms: int
     ) -> bool:
         """
-        Record an agent in these indexes, before its value is stored.
-
-        False if one of them changed since the lease, or is being written.
-
-        Raises:
-            Away: not recorded, so the value must not be stored.
+        Record an agent in these indexes, before its value is stored. It must not be if this raises
+        Away, or returns False: one of them changed since the lease, or is being written.
         """
         args = self._args(agent_id, lease.granted_us - _CLOCK_MARGIN_US, ttl_ms)
         runs = (self._connection.run(self._depend, [key], args) for key in indexes)

@@ -14,11 +14,12 @@ import asyncio
 import os
 import random
 from collections.abc import Awaitable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from redis.exceptions import ResponseError
 
 from cache.coherence.clock import Clock
+from cache.coherence.dependencies import Record
 from cache.coherence.guarded import GuardedConnection
 from cache.coherence.results import Changed, Held, Intended, Lease, Reading, lease_key, value_key
 from cache.connection import scripts
@@ -44,26 +45,19 @@ class Entries:
         envelopes: Envelopes,
         options: CacheOptions,
         counters: Counters,
-        *,
-        cluster: bool,
     ) -> None:
-        self._cluster = cluster
         self.connection = connection
         self.envelopes = envelopes
         self.clock = Clock()
-        self._options = options
+        self._ttl_jitter = options.ttl_jitter
+        self._lease_ms = int(options.lease_s * 1000)
         self._counters = counters
         self._lease = scripts.load(__package__, "lease")
         self._fill = scripts.load(__package__, "fill")
         self._release = scripts.load(__package__, "release")
 
     async def read(self, key: str, field: str, *, model: type[BaseModel] | None = None) -> Reading:
-        """
-        Read a value, by one MGET of version and value.
-
-        Raises:
-            Away: the server cannot be reached, or the breaker is open.
-        """
+        """Read a value, by one MGET of version and value. Raises Away."""
         name = value_key(key, field)
         args, decode = ("MGET", key, name), self.envelopes.read
         node = self.connection.node_of(key)
@@ -74,43 +68,34 @@ class Entries:
         except (Away, ResponseError) as exc:
             found = await self.connection.fetch_again(exc, args, decode)
             node = self.connection.unguarded
-        version, stored = found
-        if stored is None:
-            return Reading()
-        run = node.incarnation_of(key)
-        reading = self._reading(name, version, stored, model, run)
-        if not reading.found:
-            self._doubt(key, stored, run)
-        return reading
+        return self._reading(key, name, found, model, node.incarnation_of(key))
 
     async def read_many(
         self, places: Sequence[tuple[str, str]], *, model: type[BaseModel] | None = None
     ) -> list[Reading]:
         """As `read`, for pairs of key and field: by one MGET, or on a cluster by one write a node."""
-        if self._cluster:
+        if self.connection.spread:
             reads = (self.read(key, field, model=model) for key, field in places)
             return await asyncio.gather(*reads)
         names = [name for key, field in places for name in (key, value_key(key, field))]
-        found = iter(await self.connection.execute("MGET", *names))
-        readings = []
-        for (key, field), version, data in zip(places, found, found, strict=True):
-            reading = Reading()
-            if data is not None:
-                stored, run = self.envelopes.read(data), self.run_of(key)
-                reading = self._reading(value_key(key, field), version, stored, model, run)
-                if not reading.found:
-                    self._doubt(key, stored, run)
-            readings.append(reading)
+        replies, readings = iter(await self.connection.execute("MGET", *names)), []
+        for (key, field), version, data in zip(places, replies, replies, strict=True):
+            found = (version, None if data is None else self.envelopes.read(data))
+            name, run = value_key(key, field), self.run_of(key)
+            readings.append(self._reading(key, name, found, model, run))
         return readings
 
     def _reading(
         self,
+        key: str,
         name: str,
-        version: bytes | None,
-        stored: StoredValue,
+        found: tuple[bytes | None, StoredValue | None],
         model: type[BaseModel] | None,
         run: bytes,
     ) -> Reading:
+        version, stored = found
+        if stored is None:
+            return Reading()
         head, now_ms, unknown_model = stored.head, self.clock.now_ms(), False
         if head is None:
             self._counters.unreadable += 1
@@ -124,6 +109,8 @@ class Entries:
             else:
                 fresh = now_ms < head.fresh_until_ms
                 return Reading(True, fresh, value, stored, stored.seen, now_ms)
+        if head is not None and head.run != run:  # it may be a later run than the known one
+            self.connection.unguarded.doubt(key)
         return Reading(seen=stored.seen, unknown_model=unknown_model)
 
     def trusts(self, head: Header, version: bytes | None, run: bytes) -> bool:
@@ -133,18 +120,8 @@ class Entries:
         self._counters.untrusted += 1
         return False
 
-    def _doubt(self, key: str, stored: StoredValue, run: bytes) -> None:
-        """Ask for the server's run if a value names another: it may be a later one."""
-        if stored.head is not None and stored.head.run != run:
-            self.connection.unguarded.doubt(key)
-
     def run_of(self, key: str) -> bytes:
-        """
-        The run of the server that holds a key. Values of another run are not served.
-
-        A restart from a snapshot or a failover to a lagging replica can bring back what an
-        invalidation had removed.
-        """
+        """The run of the server that holds a key. Values of another run are not served."""
         return self.connection.unguarded.incarnation_of(key)
 
     async def lease(
@@ -157,13 +134,10 @@ class Entries:
             intents: key of the intents that keep the value from being stored.
             seen: fill id of the value that the caller has read, or b"".
             mode: "grant", or "steal" for a writer, which takes it from any holder.
-
-        Raises:
-            Away: the server cannot be reached, or the breaker is open.
         """
         token, run = os.urandom(TOKEN_BYTES), self.run_of(key)
         keys = (key, value_key(key, field), lease_key(key, field), intents)
-        args = (token, int(self._options.lease_s * 1000), seen, mode)
+        args = (token, self._lease_ms, seen, mode)
         reply = await self.connection.run(self._lease, keys, args)
         if reply[0] == 0:
             return Held(max(reply[1], 1) / 1000)
@@ -179,10 +153,8 @@ class Entries:
 
     async def renew(self, lease: Lease) -> bool:
         """Extend a lease. False when it was lost."""
-        lease_ms = int(self._options.lease_s * 1000)
-        reply = await self.connection.run(
-            self._lease, lease.keys, (lease.token, lease_ms, "", "renew")
-        )
+        args = (lease.token, self._lease_ms, "", "renew")
+        reply = await self.connection.run(self._lease, lease.keys, args)
         return bool(reply[0] == 1 and reply[1] == lease.version)
 
     def seal(
@@ -195,53 +167,33 @@ class Entries:
             NotEncodable: see `Envelopes.seal`.
         """
         now_ms = self.clock.now_ms()
-        jitter = 1 - self._options.ttl_jitter * random.random()  # noqa: S311  (not a secret)
+        jitter = 1 - self._ttl_jitter * random.random()  # noqa: S311  (not a secret)
         fresh_ms = max(1, int(ttl_s * 1000 * jitter))
         life_ms = min(fresh_ms + int(keep_s * 1000), int(CACHE_MAX_TTL_S * 1000))
-        stamp = Stamp(
-            lease.token,
-            lease.run,
-            now_ms + fresh_ms,
-            now_ms + life_ms,
-            int(load_s * 1e6),
-            int(lease.version),
-        )
+        ends, load_us = (now_ms + fresh_ms, now_ms + life_ms), int(load_s * 1e6)
+        stamp = Stamp(lease.token, lease.run, *ends, load_us, int(lease.version))
         return self.envelopes.seal(value, stamp, value_key(lease.key, lease.field)), life_ms
 
-    async def fill(
-        self,
-        lease: Lease,
-        envelope: bytes,
-        life_ms: int,
-        record: tuple[Sequence[str], Sequence[Any]] = ((), ()),
-    ) -> int:
-        """
-        Store a value: 2 stored while others wait, 1 stored, 0 refused because it may be old.
-
-        Args:
-            record: see `DependencyIndex.with_fill`.
-        """
-        keys = (*lease.keys, *record[0])
-        if len(envelope) > CACHE_LARGE:
-            staged = staged_of(lease.key, lease.token)
+    async def fill(self, lease: Lease, envelope: bytes, life_ms: int, record: Record) -> int:
+        """Store a value: 2 stored while others wait, 1 stored, 0 refused because it may be old."""
+        staged = staged_of(lease.key, lease.token) if len(envelope) > CACHE_LARGE else ""
+        if staged:
             await self.connection.execute("SET", staged, envelope, "PX", CACHE_STAGED_TTL_MS)
-            args = (lease.token, lease.version, b"", life_ms, *record[1])
-            stored = await self.confirm(lease, self.connection.run(self._fill, keys, args))
-            if not stored:
-                await self.connection.execute("UNLINK", staged)
-            return stored
-        args = (lease.token, lease.version, envelope, life_ms, *record[1])
-        return await self.confirm(lease, self.connection.run(self._fill, keys, args))
+            envelope = b""
+        keys, args = (*lease.keys, *record[0]), (lease.token, lease.version, envelope, life_ms)
+        fill = self.connection.run(self._fill, keys, (*args, *record[1]))
+        stored = await self.confirm(lease, fill)
+        if staged and not stored:
+            await self.connection.execute("UNLINK", staged)
+        return stored
 
     async def confirm(self, lease: Lease, fill: Awaitable[int]) -> int:
         """The result of a fill; 0 if the server has restarted since the lease."""
         stored = await fill
         if lease.run != self.run_of(lease.key):
             stored = 0  # nobody is served it
-        if stored:
-            self._counters.fills += 1
-        else:
-            self._counters.fills_refused += 1
+        self._counters.fills += stored > 0
+        self._counters.fills_refused += stored == 0
         return stored
 
     async def release(self, lease: Lease) -> bool:

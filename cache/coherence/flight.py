@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Hashable
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from cache.coherence.results import Changed, Held, Intended, Lease, Reading
+from cache.errors import LoaderTimeout
 
 Loader = Callable[[], Awaitable[Any]]
 
@@ -18,28 +19,22 @@ class Slot(Protocol):
     @property
     def name(self) -> str:
         """The same for calls that may share one answer."""
-        ...
 
     @property
     def entry(self) -> str:
         """The same for calls that compete for one lease. Waiters are woken by this name."""
-        ...
 
     def note(self, event: str, value: Any = None) -> None:
         """Count a "hit", "miss" or "load"."""
-        ...
 
     def wait(self) -> None:
         """The value is loaded elsewhere: by another flight, or by another process."""
-        ...
 
     def learn(self, value: Any) -> None:
         """Remember the class of a loaded value, so that stored values of it can be read."""
-        ...
 
     def copies(self, value: Any) -> Callable[[], Any]:
         """Gives each caller of a flight a value of its own."""
-        ...
 
     def read(self) -> Awaitable[Reading]: ...
 
@@ -47,15 +42,9 @@ class Slot(Protocol):
 
     async def prepare(self, lease: Lease) -> None:
         """Do, while the loader runs, what the store would otherwise have to do first."""
-        ...
-
-    async def renew(self, lease: Lease) -> bool: ...
 
     async def store(self, lease: Lease, value: Any, load_s: float) -> int:
         """2 stored while others wait, 1 stored, 0 refused, -1 not kept (too large)."""
-        ...
-
-    async def release(self, lease: Lease) -> bool: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,16 +68,25 @@ class Loaded:
 class Flight:
     """A load that runs in this process, with the number of callers that wait for it."""
 
-    name: Hashable
-    task: asyncio.Task[Loaded]
-    waiters: int = 0
-    loading: bool = False
+    slot: Slot
+    loader: Loader
+    call: LoadOptions
+    reading: Reading | None  # before the load; None while the server is away
     detached: bool = False  # continues even without waiters
+    loading: bool = False
+    waiters: int = 0
+    task: asyncio.Task[Loaded] = field(init=False)
 
 
-def usable(reading: Reading, stale_if_error_s: float) -> bool:
-    """Whether an expired value may still be served when the loader fails."""
-    head = reading.head
-    if head is None or stale_if_error_s <= 0:
-        return False
-    return reading.now_ms < head.fresh_until_ms + stale_if_error_s * 1000
+async def run_loader(loader: Loader, limit_s: float | None) -> Any:
+    """What the loader returns or raises, or LoaderTimeout: it was canceled at the limit."""
+    try:
+        async with asyncio.timeout(limit_s) as limit:
+            return await loader()
+    except TimeoutError:
+        if limit.expired():
+            raise LoaderTimeout(
+                f"the loader took longer than {limit_s} s and was canceled; raise "
+                "LETTA_CACHE_LOADER_TIMEOUT_S or loader_timeout_s"
+            ) from None
+        raise

@@ -11,11 +11,11 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import Awaitable, Callable, Sequence
+from itertools import count
 from typing import Any
 
 from redis.exceptions import ResponseError
 
-from cache.coherence.breaker import Breaker
 from cache.coherence.change import EVERYTHING, Change
 from cache.connection.protocol import Away, Connection, Decode, Ended
 from cache.connection.scripts import Script
@@ -28,6 +28,13 @@ log = get_logger(__name__)
 # More missed invalidations than this are replaced by one of everything.
 MAX_MISSED = 10_000
 _PROBE_TIMEOUT_S = 1.0
+FIRST_WAIT_S, LONGEST_WAIT_S = 0.05, 1.0
+
+
+def wait_s(failures: int, jitter: float) -> float:
+    """Time until the next probe: 50 ms, doubled up to 1 s; less up to half, as jitter is 0 to 1."""
+    longest = min(LONGEST_WAIT_S, FIRST_WAIT_S * 2.0 ** min(failures - 1, 10))
+    return longest * (1 - jitter / 2)
 
 
 class GuardedConnection:
@@ -35,8 +42,8 @@ class GuardedConnection:
 
     def __init__(self, unguarded: Connection, counters: Counters) -> None:
         self.unguarded = unguarded
+        self.spread = unguarded.spread
         self._counters = counters
-        self._breaker = Breaker(random.random)
         self._missed: dict[Change, None] = {}
         # Delivers a missed invalidation.
         self.redo: Callable[[Change], Awaitable[None]]
@@ -49,36 +56,19 @@ class GuardedConnection:
         self._refusals: set[str] = set()  # logged once each
 
     @property
-    def state(self) -> str:
-        return self._breaker.state
-
-    @property
     def missed(self) -> int:
         """Number of invalidations that are not delivered yet."""
         return len(self._missed)
 
-    async def execute(self, *args: Any) -> Any:
+    def execute(self, *args: Any) -> Awaitable[Any]:
         """
-        Send one command and return its reply.
-
-        Raises:
-            Away: at once while the breaker is open; otherwise after the connection's timeout, or
-                because the server refused the command (out of memory, no permission).
+        Send one command and return its reply. Raises Away: at once while the breaker is open, after
+        the connection's timeout, or if the server refuses it (out of memory, no permission).
         """
-        if not self.trusted:
-            raise Away("the breaker is open")
-        try:
-            return await self.unguarded.execute(*args)
-        except (Away, ResponseError) as exc:
-            return await self._once_more(exc, lambda: self.unguarded.execute(*args))
+        return self._send(lambda: self.unguarded.execute(*args))
 
     def node_of(self, key: str) -> Connection:
-        """
-        As `Connection.node_of`. Pass an error that its `fetch` raises or returns to `fetch_again`.
-
-        Raises:
-            Away: the breaker is open.
-        """
+        """The node to `fetch` from. Pass errors of that to `fetch_again`. Raises Away."""
         if not self.trusted:
             raise Away("the breaker is open")
         return self.unguarded.node_of(key)
@@ -93,38 +83,31 @@ class GuardedConnection:
 
     async def execute_many(self, commands: Sequence[Sequence[Any]]) -> list[Any]:
         """Send commands in one write. If the server refuses one, all fail with Away."""
-        if not self.trusted:
-            raise Away("the breaker is open")
-        try:
-            replies = await self.unguarded.execute_many(commands)
-        except Away as exc:
-            replies = await self._once_more(exc, lambda: self.unguarded.execute_many(commands))
+        replies: list[Any] = await self._send(lambda: self.unguarded.execute_many(commands))
         for reply in replies:
             if isinstance(reply, ResponseError):
                 raise self._refused(reply)
         return replies
 
-    async def run(self, script: Script, keys: Sequence[Any], args: Sequence[Any] = ()) -> Any:
+    def run(self, script: Script, keys: Sequence[Any], args: Sequence[Any] = ()) -> Awaitable[Any]:
         """Run a script. It may be sent twice, so it must be idempotent by its ids."""
+        return self._send(lambda: script.run(self.unguarded, keys, args))
+
+    async def _send(self, send: Callable[[], Awaitable[Any]]) -> Any:
+        """Send, and once more if the connection ended, as idle ones do. Otherwise open the breaker."""
         if not self.trusted:
             raise Away("the breaker is open")
-        try:
-            return await script.run(self.unguarded, keys, args)
-        except (Away, ResponseError) as exc:
-            return await self._once_more(exc, lambda: script.run(self.unguarded, keys, args))
-
-    async def _once_more(self, error: Exception, send: Callable[[], Awaitable[Any]]) -> Any:
-        """Send again if the connection ended, as idle ones do. Otherwise open the breaker."""
-        if isinstance(error, Ended):
+        may_repeat = True
+        while True:
             try:
                 return await send()
-            except (Away, ResponseError) as exc:
-                error = exc
-        if isinstance(error, ResponseError):
-            raise self._refused(error) from None
-        assert isinstance(error, Away)  # noqa: S101
-        self.trip(error)
-        raise error
+            except ResponseError as exc:
+                raise self._refused(exc) from None
+            except Away as exc:
+                if not (may_repeat and isinstance(exc, Ended)):
+                    self.trip(exc)
+                    raise
+                may_repeat = False
 
     def _refused(self, error: ResponseError) -> Away:
         """Turn a refused command into a miss: no error for the caller, and no outage."""
@@ -155,7 +138,6 @@ class GuardedConnection:
             self.trusted = False
             self._settled.clear()
             self._counters.outages += 1
-            self._breaker.failed()
             log.warning("cache.bypassed", error=str(reason), missed=len(self._missed))
         if self._recovery is None:
             self._recovery = asyncio.ensure_future(self._recover())
@@ -164,26 +146,22 @@ class GuardedConnection:
         loop = asyncio.get_running_loop()
         start, logged = loop.time(), ""
         try:
-            while True:
-                await asyncio.sleep(self._breaker.wait_s())
-                self._breaker.probe()
+            for failures in count(1):
+                await asyncio.sleep(wait_s(failures, random.random()))  # noqa: S311  (not a secret)
                 try:
                     async with asyncio.timeout(_PROBE_TIMEOUT_S):
                         await self.unguarded.connect()
                         await self.unguarded.execute("PING")
                     await self._drain()
+                    break
                 except (Away, TimeoutError):
-                    self._breaker.failed()
+                    pass
                 except Exception as exc:  # noqa: BLE001  (recovery must not end before it succeeds)
-                    self._breaker.failed()
                     if repr(exc) != logged:
                         logged = repr(exc)
                         log.warning("cache.recovery_failed", error=logged[:200])
-                else:
-                    break
         finally:
             self._recovery = None
-        self._breaker.succeeded()
         self.trusted = True
         self._settled.set()
         log.info("cache.trusted_again", after_s=round(loop.time() - start, 3))

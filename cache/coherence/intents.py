@@ -18,22 +18,19 @@ import os
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
-from typing import Literal
 from weakref import WeakSet
 
 from cache.coherence.change import Change
 from cache.coherence.clock import boot_clock, certain_s
-from cache.coherence.guarded import GuardedConnection
 from cache.coherence.invalidation import Invalidation
 from cache.connection.tasks import end
 from cache.errors import CacheUnavailable
-from cache.keys import CacheKeys
 from cache.logs import get_logger
+from cache.options import CacheOptions
 from cache.stats import Counters
 
 log = get_logger(__name__)
 
-CutOff = Literal["serve", "refuse"]
 _TOKEN_BYTES = 8
 _RENEWALS_PER_TTL = 3
 
@@ -45,49 +42,32 @@ class WriteToken:
 
     def __init__(self, intents: Intents, change: Change) -> None:
         self.change = change
-        self.stands_until = float("-inf")
+        self.stands_until = float("-inf" if len(change) else "inf")
         self.runs: tuple[bytes, ...] = ()  # of the servers that have the intent
         self._intents = intents
 
     @property
     def holds(self) -> bool:
         """
-        Whether the cache certainly neither serves nor stores what is named.
-
-        False if the intent could not be registered, or not be renewed within its TTL, or if the
-        server has restarted since.
+        Whether the cache certainly neither serves nor stores what is named: the intent was
+        registered, or renewed, within its TTL, and the server has not restarted since.
         """
-        return self._intents.hold(self)
+        intents = self._intents
+        return intents.now() < self.stands_until and self.runs == intents.runs_of(self.change)
 
 
 class Intents:
-    """
-    Begins, renews and ends intents.
-
-    Args:
-        ttl_s: how long an intent outlives its owner.
-        cut_off: what `begin` does when the server cannot be reached.
-        now: seconds, of any origin.
-    """
+    """Begins, renews and ends intents."""
 
     def __init__(
-        self,
-        invalidation: Invalidation,
-        connection: GuardedConnection,
-        keys: CacheKeys,
-        counters: Counters,
-        *,
-        ttl_s: float,
-        cut_off: CutOff,
-        now: Callable[[], float] = boot_clock,
+        self, invalidation: Invalidation, counters: Counters, options: CacheOptions
     ) -> None:
-        self.now = now
+        self.now: Callable[[], float] = boot_clock  # seconds, of any origin
         self._invalidation = invalidation
-        self._connection = connection
-        self._keys = keys
+        self._connection, self._keys = invalidation.connection, invalidation.keys
         self._counters = counters
-        self._ttl_s = ttl_s
-        self._cut_off = cut_off
+        self._ttl_s = options.intent_s
+        self._refuses = options.cut_off == "refuse"
         # Weak: what its caller has dropped is renewed no more, and lapses.
         self._open: WeakSet[WriteToken] = WeakSet()
         self._renewing: asyncio.Task[None] | None = None
@@ -100,9 +80,7 @@ class Intents:
             CacheUnavailable: it could not be registered, and `cut_off` is "refuse".
         """
         if not len(change):
-            token = WriteToken(self, change)
-            token.stands_until = float("inf")
-            return token
+            return WriteToken(self, change)
         token = WriteToken(self, replace(change, token=os.urandom(_TOKEN_BYTES)))
         self._counters.intents += 1
         registered, asked = False, self._connection.trusted
@@ -116,7 +94,7 @@ class Intents:
             self._counters.intents_missed += 1
             if asked:  # its reply was lost, or a part of a cluster is away: it may stand
                 self._connection.miss(token.change, reason="an intent was not registered")
-            if self._cut_off == "refuse":
+            if self._refuses:
                 raise CacheUnavailable
         self._open.add(token)
         if self._renewing is None:
@@ -129,36 +107,31 @@ class Intents:
 
         True if nothing older is served from here on: it was delivered, or the intent still stands
         and so whatever is loaded after it has lapsed is newer. Otherwise it is queued.
-
-        It is sent even while the breaker is open: a server that has just restarted is reached by
-        others too, and may have lost the intent.
         """
         if not len(token.change):
             return True
         self._open.discard(token)
+        # Even while the breaker is open: others too reach a server that has just restarted and may
+        # have lost the intent.
         delivery = self._invalidation.deliver_soon(token.change, insist=token.holds)
         return await asyncio.shield(delivery) or token.holds
 
     async def _register(self, token: WriteToken, wanted: Callable[[], bool] = lambda: True) -> bool:
         self._invalidation.forget(token.change)
-        asked_at, runs = self.now(), self._runs(token.change)
-        ttl_ms = int(self._ttl_s * 1000)
-        problem = await self._invalidation.attempt(token.change, ttl_ms, wanted)
+        asked_at, runs = self.now(), self.runs_of(token.change)
+        begin = replace(token.change, ttl_ms=int(self._ttl_s * 1000))
+        problem = await self._invalidation.attempt(begin, wanted)
         if problem is not None:
             log.warning("cache.intent_missed", error=problem)
             return False
-        self._invalidation.forget(token.change)
         token.stands_until = asked_at + certain_s(self._ttl_s)
         token.runs = runs
         return True
 
-    def hold(self, token: WriteToken) -> bool:
-        """See `WriteToken.holds`."""
-        return self.now() < token.stands_until and token.runs == self._runs(token.change)
-
-    def _runs(self, change: Change) -> tuple[bytes, ...]:
+    def runs_of(self, change: Change) -> tuple[bytes, ...]:
+        """The runs of the servers that have the change's keys."""
         run_of = self._connection.unguarded.incarnation_of
-        return tuple(run_of(key) for key in change.slots(self._keys))
+        return tuple(run_of(part.index or part.gone[0]) for part in change.parts(self._keys))
 
     async def _renew(self) -> None:
         """Register the open intents again, several times a TTL, until there is none."""

@@ -11,12 +11,12 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
 from redis.exceptions import ResponseError
 
-from cache.coherence.backplane import Backplane
+from cache.coherence.backplane import ALL, Backplane
 from cache.coherence.change import Change, Part
 from cache.coherence.dependencies import listed, prune
 from cache.coherence.guarded import GuardedConnection
@@ -24,6 +24,7 @@ from cache.connection import scripts
 from cache.connection.pool import OUTAGE
 from cache.connection.protocol import Away
 from cache.connection.refusals import explain
+from cache.connection.tasks import all_of, keep
 from cache.keys import (
     CACHE_BACKPLANE_EVENTS,
     CACHE_INDEX_MARGIN_MS,
@@ -33,12 +34,16 @@ from cache.keys import (
 )
 from cache.stats import Counters
 
-ALL = "*"
 # Most names that one script forgets: 1 to 2 ms of the server (docs/caching.md has the figures).
 AT_ONCE = 200
 _TRIES = 2
 _PAGE = 1000
 _GLOB = re.compile(r"([\\*?\[\]])")
+Wanted = Callable[[], bool]
+
+
+def _always() -> bool:
+    return True
 
 
 class Invalidation:
@@ -50,73 +55,61 @@ class Invalidation:
         backplane: Backplane,
         keys: CacheKeys,
         counters: Counters,
-        *,
-        cluster: bool,
     ) -> None:
-        self._connection = connection
+        self.connection = connection
         self._backplane = backplane
-        self._keys = keys
+        self.keys = keys
         self._counters = counters
-        self._cluster = cluster
+        self._cluster = connection.spread
         self.at_once = AT_ONCE
         self._script = scripts.load(__package__, "forget")
         self._deliveries: set[asyncio.Task[bool]] = set()
-        # Drops this process's copies and flights of a key, or of ALL.
-        self.forget_here: Callable[[str], None] = lambda _key: None
         # This process has ended a write of an agent: its entry is gone, and may be loaded again.
         self.ended_here: Callable[[str], None] = lambda _key: None
         connection.redo = self.send
 
     async def deliver(self, change: Change) -> bool:
-        """
-        Invalidate. True if the server has it; otherwise it is queued.
-
-        A canceled caller does not stop the delivery: the write before this call has happened.
-        """
+        """Invalidate. True if the server has it; otherwise it is queued."""
+        # A canceled caller does not stop the delivery: the write before this call has happened.
         return await asyncio.shield(self.deliver_soon(change))
 
     def deliver_soon(self, change: Change, *, insist: bool = False) -> asyncio.Task[bool]:
         """Begin to invalidate, in a task of its own; if `insist`, also while the breaker is open."""
         self._counters.invalidations += len(change)
-        delivery = asyncio.ensure_future(self._deliver(change, insist=insist))
-        self._deliveries.add(delivery)
-        delivery.add_done_callback(self._deliveries.discard)
-        return delivery
+        return keep(self._deliveries, self._deliver(change, insist=insist))
 
     async def announce(self, agent_id: str) -> None:
         """Drop the copies of an agent's entry in every process, after it was written."""
-        key = self._keys.agent(agent_id)
-        self.forget_here(key)
+        key = self.keys.agent(agent_id)
+        self._backplane.forget_here(key)
         try:
             await self._backplane.publish(key)
         except Away:
-            self._connection.miss(Change(agents=(agent_id,)))
+            self.connection.miss(Change(agents=(agent_id,)))
 
     def miss_window(self, agent_id: str, conversation: str) -> None:
         """A window may lack committed messages: bypass the cache until it is dropped."""
-        self._connection.miss(Change(conversations=((agent_id, conversation),)))
+        self.connection.miss(Change(conversations=((agent_id, conversation),)))
 
     async def _deliver(self, change: Change, *, insist: bool) -> bool:
         problem: str | None = "an invalidation did not arrive"
         self.forget(change)
         try:
             # While something is missed, this process reads nothing from the server: queue it.
-            if insist or self._connection.trusted:
+            if insist or self.connection.trusted:
                 problem = await self.attempt(change)
         finally:
             if problem is not None:
-                self._connection.miss(change, reason=problem)
+                self.connection.miss(change, reason=problem)
             self.forget(change)
         return problem is None
 
-    async def attempt(
-        self, change: Change, ttl_ms: int = 0, wanted: Callable[[], bool] = lambda: True
-    ) -> str | None:
+    async def attempt(self, change: Change, wanted: Wanted = _always) -> str | None:
         """`send`, once more if that fails: idle connections end. Returns the problem, if any."""
         problem = None
         for _ in range(_TRIES):
             try:
-                await self.send(change, ttl_ms, wanted)
+                await self.send(change, wanted)
             except (Away, *OUTAGE) as exc:
                 problem = explain(exc)
             else:
@@ -126,14 +119,12 @@ class Invalidation:
     def forget(self, change: Change) -> None:
         """Drop what this process holds of the names."""
         if change.everything:
-            self.forget_here(ALL)
-        for part in change.parts(self._keys):
+            self._backplane.forget_here(ALL)
+        for part in change.parts(self.keys):
             if part.name:
-                self.forget_here(part.name)
+                self._backplane.forget_here(part.name)
 
-    async def send(
-        self, change: Change, ttl_ms: int = 0, wanted: Callable[[], bool] = lambda: True
-    ) -> None:
+    async def send(self, change: Change, wanted: Wanted = _always) -> None:
         """
         Forget what is named; begin or renew the intent of the change's token, or end it.
 
@@ -143,105 +134,84 @@ class Invalidation:
         Raises:
             Away, ResponseError: some of it may not have arrived.
         """
-        parts = list(change.parts(self._keys))
+        parts = list(change.parts(self.keys))
         size = 1 if self._cluster else max(self.at_once // 2, 1)
         chunks = [parts[start : start + size] for start in range(0, len(parts), size)]
-        replies = await _all(self._run(chunk, change.token, ttl_ms) for chunk in chunks)
+        replies = await all_of(self._run(chunk, change) for chunk in chunks)
         for chunk, reply in zip(chunks, replies, strict=True):
-            indexes = [part for part in chunk if part.index]
-            await self._finish(indexes, reply, change.token, ttl_ms, wanted)
+            await self._finish([part for part in chunk if part.index], reply, change, wanted)
+        self.forget(change)
         if self._cluster:
             await self._backplane.publish(*(part.name for part in parts if part.name))
-        if not ttl_ms:
+        if not change.ttl_ms:
             for agent in change.agents:
-                self.ended_here(self._keys.agent(agent))
+                self.ended_here(self.keys.agent(agent))
         if change.everything:
-            for kind in ("", "message:"):
-                await self._scan(self._keys.prefix + kind + "{*")
+            await self._scan("{*")
+            await self._scan("message:{*")
 
-    def _run(self, parts: Sequence[Part], token: bytes, ttl_ms: int) -> Any:
+    def _run(self, parts: Sequence[Part], change: Change) -> Awaitable[Any]:
         indexes = [part.index for part in parts if part.index]
-        intents = [part.intents for part in parts if part.intents and token]
+        intents = [part.intents for part in parts if part.intents and change.token]
         gone = [key for part in parts for key in part.gone]
         keys = [*indexes, *intents, *gone]
         names = ""
         if not self._cluster:
-            keys.append(self._keys.backplane)
+            keys.append(self.keys.backplane)
             names = "\n".join(part.name for part in parts if part.name)
         args = (
-            len(indexes), len(intents), token, ttl_ms,
-            "" if self._cluster else self._keys.prefix + "{", names,
+            len(indexes), len(intents), change.token, change.ttl_ms,
+            "" if self._cluster else self.keys.prefix + "{", names,
             CACHE_BACKPLANE_EVENTS, int(CACHE_MAX_TTL_S), CACHE_INDEX_MARGIN_MS,
             0 if self._cluster else self.at_once - len(parts), len(gone),
         )  # fmt: skip
         alone = len(keys) == len(gone) == 1
-        return self._script.run(self._connection.unguarded, keys, args, alone=alone)
+        return self._script.run(self.connection.unguarded, keys, args, alone=alone)
 
     async def _finish(
-        self,
-        indexes: Sequence[Part],
-        reply: Sequence[Any],
-        token: bytes,
-        ttl_ms: int,
-        wanted: Callable[[], bool],
+        self, indexes: Sequence[Part], reply: Sequence[Any], change: Change, wanted: Wanted
     ) -> None:
         """Forget what the script did not: its reply is described in forget.lua."""
-        server, (now_us, agents, lost, left, highest) = self._connection.unguarded, reply
+        server, (now_us, agents, lost, left, highest) = self.connection.unguarded, reply
         for agent in agents:
-            key = self._keys.agent(agent.decode(errors="replace"))
-            self.forget_here(key)
-            if not ttl_ms:
+            key = self.keys.agent(agent.decode(errors="replace"))
+            self._backplane.forget_here(key)
+            if not change.ttl_ms:
                 self.ended_here(key)
         for place in left:
             async for page in listed(server, indexes[place - 1].index, highest, self.at_once):
                 if not wanted():
                     return
-                await self.send(Change(agents=page, token=token), ttl_ms)
-                for name in page:
-                    self.forget_here(self._keys.agent(name))
+                await self.send(Change(agents=page, token=change.token, ttl_ms=change.ttl_ms))
         for place in lost:
             await self._forget_unlisted(indexes[place - 1])
-        for place in {*lost, *(left if not ttl_ms else ())}:
+        for place in {*lost, *(() if change.ttl_ms else left)}:
             await prune(server, indexes[place - 1].index, now_us, self.at_once)
 
     async def _forget_unlisted(self, part: Part) -> None:
         """An index overflowed or was evicted: find by a scan what may belong to it."""
         self._counters.index_lost += 1
-        if part.organisation:
-            owner = _GLOB.sub(r"\\\1", quoted(part.organisation))
-            await self._scan(f"{self._keys.prefix}{{*}}*@{owner}:*")
-        else:
-            await self._scan(self._keys.prefix + "{*")
+        owner = _GLOB.sub(r"\\\1", quoted(part.organisation))
+        await self._scan(f"{{*}}*@{owner}:*" if part.organisation else "{*")
 
     async def _scan(self, pattern: str) -> None:
         # A version exists from the lease until its last value expires, so the keys of every value
         # and of every load under way lead to it.
-        for node in await self._connection.unguarded.nodes():
+        whole = self.keys.prefix + pattern
+        for node in await self.connection.unguarded.nodes():
             cursor: bytes | int = 0
             while cursor != b"0":
-                cursor, keys = await node.execute("SCAN", cursor, "MATCH", pattern, "COUNT", _PAGE)
+                cursor, keys = await node.execute("SCAN", cursor, "MATCH", whole, "COUNT", _PAGE)
                 entries = {key[: key.index(b"}") + 1] for key in keys}
                 versions = [key + end for key in entries for end in (b"", b":messages")]
-                await self._unlink(versions)
+                unlinks = [("UNLINK", version) for version in versions]
+                for reply in await self.connection.unguarded.execute_many(unlinks):
+                    if isinstance(reply, ResponseError):
+                        raise reply
         await self._backplane.publish(ALL)
-        self.forget_here(ALL)
-
-    async def _unlink(self, keys: Iterable[bytes]) -> None:
-        unlinks = [("UNLINK", key) for key in keys]
-        for reply in await self._connection.unguarded.execute_many(unlinks):
-            if isinstance(reply, ResponseError):
-                raise reply
+        self._backplane.forget_here(ALL)
 
     async def delivered(self) -> None:
         """Return when no delivery is under way: each has arrived, or is queued."""
         if self._deliveries:
             await asyncio.wait(self._deliveries)
-
-
-async def _all(calls: Iterable[Any]) -> list[Any]:
-    """Every result, or the first error after all calls have ended."""
-    results = await asyncio.gather(*calls, return_exceptions=True)
-    for result in results:
-        if isinstance(result, BaseException):
-            raise result
-    return results

@@ -14,6 +14,7 @@ from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
+from weakref import WeakValueDictionary
 
 from cache.encoding.header import StoredValue
 from cache.options import LocalOptions
@@ -34,78 +35,46 @@ class Copy:
     size: int
 
 
-@dataclass(slots=True, eq=False)
 class Fence:
-    """The running reads of one entry. Once it is removed, their values are not kept."""
-
-    readers: int = 0
+    """The running reads of one entry, which hold it. Once it is removed, their values are not kept."""
 
 
 class LocalLevel:
-    """An LRU of copies, by entry and field."""
+    """The copies of the entries that were used last."""
 
     def __init__(
-        self,
-        options: LocalOptions,
-        counters: Counters,
-        *,
-        now: Callable[[], float] = time.monotonic,
+        self, options: LocalOptions, counters: Counters, now: Callable[[], float] = time.monotonic
     ) -> None:
         self.usable: Callable[[], bool] = lambda: True
         self._options = options
         self._counters = counters
         self._now = now
-        self._copies: OrderedDict[tuple[str, str], Copy] = OrderedDict()
-        self._fields: dict[str, set[str]] = {}
-        self._fences: dict[str, Fence] = {}
-        self._bytes = 0
-
-    @property
-    def size_bytes(self) -> int:
-        return self._bytes
-
-    @property
-    def reads(self) -> int:
-        """Number of entries with running reads."""
-        return len(self._fences)
+        self._copies: OrderedDict[str, dict[str, Copy]] = OrderedDict()  # by key and field
+        self._fences: WeakValueDictionary[str, Fence] = WeakValueDictionary()
+        self.size_bytes = 0
 
     def __len__(self) -> int:
-        return len(self._copies)
+        return sum(map(len, self._copies.values()))
 
     def get(self, key: str, field: str) -> Copy | None:
         """A copy that may be used now: within its TTL, and the backplane has caught up."""
-        copy = self._copies.get((key, field))
+        copies = self._copies.get(key)
+        copy = None if copies is None else copies.get(field)
         if copy is None or not self.usable():
             return None
         if self._now() >= copy.ends_at:
-            self._remove((key, field))
+            self._remove(key, field)
             return None
-        self._copies.move_to_end((key, field))
+        self._copies.move_to_end(key)
         self._counters.local_hits += 1
         return copy
 
     def begin(self, key: str) -> Fence:
-        """Call before a read is sent. Pass the fence to `keep` if a value came, then to `end`."""
-        fence = self._fences.get(key)
-        if fence is None:
-            fence = self._fences[key] = Fence()
-        fence.readers += 1
-        return fence
-
-    def end(self, key: str, fence: Fence) -> None:
-        fence.readers -= 1
-        if not fence.readers and self._fences.get(key) is fence:
-            del self._fences[key]
+        """Call before a read is sent. Hold the fence until the end, and pass it to `keep`."""
+        return self._fences.setdefault(key, Fence())
 
     def keep(
-        self,
-        key: str,
-        field: str,
-        fence: Fence,
-        *,
-        stored: StoredValue,
-        value: Any,
-        left_s: float,
+        self, key: str, field: str, fence: Fence, *, stored: StoredValue, value: Any, left_s: float
     ) -> bool:
         """Store what was read behind a fence. `left_s` is what remains of the value's TTL."""
         if self._fences.get(key) is not fence or not self.usable():
@@ -115,39 +84,34 @@ class LocalLevel:
         life_s = min(self._options.ttl_s, left_s)
         if life_s <= 0 or size > self._options.max_bytes:
             return False
-        if (key, field) in self._copies:
-            self._remove((key, field))
-        self._copies[key, field] = Copy(
-            None if shared else stored,
-            value if shared else None,
-            self._now() + life_s,
-            size,
-        )
-        self._fields.setdefault(key, set()).add(field)
-        self._bytes += size
-        while self._bytes > self._options.max_bytes:
-            self._remove(next(iter(self._copies)))
+        self._remove(key, field)
+        ends_at = self._now() + life_s
+        copy = Copy(None, value, ends_at, size) if shared else Copy(stored, None, ends_at, size)
+        self._copies.setdefault(key, {})[field] = copy
+        self._copies.move_to_end(key)
+        self.size_bytes += size
+        while self.size_bytes > self._options.max_bytes:
+            oldest = next(iter(self._copies))
+            self._remove(oldest, next(iter(self._copies[oldest])))
             self._counters.local_evictions += 1
         return True
 
     def invalidate(self, key: str) -> None:
         """Drop an entry's copies, and keep nothing of the reads that run."""
         self._fences.pop(key, None)
-        for field in tuple(self._fields.get(key, ())):
-            self._remove((key, field))
+        for field in tuple(self._copies.get(key, ())):
+            self._remove(key, field)
 
     def flush(self) -> None:
         """Drop everything, because an invalidation may have been missed."""
         self._fences.clear()
         self._copies.clear()
-        self._fields.clear()
-        self._bytes = 0
+        self.size_bytes = 0
         self._counters.local_flushes += 1
 
-    def _remove(self, name: tuple[str, str]) -> None:
-        copy = self._copies.pop(name)
-        self._bytes -= copy.size
-        fields = self._fields[name[0]]
-        fields.discard(name[1])
-        if not fields:
-            del self._fields[name[0]]
+    def _remove(self, key: str, field: str) -> None:
+        copies = self._copies.get(key, {})
+        if field in copies:
+            self.size_bytes -= copies.pop(field).size
+            if not copies:
+                del self._copies[key]

@@ -1,8 +1,9 @@
 """
 Implements get_or_load: a single flight in the process, a lease across processes.
 
-On a miss a caller joins the value's flight, or starts it. A flight gets the lease,
-or waits for the process that holds it; then it loads and stores (loads.py).
+On a miss a caller joins the value's flight, or starts it. A flight gets the lease
+(lease.lua), or waits for the process that holds it; then it loads and stores. fill.lua
+refuses that if an invalidation or another write came after the lease was granted.
 
 Two rules make joining safe (docs/caching.md draws the races):
 - A flight accepts joiners only until its answer is under way: it leaves the table
@@ -17,15 +18,16 @@ from __future__ import annotations
 import asyncio
 import math
 import random
-from collections.abc import Hashable
+from contextlib import suppress
 from typing import Any
 
 from cache.coherence.backplane import Backplane
-from cache.coherence.flight import Flight, Loaded, Loader, LoadOptions, Slot, usable
-from cache.coherence.loads import LeasedLoads
-from cache.coherence.results import Lease, Reading
+from cache.coherence.entries import Entries
+from cache.coherence.flight import Flight, Loaded, Loader, LoadOptions, Slot, run_loader
+from cache.coherence.results import Held, Intended, Lease, Reading
 from cache.connection.protocol import Away
-from cache.connection.tasks import end
+from cache.connection.tasks import end, keep
+from cache.errors import InvalidName, NotEncodable
 from cache.logs import get_logger
 from cache.options import CacheOptions
 from cache.stats import Counters
@@ -34,47 +36,55 @@ log = get_logger(__name__)
 
 # A caller that starts over runs a loader each time. After this many, it loads for itself alone.
 _ATTEMPTS = 4
+# A waiter that misses its wake-up looks again after this.
+_LOOK_AGAIN_S = 0.25
 
 
 class ReadThrough:
     """The flights of this process."""
 
-    def __init__(self, backplane: Backplane, options: CacheOptions, counters: Counters) -> None:
-        self._loads = LeasedLoads(backplane, options, counters)
+    def __init__(
+        self, entries: Entries, backplane: Backplane, options: CacheOptions, counters: Counters
+    ) -> None:
+        self._entries = entries
+        self._backplane = backplane
         self._options = options
         self._counters = counters
-        self._flights: dict[Hashable, Flight] = {}
+        self._flights: dict[str, Flight] = {}
         self._running: set[asyncio.Task[Any]] = set()
 
     async def get_or_load(
         self, slot: Slot, loader: Loader, call: LoadOptions, first: Reading | None = None
     ) -> Any:
-        """
-        The stored value, or else the loader's. Raises only what the loader raises.
-
-        Args:
-            first: what the caller has read already.
-        """
+        """The stored value (`first`, if read already), or else the loader's. Raises only as that."""
         for _ in range(_ATTEMPTS):
             reading, first = first or await self._read(slot), None
             if reading is not None:
                 slot.note("hit" if reading.fresh else "miss", reading.value)
                 if reading.fresh:
-                    self._refresh_early(slot, loader, reading, call)
+                    if self._is_due_early(reading) and slot.name not in self._flights:
+                        self._counters.early_refreshes += 1
+                        self._start(Flight(slot, loader, call, reading, detached=True))
                     return reading.value
                 if reading.unknown_model:
-                    value = await self._loads.load(loader, call)
+                    value = await self._load(loader, call)
                     slot.learn(value)
                     return slot.copies(value)()
-            flight, late = self._join(slot, loader, reading, call)
+            flight = self._flights.get(slot.name)
+            late = flight is not None and flight.loading
+            if flight is None:
+                flight = self._start(Flight(slot, loader, call, reading))
+            else:
+                self._counters.joined += 1
+                slot.wait()
             answer = await self._answer(flight, reading, call)
             if answer.confirmed or not late:
                 return answer.make()
-        return slot.copies(await self._loads.load(loader, call))()
+        return slot.copies(await self._load(loader, call))()
 
     def drop(self, prefix: str = "") -> None:
         """Accept no more joiners in the flights of an entry, because it was invalidated."""
-        for name in [n for n in self._flights if str(n).startswith(prefix)]:
+        for name in [n for n in self._flights if n.startswith(prefix)]:
             del self._flights[name]
 
     async def close(self) -> None:
@@ -91,38 +101,16 @@ class ReadThrough:
             self._counters.bypassed += 1
             return None
 
-    def _join(
-        self, slot: Slot, loader: Loader, reading: Reading | None, call: LoadOptions
-    ) -> tuple[Flight, bool]:
-        flight = self._flights.get(slot.name)
-        if flight is not None:
-            self._counters.joined += 1
-            slot.wait()
-            return flight, flight.loading
-        return self._start(slot, loader, reading, call), False
-
-    def _start(
-        self, slot: Slot, loader: Loader, reading: Reading | None, call: LoadOptions
-    ) -> Flight:
-        async def run() -> Loaded:
-            return await self._run(flight, slot, loader, reading, call)
-
-        flight = Flight(slot.name, asyncio.ensure_future(run()))
-        self._flights[slot.name] = flight
-        self._keep(flight.task)
+    def _start(self, flight: Flight) -> Flight:
+        flight.task = keep(self._running, self._run(flight))
+        # Its error is retrieved: the callers that wait get it.
+        flight.task.add_done_callback(lambda task: task.cancelled() or task.exception())
+        self._flights[flight.slot.name] = flight
         return flight
 
-    def _keep(self, task: asyncio.Task[Any]) -> None:
-        self._running.add(task)
-        task.add_done_callback(self._ended)
-
-    def _ended(self, task: asyncio.Task[Any]) -> None:
-        self._running.discard(task)
-        if not task.cancelled():
-            task.exception()  # mark as retrieved: the waiting callers get it
-
     async def _answer(self, flight: Flight, reading: Reading | None, call: LoadOptions) -> Loaded:
-        stale = reading is not None and reading.found and usable(reading, call.stale_if_error_s)
+        # Whether the expired value may be served if the loader fails.
+        stale = reading is not None and reading.found and reading.expired_s < call.stale_if_error_s
         flight.waiters += 1
         try:
             async with asyncio.timeout(call.soft_timeout_s if stale else None) as limit:
@@ -134,7 +122,7 @@ class ReadThrough:
         except Exception as exc:
             if not stale:
                 raise
-            log.warning("cache.stale_served", name=str(flight.name), error=type(exc).__name__)
+            log.warning("cache.stale_served", name=flight.slot.name, error=type(exc).__name__)
         finally:
             flight.waiters -= 1
             if flight.waiters == 0 and not flight.detached and not flight.task.done():
@@ -147,45 +135,113 @@ class ReadThrough:
 
     def _retire(self, flight: Flight) -> None:
         """Accept no more joiners: a later caller starts another flight."""
-        if self._flights.get(flight.name) is flight:
-            del self._flights[flight.name]
+        if self._flights.get(flight.slot.name) is flight:
+            del self._flights[flight.slot.name]
 
-    async def _run(
-        self, flight: Flight, slot: Slot, loader: Loader, reading: Reading | None, call: LoadOptions
-    ) -> Loaded:
-        lease: Lease | None = None
+    async def _run(self, flight: Flight) -> Loaded:
+        slot, lease = flight.slot, None
         try:
-            if reading is not None:
-                leased = await self._loads.acquire(
-                    slot, reading, before_read=lambda: self._retire(flight)
-                )
-                if isinstance(leased, Reading):
-                    return Loaded(slot.copies(leased.value), confirmed=True)
-                lease = leased
+            leased = await self._acquire(flight)
+            if isinstance(leased, Reading):
+                return Loaded(slot.copies(leased.value), confirmed=True)
+            lease = leased
             flight.loading = True
             slot.note("load")
             start = asyncio.get_running_loop().time()
-            value = await self._loads.load_leased(slot, loader, lease, call)
+            value = await self._load_leased(flight, lease)
             load_s = asyncio.get_running_loop().time() - start
             make = slot.copies(value)
             self._retire(flight)
             held, lease = lease, None
-            stored = held is not None and await self._loads.store(slot, held, value, load_s)
+            stored = held is not None and await self._store(slot, held, value, load_s)
             return Loaded(make, stored)
         finally:
             self._retire(flight)
             if lease is not None:
-                self._keep(asyncio.ensure_future(self._loads.give_back(slot, lease)))
+                keep(self._running, self._give_back(slot, lease))
 
-    def _refresh_early(
-        self, slot: Slot, loader: Loader, reading: Reading, call: LoadOptions
-    ) -> None:
+    def _is_due_early(self, reading: Reading) -> bool:
         """XFetch: a slow loader and a near end make an early refresh more likely."""
         beta, head = self._options.early_refresh_beta, reading.head
         if not beta or head is None or not head.load_us:
-            return
-        left_ms = head.fresh_until_ms - reading.now_ms
+            return False
         ahead_ms = -head.load_us / 1000 * beta * math.log(1 - random.random())  # noqa: S311
-        if ahead_ms >= left_ms and slot.name not in self._flights:
-            self._counters.early_refreshes += 1
-            self._start(slot, loader, reading, call).detached = True
+        return ahead_ms >= head.fresh_until_ms - reading.now_ms
+
+    async def _acquire(self, flight: Flight) -> Lease | Reading | None:
+        """
+        Get the lease, or the value that another holder has stored.
+
+        None while the server is away or the entry is being written: load, but store nothing.
+        """
+        slot, seen = flight.slot, flight.reading
+        with suppress(Away):
+            while seen is not None:
+                with self._backplane.expect(slot.entry) as wake:
+                    leased = await slot.lease(seen)
+                    if isinstance(leased, Lease):
+                        return leased
+                    if isinstance(leased, Intended):
+                        return None
+                    if isinstance(leased, Held):
+                        slot.wait()
+                        if wake is None:
+                            await self._backplane.listen()
+                        else:
+                            self._counters.waits += 1
+                            await asyncio.wait([wake], timeout=min(leased.left_s, _LOOK_AGAIN_S))
+                        continue
+                self._retire(flight)
+                seen = await slot.read()
+                if seen.fresh or seen.unknown_model:
+                    return seen if seen.fresh else None
+        return None
+
+    async def _load_leased(self, flight: Flight, lease: Lease | None) -> Any:
+        """Run the loader, and renew the lease until it has returned."""
+        renewing = asyncio.ensure_future(self._renew(flight.slot, lease)) if lease else None
+        try:
+            return await self._load(flight.loader, flight.call)
+        finally:
+            if renewing is not None:
+                renewing.cancel()
+
+    async def _renew(self, slot: Slot, lease: Lease) -> None:
+        with suppress(Away):
+            await slot.prepare(lease)
+        with suppress(Away):
+            while True:
+                await asyncio.sleep(self._options.lease_s / 3)
+                if not await self._entries.renew(lease):
+                    return
+
+    async def _load(self, loader: Loader, call: LoadOptions) -> Any:
+        self._counters.loads += 1
+        try:
+            return await run_loader(loader, call.hard_timeout_s)
+        except Exception:
+            self._counters.load_errors += 1
+            raise
+
+    async def _store(self, slot: Slot, lease: Lease, value: Any, load_s: float) -> bool:
+        """Store a loaded value. True means that nothing was invalidated since the lease."""
+        try:
+            stored = await slot.store(lease, value, load_s)
+        except Away:
+            stored = -1  # after a refused command, the lease is still held
+        except (NotEncodable, InvalidName) as exc:
+            self._counters.not_encodable += 1
+            log.warning("cache.value_not_encodable", name=slot.name, error=str(exc))
+            stored = -1
+        if stored == -1:
+            await self._give_back(slot, lease)
+        elif stored != 1:
+            # After a refused fill the lease, and with it the waiting flag, is gone: wake always.
+            self._backplane.wake(slot.entry)
+        return stored > 0
+
+    async def _give_back(self, slot: Slot, lease: Lease) -> None:
+        """Release a lease without a value, and wake those that wait for it."""
+        with suppress(Away):
+            if await self._entries.release(lease):
+                self._backplane.wake(slot.entry)

@@ -21,7 +21,7 @@ from typing import Protocol
 
 from cache.coherence.flight import Loader, LoadOptions, Slot
 from cache.coherence.readthrough import ReadThrough
-from cache.connection.tasks import end
+from cache.connection.tasks import end, keep
 from cache.logs import get_logger
 from cache.stats import Counters
 
@@ -41,7 +41,6 @@ class RefillSlot(Slot, Protocol):
 
     def again(self) -> Slot:
         """The same slot for another load, which counts neither as a hit nor as a miss."""
-        ...
 
 
 @dataclass(slots=True, eq=False)
@@ -90,7 +89,11 @@ class Refills:
         self._known.move_to_end(slot.name)
         self._names.setdefault(slot.key, set()).add(slot.name)
         if len(self._known) > _MOST_KNOWN:
-            self._forget(next(iter(self._known)))
+            name, forgotten = self._known.popitem(last=False)
+            names = self._names[forgotten.slot.key]
+            names.discard(name)
+            if not names:
+                del self._names[forgotten.slot.key]
 
     def invalidated(self, key: str) -> None:
         """This process has invalidated an entry: its values are to be loaded again."""
@@ -99,9 +102,7 @@ class Refills:
                 self._queue[name] = None
         if self._queue and len(self._running) < _AT_ONCE:
             # In a context of its own, not in that of the request that wrote.
-            task = asyncio.get_running_loop().create_task(self._run(), context=Context())
-            self._running.add(task)
-            task.add_done_callback(self._running.discard)
+            Context().run(keep, self._running, self._run())
 
     async def _run(self) -> None:
         while self._queue:
@@ -116,12 +117,6 @@ class Refills:
                 await self._flights.get_or_load(known.slot.again(), known.loader, known.call)
             except Exception as exc:  # noqa: BLE001  (whatever the loader raises; readers get it)
                 log.debug("cache.refill_failed", error=type(exc).__name__)
-
-    def _forget(self, name: str) -> None:
-        key = self._known.pop(name).slot.key
-        self._names[key].discard(name)
-        if not self._names[key]:
-            del self._names[key]
 
     async def close(self) -> None:
         self._closed = True

@@ -32,6 +32,11 @@ class Reading:
         """The header of the stored value; None for a window."""
         return None if self.stored is None else self.stored.head
 
+    @property
+    def expired_s(self) -> float:
+        """For how long the value's TTL has been over; below 0 while it is fresh."""
+        return 0.0 if self.head is None else (self.now_ms - self.head.fresh_until_ms) / 1000
+
 
 @dataclass(frozen=True, slots=True)
 class Lease:

@@ -10,9 +10,9 @@ from __future__ import annotations
 
 import asyncio
 from bisect import bisect_right
-from collections.abc import Awaitable, Sequence
+from collections.abc import Sequence
 from types import SimpleNamespace
-from typing import Any, TypeVar
+from typing import Any
 
 from redis.crc import key_slot
 from redis.exceptions import ResponseError
@@ -21,9 +21,8 @@ from cache.connection.incarnation import UNKNOWN
 from cache.connection.multiplexed import MultiplexedConnection
 from cache.connection.protocol import Away, Connection, Decode, Ended
 from cache.connection.siblings import node_pool
-from cache.connection.tasks import end
+from cache.connection.tasks import all_of, end, keep
 
-T = TypeVar("T")
 Address = tuple[str, int]
 
 _HOPS = 4
@@ -38,6 +37,8 @@ _MOST_ROUTES = 16_384
 
 class ClusterConnection:
     """Sends a command to the node of its first key, and a command without a key to all nodes."""
+
+    spread = True
 
     def __init__(self, client: Any, *, timeout_s: float) -> None:
         self._client = client
@@ -70,12 +71,17 @@ class ClusterConnection:
     async def connect(self) -> None:
         """Raises Away: there is no map, or a node on it cannot be reached."""
         await self._learn()
-        await _all([connection.connect() for connection in list(self._connections.values())])
+        if not self._connections:
+            raise Ended("no node is connected")
+        await all_of([connection.connect() for connection in self._connections.values()])
 
     async def execute(self, *args: Any) -> Any:
         """As `MultiplexedConnection.execute`."""
         if len(args) == 1:
-            return (await _all([connection.execute(*args) for connection in await self.nodes()]))[0]
+            replies = await all_of([node.execute(*args) for node in await self.nodes()])
+            if not replies:
+                raise Ended("no node is connected")
+            return replies[0]
         key = args[_KEY_OF_SCRIPT if args[0] in _SCRIPTS else 1]
         address: Address | None = None
         asking = False
@@ -225,9 +231,7 @@ class ClusterConnection:
         for address in [a for a in self._connections if a not in self._owners]:
             connection = self._connections.pop(address)
             self._desynchronized += connection.desynchronized
-            task = asyncio.ensure_future(connection.retire())
-            self._endings.add(task)
-            task.add_done_callback(self._endings.discard)
+            keep(self._endings, connection.retire())
         # A node's run is known only once it is connected, and values are checked against it.
         await asyncio.gather(
             *(self._node(address).connect() for address in dict.fromkeys(self._owners)),
@@ -244,14 +248,3 @@ class ClusterConnection:
             await end(self._learning)
         await asyncio.gather(*(connection.retire() for connection in self._connections.values()))
         await asyncio.gather(*self._endings, return_exceptions=True)
-
-
-async def _all(calls: Sequence[Awaitable[T]]) -> list[T]:
-    """Await all calls, then return every result or raise the first error."""
-    if not calls:
-        raise Ended("no node is connected")
-    found = await asyncio.gather(*calls, return_exceptions=True)
-    for answer in found:
-        if isinstance(answer, BaseException):
-            raise answer
-    return found  # type: ignore[return-value]

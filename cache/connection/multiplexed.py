@@ -35,7 +35,7 @@ from cache.connection.incarnation import ASK, UNKNOWN
 from cache.connection.pool import OUTAGE
 from cache.connection.protocol import Away, Connection, Decode, Ended
 from cache.connection.replies import Replies
-from cache.connection.tasks import end
+from cache.connection.tasks import end, keep
 from cache.logs import get_logger
 
 log = get_logger(__name__)
@@ -58,6 +58,8 @@ class MultiplexedConnection:
         follows_run: ask for the server's run again while the connection is in use.
         blocks: its calls wait at the server, so that silence says nothing of a cluster's node.
     """
+
+    spread = False
 
     def __init__(
         self,
@@ -273,9 +275,7 @@ class MultiplexedConnection:
         transport.abort()
         if self._suspect is not None and reason != _CLOSED:
             self._suspect(connection, reason)
-        task = asyncio.ensure_future(give_back(self._pool, connection))
-        self._endings.add(task)
-        task.add_done_callback(self._endings.discard)
+        keep(self._endings, give_back(self._pool, connection))
         for call, _ in calls:
             if not call.done():
                 call.set_exception(error(reason))

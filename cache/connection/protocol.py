@@ -26,6 +26,9 @@ class Elsewhere(Exception):
 class Connection(Protocol):
     """A connection to one server or to a cluster."""
 
+    # Whether keys lie on several servers: what is sent together has keys of one slot only.
+    spread: bool
+
     @property
     def desynchronized(self) -> int:
         """Connections ended because calls and replies might not match."""

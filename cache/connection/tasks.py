@@ -1,11 +1,30 @@
-"""Cancels background tasks until they end."""
+"""Keeps background tasks, waits for all of several calls, and cancels tasks until they end."""
 
 from __future__ import annotations
 
 import asyncio
-from typing import Any
+from collections.abc import Awaitable, Coroutine, Iterable
+from typing import Any, TypeVar
 
+T = TypeVar("T")
 _ASK_AGAIN_S = 0.1
+
+
+def keep(running: set[asyncio.Task[T]], work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
+    """Start a task, which is in `running` until it ends: the loop itself keeps tasks weakly."""
+    task = asyncio.ensure_future(work)
+    running.add(task)
+    task.add_done_callback(running.discard)
+    return task
+
+
+async def all_of(calls: Iterable[Awaitable[T]]) -> list[T]:
+    """Every result, or the first error after all calls have ended."""
+    results = await asyncio.gather(*calls, return_exceptions=True)
+    for result in results:
+        if isinstance(result, BaseException):
+            raise result
+    return results  # type: ignore[return-value]
 
 
 async def end(*tasks: asyncio.Future[Any] | None, limit_s: float = 5.0) -> None:

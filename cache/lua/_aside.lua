@@ -103,3 +103,13 @@ local function store(window, state_key, set, head, version, ttl_ms, most)
   redis.call('SET', state_key, head .. table.concat(parts, ':'), 'PX', ttl_ms)
   redis.call('PEXPIRE', set, ttl_ms)
 end
+
+-- has_aside(lease): whether appends are kept aside for its holder. with_aside(lease): the flag that says so.
+local function has_aside(lease)
+  return string.sub(lease, 9, 9) >= '2'
+end
+
+local function with_aside(lease)
+  local flag = string.sub(lease, 9, 9)
+  return (flag == '1' or flag == '3') and '3' or '2'
+end

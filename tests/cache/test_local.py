@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from weakref import ref
+
 import pytest
 
-from cache.coherence.breaker import FIRST_WAIT_S, LONGEST_WAIT_S, Breaker
+from cache.coherence.guarded import FIRST_WAIT_S, LONGEST_WAIT_S, wait_s
 from cache.coherence.local import LocalLevel
 from cache.encoding.header import StoredValue
 from cache.options import LocalOptions
@@ -33,10 +35,7 @@ def _stored(data: bytes) -> StoredValue:
 
 def _keep(level: LocalLevel, key: str, data: bytes = b"data", left_s: float = 60) -> bool:
     fence = level.begin(key)
-    try:
-        return level.keep(key, "f", fence, stored=_stored(data), value=data, left_s=left_s)
-    finally:
-        level.end(key, fence)
+    return level.keep(key, "f", fence, stored=_stored(data), value=data, left_s=left_s)
 
 
 def test_a_copy_ends_with_its_own_ttl_or_its_values() -> None:
@@ -81,7 +80,7 @@ def test_a_read_begun_before_an_invalidation_is_not_kept() -> None:
     fence = level.begin("a")
     level.invalidate("a")
     assert not level.keep("a", "f", fence, stored=_stored(b"old"), value=b"old", left_s=60)
-    level.end("a", fence)
+    del fence
     assert _keep(level, "a")
 
 
@@ -92,9 +91,9 @@ def test_only_a_read_begun_after_an_invalidation_is_kept() -> None:
     new = level.begin("a")
     assert level.keep("a", "f", new, stored=_stored(b"new"), value=b"new", left_s=60)
     assert not level.keep("a", "f", old, stored=_stored(b"old"), value=b"old", left_s=60)
-    level.end("a", old)
-    level.end("a", new)
-    assert level.reads == 0
+    fences = ref(old), ref(new)
+    del old, new
+    assert [fence() for fence in fences] == [None, None]  # nothing is left of the reads
 
 
 def test_flushing_drops_copies_and_running_reads() -> None:
@@ -126,27 +125,15 @@ def test_mutable_values_are_shared_only_on_request() -> None:
         assert (copy.value is value) is share
 
 
-def test_the_breaker_backs_off_and_closes_on_success() -> None:
-    breaker = Breaker(lambda: 0.0)
-    waits = []
-    for _ in range(10):
-        breaker.failed()
-        waits.append(breaker.wait_s())
-        breaker.probe()
+def test_the_breaker_backs_off() -> None:
+    waits = [wait_s(failures, 0.0) for failures in range(1, 2_000)]
     assert waits[0] == FIRST_WAIT_S
     assert waits == sorted(waits)
     assert waits[-1] == LONGEST_WAIT_S
-    breaker.succeeded()
-    assert breaker.state == "closed"
-    breaker.failed()
-    assert breaker.wait_s() == FIRST_WAIT_S
 
 
 def test_probes_of_many_processes_are_spread() -> None:
-    first, last = Breaker(lambda: 0.0), Breaker(lambda: 0.999)
-    first.failed()
-    last.failed()
-    assert last.wait_s() < 0.51 * first.wait_s() + 0.001
+    assert wait_s(1, 0.999) < 0.51 * wait_s(1, 0.0) + 0.001
 
 
 def test_counters_of_agents_are_bounded() -> None:

@@ -30,13 +30,3 @@ local function staged_of(version_key, token)
   end)
   return version_key .. ':staged:' .. hex
 end
-
--- has_aside(lease): whether appends are kept aside for its holder. with_aside(lease): the flag that says so.
-local function has_aside(lease)
-  return string.sub(lease, 9, 9) >= '2'
-end
-
-local function with_aside(lease)
-  local flag = string.sub(lease, 9, 9)
-  return (flag == '1' or flag == '3') and '3' or '2'
-end

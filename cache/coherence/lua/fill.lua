@@ -15,10 +15,7 @@ local waiting = waiting_if_held(KEYS[1], KEYS[3], ARGV[1], ARGV[2])
 if not waiting then
   return redis.call('GETRANGE', KEYS[2], 8, 15) == ARGV[1] and 1 or 0
 end
-local indexes, members = {}, {}
-for i = 4, #KEYS - 1 do
-  indexes[i - 3] = KEYS[i]
-end
+local indexes, members = {unpack(KEYS, 4, #KEYS - 1)}, {}
 if #indexes > 0 then
   members = to_list(indexes, ARGV[5], tonumber(ARGV[6]), tonumber(ARGV[8]), tonumber(ARGV[9]))
 end

@@ -21,7 +21,9 @@ local backplane = indexes + intents + tonumber(ARGV[11]) + 1
 local names = ARGV[6] ~= '' and {ARGV[6]} or {}
 local time = redis.call('TIME')
 local now_us = time[1] * 1000000 + time[2]
-local standing, gone, lost, agents = {}, {}, {}, {}
+local standing = {unpack(KEYS, indexes + 1, indexes + intents)}
+local gone = {unpack(KEYS, indexes + intents + 1, backplane - 1)}
+local lost, agents = {}, {}
 local left, rest, highest, evicted = {}, {}, now_us, nil
 
 -- incomplete(key, count): whether the index may lack agents: it overflowed, or was perhaps evicted.
@@ -35,12 +37,6 @@ local function incomplete(key, count)
   return evicted
 end
 
-for i = indexes + 1, indexes + intents do
-  table.insert(standing, KEYS[i])
-end
-for i = indexes + intents + 1, backplane - 1 do
-  table.insert(gone, KEYS[i])
-end
 for i = 1, indexes do
   local count = redis.call('ZCARD', KEYS[i])
   redis.call('ZCARD', KEYS[i] .. ':intents')
@@ -75,8 +71,8 @@ if open ~= '' and #names > 0 then
   redis.call('EXPIRE', KEYS[backplane], ARGV[8])
 end
 -- rule versions
-for i = 1, #gone, 1000 do
-  redis.call('UNLINK', unpack(gone, i, math.min(i + 999, #gone)))
+if #gone > 0 then
+  redis.call('UNLINK', unpack(gone))
 end
 -- end of rule
 
@@ -99,9 +95,7 @@ end
 
 if token ~= '' then
   for _, key in ipairs(standing) do
-    if ttl_ms > 0 or not empty[key] then
-      stand(key)
-    end
+    stand(key)
   end
 end
 for i = 1, indexes do
