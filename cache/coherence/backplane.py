@@ -151,7 +151,8 @@ class Backplane:
         for event_id, fields in events:
             self.position = event_id
             for kind, names in (fields or {}).items():
-                for name in names.decode().split("\n"):
+                # Whoever can write to the server may add anything; no key of ours has such a name.
+                for name in names.decode(errors="replace").split("\n"):
                     if kind == b"i":
                         self.forget_here(name)
                     else:
