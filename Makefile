@@ -36,8 +36,8 @@ $(VENV)/.ready: pyproject.toml constraints.txt
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
 	@touch $@
 
-demo: $(VENV)/.ready ## Run webhooks and LLM requests end to end on an embedded Valkey, with a report
-	@$(BIN)/letta-workers demo
+demo: $(VENV)/.ready ## Run webhooks and LLM requests end to end, with a report; KEEP=1 leaves its page open
+	@$(BIN)/letta-workers demo $(if $(KEEP),--keep)
 
 run: $(VENV)/.ready ## Run the workers against LETTA_REDIS_URL
 	@$(BIN)/letta-workers run

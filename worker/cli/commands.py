@@ -153,21 +153,23 @@ def child(foreign: str | None) -> None:
 @json_option
 @click.option("--webhooks", type=click.IntRange(1, 100_000), default=200, show_default=True)
 @click.option("--requests", type=click.IntRange(1, 100_000), default=100, show_default=True)
-def demo(as_json: bool, webhooks: int, requests: int) -> None:
+@click.option("--keep", is_flag=True, help="Leave it running until Ctrl-C, for a look at the page.")
+def demo(as_json: bool, webhooks: int, requests: int, keep: bool) -> None:
     """Run webhooks and LLM requests end to end on an embedded Valkey, and print a report.
 
     Starts everything it needs on loopback and stops it again: a Valkey server, LETTA_WORKER_COUNT
-    workers, a webhook receiver that fails at first, and an OpenAI-compatible server. Exits 1 if
-    an acknowledged delivery or request is missing.
+    workers, the operators' page, a webhook receiver that fails at first, and an OpenAI-compatible
+    server. Exits 1 if an acknowledged delivery or request is missing.
 
     \b
     Examples:
       letta-workers demo
+      letta-workers demo --keep
       LETTA_WORKER_COUNT=2 letta-workers demo --webhooks 1000 --json
     """
     from worker.demo.run import run_demo
 
-    raise SystemExit(run_demo(webhooks=webhooks, requests=requests, as_json=as_json))
+    raise SystemExit(run_demo(webhooks=webhooks, requests=requests, as_json=as_json, keep=keep))
 
 
 @main.command()

@@ -12,10 +12,13 @@ from __future__ import annotations
 import asyncio
 import itertools
 import json
+import signal
 import tempfile
+import threading
 import time
 from contextlib import ExitStack
 from functools import partial
+from typing import IO
 
 import httpx
 from rich.console import Console
@@ -28,7 +31,7 @@ from worker import RequestFailed, WorkerError, open_queue
 from worker.client import JobQueue
 from worker.demo.report import Report, table
 from worker.demo.serving import running
-from worker.demo.workers import demo_environment, wait_for_workers, workers
+from worker.demo.workers import demo_environment, page_address, wait_for_workers, workers
 from worker.terminal import printable_lines
 
 _DEADLINE_S = 50.0
@@ -38,8 +41,12 @@ _LOAD_S = 0.02
 _FAIL_EVERY = 25
 
 
-def run_demo(*, webhooks: int, requests: int, as_json: bool) -> int:
-    """Run the demo; return 0 when nothing acknowledged is missing and no read was stale, else 1."""
+def run_demo(*, webhooks: int, requests: int, as_json: bool, keep: bool) -> int:
+    """
+    Run the demo; return 0 when nothing acknowledged is missing and no read was stale, else 1.
+
+    keep: leave everything running until Ctrl-C or TERM, for a look at the page.
+    """
     start = time.monotonic()
     console = Console(stderr=as_json)
     count = load_settings().worker_count
@@ -55,21 +62,45 @@ def run_demo(*, webhooks: int, requests: int, as_json: bool) -> int:
         console.print(f"Valkey, receiver and LLM server started; starting {count} workers")
         stack.enter_context(workers(environment, count, log))
         wait_for_workers(log.name, count)
+        page = page_address(log.name)
+        console.print(f"see it at work: {page}")
         settings = load_settings(**{k[6:].lower(): v for k, v in environment.items()})
         report = asyncio.run(
             Demo(settings, receiver, console, webhooks=webhooks, requests=requests).run()
         )
         report.seconds = time.monotonic() - start
         if not report.ok:
-            log.seek(0)
-            console.print("[red]the workers' last lines:[/red]", markup=True)
-            last = log.read().decode(errors="replace").splitlines()[-20:]
-            console.print(printable_lines("\n".join(last)), markup=False)
-    if as_json:
-        print(json.dumps(report.to_dict(), indent=2))  # noqa: T201
-    else:
-        console.print(table(report))
+            _show_last_lines(console, log)
+        if as_json:
+            print(json.dumps(report.to_dict(), indent=2), flush=True)  # noqa: T201
+        else:
+            console.print(table(report))
+        if keep:
+            console.print(f"it goes on at {page} until Ctrl-C")
+            _wait_for_end()
     return 0 if report.ok else 1
+
+
+def _show_last_lines(console: Console, log: IO[bytes]) -> None:
+    log.seek(0)
+    console.print("[red]the workers' last lines:[/red]", markup=True)
+    last = log.read().decode(errors="replace").splitlines()[-20:]
+    console.print(printable_lines("\n".join(last)), markup=False)
+
+
+def _wait_for_end() -> None:
+    """Wait for Ctrl-C or TERM, both of which end the demo as its end does."""
+
+    def end(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        threading.Event().wait()
+    except KeyboardInterrupt:
+        pass
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 class Demo:

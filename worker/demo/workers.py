@@ -1,13 +1,14 @@
-"""Starts the demo's worker processes and waits until they are ready."""
+"""Starts the demo's worker processes with the page beside them, and waits until they are ready."""
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,7 @@ def demo_environment(url: str, provider: str) -> dict[str, str]:
         "LETTA_LLM_BATCH_CRON": "*/2 * * * * *",
         "LETTA_LLM_POLL_INTERVAL_S": "0.3",
         "LETTA_WORKER_LOG_FORMAT": "json",
+        "LETTA_WEB_LISTEN": "127.0.0.1:0",
     }
 
 
@@ -59,8 +61,24 @@ def workers(environment: dict[str, str], count: int, log: Any) -> Iterator[None]
 
 def wait_for_workers(log: str, count: int) -> None:
     """Wait until every process is ready, so that latencies do not include its imports."""
+    _wait_for(log, lambda lines: sum(b"supervisor.child_ready" in line for line in lines) >= count)
+
+
+def page_address(log: str) -> str:
+    """Wait until the page listens, and return its URL."""
+    started = b'"web.started"'
+    lines = _wait_for(log, lambda lines: any(started in line for line in lines))
+    (line,) = [line for line in lines if started in line]
+    return f"http://{json.loads(line)['address']}/"
+
+
+def _wait_for(log: str, is_there: Callable[[list[bytes]], bool]) -> list[bytes]:
     deadline = time.monotonic() + _START_DEADLINE_S
-    while Path(log).read_bytes().count(b"supervisor.child_ready") < count:
+    while True:
+        # A line that is written now has no end yet.
+        *lines, _ = Path(log).read_bytes().split(b"\n")
+        if is_there(lines):
+            return lines
         if time.monotonic() > deadline:
             raise RuntimeError("the workers did not start:\n" + Path(log).read_text()[-2000:])
         time.sleep(_LOOK_EVERY_S)
