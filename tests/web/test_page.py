@@ -140,10 +140,14 @@ async def test_search_finds_jobs_webhooks_and_says_where_not(client: Any, prefix
 async def test_arguments_are_shown_only_where_the_setting_says_so(client: Any, prefix: str) -> None:
     queue = queue_of(client, prefix)
     await queue.enqueue("quick", "an-argument", job_id="waits")
+    await client.zadd(QueueKeys(prefix).queue(Priority.LOW), {"odd": 1})
+    await client.set(QueueKeys(prefix).job("odd"), b"not a body")
     for show in (False, True):
         async with asking(queue, show_arguments=show) as web:
             text = (await web.get("/job", params={"id": "waits"})).text
+            odd = (await web.get("/job", params={"id": "odd"})).text
         assert ("an-argument" in text) is show
+        assert ("cannot be read" in odd) is show
         assert ("LETTA_WEB_SHOW_ARGUMENTS" in text) is not show
 
 

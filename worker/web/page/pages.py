@@ -48,7 +48,7 @@ async def jobs(site: Site, query: JobsPage) -> dict[str, Any]:
 
 
 async def job(site: Site, query: views.ById) -> dict[str, Any]:
-    return {"job": await reads.job(site, query)}
+    return {"job": await reads.job(site, query), "shows_arguments": site.show_arguments}
 
 
 async def search(site: Site, query: Search) -> dict[str, Any]:
