@@ -41,7 +41,7 @@ main()
 print(json.dumps({"probe": sorted(set(sys.modules) - at_start)}))
 """
 # What each may not load, by top-level name.
-HEAVY = {"aiohttp", "arq", "click", "httpx", "pydantic", "rich", "structlog"}
+HEAVY = {"aiohttp", "arq", "click", "httpx", "jinja2", "pydantic", "rich", "structlog"}
 IO = {"asyncio", "redis", "msgspec"}
 
 

@@ -97,7 +97,13 @@ def test_the_wheel_carries_everything_it_needs_and_nothing_else() -> None:
     tops = {name.split("/")[0] for name in names if ".dist-info" not in name}
     assert tops == {"letta_redis"}
     assert "letta_redis/py.typed" in names
-    for path in [*ROOT.glob("cache/**/*.lua"), *ROOT.glob("worker/**/*.lua")]:
+    files = (
+        "cache/**/*.lua",
+        "worker/**/*.lua",
+        "worker/web/page/templates/*",
+        "worker/web/page/static/*",
+    )
+    for path in (path for pattern in files for path in ROOT.glob(pattern)):
         assert f"letta_redis/{path.relative_to(ROOT)}" in names
     assert any(name.endswith("licenses/LICENSE") for name in names)
 
