@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -22,7 +23,7 @@ FAULTS = (
 CONFIRMED = {"cut_off", "cut_and_kill"}
 # These lose what was not replicated yet, so writes that must survive wait for the replica.
 ABRUPT = {"kill", "stop", *CONFIRMED}
-_DEADLINE_S = 60
+_DEADLINE_S, _ASK_AGAIN_S = 60, 7
 
 
 class SlotOf:
@@ -97,8 +98,17 @@ class SlotOf:
 
     @asynccontextmanager
     async def _hand_over(self, owner: Node) -> AsyncIterator[None]:
-        await self._other(owner).cluster("FAILOVER")
-        await self.owned_by_another_than(owner)
+        asked_at = float("-inf")
+
+        async def is_moved() -> bool:
+            nonlocal asked_at
+            # The replica gives up after 5 s, such as when the others were not heard in time.
+            if time.monotonic() - asked_at > _ASK_AGAIN_S:
+                await self._other(owner).cluster("FAILOVER")
+                asked_at = time.monotonic()
+            return await self.owner() is not owner
+
+        await eventually(is_moved, deadline_s=_DEADLINE_S)
         yield
 
     @asynccontextmanager
