@@ -19,6 +19,7 @@ from redis.exceptions import ResponseError
 
 from cache.connection.incarnation import UNKNOWN
 from cache.connection.multiplexed import MultiplexedConnection
+from cache.connection.outbox import Outbox
 from cache.connection.protocol import Away, Connection, Decode, Ended
 from cache.connection.siblings import node_pool
 from cache.connection.tasks import all_of, end, keep
@@ -50,6 +51,7 @@ class ClusterConnection:
         self._stale = True
         self._learning: asyncio.Task[None] | None = None
         self._endings: set[asyncio.Task[Any]] = set()
+        self._outbox = Outbox(patient=self._awaits_replies)
         self._desynchronized = 0  # sum over connections that were closed
 
     @property
@@ -57,6 +59,9 @@ class ClusterConnection:
         return self._desynchronized + sum(
             connection.desynchronized for connection in self._connections.values()
         )
+
+    def _awaits_replies(self) -> bool:
+        return any(connection.awaits_replies for connection in self._connections.values())
 
     def incarnation_of(self, key: str) -> bytes:
         """The run of the node that has the key on the current map, if it is known."""
@@ -179,7 +184,7 @@ class ClusterConnection:
         if connection is None:
             pool = SimpleNamespace(connection_pool=node_pool(self._client, *address))
             connection = self._connections[address] = MultiplexedConnection(
-                pool, timeout_s=self._timeout_s, follows_run=True
+                pool, timeout_s=self._timeout_s, follows_run=True, outbox=self._outbox
             )
         return connection
 

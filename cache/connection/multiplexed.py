@@ -32,6 +32,7 @@ from redis.exceptions import ResponseError
 from cache.connection.commands import encode_command
 from cache.connection.dialing import dial, give_back
 from cache.connection.incarnation import ASK, UNKNOWN
+from cache.connection.outbox import Outbox
 from cache.connection.pool import OUTAGE
 from cache.connection.protocol import Away, Connection, Decode, Ended
 from cache.connection.replies import Replies
@@ -57,6 +58,7 @@ class MultiplexedConnection:
             tick. It leaves one loop step earlier, at the cost of one more write.
         follows_run: ask for the server's run again while the connection is in use.
         blocks: its calls wait at the server, so that silence says nothing of a cluster's node.
+        outbox: of several connections, which then write together.
     """
 
     spread = False
@@ -69,6 +71,7 @@ class MultiplexedConnection:
         eager: bool = False,
         follows_run: bool = False,
         blocks: bool = False,
+        outbox: Outbox | None = None,
     ) -> None:
         self._pool = client.connection_pool
         # A pool of a cluster reads replies in its own way, and is told which connection ended.
@@ -83,6 +86,7 @@ class MultiplexedConnection:
         self._transport: Any = None
         self._loop: asyncio.AbstractEventLoop | None = None  # of the transport
         self._replies: Replies | None = None
+        self._outbox = outbox or Outbox()
         self._out: list[bytes] = []
         self._dialing: asyncio.Task[None] | None = None
         self._progress_at = 0.0
@@ -114,6 +118,11 @@ class MultiplexedConnection:
     @property
     def is_connected(self) -> bool:
         return self._transport is not None
+
+    @property
+    def awaits_replies(self) -> bool:
+        """Whether commands were written, and not answered yet."""
+        return self._replies is not None and len(self._replies.calls) > len(self._out)
 
     async def execute(self, *args: Any) -> Any:
         """
@@ -195,7 +204,7 @@ class MultiplexedConnection:
                 self._transport.write(packed)
                 return call
             if not self._out:
-                loop.call_soon(self._flush)
+                self._outbox.add(self._flush, loop)
             self._out.append(packed)
         except BaseException as exc:
             self.desynchronize(f"a command was not buffered: {type(exc).__name__}", replies)
@@ -206,7 +215,7 @@ class MultiplexedConnection:
         """Ask for the run again, in the write of the next commands: before they end, it is known."""
         replies.calls.append((self._incarnation.asked(loop, self._progress_at), None))
         if not self._out:
-            loop.call_soon(self._flush)
+            self._outbox.add(self._flush, loop)
         self._out.append(ASK)
 
     def _watch_from_now(self, loop: asyncio.AbstractEventLoop) -> None:
@@ -236,6 +245,8 @@ class MultiplexedConnection:
     def progress(self) -> None:
         loop = asyncio.get_running_loop()
         self._progress_at = loop.time()
+        if not self._eager:
+            self._outbox.flush_soon(loop)
         # Here too, as under load there is always a call that waits.
         replies = self._replies
         if replies and replies.calls and self._progress_at > self._incarnation.ask_at:

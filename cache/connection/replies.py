@@ -41,7 +41,7 @@ class Receiver(Protocol):
     """Owns the connection whose replies are read, and hears what happens to it."""
 
     def progress(self) -> None:
-        """Bytes have arrived."""
+        """Bytes have arrived, and the replies among them are handed out."""
 
     def lose(self, reason: str, replies: Replies) -> None:
         """The connection has ended, or is of no use any more."""
@@ -71,7 +71,6 @@ class Replies(asyncio.BufferedProtocol):
         return self._view[self._kept :]
 
     def buffer_updated(self, nbytes: int) -> None:
-        self._connection.progress()
         end = self._kept + nbytes
         self._kept = 0
         try:
@@ -82,6 +81,7 @@ class Replies(asyncio.BufferedProtocol):
             if not self.calls and (self._is_reading or self._kept):
                 # Their rest would be read as the reply to the next call.
                 raise ValueError("received bytes that no call waits for")
+            self._connection.progress()
         except ReadOnlyError:
             # Sentinel names the new master by now, so the next call must dial again.
             self._connection.lose("the server became a replica", self)
