@@ -155,7 +155,10 @@ class WindowSlot:
     async def lease(self, seen: Reading) -> Lease | Held | Changed | Intended:
         entries, keys = self.home.components.entries, self.home.components.keys
         intents = keys.window_intents(self.agent_id, self.conversation)
-        return await entries.lease(self.key, self.field, intents, seen.seen)
+        # Invalidating one conversation leaves the version, which the agent's windows share.
+        return await entries.lease(
+            self.key, self.field, intents, seen.seen, mode="grant", once=True
+        )
 
     async def prepare(self, lease: Lease) -> None:
         """Nothing: a window depends on nothing else."""

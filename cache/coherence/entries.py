@@ -125,7 +125,7 @@ class Entries:
         return self.connection.unguarded.incarnation_of(key)
 
     async def lease(
-        self, key: str, field: str, intents: str, seen: bytes, *, mode: str = "grant"
+        self, key: str, field: str, intents: str, seen: bytes, *, mode: str, once: bool = False
     ) -> Lease | Held | Changed | Intended:
         """
         Ask for the right to load a value.
@@ -134,11 +134,12 @@ class Entries:
             intents: key of the intents that keep the value from being stored.
             seen: fill id of the value that the caller has read, or b"".
             mode: "grant", or "steal" for a writer, which takes it from any holder.
+            once: a late copy of the request would be granted under the version of the load.
         """
         token, run = os.urandom(TOKEN_BYTES), self.run_of(key)
         keys = (key, value_key(key, field), lease_key(key, field), intents)
         args = (token, self._lease_ms, seen, mode)
-        reply = await self.connection.run(self._lease, keys, args)
+        reply = await self.connection.run(self._lease, keys, args, once=once)
         if reply[0] == 0:
             return Held(max(reply[1], 1) / 1000)
         if reply[0] == 4:

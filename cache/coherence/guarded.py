@@ -89,25 +89,26 @@ class GuardedConnection:
                 raise self._refused(reply)
         return replies
 
-    def run(self, script: Script, keys: Sequence[Any], args: Sequence[Any] = ()) -> Awaitable[Any]:
-        """Run a script. It may be sent twice, so it must be idempotent by its ids."""
-        return self._send(lambda: script.run(self.unguarded, keys, args))
+    def run(
+        self, script: Script, keys: Sequence[Any], args: Sequence[Any] = (), *, once: bool = False
+    ) -> Awaitable[Any]:
+        """Run a script. Unless `once`, it may be sent twice, so it must be idempotent by its ids."""
+        return self._send(lambda: script.run(self.unguarded, keys, args), once=once)
 
-    async def _send(self, send: Callable[[], Awaitable[Any]]) -> Any:
+    async def _send(self, send: Callable[[], Awaitable[Any]], *, once: bool = False) -> Any:
         """Send, and once more if the connection ended, as idle ones do. Otherwise open the breaker."""
         if not self.trusted:
             raise Away("the breaker is open")
-        may_repeat = True
         while True:
             try:
                 return await send()
             except ResponseError as exc:
                 raise self._refused(exc) from None
             except Away as exc:
-                if not (may_repeat and isinstance(exc, Ended)):
+                if once or not isinstance(exc, Ended):
                     self.trip(exc)
                     raise
-                may_repeat = False
+                once = True
 
     def _refused(self, error: ResponseError) -> Away:
         """Turn a refused command into a miss: no error for the caller, and no outage."""

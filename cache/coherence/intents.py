@@ -22,7 +22,7 @@ from weakref import WeakSet
 
 from cache.coherence.change import Change
 from cache.coherence.clock import boot_clock, certain_s
-from cache.coherence.invalidation import Invalidation
+from cache.coherence.invalidation import Invalidation, Wanted
 from cache.connection.tasks import end
 from cache.errors import CacheUnavailable
 from cache.logs import get_logger
@@ -116,7 +116,7 @@ class Intents:
         delivery = self._invalidation.deliver_soon(token.change, insist=token.holds)
         return await asyncio.shield(delivery) or token.holds
 
-    async def _register(self, token: WriteToken, wanted: Callable[[], bool] = lambda: True) -> bool:
+    async def _register(self, token: WriteToken, wanted: Wanted | None = None) -> bool:
         self._invalidation.forget(token.change)
         asked_at, runs = self.now(), self.runs_of(token.change)
         begin = replace(token.change, ttl_ms=int(self._ttl_s * 1000))

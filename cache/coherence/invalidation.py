@@ -42,10 +42,6 @@ _GLOB = re.compile(r"([\\*?\[\]])")
 Wanted = Callable[[], bool]
 
 
-def _always() -> bool:
-    return True
-
-
 class Invalidation:
     """Delivers invalidations, and hands those that fail to the guarded connection."""
 
@@ -104,7 +100,7 @@ class Invalidation:
             self.forget(change)
         return problem is None
 
-    async def attempt(self, change: Change, wanted: Wanted = _always) -> str | None:
+    async def attempt(self, change: Change, wanted: Wanted | None = None) -> str | None:
         """`send`, once more if that fails: idle connections end. Returns the problem, if any."""
         problem = None
         for _ in range(_TRIES):
@@ -124,7 +120,7 @@ class Invalidation:
             if part.name:
                 self._backplane.forget_here(part.name)
 
-    async def send(self, change: Change, wanted: Wanted = _always) -> None:
+    async def send(self, change: Change, wanted: Wanted | None = None) -> None:
         """
         Forget what is named; begin or renew the intent of the change's token, or end it.
 
@@ -169,7 +165,7 @@ class Invalidation:
         return self._script.run(self.connection.unguarded, keys, args, alone=alone)
 
     async def _finish(
-        self, indexes: Sequence[Part], reply: Sequence[Any], change: Change, wanted: Wanted
+        self, indexes: Sequence[Part], reply: Sequence[Any], change: Change, wanted: Wanted | None
     ) -> None:
         """Forget what the script did not: its reply is described in forget.lua."""
         server, (now_us, agents, lost, left, highest) = self.connection.unguarded, reply
@@ -180,7 +176,7 @@ class Invalidation:
                 self.ended_here(key)
         for place in left:
             async for page in listed(server, indexes[place - 1].index, highest, self.at_once):
-                if not wanted():
+                if wanted is not None and not wanted():
                     return
                 await self.send(Change(agents=page, token=change.token, ttl_ms=change.ttl_ms))
         for place in lost:

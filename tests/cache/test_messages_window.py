@@ -14,6 +14,8 @@ from hypothesis import strategies as st
 from pydantic import BaseModel
 
 from cache import Cache
+from cache.connection.protocol import Ended
+from cache.connection.scripts import load
 from cache.keys import CACHE_ASIDE_APPENDS, CACHE_ASIDE_BYTES
 from tests.support.caches import Loader, cache_on
 from tests.support.wait import eventually
@@ -269,6 +271,33 @@ async def test_a_load_from_before_a_change_is_not_stored(
         await other.messages.invalidate("a1")
     loader.go.set()
     await loading
+    assert await other.messages.list("a1", limit=1) is None
+
+
+@pytest.mark.parametrize("how", ["one", "all"])
+async def test_a_late_request_for_a_lease_brings_no_window_back(
+    cache: Cache, other: Cache, how: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The connection ends; what was sent arrives after an invalidation, during the load."""
+    await cache.messages.get_or_load("a1", Loader(_messages(1)), limit=1, conversation="c2")
+    server, lease = cache.components.entries.connection.unguarded, load("cache.coherence", "lease")
+    evalsha, late = server.evalsha, list[tuple[Any, ...]]()
+
+    async def cut_off(sha: str, *args: Any) -> Any:
+        if sha == lease.sha and not late:
+            late.append(args)
+            raise Ended("cut off")
+        return await evalsha(sha, *args)
+
+    async def loader() -> list[dict[str, Any]]:
+        invalidated = {"one": "default", "all": None}[how]
+        assert await other.messages.invalidate("a1", conversation=invalidated)
+        assert (await evalsha(lease.sha, *late[0]))[0] == 1
+        return _messages(1)
+
+    monkeypatch.setattr(server, "evalsha", cut_off)
+    assert _numbers(await cache.messages.get_or_load("a1", loader, limit=1)) == [1]
+    await cache.settled()
     assert await other.messages.list("a1", limit=1) is None
 
 
