@@ -30,14 +30,10 @@ Record = tuple[Sequence[str], Sequence[Any]]
 
 
 class DependencyIndex:
-    """
-    Records who depends on what.
-
-    Attributes:
-        apart: whether the indexes are on other slots than the values, so that `record` comes first.
-    """
+    """Records who depends on what."""
 
     def __init__(self, connection: GuardedConnection, max_members: int) -> None:
+        # Whether the indexes are on other slots than the values, so that `record` comes first.
         self.apart = connection.spread
         self._connection = connection
         self._max_members = max_members

@@ -161,12 +161,7 @@ class Entries:
     def seal(
         self, lease: Lease, value: object, *, ttl_s: float, keep_s: float = 0.0, load_s: float = 0.0
     ) -> tuple[bytes, int]:
-        """
-        The envelope of a value, and its TTL in ms: `ttl_s` less jitter, plus `keep_s` of grace.
-
-        Raises:
-            NotEncodable: see `Envelopes.seal`.
-        """
+        """The envelope of a value, and its TTL in ms: `ttl_s` less jitter, plus `keep_s` of grace."""
         now_ms = self.clock.now_ms()
         jitter = 1 - self._ttl_jitter * random.random()  # noqa: S311  (not a secret)
         fresh_ms = max(1, int(ttl_s * 1000 * jitter))

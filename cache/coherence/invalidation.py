@@ -125,10 +125,8 @@ class Invalidation:
         Forget what is named; begin or renew the intent of the change's token, or end it.
 
         Begins no further page of agents once it is not `wanted` any more: the end of the write
-        must not be followed by a part of its renewal.
-
-        Raises:
-            Away, ResponseError: some of it may not have arrived.
+        must not be followed by a part of its renewal. Raises Away or ResponseError: some of it may
+        not have arrived.
         """
         parts = list(change.parts(self.keys))
         size = 1 if self._cluster else max(self.at_once // 2, 1)

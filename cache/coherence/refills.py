@@ -80,10 +80,8 @@ class Refills:
         wanted: Callable[[], bool] | None = None,
     ) -> None:
         """
-        A value is read. `loader` must work without its caller: later, and in another task.
-
-        Args:
-            wanted: says after each invalidation whether the value is worth a refill now.
+        A value is read. `loader` must work without its caller: later, and in another task. `wanted`
+        says after each invalidation whether the value is worth a refill now.
         """
         self._known[slot.name] = _Known(slot, loader, call, wanted)
         self._known.move_to_end(slot.name)
