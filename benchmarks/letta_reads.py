@@ -1,0 +1,119 @@
+"""
+Reads an agent with and without the plug-in, in this process: a part of bench_letta.py.
+
+That runs it with Letta's settings in the environment, once for each way of pooling. In each
+round the plug-in is put in and taken out. Prints JSON: milliseconds, and statements.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import statistics
+import sys
+import time
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import letta_redis
+from settings import Settings
+from tests.letta.agents import Agents, counted_sql, make_agents
+
+MESSAGES, BLOCKS, TOOLS = 20, 5, 10
+
+Read = Callable[[], Awaitable[Any]]
+
+
+async def make_agent(agents: Agents) -> Any:
+    """An agent with the blocks, tools and messages of the comparison."""
+    from letta.schemas.block import CreateBlock
+    from letta.schemas.letta_message_content import TextContent
+    from letta.schemas.message import Message
+    from letta.services.tool_manager import ToolManager
+
+    tools = await ToolManager().list_tools_async(agents.user, limit=TOOLS)
+    agent = await agents.create(
+        memory_blocks=[
+            CreateBlock(label=f"block{n}", value="what is known of it. " * 20)
+            for n in range(BLOCKS)
+        ],
+        tool_ids=[tool.id for tool in tools],
+        include_base_tools=False,
+    )
+    messages = [
+        Message(agent_id=agent.id, role="user", content=[TextContent(text="a message. " * 20)])
+        for _ in range(MESSAGES)
+    ]
+    return await agents.manager.append_to_in_context_messages_async(
+        messages, agent_id=agent.id, actor=agents.user
+    )
+
+
+async def timed(read: Read, times: int, before: Read | None = None) -> tuple[list[float], int]:
+    """Milliseconds of each read, and the statements of the last one."""
+    spent = []
+    statements = 0
+    for _ in range(times):
+        if before is not None:
+            await before()
+        with counted_sql() as sent:
+            started = time.perf_counter()
+            await read()
+            spent.append((time.perf_counter() - started) * 1000)
+        statements = len(sent)
+    return spent, statements
+
+
+class Comparison:
+    """The rounds, and what they have found."""
+
+    def __init__(self, url: str, agents: Agents, agent_id: str) -> None:
+        self._settings = Settings(redis_url=url)
+        self._agents = agents
+        self._id = agent_id
+        self.ms: dict[str, list[float]] = {"without": [], "miss": [], "hit": []}
+        self.statements: dict[str, int] = {}
+
+    async def _read(self) -> Any:
+        return await self._agents.manager.get_agent_by_id_async(self._id, self._agents.user)
+
+    async def round(self, times: int) -> None:
+        self._note("without", await timed(self._read, times))
+        installation = letta_redis.install(self._settings)
+        await installation.runtime.start()
+        cache: Any = installation.runtime.cache()
+        try:
+            self._note("miss", await timed(self._read, times, lambda: self._forget(cache)))
+            await self._read()
+            self._note("hit", await timed(self._read, times))
+        finally:
+            await installation.runtime.stop()
+            letta_redis.uninstall()
+
+    async def _forget(self, cache: Any) -> None:
+        """Take the value away as an eviction does: an invalidation would load it again."""
+        keys = [key async for key in cache.client.scan_iter(f"*{{{self._id}}}*")]
+        if keys:
+            await cache.client.unlink(*keys)
+
+    def _note(self, name: str, found: tuple[list[float], int]) -> None:
+        self.ms[name] += found[0]
+        self.statements[name] = found[1]
+
+
+async def main(rounds: int, times: int) -> None:
+    agents = await make_agents()
+    agent = await make_agent(agents)
+    comparison = Comparison(os.environ["BENCH_VALKEY"], agents, agent.id)
+    for _ in range(rounds):
+        await comparison.round(times)
+    medians = {name: statistics.median(ms) for name, ms in comparison.ms.items()}
+    sys.stdout.write(json.dumps({"ms": medians, "statements": comparison.statements}) + "\n")
+
+
+if __name__ == "__main__":
+    asyncio.run(main(int(sys.argv[1]), int(sys.argv[2])))
