@@ -19,7 +19,7 @@ from tests.letta.workers import Receiver, receiver, workers
 from tests.support.wait import eventually
 from worker.keys import QueueKeys
 
-LONG_S = 60.0
+LONG_S = 180.0
 
 
 @pytest.fixture(scope="module")

@@ -39,10 +39,18 @@ def workers(redis_url: str, **settings: str) -> Iterator[subprocess.Popen[bytes]
 
 @dataclass(slots=True)
 class Receiver:
-    """A small HTTP server that takes every POST and answers with `status`."""
+    """
+    A small HTTP server that takes every POST and answers with `status`.
+
+    Attributes:
+        answers: while it is not set, a POST gets no answer.
+        answered: an answer was sent.
+    """
 
     url: str = ""
     status: int = 200
+    answers: asyncio.Event = field(default_factory=asyncio.Event)
+    answered: asyncio.Event = field(default_factory=asyncio.Event)
     got: list[tuple[dict[str, str], Any]] = field(default_factory=list)
 
     def ids(self) -> list[str]:
@@ -55,9 +63,11 @@ class Receiver:
             headers = {name.lower(): value for name, value in headers.items()}
             body = await reader.readexactly(int(headers["content-length"]))
             self.got.append((headers, json.loads(body)))
+            await self.answers.wait()
             writer.write(b"HTTP/1.1 %d x\r\ncontent-length: 0\r\n" % self.status)
             writer.write(b"connection: close\r\n\r\n")
             await writer.drain()
+            self.answered.set()
         finally:
             writer.close()
 
@@ -65,6 +75,7 @@ class Receiver:
 @asynccontextmanager
 async def receiver() -> AsyncIterator[Receiver]:
     made = Receiver()
+    made.answers.set()
     async with await asyncio.start_server(made.serve, "127.0.0.1", 0) as server:
         made.url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/hook"
         yield made
