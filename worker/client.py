@@ -14,6 +14,7 @@ from typing import Any, NoReturn
 
 from worker.errors import QueueDisabled
 from worker.llm.client import LLMRequests
+from worker.queue.bulk import Bulk
 from worker.queue.calls import Call, JobName, T, Unique
 from worker.queue.client import Jobs
 from worker.queue.dead import DeadLetters
@@ -31,7 +32,8 @@ class JobQueue:
     """
     The queue's client; see `worker.open_queue`.
 
-    `jobs`, `webhooks`, `llm` and `dead` are the features with all their methods.
+    `jobs`, `webhooks`, `llm` and `dead` are the features with all their methods; `bulk` changes all
+    jobs that a filter means.
 
     Every method raises:
         QueueUnavailable: the server cannot be reached; nothing is known to be stored.
@@ -43,6 +45,7 @@ class JobQueue:
         self.webhooks = webhooks
         self.llm = llm
         self.dead = dead
+        self.bulk = Bulk(jobs, dead)
 
     async def aclose(self) -> None:
         """Stop background tasks; the owner of the Redis client closes it."""

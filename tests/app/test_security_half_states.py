@@ -135,6 +135,12 @@ def abort(client: Any) -> Steps:
 
 
 @case
+def run_now(client: Any) -> Steps:
+    later = put(client, delay_ms=3_600_000)
+    return later, lambda: QueueStore(client, KEYS).run_now(["a"])
+
+
+@case
 def stats(client: Any) -> Steps:
     async def prepare() -> None:
         await claimed(client)()

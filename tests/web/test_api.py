@@ -210,10 +210,70 @@ async def test_the_read_token_reads_and_changes_nothing(client: Any, prefix: str
         assert (await web.get("/api/jobs")).status_code == 200
         for name, action in ACTIONS.items():
             target = dict.fromkeys(action.target.__struct_fields__, "waits")
-            refused = await web.post(f"/api/{name}", json=target)
+            refused = await web.post(f"/api/{action.path}", json=target)
             assert refused.status_code == 403, name
         assert await trail(web) == []
     assert (await queue.jobs.describe("waits")).state == "deferred"
+
+
+async def test_all_jobs_that_filters_mean_are_changed_in_steps(client: Any, prefix: str) -> None:
+    queue = queue_of(client, prefix)
+    for n in range(3):
+        await queue.enqueue("quick", n, job_id=f"a-{n}", delay_s=3600)
+    await queue.enqueue("quick", job_id="b", delay_s=3600)
+    wanted = {"action": "run", "id_prefix": "a-", "min_tries": 0}
+    async with asking(queue) as web:
+
+        async def bulk(**more: Any) -> dict[str, Any]:
+            done = await web.post("/api/jobs/bulk", json={**wanted, **more})
+            found: dict[str, Any] = {**done.json(), "status": done.status_code}
+            return found
+
+        tried = await bulk(dry_run=True)
+        assert (tried["status"], tried["looked"], tried["matched"]) == (200, 4, 3)
+        assert (tried["done"], tried["changed"], tried["cursor"]) == (0, False, "")
+        assert await trail(web) == []
+        assert (await bulk(arguments={"0": "1"}))["status"] == 403
+        done = await bulk()
+        assert (done["done"], done["changed"]) == (3, True)
+        assert (await bulk(action="retry", state="queued"))["status"] == 400
+        rows = await trail(web)
+    assert rows[-1][1:] == (
+        "jobs/bulk",
+        "id_prefix=a- action=run",
+        "3 of 3 changed among 4",
+    )
+    async with asking(queue, show_arguments=True) as web:
+        found = await bulk(action="cancel", arguments={"0": "1"}, dry_run=True)
+        assert (found["matched"], found["looked"]) == (1, 4)
+
+
+async def test_jobs_are_enqueued_and_run_by_hand(client: Any, prefix: str) -> None:
+    queue = queue_of(client, prefix)
+    new: dict[str, Any] = {
+        "function": "quick",
+        "args": [1, {"a": [None]}],
+        "kwargs": {"priority": "x"},
+    }
+    new |= {"job_id": "mine", "priority": "low", "delay_s": 60.5}
+    async with asking(queue) as web:
+        added = await web.post("/api/jobs", json=new)
+        assert added.json() == {"changed": True, "message": "enqueued mine"}
+        again = await web.post("/api/jobs", json=new)
+        assert again.json()["changed"] is False
+        for name, wrong in (("function", "a b"), ("priority", "x"), ("args", {}), ("delay_s", -1)):
+            refused = await web.post("/api/jobs", json={**new, name: wrong})
+            assert refused.status_code == 400, name
+        for changed in (True, False):
+            ran = await web.post("/api/jobs/run", json={"id": "mine"})
+            assert ran.json()["changed"] is changed
+        assert (await web.post("/api/jobs/run", json={"id": "unknown"})).status_code == 404
+        actions = [action for _, action, _, _ in await trail(web)]
+    assert {"jobs/add", "jobs/run"} == set(actions)
+    row = await queue.jobs.describe("mine")
+    assert (row.state, row.priority, row.function) == ("queued", "low", "quick")
+    made = await queue.jobs.arguments("mine")
+    assert (made.args, made.kwargs) == ([1, {"a": [None]}], {"priority": "x"})
 
 
 async def test_a_foreign_page_reaches_no_server_without_token(client: Any, prefix: str) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 
 import click
 
+from worker.cli.bulk import dead_change
 from worker.cli.support import json_option, show, with_queue
 from worker.errors import NotFound
 from worker.queue.dead import DeadLetter
@@ -116,3 +117,6 @@ def _report(what: str, done: int, job_id: str | None, as_json: bool) -> None:
     if job_id is not None and not done:
         raise NotFound(f"no dead letter {job_id!r}, or a job with this id waits or runs")
     show({what: done}, as_json, lambda: [f"{done} {what}"])
+
+
+dead.add_command(dead_change)

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
 import click
 
+from worker.cli.bulk import actor, jobs_change
 from worker.cli.support import json_option, show, with_queue
 from worker.client import JobQueue
-from worker.errors import NotFound
+from worker.errors import InvalidArgument, NotFound
+from worker.queue.calls import Call
+from worker.queue.job import Job
 from worker.queue.listing import MOST_ROWS, JobPage
 from worker.queue.priority import Priority
 from worker.queue.rows import JobRow, JobState, WorkerRow
@@ -19,7 +23,7 @@ from worker.queue.schedules import Schedule
 
 @click.group()
 def jobs() -> None:
-    """List, show and abort jobs that wait or run. `dead` has those that failed for good."""
+    """List, show, enqueue, run and abort jobs. `dead` has those that failed for good."""
 
 
 @jobs.command("list")
@@ -96,6 +100,83 @@ def jobs_abort(job_id: str, as_json: bool) -> None:
     if not with_queue(lambda queue: queue.jobs.get(job_id).abort()):
         raise NotFound(f"no job {job_id!r} waits or runs")
     show({"aborted": job_id}, as_json, lambda: [f"aborted {job_id}"])
+
+
+@jobs.command("run-now")
+@click.argument("job_id")
+@json_option
+def jobs_run_now(job_id: str, as_json: bool) -> None:
+    """Make a deferred job due now, one that waits for a retry included.
+
+    \b
+    Examples:
+      letta-workers jobs run-now 5f0c6a...
+    """
+
+    async def work(queue: JobQueue) -> bool:
+        done = bool(await queue.jobs.run_now(job_id))
+        if not done:
+            await queue.jobs.describe(job_id)
+        outcome = "it is due now" if done else "it is not deferred"
+        await queue.jobs.audit.record(actor(), "jobs/run", job_id, outcome)
+        return done
+
+    done = with_queue(work)
+    line = f"{job_id} is due now" if done else f"{job_id} is not deferred"
+    show({"run": job_id, "changed": done}, as_json, lambda: [line])
+
+
+@jobs.command("add")
+@click.argument("function")
+@click.option("--args", "args_json", default="[]", help="A JSON list of positional arguments.")
+@click.option("--kwargs", "kwargs_json", default="{}", help="A JSON object of named arguments.")
+@click.option("--priority", type=click.Choice([each.value for each in Priority]), default="default")
+@click.option("--id", "job_id", help="The job's id; nothing is stored while a job has it.")
+@click.option("--delay", "delay_s", type=click.FloatRange(0), default=0.0, help="Seconds.")
+@json_option
+def jobs_add(
+    *,
+    function: str,
+    args_json: str,
+    kwargs_json: str,
+    priority: str,
+    job_id: str | None,
+    delay_s: float,
+    as_json: bool,
+) -> None:
+    """Enqueue a job by hand. A function that no worker has is parked.
+
+    \b
+    Examples:
+      letta-workers jobs add send_mail --args '["kim@example.com"]'
+      letta-workers jobs add rebuild --kwargs '{"full": true}' --priority low --delay 60
+    """
+    args, kwargs = _json("--args", args_json, list), _json("--kwargs", kwargs_json, dict)
+    each = Call(function, tuple(args), kwargs, Priority(priority), job_id, delay_s)
+
+    async def work(queue: JobQueue) -> Job[Any]:
+        job = await queue.jobs.add(each)
+        outcome = f"enqueued {job.id}" if job.is_new else f"a job {job.id} waits or runs"
+        await queue.jobs.audit.record(actor(), "jobs/add", f"function {function}", outcome)
+        return job
+
+    job = with_queue(work)
+    line = f"enqueued {job.id}" if job.is_new else f"a job {job.id} waits or runs already"
+    show({"id": job.id, "is_new": job.is_new}, as_json, lambda: [line])
+
+
+def _json(option: str, text: str, wanted: type) -> Any:
+    try:
+        found = json.loads(text)
+    except ValueError as exc:
+        raise InvalidArgument(f"{option} is not JSON: {exc}") from None
+    if not isinstance(found, wanted):
+        kind = "list" if wanted is list else "object"
+        raise InvalidArgument(f"{option} must be a JSON {kind}")
+    return found
+
+
+jobs.add_command(jobs_change)
 
 
 @click.command()

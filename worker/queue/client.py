@@ -16,6 +16,7 @@ from worker.queue.audit import AuditTrail
 from worker.queue.calls import Call, JobName, T, Unique, name_of
 from worker.queue.confirmation import Confirmations
 from worker.queue.encoder import JobEncoder, new_id
+from worker.queue.filters import JobFilter
 from worker.queue.history import History
 from worker.queue.job import Job, reach
 from worker.queue.listing import Fleet, JobListing, JobPage
@@ -33,6 +34,8 @@ from worker.queue.store import QueueStore
 _CHUNK = 500
 # One call stores all gathered jobs, so that the gathering exists before any of them ends.
 _MOST_PARTS = 1000
+# Ids of one call: a script takes a few milliseconds for more.
+_MOST_IDS = 200
 # Scripts carry a repeating job at each run.
 _MOST_SCHEDULE_BYTES = 1_048_576
 
@@ -164,6 +167,28 @@ class Jobs:
         self._confirmations.require(confirmed, *(row[0] for row in rows))
         return [Job(row[0], self._store, confirmed=confirmed) for row in rows]
 
+    async def add(self, each: Call[T]) -> Job[T]:
+        """
+        Store one job that stands in a value, as `enqueue`. Its `kwargs` may have any name.
+
+        Raises:
+            As `enqueue`.
+        """
+        job_id, priority, delay_ms, body = self._row(each)
+        await self._memory.admit()
+        put = partial(
+            self._store.put,
+            *(job_id, body),
+            priority=priority,
+            delay_ms=delay_ms,
+            due_ms=None,
+            most=self._max_length,
+        )
+        stored, confirmed = await self._confirmations.of(lambda: reach(put()), None)
+        self._confirmations.require(confirmed, job_id)
+        is_new = stored.is_new or each.job_id is None
+        return Job(job_id, self._store, is_new=is_new, confirmed=confirmed)
+
     async def gather(
         self, calls: Sequence[Call], *, then: Call[T], wait_replicas: int | None = None
     ) -> Job[T]:
@@ -271,9 +296,45 @@ class Jobs:
         Raises:
             InvalidArgument: no such state, a limit outside 1 to 1,000, or a foreign cursor.
         """
-        return await self._listing.page(
-            state, function=function, priority=priority, limit=limit, cursor=cursor
-        )
+        wanted = JobFilter(function=function, priority=priority)
+        return await self.search(state, wanted, limit=limit, cursor=cursor)
+
+    async def search(
+        self,
+        state: JobState | str | None,
+        wanted: JobFilter,
+        *,
+        limit: int = 100,
+        cursor: str = "",
+        looks: int = 10_000,
+    ) -> JobPage:
+        """
+        As `list`, by all parts of a filter but `error` and `arguments`; it looks at about `looks` jobs.
+
+        Raises:
+            InvalidArgument: as `list`, or a part of the filter is not valid.
+        """
+        return await self._listing.page(state, wanted, limit=limit, cursor=cursor, looks=looks)
+
+    async def run_now(self, *job_ids: str) -> int:
+        """
+        Make deferred jobs due now; returns how many were deferred. Retries are deferred jobs, too.
+
+        Raises:
+            InvalidArgument: no id, or more than 200.
+        """
+        _require_ids(job_ids)
+        return await reach(self._store.run_now(job_ids))
+
+    async def request_aborts(self, job_ids: Sequence[str]) -> int:
+        """
+        Request the abort of jobs and wait for no end; returns how many are newly requested.
+
+        Raises:
+            InvalidArgument: no id, or more than 200.
+        """
+        _require_ids(job_ids)
+        return await reach(self._store.abort_each(job_ids))
 
     async def describe(self, job_id: str) -> JobRow:
         """
@@ -342,6 +403,13 @@ class Jobs:
         body = self._encoder.encode(call.name, call.args, call.kwargs, options=options)
         job_id = call.job_id or new_id()
         return job_id, priority, arguments.delay_ms(call.delay_s), body
+
+
+def _require_ids(job_ids: Sequence[str]) -> None:
+    if not 1 <= len(job_ids) <= _MOST_IDS:
+        raise InvalidArgument(f"give 1 to {_MOST_IDS} ids, not {len(job_ids)}")
+    for id_ in job_ids:
+        arguments.require_name("job_id", id_)
 
 
 def _as_unique(unique: Unique | str | None) -> Unique | None:

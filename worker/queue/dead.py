@@ -8,6 +8,7 @@ purge writes a line to the log.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -23,7 +24,10 @@ from worker.errors import InvalidArgument
 from worker.keys import QueueKeys
 from worker.numbers import whole
 from worker.queue.arguments import require_name, unix_ms
+from worker.queue.filters import JobFilter
 from worker.queue.job import reach
+from worker.queue.places import cursor_of, rank_behind, read_cursor
+from worker.queue.rows import Place
 from worker.queue.staging import LARGE, staged
 
 log = get_logger(__name__)
@@ -34,6 +38,8 @@ _PAGE = 500
 _BODIES = 20
 # The last millisecond that a datetime can name.
 _MOST_MS = 253_402_300_799_999
+# All that a filter asks for: the body may be large.
+_SHOWN = ("name", "reason", "error", "tries", "queue", "died")
 _QUEUES = ("critical", "high", "default", "low")
 
 
@@ -92,7 +98,7 @@ class DeadLetters:
             for row in await self._names([id_ for id_ in ids if id_.startswith(prefixes)]):
                 yield row
 
-    async def _names(self, ids: _Ids) -> _Rows:
+    async def _names(self, ids: Sequence[str]) -> _Rows:
         if not ids:
             return []
         async with self._client.pipeline(transaction=False) as pipe:
@@ -106,6 +112,60 @@ class DeadLetters:
             if is_there
         ]
 
+    async def search(
+        self, wanted: JobFilter, *, limit: int = 100, cursor: str = ""
+    ) -> tuple[_Ids, int, str]:
+        """
+        Ids of letters that a filter means, oldest first, of `limit` that are looked at; how many those
+        were; and the cursor of the next ones, "" after the last.
+
+        Its `arguments` are not compared.
+
+        Raises:
+            InvalidArgument: a part of the filter, or the cursor, is not valid.
+        """
+        wanted.check()
+        after = read_cursor(cursor)
+        rank = 0 if after is None else await rank_behind(self._client, self._keys.dead, after)
+        page = await reach(
+            self._client.zrange(self._keys.dead, rank, rank + limit - 1, withscores=True)
+        )
+        if not page:
+            return [], 0, ""
+        ids = [id_.decode(errors="replace") for id_, _ in page]
+        async with self._client.pipeline(transaction=False) as pipe:
+            for id_ in ids:
+                pipe.hmget(self._keys.dead_job(id_), *_SHOWN)
+            rows = await reach(pipe.execute(raise_on_error=False))
+        now = datetime.now(UTC)
+        letters = [_letter(id_, _row_of(row)) for id_, row in zip(ids, rows, strict=True)]
+        found = [letter.id for letter in letters if _is_wanted(letter, wanted, now)]
+        last_id, score = page[-1]
+        return found, len(ids), cursor_of(Place(0, score, last_id))
+
+    async def retry_each(self, job_ids: Sequence[str]) -> int:
+        """Enqueue these dead letters again, as `retry`. Return how many."""
+        done = 0
+        for at in range(0, len(job_ids), _BODIES):
+            letters = await self._read(job_ids[at : at + _BODIES])
+            done += sum(await asyncio.gather(*map(self._retry, letters)))
+        return done
+
+    async def purge_each(self, job_ids: Sequence[str]) -> int:
+        """Delete these dead letters, as `purge`. Return how many."""
+        rows = await self._names(job_ids)
+        if not rows:
+            return 0
+        async with self._client.pipeline(transaction=True) as pipe:
+            for id_, _, _ in rows:
+                pipe.unlink(self._keys.dead_job(id_), self._keys.dead_body(id_))
+                pipe.zrem(self._keys.dead, id_)
+            removed = (await reach(pipe.execute()))[1::2]
+        for (id_, name, reason), was_there in zip(rows, removed, strict=True):
+            if was_there:
+                log.info("dead.purged", job_id=id_, task=name or None, reason=reason)
+        return sum(removed)
+
     async def retry(self, job_id: str | None = None, *, since: datetime | None = None) -> int:
         """
         Enqueue one dead letter again, or all that died since a time. Return how many.
@@ -118,9 +178,7 @@ class DeadLetters:
         _require_one(job_id, since)
         done = 0
         async for ids in self._chosen(job_id, since, None):
-            for at in range(0, len(ids), _BODIES):
-                for letter in await self._read(ids[at : at + _BODIES]):
-                    done += await self._retry(letter)
+            done += await self.retry_each(ids)
         return done
 
     async def purge(self, job_id: str | None = None, *, before: datetime | None = None) -> int:
@@ -133,14 +191,7 @@ class DeadLetters:
         _require_one(job_id, before)
         done = 0
         async for ids in self._chosen(job_id, None, before):
-            for id_, name, reason in await self._names(ids):
-                async with self._client.pipeline(transaction=True) as pipe:
-                    pipe.unlink(self._keys.dead_job(id_), self._keys.dead_body(id_))
-                    pipe.zrem(self._keys.dead, id_)
-                    _, removed = await reach(pipe.execute())
-                if removed:
-                    done += 1
-                    log.info("dead.purged", job_id=id_, task=name or None, reason=reason)
+            done += await self.purge_each(ids)
         return done
 
     async def _retry(self, letter: DeadLetter) -> bool:
@@ -170,7 +221,7 @@ class DeadLetters:
         for at in range(0, len(ids), _PAGE):
             yield [id_.decode(errors="replace") for id_ in ids[at : at + _PAGE]]
 
-    async def _read(self, ids: _Ids) -> _Letters:
+    async def _read(self, ids: Sequence[str]) -> _Letters:
         async with self._client.pipeline(transaction=False) as pipe:
             for id_ in ids:
                 pipe.hgetall(self._keys.dead_job(id_))
@@ -208,6 +259,24 @@ def _name_and_reason(row: list[bytes | None] | ResponseError) -> tuple[str, str]
         row = [None, None]
     name, reason = ((part or b"").decode(errors="replace") for part in row)
     return name, reason or "undecodable"
+
+
+def _row_of(row: list[bytes | None] | ResponseError) -> dict[bytes, bytes] | ResponseError:
+    if isinstance(row, ResponseError):
+        return row
+    return {name.encode(): value for name, value in zip(_SHOWN, row, strict=True) if value}
+
+
+def _is_wanted(letter: DeadLetter, wanted: JobFilter, now: datetime) -> bool:
+    return wanted.accepts(
+        now,
+        job_id=letter.id,
+        function=letter.name,
+        priority=letter.priority,
+        tries=letter.tries,
+        since=letter.died_at,
+        error=f"{letter.reason} {letter.error}",
+    )
 
 
 def _text(row: dict[bytes, bytes], name: bytes) -> str:

@@ -8,17 +8,18 @@ other job appear twice or be left out.
 
 from __future__ import annotations
 
-import math
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import Any
-from urllib.parse import quote_from_bytes, unquote_to_bytes
 
 from worker.errors import InvalidArgument, NotFound
 from worker.keys import HELD_MS, EngineKeys, QueueKeys
-from worker.queue.arguments import require_name, require_priority
+from worker.queue.arguments import require_name
+from worker.queue.filters import JobFilter
 from worker.queue.job import reach
 from worker.queue.pauses import Paused, Pauses
+from worker.queue.places import cursor_of, rank_behind, read_cursor
 from worker.queue.priority import Priority
 from worker.queue.rows import (
     JobCall,
@@ -36,18 +37,17 @@ MOST_ROWS = 1000
 # Jobs looked at for one page: a filter that few jobs match gives short pages, not long calls.
 _MOST_LOOKS = 10_000
 _STEP = 200
-# Three characters a byte of an id, and the place before it.
-_LONGEST_CURSOR = 3 * 1024 + 64
 # Bodies may be large: so many are in memory at a time.
 _BODIES = 20
 
 
 @dataclass(frozen=True, slots=True)
 class JobPage:
-    """A page of jobs. `cursor` gives the next page; "" after the last one."""
+    """A page of jobs, of so many `looked` at. `cursor` gives the next page; "" after the last one."""
 
     jobs: list[JobRow]
     cursor: str
+    looked: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,18 +75,17 @@ class JobListing:
     async def page(
         self,
         state: JobState | str | None,
+        wanted: JobFilter,
         *,
-        function: str | None,
-        priority: Priority | None,
         limit: int,
         cursor: str,
+        looks: int = _MOST_LOOKS,
     ) -> JobPage:
-        """As `Jobs.list`."""
+        """As `Jobs.search`."""
         _check(state, limit)
-        if function is not None:
-            require_name("function", function)
-        only = None if priority is None else require_priority(priority)
-        after = _read_cursor(cursor)
+        wanted.check()
+        only = wanted.priority
+        after = read_cursor(cursor)
         paused = await self._pauses.names()
         steps = (
             self._running(after)
@@ -94,18 +93,19 @@ class JobListing:
             else self._waiting(after, state, only, any_paused=bool(paused))
         )
         found: list[JobRow] = []
-        looks = 0
+        looked = 0
+        now = datetime.now(UTC)
         async for places in steps:
             rows = await self._rows(places, paused)
             for place, row in zip(places, rows, strict=True):
-                if row is not None and _is_wanted(row, state, function, only):
+                looked += 1
+                if row is not None and _is_wanted(row, state, wanted, now):
                     found.append(row)
                 if len(found) == limit:
-                    return JobPage(found, _cursor(place))
-            looks += len(places)
-            if looks >= _MOST_LOOKS:
-                return JobPage(found, _cursor(places[-1]))
-        return JobPage(found, "")
+                    return JobPage(found, cursor_of(place), looked)
+            if looked >= looks:
+                return JobPage(found, cursor_of(places[-1]), looked)
+        return JobPage(found, "", looked)
 
     async def get(self, job_id: str) -> JobRow:
         """
@@ -162,7 +162,7 @@ class JobListing:
             elif last is None and state == JobState.PAUSED and not any_paused:
                 last = Place(number, HELD_MS, b"")
             while True:
-                rank = 0 if last is None else await self._rank_behind(key, last)
+                rank = 0 if last is None else await rank_behind(self._client, key, last)
                 rows = await reach(
                     self._client.zrange(key, rank, rank + _STEP - 1, withscores=True)
                 )
@@ -192,25 +192,6 @@ class JobListing:
     async def _now_ms(self) -> int:
         seconds, micros = await reach(self._client.time())
         return int(seconds * 1000 + micros // 1000)
-
-    async def _rank_behind(self, key: str, after: Place) -> int:
-        """The rank of the first job behind a place, whose own job may have left."""
-        async with self._client.pipeline(transaction=True) as pipe:
-            pipe.zrank(key, after.id)
-            pipe.zscore(key, after.id)
-            rank, score = await reach(pipe.execute())
-        if score == after.score:
-            return int(rank) + 1
-        low = int(await reach(self._client.zcount(key, "-inf", f"({after.score!r}")))
-        high = int(await reach(self._client.zcount(key, "-inf", repr(after.score))))
-        while low < high:  # among jobs of one due time, which are sorted by their ids' bytes
-            middle = (low + high) // 2
-            rows = await reach(self._client.zrange(key, middle, middle))
-            if rows and rows[0] <= after.id:
-                low = middle + 1
-            else:
-                high = middle
-        return low
 
     async def _rows(self, places: Sequence[Place], paused: Paused) -> list[JobRow | None]:
         """Read the jobs at these places; None for one that has just ended."""
@@ -255,13 +236,15 @@ class JobListing:
         return list(zip(values[::3], values[1::3], values[2::3], strict=True))
 
 
-def _is_wanted(
-    row: JobRow, state: str | None, function: str | None, priority: Priority | None
-) -> bool:
-    return (
-        state in (None, row.state)
-        and function in (None, row.function)
-        and priority in (None, row.priority)
+def _is_wanted(row: JobRow, state: str | None, wanted: JobFilter, now: datetime) -> bool:
+    return state in (None, row.state) and wanted.accepts(
+        now,
+        job_id=row.id,
+        function=row.function,
+        priority=row.priority,
+        tries=row.tries,
+        since=row.enqueued_at,
+        error=None,
     )
 
 
@@ -271,22 +254,3 @@ def _check(state: str | None, limit: Any) -> None:
         raise InvalidArgument(f"state {state!r} is not one; accepted: {accepted}")
     if not isinstance(limit, int) or not 1 <= limit <= MOST_ROWS:
         raise InvalidArgument(f"limit must be 1 to {MOST_ROWS:,}, not {limit!r}")
-
-
-def _cursor(place: Place) -> str:
-    return f"{place.queue}:{place.score!r}:{quote_from_bytes(place.id)}"
-
-
-def _read_cursor(cursor: str) -> Place | None:
-    if cursor == "":
-        return None
-    require_name("cursor", cursor, longest=_LONGEST_CURSOR)
-    queue, _, rest = cursor.partition(":")
-    score, _, job_id = rest.partition(":")
-    try:
-        place = Place(int(queue), float(score), unquote_to_bytes(job_id))
-    except ValueError:
-        place = Place(-1, 0.0, b"")
-    if not 0 <= place.queue < len(Priority) or math.isnan(place.score) or not place.id:
-        raise InvalidArgument("cursor is not one that a page gave")
-    return place

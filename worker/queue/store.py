@@ -23,6 +23,7 @@ from worker.queue.staging import LARGE, Staged, large_ones, staged
 _ENQUEUE = load(__package__, "enqueue")
 _ENQUEUE_MANY = load(__package__, "enqueue_many")
 _ABORT = load(__package__, "abort")
+_RUN_NOW = load(__package__, "run_now")
 _STATS = load(__package__, "stats")
 # Running and dead jobs that one call of stats.lua counts: it occupies the server for about 2 ms.
 _STATS_PAGE = 500
@@ -230,10 +231,31 @@ class QueueStore:
 
     async def abort(self, job_id: str) -> bool:
         """Request a job's abort. Return False if no such job waits or runs."""
+        return bool(await _ABORT.run(self.client, *self._abort(job_id)))
+
+    async def abort_each(self, job_ids: Sequence[str]) -> int:
+        """Request the abort of these jobs. Return how many were there and not requested before."""
+        marks = await self.client.zmscore(self.keys.abort, list(job_ids))
+        left = [id_ for id_, mark in zip(job_ids, marks, strict=True) if mark is None]
+        if not left:
+            return 0
+        # The first call also teaches the script to a server that does not know it.
+        done = int(await self.abort(left[0]))
+        async with self.client.pipeline(transaction=False) as pipe:
+            for id_ in left[1:]:
+                pipe.execute_command(*_ABORT.command(*self._abort(id_)))
+            replies = await pipe.execute()
+        return done + sum(map(int, replies))
+
+    async def run_now(self, job_ids: Sequence[str]) -> int:
+        """Make deferred jobs due now. Return how many were deferred."""
+        keys = [*self.queues, EngineKeys(self.keys).running, self.keys.wake]
+        return int(await _RUN_NOW.run(self.client, keys, [self.keys.prefix, *job_ids]))
+
+    def _abort(self, job_id: str) -> tuple[list[str], list[str]]:
         keys = self.keys
         names = [keys.abort, keys.job(job_id), keys.in_progress(job_id), keys.wake]
-        queues = [keys.queue(priority) for priority in Priority]
-        return bool(await _ABORT.run(self.client, names + queues, [job_id]))
+        return [*names, *self.queues], [job_id]
 
     async def counts(self) -> dict[Priority, QueueCounts]:
         """Return the counts of each priority. Running, dead and parked jobs are counted by pages."""

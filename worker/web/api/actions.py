@@ -15,8 +15,22 @@ from cache.logs import get_logger
 from worker.client import JobQueue
 from worker.errors import NotFound, ResultTimeout, WorkerError
 from worker.web.access import Refused, Visitor
+from worker.web.api.many import add_job, change_dead, change_jobs, subject_of
 from worker.web.api.reads import known_endpoint, named
-from worker.web.api.views import ByEndpoint, ByFunction, ById, ByPriority, Done, Nothing, Query
+from worker.web.api.views import (
+    BulkDead,
+    BulkDone,
+    BulkJobs,
+    BulkQuery,
+    ByEndpoint,
+    ByFunction,
+    ById,
+    ByPriority,
+    Done,
+    NewJob,
+    Nothing,
+    Query,
+)
 from worker.web.site import Site
 
 log = get_logger(__name__)
@@ -32,7 +46,7 @@ class Action:
     """
     Something an operator can do.
 
-    name: its path below /api/. target: what it takes. run: does it through the facade.
+    name: its path below /api/, unless `at` is. target: what it takes. run: does it through the facade.
     """
 
     name: str
@@ -40,6 +54,12 @@ class Action:
     summary: str
     target: type[Query]
     run: Callable[[JobQueue, Any], Awaitable[Done]]
+    reply: type[Done] = Done
+    at: str = ""
+
+    @property
+    def path(self) -> str:
+        return self.at or self.name
 
 
 async def perform(site: Site, visitor: Visitor, action: Action, target: Query) -> Done:
@@ -47,10 +67,15 @@ async def perform(site: Site, visitor: Visitor, action: Action, target: Query) -
     Run the action and write down who did it, also when it fails.
 
     Raises:
-        Refused: the visitor may only read.
+        Refused: the visitor may only read, or may not ask for arguments.
         WorkerError: what the facade raised.
     """
     require_operator(visitor)
+    if isinstance(target, BulkQuery):
+        if target.arguments and not site.show_arguments:
+            raise Refused(403, "arguments can be compared only with LETTA_WEB_SHOW_ARGUMENTS")
+        if target.dry_run:  # it changes nothing
+            return await action.run(site.queue, target)
     try:
         done = await action.run(site.queue, target)
     except asyncio.CancelledError:
@@ -94,7 +119,14 @@ def _subject(target: Query) -> str:
         return f"priority {target.priority.value}"
     if isinstance(target, ByEndpoint):
         return target.name
-    return ""
+    return subject_of(target)
+
+
+async def _run_job(queue: JobQueue, target: ById) -> Done:
+    if await queue.jobs.run_now(target.id):
+        return Done(True, "it is due now")
+    await queue.jobs.describe(target.id)
+    return Done(False, "nothing done: it is not deferred")
 
 
 async def _cancel_job(queue: JobQueue, target: ById) -> Done:
@@ -195,6 +227,24 @@ ACTIONS = {
     action.name: action
     for action in (
         Action("jobs/cancel", "Cancel", "Cancel a job that waits or runs.", ById, _cancel_job),
+        Action("jobs/run", "Run now", "Make a deferred job due now.", ById, _run_job),
+        Action(
+            "jobs/bulk",
+            "Change all",
+            "Cancel or run all jobs that the filters mean, for about a second.",
+            BulkJobs,
+            change_jobs,
+            BulkDone,
+        ),
+        Action(
+            "dead/bulk",
+            "Change all",
+            "Retry or delete all dead letters that the filters mean, for about a second.",
+            BulkDead,
+            change_dead,
+            BulkDone,
+        ),
+        Action("jobs/add", "Enqueue", "Enqueue a job by hand.", NewJob, add_job, at="jobs"),
         Action("dead/retry", "Retry", "Enqueue a dead letter again.", ById, _retry_dead),
         Action("dead/delete", "Delete", "Delete a dead letter for good.", ById, _delete_dead),
         Action("functions/pause", "Pause", "Claim no job of it.", ByFunction, _pause_function),

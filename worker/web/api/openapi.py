@@ -29,7 +29,7 @@ _ACTION_ERRORS = {
 def describe(*, asks_for_token: bool) -> dict[str, Any]:
     """The description of this server, as /api/openapi.json serves it."""
     types: list[Any] = [Done, Problem, *(read.reply for read in READS)]
-    types += [action.target for action in ACTIONS.values()]
+    types += [type_ for action in ACTIONS.values() for type_ in (action.target, action.reply)]
     types += [type_ for read in READS for _, type_, _ in _parameters(read.query)]
     schemas, components = msgspec.json.schema_components(types, ref_template=_REF)
     # The same type again has the same schema.
@@ -38,7 +38,8 @@ def describe(*, asks_for_token: bool) -> dict[str, Any]:
         f"/api/{read.path}": {"get": _read_operation(read, known)} for read in READS
     }
     for action in ACTIONS.values():
-        paths[f"/api/{action.name}"] = {"post": _action_operation(action, known)}
+        operations = paths.setdefault(f"/api/{action.path}", {})
+        operations["post"] = _action_operation(action, known)
     document: dict[str, Any] = {
         "openapi": "3.1.0",
         "info": {
@@ -77,7 +78,7 @@ def _action_operation(action: Action, known: dict[str, Any]) -> dict[str, Any]:
         "summary": action.summary,
         "tags": [action.name.partition("/")[0]],
         "requestBody": {"required": True, "content": {JSON: {"schema": schema}}},
-        "responses": _responses(known[repr(Done)], known, {**_ERRORS, **_ACTION_ERRORS}),
+        "responses": _responses(known[repr(action.reply)], known, {**_ERRORS, **_ACTION_ERRORS}),
     }
 
 

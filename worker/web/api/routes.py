@@ -83,7 +83,7 @@ def api_routes(site: Site) -> list[Route]:
     """Build the routes of all reads and actions."""
     found = [Route(f"/api/{read.path}", _reading(site, read), methods=["GET"]) for read in READS]
     found += [
-        Route(f"/api/{action.name}", _acting(site, action), methods=["POST"])
+        Route(f"/api/{action.path}", _acting(site, action), methods=["POST"])
         for action in ACTIONS.values()
     ]
     return found

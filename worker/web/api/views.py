@@ -7,7 +7,7 @@ The OpenAPI description is made of them, so a bound here is a bound there.
 from __future__ import annotations
 
 from datetime import datetime
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import msgspec
 from msgspec import UNSET, Meta, UnsetType
@@ -24,7 +24,7 @@ Id = Annotated[str, Meta(min_length=1, max_length=MAX_NAME, pattern=_PRINTED)]
 Name = Annotated[str, Meta(min_length=1, max_length=MAX_NAME, pattern=_PRINTED)]
 Limit = Annotated[int, Meta(ge=1, le=1000)]
 JobCursor = Annotated[
-    str, Meta(max_length=3136, pattern=r"^([0-3]:[0-9]{1,15}\.[0-9]:[A-Za-z0-9_.~%-]+)?$")
+    str, Meta(max_length=3136, pattern=r"^([0-3]:[0-9]{1,16}\.[0-9]:[A-Za-z0-9_.~%-]+)?$")
 ]
 # Of lists whose places move little: how many rows were before.
 Offset = Annotated[int, Meta(ge=0, le=10_000_000)]
@@ -72,6 +72,49 @@ class JobsQuery(Query, frozen=True):
     priority: Priority | UnsetType = UNSET
     limit: Limit = 100
     cursor: JobCursor = ""
+
+
+class BulkQuery(Query, frozen=True, kw_only=True):
+    """
+    All that the filters mean; they combine. `cursor` goes on where a step ended.
+
+    min_age_s: since the enqueue, of a dead letter since its death. arguments: place or dotted path ->
+    text; only with LETTA_WEB_SHOW_ARGUMENTS.
+    """
+
+    dry_run: bool = False
+    function: Name | UnsetType = UNSET
+    priority: Priority | UnsetType = UNSET
+    id_prefix: Name | UnsetType = UNSET
+    min_tries: Annotated[float, Meta(ge=0, le=1_000_000, multiple_of=1)] = 0
+    min_age_s: Annotated[float, Meta(ge=0, le=300_000_000)] = 0.0
+    arguments: Annotated[dict[str, str], Meta(max_length=16)] = {}
+    cursor: JobCursor = ""
+
+
+class BulkJobs(BulkQuery, frozen=True, kw_only=True):
+    """Jobs that have not ended. Without a state, `run` means the deferred ones."""
+
+    action: Literal["cancel", "run"]
+    state: JobState | UnsetType = UNSET
+
+
+class BulkDead(BulkQuery, frozen=True, kw_only=True):
+    """Dead letters. error: a part of their reason or error, in any case."""
+
+    action: Literal["retry", "delete"]
+    error: Name | UnsetType = UNSET
+
+
+class NewJob(Query, frozen=True):
+    """A job by hand. Nothing checks whether a worker has the function: an unknown one is parked."""
+
+    function: Annotated[str, Meta(pattern=r"^[A-Za-z0-9_.:<>-]{1,256}$")]
+    args: list[Any] = []
+    kwargs: dict[str, Any] = {}
+    priority: Priority = Priority.DEFAULT
+    job_id: Annotated[str, Meta(pattern=r"^[A-Za-z0-9_.-]{1,128}$")] | UnsetType = UNSET
+    delay_s: Annotated[float, Meta(ge=0, le=31_622_400)] = 0.0
 
 
 class DeadQuery(Query, frozen=True):
@@ -250,6 +293,15 @@ class Done(msgspec.Struct, frozen=True):
 
     changed: bool
     message: str
+
+
+class BulkDone(Done, frozen=True):
+    """A step of many jobs. `cursor` gives the next step, with the same filters; "" after the last."""
+
+    looked: int
+    matched: int
+    done: int
+    cursor: str
 
 
 class ErrorText(msgspec.Struct, frozen=True):
