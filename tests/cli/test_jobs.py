@@ -44,7 +44,9 @@ def test_jobs_are_listed_shown_and_aborted(
     assert "no jobs" in letta_workers("jobs", "list", "--state", "running").output
 
     schedules = letta_workers("schedules").output
-    assert "nightly  tidy  0 3 * * *  default" in schedules
+    assert "nightly  tidy  0 3 * * *  default  next=-  last=-" in schedules
+    assert "enqueued " in letta_workers("schedules", "run", "nightly").output
+    assert letta_workers("schedules", "run", "other").exit_code == 1
     assert "no worker is alive" in letta_workers("workers").output
     missing = letta_workers("jobs", "show", "nobody")
     assert missing.exit_code == 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from datetime import UTC, datetime
 from typing import Any
 
 import httpx
@@ -11,7 +12,7 @@ from arq.worker import func
 from starlette.datastructures import Headers
 
 from tests.support.engine import burst, running
-from tests.support.queues import queue_of
+from tests.support.queues import queue_of, stores_of
 from tests.support.wait import eventually
 from tests.support.web import CLOSED, READ_TOKEN, TOKEN, asking, bearer
 from worker import Priority, call
@@ -308,3 +309,37 @@ async def test_the_trail_keeps_a_bounded_number_of_entries(client: Any, prefix: 
     older = await audit.page(limit=1, cursor=newest.entries[0].id)
     assert [entry.actor for entry in newest.entries] == ["last", "x"]
     assert older.entries == newest.entries[1:]
+
+
+async def test_a_schedule_tells_its_next_and_its_last_run(client: Any, prefix: str) -> None:
+    queue = queue_of(client, prefix)
+    keys = stores_of(queue).keys
+    await queue.schedule("new", call("quick"), cron="0 3 * * *")
+    await queue.schedule("often", call("fails", 1, priority=Priority.LOW), every_s=3600)
+    tick = 1_700_000_000_000
+    job = f"often:{tick}:~"
+    await client.hset(f"{keys.queue()}:schedules:runs", "often", job)
+    await client.set(keys.job(job), "body")
+    async with asking(queue) as web:
+        new, often = (await web.get("/api/schedules")).json()
+        assert (new["next_at"], new["last_at"], new["last_outcome"]) == (None, None, "")
+        assert datetime.fromisoformat(often["next_at"]) > datetime.now(UTC)
+        assert datetime.fromisoformat(often["last_at"]).timestamp() * 1000 == tick
+        outcomes = [often["last_outcome"]]
+        for key in (keys.in_progress(job), None):
+            if key is not None:
+                await client.set(key, "x")
+            else:
+                await client.delete(keys.job(job), keys.in_progress(job))
+                await client.hset(keys.dead_job(job), "name", "x")
+            outcomes.append((await web.get("/api/schedules")).json()[1]["last_outcome"])
+        await client.delete(keys.dead_job(job))
+        outcomes.append((await web.get("/api/schedules")).json()[1]["last_outcome"])
+        assert outcomes == ["waits", "runs", "dead", "ended"]
+
+        ran = await web.post("/api/schedules/run", json={"id": "often"})
+        assert ran.json()["changed"]
+        assert (await web.get("/api/schedules")).json()[1]["next_at"] == often["next_at"]
+        assert (await web.post("/api/schedules/run", json={"id": "no"})).status_code == 404
+    (row,) = (await queue.jobs.list()).jobs
+    assert (row.function, row.priority, row.state) == ("fails", "low", "queued")

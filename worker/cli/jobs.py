@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import asdict
+from datetime import datetime
 from typing import Any
 
 import click
@@ -18,7 +19,7 @@ from worker.queue.job import Job
 from worker.queue.listing import MOST_ROWS, JobPage
 from worker.queue.priority import Priority
 from worker.queue.rows import JobRow, JobState, WorkerRow
-from worker.queue.schedules import Schedule
+from worker.queue.schedules import ScheduleState
 
 
 @click.group()
@@ -195,26 +196,44 @@ def workers(as_json: bool) -> None:
     show([asdict(row) for row in rows], as_json, lambda: lines or nothing)
 
 
-@click.command()
+@click.group(invoke_without_command=True)
 @json_option
-def schedules(as_json: bool) -> None:
-    """List the repeating jobs that clients registered.
+@click.pass_context
+def schedules(ctx: click.Context, as_json: bool) -> None:
+    """List the repeating jobs that clients registered, with their next and last run; or run one.
 
     \b
     Examples:
       letta-workers schedules
       letta-workers schedules --json
+      letta-workers schedules run nightly
     """
-    found: list[Schedule] = with_queue(lambda queue: queue.jobs.schedules())
+    if ctx.invoked_subcommand is not None:
+        return
+    found: Sequence[ScheduleState] = with_queue(lambda queue: queue.jobs.schedule_states())
     rows = [_schedule(each) for each in found]
-    show(
-        rows,
-        as_json,
-        lambda: (
-            [f"{row['id']}  {row['function']}  {row['rhythm']}  {row['priority']}" for row in rows]
-            or ["no schedules"]
-        ),
-    )
+    show(rows, as_json, lambda: [_schedule_line(row) for row in rows] or ["no schedules"])
+
+
+@schedules.command("run")
+@click.argument("schedule_id")
+@json_option
+def schedules_run(schedule_id: str, as_json: bool) -> None:
+    """Run a repeating job once, now. Its next run stays when it is.
+
+    \b
+    Examples:
+      letta-workers schedules run nightly
+    """
+
+    async def work(queue: JobQueue) -> Job[Any]:
+        job = await queue.jobs.run_schedule(schedule_id)
+        outcome = f"enqueued {job.id}"
+        await queue.jobs.audit.record(actor(), "schedules/run", schedule_id, outcome)
+        return job
+
+    job = with_queue(work)
+    show({"id": job.id}, as_json, lambda: [f"enqueued {job.id}"])
 
 
 def _job_line(row: JobRow) -> str:
@@ -235,11 +254,27 @@ def _worker_line(row: WorkerRow) -> str:
     )
 
 
-def _schedule(schedule: Schedule) -> dict[str, Any]:
+def _schedule(state: ScheduleState) -> dict[str, Any]:
+    schedule = state.schedule
     every = None if schedule.every_s is None else f"every {schedule.every_s:g} s"
     return {
         "id": schedule.id,
         "function": schedule.job.name,
         "rhythm": every or schedule.cron,
         "priority": Priority(schedule.job.priority).value,
+        "next_at": state.next_at,
+        "last_at": state.last_at,
+        "last_job": state.last_job,
+        "last_outcome": state.last_outcome,
     }
+
+
+def _schedule_line(row: dict[str, Any]) -> str:
+    following, last = (_moment(row[name]) for name in ("next_at", "last_at"))
+    became = f" {row['last_outcome']}" if row["last_outcome"] else ""
+    head = f"{row['id']}  {row['function']}  {row['rhythm']}  {row['priority']}"
+    return f"{head}  next={following}  last={last}{became}"
+
+
+def _moment(at: datetime | None) -> str:
+    return "-" if at is None else at.isoformat(timespec="seconds")

@@ -9,7 +9,7 @@ from datetime import datetime
 from functools import partial
 from typing import Any
 
-from worker.errors import InvalidArgument, PayloadTooLarge
+from worker.errors import InvalidArgument, NotFound, PayloadTooLarge
 from worker.queue import arguments
 from worker.queue.admission import MemoryGuard
 from worker.queue.audit import AuditTrail
@@ -25,7 +25,7 @@ from worker.queue.pauses import Pauses
 from worker.queue.priority import Priority
 from worker.queue.rhythm import require_rhythm
 from worker.queue.rows import JobCall, JobRow, JobState, WorkerRow
-from worker.queue.schedules import Schedule, ScheduleStore
+from worker.queue.schedules import Schedule, ScheduleState, ScheduleStore
 from worker.queue.server import ServerState, read_server
 from worker.queue.staging import steps
 from worker.queue.store import QueueStore
@@ -265,6 +265,23 @@ class Jobs:
     async def schedules(self) -> list[Schedule]:
         """All repeating jobs."""
         return await reach(self._schedules.list())
+
+    async def schedule_states(self) -> Sequence[ScheduleState]:
+        """All repeating jobs, each with its next and its last run."""
+        return await reach(self._schedules.states())
+
+    async def run_schedule(self, schedule_id: str) -> Job[Any]:
+        """
+        Enqueue a repeating job once, now; its next run stays when it is.
+
+        Raises:
+            NotFound: no such schedule. Otherwise as `enqueue`.
+        """
+        arguments.require_name("schedule_id", schedule_id)
+        for each in await self.schedules():
+            if each.id == schedule_id:
+                return await self.add(each.job)
+        raise NotFound(f"no schedule {schedule_id!r}")
 
     async def aclose(self) -> None:
         """Stop waiting for replicas; the owner of the Redis client closes it."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import Any
 
 from cache.connection.scripts import load
@@ -10,12 +11,15 @@ from cache.encoding import codec
 from cache.errors import CodecError
 from cache.logs import get_logger
 from worker.keys import EngineKeys, QueueKeys
+from worker.numbers import whole
 from worker.queue.calls import Call
 from worker.queue.priority import Priority
 
 log = get_logger(__name__)
 
 _PUT = load(__package__, "schedule")
+# The last millisecond that a datetime can name.
+_MOST_MS = 253_402_300_799_999
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,11 +32,33 @@ class Schedule:
     cron: str | None
 
 
+@dataclass(frozen=True, slots=True)
+class ScheduleState:
+    """
+    When a schedule runs next, and what became of its last run.
+
+    next_at: None until a worker has computed a new cron's first tick. last_at: the tick of the last run.
+    last_job: that run's job, "" before the first. last_outcome: waits, runs, dead, or ended: it
+    completed or was aborted.
+    """
+
+    schedule: Schedule
+    next_at: datetime | None
+    last_at: datetime | None
+    last_job: str
+    last_outcome: str
+
+
+# Inside `ScheduleStore`, the name `list` means its method.
+_States = list[ScheduleState]
+
+
 class ScheduleStore:
     """Reads and writes schedules through one client."""
 
     def __init__(self, client: Any, keys: QueueKeys) -> None:
         self._client = client
+        self._keys = keys
         engine = EngineKeys(keys)
         self._due, self._jobs = engine.schedules, engine.schedule_jobs
         self._runs = engine.schedule_runs
@@ -73,6 +99,51 @@ class ScheduleStore:
                 name = id_.decode(errors="replace")
                 log.error("schedule.bad", schedule=name, error=type(exc).__name__)  # noqa: TRY400
         return found
+
+    async def states(self) -> _States:
+        """As `list`, with the runs of each."""
+        found = await self.list()
+        if not found:
+            return []
+        ids = [each.id for each in found]
+        due = await self._client.zmscore(self._due, ids)
+        last = await self._client.hmget(self._runs, ids)
+        jobs = [(job or b"").decode(errors="replace") for job in last]
+        async with self._client.pipeline(transaction=False) as pipe:
+            for job in jobs:
+                for make in (self._keys.in_progress, self._keys.job, self._keys.dead_job):
+                    pipe.exists(make(job))
+            flags = await pipe.execute()
+        return [
+            ScheduleState(
+                each,
+                _time(whole(score)),
+                _time(_tick_of(job)),
+                job,
+                _outcome(job, *flags[3 * at : 3 * at + 3]),
+            )
+            for at, (each, score, job) in enumerate(zip(found, due, jobs, strict=True))
+        ]
+
+
+def _outcome(job: str, runs: int, waits: int, is_dead: int) -> str:
+    if not job:
+        return ""
+    if runs:
+        return "runs"
+    if waits:
+        return "waits"
+    return "dead" if is_dead else "ended"
+
+
+def _tick_of(job: str) -> int:
+    """The tick in the id of a run's job, "<schedule>:<Unix ms>:~" (worker/engine/schedules.py)."""
+    parts = job.rsplit(":", 2)
+    return whole(parts[1], most=_MOST_MS) if len(parts) == 3 else 0
+
+
+def _time(ms: int) -> datetime | None:
+    return datetime.fromtimestamp(ms / 1000, UTC) if 0 < ms <= _MOST_MS else None
 
 
 def _schedule(id_: str, row: dict[str, Any]) -> Schedule:

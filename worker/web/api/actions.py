@@ -186,6 +186,11 @@ async def _delete_schedule(queue: JobQueue, target: ById) -> Done:
     raise NotFound(f"no schedule {target.id!r}")
 
 
+async def _run_schedule(queue: JobQueue, target: ById) -> Done:
+    job = await queue.jobs.run_schedule(target.id)
+    return Done(True, f"enqueued {job.id}; its next run stays when it is")
+
+
 async def _retry_delivery(queue: JobQueue, target: ById) -> Done:
     await queue.webhooks.retry_now(target.id)
     return Done(True, "the next attempt is due now")
@@ -251,6 +256,7 @@ ACTIONS = {
         Action("functions/resume", "Resume", "End its pause.", ByFunction, _resume_function),
         Action("priorities/pause", "Pause", "Claim no job of it.", ByPriority, _pause_priority),
         Action("priorities/resume", "Resume", "End its pause.", ByPriority, _resume_priority),
+        Action("schedules/run", "Run now", "Run a repeating job once, now.", ById, _run_schedule),
         Action("schedules/delete", "Delete", "Remove a repeating job.", ById, _delete_schedule),
         Action(
             "deliveries/retry",

@@ -121,12 +121,20 @@ async def workers(site: Site, _query: views.Nothing) -> Sequence[WorkerRow]:
 
 
 async def schedules(site: Site, _query: views.Nothing) -> list[views.ScheduleView]:
-    """The repeating jobs that clients registered."""
+    """The repeating jobs that clients registered, each with its next and its last run."""
     return [
         views.ScheduleView(
-            each.id, each.job.name, Priority(each.job.priority).value, each.every_s, each.cron
+            each.schedule.id,
+            each.schedule.job.name,
+            Priority(each.schedule.job.priority).value,
+            each.schedule.every_s,
+            each.schedule.cron,
+            each.next_at,
+            each.last_at,
+            each.last_job,
+            each.last_outcome,
         )
-        for each in await site.queue.jobs.schedules()
+        for each in await site.queue.jobs.schedule_states()
     ]
 
 

@@ -201,7 +201,11 @@ class DeadPage(msgspec.Struct, frozen=True):
 
 
 class ScheduleView(msgspec.Struct, frozen=True):
-    """A repeating job: every so many seconds, or by a cron expression in UTC."""
+    """
+    A repeating job: every so many seconds, or by a cron expression in UTC.
+
+    last_job: the job of its last run, "" before the first. last_outcome: waits, runs, dead, or ended.
+    """
 
     id: str
     function: str
@@ -209,6 +213,9 @@ class ScheduleView(msgspec.Struct, frozen=True):
     every_s: float | None
     cron: str | None
     next_at: datetime | None = None
+    last_at: datetime | None = None
+    last_job: str = ""
+    last_outcome: str = ""
 
 
 class AttemptView(msgspec.Struct, frozen=True):
