@@ -76,7 +76,7 @@ def exception(value: BaseException) -> ExtType:
 
 
 def _datetime(value: datetime, _: Encode) -> ExtType | Timestamp:
-    if value.tzinfo is UTC:
+    if value.tzinfo is UTC and not value.fold:  # a timestamp has no fold
         return Timestamp.from_unix_nano((value - _EPOCH) // _MICROSECOND * 1000)
     return ExtType(_DATETIME, _moment(value))
 

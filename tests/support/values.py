@@ -26,6 +26,8 @@ CARRIED: list[Any] = [
     timedelta(seconds=90),
     _NAIVE,
     _NAIVE.replace(tzinfo=UTC),
+    _NAIVE.replace(tzinfo=UTC, fold=1),
+    time(1, tzinfo=UTC, fold=1),
     _NAIVE.replace(tzinfo=timezone(timedelta(hours=5, minutes=30))),
     datetime(2024, 10, 27, 2, 30, fold=1, tzinfo=ZoneInfo("Europe/Berlin")),
     {1, (2, (3,)), UUID(int=1)},
