@@ -154,7 +154,7 @@ soak: $(VENV)/.ready ## Break the queue, the cache and the network at random: ma
 BASE_NAMES := annotated-types|anyio|certifi|cronsim|h11|hiredis|httpcore|httpx|idna|msgpack|msgspec|pydantic|pydantic-core
 BASE_NAMES := $(BASE_NAMES)|pydantic-settings|pyjwt|python-dotenv|typing-extensions|typing-inspection
 
-$(BASE)/.ready: pyproject.toml $(VENV)/.ready $(shell find hatch_build.py settings.py cache worker letta_redis -name '*.py' -o -name '*.lua')
+$(BASE)/.ready: pyproject.toml $(VENV)/.ready $(shell find hatch_build.py settings.py cache worker letta_redis -name '*.py' -o -name '*.lua' -o -name '*.html')
 	@test -d $(BASE) || echo "setting up $(BASE) (once; later only our own wheel)"
 	@rm -rf $(BASE)/dist
 	@$(BIN)/python -m hatchling build -t wheel -d $(BASE)/dist > /dev/null
