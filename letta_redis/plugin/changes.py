@@ -5,7 +5,8 @@ An agent's state is made of rows of many tables. A row that names its agent chan
 that agent's state. A shared row (a block, a tool, a source, an identity, a group, a
 file) names none: the states that show it depend on its id (`includes.rows_in`).
 Deletions that the database cascades need nothing more: what they cascade from is
-shared, or is the agent itself.
+shared, or is the agent itself. A message is a value of its own, and depends on the rows with
+whose deletion the database changes it.
 """
 
 from __future__ import annotations
@@ -44,7 +45,8 @@ class Rule:
 
     Args:
         owner: the column that names the agent (or the user) whose value has the row.
-        link: the column of a shared row. Whoever depends on that sees that this row was deleted.
+        link: the column of a shared row. Whoever depends on that sees that this row was deleted. The
+            owner's own: whoever depends on the row sees its deletion only.
         shared: whether values depend on the row's own id.
         verbs: the statements that change a cached value.
     """
@@ -56,8 +58,10 @@ class Rule:
 
 
 _EXISTING: frozenset[Verb] = frozenset({"update", "delete"})
+_DELETED: frozenset[Verb] = frozenset({"delete"})
 RULES: Mapping[str, Rule] = {
-    "agents": Rule(owner="id"),
+    # Its messages go with it.
+    "agents": Rule(owner="id", link="id"),
     "agents_tags": Rule(owner="agent_id"),
     "agent_environment_variables": Rule(owner="agent_id"),
     "blocks_agents": Rule(owner="agent_id", link="block_id"),
@@ -71,9 +75,12 @@ RULES: Mapping[str, Rule] = {
     "sources": Rule(shared=True),
     "identities": Rule(shared=True),
     # A state has nothing of the file's own row: only its deletion is seen, by the cascade.
-    "files": Rule(shared=True, verbs=frozenset({"delete"})),
+    "files": Rule(shared=True, verbs=_DELETED),
+    "messages": Rule(owner="id", link="agent_id", verbs=_EXISTING),
+    # The database takes a deleted one out of its messages.
+    **dict.fromkeys(("runs", "steps", "conversations"), Rule(shared=True, verbs=_DELETED)),
     "users": Rule(owner="id", verbs=_EXISTING),
-    "organizations": Rule(verbs=frozenset({"delete"})),
+    "organizations": Rule(verbs=_DELETED),
 }
 _NONE: frozenset[str] = frozenset()
 
@@ -123,10 +130,11 @@ class Changes:
         if rule.shared:
             self.dependencies |= write.pinned.get("id", _NONE)
             return "" if "id" in write.pinned else "id"
-        if rule.owner in write.pinned:
+        is_known = rule.owner in write.pinned
+        if is_known:
             self.agents |= write.pinned[rule.owner]
-        elif write.verb == "delete" and rule.link in write.pinned:
-            self.dependencies |= write.pinned[rule.link]
-        else:
-            return rule.owner
-        return ""
+        if write.verb == "delete" and rule.link in write.pinned:
+            if not is_known or rule.link == rule.owner:
+                self.dependencies |= write.pinned[rule.link]
+            is_known = True
+        return "" if is_known else rule.owner

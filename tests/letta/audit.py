@@ -7,7 +7,11 @@ from collections.abc import Awaitable
 from typing import Any
 
 from letta.orm.errors import NoResultFound
+from letta.orm.message import Message
+from letta.server.db import db_registry
 from letta.services.agent_manager import AgentManager
+from letta.services.message_manager import MessageManager
+from sqlalchemy import select
 
 LOOP = [
     "memory",
@@ -44,6 +48,8 @@ class Reads:
         self._cache = cache
         self._manager = AgentManager()
         self._own = AgentManager.get_agent_by_id_async.__wrapped__
+        self._messages = MessageManager()
+        self._own_messages = MessageManager.get_messages_by_ids_async.__wrapped__
 
     async def database(self, agent_id: str, actor: Any, variant: str = "all") -> Any:
         """The state as plain data, or None where there is no such agent."""
@@ -55,6 +61,15 @@ class Reads:
         read = self._manager.get_agent_by_id_async(agent_id, actor, **VARIANTS[variant])
         return await _plain(read), self._cache.stats()["loads"] == loads
 
+    async def messages(self, ids: list[str], actor: Any) -> tuple[list[Any], list[Any], int]:
+        """Messages by the cache, by the database, and how many of them were hits."""
+        loads = self._cache.stats()["loads"]
+        cached = await self._messages.get_messages_by_ids_async(ids, actor)
+        hits = len(cached) - (self._cache.stats()["loads"] - loads)
+        own = await self._own_messages(self._messages, ids, actor)
+        dumped = [[json.loads(each.model_dump_json()) for each in found] for found in (cached, own)]
+        return dumped[0], dumped[1], max(hits, 0)
+
 
 class Audit:
     """
@@ -63,13 +78,15 @@ class Audit:
     Attributes:
         agents: by id, an actor who may read it.
         comparisons: hits that were compared.
+        messages: hits of messages that were compared.
         stale: one line for each that differs.
     """
 
     def __init__(self, reads: Reads) -> None:
         self.reads = reads
         self.agents: dict[str, Any] = {}
-        self.comparisons = 0
+        self.comparisons = self.messages = 0
+        self._known: dict[str, Any] = {}  # messages that existed, with an actor
         self.stale: list[str] = []
 
     async def check(self, after: str) -> None:
@@ -81,6 +98,22 @@ class Audit:
                     hits[variant] = cached
             if hits:
                 self._compare(agent_id, hits, await self.reads.database(agent_id, actor), after)
+        await self._check_messages(after)
+
+    async def _check_messages(self, after: str) -> None:
+        """Each message that was ever seen, of all agents of the actors."""
+        actors = {actor.organization_id: actor for actor in self.agents.values()}
+        async with db_registry.async_session() as session:
+            query = select(Message.id, Message.organization_id)
+            rows = await session.execute(query.where(Message.organization_id.in_(actors)))
+            self._known |= {row.id: actors[row.organization_id] for row in rows}
+        for actor in actors.values():
+            ids = [each for each, by in self._known.items() if by is actor]
+            if ids:
+                cached, fresh, hits = await self.reads.messages(ids, actor)
+                self.messages += hits
+                if cached != fresh:
+                    self.stale.append(f"{after}: {_first_difference(cached, fresh)}")
 
     def _compare(self, agent_id: str, hits: dict[str, Any], fresh: Any, after: str) -> None:
         for variant, cached in hits.items():
@@ -113,3 +146,11 @@ def _difference(cached: Any, fresh: Any, absent: set[str]) -> str:
     if fresh is None:
         return "" if cached is None else "is gone"
     return ", ".join(key for key in fresh if key not in absent and cached.get(key) != fresh[key])
+
+
+def _first_difference(cached: list[Any], fresh: list[Any]) -> str:
+    by_id = {each["id"]: each for each in fresh}
+    for message in cached:
+        if message != by_id.get(message["id"]):
+            return f"{message} is {by_id.get(message['id'])}"
+    return f"{len(cached)} messages are {len(fresh)}"

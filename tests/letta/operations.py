@@ -13,8 +13,11 @@ from typing import Any
 
 from letta.orm.agents_tags import AgentsTags
 from letta.orm.block import Block as BlockRow
+from letta.orm.conversation import Conversation as ConversationRow
 from letta.orm.files_agents import FileAgent
+from letta.orm.message import Message as MessageRow
 from letta.orm.sandbox_config import AgentEnvironmentVariable
+from letta.orm.step import Step as StepRow
 from letta.orm.tool import Tool as ToolRow
 from letta.schemas.agent import CreateAgent, UpdateAgent
 from letta.schemas.block import Block, BlockUpdate, CreateBlock
@@ -31,7 +34,9 @@ from letta.schemas.identity import (
 )
 from letta.schemas.letta_message_content import TextContent
 from letta.schemas.llm_config import LLMConfig
-from letta.schemas.message import Message
+from letta.schemas.message import Message, MessageUpdate
+from letta.schemas.openai.chat_completion_response import UsageStatistics
+from letta.schemas.run import Run
 from letta.schemas.source import Source, SourceUpdate
 from letta.schemas.tool import Tool, ToolUpdate
 from letta.server.db import db_registry
@@ -44,9 +49,11 @@ from letta.services.files_agents_manager import FileAgentManager
 from letta.services.group_manager import GroupManager
 from letta.services.identity_manager import IdentityManager
 from letta.services.message_manager import MessageManager
+from letta.services.run_manager import RunManager
 from letta.services.source_manager import SourceManager
+from letta.services.step_manager import StepManager
 from letta.services.tool_manager import ToolManager
-from sqlalchemy import delete, func, update
+from sqlalchemy import delete, func, select, update
 
 Operation = Callable[[], Awaitable[Any]]
 _EMBEDDING = EmbeddingConfig.default_config(provider="openai")
@@ -82,6 +89,7 @@ class World:
         self.groups: list[str] = []
         self.files: list[tuple[str, str, str]] = []  # id, name, source
         self.archives: list[str] = []
+        self.said: list[tuple[str, str, str]] = []  # run, step and conversation of a message
         self._count = 0
         self.agent_manager = AgentManager()
         self.block_manager = BlockManager()
@@ -94,6 +102,8 @@ class World:
         self.archive_manager = ArchiveManager()
         self.message_manager = MessageManager()
         self.conversation_manager = ConversationManager()
+        self.run_manager = RunManager()
+        self.step_manager = StepManager()
         self.operations: dict[str, Operation] = {
             name.removeprefix("do_"): getattr(self, name)
             for name in dir(self)
@@ -510,6 +520,63 @@ class World:
         await self.agent_manager.rebuild_system_prompt_async(
             self._one(self.alive), self.actor, force=True
         )
+
+    async def _message(self) -> str:
+        query = select(MessageRow.id).where(MessageRow.agent_id.in_(self.alive))
+        async with db_registry.async_session() as session:
+            return str(self._one((await session.execute(query)).scalars().all()))
+
+    async def do_say_in_a_run(self) -> None:
+        agent = self._one(self.alive)
+        conversation = await self.conversation_manager.create_conversation(
+            agent, CreateConversation(summary=self._word()), self.actor
+        )
+        run = await self.run_manager.create_run(Run(agent_id=agent), self.actor)
+        step = await self.step_manager.log_step_async(
+            actor=self.actor, agent_id=agent, provider_name="p", provider_category="base",
+            model="m", model_endpoint=None, context_window_limit=1, run_id=run.id, provider_id=None,
+            usage=UsageStatistics(completion_tokens=1, prompt_tokens=1, total_tokens=2),
+        )  # fmt: skip
+        content = [TextContent(text=self._word())]
+        said = Message(agent_id=agent, role="user", content=content, run_id=run.id, step_id=step.id,
+                       conversation_id=conversation.id)  # fmt: skip
+        await self.message_manager.create_many_messages_async([said], self.actor)
+        self.said.append((run.id, step.id, conversation.id))
+
+    async def do_forget_where_it_was_said(self) -> None:
+        run, step, conversation = self.said.pop(self.random.randrange(len(self.said)))
+        which = self.random.randrange(3)
+        if which == 0:
+            await self.run_manager.delete_run(run, self.actor)
+            return
+        row, row_id = [(StepRow, step), (ConversationRow, conversation)][which - 1]
+        async with db_registry.async_session() as session:
+            await session.execute(delete(row).where(row.id == row_id))
+
+    async def do_update_message(self) -> None:
+        update = MessageUpdate(content=self._word())
+        await self.message_manager.update_message_by_id_async(
+            await self._message(), update, self.actor
+        )
+
+    async def do_delete_message(self) -> None:
+        message = await self._message()
+        if self.random.random() < 0.5:
+            await self.message_manager.delete_message_by_id_async(message, self.actor)
+        else:
+            await self.message_manager.delete_messages_by_ids_async([message], self.actor)
+
+    async def do_delete_messages(self) -> None:
+        await self.message_manager.delete_all_messages_for_agent_async(
+            self._one(self.alive),
+            self.actor,
+            exclude_ids=self._one([None, [await self._message()]]),
+        )
+
+    async def do_update_messages_without_ids(self) -> None:
+        change = update(MessageRow).where(MessageRow.agent_id == self._one(self.alive))
+        async with db_registry.async_session() as session:
+            await session.execute(change.values(name=self._word()))
 
     async def do_conversation(self) -> None:
         conversation = await self.conversation_manager.create_conversation(

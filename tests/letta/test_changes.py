@@ -72,6 +72,7 @@ async def test_random_writes_leave_nothing_stale(agents: Agents, reads: Any) -> 
     assert audit.stale == []
     assert done > _OPERATIONS / 2
     assert audit.comparisons > _OPERATIONS
+    assert audit.messages > 0
 
 
 async def test_each_agent_that_shows_a_block_sees_its_change(agents: Agents, reads: Any) -> None:

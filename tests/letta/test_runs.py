@@ -108,6 +108,27 @@ async def test_an_agent_is_not_loaded_again_while_it_runs(agents: Agents, cache:
     assert cache.stats()["refills"] == before + 1
 
 
+async def test_each_run_but_the_first_finds_its_agent_in_the_cache(
+    agents: Agents, cache: Any
+) -> None:
+    from tests.letta.audit import LOOP
+
+    agent = await agents.create()
+
+    for _ in range(6):
+        await agents.manager.get_agent_by_id_async(agent.id, agents.user, LOOP)
+        refills = cache.stats()["refills"]
+        await end_run(agents, await new_run(agents, agent))
+
+        async def refilled(then: int = refills) -> bool:
+            return bool(cache.stats()["refills"] > then)
+
+        await eventually(refilled, deadline_s=60)
+
+    # Those of readers: refills are not counted.
+    assert (await cache.agents.stats(agent.id))["loads"] == 1
+
+
 def test_a_run_that_nobody_ends_is_forgotten() -> None:
     now = [0.0]
     runs = Runs(clock=lambda: now[0])

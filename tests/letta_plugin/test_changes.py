@@ -51,6 +51,28 @@ def test_a_new_shared_row_changes_nothing() -> None:
     assert noted(write("block", "insert", given={"id": "b1"})) == (set(), set(), set())
 
 
+def test_a_deleted_agent_takes_its_messages_along() -> None:
+    assert noted(write("agents", "delete", pinned={"id": "a1"}))[:2] == ({"a1"}, {"a1"})
+    assert noted(write("agents", "update", pinned={"id": "a1"}))[:2] == ({"a1"}, set())
+    assert noted(write("messages", "delete", pinned={"agent_id": "a1"}))[1] == {"a1"}
+
+
+@pytest.mark.parametrize("verb", ["update", "delete"])
+def test_a_changed_message_is_named_by_its_id(verb: Verb) -> None:
+    assert noted(write("messages", verb, pinned={"id": "m1"}))[:2] == ({"m1"}, set())
+
+
+def test_a_new_message_changes_nothing() -> None:
+    given = {"id": "m1", "agent_id": "a1"}
+    assert noted(write("messages", "insert", given=given)) == (set(), set(), set())
+
+
+@pytest.mark.parametrize("table", ["runs", "steps", "conversations"])
+def test_only_its_deletion_takes_a_row_out_of_its_messages(table: str) -> None:
+    assert noted(write(table, "delete", pinned={"id": "x1"}))[1] == {"x1"}
+    assert noted(write(table, "update", pinned={"id": "x1"})) == (set(), set(), set())
+
+
 def test_a_deleted_link_is_found_by_what_it_links_to() -> None:
     assert noted(write("blocks_agents", "delete", pinned={"block_id": "b1"}))[1] == {"b1"}
 
