@@ -2,7 +2,8 @@
 Measures the plug-in in the real Letta server: `python benchmarks/bench_letta.py [--quick]`.
 
 reads: `get_agent_by_id_async` in one process (letta_reads.py), without the plug-in, as a
-miss, and as a hit; with Letta's own NullPool, and pooled.
+miss, and as a hit; with Letta's own NullPool, and pooled. Then runs, one right after the
+other, and how many found their agent in the cache.
 http: two servers on one PostgreSQL, one of them with the plug-in, in turns: GET
 /v1/agents/{id}, and a message of one step. Statements are counted in PostgreSQL's log, while
 nothing is timed.
@@ -37,7 +38,7 @@ TARGETS: dict[str, tuple[str, float]] = {
     "GET, statements": ("<=", 0.0),
     "step, pooled, ratio": ("<=", 1.0),
     "step, statements": ("<=", 55.0),
-    "step, agent reads that hit": (">=", 0.95),
+    "run, agent reads that hit": (">=", 0.95),
 }
 
 
@@ -96,7 +97,7 @@ def figures(found: dict[str, Any]) -> dict[str, float]:
         got["hit, statements"] = part["reads"]["statements"]["hit"]
         got["GET, statements"] = http["plugin"]["get_statements"]
         got["step, statements"] = http["plugin"]["step_statements"]
-        got["step, agent reads that hit"] = http["hits"]
+        got["run, agent reads that hit"] = part["reads"]["hits"]
         for what in ("get", "step"):
             label = f"{'GET' if what == 'get' else 'step'}, {pool}, ratio"
             got[label] = http["plugin"][f"{what}_ms"] / http["plain"][f"{what}_ms"]

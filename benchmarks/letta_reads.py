@@ -94,6 +94,29 @@ class Comparison:
             await installation.runtime.stop()
             letta_redis.uninstall()
 
+    async def hits(self, runs: int) -> float:
+        """The share of runs, one right after the other, that find their agent in the cache."""
+        from letta.schemas.run import Run, RunUpdate
+        from letta.services.run_manager import RunManager
+
+        manager, user = RunManager(), self._agents.user
+        installation = letta_redis.install(self._settings)
+        await installation.runtime.start()
+        cache: Any = installation.runtime.cache()
+        try:
+            await self._read()
+            for _ in range(runs):
+                await self._read()
+                run = await manager.create_run(pydantic_run=Run(agent_id=self._id), actor=user)
+                update = RunUpdate(status="completed", stop_reason="end_turn")
+                await manager.update_run_by_id_async(run.id, update, actor=user)
+            # Those of readers; refills are not counted.
+            loads = int((await cache.agents.stats(self._id))["loads"])
+        finally:
+            await installation.runtime.stop()
+            letta_redis.uninstall()
+        return 1 - (loads - 1) / runs
+
     async def _forget(self, cache: Any) -> None:
         """Take the value away as an eviction does: an invalidation would load it again."""
         keys = [key async for key in cache.client.scan_iter(f"*{{{self._id}}}*")]
@@ -111,8 +134,11 @@ async def main(rounds: int, times: int) -> None:
     comparison = Comparison(os.environ["BENCH_VALKEY"], agents, agent.id)
     for _ in range(rounds):
         await comparison.round(times)
+    hits = await comparison.hits(times)
     medians = {name: statistics.median(ms) for name, ms in comparison.ms.items()}
-    sys.stdout.write(json.dumps({"ms": medians, "statements": comparison.statements}) + "\n")
+    sys.stdout.write(
+        json.dumps({"ms": medians, "statements": comparison.statements, "hits": hits}) + "\n"
+    )
 
 
 if __name__ == "__main__":

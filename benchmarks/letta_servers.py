@@ -14,16 +14,12 @@ from typing import Any, Self
 
 import httpx
 
-from cache.opening import open_cache
-from settings import Settings
 from tests.letta.postgres import Postgres
 from tests.letta.processes import Server, letta_server
 
 CLIENTS, AGENTS, READS_A_MESSAGE = 100, 20, 19
 # Calls whose statements are counted.
 COUNTED = 3
-# How often a process adds its counters to those on the server, and a bit.
-_TOTALS_S = 11.0
 _STATEMENT = re.compile(r"^(\S+) LOG:  (?:execute [^:]+|statement): (.*)", re.MULTILINE)
 _NOT_COUNTED = re.compile(r"BEGIN|COMMIT|ROLLBACK|;|SET |SHOW |.*pg_catalog|.*pg_type", re.I)
 
@@ -110,19 +106,15 @@ class Pair:
         """GET of an agent and a step, in turns: medians in ms, and statements."""
         calls: dict[str, Callable[[Side], None]] = {"get": Side.get, "step": Side.step}
         found: dict[str, Any] = {name: {} for name in self.sides}
-        before = 0
         for what, call in calls.items():
             for side in self.sides.values():
                 for _ in range(3):
                     call(side)
-            if what == "step":
-                before = self._loaded()
             spent = self._in_turns(call, times)
             for name, side in self.sides.items():
                 found[name][f"{what}_ms"] = statistics.median(spent[name])
                 found[name][f"{what}_statements"] = self._statements(side, call)
-        loaded = self._loaded() - before
-        return {**found, "hits": 1 - loaded / (times + COUNTED)}
+        return found
 
     def _in_turns(self, call: Callable[[Side], None], times: int) -> dict[str, list[float]]:
         spent: dict[str, list[float]] = {name: [] for name in self.sides}
@@ -132,11 +124,6 @@ class Pair:
                 call(side)
                 spent[name].append((time.perf_counter() - started) * 1000)
         return spent
-
-    def _loaded(self) -> int:
-        """The loads that a reader had to wait for, so far."""
-        time.sleep(_TOTALS_S)
-        return asyncio.run(_loads(self._valkey))
 
     def _statements(self, side: Side, call: Callable[[Side], None]) -> float:
         """The statements of one call: the median of COUNTED."""
@@ -186,12 +173,6 @@ class Pair:
     def _sessions(self, side: Side) -> int:
         query = f"SELECT sessions FROM pg_stat_database WHERE datname = '{side.database}'"
         return int(self._postgres.execute(query)[0][0])
-
-
-async def _loads(valkey: str) -> int:
-    async with open_cache(Settings(redis_url=valkey)) as cache:
-        totals = await cache.totals()
-    return totals["loads"] - totals["refills"]
 
 
 def _count(log: str, database: str) -> int:
