@@ -134,6 +134,8 @@ COMMANDS: list[tuple[str, ...]] = [
 OTHERS: list[tuple[str, ...]] = [
     ("pause", "--function", EVIL), ("pause",), ("resume", "--function", EVIL), ("resume",),
     ("jobs", "abort", EVIL), ("dead", "purge", EVIL), ("dead", "purge", "--before", EVIL),
+    ("jobs", "run-now", EVIL), ("jobs", "add", EVIL), ("jobs", "change", "run", "--id-prefix", EVIL, "--yes"),
+    ("dead", "change", "retry", "--error", EVIL, "--yes"), ("schedules", "run", EVIL),
     ("batches", "came", EVIL), ("batches", "retry", EVIL), ("batches", "flush"),
     ("webhooks", "enable", "--endpoint-id", EVIL), ("webhooks", "disable", "--endpoint-id", EVIL),
     ("webhooks", "retry", EVIL), ("webhooks", "enable", EVIL), ("web", "--listen", EVIL),
