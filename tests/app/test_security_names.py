@@ -18,6 +18,7 @@ from tests.support.queues import queue_of, stores_of
 from tests.support.wait import eventually
 from worker import Unique, call
 from worker.errors import InvalidArgument
+from worker.queue.filters import JobFilter
 from worker.webhooks.deliveries import Selection
 
 pytestmark = pytest.mark.integration
@@ -302,6 +303,11 @@ QUEUE = [
     Case("jobs.list", "function", lambda q, x: q.jobs.list(function=x), OPTIONAL),
     Case("jobs.list", "priority", lambda q, x: q.jobs.list(priority=x), OPTIONAL),
     Case("jobs.list", "cursor", lambda q, x: q.jobs.list(cursor=x), VARIANT),
+    Case("jobs.search", "state", lambda q, x: q.jobs.search(x, JobFilter()), OPTIONAL),
+    Case("jobs.search", "cursor", lambda q, x: q.jobs.search(None, JobFilter(), cursor=x), VARIANT),
+    Case("jobs.run_now", "job_ids", lambda q, x: q.jobs.run_now("a", x)),
+    Case("jobs.request_aborts", "job_ids", lambda q, x: q.jobs.request_aborts(["a", x])),
+    Case("jobs.run_schedule", "schedule_id", lambda q, x: q.jobs.run_schedule(x)),
     Case("send_webhook", "url", send(url=...)),
     Case("send_webhook", "event_type", send(event_type=...)),
     Case("send_webhook", "webhook_id", send(webhook_id=...), OPTIONAL),
@@ -357,6 +363,9 @@ QUEUE = [
     Case("dead.get", "job_id", lambda q, x: q.dead.get(x)),
     Case("dead.retry", "job_id", lambda q, x: q.dead.retry(x), OPTIONAL),
     Case("dead.purge", "job_id", lambda q, x: q.dead.purge(x), OPTIONAL),
+    Case("dead.search", "cursor", lambda q, x: q.dead.search(JobFilter(), cursor=x), VARIANT),
+    Case("dead.retry_each", "job_ids", lambda q, x: q.dead.retry_each(["a", x])),
+    Case("dead.purge_each", "job_ids", lambda q, x: q.dead.purge_each(["a", x])),
 ]  # fmt: skip
 
 

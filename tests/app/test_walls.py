@@ -24,6 +24,7 @@ FORBIDDEN = [
     ("worker/llm/rescuer.py", "import settings", "Only composition roots"),
     ("worker/webhooks/jobs.py", "import letta_redis", "Only letta_redis imports letta"),
     ("worker/client.py", "import arq", "What a service imports"),
+    ("worker/web/site.py", "import jinja2", "Only the page needs jinja2"),
     ("worker/app/options.py", "import worker.engine", "What builds a service's client"),
     ("letta_redis/__init__.py", "import arq", "letta_redis names no package"),
     ("worker/webhooks/policy.py", "import redis", "Pure modules"),

@@ -426,7 +426,7 @@ def _require_ids(job_ids: Sequence[str]) -> None:
     if not 1 <= len(job_ids) <= _MOST_IDS:
         raise InvalidArgument(f"give 1 to {_MOST_IDS} ids, not {len(job_ids)}")
     for id_ in job_ids:
-        arguments.require_name("job_id", id_)
+        arguments.require_name("job_ids", id_)
 
 
 def _as_unique(unique: Unique | str | None) -> Unique | None:

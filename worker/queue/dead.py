@@ -145,6 +145,8 @@ class DeadLetters:
 
     async def retry_each(self, job_ids: Sequence[str]) -> int:
         """Enqueue these dead letters again, as `retry`. Return how many."""
+        for job_id in job_ids:
+            require_name("job_ids", job_id)
         done = 0
         for at in range(0, len(job_ids), _BODIES):
             letters = await self._read(job_ids[at : at + _BODIES])
@@ -153,6 +155,8 @@ class DeadLetters:
 
     async def purge_each(self, job_ids: Sequence[str]) -> int:
         """Delete these dead letters, as `purge`. Return how many."""
+        for job_id in job_ids:
+            require_name("job_ids", job_id)
         rows = await self._names(job_ids)
         if not rows:
             return 0

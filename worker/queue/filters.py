@@ -38,7 +38,9 @@ class JobFilter:
         Raises:
             InvalidArgument: a part is not valid; the message names it.
         """
-        for what in ("function", "id_prefix", "error"):
+        if self.function is not None:
+            require_name("function", self.function)
+        for what in ("id_prefix", "error"):
             if getattr(self, what):
                 require_name(what, getattr(self, what))
         if self.priority is not None:

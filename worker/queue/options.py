@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,4 +25,4 @@ class JobOptions:
     max_job_bytes: int
     max_length: int
     max_memory_share: float
-    confirm: ConfirmOptions = field(default_factory=ConfirmOptions)
+    confirm: ConfirmOptions

@@ -22,6 +22,8 @@ _STAGE_PART = load(__package__, "stage_part")
 # A longer value is staged, bytes; and so are all that follow this many bytes in one call.
 LARGE = 262_144
 MOST_INLINE = 524_288
+# What one script appends to a value on a full server, bytes.
+_PIECE = 262_144
 
 # A string, or the fields of a hash.
 Staged = bytes | Mapping[str, bytes]
@@ -86,6 +88,6 @@ async def stage(client: Any, name: str, value: Staged) -> None:
 
 async def stage_when_full(client: Any, name: str, value: bytes) -> None:
     """As `stage`, in pieces, on a server that has no memory for a plain SET but must end jobs."""
-    for at in range(0, len(value), LARGE):
-        args = [at, value[at : at + LARGE], STAGED_TTL_S * 1000]
+    for at in range(0, len(value), _PIECE):
+        args = [at, value[at : at + _PIECE], STAGED_TTL_S * 1000]
         await _STAGE_PART.run(client, [name], args, alone=True)

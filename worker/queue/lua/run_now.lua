@@ -4,6 +4,7 @@
 -- ARGV[1] prefix  ARGV[2..] ids, <= 50
 -- returns how many were deferred; running, due and held jobs stay as they are
 -- allow-oom: it adds nothing.
+--@rights
 --@include types
 --@include pauses
 expect('zset', unpack(KEYS, 1, 6))
