@@ -99,13 +99,13 @@ class Model(RuleBasedStateMachine):
         poll = self.polls[worker]
         free = {id_ for id_ in self.waiting | self.lapsed if self.paused.isdisjoint(self.kind[id_])}
         polled = self.run(poll.run([], 2, stalled_jobs=stalled_jobs))
-        self._paused_lapsed_go_back()
         poisoned, now = polled.poisoned, polled.now
-        if resend:
-            polled = self.run(self._again(poll, stalled_jobs))
         for id_ in poisoned:
             self._die(id_.decode())
         self._paused_lapsed_go_back()
+        if resend:
+            polled = self.run(self._again(poll, stalled_jobs))
+            assert polled.poisoned == poisoned
         for claim in polled.claims:
             job_id = claim.job_id
             assert job_id in free
