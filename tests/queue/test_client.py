@@ -248,6 +248,23 @@ async def test_enqueue_many_stores_all_in_order(client: Any, prefix: str) -> Non
     assert await jobs[1100].result(timeout_s=10) == 1100
 
 
+@pytest.mark.parametrize("large", [False, True])
+async def test_of_many_jobs_only_the_new_ones_are_stored(
+    client: Any, prefix: str, large: bool
+) -> None:
+    queue = queue_of(client, prefix)
+    await queue.enqueue("add", 1, job_id="known")
+    body = "x" * 300_000 if large else "x"
+    ids = ["a", "known", "b", "a"]
+    many = [call("add", n, body, job_id=job_id) for n, job_id in enumerate(ids)]
+    jobs = await queue.enqueue_many(many)
+    assert [job_.id for job_ in jobs] == ids
+    first = {id_: codec.decode(await client.get(f"{prefix}job:{id_}"))["a"][0] for id_ in ids}
+    assert first == {"a": 0, "known": 1, "b": 2}
+    await queue.enqueue_many(many)
+    assert await client.zcard(f"{prefix}queue") == 3
+
+
 async def test_bad_arguments_store_nothing(client: Any, prefix: str) -> None:
     queue = queue_of(client, prefix)
     with pytest.raises(InvalidArgument):

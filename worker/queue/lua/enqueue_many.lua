@@ -45,12 +45,24 @@ if pairs_ > 0 then
   redis.call('PEXPIRE', KEYS[6], ARGV[3])
   redis.call('DEL', KEYS[7])
 end
--- The same as put_job, with one command for all jobs of a queue.
-local now, results, due = server_ms(), {}, {{}, {}, {}, {}}
+-- The same as put_job, with one command for all jobs of a queue, and one for all bodies if every job is new.
+local now, results, due, bodies, seen = server_ms(), {}, {{}, {}, {}, {}}, {}, {}
+for i = first, #ARGV, 4 do
+  local id = ARGV[i]
+  if seen[id] or string.sub(ARGV[i + 1], 1, 1) == '-' then
+    bodies = {}
+    break
+  end
+  seen[id] = true
+  bodies[#bodies + 1], bodies[#bodies + 2] = prefix .. 'job:' .. id, ARGV[i + 3]
+end
+local all_new = #bodies > 0 and redis.call('MSETNX', unpack(bodies)) == 1
 for i = first, #ARGV, 4 do
   local id, number = ARGV[i], tonumber(ARGV[i + 1])
-  local job, rows, is_new = prefix .. 'job:' .. id, due[math.abs(number)], nil
-  if number > 0 then
+  local job, rows, is_new = prefix .. 'job:' .. id, due[math.abs(number)], all_new
+  if all_new then
+    -- Its body is there.
+  elseif number > 0 then
     is_new = redis.call('SET', job, ARGV[i + 3], 'NX')
   elseif redis.call('EXISTS', job) == 0 then
     put_value(job, {ARGV[i + 3]})
