@@ -43,8 +43,18 @@ local marked, pauses = false, nil
 local dead = {set = KEYS[9], prefix = prefix, cap = tonumber(ARGV[8]), age = tonumber(ARGV[9]), now = now,
   queues = KEYS, dropped = 0}
 local late, buried, poisoned, rows, claimed = {}, {}, {}, {}, {}
+local due_counts = {}  -- by queue, before this poll changes anything
 local ends = cmsgpack.unpack(ARGV[6])
 local groups = #ends > 0 and cmsgpack.unpack(ARGV[15]) or {}
+
+-- Return the number of a queue's due jobs; fail if it is no queue.
+local function expect_due(key)
+  local count = allowed(redis.pcall('ZCOUNT', key, '-inf', now))
+  if type(count) ~= 'number' then
+    error({err = 'WRONGTYPE ' .. key .. ' is not a zset'})
+  end
+  return count
+end
 
 local function names(kind, ids)
   local keys = {}
@@ -214,13 +224,13 @@ local function with_ahead(most)
   if ahead == 0 then
     return most
   end
-  local due = 0
+  local count = 0
   for number = 1, 4 do
     if not (pauses and pauses.queues[number]) then
-      due = due + redis.call('ZCOUNT', KEYS[number], '-inf', now)
+      count = count + due_counts[number]
     end
   end
-  return most + math.min(ahead, math.max(0, math.floor((due - most) / 4)))
+  return most + math.min(ahead, math.max(0, math.floor((count - most) / 4)))
 end
 
 local function aborted_in(number)
@@ -339,7 +349,10 @@ if busy then
   end
   if #ends > 0 or pauses then
     -- Once ends are applied or jobs are held, nothing after them may fail.
-    expect('zset', KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5])
+    expect('zset', KEYS[5])
+  end
+  for number = 1, (#ends > 0 or pauses or ahead > 0) and 4 or 0 do
+    due_counts[number] = expect_due(KEYS[number])
   end
   for number = 1, pauses and 4 or 0 do
     held = held + redis.call('ZCOUNT', KEYS[number], HELD, '+inf')
@@ -400,23 +413,25 @@ if not busy then
   return {now, -1, 0, 0, 0, late, buried, poisoned, {}, rows, dead.dropped}
 end
 local next_due, more, size = -1, 0, 0
+-- returns whether the first entry is due | nil: there is none
 local function look(key)
   -- No command comes after the claims that does not come before them: one that is denied would leave them.
   local head = redis.call('ZRANGEBYSCORE', key, '-inf', '+inf', 'WITHSCORES', 'LIMIT', 0, 1)
   local due = tonumber(head[2])
-  if due and due <= now then
-    return true
-  end
-  if due and (next_due < 0 or due < next_due) then
+  if due and due > now and (next_due < 0 or due < next_due) then
     next_due = due
   end
-  return false
+  return due and due <= now
 end
 for number = 1, 4 do
+  local is_due
   if not (pauses and pauses.queues[number]) then
-    if look(KEYS[number]) then
-      more = 1
-    end
+    is_due = look(KEYS[number])
+  end
+  if is_due then
+    more = 1
+  end
+  if is_due ~= nil then
     size = size + redis.call('ZCARD', KEYS[number])
   end
 end
@@ -425,7 +440,7 @@ size = math.max(0, size - held - (MOST_HELD - room_to_hold))
 if look(KEYS[5]) then
   more = 1
 end
-local scheduled = look(KEYS[11]) and 1 or 0
+local scheduled = look(KEYS[11]) and 1 or 0  -- the ends of this poll may have added one
 if more == 1 then
   redis.call('ZADD', KEYS[6], 0, 'w')
 end
