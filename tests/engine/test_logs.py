@@ -15,6 +15,7 @@ from arq.logs import default_log_config
 from tests.support.engine import burst
 from tests.support.queues import queue_of
 from worker.engine import RetryPolicy
+from worker.engine.log_context import log_context
 from worker.engine.options import EngineOptions
 from worker.logs import configure_logging
 
@@ -96,3 +97,12 @@ def test_a_line_of_arq_appears_once(capsys: pytest.CaptureFixture[str]) -> None:
         logging.getLogger(name).warning("Health check failed")
     lines = capsys.readouterr().err.splitlines()
     assert [json.loads(line)["event"] for line in lines] == ["Health check failed"] * 2
+
+
+def test_what_names_the_job_can_be_bound_anew_by_the_job() -> None:
+    """The variables are structlog's own, not others of the same names."""
+    log_context("job_id", "task")("a", "f")
+    assert structlog.contextvars.get_contextvars() == {"job_id": "a", "task": "f"}
+    structlog.contextvars.bind_contextvars(job_id="b", more=1)
+    structlog.contextvars.unbind_contextvars("task")
+    assert structlog.contextvars.get_contextvars() == {"job_id": "b", "more": 1}

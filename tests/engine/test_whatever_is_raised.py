@@ -21,6 +21,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from cache.encoding import codec
+from cache.logs import Logger
 from tests.support.engine import burst
 from tests.support.queues import queue_of
 from tests.support.raising import ASK_AGAIN, RAISED, RETURNED, SURROGATE, Odd
@@ -207,16 +208,16 @@ async def test_a_delay_out_of_range_is_bounded(delay_s: Any, ms: int) -> None:
 def test_an_event_that_cannot_be_logged_is_dropped() -> None:
     told: list[dict[str, Any]] = []
 
-    class Log:
+    class Bound:
         def error(self, _event: str, **fields: Any) -> None:
-            if "exc_info" in fields:
+            if "exception" in fields:
                 raise RecursionError
             told.append(fields)
 
         def info(self, _event: str, **_fields: Any) -> None:
             raise SystemExit(1)
 
-    log = SafeLog(Log())
+    log = SafeLog(Logger("a", Bound()))
     log.info("a.b")
     log.error("a.b", exc_info=ValueError(), job_id="a")
     assert told == [{"job_id": "a"}]

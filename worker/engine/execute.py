@@ -11,17 +11,16 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Callable
+from datetime import UTC, datetime
 from typing import Any
-
-import structlog
-from arq.utils import ms_to_datetime
 
 from cache.logs import get_logger
 from worker.engine.deadlines import Deadlines
 from worker.engine.failures import SafeLog, describe, is_closed
+from worker.engine.log_context import log_context
 from worker.engine.outcome import Body, Decider, broken
 from worker.engine.prepare import Preparer
-from worker.engine.records import Claim, End
+from worker.engine.records import QUEUE_WORDS, Claim, End
 from worker.engine.settings import Hook, Settings
 
 # Jobs that waited longer than this tend to end together: one clock tick wakes many.
@@ -53,6 +52,7 @@ class Executor:
         self._preparer = Preparer(settings, self._decider, now_ms)
         self._deadlines = Deadlines(lambda claim: interrupt(claim, "timeout"))
         self._log = SafeLog(get_logger(__name__).bind())
+        self._log_context = log_context("job_id", "task", "queue", "try")
 
     def close(self) -> None:
         self._deadlines.close()
@@ -81,18 +81,13 @@ class Executor:
             **settings.ctx,
             "job_id": claim.job_id,
             "job_try": body.tries,
-            "enqueue_time": ms_to_datetime(body.enqueued_ms),
+            "enqueue_time": datetime.fromtimestamp(body.enqueued_ms / 1000, UTC),
             "score": int(due_ms),
             "worker_id": settings.worker_id,
             "priority": claim.priority,
             "queue": settings.queue_names[claim.number - 1],
         }
-        structlog.contextvars.bind_contextvars(
-            job_id=claim.job_id,
-            task=body.name,
-            queue=claim.priority.value,
-            **{"try": body.tries},
-        )
+        self._log_context(claim.job_id, body.name, QUEUE_WORDS[claim.number - 1], body.tries)
         start_ms, begun = self._now_ms(), self._loop.time()
         try:
             value = await self._call(claim, body, ctx, begun)
@@ -154,7 +149,8 @@ class Executor:
             self._log.warning("hook.failed", hook=name, error=describe(exc))
 
     def _report(self, claim: Claim, body: Body, outcome: str) -> None:
-        rounded_s = round(claim.run_s, 4)
+        # As `round` would, which takes a fifth of this function's time.
+        rounded_s = int(claim.run_s * 10_000 + 0.5) / 10_000
         if outcome == "completed" and getattr(body.function, "quiet", False):
             self._log.debug("job.completed", run_s=rounded_s)
         elif outcome == "completed":
@@ -168,7 +164,7 @@ class Executor:
         try:
             self.settings.observer.job_ended(
                 task=body.name,
-                queue=claim.priority.value,
+                queue=QUEUE_WORDS[claim.number - 1],
                 outcome=outcome,
                 run_s=claim.run_s,
                 queue_s=claim.wait_s,

@@ -7,6 +7,7 @@ import sys
 from typing import Any
 
 from cache.encoding.codec import RemoteError
+from cache.logs import Logger
 
 _MOST_ERROR_CHARS = 2000
 # A result keeps more of the text than a dead letter: a validation error is long.
@@ -63,17 +64,18 @@ class SafeLog:
     process), and that must not change how the job ends.
     """
 
-    __slots__ = ("_log",)
+    __slots__ = ("_info", "_log")
 
-    def __init__(self, log: Any) -> None:
+    def __init__(self, log: Logger) -> None:
         self._log = log
+        self._info = log.bound_info
 
     def debug(self, event: str, /, **fields: Any) -> None:
         self._try(self._log.debug, event, fields)
 
     def info(self, event: str, /, **fields: Any) -> None:
         try:  # noqa: SIM105  (this is called for every job)
-            self._log.info(event, **fields)
+            self._info(event, **fields)
         except BaseException:  # noqa: BLE001, S110  (see the class)
             pass
 

@@ -30,6 +30,7 @@ from worker.queue.staging import LARGE
 
 # Queues by urgency. A queue's number is its position here, from 1.
 ORDER = (Priority.CRITICAL, Priority.HIGH, Priority.DEFAULT, Priority.LOW)
+QUEUE_WORDS = tuple(priority.value for priority in ORDER)
 CLAIM_FIELDS = 5
 # No policy allows this many tries, so no worker wrote a larger count.
 MOST_TRIES = 1_000_000
