@@ -14,7 +14,7 @@ from tests.support.engine import running
 from tests.support.queues import queue_of
 from tests.support.wait import eventually
 from worker.engine import EngineOptions, RetryPolicy, job
-from worker.queue.dead import DeadLetter
+from worker.queue.letters import DeadLetter
 
 pytestmark = pytest.mark.integration
 

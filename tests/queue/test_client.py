@@ -22,7 +22,8 @@ from tests.support.wait import eventually
 from worker import Priority, QueueFull, QueueMemoryFull, Unique, call
 from worker.engine import RetryPolicy, job
 from worker.errors import InvalidArgument, JobFailed
-from worker.keys import QUEUE_PREFIX
+from worker.keys import QUEUE_PREFIX, QueueKeys
+from worker.queue.store import job_body
 
 pytestmark = pytest.mark.integration
 
@@ -307,6 +308,32 @@ async def test_dead_letters_are_listed_retried_and_purged(client: Any, prefix: s
     await burst(client, prefix, [fail])
     assert await queue.dead.purge(before=datetime.now(UTC) + timedelta(minutes=1)) == 3
     assert not await client.keys(f"{prefix}dead*")
+
+
+async def reads_of(client: Any) -> int:
+    """How often sorted sets were read."""
+    return int((await client.info("commandstats"))["cmdstat_zrange"]["calls"])
+
+
+async def test_dead_letters_of_a_time_are_chosen_page_by_page(client: Any, prefix: str) -> None:
+    queue, keys = queue_of(client, prefix), QueueKeys(prefix)
+    start = datetime(2026, 1, 1, tzinfo=UTC)
+    # More than a page has died in one millisecond.
+    died = [0] * 3 + [1] * 1200 + [2] * 3 + [3] * 2
+    async with client.pipeline(transaction=False) as pipe:
+        for n, ms in enumerate(died):
+            body = job_body("add", [n, n], {}, now_ms=0)
+            letter = {"body": body, "queue_name": keys.queue(Priority.DEFAULT)}
+            pipe.hset(keys.dead_job(f"j{n}"), mapping=letter)
+            pipe.zadd(keys.dead, {f"j{n}": start.timestamp() * 1000 + ms})
+        await pipe.execute()
+    assert await queue.dead.retry(since=start + timedelta(milliseconds=2)) == 5
+    assert await queue.dead.purge(before=start + timedelta(milliseconds=1)) == 3
+    reads = await reads_of(client)
+    assert await queue.dead.purge(before=start + timedelta(milliseconds=2)) == 1200
+    # No command reads them all: of the ten million that may be kept, that would stop the server.
+    assert await reads_of(client) - reads > 2
+    assert (await queue.dead.count(), (await queue.stats())["default"]["queued"]) == (0, 5)
 
 
 async def test_a_dead_letter_whose_id_waits_again_stays(client: Any, prefix: str) -> None:

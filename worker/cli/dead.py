@@ -11,7 +11,7 @@ import click
 from worker.cli.bulk import dead_change
 from worker.cli.support import json_option, show, with_queue
 from worker.errors import NotFound
-from worker.queue.dead import DeadLetter
+from worker.queue.letters import DeadLetter
 
 _UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
 

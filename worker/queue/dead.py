@@ -10,22 +10,24 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Sequence
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
-from redis.exceptions import ResponseError
-
 from cache.connection.scripts import load
-from cache.encoding import codec
-from cache.errors import CodecError
 from cache.logs import get_logger
 from worker.errors import InvalidArgument
 from worker.keys import QueueKeys
-from worker.numbers import whole
 from worker.queue.arguments import require_name, unix_ms
 from worker.queue.filters import JobFilter
 from worker.queue.job import reach
+from worker.queue.letters import (
+    SHOWN,
+    DeadLetter,
+    letter_of,
+    name_and_reason,
+    shown_row,
+    without_expiry,
+)
 from worker.queue.places import cursor_of, rank_behind, read_cursor
 from worker.queue.rows import Place
 from worker.queue.staging import LARGE, staged
@@ -36,32 +38,6 @@ _RETRY = load(__package__, "dead_retry")
 _PAGE = 500
 # Bodies may be large: so many are in memory at a time.
 _BODIES = 20
-# The last millisecond that a datetime can name.
-_MOST_MS = 253_402_300_799_999
-# All that a filter asks for: the body may be large.
-_SHOWN = ("name", "reason", "error", "tries", "queue", "died")
-_QUEUES = ("critical", "high", "default", "low")
-
-
-@dataclass(frozen=True, slots=True)
-class DeadLetter:
-    """
-    One dead job.
-
-    reason: exhausted, permanent, failed, poison, expired, undecodable or unknown.
-    body: the bytes that were enqueued, unchanged.
-    """
-
-    id: str
-    name: str
-    reason: str
-    error: str
-    tries: int
-    priority: str
-    died_at: datetime
-    body: bytes
-
-
 # Inside `DeadLetters`, the name `list` means its method.
 _Letters = list[DeadLetter]
 _Ids = list[str]
@@ -107,7 +83,7 @@ class DeadLetters:
                 pipe.hmget(self._keys.dead_job(id_), "name", "reason")
             rows = await reach(pipe.execute(raise_on_error=False))
         return [
-            (id_, *_name_and_reason(row))
+            (id_, *name_and_reason(row))
             for id_, is_there, row in zip(ids, rows[::2], rows[1::2], strict=True)
             if is_there
         ]
@@ -135,11 +111,11 @@ class DeadLetters:
         ids = [id_.decode(errors="replace") for id_, _ in page]
         async with self._client.pipeline(transaction=False) as pipe:
             for id_ in ids:
-                pipe.hmget(self._keys.dead_job(id_), *_SHOWN)
+                pipe.hmget(self._keys.dead_job(id_), *SHOWN)
             rows = await reach(pipe.execute(raise_on_error=False))
         now = datetime.now(UTC)
-        letters = [_letter(id_, _row_of(row)) for id_, row in zip(ids, rows, strict=True)]
-        found = [letter.id for letter in letters if _is_wanted(letter, wanted, now)]
+        letters = [letter_of(id_, shown_row(row)) for id_, row in zip(ids, rows, strict=True)]
+        found = [each.id for each in letters if _is_wanted(each, wanted, now)]
         last_id, score = page[-1]
         return found, len(ids), cursor_of(Place(0, score, last_id))
 
@@ -202,7 +178,7 @@ class DeadLetters:
         keys = self._keys
         names = [keys.dead, keys.dead_job(letter.id), keys.job(letter.id), keys.result(letter.id)]
         names += [keys.wake, keys.retry(letter.id), keys.dead_body(letter.id)]
-        outcome = await reach(self._put(names, letter.id, _without_expiry(letter.body)))
+        outcome = await reach(self._put(names, letter.id, without_expiry(letter.body)))
         if outcome == 1:
             log.info("dead.retried", job_id=letter.id, task=letter.name, reason=letter.reason)
         return bool(outcome == 1)
@@ -219,11 +195,26 @@ class DeadLetters:
         if job_id is not None:
             yield [job_id]
             return
-        low = "-inf" if since is None else unix_ms("since", since)
-        high = "+inf" if before is None else f"({unix_ms('before', before)}"
-        ids = await reach(self._client.zrange(self._keys.dead, low, high, byscore=True))
-        for at in range(0, len(ids), _PAGE):
-            yield [id_.decode(errors="replace") for id_ in ids[at : at + _PAGE]]
+        high = None if before is None else unix_ms("before", before)
+        rank = 0
+        if since is not None:
+            low = f"({unix_ms('since', since)}"
+            rank = await reach(self._client.zcount(self._keys.dead, "-inf", low))
+        # One that is retried and dies again comes behind it.
+        newest = await reach(self._client.zrange(self._keys.dead, -1, -1, withscores=True))
+        while newest:
+            page = await reach(
+                self._client.zrange(self._keys.dead, rank, rank + _PAGE - 1, withscores=True)
+            )
+            due = [
+                id_ for id_, died in page if died <= newest[0][1] and (high is None or died < high)
+            ]
+            if due:
+                yield [id_.decode(errors="replace") for id_ in due]
+            if not page or len(due) < len(page):
+                return
+            last_id, died = page[-1]
+            rank = await rank_behind(self._client, self._keys.dead, Place(0, died, last_id))
 
     async def _read(self, ids: Sequence[str]) -> _Letters:
         async with self._client.pipeline(transaction=False) as pipe:
@@ -233,42 +224,7 @@ class DeadLetters:
         for id_, row in zip(ids, rows, strict=True):
             if isinstance(row, dict) and row.get(b"body") == b"":
                 row[b"body"] = await reach(self._client.get(self._keys.dead_body(id_))) or b""
-        return [_letter(id_, row) for id_, row in zip(ids, rows, strict=True) if row]
-
-
-def _letter(id_: str, row: dict[bytes, bytes] | ResponseError) -> DeadLetter:
-    """From what is stored; where somebody changed that, whatever of it can be shown."""
-    if isinstance(row, ResponseError):
-        if not str(row).startswith("WRONGTYPE"):
-            raise row
-        row = {b"reason": b"undecodable", b"error": b"the dead letter's key is not a hash"}
-    body = row.get(b"body", b"")
-    died_ms = whole(row.get(b"died"), most=_MOST_MS)
-    return DeadLetter(
-        id=id_,
-        name=_text(row, b"name") or _name_in(body),
-        reason=_text(row, b"reason") or "undecodable",
-        error=_text(row, b"error"),
-        tries=whole(row.get(b"tries")),
-        priority=_QUEUES[(whole(row.get(b"queue"), most=len(_QUEUES)) or 3) - 1],
-        died_at=datetime.fromtimestamp(died_ms / 1000, UTC),
-        body=body,
-    )
-
-
-def _name_and_reason(row: list[bytes | None] | ResponseError) -> tuple[str, str]:
-    if isinstance(row, ResponseError):
-        if not str(row).startswith("WRONGTYPE"):
-            raise row
-        row = [None, None]
-    name, reason = ((part or b"").decode(errors="replace") for part in row)
-    return name, reason or "undecodable"
-
-
-def _row_of(row: list[bytes | None] | ResponseError) -> dict[bytes, bytes] | ResponseError:
-    if isinstance(row, ResponseError):
-        return row
-    return {name.encode(): value for name, value in zip(_SHOWN, row, strict=True) if value}
+        return [letter_of(id_, row) for id_, row in zip(ids, rows, strict=True) if row]
 
 
 def _is_wanted(letter: DeadLetter, wanted: JobFilter, now: datetime) -> bool:
@@ -281,31 +237,6 @@ def _is_wanted(letter: DeadLetter, wanted: JobFilter, now: datetime) -> bool:
         since=letter.died_at,
         error=f"{letter.reason} {letter.error}",
     )
-
-
-def _text(row: dict[bytes, bytes], name: bytes) -> str:
-    return row.get(name, b"").decode(errors="replace")
-
-
-def _fields(body: bytes) -> dict[str, Any]:
-    try:
-        fields = codec.decode(body)
-    except CodecError:
-        return {}
-    return fields if isinstance(fields, dict) else {}
-
-
-def _name_in(body: bytes) -> str:
-    return str(_fields(body).get("f", "<unknown>"))
-
-
-def _without_expiry(body: bytes) -> bytes:
-    """Return the body without its expiry, if it has one."""
-    fields = _fields(body)
-    options = fields.get("o")
-    if not isinstance(options, dict) or "x" not in options:
-        return body
-    return codec.encode({**fields, "o": {k: v for k, v in options.items() if k != "x"}})
 
 
 def _require_one(job_id: str | None, moment: datetime | None) -> None:

@@ -10,8 +10,8 @@ import msgspec
 
 from worker.errors import InvalidArgument, NotFound
 from worker.queue.audit import AuditPage
-from worker.queue.dead import DeadLetter
 from worker.queue.history import FunctionHistory
+from worker.queue.letters import DeadLetter
 from worker.queue.listing import JobPage
 from worker.queue.overview import Overview
 from worker.queue.pauses import Pause
