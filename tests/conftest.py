@@ -16,6 +16,7 @@ from hypothesis import HealthCheck, settings
 from cache.connection import embedded
 from cache.connection.pool import PoolOptions, open_pool
 from cache.encoding import codec
+from tests.support import users
 from tests.support.clusters import shared_cluster
 
 # The real Letta server needs an environment of its own: `make letta-test`.
@@ -74,6 +75,21 @@ def private_valkey_url(tmp_path: Any) -> Iterator[str]:
     url = f"embedded://{tmp_path}/valkey"
     yield embedded.acquire(url)
     embedded.release(url)
+
+
+@pytest.fixture
+async def owner(private_valkey_url: str) -> AsyncIterator[Any]:
+    """A client of the private server with all rights; `users.NAME` has those that it may lose."""
+    async with open_pool(private_valkey_url, PATIENT, name="owner") as client:
+        await users.set_rights(client, "on", ">pw", *users.RIGHTS)
+        yield client
+
+
+@pytest.fixture
+async def weak(owner: Any, private_valkey_url: str) -> AsyncIterator[Any]:
+    """A client of the user that `owner` gives rights to."""
+    async with open_pool(users.as_weak(private_valkey_url), PATIENT, name="weak") as client:
+        yield client
 
 
 @pytest.fixture

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -13,15 +12,14 @@ from redis.exceptions import RedisError
 
 import cache
 import worker
-from cache.connection.pool import PoolOptions, open_pool
 from cache.connection.scripts import READS, commands_of
 from tests.app.test_security_half_states import CASES, LOST
 from tests.support.half_states import RefusedStep, restore, snapshot
+from tests.support.users import set_rights
 from tests.support.wait import eventually
 
 pytestmark = pytest.mark.integration
 
-RIGHTS = ("resetchannels", "~{arq}*", "&{arq}*", "~lc:*", "+@all", "-@dangerous", "+info")
 HOMES = [Path(package.__file__ or "").parent for package in (cache, worker)]
 SCRIPTS = {
     path.stem: path.read_text(encoding="utf-8")
@@ -49,20 +47,6 @@ def script_of(case: str) -> str:
 def whole_text(script: str) -> str:
     text = SCRIPTS[script]
     return text + "".join(whole_text(f"_{name}") for name in re.findall(r"--@include (\w+)", text))
-
-
-@pytest.fixture
-async def owner(private_valkey_url: str) -> AsyncIterator[Any]:
-    async with open_pool(private_valkey_url, PoolOptions(), name="owner") as client:
-        await client.execute_command("ACL", "SETUSER", "weak", "on", ">pw", *RIGHTS)
-        yield client
-
-
-@pytest.fixture
-async def weak(owner: Any, private_valkey_url: str) -> AsyncIterator[Any]:
-    url = private_valkey_url.replace("unix://", "unix://weak:pw@")
-    async with open_pool(url, PoolOptions(), name="weak") as client:
-        yield client
 
 
 async def used_by(owner: Any, step: Any) -> list[str]:
@@ -96,12 +80,12 @@ async def denied(owner: Any, command: str, step: Any) -> tuple[bool, dict[bytes,
         return task.done() or "errorstat_NOPERM" in await owner.info("errorstats")
 
     await owner.config_resetstat()
-    await owner.execute_command("ACL", "SETUSER", "weak", f"-{command}")
+    await set_rights(owner, f"-{command}")
     task = asyncio.ensure_future(step())
     await eventually(is_refused)
     refused = "errorstat_NOPERM" in await owner.info("errorstats")
     left = await contents(owner)
-    await owner.execute_command("ACL", "SETUSER", "weak", f"+{command}")
+    await set_rights(owner, f"+{command}")
     try:
         await asyncio.wait_for(task, 30)  # some callers send it again themselves
     except (RedisError, RefusedStep):

@@ -2,32 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
 
 from cache import Cache
-from cache.connection.pool import PoolOptions, open_pool
 from cache.options import LocalOptions
 from tests.support.caches import cache_on
+from tests.support.users import as_weak, set_rights
 from tests.support.wait import eventually
 
 pytestmark = pytest.mark.faults
 
-RIGHTS = ("resetchannels", "~*", "+@all", "-@dangerous", "+info")
 # What a hit, a load, an append, an invalidation and the backplane use.
 COMMANDS = (
     "GET", "MGET", "EVALSHA", "SET", "UNLINK", "PTTL", "PEXPIRE", "ZRANGE", "ZADD", "ZCARD", "XADD",
     "XREAD", "XRANGE", "EXPIRE", "SETRANGE", "TIME",
 )  # fmt: skip
-
-
-@pytest.fixture
-async def owner(private_valkey_url: str) -> AsyncIterator[Any]:
-    async with open_pool(private_valkey_url, PoolOptions(), name="owner") as client:
-        await client.execute_command("ACL", "SETUSER", "weak", "on", ">pw", *RIGHTS)
-        yield client
 
 
 async def reads(cache: Cache, value: int) -> Any:
@@ -41,7 +32,7 @@ async def test_a_denied_command_costs_misses_and_nothing_stale(
     owner: Any, private_valkey_url: str
 ) -> None:
     """Both have copies inside the process; one changes the value while the other has lost a right."""
-    url = private_valkey_url.replace("unix://", "unix://weak:pw@")
+    url = as_weak(private_valkey_url)
     local = LocalOptions(ttl_s=60)
     async with (
         cache_on(private_valkey_url, "lc:", local=local) as writer,
@@ -50,7 +41,7 @@ async def test_a_denied_command_costs_misses_and_nothing_stale(
         now = 0
         for command in COMMANDS:
             assert await reads(weak, now) == now
-            await owner.execute_command("ACL", "SETUSER", "weak", f"-{command}")
+            await set_rights(owner, f"-{command}")
             for _ in range(3):
                 now += 1
                 assert await writer.agents.invalidate("a")
@@ -61,7 +52,7 @@ async def test_a_denied_command_costs_misses_and_nothing_stale(
                 await eventually(is_seen)  # a copy inside the process lives until its event comes
                 await weak.agents.invalidate("a")  # denied, perhaps
                 assert await reads(writer, now) == now, command
-            await owner.execute_command("ACL", "SETUSER", "weak", f"+{command}")
+            await set_rights(owner, f"+{command}")
 
             async def works_again() -> bool:
                 await reads(weak, now)  # noqa: B023

@@ -10,29 +10,13 @@ import pytest
 from redis.exceptions import ResponseError
 
 import worker
-from cache.connection.pool import PoolOptions, open_pool
 from tests.support.options import options_of
 from tests.support.queues import queue_of
+from tests.support.users import set_rights
 from worker import QueueUnavailable
 from worker.queue.rights import COMMANDS, require_rights
 
 pytestmark = pytest.mark.integration
-
-RIGHTS = ("resetchannels", "~arq:*", "&arq:*", "+@all", "-@dangerous", "+info")
-
-
-@pytest.fixture
-async def owner(private_valkey_url: str) -> Any:
-    async with open_pool(private_valkey_url, PoolOptions(), name="owner") as client:
-        await client.execute_command("ACL", "SETUSER", "weak", "on", ">pw", *RIGHTS)
-        yield client
-
-
-@pytest.fixture
-async def weak(owner: Any, private_valkey_url: str) -> Any:
-    url = private_valkey_url.replace("unix://", "unix://weak:pw@")
-    async with open_pool(url, PoolOptions(), name="weak") as client:
-        yield client
 
 
 async def test_every_command_of_the_scripts_is_asked_for(owner: Any) -> None:
@@ -47,17 +31,17 @@ async def test_every_command_of_the_scripts_is_asked_for(owner: Any) -> None:
 async def test_each_denied_command_is_named(owner: Any, weak: Any) -> None:
     await require_rights(weak, "arq:queue")
     for command in COMMANDS:
-        await owner.execute_command("ACL", "SETUSER", "weak", f"-{command}")
+        await set_rights(owner, f"-{command}")
         with pytest.raises(ResponseError, match=rf"may not run {command} on arq:queue|NOPERM"):
             await require_rights(weak, "arq:queue")
-        await owner.execute_command("ACL", "SETUSER", "weak", f"+{command}")
+        await set_rights(owner, f"+{command}")
 
 
 async def test_a_denied_command_refuses_the_first_enqueue(owner: Any, weak: Any) -> None:
-    await owner.execute_command("ACL", "SETUSER", "weak", "-zadd")
+    await set_rights(owner, "-zadd")
     queue = queue_of(weak, "arq:", options_of())
     with pytest.raises(QueueUnavailable, match="ZADD"):
         await queue.enqueue("f", job_id="a")
     assert await owner.dbsize() == 0
-    await owner.execute_command("ACL", "SETUSER", "weak", "+zadd")
+    await set_rights(owner, "+zadd")
     assert (await queue.enqueue("f", job_id="a")).is_new

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from datetime import UTC, datetime
 from typing import Any
@@ -12,11 +12,11 @@ from typing import Any
 import pytest
 from redis.exceptions import RedisError
 
-from cache.connection.pool import PoolOptions, open_pool
 from cache.connection.scripts import load
 from cache.encoding import codec
 from tests.support.options import endpoint_limits, options_of
 from tests.support.queues import queue_of
+from tests.support.users import set_rights
 from tests.support.wait import eventually
 from worker import JobQueue, QueueUnavailable
 from worker.engine.options import EngineOptions
@@ -33,7 +33,6 @@ from worker.webhooks.records import Attempt, ClaimedDelivery
 
 pytestmark = pytest.mark.integration
 
-RIGHTS = ("resetchannels", "~arq:*", "&arq:*", "+@all", "-@dangerous", "+info")
 KEYS = QueueKeys()
 DELIVERED = Verdict(DeliveryState.DELIVERED, reason="delivered")
 URL = "https://hooks.example.com/a"
@@ -46,30 +45,16 @@ def used_by(package: str, name: str, *shared: str) -> list[str]:
 
 
 @pytest.fixture
-async def owner(private_valkey_url: str) -> AsyncIterator[Any]:
-    async with open_pool(private_valkey_url, PoolOptions(), name="owner") as client:
-        await client.execute_command("ACL", "SETUSER", "weak", "on", ">pw", *RIGHTS)
-        yield client
-
-
-@pytest.fixture
-async def weak(owner: Any, private_valkey_url: str) -> AsyncIterator[Any]:
-    url = private_valkey_url.replace("unix://", "unix://weak:pw@")
-    async with open_pool(url, PoolOptions(), name="weak") as client:
-        yield client
-
-
-@pytest.fixture
 def queue(owner: Any) -> JobQueue:
     return queue_of(owner, "arq:", options_of())
 
 
 async def deny(owner: Any, command: str) -> None:
-    await owner.execute_command("ACL", "SETUSER", "weak", f"-{command}")
+    await set_rights(owner, f"-{command}")
 
 
 async def allow(owner: Any, command: str) -> None:
-    await owner.execute_command("ACL", "SETUSER", "weak", f"+{command}")
+    await set_rights(owner, f"+{command}")
 
 
 def poll_of(client: Any, name: str, *, gives_up: bool = True) -> Poll:

@@ -3,23 +3,21 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 from typing import Any
 
 import pytest
 
 from cache import open_cache
-from cache.connection.pool import PoolOptions, open_pool
 from settings import Settings
 from tests.support.queues import open_queue
+from tests.support.users import NAME, RIGHTS, as_weak, set_rights
 from tests.support.wait import eventually
 from tests.support.workers import quick_settings, running_worker
 from worker import JobQueue, QueueUnavailable
 
 pytestmark = pytest.mark.faults
 
-RIGHTS = ("resetchannels", "~arq:*", "&arq:*", "~lc:*", "+@all", "-@dangerous", "+info")
 REFUSED = "it refuses the user name or the password; correct those of the URL"
 STEP: dict[str, asyncio.Event] = {}
 RUNS: list[int] = []
@@ -33,17 +31,10 @@ async def hold(ctx: dict[str, Any]) -> int:
 
 
 @pytest.fixture
-async def owner(private_valkey_url: str) -> AsyncIterator[Any]:
-    async with open_pool(private_valkey_url, PoolOptions(), name="owner") as client:
-        await client.execute_command("ACL", "SETUSER", "app", "on", ">pw", *RIGHTS)
-        yield client
-
-
-@pytest.fixture
 def settings(private_valkey_url: str) -> Settings:
     STEP.update(begun=asyncio.Event(), may_end=asyncio.Event())
     RUNS.clear()
-    url = private_valkey_url.replace("unix://", "unix://app:pw@")
+    url = as_weak(private_valkey_url)
     return quick_settings(url, worker_functions=f"{__name__}:hold", worker_max_tries=1)
 
 
@@ -69,15 +60,15 @@ async def test_all_goes_on_when_the_user_is_back(
         waiting = asyncio.create_task(job.result(timeout_s=60))
         await asyncio.wait_for(STEP["begun"].wait(), 30)
 
-        await owner.execute_command("ACL", "SETUSER", "app", *away)
+        await set_rights(owner, *away)
         if change != "all_commands":
-            await owner.execute_command("CLIENT", "KILL", "USER", "app")
+            await owner.execute_command("CLIENT", "KILL", "USER", NAME)
         await refuses(queue, change)
         assert await cache.agents.get_or_load("a", loaded) == {"n": 2}
         assert not await cache.agents.invalidate("a")
         STEP["may_end"].set()  # its end cannot be stored now
         await eventually(lambda: counted(owner))
-        await owner.execute_command("ACL", "SETUSER", "app", *back)
+        await set_rights(owner, *back)
 
         await settle(waiting, job)
         assert RUNS == [1]
@@ -125,13 +116,13 @@ async def test_a_job_of_ours_is_not_charged_for_a_denied_command(
     async with open_queue(quick_settings(private_valkey_url)) as queue, running_worker(settings):
         await queue.enqueue("hold")
         await asyncio.wait_for(STEP["begun"].wait(), 30)
-        await owner.execute_command("ACL", "SETUSER", "app", "-lpop")  # seals a batch
+        await set_rights(owner, "-lpop")  # seals a batch
         await queue.submit_llm_request(body, provider="openai", endpoint="/v1/chat/completions")
         await queue.flush_llm_batches()
         line = await eventually(lambda: logged(capfd, "job.postponed"))
         assert "allow it by ACL" in line
         assert await queue.llm.batches.list() == []
-        await owner.execute_command("ACL", "SETUSER", "app", "+lpop")
+        await set_rights(owner, "+lpop")
         await eventually(queue.llm.batches.list)
         assert not await queue.dead.list()
         STEP["may_end"].set()
