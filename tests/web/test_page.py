@@ -234,6 +234,25 @@ def test_forms_of_one_session_are_refused_in_another() -> None:
             one.require_form(wrong)
 
 
+def test_forms_of_one_user_of_a_proxy_are_refused_from_another() -> None:
+    mine = Sessions(Access(TOKEN, READ_TOKEN, "x-user"))
+    users = [
+        mine.find({**bearer(token), "x-user": name}, "")
+        for token, name in ((TOKEN, "ada"), (TOKEN, "bob"), (READ_TOKEN, "ada"), (TOKEN, ""))
+    ]
+    again = mine.find({**bearer(TOKEN), "x-user": "ada"}, "")
+    assert again is not None
+    for user in users:
+        assert user is not None
+        for other in users:
+            assert other is not None
+            if other is not user:
+                with pytest.raises(Refused):
+                    user.require_form(other.form_token)
+    assert users[0] is not None
+    again.require_form(users[0].form_token)
+
+
 # -- what its forms do --------------------------------------------------------------
 
 

@@ -69,10 +69,10 @@ class Sessions:
         """
         if not self._access.asks_for_token:
             require_loopback(headers)
-            return _session(self._access.visitor(Role.OPERATOR, headers), self._open_key, "")
+            return _named(self._access.visitor(Role.OPERATOR, headers), self._open_key)
         if "authorization" in headers:
             visitor = self._access.by_bearer(headers)
-            return _session(visitor, self._keys[visitor.role], "proxy")
+            return _named(visitor, self._keys[visitor.role])
         return self._of_cookie(headers, cookie)
 
     def _of_cookie(self, headers: Mapping[str, str], cookie: str) -> Session | None:
@@ -90,6 +90,11 @@ class Sessions:
             return None
         name = bytes.fromhex(named).decode()
         return _session(self._access.visitor(role, headers, name), key, nonce)
+
+
+def _named(visitor: Visitor, key: bytes) -> Session:
+    """A session without a cookie: its forms are those of the user that the proxy names."""
+    return _session(visitor, key, f"as {visitor.actor}")
 
 
 def _session(visitor: Visitor, key: bytes, nonce: str) -> Session:
