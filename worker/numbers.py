@@ -9,10 +9,13 @@ its Lua in doubles, so numbers stay within 2**53, where both are exact.
 from __future__ import annotations
 
 import math
+from datetime import UTC, datetime
 from typing import Any
 
 # Up to this number a double holds every whole number exactly.
 EXACT = 2**53
+# The last millisecond that a datetime can name.
+MOST_MS = 253_402_300_799_999
 
 
 def whole(value: Any, *, most: int = EXACT, fallback: int = 0) -> int:
@@ -23,6 +26,11 @@ def whole(value: Any, *, most: int = EXACT, fallback: int = 0) -> int:
     """
     found = None if value is None else _whole(value)
     return fallback if found is None or not 0 <= found <= most else found
+
+
+def moment(ms: Any) -> datetime:
+    """A time from outside, in Unix ms; the beginning of 1970 for what is no time."""
+    return datetime.fromtimestamp(whole(ms, most=MOST_MS) / 1000, UTC)
 
 
 def _whole(value: Any) -> int | None:

@@ -156,6 +156,26 @@ async def test_a_spoiled_batch_ends_and_its_neighbors_are_answered(
             assert bad not in [batch["id"] for batch in await queue.llm.batches.list()]
 
 
+@pytest.mark.parametrize("number", ["x", "-1", str(2**53), str(2**63 - 1), "1e400", ""])
+async def test_a_batch_of_odd_numbers_is_shown_with_the_others(
+    client: Any, prefix: str, number: str
+) -> None:
+    queue = queue_of(client, prefix)
+    for n, id_ in enumerate(("a" * 24, "b" * 24)):
+        await submit(queue, "openai", f"{n}")
+        await seal(queue, id_)
+    key = stores_of(queue).keys.llm_batch("a" * 24)
+    for field in {*await client.hkeys(key), b"error", b"error_at", b"deadline"}:
+        before = await client.hget(key, field)
+        if field not in (b"state", b"group"):
+            await client.hset(key, field, number)
+            assert len(await queue.llm.batches.list()) == 2, field
+            await queue.llm.batches.get("a" * 24)
+            await queue.llm.batches.progress()
+            if before is not None and field != b"error":
+                await client.hset(key, field, before)
+
+
 async def test_a_group_that_cannot_be_read_stops_no_flush(
     private_valkey_url: str, fake: FakeProvider
 ) -> None:

@@ -11,8 +11,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-# The last millisecond of the year 9999, the largest time of a datetime.
-_MOST_MS = 253_402_300_799_999
+from worker.numbers import MOST_MS
+
 _MOST_TRIES = 1_000_000
 _FIELDS = ("t", "f", "a", "k", "et")
 _MOST_NAME, _MOST_ID, _MOST_DELAY_MS = 1000, 1000, 366 * 86_400_000
@@ -39,7 +39,7 @@ def read_fields(fields: Any) -> tuple[int | None, str, Any, Mapping[str, Any], i
             and type(kwargs) is dict
             and (not kwargs or all(type(key) is str for key in kwargs))
             and type(et) is int
-            and 0 <= et <= _MOST_MS
+            and 0 <= et <= MOST_MS
             and fields["t"] is None
         ):
             return None, name, args, kwargs, et
@@ -59,7 +59,7 @@ def _read_other(
         isinstance(kwargs, Mapping) and all(isinstance(key, str) for key in kwargs),
         "k has other keys",
     )
-    _need(_is_whole(et, _MOST_MS), "et is not a time")
+    _need(_is_whole(et, MOST_MS), "et is not a time")
     return tries, name, args, kwargs, et
 
 
@@ -72,7 +72,7 @@ def check_options(options: Any, *, unique_prefix: str) -> None:
     """
     _need(isinstance(options, Mapping), "o is not a mapping")
     expires, unique, then, part = (options.get(name) for name in ("x", "u", "then", "g"))
-    _need(expires is None or _is_whole(expires, _MOST_MS), "o.x is not a time")
+    _need(expires is None or _is_whole(expires, MOST_MS), "o.x is not a time")
     is_key = isinstance(unique, str) and unique.startswith(unique_prefix)
     _need(unique is None or (is_key and len(unique) <= _MOST_ID), "o.u is not a unique key")
     if then is not None:

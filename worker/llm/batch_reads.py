@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field, replace
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Any
 
 from worker.errors import Undecodable
@@ -16,7 +16,7 @@ from worker.llm.requests import StoredRequest
 from worker.llm.scripts import is_wrong_type
 from worker.llm.states import BatchState
 from worker.llm.stored_groups import decode_group
-from worker.numbers import whole
+from worker.numbers import moment, whole
 
 # Requests read at a time, so that a large batch is never in memory as a whole.
 PAGE = 500
@@ -238,10 +238,10 @@ def batch_of(batch_id: str, row: dict[bytes, bytes]) -> Batch:
 
 
 def created_at(batch: Batch) -> datetime:
-    return datetime.fromtimestamp(batch.number("created") / 1000, UTC)
+    return moment(batch.number("created"))
 
 
 def error_at(batch: Batch) -> str | None:
     """When the batch's error happened, ISO 8601."""
     at_ms = batch.number("error_at") if batch.fields.get("error") else 0
-    return datetime.fromtimestamp(at_ms / 1000, UTC).isoformat() if at_ms else None
+    return moment(at_ms).isoformat() if at_ms else None

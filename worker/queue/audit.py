@@ -4,20 +4,18 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Any
 
 from worker.errors import InvalidArgument
 from worker.keys import AUDIT_MAX, QueueKeys
-from worker.numbers import whole
+from worker.numbers import moment
 from worker.queue.job import reach
 
 _ID = re.compile(r"[1-9][0-9]{0,18}-[0-9]{1,19}")
 _MOST_ROWS = 1000
 # Longer names come from outside; nobody reads them.
 _MOST_CHARS = 1024
-# The last millisecond that a datetime can name.
-_MOST_MS = 253_402_300_799_999
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,12 +69,11 @@ class AuditTrail:
 
 
 def _entry(id_: str, fields: dict[bytes, bytes]) -> AuditEntry:
-    at_ms = whole(id_.partition("-")[0], most=_MOST_MS)
     texts = [
         fields.get(name, b"").decode(errors="replace")
         for name in (b"actor", b"action", b"subject", b"outcome")
     ]
-    return AuditEntry(id_, datetime.fromtimestamp(at_ms / 1000, UTC), *texts)
+    return AuditEntry(id_, moment(id_.partition("-")[0]), *texts)
 
 
 def _clean(text: str) -> bytes:

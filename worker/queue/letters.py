@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Any
 
 from redis.exceptions import ResponseError
 
 from cache.encoding import codec
 from cache.errors import CodecError
-from worker.numbers import whole
+from worker.numbers import moment, whole
 
-# The last millisecond that a datetime can name.
-_MOST_MS = 253_402_300_799_999
 # All that a filter asks for: the body may be large.
 SHOWN = ("name", "reason", "error", "tries", "queue", "died")
 _QUEUES = ("critical", "high", "default", "low")
@@ -45,7 +43,6 @@ def letter_of(id_: str, row: dict[bytes, bytes] | ResponseError) -> DeadLetter:
             raise row
         row = {b"reason": b"undecodable", b"error": b"the dead letter's key is not a hash"}
     body = row.get(b"body", b"")
-    died_ms = whole(row.get(b"died"), most=_MOST_MS)
     return DeadLetter(
         id=id_,
         name=_text(row, b"name") or _name_in(body),
@@ -53,7 +50,7 @@ def letter_of(id_: str, row: dict[bytes, bytes] | ResponseError) -> DeadLetter:
         error=_text(row, b"error"),
         tries=whole(row.get(b"tries")),
         priority=_QUEUES[(whole(row.get(b"queue"), most=len(_QUEUES)) or 3) - 1],
-        died_at=datetime.fromtimestamp(died_ms / 1000, UTC),
+        died_at=moment(row.get(b"died")),
         body=body,
     )
 

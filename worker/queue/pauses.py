@@ -9,14 +9,14 @@ claim; its due time stays known. The pause ends only by a resume.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Any
 
 from cache.connection.scripts import load
 from cache.logs import get_logger
 from worker.errors import InvalidArgument
 from worker.keys import EngineKeys, QueueKeys
-from worker.numbers import whole
+from worker.numbers import moment
 from worker.queue.arguments import require_name, require_priority
 from worker.queue.calls import JobName, name_of
 from worker.queue.job import reach
@@ -27,8 +27,6 @@ log = get_logger(__name__)
 _PAUSE = load(__package__, "pause")
 _RESUME = load(__package__, "resume")
 MOST_PAUSES = 128
-# The last millisecond that a datetime can name.
-_MOST_MS = 253_402_300_799_999
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,6 +165,6 @@ def _is_pause(field: bytes) -> bool:
 
 
 def _pause(kind: str, name: str, since: bytes) -> Pause:
-    at = datetime.fromtimestamp(whole(since, most=_MOST_MS) / 1000, UTC)
+    at = moment(since)
     priority = Priority(name) if kind == "priority" else None
     return Pause(priority, name if priority is None else None, at, 0)

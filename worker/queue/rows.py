@@ -5,19 +5,16 @@ from __future__ import annotations
 import json
 import math
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import datetime
 from enum import StrEnum
 from typing import Any
 
 from cache.encoding import codec
 from cache.errors import CodecError
 from worker.keys import HELD_MS
-from worker.numbers import whole
+from worker.numbers import moment, whole
 from worker.queue.pauses import Paused
 from worker.queue.priority import Priority
-
-# The last millisecond that a datetime can name.
-_MOST_MS = 253_402_300_799_999
 
 
 class JobState(StrEnum):
@@ -178,4 +175,4 @@ def _fields(body: bytes) -> dict[str, Any]:
 def _time(ms: Any) -> datetime:
     if isinstance(ms, float) and math.isfinite(ms):
         ms = round(ms)
-    return datetime.fromtimestamp(whole(ms, most=_MOST_MS) / 1000, UTC)
+    return moment(ms)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Any
 
 from cache.connection.scripts import load
@@ -11,15 +11,13 @@ from cache.encoding import codec
 from cache.errors import CodecError
 from cache.logs import get_logger
 from worker.keys import EngineKeys, QueueKeys
-from worker.numbers import whole
+from worker.numbers import MOST_MS, moment, whole
 from worker.queue.calls import Call
 from worker.queue.priority import Priority
 
 log = get_logger(__name__)
 
 _PUT = load(__package__, "schedule")
-# The last millisecond that a datetime can name.
-_MOST_MS = 253_402_300_799_999
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,11 +137,11 @@ def _outcome(job: str, runs: int, waits: int, is_dead: int) -> str:
 def _tick_of(job: str) -> int:
     """The tick in the id of a run's job, "<schedule>:<Unix ms>:~" (worker/engine/schedules.py)."""
     parts = job.rsplit(":", 2)
-    return whole(parts[1], most=_MOST_MS) if len(parts) == 3 else 0
+    return whole(parts[1], most=MOST_MS) if len(parts) == 3 else 0
 
 
 def _time(ms: int) -> datetime | None:
-    return datetime.fromtimestamp(ms / 1000, UTC) if 0 < ms <= _MOST_MS else None
+    return moment(ms) if 0 < ms <= MOST_MS else None
 
 
 def _schedule(id_: str, row: dict[str, Any]) -> Schedule:
