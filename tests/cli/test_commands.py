@@ -27,6 +27,11 @@ def environment(**values: str) -> dict[str, str]:
     return {**os.environ, **values}
 
 
+def logged(log: Path, event: str, *, times: int = 1) -> None:
+    """Wait for events in a log: cheaper than to ask a command again and again."""
+    eventually_sync(lambda: log.read_text().count(event) >= times, deadline_s=100)
+
+
 @contextmanager
 def process(command: list[str], log: Path, **values: str) -> Iterator[subprocess.Popen[bytes]]:
     """A command in the background, drained at the end."""
@@ -124,10 +129,11 @@ def test_workers_wait_for_the_server_and_log_it_once(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "command", [[LETTA, "run", "--count", "2"], [ARQ, "worker.WorkerSettings"]]
+    ("command", "workers_started"),
+    [([LETTA, "run", "--count", "2"], 2), ([ARQ, "worker.WorkerSettings"], 1)],
 )
 def test_check_and_health_report_whether_a_worker_runs(
-    private_valkey_url: str, tmp_path: Path, command: list[str]
+    private_valkey_url: str, tmp_path: Path, command: list[str], workers_started: int
 ) -> None:
     log = tmp_path / "log"
     here = {"LETTA_REDIS_URL": private_valkey_url}
@@ -140,6 +146,7 @@ def test_check_and_health_report_whether_a_worker_runs(
 
     assert checks() == (1, 1)
     with process(command, log, **here) as workers:
+        logged(log, "worker.started", times=workers_started)
         eventually_sync(lambda: checks() == (0, 0), deadline_s=100)
         done = run([LETTA, "batches", "flush", "--json"], env=environment(**here))
         assert json.loads(done.stdout) == {"batches": 0}
@@ -207,10 +214,12 @@ def test_dead_letters_are_listed_retried_and_purged(
     )
     with process([LETTA, "run", "--count", "1"], log, **here):
         assert run([sys.executable, "-c", enqueue], env=environment(**here)).returncode == 0
+        logged(log, "job.died")
         (first,) = eventually_sync(dead, deadline_s=100)
         assert (first["id"], first["tries"]) == ("boom", 1)
         assert "as asked" in str(first["error"])
         assert letta("dead", "retry", "boom") == {"retried": 1}
+        logged(log, "job.died", times=2)
         eventually_sync(lambda: [row for row in dead() if row["died_at"] != first["died_at"]])
         assert letta("dead", "purge", "--before", "0s") == {"purged": 1}
         assert dead() == []
