@@ -49,6 +49,10 @@ error: invalid_prompt: asked to fail
 answer: echo: two
 urgent: echo: now
 """,
+    "sentry_errors": """
+Sentry gets LookupError of {'task': 'ship', 'job_id': 'ship:order-1'}
+order-1 failed with LookupError: order-1 is unknown
+""",
     "cache_sqlalchemy": """
 100 reads, 1 from the database: {'id': 'agent-1', 'name': 'Ada'}
 after the commit: {'id': 'agent-1', 'name': 'Grace'}

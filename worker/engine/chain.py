@@ -34,6 +34,8 @@ def following(
         more = dict(then["o"])
         if then["xs"] is not None:
             more["x"] = now_ms + then["xs"]
+        if "trace" in options:
+            more["trace"] = options["trace"]
         body = {
             "t": None,
             "f": then["f"],

@@ -15,6 +15,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from cache.logs import get_logger
+from worker import tracing
 from worker.engine.deadlines import Deadlines
 from worker.engine.failures import SafeLog, describe, is_closed
 from worker.engine.log_context import log_context
@@ -90,7 +91,8 @@ class Executor:
         self._log_context(claim.job_id, body.name, QUEUE_WORDS[claim.number - 1], body.tries)
         start_ms, begun = self._now_ms(), self._loop.time()
         try:
-            value = await self._call(claim, body, ctx, begun)
+            call = self._traced if tracing.is_on() else self._call
+            value = await call(claim, body, ctx, begun)
         except BaseException as exc:
             if is_closed(exc, claim.task):
                 raise
@@ -110,6 +112,16 @@ class Executor:
         self._collect(claim, end, outcome)
         await claim.recorded.wait()
         await self._hook("after_job_end", settings.after_job_end, ctx)
+
+    async def _traced(self, claim: Claim, body: Body, ctx: dict[Any, Any], begun: float) -> Any:
+        with tracing.processing(
+            QUEUE_WORDS[claim.number - 1],
+            claim.job_id,
+            task=body.name,
+            tries=body.tries,
+            carrier=body.options.get("trace"),
+        ):
+            return await self._call(claim, body, ctx, begun)
 
     async def _call(self, claim: Claim, body: Body, ctx: dict[Any, Any], begun: float) -> Any:
         function = body.function

@@ -9,6 +9,7 @@ from datetime import datetime
 from functools import partial
 from typing import Any
 
+from worker import tracing
 from worker.errors import InvalidArgument, NotFound, PayloadTooLarge
 from worker.queue import arguments
 from worker.queue.admission import MemoryGuard
@@ -121,20 +122,21 @@ class Jobs:
         chosen = job_id or new_id()
         function = name_of(name)
         arguments.require_job_name(function)
-        body = self._encoder.encode(function, args, kwargs, options=options)
-        await self._memory.admit()
-        put = partial(
-            self._store.put,
-            chosen,
-            body,
-            priority=priority,
-            delay_ms=arguments.delay_ms(delay_s),
-            due_ms=None if at is None else arguments.unix_ms("at", at),
-            most=self._max_length,
-            unique=None if lock is None else self._keys.unique(lock.key),
-            window_ms=_window_ms(lock),
-        )
-        stored, confirmed = await self._confirmations.of(lambda: reach(put()), wait_replicas)
+        with tracing.sending(priority.value, chosen):
+            body = self._encoder.encode(function, args, kwargs, options=options)
+            await self._memory.admit()
+            put = partial(
+                self._store.put,
+                chosen,
+                body,
+                priority=priority,
+                delay_ms=arguments.delay_ms(delay_s),
+                due_ms=None if at is None else arguments.unix_ms("at", at),
+                most=self._max_length,
+                unique=None if lock is None else self._keys.unique(lock.key),
+                window_ms=_window_ms(lock),
+            )
+            stored, confirmed = await self._confirmations.of(lambda: reach(put()), wait_replicas)
         # Without the caller's id, an existing job can only come from this call, sent
         # again after its reply was lost.
         is_new = stored.holder is None and (stored.is_new or job_id is None)
@@ -156,14 +158,16 @@ class Jobs:
             As `enqueue`. Every call is checked before the first is stored. When a
             limit is reached, jobs of earlier steps stay stored.
         """
-        rows = [self._row(call) for call in calls]
+        calls = list(calls)
 
         async def store() -> None:
             for start, stop in steps([len(row[3]) for row in rows], _CHUNK):
                 await self._memory.admit()
                 await reach(self._store.put_many(rows[start:stop], most=self._max_length))
 
-        _, confirmed = await self._confirmations.of(store, wait_replicas)
+        with tracing.sending_many(len(calls)):
+            rows = [self._row(call) for call in calls]
+            _, confirmed = await self._confirmations.of(store, wait_replicas)
         self._confirmations.require(confirmed, *(row[0] for row in rows))
         return [Job(row[0], self._store, confirmed=confirmed) for row in rows]
 

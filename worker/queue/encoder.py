@@ -3,7 +3,8 @@ Encodes jobs: the body that the queue stores, and the options that a job carries
 
 A job's own options travel in its body under `o` (stock arq reads past it):
 u: unique key (a whole Redis key), us: its scope, x: expiry (Unix ms),
-then: the job that follows {f, a, k, q, id, delay, xs, o}, g: part of a gathering {id, i}.
+then: the job that follows {f, a, k, q, id, delay, xs, o}, g: part of a gathering {id, i},
+trace: the caller's span as W3C headers.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from typing import Any
 
 from cache.encoding import codec
 from cache.errors import NotEncodable
+from worker import tracing
 from worker.errors import NotSerializable, PayloadTooLarge
 from worker.keys import QueueKeys
 from worker.queue import arguments
@@ -63,6 +65,9 @@ class JobEncoder:
             NotSerializable: an argument would not arrive as given; the message names it.
             PayloadTooLarge: over LETTA_QUEUE_MAX_JOB_BYTES.
         """
+        trace = tracing.carried()
+        if trace:
+            options = {**(options or {}), "trace": trace}
         try:
             body = job_body(name, args, kwargs or {}, now_ms=now_ms(), options=options)
         except NotEncodable as exc:

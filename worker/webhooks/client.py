@@ -10,6 +10,7 @@ from datetime import datetime
 from functools import partial
 from typing import Any
 
+from worker import tracing
 from worker.errors import InvalidArgument, NotFound
 from worker.keys import QueueKeys
 from worker.queue import arguments
@@ -125,20 +126,21 @@ class Webhooks(EndpointOperations):
             delay_s=delay_s,
         )
         job_id = f"webhook:{id_}"
-        await self._memory.admit()
-        create = partial(
-            self._deliveries.create,
-            id_,
-            delivery.fields,
-            endpoint=delivery.endpoint,
-            host=delivery.host,
-            order=delivery.order,
-            job_keys=self._keys.job_keys(job_id, priority),
-            job_id=job_id,
-            job_body=self._encoder.encode(DELIVER_WEBHOOK, [id_]),
-            delay_ms=delivery.delay_ms,
-        )
-        _, confirmed = await self._confirmations.of(lambda: reach(create()), wait_replicas)
+        with tracing.sending(priority.value, job_id):
+            await self._memory.admit()
+            create = partial(
+                self._deliveries.create,
+                id_,
+                delivery.fields,
+                endpoint=delivery.endpoint,
+                host=delivery.host,
+                order=delivery.order,
+                job_keys=self._keys.job_keys(job_id, priority),
+                job_id=job_id,
+                job_body=self._encoder.encode(DELIVER_WEBHOOK, [id_]),
+                delay_ms=delivery.delay_ms,
+            )
+            _, confirmed = await self._confirmations.of(lambda: reach(create()), wait_replicas)
         self._confirmations.require(confirmed, id_)
         return id_
 

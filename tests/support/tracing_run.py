@@ -1,0 +1,68 @@
+"""Runs jobs in a process that has set a tracer provider; prints its spans as JSON."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+from typing import Any
+
+from arq.worker import func
+from opentelemetry import trace
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+
+from cache.connection.pool import PoolOptions, open_pool
+from tests.support.engine import burst
+from tests.support.queues import queue_of
+from worker import call
+
+PREFIX = "traced:"
+
+
+async def inside(ctx: dict[str, Any], *_: Any) -> None:
+    with trace.get_tracer("test").start_as_current_span("inside"):
+        pass
+
+
+async def fails(ctx: dict[str, Any]) -> None:
+    raise ValueError("hunter2")
+
+
+async def main(url: str) -> None:
+    spans = InMemorySpanExporter()
+    provider = TracerProvider()
+    provider.add_span_processor(SimpleSpanProcessor(spans))
+    trace.set_tracer_provider(provider)
+    async with open_pool(url, PoolOptions(), name="traced") as client:
+        queue = queue_of(client, PREFIX)
+        with trace.get_tracer("test").start_as_current_span("request"):
+            await queue.enqueue("inside", job_id="first", then=call("inside", job_id="then"))
+            await queue.enqueue_many([call("fails", job_id="fails")])
+            await queue.send_webhook(
+                "https://one.example/hook", {}, event_type="a", webhook_id="hook"
+            )
+        await queue.enqueue("inside", job_id="alone")
+        # Whatever is stored as a trace, the job runs.
+        body = await client.get(f"{PREFIX}job:alone")
+        await client.set(f"{PREFIX}job:alone", body.replace(b"00-", b"zz-"))
+        await burst(client, PREFIX, [func(inside), func(fails, max_tries=1)])
+    found = [
+        {
+            "name": span.name,
+            "kind": span.kind.name,
+            "id": f"{span.context.span_id:016x}",
+            "trace": f"{span.context.trace_id:032x}",
+            "parent": span.parent and f"{span.parent.span_id:016x}",
+            "status": span.status.status_code.name,
+            "attributes": dict(span.attributes or {}),
+            "text": span.to_json(),
+        }
+        for span in spans.get_finished_spans()
+    ]
+    sys.stdout.write(json.dumps(found) + "\n")
+
+
+if __name__ == "__main__":
+    asyncio.run(main(sys.argv[1]))
