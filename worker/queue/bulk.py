@@ -90,26 +90,11 @@ class Bulk:
             QueueUnavailable: the server cannot be reached; what was done stays done.
         """
         chosen = _action(action)
-        if chosen.is_of_dead and state is not None:
-            raise InvalidArgument(f"{chosen} is about dead letters, which have no state")
-        if wanted.error and not chosen.is_of_dead:
-            raise InvalidArgument("only dead letters have an error: retry or delete")
-        if chosen is BulkAction.RUN and state is None:
-            state = JobState.DEFERRED
+        _require_sense(chosen, wanted, state)
         until = time.monotonic() + limit_s
         step = BulkStep(cursor=cursor)
         while True:
-            if chosen.is_of_dead:
-                ids, looked, after = await self._dead.search(
-                    wanted, limit=_ROUND, cursor=step.cursor
-                )
-            else:
-                page = await self._jobs.search(
-                    state, wanted, limit=_ROUND, cursor=step.cursor, looks=_ROUND
-                )
-                ids, looked, after = [row.id for row in page.jobs], page.looked, page.cursor
-            if wanted.arguments:
-                ids = await self._with_arguments(ids, wanted)
+            ids, looked, after = await self._search(chosen, wanted, state, step.cursor)
             done = 0 if dry_run or not ids else await self._change(chosen, ids)
             step = BulkStep(step.looked + looked, step.matched + len(ids), step.done + done, after)
             if not after or time.monotonic() >= until:
@@ -145,6 +130,20 @@ class Bulk:
             if not step.cursor or not goes_on:
                 return total
 
+    async def _search(
+        self, action: BulkAction, wanted: JobFilter, state: JobState | None, cursor: str
+    ) -> tuple[Sequence[str], int, str]:
+        """The ids of one round that the filter means, how many were looked at, and the next cursor."""
+        if action.is_of_dead:
+            ids, looked, after = await self._dead.search(wanted, limit=_ROUND, cursor=cursor)
+        else:
+            of = JobState.DEFERRED if action is BulkAction.RUN and state is None else state
+            page = await self._jobs.search(of, wanted, limit=_ROUND, cursor=cursor, looks=_ROUND)
+            ids, looked, after = [row.id for row in page.jobs], page.looked, page.cursor
+        if wanted.arguments:
+            ids = await self._with_arguments(ids, wanted)
+        return ids, looked, after
+
     async def _change(self, action: BulkAction, ids: Sequence[str]) -> int:
         if action is BulkAction.CANCEL:
             return await self._jobs.request_aborts(ids)
@@ -176,3 +175,10 @@ def _action(action: BulkAction | str) -> BulkAction:
     except ValueError:
         accepted = ", ".join(BulkAction)
         raise InvalidArgument(f"action {action!r} is not one; accepted: {accepted}") from None
+
+
+def _require_sense(action: BulkAction, wanted: JobFilter, state: JobState | None) -> None:
+    if action.is_of_dead and state is not None:
+        raise InvalidArgument(f"{action} is about dead letters, which have no state")
+    if wanted.error and not action.is_of_dead:
+        raise InvalidArgument("only dead letters have an error: retry or delete")
