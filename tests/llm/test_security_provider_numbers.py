@@ -43,7 +43,8 @@ def test_the_largest_output_limit_is_accepted() -> None:
 
 
 @pytest.mark.parametrize(
-    "count", [2**63 - 1, 2**63, 10**30, -5, True, "7 tokens", [1], None, float("nan"), 1.5]
+    "count",
+    [10**12 + 1, 2**63 - 1, 2**63, 10**30, -5, True, "7 tokens", [1], None, float("nan"), 1.5],
 )
 def test_usage_that_is_not_a_token_count_is_not_summed(count: Any) -> None:
     usage = {"prompt_tokens": count, "completion_tokens": 3}

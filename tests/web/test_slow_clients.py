@@ -113,6 +113,7 @@ async def test_a_new_client_takes_the_place_of_the_most_silent(
     address: tuple[str, int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(protocol, "MOST", 2)
+    monkeypatch.setattr(protocol, "HEAD_S", 3600.0)  # silence alone ends none of them
     async with connected(address) as oldest, connected(address, REQUEST % b"wait") as busy:
         async with connected(address, REQUEST % b"") as reader:
             await asyncio.wait_for(reader.readuntil(b"answered"), 30)
