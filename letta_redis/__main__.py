@@ -54,11 +54,12 @@ def _switch(half: str, state: str) -> int:
 
     from letta_redis.plugin.switches import switch
     from settings import SettingsError, get_settings
+    from worker.terminal import printable_lines
 
     try:
         asyncio.run(switch(get_settings(), half, state))
     except (SettingsError, RedisError, OSError) as exc:
-        print(exc, file=sys.stderr)  # noqa: T201
+        print(printable_lines(str(exc)), file=sys.stderr)  # noqa: T201
         return 1
     return 0
 

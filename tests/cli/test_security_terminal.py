@@ -16,8 +16,10 @@ import structlog
 from click.testing import CliRunner
 from hypothesis import given
 from hypothesis import strategies as st
+from redis.exceptions import ResponseError
 
 from cache.encoding import codec
+from letta_redis.__main__ import main as letta_redis_main
 from tests.support.queues import open_queue, stores_of
 from tests.support.workers import quick_settings
 from worker import Priority
@@ -187,6 +189,20 @@ def test_the_odd_text_was_there_to_be_shown(shell: Callable[..., str]) -> None:
         ("dead", "list"), ("batches", "list"), ("health", "--any"), ("jobs", "list"), ("schedules",),
     ):  # fmt: skip
         assert r"a\x1b[2J" in shell(*command), command
+
+
+def test_the_plug_ins_command_shows_an_error_escaped(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    async def refused(*_: object) -> None:
+        raise ResponseError(EVIL)
+
+    monkeypatch.setattr("letta_redis.plugin.switches.switch", refused)
+    with pytest.raises(SystemExit):
+        letta_redis_main(["switch", "agent-cache", "off"])
+    shown = capsys.readouterr().err
+    assert shown.startswith(r"a\x1b[2J")
+    assert is_harmless(shown)
 
 
 def test_an_error_of_the_server_is_shown_escaped(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -79,8 +79,8 @@ def show(data: Any, as_json: bool, lines: Callable[[], list[str]]) -> None:
 
 
 def _dump(data: Any) -> str:
-    # Its escapes are JSON's own; DEL is the one control character that JSON leaves.
-    return json.dumps(data, default=str, indent=2).replace("\x7f", "\\u007f")
+    # JSON escapes all that is not printable ASCII.
+    return json.dumps(data, default=str, indent=2)
 
 
 @asynccontextmanager
