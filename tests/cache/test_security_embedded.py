@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import fcntl
 import os
-import socket
+import socketserver
 import stat
+import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -32,6 +34,25 @@ def home(tmp_path: Path) -> Iterator[Path]:
 def refused(directory: Path, match: str) -> None:
     with pytest.raises(EmbeddedServerError, match=match):
         embedded.acquire(f"embedded://{directory}")
+
+
+@contextmanager
+def answering(path: Path) -> Iterator[None]:
+    """A foreign server that answers as ours would."""
+
+    class Pong(socketserver.BaseRequestHandler):
+        def handle(self) -> None:
+            self.request.recv(64)
+            self.request.sendall(b"+PONG\r\n")
+
+    with socketserver.ThreadingUnixStreamServer(str(path), Pong) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        try:
+            yield
+        finally:
+            server.shutdown()
+            thread.join()
 
 
 def make(directory: Path, mode: int = 0o700) -> Path:
@@ -151,10 +172,8 @@ def test_a_server_of_another_user_is_not_joined(
     monkeypatch.setattr(embedded, "_START_DEADLINE_S", 0.2)
     directory, theirs = make(home / "data"), make(home / "s")
     path = theirs / "fake.sock"
-    with (directory / "owner.lock").open("w") as lock, socket.socket(socket.AF_UNIX) as fake:
+    with (directory / "owner.lock").open("w") as lock, answering(path):
         fcntl.flock(lock, fcntl.LOCK_EX)
-        fake.bind(str(path))
-        fake.listen()
         os.chown(path if whose == "socket" else theirs, ANOTHER, ANOTHER)
         lock.write(str(path))
         lock.flush()

@@ -127,6 +127,7 @@ COMMANDS: list[tuple[str, ...]] = [
     ("webhooks", "endpoint", "--endpoint-id", EVIL), ("webhooks", "list", "--since", EVIL),
     ("dead", "list"), ("dead", "retry", EVIL), ("dead", "retry", "--since", EVIL),
     ("batches", "list"), ("batches", "show", EVIL), ("batches", "cancel", EVIL),
+    ("batches", "show", "a", EVIL),
     ("cache", "stats"), ("cache", "invalidate", EVIL),
     ("cache", "warm", "--loader", EVIL, "a"), ("run", "--settings", EVIL),
     ("jobs", "list"), ("jobs", "show", EVIL), ("workers",), ("schedules",), ("metrics",),

@@ -175,8 +175,9 @@ async def test_a_name_that_changes_is_connected_at_its_checked_address(
 
 
 @pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
-async def test_a_redirect_to_a_forbidden_address_is_not_followed(status: int) -> None:
-    policy = EgressPolicy(parse_networks("127.0.0.1/32"))
+@pytest.mark.parametrize("allowed", ["127.0.0.1/32", "127.0.0.0/8"])
+async def test_a_redirect_is_not_followed_wherever_it_leads(status: int, allowed: str) -> None:
+    policy = EgressPolicy(parse_networks(allowed))
     async with answering("127.0.0.2", OK) as target:
         location = f"HTTP/1.1 {status} x\r\nlocation: http://127.0.0.2:{target}/\r\n\r\n"
         async with answering("127.0.0.1", location.encode()) as port, net(policy) as out:

@@ -55,7 +55,7 @@ class Commands(click.Group):
         except click.ClickException as exc:
             if ctx.meta[_JSON]:
                 _fail(ctx, exc, exc.format_message(), exc.exit_code)
-            vars(exc)["message"] = printable_lines(exc.message)
+            vars(exc)["message"] = printable(exc.message)
             raise
         except (KeyboardInterrupt, asyncio.CancelledError):
             raise SystemExit(EXIT_INTERRUPTED) from None
