@@ -260,6 +260,12 @@ async def _(walk: Walk) -> None:
     assert mark == JOB.encode()
 
 
+@walks("deferred", "run now", "queued")
+async def _(walk: Walk) -> None:
+    assert await walk.queue.jobs.run_now(JOB) == 1
+    assert await walk.queue.jobs.run_now(JOB) == 0
+
+
 @walks("queued", "claimed", "running")
 @walks("parked", "claimed", "running")
 async def _(walk: Walk) -> None:
