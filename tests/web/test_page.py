@@ -180,7 +180,10 @@ async def test_signing_in_gives_a_cookie_that_is_not_the_token(client: Any, pref
         assert "Secure" not in given
         assert TOKEN not in given
         assert "Ada" in (await web.get("/")).text
-        await send(web, (await page(web, "/")).form("/sign-out"))
+        out = (await page(web, "/")).form("/sign-out")
+        assert (await send(web, out, form_token="0" * 64)).status_code == 403
+        assert (await web.get("/")).status_code == 200
+        await send(web, out)
         assert (await web.get("/")).status_code == 303
         web.headers["x-forwarded-proto"] = "https"
         secure = (await web.get("/sign-in")).headers["set-cookie"]

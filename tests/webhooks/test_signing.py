@@ -17,7 +17,7 @@ pytestmark = pytest.mark.unit
 
 OLD = "whsec_" + base64.b64encode(b"o" * 24).decode()
 NEW = "whsec_" + base64.b64encode(bytes(range(64))).decode()
-BODY = '{"a":"ü"}'.encode()
+BODY = ' {"a":"ü"}\n'.encode()
 
 
 @pytest.mark.parametrize("known", [OLD, NEW])
