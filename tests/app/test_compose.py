@@ -39,8 +39,8 @@ from worker.process.supervisor import SupervisorOptions
 
 pytestmark = pytest.mark.acceptance
 
-SERVICES = ("valkey-queue", "valkey-cache", "letta", "letta-workers")
-VALKEYS = ("valkey-queue", "valkey-cache")
+VALKEYS = ("valkey-queue", "valkey-cache", "valkey-letta")
+SERVICES = (*VALKEYS, "letta", "letta-workers")
 # 12 MB of room, and 30 MB of somebody's data: a server that is full, within a second.
 SMALL = ("--maxmemory", "12mb")
 JOBS = {f"arq:job:{n}": b"x" * 500 for n in range(200)}
@@ -57,7 +57,7 @@ def test_the_file_is_valid_by_the_public_compose_schema() -> None:
     assert checked.returncode == 0, checked.stdout + checked.stderr
 
 
-def test_it_has_the_four_services() -> None:
+def test_it_has_the_five_services() -> None:
     assert tuple(services()) == SERVICES
 
 
@@ -74,7 +74,7 @@ def test_services_are_probed_restarted_and_limited(name: str) -> None:
     assert service["logging"]["options"]["max-size"]
 
 
-@pytest.mark.parametrize("name", ["valkey-queue", "valkey-cache", "letta-workers"])
+@pytest.mark.parametrize("name", [*VALKEYS, "letta-workers"])
 def test_our_own_services_run_on_a_read_only_root(name: str) -> None:
     assert services()[name]["read_only"] is True
 
@@ -95,7 +95,7 @@ def test_the_queue_keeps_its_data_in_the_operators_home() -> None:
 def test_a_service_waits_until_what_it_needs_is_healthy(name: str) -> None:
     needed = services()[name]["depends_on"]
 
-    assert set(needed) == set(VALKEYS)
+    assert set(needed) == {host for host in VALKEYS if host in str(services()[name]["environment"])}
     assert {need["condition"] for need in needed.values()} == {"service_healthy"}
 
 
@@ -106,7 +106,9 @@ def test_workers_are_stopped_only_after_their_drain() -> None:
     assert seconds(workers["stop_grace_period"]) > grace_s + SupervisorOptions().kill_margin_s
 
 
-@pytest.mark.parametrize(("name", "times"), [("valkey-queue", 2.0), ("valkey-cache", 1.5)])
+@pytest.mark.parametrize(
+    ("name", "times"), [("valkey-queue", 2.0), ("valkey-cache", 1.5), ("valkey-letta", 1.5)]
+)
 def test_a_containers_limit_exceeds_its_servers_maxmemory(name: str, times: float) -> None:
     service = services()[name]
     limit = size_bytes(directive(configuration(service), "maxmemory"))
@@ -163,7 +165,8 @@ def test_queue_and_cache_are_different_servers_for_everyone() -> None:
         assert environment["LETTA_REDIS_URL"] == "redis://valkey-queue:6379/0"
         assert environment["LETTA_CACHE_REDIS_URL"] == "redis://valkey-cache:6379/0"
     # The Letta server's own locks must not be evicted either.
-    assert services()["letta"]["environment"]["LETTA_REDIS_HOST"] == "valkey-queue"
+    assert services()["letta"]["environment"]["LETTA_REDIS_HOST"] == "valkey-letta"
+    assert directive(COMPOSE / "valkey-letta.conf", "maxmemory-policy") == "noeviction"
 
 
 # -- the Valkey servers ----------------------------------------------------------

@@ -110,6 +110,7 @@ def test_every_image_of_others_can_be_pinned() -> None:
     assert images == {
         "valkey-queue": "v@sha256:1",
         "valkey-cache": "v@sha256:1",
+        "valkey-letta": "v@sha256:1",
         "letta": "letta-redis-server",
         "letta-workers": "letta-redis-workers",
     }

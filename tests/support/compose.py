@@ -24,18 +24,23 @@ _VARIABLE = re.compile(r"\$\{(\w+)(?::-([^}]*))?\}")
 _SIZES = {"k": 2**10, "m": 2**20, "g": 2**30}
 _SECONDS = {"s": 1, "m": 60, "h": 3600}
 
-# Speaks `valkey-cli -e [-p PORT] ping` where no valkey-cli is installed: with
+# Speaks `valkey-cli -e [-p PORT] [--user USER --pass PASSWORD] ping` where no valkey-cli is installed: with
 # -e an error reply is exit code 1, as is a server that is not there.
 _VALKEY_CLI = f"""#!{sys.executable}
 import socket, sys
 arguments = sys.argv[1:]
 port = int(arguments[arguments.index("-p") + 1]) if "-p" in arguments else 6379
 if "-e" not in arguments or arguments[-1] != "ping":
-    sys.exit("this stand-in only knows: valkey-cli -e [-p PORT] ping")
+    sys.exit("this stand-in only knows: valkey-cli -e [-p PORT] [--user U --pass P] ping")
 try:
     with socket.create_connection(("127.0.0.1", port), 2) as server:
+        file = server.makefile("rb")
+        if "--user" in arguments:
+            user, password = (arguments[arguments.index(o) + 1] for o in ("--user", "--pass"))
+            server.sendall(f"AUTH {{user}} {{password}}\\r\\n".encode())
+            file.readline()  # as the real one, it goes on without
         server.sendall(b"PING\\r\\n")
-        reply = server.recv(200)
+        reply = file.readline()
 except OSError as exc:
     sys.exit(f"Could not connect: {{exc}}")
 print(reply.decode().strip())
