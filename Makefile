@@ -21,7 +21,7 @@ OR_SHOW := ) || { echo "$$found"; exit 1; }
 export PYTHONDONTWRITEBYTECODE :=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo run test arq-test letta-env letta-test letta-lock coverage check bench soak docs site lock format clean
+.PHONY: help setup demo run test compose-test arq-test letta-env letta-test letta-lock coverage check bench soak docs site lock format clean
 
 help: ## List these commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -46,6 +46,10 @@ test: $(VENV)/.ready ## Run all checks, arq's own tests, then all of ours
 	@$(MAKE) --no-print-directory -j2 check $(BASE)/.ready arq-test
 	@$(PYTEST) -q -n $(JOBS) --dist worksteal -m "not serial" $(COVER)
 	@$(PYTEST) -q -m serial $(COVER) $(if $(COVER),--cov-append)
+
+# Exits with 77 where it cannot run, and says what the machine lacks.
+compose-test: $(VENV)/.ready ## Start compose/ in containers (root and podman), kill each of them, stop them; takes minutes
+	@$(BIN)/python -m tests.containers
 
 coverage: $(VENV)/.ready ## Run `make test` with a report of coverage; takes about half as long again
 	@$(MAKE) --no-print-directory test COVER=--cov
