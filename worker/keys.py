@@ -68,6 +68,11 @@ class QueueKeys:
         """Sorted set: job id -> due time, Unix milliseconds. `default` is stock arq's queue."""
         return f"{self.prefix}queue" if priority == "default" else f"{self.prefix}queue:{priority}"
 
+    def stored_queue(self, priority: str) -> str:
+        """The queue of a stored priority. Of a key, as 0.1's development versions stored, its last part."""
+        name = priority.rpartition(":")[2]
+        return self.queue(name if name in _PRIORITIES else "default")
+
     @property
     def wake(self) -> str:
         return f"{self.prefix}queue:wake"

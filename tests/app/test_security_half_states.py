@@ -150,7 +150,7 @@ def stats(client: Any) -> Steps:
 
 
 async def dead_letter(client: Any) -> None:
-    fields = {"body": BODY, "queue": 3, "queue_name": KEYS.queue(), "reason": "failed"}
+    fields = {"body": BODY, "queue": 3, "queue_name": "", "reason": "failed"}
     fields |= {"error": "", "tries": 1, "died": 1, "name": "f"}
     await client.hset(KEYS.dead_job("d"), mapping=fields)
     await client.zadd(KEYS.dead, {"d": 1})
@@ -161,7 +161,7 @@ async def dead_letter(client: Any) -> None:
 def dead_retry(client: Any) -> Steps:
     async def step() -> None:
         names = [KEYS.dead, KEYS.dead_job("d"), KEYS.job("d"), KEYS.result("d")]
-        names += [KEYS.wake, KEYS.retry("d")]
+        names += [KEYS.wake, KEYS.retry("d"), KEYS.dead_body("d"), *EngineKeys(KEYS).queues]
         await load("worker.queue", "dead_retry").run(client, names, ["d", b""])
 
     return lambda: dead_letter(client), step
@@ -215,7 +215,7 @@ def resume(client: Any) -> Steps:
 @case
 def schedule(client: Any) -> Steps:
     wanted = Schedule("s", worker.Call("f"), 1.0, None)
-    return nothing, lambda: ScheduleStore(client, KEYS).put(wanted, KEYS.queue())
+    return nothing, lambda: ScheduleStore(client, KEYS).put(wanted)
 
 
 # -- the engine -------------------------------------------------------------------
@@ -295,10 +295,10 @@ def poll_buries_the_stalled(client: Any) -> Steps:
 def poll_ends_done(client: Any) -> Steps:
     async def before() -> None:
         await client.set(KEYS.unique("u"), "a")
-        fields = {"size": 1, "head": "a", "tail": "b", "queue": KEYS.queue("high"), "job": "j"}
+        fields = {"size": 1, "head": "a", "tail": "b", "queue": "high", "job": "j"}
         await client.hset(KEYS.gather("g"), mapping=fields)
 
-    next_job = {"id": "n", "queue": KEYS.queue("low"), "delay": 5, "body": codec.lua_text(BODY)}
+    next_job = {"id": "n", "queue": "low", "delay": 5, "body": codec.lua_text(BODY)}
     details = {
         "result": codec.lua_text(b"r"),
         "ttl": 1000,
@@ -366,7 +366,7 @@ def gather_job(client: Any) -> Steps:
     member = GATHERING + b"g"
 
     async def prepare() -> None:
-        fields = {"size": 2, "head": "a", "tail": "b", "queue": KEYS.queue("high"), "job": "j"}
+        fields = {"size": 2, "head": "a", "tail": "b", "queue": "high", "job": "j"}
         await client.hset(KEYS.gather("g"), mapping={**fields, "0": "x", "1": ""})
         await client.set(KEYS.gather_part("g", 1), "y")
         await client.zadd(EngineKeys(KEYS).schedules, {member: 0})

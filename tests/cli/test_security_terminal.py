@@ -105,7 +105,6 @@ async def _fill(settings: Any) -> None:
                 "f": EVIL,
                 "a": [],
                 "k": {},
-                "q": keys.queue(),
                 "p": "default",
                 "every": 60_000,
                 "cron": None,

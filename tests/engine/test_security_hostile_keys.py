@@ -79,7 +79,7 @@ async def too_long(client: Any, prefix: str, id_: str) -> None:
 def unique_is(kind: str) -> Prepare:
     async def prepare(client: Any, prefix: str, id_: str) -> None:
         await make_key(client, f"{prefix}unique:u", kind)
-        await client.set(f"{prefix}job:{id_}", fields(o={"u": f"{prefix}unique:u"}))
+        await client.set(f"{prefix}job:{id_}", fields(o={"u": "u"}))
 
     return prepare
 
@@ -116,7 +116,7 @@ UNDECODABLE: dict[str, Prepare] = {
             ("f", "x" * 5000), ("a", {}), ("a", 5), ("k", []), ("k", {1: 2}), ("et", 2**60),
             ("et", "x"), ("et", None), ("et", -1), ("et", float("nan")), ("o", 5), ("o", [1]),
             ("o", {"x": "x"}), ("o", {"x": 2**63}), ("o", {"u": 5}), ("o", {"u": {}}),
-            ("o", {"u": ["a"]}), ("o", {"u": "lc:other"}), ("o", {"u": "arq:queue"}),
+            ("o", {"u": ["a"]}), ("o", {"u": ""}), ("o", {"u": "x" * 1001}),
             ("o", {"then": 5}), ("o", {"then": {}}), ("o", {"then": {**THEN, "q": 5}}),
             ("o", {"then": {**THEN, "q": {}}}), ("o", {"then": {**THEN, "delay": "x"}}),
             ("o", {"then": {**THEN, "delay": 2**62}}), ("o", {"then": {**THEN, "delay": 1.5}}),
@@ -131,7 +131,7 @@ UNDECODABLE: dict[str, Prepare] = {
 def then_is(queue: str) -> Prepare:
     async def prepare(client: Any, prefix: str, id_: str) -> None:
         await make_key(client, f"{prefix}other", "hash")
-        options = {"then": {**THEN, "q": f"{prefix}{queue}", "id": f"{id_}-next"}}
+        options = {"then": {**THEN, "q": queue, "id": f"{id_}-next"}}
         await client.set(f"{prefix}job:{id_}", fields(o=options))
 
     return prepare
@@ -195,12 +195,12 @@ OVER: dict[str, Prepare] = {
     "due at -1e300": score_is("-1e300"),
     "parked since nobody knows when": parked_is_text,
     "a unique key of another type": unique_is("hash"),
-    "what follows goes to a queue that is a hash": then_is("other"),
+    "what follows has a priority that does not exist": then_is("other"),
     "a gathering that is a list": gathering_is(),
     "a gathering of nothing": gathering_is(size="x"),
     "a gathering without its job": gathering_is(size="1"),
     "a gathering of too many": gathering_is(size="1e300", head="a", tail="b", queue="q", job="j"),
-    "a gathering whose queue is a hash": gathering_is(
+    "a gathering whose priority does not exist": gathering_is(
         size="1", head=b"", tail=b"", queue="other", job="j"
     ),
 }  # fmt: skip

@@ -188,7 +188,7 @@ async def _end_one_before(walk: Walk, delay_ms: int) -> None:
     first = await walk.queue.enqueue("f", job_id="before")
     following = {
         "id": JOB,
-        "queue": walk.keys.queues[3],
+        "queue": "low",
         "delay": delay_ms,
         "body": lua_text(b"body"),
     }

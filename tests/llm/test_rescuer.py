@@ -45,7 +45,7 @@ async def lose(queue: JobQueue, job_id: str, *, reason: str | None = None) -> No
         await stores_of(queue).client.zrem(queued, job_id)
     if reason is not None:
         letter = {"body": raw, "reason": reason, "error": "", "queue": 2, "tries": 1, "died": 1}
-        letter |= {"name": "run_llm_request", "queue_name": stores_of(queue).jobs.queues[1]}
+        letter["name"] = "run_llm_request"
         await stores_of(queue).client.hset(stores_of(queue).keys.dead_job(job_id), mapping=letter)
         await stores_of(queue).client.zadd(stores_of(queue).keys.dead, {job_id: 1})
 

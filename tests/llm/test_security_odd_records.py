@@ -77,7 +77,8 @@ async def spoil(queue: JobQueue, id_: str, how: str) -> None:
     elif how == "deleted":
         await client.delete(key)
     elif how == "a dedupe key of another type":
-        await client.hset(key, "dedupe", stores_of(queue).keys.llm_groups)
+        await client.hset(key, "dedupe", "odd")
+        await client.hset(stores_of(queue).keys.llm_dedupe("odd"), "a", "b")
     elif how == "callbacks are a list":
         await client.rpush(stores_of(queue).keys.llm_callback(id_), "x")
     elif how == "usage is a list":

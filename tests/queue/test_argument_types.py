@@ -18,11 +18,10 @@ from worker.app.service import build_worker_settings
 from worker.engine import chain
 from worker.engine.options import job
 from worker.errors import NotSerializable
-from worker.keys import QueueKeys
 from worker.queue.calls import call
 from worker.queue.encoder import JobEncoder
 
-ENCODER = JobEncoder(QueueKeys(), max_bytes=2**20)
+ENCODER = JobEncoder(max_bytes=2**20)
 
 
 def same(found: Any, given_: Any) -> bool:

@@ -323,7 +323,7 @@ async def test_dead_letters_of_a_time_are_chosen_page_by_page(client: Any, prefi
     async with client.pipeline(transaction=False) as pipe:
         for n, ms in enumerate(died):
             body = job_body("add", [n, n], {}, now_ms=0)
-            letter = {"body": body, "queue_name": keys.queue(Priority.DEFAULT)}
+            letter = {"body": body, "queue": 3}
             pipe.hset(keys.dead_job(f"j{n}"), mapping=letter)
             pipe.zadd(keys.dead, {f"j{n}": start.timestamp() * 1000 + ms})
         await pipe.execute()

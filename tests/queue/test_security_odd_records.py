@@ -18,7 +18,7 @@ from worker.keys import EngineKeys, QueueKeys
 pytestmark = pytest.mark.integration
 
 OPTIONS = EngineOptions(lease_s=1, poll_s=0.1)
-ROW: dict[str, Any] = {"f": "double", "a": [], "k": {}, "q": "", "p": "default"}
+ROW: dict[str, Any] = {"f": "double", "a": [], "k": {}, "p": "default"}
 ROW |= {"every": 50, "cron": None}
 
 
@@ -71,21 +71,18 @@ async def test_an_odd_dead_letter_is_listed_and_can_be_purged(
         (codec.encode({**ROW, "every": -5}), 1),
         (codec.encode({**ROW, "every": "x"}), 1),
         (codec.encode({**ROW, "cron": "x"}), 1),
-        (codec.encode({**ROW, "q": 5}), 1),
-        (codec.encode({**ROW, "q": ""}), 1),
-        (codec.encode({**ROW, "q": "PREFIXhash"}), 1),
-        (codec.encode({**ROW, "q": "q"}), "-inf"),
-        (codec.encode({**ROW, "q": "q"}), -1e300),
-        (codec.encode({**ROW, "q": "q"}), 1.5),
+        (codec.encode({**ROW, "p": 5}), 1),
+        (codec.encode({**ROW, "p": ""}), 1),
+        (codec.encode({**ROW, "p": "high:"}), 1),
+        (codec.encode(ROW), "-inf"),
+        (codec.encode(ROW), -1e300),
+        (codec.encode(ROW), 1.5),
     ],
 )
 async def test_an_odd_schedule_stops_no_other(
     client: Any, prefix: str, data: bytes, score: Any
 ) -> None:
     queue, keys = queue_of(client, prefix), EngineKeys(QueueKeys(prefix))
-    await client.hset(f"{prefix}hash", "a", "b")
-    if b"PREFIXhash" in data:
-        data = codec.encode({**ROW, "q": f"{prefix}hash"})
     for name in ("a-odd", b"\xff-odd"):
         await client.hset(keys.schedule_jobs, name, data)
         await client.zadd(keys.schedules, {name: score})

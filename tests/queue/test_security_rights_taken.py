@@ -98,7 +98,7 @@ async def test_a_worker_without_a_right_costs_no_job_a_lost_lease(
 async def test_an_end_that_was_denied_is_written_when_the_right_is_back(
     owner: Any, weak: Any, queue: JobQueue
 ) -> None:
-    job = {"id": "next", "queue": KEYS.queue("low"), "delay": 5, "body": codec.lua_text(b"body")}
+    job = {"id": "next", "queue": "low", "delay": 5, "body": codec.lua_text(b"body")}
     details = {"result": codec.lua_text(b"r"), "ttl": 60_000, "jobs": [job]}
     counted = [[3, "f", 1, 0, 1, 0, 0, 5, 5]]
     for command in used_by("worker.engine", "poll", "..queue"):

@@ -45,7 +45,7 @@ async def bury(queue: JobQueue, job_id: str, name: str, reason: str) -> None:
     await client.zrem(keys.queue(), job_id)
     await client.zadd(keys.dead, {job_id: 1})
     fields = {"body": body, "reason": reason, "error": "", "tries": 3, "name": name}
-    fields |= {"queue": 3, "queue_name": keys.queue(), "died": 1}
+    fields |= {"queue": 3, "died": 1}
     await client.hset(keys.dead_job(job_id), mapping=fields)
 
 

@@ -84,7 +84,7 @@ def build_stores(client: Any, options: QueueOptions, keys: QueueKeys | None = No
     keys = keys or QueueKeys.of(client)
     sealing = options.webhooks.encryption_keys
     secrets = DeliverySecrets(Keyring.parse(sealing) if sealing else None)
-    encoder = JobEncoder(keys, max_bytes=options.jobs.max_job_bytes)
+    encoder = JobEncoder(max_bytes=options.jobs.max_job_bytes)
     return Stores(
         client=client,
         keys=keys,

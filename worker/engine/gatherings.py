@@ -47,7 +47,7 @@ class Gatherings:
             # It has expired, or somebody has changed it.
             await self._client.zrem(self._schedules, member)
             return
-        queue, job_id = row[3].decode(), row[4].decode()
+        queue, job_id = keys.stored_queue(row[3].decode()), row[4].decode()
         body = b"".join((row[1], b"\xdd", size.to_bytes(4, "big"), *found, row[2]))
         if len(body) > _MOST_BYTES:
             log.error("gather.too_large", job_id=job_id, bytes=len(body), most=_MOST_BYTES)
@@ -55,7 +55,7 @@ class Gatherings:
         async with staged(self._client, keys, [body]) as names:
             script_keys = [self._schedules, gather, queue, keys.job(job_id), keys.result(job_id)]
             args = [member, job_id, *names, *parts]
-            script_keys += [keys.wake, keys.queue()]
+            script_keys.append(keys.wake)
             await _GATHER_JOB.run(self._client, script_keys, args)
 
     async def _values(self, gather: str, parts: list[str]) -> list[bytes] | None:

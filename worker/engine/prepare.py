@@ -60,8 +60,9 @@ class Preparer:
         if name in self._settings.functions:
             claim.function = name
         if options:
-            check_options(options, unique_prefix=self._settings.unique_prefix)
-            claim.unique = options.get("u")
+            check_options(options)
+            unique = options.get("u")
+            claim.unique = unique and self._settings.unique_prefix + unique
         return Body(name, args, kwargs, enqueued_ms, tries, options)
 
     def _find(self, claim: Claim, body: Body) -> Body | tuple[End, str]:

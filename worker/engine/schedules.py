@@ -14,6 +14,7 @@ from cache.logs import get_logger
 from worker.engine.failures import describe
 from worker.engine.gatherings import GATHERING, Gatherings
 from worker.keys import EngineKeys
+from worker.queue.priority import Priority
 from worker.queue.rhythm import next_run_ms
 
 log = get_logger(__name__)
@@ -82,9 +83,10 @@ class ScheduleRunner:
             if next_due <= now:
                 raise ValueError("its next run is not in the future")
             # Callers' ids may not contain a tilde, so none collides with a run's id.
-            queue, job_id = _queue_of(row), f"{id_.decode()}:{due}:~"
+            queue = self._keys.base.queue(Priority(row["p"]))
+            job_id = f"{id_.decode()}:{due}:~"
             body = self._encode({"t": None, "f": row["f"], "a": row["a"], "k": row["k"], "et": now})
-            args = [id_, due, next_due, job_id, body, str(row["f"]), str(row.get("p", ""))]
+            args = [id_, due, next_due, job_id, body, str(row["f"]), row["p"]]
         except Exception as exc:  # noqa: BLE001  (one bad schedule must not stop the others)
             await self._postpone(id_, exc)
             return
@@ -106,10 +108,3 @@ class ScheduleRunner:
         log.error("schedule.bad", schedule=id_.decode(errors="replace"), error=describe(exc))
         bad_until = self._now_ms() + _BAD_SCHEDULE_MS
         await self._client.zadd(self._keys.schedules, {id_: bad_until}, xx=True)
-
-
-def _queue_of(row: dict[str, Any]) -> str:
-    queue = row["q"]
-    if not isinstance(queue, str) or not queue:
-        raise ValueError("it has no queue name")
-    return queue

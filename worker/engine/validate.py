@@ -63,9 +63,9 @@ def _read_other(
     return tries, name, args, kwargs, et
 
 
-def check_options(options: Any, *, unique_prefix: str) -> None:
+def check_options(options: Any) -> None:
     """
-    Validate our own options, a body's `o`. Unique keys must begin with `unique_prefix`.
+    Validate our own options, a body's `o`.
 
     Raises:
         Misformed: an option has a wrong type or size.
@@ -73,8 +73,7 @@ def check_options(options: Any, *, unique_prefix: str) -> None:
     _need(isinstance(options, Mapping), "o is not a mapping")
     expires, unique, then, part = (options.get(name) for name in ("x", "u", "then", "g"))
     _need(expires is None or _is_whole(expires, MOST_MS), "o.x is not a time")
-    is_key = isinstance(unique, str) and unique.startswith(unique_prefix)
-    _need(unique is None or (is_key and len(unique) <= _MOST_ID), "o.u is not a unique key")
+    _need(unique is None or _is_text(unique, _MOST_ID), "o.u is not a unique key")
     if then is not None:
         _check_then(then)
     if part is not None:
@@ -88,7 +87,7 @@ def _check_then(then: Any) -> None:
     _need(_is_text(then.get("f"), _MOST_NAME), "o.then.f is not a function name")
     _need(isinstance(then.get("a"), list), "o.then.a is not a list of arguments")
     _need(isinstance(then.get("k"), Mapping), "o.then.k is not a mapping")
-    _need(_is_text(then.get("q"), _MOST_ID), "o.then.q is not a queue name")
+    _need(_is_text(then.get("q"), _MOST_ID), "o.then.q is not a priority")
     _need(then.get("id") is None or _is_text(then["id"], _MOST_ID), "o.then.id is not an id")
     _need(_is_whole(then.get("delay"), _MOST_DELAY_MS), "o.then.delay is not a delay")
     _need(

@@ -118,7 +118,7 @@ class Jobs:
         lock = _as_unique(unique)
         # A window's key expires; the job's end deletes the other keys.
         if lock is not None and lock.scope != "window":
-            options |= {"u": self._keys.unique(lock.key), "us": lock.scope}
+            options |= {"u": lock.key, "us": lock.scope}
         chosen = job_id or new_id()
         function = name_of(name)
         arguments.require_job_name(function)
@@ -216,7 +216,7 @@ class Jobs:
         ]
         head, tail = self._encoder.encode_around(then)
         fields = {"size": len(rows), "head": head, "tail": tail}
-        fields |= {"queue": self._keys.queue(priority), "job": job_id}
+        fields |= {"queue": priority.value, "job": job_id}
         await self._memory.admit()
         _, confirmed = await self._confirmations.of(
             lambda: reach(self._store.put_many(rows, most=self._max_length, gather=fields)),
@@ -248,16 +248,15 @@ class Jobs:
             PayloadTooLarge: over 1 MiB, or LETTA_QUEUE_MAX_JOB_BYTES.
         """
         arguments.require_id("schedule_id", schedule_id)
-        priority = arguments.require_call("job", job)
+        arguments.require_call("job", job)
         require_rhythm(every_s, cron)
         size = len(self._encoder.encode(job.name, job.args, job.kwargs))
         if size > _MOST_SCHEDULE_BYTES:
             what = f"schedule {schedule_id!r}"
             raise PayloadTooLarge(what, size, _MOST_SCHEDULE_BYTES, "fixed for repeating jobs")
-        queue = self._keys.queue(priority)
         schedule = Schedule(schedule_id, job, every_s, cron)
         _, confirmed = await self._confirmations.of(
-            lambda: reach(self._schedules.put(schedule, queue)), wait_replicas
+            lambda: reach(self._schedules.put(schedule)), wait_replicas
         )
         self._confirmations.require(confirmed, schedule_id)
 

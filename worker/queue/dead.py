@@ -16,7 +16,7 @@ from typing import Any
 from cache.connection.scripts import load
 from cache.logs import get_logger
 from worker.errors import InvalidArgument
-from worker.keys import QueueKeys
+from worker.keys import EngineKeys, QueueKeys
 from worker.queue.arguments import require_name, unix_ms
 from worker.queue.filters import JobFilter
 from worker.queue.job import reach
@@ -178,6 +178,7 @@ class DeadLetters:
         keys = self._keys
         names = [keys.dead, keys.dead_job(letter.id), keys.job(letter.id), keys.result(letter.id)]
         names += [keys.wake, keys.retry(letter.id), keys.dead_body(letter.id)]
+        names += EngineKeys(keys).queues
         outcome = await reach(self._put(names, letter.id, without_expiry(letter.body)))
         if outcome == 1:
             log.info("dead.retried", job_id=letter.id, task=letter.name, reason=letter.reason)

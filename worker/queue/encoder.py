@@ -20,7 +20,6 @@ from cache.encoding import codec
 from cache.errors import NotEncodable
 from worker import tracing
 from worker.errors import NotSerializable, PayloadTooLarge
-from worker.keys import QueueKeys
 from worker.queue import arguments
 from worker.queue.calls import Call
 from worker.queue.store import job_body
@@ -46,8 +45,7 @@ class PreparedJob:
 class JobEncoder:
     """Checks and encodes jobs; a body has at most `max_bytes`."""
 
-    def __init__(self, keys: QueueKeys, *, max_bytes: int) -> None:
-        self._keys = keys
+    def __init__(self, *, max_bytes: int) -> None:
         self._max_bytes = max_bytes
 
     def encode(
@@ -98,7 +96,7 @@ class JobEncoder:
                 "f": then.name,
                 "a": list(then.args),
                 "k": dict(then.kwargs or {}),
-                "q": self._keys.queue(priority),
+                "q": priority.value,
                 "id": then.job_id,
                 "delay": arguments.delay_ms(then.delay_s),
                 # Its time to expire counts from when it is stored.

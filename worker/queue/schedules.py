@@ -62,14 +62,13 @@ class ScheduleStore:
         self._runs = engine.schedule_runs
         self._wake = keys.wake
 
-    async def put(self, schedule: Schedule, queue: str) -> None:
+    async def put(self, schedule: Schedule) -> None:
         job = schedule.job
         every_ms = None if schedule.every_s is None else round(schedule.every_s * 1000)
         row = {
             "f": job.name,
             "a": list(job.args),
             "k": dict(job.kwargs or {}),
-            "q": queue,
             "p": job.priority.value,
             "every": every_ms,
             "cron": schedule.cron,

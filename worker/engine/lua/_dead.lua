@@ -13,8 +13,10 @@ local function bury(d, id, why)
   end
   redis.call('PEXPIRE', large, d.age)
   redis.call('UNLINK', key)
+  -- Only arq's own clients choose another queue than the prefix's.
+  local foreign = d.queues[3] ~= d.prefix .. 'queue'
   redis.call('HSET', key, 'body', type(body) == 'string' and body or '', 'reason', why.reason, 'error', why.error or '',
-    'queue', why.queue, 'queue_name', d.queues[why.queue], 'tries', why.tries or 0, 'died', d.now, 'name', why.name or '')
+    'queue', why.queue, 'queue_name', foreign and d.queues[why.queue] or '', 'tries', why.tries or 0, 'died', d.now, 'name', why.name or '')
   redis.call('PEXPIRE', key, d.age)
   redis.call('ZADD', d.set, d.now, id)
   -- Each burial makes room for itself; one script removes at most about 100 more.

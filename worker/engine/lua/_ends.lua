@@ -58,9 +58,11 @@ local function keep_result(prefix, id, d)
   end
 end
 
--- Fall back to the default queue when the named key is not a queue.
-local function queue_of(name, keys)
-  return fits('zset', name) and name or keys[3]
+-- A stored priority names one of the worker's queues. Of the key that development versions of 0.1
+-- stored, the last part is the priority too.
+local NUMBERS = {critical = 1, high = 2, low = 4}
+local function queue_of(priority, keys)
+  return keys[NUMBERS[string.match(priority, '[^:]*$')] or 3]
 end
 
 local function enqueue(prefix, keys, job)

@@ -4,7 +4,7 @@
 -- KEYS[6] wake token  KEYS[7] abort marks  KEYS[8] parked: id -> since, Unix ms  KEYS[9] dead: id -> time
 -- KEYS[10] last poll of this worker, or of its waker  KEYS[11] schedules: id -> due  KEYS[12] paused
 --   and, derived from the prefix: job:<id> in-progress:<id> retry:<id> result:<id> dead:<id>, keys of
---   _history.lua, queue names and unique keys that the ends name; from the queues: <queue>:held:<function>
+--   _history.lua, unique keys that the ends name; from the queues: <queue>:held:<function>
 -- ARGV[1] prefix  ARGV[2] this poll's token, never used before: "<run of a worker>:<number>"  ARGV[3] lease_ms
 -- ARGV[4] most jobs to claim (<= 256)  ARGV[5] jobs claimed before  ARGV[6] ends, msgpack (worker/engine/records.py)
 -- ARGV[7] stalled count that makes a job poison  ARGV[8] limit of the dead letters

@@ -67,11 +67,13 @@ local function finish_llm(p, id, data, ok, ttl, cache_ttl, usage_ttl, usage, lin
     redis.call('SET', result, (is_shared and 's' or '') .. data, 'PX', ttl)
   end
   -- Without a cache time the next equal request is sent again.
-  if row[3] and text_of(row[3]) == id then
+  -- Development versions of 0.1 stored the key, which ends with the digest.
+  local mark = row[3] and p .. 'dedupe:' .. string.match(row[3], '[^:]*$')
+  if mark and text_of(mark) == id then
     if ok == '1' and tonumber(cache_ttl) > 0 then
-      redis.call('PEXPIRE', row[3], cache_ttl)
+      redis.call('PEXPIRE', mark, cache_ttl)
     else
-      redis.call('DEL', row[3])
+      redis.call('DEL', mark)
     end
   end
   local counts = {p .. 'usage:' .. row[1]}

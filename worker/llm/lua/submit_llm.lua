@@ -109,7 +109,7 @@ local function take_in(id, digest, body, tokens)
       return twin, string.sub(id, -16)
     end
   end
-  local more = ARGV[4] == '1' and {'dedupe', mark} or {}
+  local more = ARGV[4] == '1' and {'dedupe', digest} or {}
   if deadline ~= '' then
     more[#more + 1], more[#more + 2], more[#more + 3], more[#more + 4] = 'deadline', deadline, 'expires', deadline
   end
