@@ -49,12 +49,15 @@ class Rule:
             owner's own: whoever depends on the row sees its deletion only.
         shared: whether values depend on the row's own id.
         verbs: the statements that change a cached value.
+        listed: the columns of an agent or a conversation whose lists of messages have the row. Every
+            statement changes those.
     """
 
     owner: str = ""
     link: str = ""
     shared: bool = False
     verbs: frozenset[Verb] = _ALL
+    listed: tuple[str, ...] = ()
 
 
 _EXISTING: frozenset[Verb] = frozenset({"update", "delete"})
@@ -76,13 +79,19 @@ RULES: Mapping[str, Rule] = {
     "identities": Rule(shared=True),
     # A state has nothing of the file's own row: only its deletion is seen, by the cascade.
     "files": Rule(shared=True, verbs=_DELETED),
-    "messages": Rule(owner="id", link="agent_id", verbs=_EXISTING),
+    "messages": Rule(owner="id", link="agent_id", verbs=_EXISTING, listed=("agent_id",)),
+    "conversation_messages": Rule(listed=("agent_id", "conversation_id")),
     # The database takes a deleted one out of its messages.
     **dict.fromkeys(("runs", "steps", "conversations"), Rule(shared=True, verbs=_DELETED)),
     "users": Rule(owner="id", verbs=_EXISTING),
     "organizations": Rule(verbs=_DELETED),
 }
 _NONE: frozenset[str] = frozenset()
+
+
+def windows_of(owner: str) -> str:
+    """The id under which the windows of an agent's or a conversation's messages are cached."""
+    return f"messages-of-{owner}"
 
 
 @dataclass(slots=True)
@@ -114,6 +123,11 @@ class Changes:
         rule = RULES.get(write.table)
         if rule is None:
             return ""
+        for column in rule.listed:
+            if write.verb != "insert" and column not in write.pinned:
+                return column
+            values = write.given.get(column, _NONE) | write.pinned.get(column, _NONE)
+            self.agents |= {windows_of(value) for value in values}
         self.agents |= write.given.get(rule.owner, _NONE) if write.verb in rule.verbs else _NONE
         if write.verb == "insert":
             if write.upsert and (rule.shared or rule.owner == "id"):

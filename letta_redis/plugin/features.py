@@ -13,6 +13,7 @@ from letta_redis.plugin import (
     schemas,
     serving,
     sessions,
+    windows,
 )
 from letta_redis.plugin.seams import Feature
 
@@ -22,6 +23,7 @@ FEATURES: tuple[Feature, ...] = (
     agents.FEATURE,
     actors.FEATURE,
     messages.FEATURE,
+    windows.FEATURE,
     children.FEATURE,
     sessions.FEATURE,
     runs.FEATURE,

@@ -6,6 +6,7 @@ import json
 from collections.abc import Awaitable
 from typing import Any
 
+from letta.errors import LettaAgentNotFoundError
 from letta.orm.errors import NoResultFound
 from letta.orm.message import Message
 from letta.server.db import db_registry
@@ -50,6 +51,7 @@ class Reads:
         self._own = AgentManager.get_agent_by_id_async.__wrapped__
         self._messages = MessageManager()
         self._own_messages = MessageManager.get_messages_by_ids_async.__wrapped__
+        self._own_list = MessageManager.list_messages.__wrapped__
 
     async def database(self, agent_id: str, actor: Any, variant: str = "all") -> Any:
         """The state as plain data, or None where there is no such agent."""
@@ -70,6 +72,17 @@ class Reads:
         dumped = [[json.loads(each.model_dump_json()) for each in found] for found in (cached, own)]
         return dumped[0], dumped[1], max(hits, 0)
 
+    async def newest(self, agent_id: str, actor: Any) -> tuple[list[Any], bool]:
+        """The newest messages by the cache, and whether its window came from there."""
+        loads = self._cache.stats()["loads"]
+        read = self._messages.list_messages(actor=actor, agent_id=agent_id, ascending=False)
+        found = await _plain_list(read)
+        return found, self._cache.stats()["loads"] == loads
+
+    async def newest_of_database(self, agent_id: str, actor: Any) -> list[Any]:
+        read = self._own_list(self._messages, actor=actor, agent_id=agent_id, ascending=False)
+        return await _plain_list(read)
+
 
 class Audit:
     """
@@ -79,13 +92,14 @@ class Audit:
         agents: by id, an actor who may read it.
         comparisons: hits that were compared.
         messages: hits of messages that were compared.
+        windows: hits of lists of the newest messages that were compared.
         stale: one line for each that differs.
     """
 
     def __init__(self, reads: Reads) -> None:
         self.reads = reads
         self.agents: dict[str, Any] = {}
-        self.comparisons = self.messages = 0
+        self.comparisons = self.messages = self.windows = 0
         self._known: dict[str, Any] = {}  # messages that existed, with an actor
         self.stale: list[str] = []
 
@@ -98,7 +112,16 @@ class Audit:
                     hits[variant] = cached
             if hits:
                 self._compare(agent_id, hits, await self.reads.database(agent_id, actor), after)
+            await self._check_window(agent_id, actor, after)
         await self._check_messages(after)
+
+    async def _check_window(self, agent_id: str, actor: Any, after: str) -> None:
+        cached, hit = await self.reads.newest(agent_id, actor)
+        if hit and cached:
+            self.windows += 1
+            fresh = await self.reads.newest_of_database(agent_id, actor)
+            if cached != fresh:
+                self.stale.append(f"{after}: {agent_id} newest: {_first_difference(cached, fresh)}")
 
     async def _check_messages(self, after: str) -> None:
         """Each message that was ever seen, of all agents of the actors."""
@@ -129,6 +152,13 @@ async def _plain(read: Awaitable[Any]) -> Any:
     except NoResultFound:
         return None
     return plain(json.loads(state.model_dump_json()))
+
+
+async def _plain_list(read: Awaitable[list[Any]]) -> list[Any]:
+    try:
+        return [json.loads(each.model_dump_json()) for each in await read]
+    except (NoResultFound, LettaAgentNotFoundError):
+        return []
 
 
 def plain(value: Any, field: str = "") -> Any:

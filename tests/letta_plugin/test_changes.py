@@ -58,13 +58,26 @@ def test_a_deleted_agent_takes_its_messages_along() -> None:
 
 
 @pytest.mark.parametrize("verb", ["update", "delete"])
-def test_a_changed_message_is_named_by_its_id(verb: Verb) -> None:
-    assert noted(write("messages", verb, pinned={"id": "m1"}))[:2] == ({"m1"}, set())
+def test_a_changed_message_is_named_by_its_id_and_its_windows(verb: Verb) -> None:
+    changes = Changes()
+    assert changes.note(write("messages", verb, pinned={"id": "m1"})) == "agent_id"
+
+    agents = noted(write("messages", verb, pinned={"id": "m1", "agent_id": "a1"}))[0]
+
+    assert agents == {"m1", "messages-of-a1"}
 
 
-def test_a_new_message_changes_nothing() -> None:
+def test_a_new_message_changes_windows_only() -> None:
     given = {"id": "m1", "agent_id": "a1"}
-    assert noted(write("messages", "insert", given=given)) == (set(), set(), set())
+    assert noted(write("messages", "insert", given=given)) == ({"messages-of-a1"}, set(), set())
+
+
+def test_a_link_changes_windows_of_its_agent_and_its_conversation() -> None:
+    names = {"agent_id": "a1", "conversation_id": "c1", "message_id": "m1"}
+    wanted = {"messages-of-a1", "messages-of-c1"}
+    assert noted(write("conversation_messages", "insert", given=names))[0] == wanted
+    for verb in ("update", "delete"):
+        assert noted(write("conversation_messages", verb, pinned=names))[0] == wanted
 
 
 @pytest.mark.parametrize("table", ["runs", "steps", "conversations"])
@@ -118,5 +131,5 @@ def test_a_statement_that_pins_no_rows_asks_for_them() -> None:
 def test_other_tables_change_nothing() -> None:
     given = {"agent_id": "a1"}
 
-    assert noted(write("messages", "insert", given=given)) == (set(), set(), set())
+    assert noted(write("passages", "insert", given=given)) == (set(), set(), set())
     assert noted(write("runs", "update", pinned={"id": "r1"})) == (set(), set(), set())
