@@ -23,6 +23,7 @@ from sqlalchemy.engine import Connection, Engine
 from sqlalchemy.orm import Mapper, Session
 from sqlalchemy.util import await_only
 
+from cache.errors import CacheUnavailable
 from cache.logs import get_logger
 from letta_redis.plugin.changes import RULES, Write
 from letta_redis.plugin.delivery import Deliveries, Transactions
@@ -121,8 +122,16 @@ class SessionEvents:
 
     def _commit(self, connection: Connection) -> None:
         session = self._sessions.get(connection)
-        if session is not None and session.info[_KEY].changes:
+        if session is None or not session.info[_KEY].changes:
+            return
+        try:
             await_only(self._deliveries.begin(session.info[_KEY]))
+        except CacheUnavailable as exc:
+            from letta.errors import LettaServiceUnavailableError
+
+            # As a ConnectionError, Letta would take it for one of PostgreSQL's, and try again with
+            # another session, which its caller cannot use.
+            raise LettaServiceUnavailableError(str(exc), service_name="cache") from exc
 
     def _committed(self, session: Session) -> None:
         transactions: Transactions | None = session.info.get(_KEY)

@@ -67,3 +67,25 @@ async def test_agents_are_read_whatever_the_server_does(
     assert await read() > 0  # it is gone
     with valkey(home, port=port):
         await eventually(hit, deadline_s=60)
+
+
+async def test_a_refused_write_is_an_unavailable_service(
+    letta: str, agents: Agents, tmp_path: Path
+) -> None:
+    from letta.errors import LettaServiceUnavailableError
+    from letta.schemas.block import BlockUpdate
+    from letta.services.block_manager import BlockManager
+
+    block = (await agents.create()).blocks[0].id
+    url = f"redis://127.0.0.1:{free_port()}/0"
+    installation = letta_redis.install(Settings(redis_url=url, cache_cut_off="refuse"))
+    await installation.runtime.start()
+    try:
+        with pytest.raises(LettaServiceUnavailableError, match="LETTA_CACHE_CUT_OFF"):
+            await BlockManager().update_block_async(
+                block, BlockUpdate(value="refused"), agents.user
+            )
+    finally:
+        await installation.runtime.stop()
+        letta_redis.uninstall()
+    assert (await BlockManager().get_block_by_id_async(block, agents.user)).value != "refused"
