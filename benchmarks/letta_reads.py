@@ -105,17 +105,18 @@ class Comparison:
         cache: Any = installation.runtime.cache()
         try:
             await self._read()
+            # Those of readers; refills are not counted.
+            before = int((await cache.agents.stats(self._id))["loads"])
             for _ in range(runs):
                 await self._read()
                 run = await manager.create_run(pydantic_run=Run(agent_id=self._id), actor=user)
                 update = RunUpdate(status="completed", stop_reason="end_turn")
                 await manager.update_run_by_id_async(run.id, update, actor=user)
-            # Those of readers; refills are not counted.
-            loads = int((await cache.agents.stats(self._id))["loads"])
+            loads = int((await cache.agents.stats(self._id))["loads"]) - before
         finally:
             await installation.runtime.stop()
             letta_redis.uninstall()
-        return 1 - (loads - 1) / runs
+        return 1 - loads / runs
 
     async def _forget(self, cache: Any) -> None:
         """Take the value away as an eviction does: an invalidation would load it again."""
