@@ -3,7 +3,8 @@ Carries the traces of callers into their jobs, by OpenTelemetry's API.
 
 A process that has set no tracer provider makes no spans, and imports nothing of it.
 Names and attributes follow the semantic conventions for messaging. Spans show no
-arguments and no texts of errors.
+arguments and no texts of errors. What a span processor raises is dropped: the job
+is stored or has run, and would be so twice.
 """
 
 from __future__ import annotations
@@ -58,7 +59,13 @@ def sending_many(count: int) -> AbstractContextManager[Any]:
 
 
 def processing(
-    queue: str, job_id: str, *, task: str, tries: int, carrier: Any
+    queue: str,
+    job_id: str,
+    *,
+    task: str,
+    tries: int,
+    carrier: Any,
+    no_failures: tuple[type[BaseException], ...],
 ) -> AbstractContextManager[Any]:
     """A span around one run of a job, in the trace that its body carries, if it can be read."""
     attributes = {
@@ -66,7 +73,9 @@ def processing(
         "letta_redis.task": task,
         "letta_redis.try": tries,
     }
-    return _span("process", queue, "CONSUMER", attributes, parent=_context(carrier))
+    return _span(
+        "process", queue, "CONSUMER", attributes, parent=_context(carrier), no_failures=no_failures
+    )
 
 
 def _context(carrier: Any) -> Any:
@@ -81,28 +90,39 @@ def _context(carrier: Any) -> Any:
 
 @contextlib.contextmanager
 def _span(
-    operation: str, queue: str | None, kind: str, attributes: dict[str, Any], *, parent: Any = None
+    operation: str,
+    queue: str | None,
+    kind: str,
+    attributes: dict[str, Any],
+    *,
+    parent: Any = None,
+    no_failures: tuple[type[BaseException], ...] = (),
 ) -> Iterator[None]:
     from opentelemetry import trace
 
-    with trace.get_tracer(_SYSTEM).start_as_current_span(
-        operation if queue is None else f"{operation} {queue}",
-        context=parent,
-        kind=trace.SpanKind[kind],
-        attributes={
-            "messaging.system": _SYSTEM,
-            "messaging.operation.name": operation,
-            "messaging.operation.type": operation,
-            **({} if queue is None else {"messaging.destination.name": queue}),
-            **attributes,
-        },
-        record_exception=False,
-        set_status_on_exception=False,
-    ) as span:
-        try:
+    span: trace.Span = trace.INVALID_SPAN
+    with contextlib.suppress(Exception):
+        span = trace.get_tracer(_SYSTEM).start_span(
+            operation if queue is None else f"{operation} {queue}",
+            context=parent,
+            kind=trace.SpanKind[kind],
+            attributes={
+                "messaging.system": _SYSTEM,
+                "messaging.operation.name": operation,
+                "messaging.operation.type": operation,
+                **({} if queue is None else {"messaging.destination.name": queue}),
+                **attributes,
+            },
+        )
+    try:
+        with trace.use_span(span, record_exception=False, set_status_on_exception=False):
             yield
-        except BaseException as exc:
-            # Its text may hold what nobody else may see.
+    except BaseException as exc:
+        # Its text may hold what nobody else may see. `isinstance` would ask the object.
+        if not issubclass(type(exc), no_failures):
             span.set_attribute("error.type", type(exc).__qualname__)
             span.set_status(trace.Status(trace.StatusCode.ERROR))
-            raise
+        raise
+    finally:
+        with contextlib.suppress(Exception):
+            span.end()

@@ -73,6 +73,20 @@ def test_a_failure_shows_its_class_and_not_its_text(spans: list[Span]) -> None:
     assert "hunter2" not in "".join(span["text"] for span in spans)
 
 
+def test_a_run_that_asks_for_another_try_is_no_failure(spans: list[Span]) -> None:
+    tries = [span for span in spans if span["attributes"].get("messaging.message.id") == "again"]
+    tries = [span for span in tries if span["kind"] == "CONSUMER"]
+    assert [span["attributes"]["letta_redis.try"] for span in tries] == [1, 2]
+    assert {span["status"] for span in tries} == {"UNSET"}
+
+
+@pytest.mark.parametrize("message", ["at_start", "at_end"])
+def test_a_broken_span_processor_costs_no_job(spans: list[Span], message: str) -> None:
+    # Each of its two runs would leave a span "inside".
+    sent = [span for span in spans if span["name"] == "ran"]
+    assert [span["attributes"]["job"] for span in sent].count(message) == 1
+
+
 def test_a_trace_that_cannot_be_read_is_ignored(spans: list[Span]) -> None:
     ran = one(spans, "process default", "alone")
     assert (ran["parent"], ran["status"]) == (None, "UNSET")

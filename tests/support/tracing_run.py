@@ -7,9 +7,9 @@ import json
 import sys
 from typing import Any
 
-from arq.worker import func
+from arq.worker import Retry, func
 from opentelemetry import trace
-from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace import SpanProcessor, TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
@@ -21,19 +21,40 @@ from worker import call
 PREFIX = "traced:"
 
 
+class Broken(SpanProcessor):
+    """Raises for the spans of the jobs `at_start` and `at_end`."""
+
+    def on_start(self, span: Any, parent_context: Any = None) -> None:  # noqa: ARG002
+        self._look(span, "at_start")
+
+    def on_end(self, span: Any) -> None:
+        self._look(span, "at_end")
+
+    def _look(self, span: Any, job_id: str) -> None:
+        if span.attributes.get("messaging.message.id") == job_id:
+            raise RuntimeError("this processor is broken")
+
+
 async def inside(ctx: dict[str, Any], *_: Any) -> None:
     with trace.get_tracer("test").start_as_current_span("inside"):
         pass
+    trace.get_tracer("test").start_span("ran", attributes={"job": ctx["job_id"]}).end()
 
 
 async def fails(ctx: dict[str, Any]) -> None:
     raise ValueError("hunter2")
 
 
+async def asks_again(ctx: dict[str, Any]) -> None:
+    if ctx["job_try"] == 1:
+        raise Retry(defer=0)
+
+
 async def main(url: str) -> None:
     spans = InMemorySpanExporter()
     provider = TracerProvider()
     provider.add_span_processor(SimpleSpanProcessor(spans))
+    provider.add_span_processor(Broken())
     trace.set_tracer_provider(provider)
     async with open_pool(url, PoolOptions(), name="traced") as client:
         queue = queue_of(client, PREFIX)
@@ -47,7 +68,11 @@ async def main(url: str) -> None:
         # Whatever is stored as a trace, the job runs.
         body = await client.get(f"{PREFIX}job:alone")
         await client.set(f"{PREFIX}job:alone", body.replace(b"00-", b"zz-"))
-        await burst(client, PREFIX, [func(inside), func(fails, max_tries=1)])
+        await queue.enqueue("asks_again", job_id="again")
+        for broken in ("at_start", "at_end"):
+            await queue.enqueue("inside", job_id=broken)
+        functions = [func(inside), func(fails, max_tries=1), func(asks_again)]
+        await burst(client, PREFIX, functions)
     found = [
         {
             "name": span.name,

@@ -14,6 +14,8 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any
 
+from arq.worker import Retry, RetryJob
+
 from cache.logs import get_logger
 from worker import tracing
 from worker.engine.deadlines import Deadlines
@@ -23,9 +25,12 @@ from worker.engine.outcome import Body, Decider, broken
 from worker.engine.prepare import Preparer
 from worker.engine.records import QUEUE_WORDS, Claim, End
 from worker.engine.settings import Hook, Settings
+from worker.errors import Postponed
 
 # Jobs that waited longer than this tend to end together: one clock tick wakes many.
 CROWD_S = 0.005
+# A job asks for another run, or is canceled: its trace shows no error.
+_NO_FAILURES = (Retry, RetryJob, Postponed, asyncio.CancelledError)
 
 
 class Executor:
@@ -120,6 +125,7 @@ class Executor:
             task=body.name,
             tries=body.tries,
             carrier=body.options.get("trace"),
+            no_failures=_NO_FAILURES,
         ):
             return await self._call(claim, body, ctx, begun)
 
