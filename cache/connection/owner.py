@@ -69,6 +69,10 @@ class OwnerReplies(Replies):
             raise Elsewhere(text)
 
 
+class _Silent(Exception):
+    """No node answered in time. redis-py does not connect again after it, and raises its own error."""
+
+
 class _ToOwner:
     """Comes before a connection's class, and connects to the owner of the slot."""
 
@@ -83,7 +87,10 @@ class _ToOwner:
         return self.host, int(self.port)
 
     async def _connect(self) -> None:
-        self.host, self.port = await self.pool.topology.owner()
+        try:
+            self.host, self.port = await self.pool.topology.owner()
+        except RedisTimeoutError as exc:
+            raise _Silent(str(exc)) from exc
         await super()._connect()  # type: ignore[misc]
 
     async def connect(self, *args: Any, **kwargs: Any) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 
 import hiredis
 import pytest
+from redis.exceptions import ConnectionError as RedisConnectionError
 
 from cache.connection.multiplexed import MultiplexedConnection
 from cache.connection.owner import OwnerPool, rest
@@ -115,6 +116,17 @@ async def test_a_node_that_falls_silent_is_left_before_the_timeout() -> None:
             async with asyncio.timeout(100):
                 assert await client.evalsha("sha", 1, "{t}:a") == b"OK"
             assert (node.answered, other.answered) == ([b"EVALSHA"], [b"EVALSHA"])
+
+
+async def test_a_new_client_waits_once_for_nodes_that_are_silent() -> None:
+    async with fake_nodes(1) as (node,):
+        node.is_stopped = True
+        url = f"redis+cluster://127.0.0.1:{node.port}"
+        options = PoolOptions(socket_timeout_s=0.2)
+        async with open_pool(url, options, name="t", tag="{t}") as client:
+            with pytest.raises(RedisConnectionError, match="Timeout reading"):
+                await client.get("{t}:a")
+        assert node.dials == 1
 
 
 async def test_a_call_that_blocks_at_the_server_raises_no_suspicion() -> None:
