@@ -1,5 +1,5 @@
 """
-Writes docs/settings.md and docs/keys.md from the code, or checks that they are up to date.
+Writes docs/cli.md, docs/settings.md and docs/keys.md from the code, or checks that they are up to date.
 
     python -m docs.generate            # write
     python -m docs.generate --check    # exit 1 and name the outdated files
@@ -7,14 +7,19 @@ Writes docs/settings.md and docs/keys.md from the code, or checks that they are 
 
 from __future__ import annotations
 
+import inspect
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
+import click
 from pydantic import SecretStr
 
 import cache.keys
 import worker.keys
 from settings import Settings, accepted, variable_name
+from worker.cli.commands import main as commands
+from worker.cli.completion import PROGRAM
 
 HERE = Path(__file__).parent
 
@@ -59,7 +64,59 @@ def keys_page() -> str:
     return "\n".join(lines) + "\n"
 
 
-PAGES = {"settings.md": settings_page, "keys.md": keys_page}
+def cli_page() -> str:
+    lines = [
+        "# Command line",
+        "",
+        "`make docs` generates this page from the commands of `letta-workers`; do not edit it. Every command",
+        "prints the same text with `--help`.",
+        "",
+        "| exit code | meaning |",
+        "|---|---|",
+        "| 0 | done; of `run`: drained |",
+        "| 1 | failed: the server is away or refused, or the command's own text says what; of `run`: crash loop |",
+        "| 2 | wrong argument or setting, or a package is missing; a repetition does not help |",
+        "| 3 | of `run`: forced to stop by a second signal, or by the end of the grace |",
+        "| 130 | interrupted by Ctrl-C |",
+    ]
+    for path, command in _commands(commands, PROGRAM):
+        lines += ["", f"## {path}", "", *_command(path, command)]
+    return "\n".join(lines) + "\n"
+
+
+def _commands(group: click.Group, path: str) -> Iterator[tuple[str, click.Command]]:
+    for name, command in sorted(group.commands.items()):
+        if command.hidden:
+            continue
+        yield f"{path} {name}", command
+        if isinstance(command, click.Group):
+            yield from _commands(command, f"{path} {name}")
+
+
+def _command(path: str, command: click.Command) -> Iterator[str]:
+    """Yield the lines of one command: its text, what it is called with, its options."""
+    text, _, examples = inspect.cleandoc(command.help or "").partition("\b\n")
+    usage = " ".join(command.collect_usage_pieces(click.Context(command)))
+    yield from ("```", f"{path} {usage}", "```", "", *_escaped(text.strip()))
+    if examples:
+        yield from ("", "```", *examples.replace("\b\n", "").strip().splitlines(), "```")
+    options = [p for p in command.params if isinstance(p, click.Option) and not p.hidden]
+    if options:
+        yield from ("", "| option | meaning |", "|---|---|")
+    for option in options:
+        names, meaning = option.get_help_record(click.Context(command)) or ("", "")
+        yield f"| `{_cell(names)}` | {_cell(meaning)} |"
+
+
+def _cell(text: str) -> str:
+    return text.replace("|", "\\|").replace("<", "&lt;").replace("*", "\\*")
+
+
+def _escaped(text: str) -> list[str]:
+    return text.replace("<", "&lt;").replace("*", "\\*").splitlines()
+
+
+PAGES = {"cli.md": cli_page, "settings.md": settings_page, "keys.md": keys_page}
 
 
 def main() -> int:

@@ -127,7 +127,7 @@ def test_every_field_is_described_and_every_number_bounded() -> None:
             assert kinds & {"Le", "Lt"}, variable_name(name)
 
 
-@pytest.mark.parametrize("name", list(PAGES))
+@pytest.mark.parametrize("name", ["settings.md", "keys.md"])
 def test_generated_pages_name_everything_once(name: str) -> None:
     rows = [line.split("|")[1].strip() for line in PAGES[name]().splitlines() if "| `" in line]
     assert rows

@@ -19,7 +19,13 @@ def batches() -> None:
 
 
 @batches.command("list")
-@click.option("--limit", type=click.IntRange(1, 10_000), default=20, show_default=True)
+@click.option(
+    "--limit",
+    type=click.IntRange(1, 10_000),
+    default=20,
+    show_default=True,
+    help="Batches at most.",
+)
 @json_option
 def batches_list(limit: int, as_json: bool) -> None:
     """List waiting requests by group, and the newest batches, newest first.
@@ -81,7 +87,13 @@ def _text(value: Any) -> str:
 
 
 @batches.command("flush")
-@click.option("--timeout-s", type=click.FloatRange(0, 3600), default=30, show_default=True)
+@click.option(
+    "--timeout-s",
+    type=click.FloatRange(0, 3600),
+    default=30,
+    show_default=True,
+    help="Seconds to wait for the outcome.",
+)
 @json_option
 def batches_flush(timeout_s: float, as_json: bool) -> None:
     """Send every waiting LLM request now, and print how many batches that made.

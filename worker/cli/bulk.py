@@ -48,7 +48,11 @@ def _filters(command: Callable[..., Any]) -> Callable[..., Any]:
         ),
         click.option("--min-tries", type=click.IntRange(0), default=0, help="Charged so far."),
         click.option("--id-prefix", default="", help="Only ids that begin so."),
-        click.option("--priority", type=click.Choice([each.value for each in Priority])),
+        click.option(
+            "--priority",
+            type=click.Choice([each.value for each in Priority]),
+            help="Only jobs of this priority.",
+        ),
         click.option("--function", help="Only jobs of this function."),
     ):
         command = option(command)
@@ -57,7 +61,11 @@ def _filters(command: Callable[..., Any]) -> Callable[..., Any]:
 
 @click.command("change")
 @click.argument("action", type=click.Choice(["cancel", "run"]))
-@click.option("--state", type=click.Choice([state.value for state in JobState]))
+@click.option(
+    "--state",
+    type=click.Choice([state.value for state in JobState]),
+    help="Only jobs in this state.",
+)
 @_filters
 def jobs_change(action: str, state: str | None, **options: Any) -> None:
     """Cancel all jobs that the filters mean, or make the deferred ones due now.

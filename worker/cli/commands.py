@@ -15,6 +15,7 @@ from cache.errors import CacheError
 from settings import Settings, SettingsError, load_settings, read_settings
 from worker.cli.batches import batches
 from worker.cli.cache import cache
+from worker.cli.completion import completion
 from worker.cli.dead import dead
 from worker.cli.health import health
 from worker.cli.jobs import jobs, schedules, workers
@@ -44,6 +45,7 @@ def main() -> None:
 
 main.add_command(batches)
 main.add_command(cache)
+main.add_command(completion)
 main.add_command(dead)
 main.add_command(health)
 
@@ -151,8 +153,20 @@ def child(foreign: str | None) -> None:
 
 @main.command()
 @json_option
-@click.option("--webhooks", type=click.IntRange(1, 100_000), default=200, show_default=True)
-@click.option("--requests", type=click.IntRange(1, 100_000), default=100, show_default=True)
+@click.option(
+    "--webhooks",
+    type=click.IntRange(1, 100_000),
+    help="Webhooks to send.",
+    default=200,
+    show_default=True,
+)
+@click.option(
+    "--requests",
+    type=click.IntRange(1, 100_000),
+    help="LLM requests to submit.",
+    default=100,
+    show_default=True,
+)
 @click.option("--keep", is_flag=True, help="Leave it running until Ctrl-C, for a look at the page.")
 def demo(as_json: bool, webhooks: int, requests: int, keep: bool) -> None:
     """Run webhooks and LLM requests end to end on an embedded Valkey, and print a report.

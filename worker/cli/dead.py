@@ -35,7 +35,13 @@ def dead() -> None:
 
 
 @dead.command("list")
-@click.option("--limit", type=click.IntRange(1, 10_000), default=50, show_default=True)
+@click.option(
+    "--limit",
+    type=click.IntRange(1, 10_000),
+    default=50,
+    show_default=True,
+    help="Letters at most.",
+)
 @json_option
 def dead_list(limit: int, as_json: bool) -> None:
     """List the newest dead letters, newest first.

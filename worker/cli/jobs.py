@@ -28,10 +28,24 @@ def jobs() -> None:
 
 
 @jobs.command("list")
-@click.option("--state", type=click.Choice([state.value for state in JobState]))
+@click.option(
+    "--state",
+    type=click.Choice([state.value for state in JobState]),
+    help="Only jobs in this state.",
+)
 @click.option("--function", help="Only jobs of this function.")
-@click.option("--priority", type=click.Choice([priority.value for priority in Priority]))
-@click.option("--limit", type=click.IntRange(1, MOST_ROWS), default=50, show_default=True)
+@click.option(
+    "--priority",
+    type=click.Choice([priority.value for priority in Priority]),
+    help="Only jobs of this priority.",
+)
+@click.option(
+    "--limit",
+    type=click.IntRange(1, MOST_ROWS),
+    default=50,
+    show_default=True,
+    help="Jobs at most.",
+)
 @click.option("--cursor", default="", help="Go on behind this cursor of an earlier call.")
 @json_option
 def jobs_list(
@@ -131,7 +145,12 @@ def jobs_run_now(job_id: str, as_json: bool) -> None:
 @click.argument("function")
 @click.option("--args", "args_json", default="[]", help="A JSON list of positional arguments.")
 @click.option("--kwargs", "kwargs_json", default="{}", help="A JSON object of named arguments.")
-@click.option("--priority", type=click.Choice([each.value for each in Priority]), default="default")
+@click.option(
+    "--priority",
+    type=click.Choice([each.value for each in Priority]),
+    default="default",
+    help="The job's priority.",
+)
 @click.option("--id", "job_id", help="The job's id; nothing is stored while a job has it.")
 @click.option("--delay", "delay_s", type=click.FloatRange(0), default=0.0, help="Seconds.")
 @json_option

@@ -20,7 +20,11 @@ _SHARES = (0.5, 0.99)
 @click.command()
 @click.option("--since", type=Moment(), default="1h", help="15m, 2h, 7d or ISO 8601; default: 1h.")
 @click.option("--function", help="Only jobs of this function.")
-@click.option("--priority", type=click.Choice([priority.value for priority in Priority]))
+@click.option(
+    "--priority",
+    type=click.Choice([priority.value for priority in Priority]),
+    help="Only jobs of this priority.",
+)
 @json_option
 def metrics(since: datetime, function: str | None, priority: str | None, as_json: bool) -> None:
     """Show how jobs ended, and how long they ran and waited: up to which time half and 99 % did.

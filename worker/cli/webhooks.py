@@ -56,7 +56,13 @@ def _filters(command: Any) -> Any:
         click.option("--event-type", help="Only this event type."),
         click.option("--url", help="Only to this URL."),
         click.option("--endpoint-id", help="Only to this endpoint id."),
-        click.option("--limit", type=click.IntRange(1, 10_000), default=1000, show_default=True),
+        click.option(
+            "--limit",
+            type=click.IntRange(1, 10_000),
+            default=1000,
+            show_default=True,
+            help="Deliveries at most.",
+        ),
     ]
     for option in reversed(options):
         command = option(command)
