@@ -17,11 +17,17 @@ Span = dict[str, Any]
 
 
 @pytest.fixture(scope="module")
-def spans(valkey_url: str) -> list[Span]:
+def found(valkey_url: str) -> dict[str, Any]:
     done = run([sys.executable, "-m", "tests.support.tracing_run", valkey_url])
     assert done.returncode == 0, done.stderr
-    found: list[Span] = json.loads(done.stdout.splitlines()[-1])
+    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return found
+
+
+@pytest.fixture
+def spans(found: dict[str, Any]) -> list[Span]:
+    spans: list[Span] = found["spans"]
+    return spans
 
 
 def one(spans: list[Span], name: str, message: str | None = None) -> Span:
@@ -52,6 +58,13 @@ def test_jobs_that_follow_and_many_at_once_are_too(spans: list[Span], message: s
 
 def test_a_webhook_is_sent_in_its_callers_trace(spans: list[Span]) -> None:
     assert one(spans, "send default", "webhook:hook")["trace"] == one(spans, "request")["trace"]
+
+
+def test_an_urgent_request_is_traced_and_a_batch_of_many_callers_is_not(
+    found: dict[str, Any],
+) -> None:
+    traced = found["traced"]
+    assert (traced["run_llm_request"], traced["flush_llm_group"]) == (True, False)
 
 
 def test_names_and_attributes_are_those_of_the_conventions(spans: list[Span]) -> None:

@@ -14,6 +14,7 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
 from cache.connection.pool import PoolOptions, open_pool
+from cache.encoding import codec
 from tests.support.engine import burst
 from tests.support.queues import queue_of
 from worker import call
@@ -64,7 +65,14 @@ async def main(url: str) -> None:
             await queue.send_webhook(
                 "https://one.example/hook", {}, event_type="a", webhook_id="hook"
             )
+            for urgent in (False, True):
+                body = {"model": "m", "messages": [{"role": "user", "content": f"{urgent}"}]}
+                more: Any = {"provider": "openai", "endpoint": "/v1/chat/completions"}
+                await queue.submit_llm_request(body, urgent=urgent, **more)
         await queue.enqueue("inside", job_id="alone")
+        stored = [
+            codec.decode(await client.get(key)) for key in await client.keys(f"{PREFIX}job:*")
+        ]
         # Whatever is stored as a trace, the job runs.
         body = await client.get(f"{PREFIX}job:alone")
         await client.set(f"{PREFIX}job:alone", body.replace(b"00-", b"zz-"))
@@ -86,7 +94,8 @@ async def main(url: str) -> None:
         }
         for span in spans.get_finished_spans()
     ]
-    sys.stdout.write(json.dumps(found) + "\n")
+    traced = {job["f"]: "trace" in job.get("o", {}) for job in stored}
+    sys.stdout.write(json.dumps({"spans": found, "traced": traced}) + "\n")
 
 
 if __name__ == "__main__":

@@ -43,7 +43,9 @@ class PreparedJobs:
         """Seals a group's waiting requests; `full_only`: only those that fill a batch."""
         row = [group.provider, group.endpoint, group.model]
         kwargs = {"full_only": True} if full_only else {}
-        return PreparedJob(job_id, self._encoder.encode(FLUSH_LLM_GROUP, row, kwargs))
+        # The requests of a group have many callers, and this body is used again.
+        body = self._encoder.encode(FLUSH_LLM_GROUP, row, kwargs, traced=False)
+        return PreparedJob(job_id, body)
 
     def callback_body(self, url: str) -> bytes:
         """The body of the job that sends the webhook of a request's end; the job's id names the request."""

@@ -55,15 +55,18 @@ class JobEncoder:
         kwargs: Mapping[str, Any] | None = None,
         *,
         options: Mapping[str, Any] | None = None,
+        traced: bool = True,
     ) -> bytes:
         """
         The body of a job that is enqueued now. The caller has checked its name.
+
+        `traced`: whether it belongs to the trace of the caller alone.
 
         Raises:
             NotSerializable: an argument would not arrive as given; the message names it.
             PayloadTooLarge: over LETTA_QUEUE_MAX_JOB_BYTES.
         """
-        trace = tracing.carried()
+        trace = tracing.carried() if traced else {}
         if trace:
             options = {**(options or {}), "trace": trace}
         try:
