@@ -9,7 +9,7 @@ LETTA_CACHE := .cache/letta
 # The source distribution of arq: its tests are fetched, not kept here.
 ARQ    := .cache/arq
 # Number of processes for tests that are not marked serial.
-JOBS   ?= 3
+JOBS   ?= 4
 PYTEST := $(BIN)/python -m pytest
 # Prints only failures: --quiet would hide the warnings that --strict counts.
 # The variable silences a notice of the theme that does not concern a page.
