@@ -141,6 +141,7 @@ OTHERS: list[tuple[str, ...]] = [
     ("batches", "came", EVIL), ("batches", "retry", EVIL), ("batches", "flush"),
     ("webhooks", "enable", "--endpoint-id", EVIL), ("webhooks", "disable", "--endpoint-id", EVIL),
     ("webhooks", "retry", EVIL), ("webhooks", "enable", EVIL), ("web", "--listen", EVIL),
+    ("completion", EVIL),
 ]  # fmt: skip
 # Run until they are stopped, and print what the log prints.
 NOT_HERE = {"demo", "child"}
