@@ -9,6 +9,7 @@ provider accepted no batch twice, and no batch was canceled there while a caller
 from __future__ import annotations
 
 import asyncio
+import os
 import uuid
 from collections import Counter, defaultdict
 from dataclasses import replace
@@ -442,7 +443,7 @@ def test_requests_and_batches_agree_with_the_model(valkey_url: str) -> None:
     run_machine(
         Model,
         settings=settings(
-            max_examples=25,
+            max_examples=int(os.environ.get("FUZZ_EXAMPLES", "12")),
             stateful_step_count=30,
             suppress_health_check=list(HealthCheck),
         ),
