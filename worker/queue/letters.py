@@ -72,7 +72,7 @@ def name_and_reason(row: list[bytes | None] | ResponseError) -> tuple[str, str]:
 
 def without_expiry(body: bytes) -> bytes:
     """Return the body without its expiry, if it has one."""
-    fields = _fields(body)
+    fields = fields_of(body)
     options = fields.get("o")
     if not isinstance(options, dict) or "x" not in options:
         return body
@@ -80,10 +80,11 @@ def without_expiry(body: bytes) -> bytes:
 
 
 def _name_in(body: bytes) -> str:
-    return str(_fields(body).get("f", "<unknown>"))
+    return str(fields_of(body).get("f", "<unknown>"))
 
 
-def _fields(body: bytes) -> dict[str, Any]:
+def fields_of(body: bytes) -> dict[str, Any]:
+    """Return the fields of a job's body; {} for bytes that are none."""
     try:
         fields = codec.decode(body)
     except CodecError:

@@ -9,10 +9,9 @@ from datetime import datetime
 from enum import StrEnum
 from typing import Any
 
-from cache.encoding import codec
-from cache.errors import CodecError
 from worker.keys import HELD_MS
 from worker.numbers import moment, whole
+from worker.queue.letters import fields_of
 from worker.queue.pauses import Paused
 from worker.queue.priority import Priority
 
@@ -94,7 +93,7 @@ def job_row(
 ) -> JobRow | None:
     if body is None and not is_running and claim is None:
         return None
-    fields = _fields(body or b"")
+    fields = fields_of(body or b"")
     name = fields.get("f")
     is_held = place.score >= HELD_MS
     state = JobState.DEFERRED if place.score > now_ms else JobState.QUEUED
@@ -126,7 +125,7 @@ def _due(place: Place, claim: bytes | None) -> float:
 
 def job_call(body: bytes) -> JobCall | None:
     """Read what a stored job calls; None where it cannot be read."""
-    fields = _fields(body)
+    fields = fields_of(body)
     name, args, kwargs = (fields.get(key) for key in ("f", "a", "k"))
     if not (isinstance(name, str) and isinstance(args, list | tuple) and isinstance(kwargs, dict)):
         return None
@@ -162,14 +161,6 @@ def _worker_of(claim: bytes | None) -> str:
     """The worker's id in a claim, "<worker>:<run>:<poll>|..." (lua/poll.lua); "" for stock arq's."""
     token, bar, _ = (claim or b"").decode(errors="replace").partition("|")
     return token.rsplit(":", 2)[0] if bar else ""
-
-
-def _fields(body: bytes) -> dict[str, Any]:
-    try:
-        fields = codec.decode(body)
-    except CodecError:
-        return {}
-    return fields if isinstance(fields, dict) else {}
 
 
 def _time(ms: Any) -> datetime:
