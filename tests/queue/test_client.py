@@ -266,6 +266,11 @@ async def test_of_many_jobs_only_the_new_ones_are_stored(
     assert await client.zcard(f"{prefix}queue") == 3
 
 
+async def test_of_new_jobs_with_one_id_the_first_is_stored(client: Any, prefix: str) -> None:
+    await queue_of(client, prefix).enqueue_many([call("add", n, job_id="a") for n in range(3)])
+    assert codec.decode(await client.get(f"{prefix}job:a"))["a"] == [0]
+
+
 async def test_bad_arguments_store_nothing(client: Any, prefix: str) -> None:
     queue = queue_of(client, prefix)
     with pytest.raises(InvalidArgument):
