@@ -55,7 +55,7 @@ async def test_deferred_jobs_run_now_and_others_stay(queue: JobQueue) -> None:
     assert (await queue.jobs.describe("mine")).state == "queued"
     assert (await queue.jobs.describe("other")).state == "deferred"
     assert (await queue.jobs.describe("due")).due_at == due
-    assert await queue.jobs.run_now("other", "due", "unknown") == 1
+    assert await queue.jobs.run_now("other", "due", "unknown", "other") == 1
 
 
 async def test_a_running_or_held_job_is_not_moved(queue: JobQueue) -> None:

@@ -10,6 +10,8 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+from redis.exceptions import OutOfMemoryError
+
 from cache.connection.owner import OwnerPool
 from cache.connection.pool import OUTAGE
 from cache.connection.scripts import load
@@ -19,7 +21,7 @@ from worker.engine.options import EngineOptions
 from worker.helpers import keep_running
 from worker.keys import EngineKeys
 
-BEAT = load(__package__, "beat")
+_BEAT = load(__package__, "beat")
 _HOUSEKEEPING = load(__package__, "housekeeping", "..queue")
 _LEAVE = load(__package__, "leave", "..queue")
 _MISSED = 3
@@ -87,7 +89,7 @@ class Heartbeat:
             "started": round(self._started, 3),
             **self._report(),
         }
-        await BEAT.run(self._client, [self._key], [json.dumps(state), self._ms(_MISSED)])
+        await beat(self._client, self._key, json.dumps(state), self._ms(_MISSED))
 
     async def keep_house(self) -> None:
         args = [self._prefix, self._worker_id, self._ms(_MISSED * HOUSEKEEPING)]
@@ -103,6 +105,14 @@ class Heartbeat:
             self._listening = asyncio.create_task(keep_running("listener", self._listener.run))
         elif not listen and self._listening is not None:
             self._listening.cancel()
+
+
+async def beat(client: Any, key: str, text: str, ttl_ms: int) -> None:
+    """Store a sign of life, also on a full server. A plain SET costs an idle worker half of a script."""
+    try:
+        await client.set(key, text, px=ttl_ms)
+    except OutOfMemoryError:
+        await _BEAT.run(client, [key], [text, ttl_ms])
 
 
 async def leave(

@@ -27,7 +27,7 @@ from cache.errors import RedisRefused
 from cache.logs import get_logger
 from worker.engine import preflight
 from worker.engine.composition import Run, assemble, connect
-from worker.engine.heartbeat import BEAT, leave
+from worker.engine.heartbeat import beat, leave
 from worker.engine.poll import PollStopped
 from worker.engine.state import WorkerState
 from worker.helpers import keep_running
@@ -284,7 +284,7 @@ class Worker(WorkerState):
             f"j_ongoing={self.jobs_running} queued={self.jobs_queued}"
         )
         life_s = max(self.health_check_interval + 1, 3 * interval_s)
-        await BEAT.run(self.pool, [self.health_check_key], [info, round(life_s * 1000)])
+        await beat(self.pool, self.health_check_key, info, round(life_s * 1000))
 
     def _report(self) -> dict[str, Any]:
         return {

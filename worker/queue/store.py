@@ -252,9 +252,9 @@ class QueueStore:
     async def run_now(self, job_ids: Sequence[str]) -> int:
         """Make deferred jobs due now. Return how many were deferred."""
         keys = [*self.queues, EngineKeys(self.keys).running, self.keys.wake]
-        done = 0
-        for at in range(0, len(job_ids), _RUN_NOW_CHUNK):
-            args = [self.keys.prefix, *job_ids[at : at + _RUN_NOW_CHUNK]]
+        ids, done = list(dict.fromkeys(job_ids)), 0
+        for at in range(0, len(ids), _RUN_NOW_CHUNK):
+            args = [self.keys.prefix, *ids[at : at + _RUN_NOW_CHUNK]]
             done += int(await _RUN_NOW.run(self.client, keys, args))
         return done
 

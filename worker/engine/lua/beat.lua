@@ -1,5 +1,5 @@
 #!lua flags=allow-oom
--- beat.lua: store a sign of life.
+-- beat.lua: store a sign of life on a full server, which refuses a plain SET.
 -- KEYS[1] heartbeat, or arq's health key
 -- ARGV[1] text  ARGV[2] ttl_ms > 0
 -- returns 1

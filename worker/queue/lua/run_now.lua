@@ -1,7 +1,7 @@
 #!lua flags=allow-oom
 -- run_now.lua: make deferred jobs due now.
 -- KEYS[1..4] queues  KEYS[5] running  KEYS[6] wake token; and, derived from the prefix: in-progress:<id>
--- ARGV[1] prefix  ARGV[2..] ids, <= 50
+-- ARGV[1] prefix  ARGV[2..] different ids, <= 50
 -- returns how many were deferred; running, due and held jobs stay as they are
 -- allow-oom: it adds nothing.
 --@rights
@@ -9,17 +9,22 @@
 --@include pauses
 expect('zset', unpack(KEYS, 1, 6))
 local t = redis.call('TIME')
-local now, done = t[1] * 1000 + math.floor(t[2] / 1000), 0
-for i = 2, #ARGV do
-  local id = ARGV[i]
-  if not redis.call('ZSCORE', KEYS[5], id) and redis.call('EXISTS', ARGV[1] .. 'in-progress:' .. id) == 0 then
-    for number = 1, 4 do
-      local due = number_of(redis.call('ZSCORE', KEYS[number], id))
-      if due and due > now and due < HELD then
-        redis.call('ZADD', KEYS[number], 'XX', now, id)
-        done = done + 1
-      end
+local now, ids = t[1] * 1000 + math.floor(t[2] / 1000), {unpack(ARGV, 2)}
+local running, free, done = redis.call('ZMSCORE', KEYS[5], unpack(ids)), {}, 0
+for i, id in ipairs(ids) do
+  free[i] = not running[i] and redis.call('EXISTS', ARGV[1] .. 'in-progress:' .. id) == 0
+end
+for number = 1, 4 do
+  local moved = {}
+  for i, text in ipairs(redis.call('ZMSCORE', KEYS[number], unpack(ids))) do
+    local due = number_of(text)
+    if free[i] and due and due > now and due < HELD then
+      moved[#moved + 1], moved[#moved + 2] = now, ids[i]
     end
+  end
+  if #moved > 0 then
+    done = done + #moved / 2
+    redis.call('ZADD', KEYS[number], 'XX', unpack(moved))
   end
 end
 if done > 0 then
