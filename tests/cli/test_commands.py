@@ -10,11 +10,15 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
+from click.testing import CliRunner, Result
 
+from tests.support.command_lines import commands
 from tests.support.servers import free_port, run, valkey
 from tests.support.wait import eventually_sync
+from worker.cli.commands import main
 
 pytestmark = pytest.mark.acceptance
 
@@ -30,6 +34,19 @@ def environment(**values: str) -> dict[str, str]:
 def logged(log: Path, event: str, *, times: int = 1) -> None:
     """Wait for events in a log: cheaper than to ask a command again and again."""
     eventually_sync(lambda: log.read_text().count(event) >= times, deadline_s=100)
+
+
+def letta(command: str, here: dict[str, str]) -> Result:
+    """A command in this process, which is cheaper than one of its own."""
+    done = CliRunner().invoke(main, command.split(), env=here)
+    assert done.exception is None or isinstance(done.exception, SystemExit), done.exception
+    return done
+
+
+def answer(command: str, here: dict[str, str]) -> Any:
+    done = letta(f"{command} --json", here)
+    assert done.exit_code == 0, done.stderr
+    return json.loads(done.stdout)
 
 
 @contextmanager
@@ -54,17 +71,25 @@ def process(command: list[str], log: Path, **values: str) -> Iterator[subprocess
     "command",
     [
         [LETTA, "run"],
-        [LETTA, "status"],
-        [LETTA, "health"],
         [sys.executable, "-m", "worker", "run"],
         [ARQ, "worker.WorkerSettings"],
         [ARQ, "--check", "worker.WorkerSettings"],
     ],
 )
-def test_a_wrong_setting_ends_with_2_and_one_line(command: list[str]) -> None:
+def test_a_wrong_setting_ends_a_process_with_2_and_one_line(command: list[str]) -> None:
     done = run(command, env=environment(LETTA_WORKER_COUNT="many"))
-    assert done.returncode == 2
-    (line,) = done.stderr.splitlines()
+    assert_names_the_setting(done.returncode, done.stderr)
+
+
+@pytest.mark.parametrize("command", ["run", "status", "health", "jobs list", "dead list", "web"])
+def test_a_wrong_setting_ends_a_command_with_2_and_one_line(command: str) -> None:
+    done = letta(command, {"LETTA_WORKER_COUNT": "many"})
+    assert_names_the_setting(done.exit_code, done.stderr)
+
+
+def assert_names_the_setting(code: int, errors: str) -> None:
+    assert code == 2
+    (line,) = errors.splitlines()
     assert line.startswith("LETTA_WORKER_COUNT: ")
     assert "accepted: int, >= 1, <= 256" in line
 
@@ -91,8 +116,8 @@ def test_an_unloadable_setting_ends_run_at_once(variable: str, value: str) -> No
 @pytest.mark.parametrize("command", ["health", "status", "webhooks show msg_1", "batches flush"])
 def test_an_absent_server_is_one_line_and_exit_1(command: str) -> None:
     url = f"redis://:hunter2@127.0.0.1:{free_port()}/0"
-    done = run([LETTA, *command.split()], env=environment(LETTA_REDIS_URL=url))
-    assert done.returncode == 1
+    done = letta(command, {"LETTA_REDIS_URL": url})
+    assert done.exit_code == 1
     assert len(done.stderr.splitlines()) == 1
     assert "hunter2" not in done.stderr + done.stdout
 
@@ -140,16 +165,16 @@ def test_check_and_health_report_whether_a_worker_runs(
 
     def checks() -> tuple[int, int]:
         arq = run([ARQ, "--check", "worker.WorkerSettings"], env=environment(**here))
-        ours = run([LETTA, "health", "--json"], env=environment(**here))
-        assert json.loads(ours.stdout)["healthy"] is (ours.returncode == 0)
-        return arq.returncode, ours.returncode
+        ours = letta("health --json", here)
+        assert json.loads(ours.stdout)["healthy"] is (ours.exit_code == 0)
+        return arq.returncode, ours.exit_code
 
     assert checks() == (1, 1)
     with process(command, log, **here) as workers:
         logged(log, "worker.started", times=workers_started)
+        eventually_sync(lambda: letta("health", here).exit_code == 0, deadline_s=100)
         eventually_sync(lambda: checks() == (0, 0), deadline_s=100)
-        done = run([LETTA, "batches", "flush", "--json"], env=environment(**here))
-        assert json.loads(done.stdout) == {"batches": 0}
+        assert answer("batches flush", here) == {"batches": 0}
     assert workers.returncode == 0, log.read_text()
     assert "Traceback" not in log.read_text()
     assert checks() == (1, 1)
@@ -174,8 +199,8 @@ def test_logs_are_json_with_job_task_try_and_worker(
     with process([LETTA, "run", "--count", "1"], log, **here):
         sent = run([sys.executable, "-c", send], env=environment(**here)).stdout.strip()
         eventually_sync(lambda: "webhook.died" in log.read_text(), deadline_s=100)
-        shown = run([LETTA, "webhooks", "show", sent, "--json"], env=environment(**here))
-    assert json.loads(shown.stdout)["attempts"][0]["error"] == "target_forbidden"
+        shown = answer(f"webhooks show {sent}", here)
+    assert shown["attempts"][0]["error"] == "target_forbidden"
     lines = [json.loads(line) for line in log.read_text().splitlines()]
     (died,) = [line for line in lines if line["event"] == "webhook.died"]
     assert died["job_id"] == f"webhook:{sent}"
@@ -195,14 +220,8 @@ def test_dead_letters_are_listed_retried_and_purged(
         "LETTA_WORKER_MAX_TRIES": "1",
     }
 
-    def letta(*command: str) -> object:
-        done = run([LETTA, *command, "--json"], env=environment(**here))
-        assert done.returncode == 0, done.stderr
-        return json.loads(done.stdout)
-
     def dead() -> list[dict[str, object]]:
-        found = letta("dead", "list")
-        assert isinstance(found, list)
+        found: list[dict[str, object]] = answer("dead list", here)
         return found
 
     enqueue = (
@@ -218,13 +237,13 @@ def test_dead_letters_are_listed_retried_and_purged(
         (first,) = eventually_sync(dead, deadline_s=100)
         assert (first["id"], first["tries"]) == ("boom", 1)
         assert "as asked" in str(first["error"])
-        assert letta("dead", "retry", "boom") == {"retried": 1}
+        assert answer("dead retry boom", here) == {"retried": 1}
         logged(log, "job.died", times=2)
         eventually_sync(lambda: [row for row in dead() if row["died_at"] != first["died_at"]])
-        assert letta("dead", "purge", "--before", "0s") == {"purged": 1}
+        assert answer("dead purge --before 0s", here) == {"purged": 1}
         assert dead() == []
-        missing = run([LETTA, "dead", "retry", "boom"], env=environment(**here))
-        assert (missing.returncode, len(missing.stderr.splitlines())) == (1, 1)
+        missing = letta("dead retry boom", here)
+        assert (missing.exit_code, len(missing.stderr.splitlines())) == (1, 1)
 
 
 def test_any_arq_settings_class_runs_on_the_engine(private_valkey_url: str, tmp_path: Path) -> None:
@@ -247,7 +266,7 @@ def test_any_arq_settings_class_runs_on_the_engine(private_valkey_url: str, tmp_
         "    pool = await create_pool(WorkerSettings.redis_settings,\n"
         "        job_serializer=codec.encode, job_deserializer=codec.decode)\n"
         "    job = await pool.enqueue_job('hello', 'Ada')\n"
-        "    print(await job.result(timeout=20, poll_delay=0.05))\n"
+        "    print(await job.result(timeout=100, poll_delay=0.05))\n"
         "    await pool.aclose()\n"
         "asyncio.run(main())"
     )
@@ -262,31 +281,20 @@ def test_any_arq_settings_class_runs_on_the_engine(private_valkey_url: str, tmp_
 
 
 def test_the_cache_is_warmed_counted_and_invalidated(
-    private_valkey_url: str, tmp_path: Path
+    private_valkey_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "loaders.py").write_text("async def load(agent_id):\n    return {'id': agent_id}\n")
-    here = {"LETTA_REDIS_URL": private_valkey_url, "PYTHONPATH": str(tmp_path)}
+    monkeypatch.syspath_prepend(tmp_path)
+    here = {"LETTA_REDIS_URL": private_valkey_url}
 
-    def letta(*command: str) -> dict[str, object]:
-        done = run([LETTA, "cache", *command, "--json"], env=environment(**here))
-        assert done.returncode == 0, done.stderr
-        found: dict[str, object] = json.loads(done.stdout)
-        return found
-
-    assert letta("warm", "--loader", "loaders:load", "a1", "a2")["warmed"] == 2
-    assert letta("stats")["keys"]
-    assert letta("invalidate", "a1", "a2") == {"named": 2, "delivered": True}
-    assert run([LETTA, "cache", "invalidate"], env=environment(**here)).returncode == 2
+    assert answer("cache warm --loader loaders:load a1 a2", here)["warmed"] == 2
+    assert answer("cache stats", here)["keys"]
+    assert answer("cache invalidate a1 a2", here) == {"named": 2, "delivered": True}
+    assert letta("cache invalidate", here).exit_code == 2
 
 
-COMMANDS = (
-    "run,demo,health,status,webhooks show,batches flush,dead list,dead retry,dead purge,"
-    "cache stats,cache invalidate,cache warm"
-)
-
-
-@pytest.mark.parametrize("command", COMMANDS.split(","))
+@pytest.mark.parametrize("command", dict(commands()))
 def test_every_command_explains_itself_with_an_example(command: str) -> None:
-    done = run([LETTA, *command.split(), "--help"])
-    assert done.returncode == 0
-    assert "Examples:" in done.stdout
+    done = letta(f"{command} --help", {})
+    assert done.exit_code == 0
+    assert "Example" in done.stdout
