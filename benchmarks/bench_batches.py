@@ -16,6 +16,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import bisect
+import gc
 import json
 import logging
 import os
@@ -279,6 +280,8 @@ async def one_line(url: str, fake: FakeProvider, *, mib: int, kind: str) -> dict
         base = f"http://127.0.0.1:{int(server.stdout.readline())}/v1"
         policy = EgressPolicy(parse_networks("127.0.0.0/8"))
         remote = RemoteBatch("b", "completed", ended=True, files=("f",))
+        gc.collect()
+        gc.freeze()  # as the fork server of the workers does
         async with build_http_client(policy, max_connections=1) as client, longest_hold() as hold:
             provider = OpenAIProvider(client, base_url=base, api_key="k" * 20, timeout_s=60)
             start, cpu = time.perf_counter(), time.process_time()

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import time
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import AsyncIterator, Iterable, Iterator
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
+import structlog
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from worker.llm.answers import LongText, read_item
+from worker.llm.answers import Answer, LongText, read_item
+from worker.llm.items import Items
 from worker.llm.json_text import Unreadable, decode
 from worker.llm.outline import Outline
-from worker.llm.providers.result_rows import ResultRow, RowReader, answers_of
+from worker.llm.providers.open_row import ResultRow
+from worker.llm.providers.result_rows import RowReader, answers_of, rows_in
 
 pytestmark = pytest.mark.unit
 
@@ -39,11 +44,15 @@ def read(data: bytes, step: int = 65_536, most: int = 10**9) -> list[ResultRow]:
     return [*found, *reader.end()]
 
 
+def pairs(one: ResultRow) -> Iterator[tuple[str, Answer]]:
+    return answers_of(one, read_item, PATH)
+
+
 def answers(rows: Iterable[ResultRow]) -> dict[str, str]:
     """Custom id -> the answer's kind, or its content."""
     found = {}
     for one in rows:
-        for id_, answer in answers_of(one, read_item, PATH):
+        for id_, answer in pairs(one):
             content = answer.body["choices"][0]["message"]["content"] if answer.ok else None
             found[id_] = answer.kind or str(content)
     return found
@@ -126,6 +135,70 @@ def test_an_unreadable_row_is_malformed_alone(broken: bytes, between: bytes) -> 
     (bad,) = [r for r in rows if r.row is None]
     assert isinstance(bad.text, bytes)
     assert custom_id(2).encode() in bad.text
+
+
+LONG = "long " * 60_000
+
+
+@pytest.mark.parametrize(
+    "broken",
+    [
+        row(2, LONG)[:-30],
+        row(2, LONG).replace(b"null}", b"nul}"),
+        row(2, LONG)[5:],
+        b"<html>" + LONG.encode() + custom_id(2).encode() + LONG.encode(),
+    ],
+)
+def test_a_long_unreadable_row_is_malformed_alone(broken: bytes) -> None:
+    found = answers(read(b"\n".join([row(1), broken, row(3)])))
+    found.pop("", None)  # what followed its object
+    assert found == GOOD | {custom_id(2): "malformed"}
+
+
+@pytest.mark.parametrize("between", [b"", b'{"summary": 1},'])
+def test_rows_without_line_ends_are_all_read(between: bytes) -> None:
+    rows = [row(number) for number in range(1900)]
+    rows[1850] = row(1850, LONG)
+    found = [id_ for one in read(between.join(rows)) for id_, _ in pairs(one)]
+    assert found == [custom_id(number) for number in range(1900)]
+
+
+def test_an_object_without_an_id_is_no_row_however_long() -> None:
+    summary = json.dumps({"summary": LONG, "lines": [1]}, indent=1).encode()
+    assert answers(read(row(1) + b"\n" + summary + b"\n" + row(3))) == GOOD
+
+
+async def test_other_tasks_run_while_many_short_rows_are_read() -> None:
+    turns = 0
+
+    async def beside() -> None:
+        nonlocal turns
+        while True:
+            turns += 1
+            await asyncio.sleep(0)
+
+    async def piece() -> AsyncIterator[bytes]:
+        yield b"x\n" * 2000
+
+    other = asyncio.create_task(beside())
+    assert len([r async for r in rows_in(piece(), ())]) == 2000
+    other.cancel()
+    assert turns > 3
+
+
+async def test_all_unreadable_rows_of_a_file_are_one_line_in_the_log() -> None:
+    class Provider:
+        async def results(self, _remote: Any) -> AsyncIterator[tuple[str, Answer]]:
+            for one in read(b"<p>\n" * 300):
+                for pair in pairs(one):
+                    yield pair
+
+    batch = SimpleNamespace(id=BATCH, fields={}, group=SimpleNamespace(endpoint=""))
+    context = SimpleNamespace(batches=None, requests=None)
+    items = Items(cast("Any", context), cast("Any", batch))
+    with structlog.testing.capture_logs() as logs:
+        assert await items.take_results(cast("Any", Provider()), cast("Any", None)) == 0
+    assert [(log["event"], log["results"]) for log in logs] == [("batch.result_unreadable", 300)]
 
 
 def test_an_unreadable_row_that_names_no_request_has_no_id() -> None:

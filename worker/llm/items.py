@@ -57,11 +57,12 @@ class Items:
         """
         lines, size = 0, 0
         chunk: list[tuple[str, Answer]] = []
-        self.unnamed = bytearray()
+        self.unnamed, unnamed = bytearray(), 0
         async for custom_id, answer in provider.results(remote):
             request_id, batch_id = split_custom_id(custom_id)
             if not custom_id and answer.kind == MALFORMED:
                 self._keep_unnamed(answer)
+                unnamed += 1
                 continue
             if batch_id != self.batch.id:
                 if self.batch.fields.get("adopted"):
@@ -74,10 +75,11 @@ class Items:
                 chunk, size = [], 0
                 self.context.reached("batch.fetching")
         await self._settle(chunk)
+        if unnamed:  # one line in the log, whatever came: an error page has hundreds
+            log.warning("batch.result_unreadable", batch_id=self.batch.id, results=unnamed)
         return lines
 
     def _keep_unnamed(self, answer: Answer) -> None:
-        log.warning("batch.result_unreadable", batch_id=self.batch.id, bytes=answer.size)
         came = answer.text.pieces[0] if answer.text is not None else answer.body or b""
         if len(self.unnamed) < _MOST_UNNAMED:
             self.unnamed += came[:_MOST_UNNAMED] + b"\n"

@@ -16,8 +16,9 @@ from worker.http.scrub import scrub, spellings
 from worker.llm.answers import clipped, is_transient, read_response
 from worker.llm.json_text import Unreadable, decode
 from worker.llm.providers.bounded import pieces, read_within
+from worker.llm.providers.open_row import ResultRow
 from worker.llm.providers.protocol import Absent, Busy, Denied, Refused, Unclear, Unsent
-from worker.llm.providers.result_rows import ResultRow, RowReader
+from worker.llm.providers.result_rows import rows_in
 
 _ERROR_CHARS = 300
 _MOST_WAIT_S = 3600.0
@@ -95,13 +96,7 @@ class ProviderCalls:
                         url = _redirected(url, reply)
                         continue
                     await self._check_results(url, reply)
-                    reader = RowReader(self._hidden)
-                    async for piece in pieces(reply, self._timeout_s):
-                        for row in reader.feed(piece):
-                            yield row
-                        if reader.is_long:
-                            await asyncio.sleep(0)
-                    for row in reader.end():
+                    async for row in rows_in(pieces(reply, self._timeout_s), self._hidden):
                         yield row
                     return
             raise Transient(f"reading results: more than {_MOST_REDIRECTS} redirects")

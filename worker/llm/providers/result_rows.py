@@ -8,38 +8,45 @@ JSON is returned as it came, and affects no other row.
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Generator, Iterator, Mapping
-from dataclasses import dataclass, replace
+import asyncio
+import time
+from collections.abc import AsyncIterable, AsyncIterator, Callable, Generator, Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 from worker.http.scrub import scrub
 from worker.llm.answers import Answer, LongText, unreadable
-from worker.llm.frames import Pieces
-from worker.llm.json_text import Unreadable, decode, objects
-from worker.llm.outline import Outline
+from worker.llm.json_text import objects
+from worker.llm.providers.open_row import ID_BYTES, OpenRow, ResultRow, ids_in
 
 _SHORT_BYTES = 262_144
-_SLICE_BYTES = 65_536
+_FIRST_BYTES, _SLICE_BYTES = 1024, 65_536
+# What is read between two looks at the clock, and the time after which other tasks may run.
+_STEP_BYTES, _TURN_S = 16_384, 0.005
 # 64 MiB for an answer, and some for what is around it.
 MOST_ROW_BYTES = 65 * 1024 * 1024
-_OURS = re.compile(rb"req_[0-9a-f]{32}-[0-9a-f]{24}")
 
 
-@dataclass(frozen=True, slots=True)
-class ResultRow:
-    """
-    One row. `row` is the object, or the outline of a long one; None when it is unreadable.
+async def rows_in(
+    pieces: AsyncIterable[bytes], hidden: tuple[bytes, ...]
+) -> AsyncIterator[ResultRow]:
+    """Read the rows of results that arrive in pieces; other tasks run every few milliseconds."""
+    reader, begun = RowReader(hidden), time.monotonic()
+    async for piece in pieces:
+        for at in range(0, len(piece), _STEP_BYTES):
+            for row in reader.feed(piece[at : at + _STEP_BYTES]):
+                yield row
+                begun = await _turn(begun)
+            begun = await _turn(begun)
+    for row in reader.end():
+        yield row
 
-    `ids`: custom ids of ours in the text of an unreadable row. `text`: what came, of an unreadable
-    or long row. `is_too_large`: it was over the limit, and its text is not kept.
-    """
 
-    row: Mapping[str, Any] | None
-    size: int
-    ids: tuple[str, ...] = ()
-    text: bytes | LongText | None = None
-    is_too_large: bool = False
+async def _turn(begun: float) -> float:
+    if time.monotonic() - begun < _TURN_S:
+        return begun
+    await asyncio.sleep(0)
+    return time.monotonic()
 
 
 class RowReader:
@@ -50,7 +57,7 @@ class RowReader:
         self._most = most
         self._line: list[bytes] = []  # the line so far, unless it belongs to `_open`
         self._size = 0
-        self._open: _OpenRow | None = None  # an object that has not ended
+        self._open: OpenRow | None = None  # an object that has not ended
         self._joined = False  # whether the line belongs to it
 
     def feed(self, piece: bytes) -> Iterator[ResultRow]:
@@ -69,14 +76,9 @@ class RowReader:
         if self._open is not None:
             yield self._given_up(self._open)
 
-    @property
-    def is_long(self) -> bool:
-        """Whether a long row is being read: pause after each piece."""
-        return self._open is not None
-
     def _take(self, part: bytes) -> Iterator[ResultRow]:
-        if self._joined and self._open is not None:
-            yield from self._extend(self._open, part)
+        if self._joined:
+            yield from self._extend(part)
             return
         self._line.append(part)
         self._size += len(part)
@@ -87,35 +89,49 @@ class RowReader:
         line = self._taken()
         if self._open is not None and _begins_row(line):
             yield self._given_up(self._open)
-        if self._open is None:
-            line = line[max(0, line.find(b"{")) :]
-            self._open = _OpenRow(self._hidden, self._most)
         self._joined = True
-        yield from self._extend(self._open, line)
+        yield from self._extend(line)
 
-    def _extend(self, row: _OpenRow, part: bytes) -> Iterator[ResultRow]:
-        for at in range(0, len(part), _SLICE_BYTES):
-            piece = part[at : at + _SLICE_BYTES]
-            used = row.feed(piece)
-            if row.outline.is_done:
-                yield row.row()
-                self._open, self._joined = None, False
-                yield from self._take(part[at + used :])
-                return
+    def _extend(self, part: bytes) -> Iterator[ResultRow]:
+        """Take more of a line that is read object by object."""
+        at, step = 0, _FIRST_BYTES
+        while at < len(part):
+            if self._open is None:
+                begin = part.find(b"{", at)
+                if begin < 0:
+                    self._joined = False
+                    yield from self._between(part[at:])
+                    return
+                self._open = OpenRow(self._hidden, self._most, before=part[at:begin])
+                at, step = begin, _FIRST_BYTES
+            at += self._open.feed(part[at : at + step])
+            # What follows a short object must not be looked at again for each of them.
+            step = min(_SLICE_BYTES, 2 * step)
+            if self._open.outline.is_done:
+                yield self._open.row()
+                self._open = None
+        self._joined = self._open is not None
+
+    def _between(self, text: bytes) -> Iterator[ResultRow]:
+        """Take what follows the last object, or a part of a line that has none."""
+        if len(text) > _SHORT_BYTES:
+            came, text = text[:-ID_BYTES], text[-ID_BYTES:]  # an id may go on in the next part
+            if objects(came)[1]:
+                yield ResultRow(None, len(came), tuple(ids_in(came)), came)
+        self._line, self._size = [text], len(text)
 
     def _end_line(self) -> Iterator[ResultRow]:
         if self._joined and self._open is not None:
             self._joined = False  # it goes on, unless the next line begins a row
             self._open.feed(b"\n")
             return
-        self._joined = False
         line = self._taken()
         if not line.strip():
             return
         if self._open is not None:
             if not _begins_row(line):
                 self._joined = True
-                yield from self._extend(self._open, line)
+                yield from self._extend(line)
                 yield from self._end_line()
                 return
             yield self._given_up(self._open)
@@ -129,7 +145,7 @@ class RowReader:
             yield from (ResultRow(row, len(line)) for row in named)
             known = {str(row["custom_id"]) for row in named}
             if not left:
-                if len(named) < len(rows) and (ids := _ids(line) - known):
+                if len(named) < len(rows) and (ids := ids_in(line) - known):
                     yield ResultRow(None, len(line), tuple(ids), line)
                 return
             line = yield from self._unread(line, left.encode("utf-8", "surrogatepass"), known)
@@ -139,7 +155,7 @@ class RowReader:
     ) -> Generator[ResultRow, None, bytes]:
         """Take the end of a line that is no JSON, or not yet; returns what follows its object."""
         begin = max(0, text.find(b"{"))
-        row = _OpenRow(self._hidden, self._most)
+        row = OpenRow(self._hidden, self._most)
         used = begin + row.feed(text[begin:])
         if text[begin : begin + 1] == b"{" and not row.outline.is_done:
             row.feed(b"\n")
@@ -147,58 +163,16 @@ class RowReader:
             return b""
         rest = text[used:]
         came = line.removesuffix(rest) if line.endswith(text) else text[:used]
-        yield ResultRow(None, len(came), tuple(_ids(came) - known), came)
+        yield ResultRow(None, len(came), tuple(ids_in(came) - known), came)
         return rest
 
-    def _given_up(self, row: _OpenRow) -> ResultRow:
+    def _given_up(self, row: OpenRow) -> ResultRow:
         self._open, self._joined = None, False
         return row.broken()
 
     def _taken(self) -> bytes:
         line, self._line, self._size = b"".join(self._line), [], 0
         return line
-
-
-class _OpenRow:
-    """An object that has not ended: a long row, or one that goes on after its line."""
-
-    def __init__(self, hidden: tuple[bytes, ...], most: int) -> None:
-        self.outline = Outline()
-        self._hidden = hidden
-        self._most = most
-        self._size = 0
-        self._pieces = Pieces(hidden)
-
-    def feed(self, part: bytes) -> int:
-        used = self.outline.feed(part)
-        self._size += used
-        if self._size <= self._most:
-            self._pieces.feed(part[:used])
-        else:
-            self._pieces.drop()
-        return used
-
-    def row(self) -> ResultRow:
-        text = self._pieces.whole()
-        if isinstance(text, bytes) and not self._is_too_large:
-            rows, left = objects(text)
-            is_row = rows and not left and ("custom_id" in rows[0] or not _ids(text))
-            return ResultRow(rows[0], self._size) if is_row else self.broken()
-        try:
-            found = decode(scrub(bytes(self.outline.text), self._hidden))
-        except Unreadable:
-            return self.broken()
-        return ResultRow(found, self._size, text=text, is_too_large=self._is_too_large)
-
-    def broken(self) -> ResultRow:
-        text = self._pieces.whole()
-        where = text if isinstance(text, bytes) and text else bytes(self.outline.text)
-        ids = _ids(where)
-        return ResultRow(None, self._size, tuple(ids), text, self._is_too_large)
-
-    @property
-    def _is_too_large(self) -> bool:
-        return self._size > self._most
 
 
 def answers_of(
@@ -209,6 +183,8 @@ def answers_of(
 
     `read` reads the object, in which the response's body is at `path`.
     """
+    if row.row is not None and "custom_id" not in row.row:
+        return
     if row.is_too_large:
         message = f"the provider's result is over {MOST_ROW_BYTES} bytes"
         answer = Answer(kind="response_too_large", message=message)
@@ -221,10 +197,6 @@ def answers_of(
     answer = replace(answer, size=row.size)
     ids = row.ids if row.row is None else (str(row.row.get("custom_id")),)
     yield from ((id_, answer) for id_ in ids or ("",))
-
-
-def _ids(text: bytes) -> set[str]:
-    return {id_.decode() for id_ in _OURS.findall(text)}
 
 
 def _begins_row(line: bytes) -> bool:
