@@ -14,10 +14,9 @@ from typing import Any
 
 from redis.asyncio import SSLConnection, UnixDomainSocketConnection
 from redis.asyncio.connection import Connection
-from redis.asyncio.sentinel import SentinelManagedConnection, SentinelManagedSSLConnection
 
 
-class _KeepsCancellation:
+class KeepsCancellation:
     """Comes before a class of redis-py, and wraps its method."""
 
     disconnect: Any
@@ -34,21 +33,13 @@ class _KeepsCancellation:
                 raise asyncio.CancelledError
 
 
-class TCPConnection(_KeepsCancellation, Connection):  # type: ignore[misc]
+class TCPConnection(KeepsCancellation, Connection):  # type: ignore[misc]
     """A connection by TCP."""
 
 
-class TLSConnection(_KeepsCancellation, SSLConnection):  # type: ignore[misc]
+class TLSConnection(KeepsCancellation, SSLConnection):  # type: ignore[misc]
     """A connection by TLS."""
 
 
-class UnixConnection(_KeepsCancellation, UnixDomainSocketConnection):  # type: ignore[misc]
+class UnixConnection(KeepsCancellation, UnixDomainSocketConnection):  # type: ignore[misc]
     """A connection by a Unix socket."""
-
-
-class MasterConnection(_KeepsCancellation, SentinelManagedConnection):  # type: ignore[misc]
-    """A connection to the master that a Sentinel names."""
-
-
-class MasterTLSConnection(_KeepsCancellation, SentinelManagedSSLConnection):  # type: ignore[misc]
-    """A connection by TLS to the master that a Sentinel names."""

@@ -15,58 +15,25 @@ from typing import Any
 
 from redis.asyncio import BlockingConnectionPool
 from redis.crc import key_slot
-from redis.exceptions import (
-    AskError,
-    ClusterDownError,
-    MasterDownError,
-    MovedError,
-    ReadOnlyError,
-    RedisError,
-    ResponseError,
-    TryAgainError,
-)
 from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import RedisError, ResponseError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from cache.connection.cancellation import TCPConnection, TLSConnection
-from cache.connection.protocol import Elsewhere, Ended
-from cache.connection.replies import Replies
+from cache.connection.elsewhere import LeavingReplies, whole_text
+from cache.connection.protocol import Ended
 from cache.connection.topology import Address, Topology, View, read_view
 
 # First words of the errors of a node that does not serve the slot: another one may.
 _ELSEWHERE = frozenset({"MOVED", "CLUSTERDOWN", "MASTERDOWN", "READONLY"})
 # Of one that may serve it soon: a part of the slot has moved, or replicas are missing.
 _LATER = frozenset({"TRYAGAIN", "ASK", "NOREPLICAS"})
-_PASSING = _ELSEWHERE | _LATER
-# redis-py drops the first word where it has a class for it, which depends on its version.
-_WORDS: dict[type[Exception], str] = {
-    AskError: "ASK",
-    ClusterDownError: "CLUSTERDOWN",
-    MasterDownError: "MASTERDOWN",
-    MovedError: "MOVED",
-    ReadOnlyError: "READONLY",
-    TryAgainError: "TRYAGAIN",
-}
 
 
-class OwnerReplies(Replies):
-    """
-    Replies of the slot's owner. A command that it does not serve now is sent again.
+class OwnerReplies(LeavingReplies):
+    """Replies of the slot's owner. A command that it does not serve now is sent again."""
 
-    The server refuses such a command before it starts, so nothing of it has run.
-    """
-
-    def _answer(self, reply: Any) -> None:
-        text = _whole_text(reply) if isinstance(reply, ResponseError) else ""
-        word = text.partition(" ")[0]
-        if word not in _PASSING:
-            super()._answer(reply)
-            return
-        call, _ = self.calls.popleft()
-        if not call.done():
-            call.set_exception(Ended(text))
-        if word in _ELSEWHERE:
-            raise Elsewhere(text)
+    elsewhere, later = _ELSEWHERE, _LATER
 
 
 class _Silent(Exception):
@@ -107,9 +74,9 @@ class _ToOwner:
         try:
             return await super().read_response(*args, **kwargs)  # type: ignore[misc]
         except ResponseError as exc:
-            text = _whole_text(exc)
+            text = whole_text(exc)
             word = text.partition(" ")[0]
-            if word not in _PASSING:
+            if word not in _ELSEWHERE | _LATER:
                 raise
             await self.disconnect(nowait=True)
             if word in _ELSEWHERE:
@@ -206,9 +173,3 @@ async def rest(client: Any, seconds: float) -> None:
         await pool.topology.rest(seconds)
     else:
         await asyncio.sleep(seconds)
-
-
-def _whole_text(error: Exception) -> str:
-    """The server's text, with its first word."""
-    text, word = str(error), _WORDS.get(type(error))
-    return text if word is None or text.startswith(word) else f"{word} {text}"

@@ -22,18 +22,13 @@ from typing import Any
 from redis.asyncio import BlockingConnectionPool, Redis
 from redis.asyncio.cluster import ClusterNode, RedisCluster
 from redis.asyncio.retry import Retry
-from redis.asyncio.sentinel import Sentinel, SentinelConnectionPool
+from redis.asyncio.sentinel import Sentinel
 from redis.backoff import ExponentialWithJitterBackoff
 from redis.exceptions import ReadOnlyError, RedisClusterException, RedisError
 
 from cache.connection import embedded
-from cache.connection.cancellation import (
-    MasterConnection,
-    MasterTLSConnection,
-    TCPConnection,
-    TLSConnection,
-    UnixConnection,
-)
+from cache.connection.cancellation import TCPConnection, TLSConnection, UnixConnection
+from cache.connection.master import MasterPool
 from cache.connection.owner import OwnerPool
 from cache.connection.urls import Target, parse_url, redacted
 from cache.errors import UnsupportedRedisURL
@@ -179,7 +174,6 @@ def _connection_pool(
         keywords["socket_keepalive"] = True
     if target.kind == "sentinel":
         files = _tls(options) if target.tls else {}
-        keywords["connection_class"] = MasterTLSConnection if target.tls else MasterConnection
         # A Sentinel names the master, so it is verified by TLS as the master is. It has its own
         # password.
         login = {"username": options.sentinel_username, "password": options.sentinel_password}
@@ -194,7 +188,7 @@ def _connection_pool(
         )
         for each in sentinel.sentinels:
             each.connection_pool.connection_class = TLSConnection if target.tls else TCPConnection
-        return SentinelConnectionPool(target.service, sentinel, **keywords, **files)
+        return MasterPool(target.service, sentinel, tls=target.tls, **keywords, **files)
     # Callers over the limit wait for a connection. With ConnectionPool they would fail.
     wait_s = options.connect_timeout_s + (options.socket_timeout_s or 0)
     keywords |= {"max_connections": options.max_connections, "timeout": wait_s}
@@ -248,6 +242,6 @@ async def close_client(client: Any) -> None:
     await client.aclose(close_connection_pool=True)
     if isinstance(client.connection_pool, OwnerPool):
         await client.connection_pool.topology.close()
-    if isinstance(client.connection_pool, SentinelConnectionPool):
+    if isinstance(client.connection_pool, MasterPool):
         for sentinel in client.connection_pool.sentinel_manager.sentinels:
             await sentinel.aclose(close_connection_pool=True)

@@ -8,8 +8,9 @@ from typing import Any
 
 from redis.asyncio import ConnectionPool, Redis, SSLConnection
 from redis.asyncio.connection import Connection
-from redis.asyncio.sentinel import Sentinel, SentinelConnectionPool
+from redis.asyncio.sentinel import Sentinel
 
+from cache.connection.master import MasterPool
 from cache.connection.owner import OwnerPool
 
 
@@ -26,7 +27,7 @@ def sibling(client: Any, *, name: str, socket_timeout_s: float | None = None) ->
     keywords["socket_connect_timeout"] = keywords.get("socket_connect_timeout") or 2.0
     if isinstance(pool, OwnerPool):
         return Redis(connection_pool=pool.sibling(**keywords))
-    if not isinstance(pool, SentinelConnectionPool):
+    if not isinstance(pool, MasterPool):
         return Redis(
             connection_pool=ConnectionPool(connection_class=pool.connection_class, **keywords)
         )
@@ -39,8 +40,11 @@ def sibling(client: Any, *, name: str, socket_timeout_s: float | None = None) ->
     for new, old in zip(sentinel.sentinels, pool.sentinel_manager.sentinels, strict=True):
         new.connection_pool.connection_class = old.connection_pool.connection_class
     return Redis(
-        connection_pool=SentinelConnectionPool(
-            pool.service_name, sentinel, connection_class=pool.connection_class, **keywords
+        connection_pool=MasterPool(
+            pool.service_name,
+            sentinel,
+            tls=issubclass(pool.connection_class, SSLConnection),
+            **keywords,
         )
     )
 
@@ -66,7 +70,7 @@ def url_of(client: Any) -> str:
     if "path" in options:
         return f"unix://{options['path']}?db={db}"
     scheme = "rediss" if issubclass(pool.connection_class, SSLConnection) else "redis"
-    if isinstance(pool, SentinelConnectionPool):
+    if isinstance(pool, MasterPool):
         nodes = [s.connection_pool.connection_kwargs for s in pool.sentinel_manager.sentinels]
         hosts = ",".join(f"{node['host']}:{node['port']}" for node in nodes)
         return f"{scheme}+sentinel://{hosts}/{pool.service_name}/{db}"

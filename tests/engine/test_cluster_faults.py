@@ -7,88 +7,20 @@ the faults in random orders.
 
 from __future__ import annotations
 
-import asyncio
 import os
 import random
-import time
-from collections import Counter
 from collections.abc import AsyncIterator, Iterator
-from typing import Any
 
 import pytest
-from arq.worker import func
 
-from cache.connection.pool import PoolOptions, open_pool
-from cache.connection.shared_scripts import ScriptRedis
 from tests.support.bus import Bus
-from tests.support.cluster_faults import ABRUPT, CONFIRMED, FAULTS, SlotOf
+from tests.support.cluster_faults import FAULTS, SlotOf
 from tests.support.clusters import Cluster, shared_cluster
-from tests.support.engine import running
-from tests.support.queues import queue_of
-from tests.support.wait import eventually
-from worker import JobQueue, NotFound, QueueUnavailable
-from worker.engine import EngineOptions
+from tests.support.ledger import lose_nothing
 
 pytestmark = pytest.mark.faults
 
 SEED, ROUNDS = int(os.environ.get("SOAK_SEED", "1")), int(os.environ.get("SOAK_FAULTS", "0"))
-POOL = PoolOptions(connect_timeout_s=2, socket_timeout_s=5)
-# A lease outlasts a failover; test_stalled.py has those that lapse in one. Polls are rare: the new
-# owner must be noticed without them.
-OPTIONS = EngineOptions(lease_s=30.0, poll_s=60.0, abort_poll_s=0.2, heartbeat_s=0.3)
-HELD, AT_ONCE = 4, 30
-
-
-class Ledger:
-    """What was acknowledged, and what ran."""
-
-    def __init__(self) -> None:
-        self.acknowledged: list[Any] = []
-        self.unconfirmed: list[Any] = []  # a failover may lose these
-        self.wait_replicas = 0
-        self.runs: Counter[str] = Counter()
-        self.tries: Counter[int] = Counter()
-        self.longest_gap_s = 0.0
-        self.go = asyncio.Event()
-
-    async def hold(self, ctx: dict[str, Any]) -> None:
-        await self.note(ctx)
-        await self.go.wait()
-
-    async def note(self, ctx: dict[str, Any]) -> None:
-        self.runs[ctx["job_id"]] += 1
-        self.tries[ctx["job_try"]] += 1
-
-    @property
-    def stored(self) -> int:
-        return len(self.acknowledged) + len(self.unconfirmed)
-
-    async def lost(self) -> int:
-        """Wait for the end of every job; return how many of those do not exist that may be lost."""
-        for job in self.acknowledged:
-            await job.result(timeout_s=60)
-        lost = 0
-        for job in self.unconfirmed:
-            try:
-                await job.result(timeout_s=60)
-            except NotFound:
-                lost += 1
-        return lost
-
-    async def enqueue(self, queue: JobQueue, name: str) -> None:
-        """Enqueue one job, again under the same id until it is acknowledged."""
-        job_id, since = f"{name}-{self.stored}", time.monotonic()
-
-        async def is_acknowledged() -> bool:
-            try:
-                job = await queue.enqueue(name, job_id=job_id, wait_replicas=self.wait_replicas)
-            except QueueUnavailable:
-                return False
-            (self.unconfirmed if job.confirmed is False else self.acknowledged).append(job)
-            return True
-
-        await eventually(is_acknowledged, deadline_s=60)
-        self.longest_gap_s = max(self.longest_gap_s, time.monotonic() - since)
 
 
 @pytest.fixture(scope="module")
@@ -112,62 +44,10 @@ async def place(nodes: Cluster) -> AsyncIterator[SlotOf]:
 
 @pytest.mark.parametrize("fault", FAULTS)
 async def test_no_job_is_lost_or_charged_for(place: SlotOf, fault: str) -> None:
-    await _break(place, [fault])
+    await lose_nothing(place, [fault])
 
 
 @pytest.mark.skipif(not ROUNDS, reason="make soak")
 @pytest.mark.timeout(3600)
 async def test_faults_in_any_order_lose_nothing(place: SlotOf) -> None:
-    await _break(place, random.Random(SEED).choices(FAULTS, k=ROUNDS))
-
-
-async def _break(place: SlotOf, faults: list[str]) -> None:
-    ledger, prefix = Ledger(), f"{place.tag}:"
-    work = [func(ledger.hold, name="hold"), func(ledger.note, name="note")]
-    opened = open_pool(place.nodes.url, POOL, name="t", client_class=ScriptRedis, tag=place.tag)
-    async with opened as client:
-        queue = queue_of(client, prefix)
-        async with running(client, prefix, work, options=OPTIONS, max_jobs=20) as worker:
-            for _ in range(HELD):
-                await ledger.enqueue(queue, "hold")
-            await eventually(lambda: _is(sum(ledger.runs.values()) == HELD), deadline_s=60)
-            for fault in faults:
-                await _under(place, fault, queue, ledger)
-            ledger.go.set()
-            lost = await ledger.lost()
-            # Where ends of jobs are lost too, their leases lapse, and they run again.
-            assert worker.jobs_rescued == 0 or CONFIRMED & set(faults)
-        assert not await queue.dead.list()
-        await queue.aclose()
-    held = [ledger.runs[f"hold-{n}"] for n in range(HELD)]
-    print(  # noqa: T201
-        f"{faults}: {len(ledger.acknowledged)} jobs, {len(ledger.unconfirmed)} unconfirmed of which "
-        f"{lost} lost, gap {ledger.longest_gap_s:.2f} s"
-    )
-    assert held == [1] * HELD
-    assert set(ledger.tries) == {1}
-
-
-async def _under(place: SlotOf, fault: str, queue: JobQueue, ledger: Ledger) -> None:
-    """Enqueue before, during and after a fault; what was enqueued before it runs meanwhile."""
-    for _ in range(AT_ONCE):
-        await ledger.enqueue(queue, "note")
-    if fault in ABRUPT:
-        await place.replicated()
-    ledger.wait_replicas = int(fault in CONFIRMED)
-    broken = asyncio.Event()
-
-    async def load() -> None:
-        while not broken.is_set():
-            await ledger.enqueue(queue, "note")
-
-    loading = asyncio.create_task(load())
-    async with place.broken(fault):
-        done = ledger.stored
-        await eventually(lambda: _is(ledger.stored > done + AT_ONCE), deadline_s=60)
-    broken.set()
-    await loading
-
-
-async def _is(value: bool) -> bool:
-    return value
+    await lose_nothing(place, random.Random(SEED).choices(FAULTS, k=ROUNDS))

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import signal
 import time
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Any
 
-import pytest
 from redis.crc import key_slot
-from redis.exceptions import ResponseError
 
+from cache.connection.pool import open_pool
+from cache.connection.shared_scripts import ScriptRedis
+from tests.support.breakable import ASK_AGAIN_S, DEADLINE_S, POOL, Place
 from tests.support.clusters import Cluster, Node, half_moved
 from tests.support.wait import eventually
 
@@ -19,14 +19,9 @@ FAULTS = (
     *("kill", "stop", "hand_over", "migrate", "migrate_at_once", "restart"),
     *("lag", "cut", "cut_off", "cut_and_kill", "join_and_leave"),
 )
-# These lose what no replica has, so enqueues wait for one, and the others may be lost.
-CONFIRMED = {"cut_off", "cut_and_kill"}
-# These lose what was not replicated yet, so writes that must survive wait for the replica.
-ABRUPT = {"kill", "stop", *CONFIRMED}
-_DEADLINE_S, _ASK_AGAIN_S = 60, 7
 
 
-class SlotOf:
+class SlotOf(Place):
     """The slot of one tag, which the first node owns and its replica follows."""
 
     def __init__(self, nodes: Cluster) -> None:
@@ -34,7 +29,11 @@ class SlotOf:
         first, replica = nodes.nodes[0], nodes.nodes[-1]
         self.pair = (first, replica)
         self.tag = next(tag for n in range(10_000) if nodes.node_of(tag := f"{{q{n}}}") is first)
+        self.prefix = f"{self.tag}:"
         self.slot = key_slot(self.tag.encode())
+
+    def client(self) -> AbstractAsyncContextManager[Any]:
+        return open_pool(self.nodes.url, POOL, name="t", client_class=ScriptRedis, tag=self.tag)
 
     async def owner(self) -> Node:
         """The node that owns the slot, by the account of one that nothing happens to."""
@@ -48,12 +47,6 @@ class SlotOf:
             await one.connection.send_command("CLUSTER", "SLOTS")
             return await one.connection.read_response()
 
-    async def owned_by_another_than(self, node: Node) -> None:
-        async def is_moved() -> bool:
-            return await self.owner() is not node
-
-        await eventually(is_moved, deadline_s=_DEADLINE_S)
-
     async def whole(self) -> None:
         """Return when the owner has a replica that is up to date."""
 
@@ -63,38 +56,8 @@ class SlotOf:
                 info["slave0"]["state"] == "online"
             )
 
-        await eventually(is_replicated, deadline_s=_DEADLINE_S)
+        await eventually(is_replicated, deadline_s=DEADLINE_S)
         await self.nodes.agree(len(self.nodes.nodes))
-
-    async def replicated(self) -> None:
-        """Return when the replica has everything that was written before."""
-        # WAIT covers the writes of its own connection, so write once more on that one.
-        async with (await self.owner()).client.client() as one:
-            await one.set(f"{self.tag}:replicated", "1")
-            assert await one.execute_command("WAIT", 1, 1000 * _DEADLINE_S) == 1
-
-    @asynccontextmanager
-    async def broken(self, fault: str) -> AsyncIterator[None]:
-        """Break the cluster, and yield when the slot is served again; then mend the cluster."""
-        async with getattr(self, f"_{fault}")(await self.owner()):
-            yield
-        await self.whole()
-
-    @asynccontextmanager
-    async def _kill(self, owner: Node) -> AsyncIterator[None]:
-        owner.kill()
-        await self.owned_by_another_than(owner)
-        yield
-        owner.start()
-
-    @asynccontextmanager
-    async def _stop(self, owner: Node) -> AsyncIterator[None]:
-        owner.signal(signal.SIGSTOP)
-        try:
-            await self.owned_by_another_than(owner)
-            yield
-        finally:
-            owner.signal(signal.SIGCONT)
 
     @asynccontextmanager
     async def _hand_over(self, owner: Node) -> AsyncIterator[None]:
@@ -103,12 +66,12 @@ class SlotOf:
         async def is_moved() -> bool:
             nonlocal asked_at
             # The replica gives up after 5 s, such as when the others were not heard in time.
-            if time.monotonic() - asked_at > _ASK_AGAIN_S:
+            if time.monotonic() - asked_at > ASK_AGAIN_S:
                 await self._other(owner).cluster("FAILOVER")
                 asked_at = time.monotonic()
             return await self.owner() is not owner
 
-        await eventually(is_moved, deadline_s=_DEADLINE_S)
+        await eventually(is_moved, deadline_s=DEADLINE_S)
         yield
 
     @asynccontextmanager
@@ -119,39 +82,6 @@ class SlotOf:
             node.start()
         await self.nodes.hang_up()
         await self.whole()
-        yield
-
-    @asynccontextmanager
-    async def _lag(self, owner: Node) -> AsyncIterator[None]:
-        """The replica stands still for a while; the owner goes on without it."""
-        replica = self._other(owner)
-        replica.signal(signal.SIGSTOP)
-        try:
-            yield
-        finally:
-            replica.signal(signal.SIGCONT)
-
-    @asynccontextmanager
-    async def cut_from(self, owner: Node) -> AsyncIterator[None]:
-        """Within the block, the owner has no replica: it cannot log in."""
-        replica = self._other(owner)
-        await replica.client.config_set("masterauth", "wrong")
-        await owner.ask("CLIENT", "KILL", "TYPE", "replica")
-        await eventually(lambda: _has_no_replica(owner), deadline_s=_DEADLINE_S)
-        try:
-            yield
-        finally:
-            await replica.client.config_set("masterauth", "")
-
-    @asynccontextmanager
-    async def _cut(self, owner: Node) -> AsyncIterator[None]:
-        """The owner refuses writes while its replica is cut off, so that none can be lost."""
-        await owner.client.config_set("min-replicas-to-write", 1)
-        async with self.cut_from(owner):
-            with pytest.raises(ResponseError, match="NOREPLICAS"):
-                await owner.client.set(f"{self.tag}:refused", "1")
-        await self.whole()
-        await owner.client.config_set("min-replicas-to-write", 0)
         yield
 
     @asynccontextmanager
@@ -167,32 +97,12 @@ class SlotOf:
         await owner.client.config_set("min-replicas-to-write", 0)
 
     @asynccontextmanager
-    async def _cut_and_kill(self, owner: Node) -> AsyncIterator[None]:
-        """The owner goes on for a while without its replica, and dies."""
-        async with self.cut_from(owner):
-            at = await self._offset(owner)
-            await eventually(lambda: self._has_written(owner, at), deadline_s=_DEADLINE_S)
-            owner.kill()
-            await self.owned_by_another_than(owner)
-            yield
-        owner.start()
-
-    async def _offset(self, owner: Node) -> int:
-        return int((await owner.client.info("replication"))["master_repl_offset"])
-
-    async def _has_written(self, owner: Node, since: int) -> bool:
-        return await self._offset(owner) > since + 20_000
-
-    @asynccontextmanager
     async def _join_and_leave(self, owner: Node) -> AsyncIterator[None]:
         """A node joins and takes the slot, gives it back, and leaves."""
         async with self.nodes.one_more() as joined:
             await self._move(owner, joined)
             yield
             await self._move(joined, owner)
-
-    def _other(self, owner: Node) -> Node:
-        return next(node for node in self.pair if node is not owner)
 
     @asynccontextmanager
     async def _migrate(self, owner: Node) -> AsyncIterator[None]:
@@ -220,7 +130,3 @@ class SlotOf:
                 await source.ask("MIGRATE", *to, "KEYS", *keys)
             for node in (target, source, self.nodes.nodes[2]):
                 await node.cluster("SETSLOT", self.slot, "NODE", await target.id())
-
-
-async def _has_no_replica(node: Node) -> bool:
-    return not (await node.client.info("replication"))["connected_slaves"]

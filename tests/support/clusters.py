@@ -36,14 +36,21 @@ class Node:
         self.client = Redis(host="127.0.0.1", port=self.port, protocol=2)
         home.mkdir(parents=True)
 
-    def start(self) -> None:
+    def words(self) -> list[str]:
+        """The server's command line."""
         words = ["--port", str(self.port), "--cluster-port", str(self.bus_port)]
         words += ["--cluster-enabled", "yes", "--cluster-require-full-coverage", "no"]
         words += ["--bind", "127.0.0.1", "--dir", str(self.home), "--save", ""]
         words += ["--appendonly", "yes", "--appendfsync", "always", *self.options, *self._own]
+        return words
+
+    def start(self) -> None:
         with (self.home / "server.log").open("ab") as log:
             self._process = subprocess.Popen(
-                [str(server_binary()), *words], stdout=log, stderr=log, stdin=subprocess.DEVNULL
+                [str(server_binary()), *self.words()],
+                stdout=log,
+                stderr=log,
+                stdin=subprocess.DEVNULL,
             )
         eventually_sync(lambda: answers(self.port))
 

@@ -99,8 +99,9 @@ async def tls_in_front(
 async def raw_server(
     handle: Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]],
     host: str | None = "127.0.0.1",
+    certificate: ssl.SSLContext | None = None,
 ) -> AsyncIterator[int]:
-    """Run a TCP server with one coroutine per connection. Yield its port; close all at the end."""
+    """Run a TCP or TLS server with one coroutine per connection. Yield its port; close all at the end."""
     running: set[asyncio.Task[Any]] = set()
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -115,7 +116,7 @@ async def raw_server(
             with suppress(OSError):
                 await writer.wait_closed()
 
-    server = await asyncio.start_server(serve, host, 0)
+    server = await asyncio.start_server(serve, host, 0, ssl=certificate)
     try:
         yield server.sockets[0].getsockname()[1]
     finally:

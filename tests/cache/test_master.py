@@ -1,0 +1,194 @@
+"""A pool behind Sentinels: a master that refuses, or that they name no more, is left."""
+
+from __future__ import annotations
+
+import asyncio
+import ssl
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import hiredis
+import pytest
+import trustme
+from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import ResponseError
+
+from cache.connection.pool import PoolOptions, close_client, open_pool
+from cache.connection.protocol import Ended
+from cache.connection.shared_scripts import ScriptRedis
+from cache.connection.siblings import sibling
+from tests.support.servers import raw_server
+from tests.support.wait import eventually
+
+pytestmark = pytest.mark.faults
+
+NAME, PASSWORD = "mine", "the-sentinels-own"
+PATIENT = PoolOptions(connect_timeout_s=20, socket_timeout_s=20)
+ERRORS = ["READONLY a replica", "MASTERDOWN away", "NOREPLICAS too few"]
+
+
+class Server:
+    """A master, which refuses commands for as long as it has an `error`."""
+
+    def __init__(self) -> None:
+        self.port = 0
+        self.error = ""
+        self.answered: list[bytes] = []
+        self.refused = self.connections = self.blocked = 0
+
+    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        parser = hiredis.Reader()
+        self.connections += 1
+        while data := await reader.read(65_536):
+            parser.feed(data)
+            while (command := parser.gets()) is not False:
+                if command[0] == b"BZPOPMIN":
+                    self.blocked += 1
+                else:
+                    writer.write(self.reply(command).encode())
+            await writer.drain()
+        self.connections -= 1
+
+    def reply(self, command: list[bytes]) -> str:
+        if command[0] == b"INFO":
+            return "$13\r\nrole:master\r\n\r\n"
+        if command[0] not in {b"GET", b"EVALSHA"}:
+            return "+OK\r\n"
+        if self.error:
+            self.refused += 1
+            return f"-{self.error}\r\n"
+        self.answered.append(command[0])
+        return "+OK\r\n"
+
+
+class Watcher(Server):
+    """A Sentinel, which names a master to those who have logged in."""
+
+    master: Server
+    password = ""
+
+    def reply(self, command: list[bytes]) -> str:
+        if command[0] == b"AUTH":
+            self.password = "" if command[1] == self.password.encode() else self.password
+        elif self.password:
+            return "-NOAUTH no\r\n"
+        if command[0] != b"SENTINEL":
+            return super().reply(command)
+        fields = ["name", NAME, "ip", "127.0.0.1", "port", str(self.master.port)]
+        fields += ["flags", "master", "num-other-sentinels", "0"]
+        words = "".join(f"${len(word)}\r\n{word}\r\n" for word in fields)
+        return f"*1\r\n*{len(fields)}\r\n{words}"
+
+
+@asynccontextmanager
+async def watched(
+    options: PoolOptions = PATIENT, certificate: ssl.SSLContext | None = None
+) -> AsyncIterator[tuple[Watcher, Server, Server, Any]]:
+    """A Sentinel that names the first of two masters, and a client."""
+    servers = Watcher(), Server(), Server()
+    async with AsyncExitStack() as stack:
+        for server in servers:
+            opened = raw_server(server.serve, certificate=certificate)
+            server.port = await stack.enter_async_context(opened)
+        servers[0].master = servers[1]
+        scheme = "rediss" if certificate else "redis"
+        url = f"{scheme}+sentinel://127.0.0.1:{servers[0].port}/{NAME}/0"
+        client = await stack.enter_async_context(
+            open_pool(url, options, name="t", client_class=ScriptRedis)
+        )
+        yield *servers, client
+
+
+CALLS = ["script", "pool"]
+
+
+def call(client: Any, kind: str) -> Any:
+    return client.evalsha("sha", 1, "a") if kind == "script" else client.get("a")
+
+
+@pytest.mark.parametrize("kind", CALLS)
+@pytest.mark.parametrize("error", ERRORS, ids=lambda text: text.split()[0])
+async def test_a_master_that_refuses_is_left_for_another(error: str, kind: str) -> None:
+    async with watched() as (sentinel, old, new, client):
+        await call(client, kind)
+        old.error, sentinel.master = error, new
+        assert await call(client, kind) == b"OK"
+        assert (len(old.answered), old.refused, len(new.answered)) == (1, 1, 1)
+
+
+async def test_a_master_is_left_by_tls_and_with_the_sentinels_password(tmp_path: Path) -> None:
+    authority, context = trustme.CA(), ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    authority.cert_pem.write_to_path(str(tmp_path / "ca.pem"))
+    authority.issue_cert("127.0.0.1").configure_cert(context)
+    options = replace(PATIENT, ca_file=tmp_path / "ca.pem", sentinel_password=PASSWORD)
+    async with watched(options, context) as (sentinel, old, new, client):
+        sentinel.password = PASSWORD
+        other = sibling(client, name="second")
+        for each in (client, other):
+            await each.get("a")
+        old.error, sentinel.master = "NOREPLICAS too few", new
+        for each in (client, other):
+            assert await each.get("a") == b"OK"
+        await close_client(other)
+        assert new.answered == [b"GET"] * 2
+
+
+@pytest.mark.parametrize("kind", CALLS)
+@pytest.mark.parametrize("error", ERRORS, ids=lambda text: text.split()[0])
+async def test_a_refusal_reaches_the_caller_if_no_other_master_is_named(
+    error: str, kind: str
+) -> None:
+    async with watched() as (_, old, _, client):
+        old.error = error
+        with pytest.raises(Ended, match=error):
+            await call(client, kind)
+        assert old.refused == 1 + PoolOptions().retries
+        old.error = ""
+        assert await call(client, kind) == b"OK"
+
+
+async def test_other_refusals_of_a_master_are_answers() -> None:
+    async with watched() as (_, old, _, client):
+        old.error = "NOPERM no"
+        for kind in CALLS:
+            with pytest.raises(ResponseError):
+                await call(client, kind)
+        assert (old.refused, old.connections) == (2, 2)
+
+
+async def test_every_connection_follows_to_a_new_master() -> None:
+    """The blocked ones too, and those of the scripts."""
+    async with watched() as (sentinel, old, new, client):
+        await call(client, "script")
+        blocked = asyncio.ensure_future(client.bzpopmin("a", 0))
+        await eventually(lambda: _is(old.blocked == 1))
+        await call(client, "pool")  # by a connection that is idle afterwards
+        sentinel.master = new
+        old.error = "READONLY a replica"
+        await call(client, "pool")
+        with pytest.raises(RedisConnectionError):
+            await blocked
+        await eventually(lambda: _is(old.connections == 0))
+        await call(client, "script")
+        assert new.answered == [b"GET", b"EVALSHA"]
+
+
+async def _is(value: bool) -> bool:
+    return value
+
+
+async def test_a_single_server_is_not_left_and_refuses_at_once() -> None:
+    """It has no other: its refusal is an answer."""
+    server = Server()
+    async with raw_server(server.serve) as port:
+        url, options = f"redis://127.0.0.1:{port}/0", PoolOptions(socket_timeout_s=20)
+        async with open_pool(url, options, name="t", client_class=ScriptRedis) as client:
+            server.error = "NOREPLICAS too few"
+            for kind in CALLS:
+                for _ in range(2):
+                    with pytest.raises(ResponseError, match="NOREPLICAS"):
+                        await call(client, kind)
+            assert (server.refused, server.connections) == (4, 2)
