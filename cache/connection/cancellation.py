@@ -14,6 +14,7 @@ from typing import Any
 
 from redis.asyncio import SSLConnection, UnixDomainSocketConnection
 from redis.asyncio.connection import Connection
+from redis.exceptions import ConnectionError as RedisConnectionError
 
 
 class KeepsCancellation:
@@ -27,6 +28,10 @@ class KeepsCancellation:
         before = task.cancelling() if task else 0
         try:
             await super().send_packed_command(*args, **kwargs)  # type: ignore[misc]
+        except AttributeError:
+            # Another task ended the connection between two steps of this one: as redis-py does with
+            # idle ones when Sentinels name another master, and with all when a client is closed.
+            raise RedisConnectionError("the connection was ended meanwhile") from None
         finally:
             if task and task.cancelling() > before:
                 await self.disconnect(nowait=True)

@@ -1,15 +1,17 @@
-"""A command that is canceled at any step of the loop ends its task."""
+"""A command that is canceled, or loses its connection, at any step of the loop ends as it should."""
 
 from __future__ import annotations
 
 import asyncio
 import ssl
+from contextlib import suppress
 from itertools import count
 from pathlib import Path
 from typing import Any
 
 import pytest
 import trustme
+from redis.exceptions import ConnectionError as RedisConnectionError
 
 from cache.connection.pool import PoolOptions, close_client, open_pool
 from cache.connection.siblings import sibling
@@ -58,6 +60,22 @@ async def check(client: Any) -> None:
 async def check_url(url: str, options: PoolOptions | None = None) -> None:
     async with open_pool(url, options or PoolOptions(), name="test-cancellation") as client:
         await check(client)
+
+
+async def test_a_connection_ended_at_any_step_is_a_connection_error(valkey_url: str) -> None:
+    """As redis-py ends idle ones while it hands them out, when Sentinels name another master."""
+    async with open_pool(valkey_url, PoolOptions(), name="test-cancellation") as client:
+        for steps in count():
+            await client.get("a")
+            call = asyncio.ensure_future(client.get("a"))
+            for _ in range(steps):
+                await asyncio.sleep(0)
+            if call.done():
+                break
+            await client.connection_pool.disconnect()
+            with suppress(RedisConnectionError):
+                assert await call is None
+        assert steps > 2
 
 
 async def test_a_cancellation_is_never_lost(valkey_url: str, tmp_path: Path) -> None:
