@@ -42,7 +42,7 @@ STAGED_TTL_S = 600
 # How long a provider's rate state is kept after its last direct call, seconds.
 LLM_RATE_TTL_S = 3600
 
-# A held job's place in its queue is so far behind its due time, ms (queue/lua/_pauses.lua).
+# A held job or schedule is so far behind its due time, ms (queue/lua/_held.lua).
 HELD_MS = 1_000_000_000_000_000
 
 # How long the key of the confirming writes is kept, seconds.
@@ -360,6 +360,11 @@ class EngineKeys:
         return f"{self.default_queue}:cron"
 
     @property
+    def cron_off(self) -> str:
+        """Hash: name of a cron that is switched off -> since, Unix ms."""
+        return f"{self.default_queue}:cron:off"
+
+    @property
     def listener(self) -> str:
         return f"{self.default_queue}:listener"
 
@@ -652,7 +657,7 @@ CATALOGUE: tuple[KeySpec, ...] = (
     KeySpec(
         "arq:queue:schedules",
         "sorted set",
-        "id of a repeating job -> its next run, Unix ms",
+        "id of a repeating job -> its next run, Unix ms; one that is switched off 10^15 later",
         "one member per schedule",
     ),
     KeySpec(
@@ -672,6 +677,12 @@ CATALOGUE: tuple[KeySpec, ...] = (
         "hash",
         "name of a cron job -> its last tick, Unix ms",
         "one field per cron job",
+    ),
+    KeySpec(
+        "arq:queue:cron:off",
+        "hash",
+        "name of a cron job that is switched off -> since, Unix ms",
+        "at most one field per cron job",
     ),
     KeySpec(
         "arq:queue:listener",

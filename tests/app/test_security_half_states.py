@@ -44,6 +44,7 @@ from worker.queue.encoder import PreparedJob
 from worker.queue.pauses import Pauses
 from worker.queue.schedules import Schedule, ScheduleStore
 from worker.queue.store import QueueStore, job_body
+from worker.queue.switches import Switches
 from worker.webhooks import deliveries
 from worker.webhooks.attempts import AttemptStore, ScriptFailed
 from worker.webhooks.deliveries import DeliveryStore
@@ -216,6 +217,18 @@ def resume(client: Any) -> Steps:
 def schedule(client: Any) -> Steps:
     wanted = Schedule("s", worker.Call("f"), 1.0, None)
     return nothing, lambda: ScheduleStore(client, KEYS).put(wanted)
+
+
+@case
+def switch(client: Any) -> Steps:
+    async def prepare() -> None:
+        await ScheduleStore(client, KEYS).put(Schedule("s", worker.Call("f"), 1.0, None))
+        await client.hset(EngineKeys(KEYS).cron, "s", 1)
+        await Switches(client, KEYS).off("s")
+
+    engine = EngineKeys(KEYS)
+    keys = [engine.schedules, engine.schedule_jobs, engine.cron, engine.cron_off, engine.wake]
+    return prepare, lambda: load("worker.queue", "switch").run(client, keys, ["s", 1, 1000])
 
 
 # -- the engine -------------------------------------------------------------------
@@ -399,8 +412,8 @@ def renew(client: Any) -> Steps:
 @case
 def cron(client: Any) -> Steps:
     keys = [EngineKeys(KEYS).cron, KEYS.queue(), KEYS.job("c"), KEYS.result("c"), KEYS.wake]
-    keys.append(EngineKeys(KEYS).paused)
-    args = ["f", 5, "c", BODY, 1, "", 5, 5, "f"]
+    keys += [EngineKeys(KEYS).paused, EngineKeys(KEYS).cron_off]
+    args = ["f", 5, "c", BODY, 1, "", 5, 5, "f", "f"]
     return (
         lambda: client.hset(EngineKeys(KEYS).cron, "f", 1),
         lambda: load("worker.engine", "cron", "..queue").run(client, keys, args),

@@ -308,6 +308,8 @@ QUEUE = [
     Case("jobs.run_now", "job_ids", lambda q, x: q.jobs.run_now("a", x)),
     Case("jobs.request_aborts", "job_ids", lambda q, x: q.jobs.request_aborts(["a", x])),
     Case("jobs.run_schedule", "schedule_id", lambda q, x: q.jobs.run_schedule(x)),
+    Case("jobs.switches.off", "name", lambda q, x: q.jobs.switches.off(x)),
+    Case("jobs.switches.on", "name", lambda q, x: q.jobs.switches.on(x)),
     Case("send_webhook", "url", send(url=...)),
     Case("send_webhook", "event_type", send(event_type=...)),
     Case("send_webhook", "webhook_id", send(webhook_id=...), OPTIONAL),

@@ -47,6 +47,13 @@ def test_jobs_are_listed_shown_and_aborted(
     assert "nightly  tidy  0 3 * * *  default  next=-  last=-" in schedules
     assert "enqueued " in letta_workers("schedules", "run", "nightly").output
     assert letta_workers("schedules", "run", "other").exit_code == 1
+    assert "nightly is off" in letta_workers("schedules", "off", "nightly").output
+    assert "next=-  last=-  off" in letta_workers("schedules").output
+    again = letta_workers("schedules", "off", "nightly", "--json").output
+    assert json.loads(again) == {"name": "nightly", "on": False, "changed": False}
+    assert "nightly is on" in letta_workers("schedules", "on", "nightly").output
+    assert "no schedule or cron 'other'" in letta_workers("schedules", "off", "other").output
+    assert "no crons" in letta_workers("schedules", "crons").output
     assert "no worker is alive" in letta_workers("workers").output
     missing = letta_workers("jobs", "show", "nobody")
     assert missing.exit_code == 1

@@ -112,6 +112,7 @@ async def _fill(settings: Any) -> None:
         )
         await client.hset(EngineKeys(keys).schedule_jobs, EVIL, odd_schedule)
         await client.zadd(EngineKeys(keys).schedules, {EVIL: 10**13})
+        await client.hset(EngineKeys(keys).cron, EVIL, 1)
         body = {"model": "m", "messages": [{"role": "user", "content": "hi"}]}
         await queue.submit_llm_request(body, provider="openai", endpoint="chat/completions")
         groups = await client.hgetall(keys.llm_groups)
@@ -141,7 +142,7 @@ OTHERS: list[tuple[str, ...]] = [
     ("batches", "came", EVIL), ("batches", "retry", EVIL), ("batches", "flush"),
     ("webhooks", "enable", "--endpoint-id", EVIL), ("webhooks", "disable", "--endpoint-id", EVIL),
     ("webhooks", "retry", EVIL), ("webhooks", "enable", EVIL), ("web", "--listen", EVIL),
-    ("completion", EVIL),
+    ("completion", EVIL), ("schedules", "off", EVIL), ("schedules", "on", EVIL), ("schedules", "crons"),
 ]  # fmt: skip
 # Run until they are stopped, and print what the log prints.
 NOT_HERE = {"demo", "child"}
@@ -188,6 +189,7 @@ def test_the_odd_text_was_there_to_be_shown(shell: Callable[..., str]) -> None:
     for command in (
         ("webhooks", "show", "m1"), ("webhooks", "list"), ("webhooks", "endpoints"),
         ("dead", "list"), ("batches", "list"), ("health", "--any"), ("jobs", "list"), ("schedules",),
+        ("schedules", "crons"),
     ):  # fmt: skip
         assert r"a\x1b[2J" in shell(*command), command
 

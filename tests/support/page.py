@@ -13,7 +13,7 @@ from arq.worker import func
 from tests.support.engine import burst
 from tests.support.queues import queue_of
 from worker import JobQueue, Priority, call
-from worker.keys import QueueKeys
+from worker.keys import EngineKeys, QueueKeys
 
 # What an attacker would like a browser to obey, and a reader to overlook.
 HOSTILE = "<script>alert('x')</script>\"'><img src=x onerror=alert(1)>\x1b[2J\u202e\x00{{ 7*7 }}"
@@ -42,6 +42,10 @@ async def fill(client: Any, prefix: str) -> JobQueue:
     await client.zadd(keys.queue(Priority.DEFAULT), {HOSTILE: 1})
     await client.set(keys.job(HOSTILE), b"not a body")
     await queue.jobs.schedule("nightly", call("quick"), cron="0 3 * * *")
+    await queue.jobs.schedule("often", call("quick"), every_s=60)
+    await queue.jobs.switches.off("often")
+    await client.hset(EngineKeys(keys).cron, mapping={"cron:tidy": 1_790_000_000_000, HOSTILE: 1})
+    await queue.jobs.switches.off("cron:tidy")
     await queue.jobs.pauses.pause(function="paused_function")
     await queue.jobs.pauses.pause(priority=Priority.LOW)
     url = "https://one.example/hook?a=1&b=%3Cscript%3E"

@@ -16,6 +16,7 @@ from tests.support.queues import queue_of, stores_of
 from tests.support.wait import eventually
 from tests.support.web import CLOSED, READ_TOKEN, TOKEN, asking, bearer
 from worker import Priority, call
+from worker.keys import EngineKeys
 from worker.web.access import Access, Role, Visitor
 from worker.web.api.actions import ACTIONS, Action, perform
 from worker.web.api.views import Done, Nothing
@@ -341,5 +342,18 @@ async def test_a_schedule_tells_its_next_and_its_last_run(client: Any, prefix: s
         assert ran.json()["changed"]
         assert (await web.get("/api/schedules")).json()[1]["next_at"] == often["next_at"]
         assert (await web.post("/api/schedules/run", json={"id": "no"})).status_code == 404
+
+        await client.hset(EngineKeys(keys).cron, "cron:tidy", tick)
+        for name in ("often", "cron:tidy"):
+            for switch, changes in (("off", [True, False]), ("on", [True, False])):
+                done = [await web.post(f"/api/schedules/{switch}", json={"id": name}) for _ in "12"]
+                assert [each.json()["changed"] for each in done] == changes
+        await web.post("/api/schedules/off", json={"id": "cron:tidy"})
+        (cron,) = (await web.get("/api/crons")).json()
+        assert cron["name"] == "cron:tidy"
+        assert cron["off_since"]
+        assert (await web.post("/api/schedules/off", json={"id": "no"})).status_code == 404
+        audited = (await web.get("/api/audit")).json()["entries"]
+        assert (audited[0]["action"], audited[1]["subject"]) == ("schedules/off", "cron:tidy")
     (row,) = (await queue.jobs.list()).jobs
     assert (row.function, row.priority, row.state) == ("fails", "low", "queued")

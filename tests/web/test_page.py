@@ -273,11 +273,21 @@ async def test_an_action_is_done_and_said_and_written_down(client: Any, prefix: 
         await send(web, (await page(web, "/pauses")).form("/act/priorities/resume"))
         names = {pause.function or pause.priority for pause in await queue.jobs.pauses.list()}
         assert names == {"paused_function", "odd <name>"}
+        shown = await page(web, "/schedules")
+        await send(web, shown.form("/act/schedules/on"))
+        await send(web, shown.form("/act/schedules/off"))
+        states = await queue.jobs.schedule_states()
+        assert [(each.schedule.id, each.is_on) for each in states] == [
+            ("nightly", False),
+            ("often", True),
+        ]
         again = await send(web, form)
         assert again.status_code == 404
-        trail = (await queue.jobs.audit.page(limit=4)).entries
+        trail = (await queue.jobs.audit.page(limit=6)).entries
     assert [(each.actor, each.action) for each in trail] == [
         ("Ada", "dead/retry"),
+        ("Ada", "schedules/off"),
+        ("Ada", "schedules/on"),
         ("Ada", "priorities/resume"),
         ("Ada", "functions/pause"),
         ("Ada", "dead/retry"),

@@ -18,9 +18,10 @@ from worker.cli.cache import cache
 from worker.cli.completion import completion
 from worker.cli.dead import dead
 from worker.cli.health import health
-from worker.cli.jobs import jobs, schedules, workers
+from worker.cli.jobs import jobs, workers
 from worker.cli.metrics import metrics
 from worker.cli.pauses import pause, resume
+from worker.cli.schedules import schedules
 from worker.cli.support import EXIT_USAGE, Commands, json_option, show, with_queue
 from worker.cli.web import beside_run, web
 from worker.cli.webhooks import webhooks

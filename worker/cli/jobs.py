@@ -1,11 +1,10 @@
-"""Implements `letta-workers jobs`, `workers` and `schedules`: what waits, what runs, and where."""
+"""Implements `letta-workers jobs` and `workers`: what waits, what runs, and where."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Sequence
 from dataclasses import asdict
-from datetime import datetime
 from typing import Any
 
 import click
@@ -19,7 +18,6 @@ from worker.queue.job import Job
 from worker.queue.listing import MOST_ROWS, JobPage
 from worker.queue.priority import Priority
 from worker.queue.rows import JobRow, JobState, WorkerRow
-from worker.queue.schedules import ScheduleState
 
 
 @click.group()
@@ -215,46 +213,6 @@ def workers(as_json: bool) -> None:
     show([asdict(row) for row in rows], as_json, lambda: lines or nothing)
 
 
-@click.group(invoke_without_command=True)
-@json_option
-@click.pass_context
-def schedules(ctx: click.Context, as_json: bool) -> None:
-    """List the repeating jobs that clients registered, with their next and last run; or run one.
-
-    \b
-    Examples:
-      letta-workers schedules
-      letta-workers schedules --json
-      letta-workers schedules run nightly
-    """
-    if ctx.invoked_subcommand is not None:
-        return
-    found: Sequence[ScheduleState] = with_queue(lambda queue: queue.jobs.schedule_states())
-    rows = [_schedule(each) for each in found]
-    show(rows, as_json, lambda: [_schedule_line(row) for row in rows] or ["no schedules"])
-
-
-@schedules.command("run")
-@click.argument("schedule_id")
-@json_option
-def schedules_run(schedule_id: str, as_json: bool) -> None:
-    """Run a repeating job once, now. Its next run stays when it is.
-
-    \b
-    Examples:
-      letta-workers schedules run nightly
-    """
-
-    async def work(queue: JobQueue) -> Job[Any]:
-        job = await queue.jobs.run_schedule(schedule_id)
-        outcome = f"enqueued {job.id}"
-        await queue.jobs.audit.record(actor(), "schedules/run", schedule_id, outcome)
-        return job
-
-    job = with_queue(work)
-    show({"id": job.id}, as_json, lambda: [f"enqueued {job.id}"])
-
-
 def _job_line(row: JobRow) -> str:
     due = row.due_at.isoformat(timespec="seconds")
     where = f"  on {row.worker}" if row.worker else ""
@@ -271,29 +229,3 @@ def _worker_line(row: WorkerRow) -> str:
         f"{row.id}  {row.host} pid={row.pid}  since {since}  running={row.running}/{row.max_jobs}"
         f"  completed={row.completed} failed={row.failed} retried={row.retried}{draining}"
     )
-
-
-def _schedule(state: ScheduleState) -> dict[str, Any]:
-    schedule = state.schedule
-    every = None if schedule.every_s is None else f"every {schedule.every_s:g} s"
-    return {
-        "id": schedule.id,
-        "function": schedule.job.name,
-        "rhythm": every or schedule.cron,
-        "priority": Priority(schedule.job.priority).value,
-        "next_at": state.next_at,
-        "last_at": state.last_at,
-        "last_job": state.last_job,
-        "last_outcome": state.last_outcome,
-    }
-
-
-def _schedule_line(row: dict[str, Any]) -> str:
-    following, last = (_moment(row[name]) for name in ("next_at", "last_at"))
-    became = f" {row['last_outcome']}" if row["last_outcome"] else ""
-    head = f"{row['id']}  {row['function']}  {row['rhythm']}  {row['priority']}"
-    return f"{head}  next={following}  last={last}{became}"
-
-
-def _moment(at: datetime | None) -> str:
-    return "-" if at is None else at.isoformat(timespec="seconds")

@@ -173,10 +173,11 @@ class CronRunner:
         job_id = job.job_id or unique_id
         body: dict[str, Any] = {"t": None, "f": job.name, "a": [], "k": {}, "et": self._now_ms()}
         args = [name or _name(job), tick, job_id, self._encode(body), int(job.unique)]
-        args += [seen, tick if last is None else last, self._now_ms(), job.name]
+        args += [seen, tick if last is None else last, self._now_ms(), job.name, _name(job)]
         base = self._keys.base
         keys = [self._keys.cron, self._keys.default_queue]
         keys += [base.job(job_id), base.result(job_id), self._keys.wake, self._keys.paused]
+        keys.append(self._keys.cron_off)
         if await _CRON.run(self._client, keys, args):
             tell = log.debug if getattr(job, "quiet", False) else log.info
             tell("cron.enqueued", task=job.name, job_id=job_id)

@@ -92,7 +92,7 @@ class ScheduleRunner:
             return
         if due == 0:
             # A new cron schedule: its first tick is still to come.
-            await self._client.zadd(self._keys.schedules, {id_: next_due}, xx=True)
+            await self._postpone_to(id_, next_due)
             return
         base = self._keys.base
         keys = [self._keys.schedules, queue, base.job(job_id), base.result(job_id), self._keys.wake]
@@ -106,5 +106,8 @@ class ScheduleRunner:
 
     async def _postpone(self, id_: bytes, exc: Exception) -> None:
         log.error("schedule.bad", schedule=id_.decode(errors="replace"), error=describe(exc))
-        bad_until = self._now_ms() + _BAD_SCHEDULE_MS
-        await self._client.zadd(self._keys.schedules, {id_: bad_until}, xx=True)
+        await self._postpone_to(id_, self._now_ms() + _BAD_SCHEDULE_MS)
+
+    async def _postpone_to(self, id_: bytes, due: int) -> None:
+        # gt: one that was switched off meanwhile is held at a later time, and stays there.
+        await self._client.zadd(self._keys.schedules, {id_: due}, xx=True, gt=True)

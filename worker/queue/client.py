@@ -30,6 +30,7 @@ from worker.queue.schedules import Schedule, ScheduleState, ScheduleStore
 from worker.queue.server import ServerState, read_server
 from worker.queue.staging import steps
 from worker.queue.store import QueueStore
+from worker.queue.switches import Switches
 
 # Jobs of one script call. More would block the server's other clients.
 _CHUNK = 500
@@ -43,8 +44,8 @@ _MOST_SCHEDULE_BYTES = 1_048_576
 
 class Jobs:
     """
-    `queue.jobs`. Its `history` reads how jobs ended, its `pauses` hold jobs back, its `audit` tells
-    what operators changed.
+    `queue.jobs`. Its `history` reads how jobs ended, its `pauses` hold jobs back, its `switches` stop
+    schedules and crons, its `audit` tells what operators changed.
 
     Every method raises:
         QueueUnavailable: the server cannot be reached; nothing is known to be stored.
@@ -69,6 +70,7 @@ class Jobs:
         self._listing = JobListing(store.client, store.keys)
         self.history = History(store.client, store.keys)
         self.pauses = Pauses(store.client, store.keys)
+        self.switches = Switches(store.client, store.keys)
         self.audit = AuditTrail(store.client, store.keys)
         self._max_length = max_length
 

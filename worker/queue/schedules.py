@@ -10,7 +10,7 @@ from cache.connection.scripts import load
 from cache.encoding import codec
 from cache.errors import CodecError
 from cache.logs import get_logger
-from worker.keys import EngineKeys, QueueKeys
+from worker.keys import HELD_MS, EngineKeys, QueueKeys
 from worker.numbers import MOST_MS, moment, whole
 from worker.queue.calls import Call
 from worker.queue.priority import Priority
@@ -35,9 +35,9 @@ class ScheduleState:
     """
     When a schedule runs next, and what became of its last run.
 
-    next_at: None until a worker has computed a new cron's first tick. last_at: the tick of the last run.
-    last_job: that run's job, "" before the first. last_outcome: waits, runs, dead, or ended: it
-    completed or was aborted.
+    next_at: None until a worker has computed a new cron's first tick, and while it is off. last_at: the
+    tick of the last run. last_job: that run's job, "" before the first. last_outcome: waits, runs,
+    dead, or ended: it completed or was aborted. is_on: False while it is switched off.
     """
 
     schedule: Schedule
@@ -45,6 +45,7 @@ class ScheduleState:
     last_at: datetime | None
     last_job: str
     last_outcome: str
+    is_on: bool = True
 
 
 # Inside `ScheduleStore`, the name `list` means its method.
@@ -118,6 +119,7 @@ class ScheduleStore:
                 _time(_tick_of(job)),
                 job,
                 _outcome(job, *flags[3 * at : 3 * at + 3]),
+                is_on=score is None or score < HELD_MS,
             )
             for at, (each, score, job) in enumerate(zip(found, due, jobs, strict=True))
         ]

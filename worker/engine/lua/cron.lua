@@ -1,21 +1,25 @@
 #!lua
 -- cron.lua: enqueue one tick of a cron job, once for all workers.
 -- KEYS[1] last ticks  KEYS[2] queue  KEYS[3] job body  KEYS[4] result  KEYS[5] wake token  KEYS[6] paused
---   and the body of the last tick's job
--- ARGV[1] cron's name  ARGV[2] tick, Unix ms  ARGV[3] job id  ARGV[4] body
+-- KEYS[7] crons that are off; and the body of the last tick's job
+-- ARGV[1] name of its ticks  ARGV[2] tick, Unix ms  ARGV[3] job id  ARGV[4] body
 -- ARGV[5] 1: once for all workers | 0: once for each worker
 -- ARGV[6] '' | for a missed tick: the last tick this worker read; only one worker's compare-and-set wins
 -- ARGV[7] the new last tick  ARGV[8] the server's clock as this worker knows it, Unix ms
--- ARGV[9] function
--- returns 1 enqueued | 0 this tick or a later one was enqueued already, a job with this id exists, or the
---   function is paused and the job of an earlier tick waits
+-- ARGV[9] function  ARGV[10] cron's name
+-- returns 1 enqueued | 0 this tick or a later one was enqueued already, a job with this id exists, the cron
+--   is switched off, or the function is paused and the job of an earlier tick waits
 -- no allow-oom: it adds a job.
 --@rights
 --@include types
 --@include put_job
 --@include paused
-expect('hash', KEYS[1], KEYS[6])
+expect('hash', KEYS[1], KEYS[6], KEYS[7])
 expect('zset', KEYS[2], KEYS[5])
+local off = redis.call('HMGET', KEYS[7], ARGV[1], ARGV[10])
+if off[1] or off[2] then
+  return 0
+end
 -- Ticks would pile up during a pause.
 if is_paused(KEYS[6], ARGV[9], 'default') then
   local before = redis.call('HGET', KEYS[1], ARGV[1]) or ''

@@ -31,6 +31,7 @@
 --@include dead
 --@include ends
 --@include history
+--@include held
 --@include pauses
 local prefix, token, lease = ARGV[1], ARGV[2], tonumber(ARGV[3])
 local want, poison, ahead = tonumber(ARGV[4]), tonumber(ARGV[7]), tonumber(ARGV[11])

@@ -1,8 +1,9 @@
--- Shared step: what is paused, and where the due jobs of a paused function wait. Needs types before it.
+-- Shared step: what is paused, and where the due jobs of a paused function wait. Needs types and held
+-- before it.
 -- Paused: hash, "priority:<name>" or "function:<name>" -> since, Unix ms; "resume:<function>" while its jobs
 -- go back. A held job stays in its queue, HELD ms after its due time, where no claim looks;
 -- "<queue>:held:<function>" lists it by its due time.
-local HELD, MOST_HELD = 1000000000000000, 500
+local MOST_HELD = 500
 local NUMBERS = {critical = 1, high = 2, default = 3, low = 4}
 
 -- returns {queues = {number = true}, functions = {name = true} | nil, back = function | nil} | nil: nothing is paused
@@ -23,11 +24,6 @@ local function pauses_of(key)
     end
   end
   return found
-end
-
--- Whole numbers above 10^14 would lose digits in Lua's own text.
-local function held_at(due)
-  return string.format('%.0f', number_of(due, 0) + HELD)
 end
 
 -- Move due jobs of a function out of the way. rows: due, id, due, id, ...

@@ -7,6 +7,7 @@
 -- allow-oom: a full server must be able to run its jobs, which frees memory.
 --@rights
 --@include types
+--@include held
 --@include pauses
 expect('zset', KEYS[2], KEYS[3], KEYS[4], KEYS[5], KEYS[6])
 expect('hash', KEYS[1])

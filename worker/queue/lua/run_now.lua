@@ -6,6 +6,7 @@
 -- allow-oom: it adds nothing.
 --@rights
 --@include types
+--@include held
 --@include pauses
 expect('zset', unpack(KEYS, 1, 6))
 local t = redis.call('TIME')

@@ -7,6 +7,7 @@
 -- returns {1 there is a next page | 0, four of {due, later, age of the oldest due job (ms) | -1, held back by
 --   a pause, and of this page: running, dead, parked}, next cursor | ''}
 --@include types
+--@include held
 --@include pauses
 local t = redis.call('TIME')
 local now = t[1] * 1000 + math.floor(t[2] / 1000)

@@ -191,6 +191,16 @@ async def _run_schedule(queue: JobQueue, target: ById) -> Done:
     return Done(True, f"enqueued {job.id}; its next run stays when it is")
 
 
+async def _switch_off(queue: JobQueue, target: ById) -> Done:
+    changed = await queue.jobs.switches.off(target.id)
+    return Done(changed, "off; queued runs stay" if changed else "it was off already")
+
+
+async def _switch_on(queue: JobQueue, target: ById) -> Done:
+    changed = await queue.jobs.switches.on(target.id)
+    return Done(changed, "on; what it missed does not run" if changed else "it was on already")
+
+
 async def _retry_delivery(queue: JobQueue, target: ById) -> Done:
     await queue.webhooks.retry_now(target.id)
     return Done(True, "the next attempt is due now")
@@ -257,6 +267,8 @@ ACTIONS = {
         Action("priorities/pause", "Pause", "Claim no job of it.", ByPriority, _pause_priority),
         Action("priorities/resume", "Resume", "End its pause.", ByPriority, _resume_priority),
         Action("schedules/run", "Run now", "Run a repeating job once, now.", ById, _run_schedule),
+        Action("schedules/off", "Switch off", "Run a schedule or cron no more.", ById, _switch_off),
+        Action("schedules/on", "Switch on", "Run it again from its next tick.", ById, _switch_on),
         Action("schedules/delete", "Delete", "Remove a repeating job.", ById, _delete_schedule),
         Action(
             "deliveries/retry",

@@ -18,6 +18,7 @@ from worker.queue.pauses import Pause
 from worker.queue.priority import Priority
 from worker.queue.rows import WorkerRow
 from worker.queue.store import JobStatus
+from worker.queue.switches import CronState
 from worker.web.api import views
 from worker.web.api.views import given
 from worker.web.site import Site
@@ -133,9 +134,15 @@ async def schedules(site: Site, _query: views.Nothing) -> list[views.ScheduleVie
             each.last_at,
             each.last_job,
             each.last_outcome,
+            each.is_on,
         )
         for each in await site.queue.jobs.schedule_states()
     ]
+
+
+async def crons(site: Site, _query: views.Nothing) -> list[CronState]:
+    """The crons that workers have had, each with its last tick, and whether it is switched off."""
+    return await site.queue.jobs.switches.crons()
 
 
 async def endpoints(site: Site, _query: views.Nothing) -> views.EndpointsView:

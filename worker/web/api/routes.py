@@ -30,6 +30,7 @@ from worker.queue.listing import JobPage
 from worker.queue.overview import Overview
 from worker.queue.pauses import Pause
 from worker.queue.rows import WorkerRow
+from worker.queue.switches import CronState
 from worker.web.access import Refused
 from worker.web.api import reads, views
 from worker.web.api.actions import ACTIONS, Action, perform, require_operator
@@ -67,6 +68,7 @@ READS = (
     Read("pauses", reads.pauses, views.Nothing, list[Pause]),
     Read("workers", reads.workers, views.Nothing, list[WorkerRow]),
     Read("schedules", reads.schedules, views.Nothing, list[views.ScheduleView]),
+    Read("crons", reads.crons, views.Nothing, list[CronState]),
     Read("endpoints", reads.endpoints, views.Nothing, views.EndpointsView),
     Read("endpoint", reads.endpoint, views.ByEndpoint, Endpoint),
     Read("deliveries", reads.deliveries, views.DeliveriesQuery, list[views.DeliveryView]),

@@ -205,6 +205,7 @@ class ScheduleView(msgspec.Struct, frozen=True):
     A repeating job: every so many seconds, or by a cron expression in UTC.
 
     last_job: the job of its last run, "" before the first. last_outcome: waits, runs, dead, or ended.
+    is_on: false while it is switched off; it has no next_at then.
     """
 
     id: str
@@ -216,6 +217,7 @@ class ScheduleView(msgspec.Struct, frozen=True):
     last_at: datetime | None = None
     last_job: str = ""
     last_outcome: str = ""
+    is_on: bool = True
 
 
 class AttemptView(msgspec.Struct, frozen=True):

@@ -87,7 +87,10 @@ async def workers(site: Site, query: views.Nothing) -> dict[str, Any]:
 
 
 async def schedules(site: Site, query: views.Nothing) -> dict[str, Any]:
-    return {"schedules": await reads.schedules(site, query)}
+    return {
+        "schedules": await reads.schedules(site, query),
+        "crons": await reads.crons(site, query),
+    }
 
 
 async def pauses(site: Site, query: views.Nothing) -> dict[str, Any]:
