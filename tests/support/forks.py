@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 
@@ -28,8 +28,18 @@ class Forks:
         self._alive.add(pid)
         return pid
 
+    def alive(self) -> list[int]:
+        """The workers that neither were killed nor ended by themselves, in the order of their ids."""
+        for pid in list(self._alive):
+            try:
+                os.kill(pid, 0)
+            except ProcessLookupError:
+                self._alive.discard(pid)
+        return sorted(self._alive)
+
     def kill(self, pid: int) -> None:
-        os.kill(pid, signal.SIGKILL)
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
         self._alive.discard(pid)
 
     def kill_all(self) -> None:
