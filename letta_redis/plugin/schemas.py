@@ -7,11 +7,10 @@ docstring, signature and code. While these are the same objects, it is the same.
 
 from __future__ import annotations
 
+import marshal
 import sys
 from functools import wraps
 from typing import Any
-
-import msgspec
 
 from letta_redis.plugin.runtime import Runtime
 from letta_redis.plugin.seams import Feature, Seam
@@ -29,7 +28,7 @@ def _remembering(_runtime: Runtime, original: Any) -> Any:
         key = (module_name, function_name)
         found = known.get(key)
         if found is not None and source is not None and _are_same(found[0], source):
-            return msgspec.json.decode(found[1])
+            return marshal.loads(found[1])  # noqa: S302  (made in this process)
         schema = original(module_name, function_name)
         if source is not None and len(known) < _MOST:
             encoded = _encoded(schema)
@@ -66,12 +65,16 @@ def _is(one: Any, other: Any) -> bool:
 
 
 def _encoded(schema: Any) -> bytes | None:
-    """A schema as JSON, or None if it would not come back the same."""
+    """
+    A schema in bytes, or None if it would not come back the same.
+
+    JSON would turn the values of a Literal, which are a tuple, into a list.
+    """
     try:
-        encoded = msgspec.json.encode(schema)
-        decoded = msgspec.json.decode(encoded)
-    except (msgspec.MsgspecError, TypeError, ValueError, RecursionError):
+        encoded = marshal.dumps(schema)
+    except ValueError:
         return None
+    decoded = marshal.loads(encoded)  # noqa: S302
     return encoded if repr(decoded) == repr(schema) else None
 
 

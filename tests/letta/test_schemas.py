@@ -11,22 +11,28 @@ import pytest
 
 pytestmark = [pytest.mark.acceptance, pytest.mark.usefixtures("letta")]
 
-TYPES = ("str", "int", "float", "bool", "list[str]", "dict", "Optional[str]", "List[int]")
+TYPES = (
+    "str", "int", "float", "bool", "list[str]", "dict", "Optional[str]", "List[int]",
+    "Literal['any', 'all']",
+)  # fmt: skip
 
 
-def remembering() -> tuple[Any, Any]:
-    """Letta's function, and ours around it."""
+def remembering(made: list[tuple[str, str]] | None = None) -> tuple[Any, Any]:
+    """Letta's function, and ours around it. `made` gets what ours lets Letta make."""
     from letta.functions.functions import get_json_schema_from_module
 
     from letta_redis.plugin.runtime import Runtime
     from letta_redis.plugin.schemas import FEATURE
     from settings import Settings
 
+    def noted(module_name: str, function_name: str) -> Any:
+        if made is not None:
+            made.append((module_name, function_name))
+        return get_json_schema_from_module(module_name, function_name)
+
     (seam,) = FEATURE.seams
     assert seam.replace is not None
-    return get_json_schema_from_module, seam.replace(
-        Runtime(Settings()), get_json_schema_from_module
-    )
+    return get_json_schema_from_module, seam.replace(Runtime(Settings()), noted)
 
 
 def written(number: int) -> str:
@@ -59,7 +65,7 @@ def execute(source: str, module: ModuleType) -> None:
 def module() -> Any:
     """A module of random functions."""
     made = ModuleType("letta_redis_random_tools")
-    source = "from typing import List, Optional\n" + "\n".join(map(written, range(200)))
+    source = "from typing import List, Literal, Optional\n" + "\n".join(map(written, range(200)))
     execute(source, made)
     sys.modules[made.__name__] = made
     yield made
@@ -70,7 +76,8 @@ def test_every_tool_of_letta_has_the_same_schema() -> None:
     from letta.constants import LETTA_TOOL_MODULE_NAMES
     from letta.functions.functions import load_function_set
 
-    theirs, ours = remembering()
+    calls: list[tuple[str, str]] = []
+    theirs, ours = remembering(calls)
     tools = [
         (name, function)
         for name in LETTA_TOOL_MODULE_NAMES
@@ -82,15 +89,18 @@ def test_every_tool_of_letta_has_the_same_schema() -> None:
         made = ours(module_name=name, function_name=function)
         remembered = ours(module_name=name, function_name=function)
         assert repr(made) == repr(remembered) == repr(expected)
+    assert calls == tools  # each one once
 
 
 def test_random_functions_have_the_same_schemas(module: ModuleType) -> None:
-    theirs, ours = remembering()
+    calls: list[tuple[str, str]] = []
+    theirs, ours = remembering(calls)
 
     for number in range(200):
         name = f"f{number}"
         expected = repr(theirs(module.__name__, name))
         assert [repr(ours(module.__name__, name)) for _ in range(2)] == [expected, expected]
+    assert len(calls) == 200
 
 
 def test_a_schema_that_is_changed_stays_as_it_was(module: ModuleType) -> None:
