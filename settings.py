@@ -129,6 +129,19 @@ class Settings(BaseSettings):
             "appears in no URL and in no environment."
         ),
     )
+    cache_redis_username: str | None = Field(
+        None,
+        max_length=256,
+        description="User name for LETTA_CACHE_REDIS_URL when the URL has none.",
+    )
+    cache_redis_password: SecretStr | None = Field(
+        None,
+        max_length=1024,
+        description=(
+            "Password for LETTA_CACHE_REDIS_URL when the URL has none. As a secrets file, like "
+            "LETTA_REDIS_PASSWORD."
+        ),
+    )
     redis_sentinel_username: str | None = Field(
         None,
         max_length=256,
@@ -822,9 +835,11 @@ class Settings(BaseSettings):
 
     @model_validator(mode="after")
     def _login(self) -> Self:
-        password = self.redis_password.get_secret_value() if self.redis_password else ""
-        url = _with_login(self.redis_url, self.redis_username or "", password)
-        object.__setattr__(self, "redis_url", url)
+        for field in ("redis", "cache_redis"):
+            url = getattr(self, f"{field}_url")
+            if url is not None:
+                with_login = _with_login(url, *_login_of(self, field))
+                object.__setattr__(self, f"{field}_url", with_login)
         return self
 
     @field_validator("worker_log_level", "worker_log_format", mode="before")
@@ -996,6 +1011,13 @@ def _warn(event: str, **fields: str) -> None:
         logging.getLogger(__name__).warning("%s %s", event, text)
 
 
+def _login_of(settings: Settings, server: str) -> tuple[str, str]:
+    """Return the user name and the password that are set for `redis` or `cache_redis`."""
+    username: str | None = getattr(settings, f"{server}_username")
+    password: SecretStr | None = getattr(settings, f"{server}_password")
+    return username or "", password.get_secret_value() if password else ""
+
+
 def _with_login(url: str, username: str, password: str) -> str:
     """Add these credentials to a URL, unless it has its own or names an embedded server."""
     scheme, _, rest = url.partition("://")
@@ -1153,17 +1175,22 @@ def _urls(settings: Settings) -> str:
     return f"{settings.redis_url} {settings.cache_redis_url or ''}"
 
 
-def _has_other_login(settings: Settings) -> bool:
-    password = settings.redis_password.get_secret_value() if settings.redis_password else ""
-    login = f"{quote(settings.redis_username or '', safe='')}:{quote(password, safe='')}@"
-    return login not in settings.redis_url
+def _has_other_login(settings: Settings, server: str) -> bool:
+    username, password = _login_of(settings, server)
+    login = f"{quote(username, safe='')}:{quote(password, safe='')}@"
+    return login not in (getattr(settings, f"{server}_url") or "")
 
 
 _WITHOUT_EFFECT: tuple[tuple[tuple[str, ...], Callable[[Settings], bool], str], ...] = (
     (
         ("redis_username", "redis_password"),
-        _has_other_login,
+        lambda settings: _has_other_login(settings, "redis"),
         "LETTA_REDIS_URL has its own login, or is embedded://",
+    ),
+    (
+        ("cache_redis_username", "cache_redis_password"),
+        lambda settings: _has_other_login(settings, "cache_redis"),
+        "LETTA_CACHE_REDIS_URL is not set, has its own login, or is embedded://",
     ),
     (
         ("redis_ca_file", "redis_cert_file", "redis_key_file"),

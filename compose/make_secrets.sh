@@ -1,5 +1,6 @@
 #!/bin/sh
-# Make the passwords of the queue's server, once: compose/compose.yaml mounts them as secrets.
+# Make the passwords of the queue's and the cache's servers, once: compose/compose.yaml
+# mounts them as secrets.
 #
 #   compose/make_secrets.sh
 #
@@ -10,10 +11,22 @@
 set -eu
 
 secrets=$(CDPATH='' cd -- "$(dirname -- "$0")" && pwd)/secrets
-users=$secrets/valkey-queue-users.conf
 umask 077
 mkdir -p "$secrets"
 chmod 700 "$secrets"
+
+# Nobody learns the names of others' keys and channels, changes the server, or loads, removes
+# or stops what another user runs. The cache's commands also look for its keys (SCAN).
+rights='-@all +@read +@write +@connection +@transaction +@scripting -@dangerous +info +time'
+rights="$rights -dbsize -randomkey -function -script|flush -script|kill"
+queue_rights="~arq:* &arq:* $rights +publish +subscribe +unsubscribe -scan"
+cache_rights="~lc:* $rights"
+
+# Nobody is this user, but the queue's needs all rights: Valkey 8.1 and others read what a script
+# or a transaction wrote back from the append-only file with the rights of `default`. Whatever
+# they forbid would be lost at the next start. The cache keeps no file.
+queue_default='~* &* +@all'
+cache_default='resetkeys resetchannels -@all'
 
 # digest_of FILE: make a password in the file if there is none, and print its digest.
 digest_of() {
@@ -26,19 +39,17 @@ digest_of() {
     fi
 }
 
-queue=$(digest_of "$secrets/letta_redis_password")
-operator=$(digest_of "$secrets/valkey_operator_password")
-if grep -qs '^user operator ' "$users"; then
-    echo "$secrets has passwords already"
-    exit 0
-fi
-cat > "$users" <<EOF
-# Read by valkey-queue.conf. The passwords are in letta_redis_password, and in
-# valkey_operator_password, which no container gets.
+# write_users SERVER PASSWORD_FILE RIGHTS RIGHTS_OF_DEFAULT: write the users of valkey-SERVER.conf.
+write_users() {
+    client=$(digest_of "$secrets/$2")
+    operator=$(digest_of "$secrets/valkey_operator_password")
+    cat > "$secrets/valkey-$1-users.conf" <<END
+# Release 2 of the users, read by valkey-$1.conf. The passwords are in $2,
+# and in valkey_operator_password, which no container gets.
 protected-mode no
 
-# Workers and clients of the queue.
-user letta-redis on #$queue resetkeys resetchannels ~arq:* &arq:* +@all -@dangerous +info
+# Workers and clients.
+user letta-redis on #$client resetkeys resetchannels $3
 
 # Whoever looks after the server: MONITOR, CONFIG, backups.
 user operator on #$operator ~* &* +@all
@@ -46,10 +57,16 @@ user operator on #$operator ~* &* +@all
 # The health check's.
 user probe on nopass resetkeys resetchannels -@all +ping
 
-# Nobody is this user, but it needs all rights: Valkey 8.1 and others read what a script or a
-# transaction wrote back from the append-only file with the rights of \`default\`. Whatever they
-# forbid would be lost at the next start.
-user default off resetpass ~* &* +@all
-EOF
-chmod 644 "$secrets/letta_redis_password" "$users"
+user default off resetpass $4
+END
+    chmod 644 "$secrets/$2" "$secrets/valkey-$1-users.conf"
+}
+
+if grep -qs '^# Release 2 ' "$secrets/valkey-queue-users.conf" \
+    && grep -qs '^# Release 2 ' "$secrets/valkey-cache-users.conf"; then
+    echo "$secrets has passwords already"
+    exit 0
+fi
+write_users queue letta_redis_password "$queue_rights" "$queue_default"
+write_users cache letta_cache_redis_password "$cache_rights" "$cache_default"
 echo "made passwords in $secrets"

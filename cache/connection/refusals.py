@@ -29,19 +29,19 @@ _KNOWN = [
     (
         r"NOAUTH|Authentication required|HELLO must be called",
         "it requires a password",
-        "give it in the URL or in LETTA_REDIS_PASSWORD",
+        "give it in the URL or in LETTA_REDIS_PASSWORD (the cache's: LETTA_CACHE_REDIS_PASSWORD)",
         True,
     ),
     (
         r"WRONGPASS|invalid username-password|Invalid Username or Password|invalid password",
         "it refuses the user name or the password",
-        "correct those of the URL, or LETTA_REDIS_USERNAME and LETTA_REDIS_PASSWORD",
+        "correct those of the URL, or LETTA_REDIS_USERNAME and LETTA_REDIS_PASSWORD (LETTA_CACHE_REDIS_...)",
         True,
     ),
     (
         r"without any password configured|no password is set",
         "it has no password, but one was sent",
-        "remove it from the URL and from LETTA_REDIS_PASSWORD, or set one on the server",
+        "remove it from the URL and from LETTA_REDIS_PASSWORD (LETTA_CACHE_...), or set one on the server",
         True,
     ),
     (

@@ -137,7 +137,8 @@ def test_every_variable_given_to_the_workers_is_a_setting() -> None:
 @pytest.mark.parametrize("name", ["letta", "letta-workers"])
 def test_every_setting_of_the_env_file_reaches_the_service(name: str) -> None:
     addresses = {
-        "LETTA_REDIS_URL", "LETTA_CACHE_REDIS_URL", "LETTA_REDIS_USERNAME",
+        "LETTA_REDIS_URL", "LETTA_REDIS_USERNAME",
+        "LETTA_CACHE_REDIS_URL", "LETTA_CACHE_REDIS_USERNAME",
         "LETTA_REDIS_HOST", "LETTA_REDIS_PORT",
     }  # fmt: skip
     service = services()[name]
@@ -436,7 +437,7 @@ def _workers_environment(queue: ValkeyService, cache: ValkeyService) -> dict[str
         for variable, value in environ.items():
             environ[variable] = value.replace(f"{name}:6379", f"127.0.0.1:{server.port}")
     # These servers have no users file; test_security_compose.py has one.
-    del environ["LETTA_REDIS_USERNAME"]
+    del environ["LETTA_REDIS_USERNAME"], environ["LETTA_CACHE_REDIS_USERNAME"]
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
     return {**environ, "PATH": path, "LETTA_SECRETS_DIR": "/nonexistent"}
 

@@ -147,16 +147,19 @@ def test_a_child_runs_no_module_of_the_working_directory(here: Path) -> None:
         ("embedded://", "embedded://"),
     ],
 )
-def test_a_secrets_file_gives_the_queue_its_password(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, url: str, expected: str
+@pytest.mark.parametrize("server", ["redis", "cache_redis"])
+def test_a_secrets_file_gives_a_server_its_password(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, url: str, expected: str, server: str
 ) -> None:
-    (tmp_path / "letta_redis_password").write_text("p@ss\n")
+    other = "cache_redis" if server == "redis" else "redis"
+    (tmp_path / f"letta_{server}_password").write_text("p@ss\n")
     monkeypatch.setenv("LETTA_SECRETS_DIR", str(tmp_path))
-    found = load_settings(redis_url=url, redis_username="us/er", cache_redis_url="redis://cache:1")
-    assert found.redis_url == expected
-    assert found.cache_redis_url == "redis://cache:1"
+    given = {f"{server}_url": url, f"{server}_username": "us/er", f"{other}_url": "redis://other:1"}
+    found = load_settings(**given)
+    assert getattr(found, f"{server}_url") == expected
+    assert getattr(found, f"{other}_url") == "redis://other:1"
     assert "p@ss" not in repr(found)
     assert "p%40ss" not in repr(found)
     if expected != url:
-        target = parse_url(found.redis_url)
+        target = parse_url(getattr(found, f"{server}_url"))
         assert (target.username, target.password) == ("us/er", "p@ss")

@@ -94,6 +94,8 @@ def test_variables_of_the_letta_server_are_not_told(monkeypatch: pytest.MonkeyPa
         ({"redis_password": "p", "redis_url": "redis://u:q@h"}, {"redis_password"}),
         ({"redis_password": "p", "redis_url": "embedded://"}, {"redis_password"}),
         ({"redis_password": "p/@", "redis_url": "redis://h"}, set()),
+        ({"cache_redis_password": "p"}, {"cache_redis_password"}),
+        ({"cache_redis_password": "p", "cache_redis_url": "redis://h"}, set()),
         ({"redis_sentinel_password": "p"}, {"redis_sentinel_password"}),
         (
             {"redis_sentinel_password": "p", "redis_url": "rediss+sentinel://a:1,b:2/service"},
@@ -137,8 +139,12 @@ def test_every_setting_is_read_somewhere() -> None:
                     read.add(node.attr)
                 elif isinstance(node, ast.Constant) and isinstance(node.value, str):
                     read.add(node.value)
-    # Both become part of redis_url.
-    login = {"redis_username", "redis_password"}
+    # Each becomes part of its server's URL.
+    login = {
+        f"{server}_{part}"
+        for server in ("redis", "cache_redis")
+        for part in ("username", "password")
+    }
     assert Settings.model_fields.keys() - read - login == set()
 
 
