@@ -105,7 +105,7 @@ async def test_a_child_with_a_blocked_loop_is_killed_and_replaced(tmp_path: Path
 
 
 async def test_a_child_that_never_serves_is_killed() -> None:
-    async with supervised("silent", heartbeat_timeout_s=1, restart={"max_crashes": 1}) as running:
+    async with supervised("silent", heartbeat_timeout_s=4, restart={"max_crashes": 1}) as running:
         assert await running.exit_code() == 1
         assert len(running.all("supervisor.heartbeat_lost")) == 2
 
