@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 from redis.exceptions import RedisError
@@ -44,28 +45,40 @@ class Trials:
     failed: int = 0
 
 
+# One command each: hundreds of trials make them.
+_SNAPSHOT = """
+local rows = {}
+for _, key in ipairs(redis.call('KEYS', '*')) do
+  rows[#rows + 1], rows[#rows + 2] = key, redis.call('DUMP', key)
+  rows[#rows + 1] = redis.call('PEXPIRETIME', key)
+end
+return rows
+"""
+_RESTORE = """
+redis.call('FLUSHDB')
+for i = 1, #ARGV, 3 do
+  redis.call('RESTORE', ARGV[i], ARGV[i + 2], ARGV[i + 1], 'ABSTTL')
+end
+"""
+
+
 async def snapshot(client: Any) -> Snapshot:
     """
     Every key's value as DUMP gives it, and when it expires.
 
     Without what was sent before a script that then failed: it expires, and nobody reads it.
     """
-    found = [key async for key in client.scan_iter(count=1000)]
-    keys = sorted(key for key in found if not key.startswith(_SENT_BEFORE))
-    async with client.pipeline(transaction=False) as pipe:
-        for key in keys:
-            pipe.dump(key)
-            pipe.pexpiretime(key)
-        rows = await pipe.execute()
-    return {key: (rows[2 * i], rows[2 * i + 1]) for i, key in enumerate(keys)}
+    rows = await client.eval(_SNAPSHOT, 0)
+    return {
+        key: (data, expires)
+        for key, data, expires in zip(rows[::3], rows[1::3], rows[2::3], strict=True)
+        if not key.startswith(_SENT_BEFORE)
+    }
 
 
 async def restore(client: Any, state: Snapshot) -> None:
-    await client.flushdb()
-    async with client.pipeline(transaction=False) as pipe:
-        for key, (data, expires) in state.items():
-            pipe.restore(key, max(expires, 0), data, absttl=expires > 0)
-        await pipe.execute()
+    rows = ((key, data, max(expires, 0)) for key, (data, expires) in state.items())
+    await client.eval(_RESTORE, 0, *chain.from_iterable(rows))
 
 
 async def touched(client: Any, step: Step) -> list[bytes]:
