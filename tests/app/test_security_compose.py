@@ -168,7 +168,7 @@ async def test_clients_may_run_what_is_documented_and_little_of_that(
 
 async def commands_of_server(client: Any) -> dict[str, int]:
     """The arity of every command and subcommand (`client|list`)."""
-    found = {}
+    found: dict[str, int] = {}
     for name, row in (await client.execute_command("COMMAND")).items():
         nested = row["subcommands"]
         found |= {bytes(each[0]).decode(): int(each[1]) for each in nested}
