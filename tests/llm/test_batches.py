@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
-import sys
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -21,6 +19,7 @@ from tests.support.llm import (
     settings_for,
     submit,
 )
+from tests.support.llm_worker import worker_process
 from tests.support.options import options_of
 from tests.support.providers import FakeProvider, fake_provider
 from tests.support.queues import open_queue, stores_of
@@ -369,19 +368,8 @@ async def test_an_answer_stored_by_another_process_wakes_the_caller(
             return bool(listeners)
 
         await eventually(listens)
-        worker = await asyncio.create_subprocess_exec(
-            sys.executable,
-            "-m",
-            "tests.support.llm_worker",
-            "never",
-            json.dumps(raw),
-            stderr=asyncio.subprocess.DEVNULL,
-        )
-        try:
+        async with worker_process(raw):
             assert await waiting == ["echo: a", "echo: b"]
-        finally:
-            worker.kill()
-            await worker.wait()
 
 
 async def test_many_requests_keep_their_order_and_groups(

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
-import json
-import signal
-import sys
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
 from tests.support.llm import CREATE, outcomes, settings_for, submit
+from tests.support.llm_worker import die_at
 from tests.support.providers import FakeProvider, fake_provider
 from tests.support.queues import open_queue, stores_of
 from tests.support.wait import eventually
@@ -46,25 +43,6 @@ POINTS = {
 def fake() -> Iterator[FakeProvider]:
     with fake_provider() as fake:
         yield fake
-
-
-async def die_at(point: str, settings: dict[str, Any]) -> None:
-    """Run a worker process until it reaches the point and dies by SIGKILL."""
-    process = await asyncio.create_subprocess_exec(
-        sys.executable,
-        "-m",
-        "tests.support.llm_worker",
-        f"batch.{point}",
-        json.dumps(settings),
-        stderr=asyncio.subprocess.DEVNULL,
-    )
-    try:
-        async with asyncio.timeout(90):
-            assert await process.wait() == -signal.SIGKILL
-    finally:
-        if process.returncode is None:
-            process.kill()
-            await process.wait()
 
 
 @pytest.mark.timeout(600)
