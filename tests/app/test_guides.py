@@ -18,7 +18,8 @@ from pathlib import Path
 import pytest
 
 from tests.support.guides import README, ROOT, Block, blocks, pages_with_code
-from tests.support.servers import run, valkey
+from tests.support.scripts import run_script
+from tests.support.servers import valkey
 from tests.support.wait import eventually_sync
 from worker.demo.serving import running
 
@@ -27,7 +28,7 @@ pytestmark = pytest.mark.acceptance
 PAGES = pages_with_code()
 GUIDES = ("jobs.md", "webhooks.md", "llm-batches.md", "operations.md", "caching.md", "arq.md")
 MOST_NOT_RUN = 2
-START_S = 60
+START_S, SCRIPT_S = 60, 240
 
 
 def name(page: Path) -> str:
@@ -54,9 +55,7 @@ def workers(directory: Path, env: dict[str, str]) -> Iterator[None]:
 
 
 def execute(block: Block, directory: Path, env: dict[str, str]) -> None:
-    # arq closes its pool by redis-py's old name; nothing else may warn.
-    warnings = ["-W", "error", "-W", "ignore:Call to deprecated close:DeprecationWarning"]
-    done = run([sys.executable, *warnings, "-c", block.text], cwd=directory, env=env)
+    done = run_script(block.text, directory, env, timeout_s=SCRIPT_S)
     where = f"the block at line {block.line}"
     assert done.returncode == 0, f"{where}: {done.stderr}"
     assert done.stderr == "", where
