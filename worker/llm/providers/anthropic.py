@@ -19,7 +19,7 @@ from worker.llm.answers import Answer, read_message_item
 from worker.llm.grouping import Group
 from worker.llm.providers.bounded import ResponseTooLarge
 from worker.llm.providers.calls import DEFAULT_MAX_BYTES, ProviderCalls, checked
-from worker.llm.providers.protocol import BatchesUnsupported, Lines, RemoteBatch
+from worker.llm.providers.protocol import BatchesUnsupported, BrokenOff, Lines, RemoteBatch
 from worker.llm.providers.result_rows import answers_of
 from worker.llm.providers.rows import (
     MOST_PAGES,
@@ -30,7 +30,7 @@ from worker.llm.providers.rows import (
     rows_of,
     usable_id,
 )
-from worker.llm.providers.single import read_single, too_large
+from worker.llm.providers.single import lost, read_single
 from worker.llm.providers.statuses import batch_status
 from worker.llm.states import LookupResult
 from worker.numbers import whole
@@ -69,8 +69,8 @@ class AnthropicProvider:
         headers = {"content-type": "application/json"}
         try:
             reply = await self._calls.call("POST", group.endpoint, content=body, headers=headers)
-        except ResponseTooLarge as exc:
-            return too_large(exc)
+        except (ResponseTooLarge, BrokenOff) as exc:
+            return lost(exc)
         return read_single(reply)
 
     async def upload(self, lines: Lines) -> str:  # noqa: ARG002  (nothing to upload)

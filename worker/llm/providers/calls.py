@@ -8,16 +8,18 @@ from collections.abc import AsyncIterator, Mapping
 from email.utils import parsedate_to_datetime
 from typing import Any
 
+import aiohttp
 import httpx
 
 from worker.errors import Permanent, TargetForbidden, Transient
 from worker.http.client import describe
+from worker.http.response import StatusLine, noted
 from worker.http.scrub import scrub, spellings
 from worker.llm.answers import clipped, is_transient, read_response
 from worker.llm.json_text import Unreadable, decode
 from worker.llm.providers.bounded import pieces, read_within
 from worker.llm.providers.open_row import ResultRow
-from worker.llm.providers.protocol import Absent, Busy, Denied, Refused, Unclear, Unsent
+from worker.llm.providers.protocol import Absent, BrokenOff, Busy, Denied, Refused, Unclear, Unsent
 from worker.llm.providers.result_rows import rows_in
 
 _ERROR_CHARS = 300
@@ -30,6 +32,8 @@ _MOST_ERROR_BYTES = 65_536
 DEFAULT_MAX_BYTES = 16_777_216
 # Statuses that concern the request's content.
 _REFUSED = frozenset({400, 413, 422})
+# How a call fails. aiohttp's own errors pass through httpx where a response cannot be parsed.
+_FAILURES = (httpx.HTTPError, aiohttp.ClientError, TimeoutError, OSError)
 # Failures before the request was sent.
 _UNSENT = frozenset({"dns", "connect", "tls"})
 
@@ -65,21 +69,28 @@ class ProviderCalls:
 
         Raises:
             Unsent, Unclear.
+            BrokenOff: the status was a success; also an Unclear.
             ResponseTooLarge: the reply is over `max_bytes`; also an Unclear.
             TargetForbidden: the path leads to another host than the base URL's.
         """
         url = self._url(path)
         headers = {**self._headers, **parts.pop("headers", {})}
+        line = StatusLine()
+        noting = noted.set(line)
         try:
             async with (
                 asyncio.timeout(self._timeout_s + size / _BYTES_A_SECOND),
                 self._client.stream(method, url, headers=headers, **parts) as reply,
             ):
                 return await _whole(reply, self._max_bytes, self._hidden)
-        except (httpx.HTTPError, TimeoutError, OSError) as exc:
+        except _FAILURES as exc:
             error = describe(exc)
+            if line.status is not None and 200 <= line.status < 300:
+                raise BrokenOff(f"{line.status} with a response that broke off: {error}") from None
             kind = Unsent if error in _UNSENT else Unclear
             raise kind(f"the provider cannot be reached: {error}") from None
+        finally:
+            noted.reset(noting)
 
     async def rows(self, path: str) -> AsyncIterator[ResultRow]:
         """
@@ -105,7 +116,7 @@ class ProviderCalls:
                 raise
             # The results are paid for, and the operator can allow their storage.
             raise Transient(f"reading results: {exc} (LETTA_LLM_ALLOW_CIDRS)") from None
-        except (httpx.HTTPError, TimeoutError, OSError) as exc:
+        except _FAILURES as exc:
             raise Transient(f"reading results: {describe(exc)}") from None
 
     async def _check_results(self, url: httpx.URL, reply: httpx.Response) -> None:
@@ -141,13 +152,14 @@ async def _whole(reply: httpx.Response, limit: int, hidden: tuple[bytes, ...]) -
         body = await read_within(reply, limit)
     else:
         body = await read_within(reply, min(limit, _MOST_ERROR_BYTES), cut=True)
-    headers = {k: v for k, v in reply.headers.items() if k.lower() not in _OF_THE_BODY}
+    # As bytes: httpx decodes them from Latin-1, but encodes text as ASCII only.
+    headers = [(k, v) for k, v in reply.headers.raw if k.lower() not in _OF_THE_BODY]
     return httpx.Response(
         reply.status_code, headers=headers, content=scrub(body, hidden), request=reply.request
     )
 
 
-_OF_THE_BODY = frozenset({"content-encoding", "content-length", "transfer-encoding"})
+_OF_THE_BODY = frozenset({b"content-encoding", b"content-length", b"transfer-encoding"})
 
 
 def _redirected(url: httpx.URL, reply: httpx.Response) -> httpx.URL:

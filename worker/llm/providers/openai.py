@@ -33,6 +33,7 @@ from worker.llm.providers.calls import (
 from worker.llm.providers.protocol import (
     Absent,
     BatchesUnsupported,
+    BrokenOff,
     Lines,
     NotReady,
     Refused,
@@ -49,7 +50,7 @@ from worker.llm.providers.rows import (
     rows_of,
     usable_id,
 )
-from worker.llm.providers.single import read_single, too_large
+from worker.llm.providers.single import lost, read_single
 from worker.llm.providers.statuses import is_file_unready
 from worker.llm.states import LookupResult
 
@@ -87,8 +88,8 @@ class OpenAIProvider:
         headers = {"content-type": "application/json"}
         try:
             reply = await self._calls.call("POST", group.path, content=body, headers=headers)
-        except ResponseTooLarge as exc:
-            return too_large(exc)
+        except (ResponseTooLarge, BrokenOff) as exc:
+            return lost(exc)
         return read_single(reply)
 
     async def upload(self, lines: Lines) -> str:

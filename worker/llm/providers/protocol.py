@@ -7,6 +7,7 @@ Transient
 ├── Absent        the batch or file does not exist, or not yet
 ├── NotReady      the uploaded file cannot be used yet: submit again
 └── Unclear       the provider may have acted on the call: look before repeating it
+    └── BrokenOff the status was a success, and the rest cannot be read
 Permanent
 ├── BatchesUnsupported  the endpoint has no batches
 ├── Denied              the provider refused the key
@@ -55,6 +56,10 @@ class NotReady(Transient):
 
 class Unclear(Transient):
     """The provider may have received the request and acted on it."""
+
+
+class BrokenOff(Unclear):
+    """A success whose response cannot be read: it is paid for, and its answer is lost."""
 
 
 class BatchesUnsupported(Permanent):

@@ -12,14 +12,20 @@ from worker.errors import Transient
 from worker.llm.answers import Answer, clipped, is_transient, no_answer, read_response, unreadable
 from worker.llm.providers.bounded import ResponseTooLarge
 from worker.llm.providers.calls import json_of, retry_after_s
-from worker.llm.providers.protocol import Busy
+from worker.llm.providers.protocol import BrokenOff, Busy
 
 _SHOWN_CHARS, _KIND_CHARS = 300, 100
 
 
-def too_large(exc: ResponseTooLarge) -> Answer:
-    """The final answer for a reply over the limit: a retry would be paid again and be as large."""
-    return Answer(kind="response_too_large", message=str(exc))
+def lost(exc: ResponseTooLarge | BrokenOff) -> Answer:
+    """
+    The answer for a success that cannot be read.
+
+    A reply over the limit is final: a retry would be paid again and be as large.
+    """
+    if isinstance(exc, ResponseTooLarge):
+        return Answer(kind="response_too_large", message=str(exc))
+    return no_answer(str(exc))
 
 
 def read_single(reply: httpx.Response) -> Answer:
