@@ -37,6 +37,22 @@ def test_an_exit_of_a_callback_does_not_end_the_loop() -> None:
     assert run_loop(main()) == "over"
 
 
+def test_a_job_that_stops_the_loop_stops_no_other() -> None:
+    async def main() -> str:
+        asyncio.get_running_loop().stop()
+        return await asyncio.sleep(0, "neighbor")
+
+    assert run_loop(main()) == "neighbor"
+
+
+def test_an_error_of_the_worker_itself_is_raised_once() -> None:
+    async def main() -> None:
+        raise RuntimeError("ours")
+
+    with pytest.raises(RuntimeError, match="ours"):
+        run_loop(main())
+
+
 def test_an_exit_of_the_worker_itself_ends_the_process() -> None:
     with pytest.raises(SystemExit):
         run_loop(_leave())

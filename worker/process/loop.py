@@ -20,7 +20,7 @@ def run_loop(main: Coroutine[Any, Any, T]) -> T:
 
     `SystemExit` or `KeyboardInterrupt` of any other task (a job's `gather`, its callback) ends
     that task only. asyncio would end the loop, and with it the jobs next to it. Whoever awaits
-    the task gets the exception, as it gets any other.
+    the task gets the exception, as it gets any other. `loop.stop()` ends nothing either.
     """
     with asyncio.Runner() as runner:
         loop = runner.get_loop()
@@ -32,6 +32,10 @@ def run_loop(main: Coroutine[Any, Any, T]) -> T:
                 if task.done() or (isinstance(exc, KeyboardInterrupt) and _may_be_ctrl_c()):
                     raise
                 log.exception("process.exit_ignored", error=type(exc).__name__)
+            except RuntimeError:
+                if task.done():
+                    raise
+                log.exception("process.exit_ignored", error="loop.stop")
 
 
 def _may_be_ctrl_c() -> bool:
