@@ -233,6 +233,8 @@ async def test_every_other_bad_argument_is_refused_at_the_call(private_valkey_ur
             await send(object())
         with pytest.raises(NotSerializable):
             await send(float("nan"))
+        with pytest.raises(NotSerializable, match=r"a key that is no text: 1; pass str\(key\)"):
+            await send({"a": [{1: "b", "1": "c"}]})  # it would be sent as one name twice
         with pytest.raises(InvalidArgument, match="event_type"):
             await send(event_type="a\r\nb: c")
         with pytest.raises(InvalidArgument, match="webhook_id"):

@@ -12,6 +12,7 @@ from functools import lru_cache
 from typing import Any
 
 from worker.errors import InvalidArgument, PayloadTooLarge, UnknownProvider
+from worker.queue.arguments import key_problem
 
 # Provider -> endpoint -> the body's field that contains the input.
 ENDPOINTS: Mapping[str, Mapping[str, str]] = {
@@ -26,7 +27,6 @@ ENDPOINTS: Mapping[str, Mapping[str, str]] = {
 _OUTPUT_LIMITS = ("max_tokens", "max_completion_tokens", "max_output_tokens")
 # In the order of the keys: a model writes the fields of a schema in the order that it was given.
 _compact = json.JSONEncoder(separators=(",", ":"), allow_nan=False).encode
-_PLAIN = frozenset({str, int, float, bool, type(None)})
 # English text has about four bytes per token; other languages fewer, JSON syntax more.
 _BYTES_PER_TOKEN = 4
 # More than any model returns. The server sums estimates, so each is bounded.
@@ -180,23 +180,10 @@ def _encoded(body: Mapping[str, Any]) -> bytes:
             json.dumps(body, ensure_ascii=False).encode()
     except (TypeError, ValueError, RecursionError) as exc:
         raise InvalidArgument(f"the body is not JSON: {exc}") from None
-    _check_keys(body)
+    problem = key_problem(body)
+    if problem is not None:
+        raise InvalidArgument(f"the body {problem}")
     return data
-
-
-def _check_keys(body: Mapping[str, Any]) -> None:
-    """JSON's keys are text; the encoder would turn 1, None and True into it without a word."""
-    containers: list[Any] = [body]
-    for value in containers:  # grows while it is read
-        inside = value
-        if isinstance(value, dict):
-            for key in value:
-                if type(key) is not str and not isinstance(key, str):
-                    raise InvalidArgument(f"the body has a key that is no text: {key!r}")
-            inside = value.values()
-        elif not isinstance(value, list | tuple):
-            continue
-        containers += [each for each in inside if type(each) not in _PLAIN]
 
 
 def _is_excessive(value: Any) -> bool:

@@ -19,6 +19,7 @@ MAX_DELAY_S = 366 * 86_400.0
 _ID = re.compile(r"[A-Za-z0-9_.:-]{1,128}")
 # Signatures cover `id.timestamp.body`: an id with a dot would let one signature fit two messages.
 _WEBHOOK_ID = re.compile(r"[A-Za-z0-9_:-]{1,128}")
+_PLAIN = frozenset({str, int, float, bool, type(None)})
 _NAME = re.compile(r"[\w.:<>-]{1,256}")
 # Prefixes of the ids of our own jobs. A caller's job with such an id could be mistaken for ours.
 OWN_JOBS = (
@@ -96,7 +97,7 @@ def webhook_body(payload: Any, *, max_bytes: int) -> bytes:
     Encode the bytes to sign and send: bytes unchanged, anything else as compact JSON.
 
     Raises:
-        NotSerializable: the payload is not JSON.
+        NotSerializable: the payload is not JSON, or has a key that is no text.
         PayloadTooLarge: the body is over `max_bytes`.
     """
     if isinstance(payload, bytes | bytearray | memoryview):
@@ -107,11 +108,30 @@ def webhook_body(payload: Any, *, max_bytes: int) -> bytes:
             body = text.encode()
         except (TypeError, ValueError, RecursionError) as exc:
             raise NotSerializable(f"the payload is not JSON: {exc}") from None
+        problem = key_problem(payload)
+        if problem is not None:
+            raise NotSerializable(f"the payload {problem}")
     if len(body) > max_bytes:
         raise PayloadTooLarge(
             "the webhook body", len(body), max_bytes, "LETTA_WEBHOOK_MAX_BODY_BYTES"
         )
     return body
+
+
+def key_problem(value: Any) -> str | None:
+    """JSON's keys are text; the encoder would turn 1, None and True into it without a word."""
+    containers: list[Any] = [value]
+    for container in containers:  # grows while it is read
+        inside = container
+        if isinstance(container, dict):
+            for key in container:
+                if type(key) is not str and not isinstance(key, str):
+                    return f"has a key that is no text: {key!r}; pass str(key)"
+            inside = container.values()
+        elif not isinstance(container, list | tuple):
+            continue
+        containers += [each for each in inside if type(each) not in _PLAIN]
+    return None
 
 
 def require_id(what: str, value: Any) -> None:
