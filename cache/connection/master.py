@@ -4,27 +4,34 @@ A pool of connections to the master that Sentinels name.
 A master that was replaced may not know it yet, or refuse without ending its clients'
 connections. Whatever it refuses for that ends the connection, and the next command asks
 the Sentinels. Once they name another master, every connection to the one before ends.
+
+The Sentinels are asked all at once, and of those that answer, the one with the newest
+configuration counts: one that a partition has cut off, with the former master beside it,
+goes on to name that one.
 """
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import Sequence
 from typing import Any
 
-from redis.asyncio.connection import Connection
-from redis.asyncio.sentinel import (
-    SentinelConnectionPool,
-    SentinelManagedConnection,
-    SentinelManagedSSLConnection,
-)
+from redis.asyncio import BlockingConnectionPool
+from redis.asyncio.sentinel import MasterNotFoundError, Sentinel
+from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import ResponseError
+from redis.exceptions import TimeoutError as RedisTimeoutError
 
-from cache.connection.cancellation import KeepsCancellation
+from cache.connection.cancellation import TCPConnection, TLSConnection
 from cache.connection.elsewhere import LeavingReplies, whole_text
 from cache.connection.protocol import Ended
+from cache.connection.tasks import end
 
 # First words of the errors of a former master: a replica, one without its master, and one that
 # its replicas have left.
 _ELSEWHERE = frozenset({"READONLY", "MASTERDOWN", "NOREPLICAS"})
+# After the first Sentinel has named a master, the others have this long: they may be stopped.
+_OTHERS_S = 0.2
 
 
 class MasterReplies(LeavingReplies):
@@ -33,13 +40,20 @@ class MasterReplies(LeavingReplies):
     elsewhere = _ELSEWHERE
 
 
-class _LeavesFormerMaster(KeepsCancellation):
-    """Comes before a connection's class, and wraps its method."""
+class _ToMaster:
+    """Comes before a connection's class, and connects to the master."""
+
+    pool: MasterPool
+    disconnect: Any
+
+    async def _connect(self) -> None:
+        # Each time: some releases of redis-py ask the Sentinels for the first connect only.
+        self.host, self.port = await self.pool.master()
+        await super()._connect()  # type: ignore[misc]
 
     async def read_response(self, *args: Any, **kwargs: Any) -> Any:
         try:
-            # The Sentinel's class in between knows READONLY only, and gives it another name.
-            return await Connection.read_response(self, *args, **kwargs)
+            return await super().read_response(*args, **kwargs)  # type: ignore[misc]
         except ResponseError as exc:
             text = whole_text(exc)
             if text.partition(" ")[0] not in _ELSEWHERE:
@@ -48,41 +62,105 @@ class _LeavesFormerMaster(KeepsCancellation):
             raise Ended(text) from None
 
 
-class _MasterConnection(_LeavesFormerMaster, SentinelManagedConnection):  # type: ignore[misc]
+class _MasterConnection(_ToMaster, TCPConnection):
     """A connection by TCP."""
 
 
-class _MasterTLSConnection(_LeavesFormerMaster, SentinelManagedSSLConnection):  # type: ignore[misc]
+class _MasterTLSConnection(_ToMaster, TLSConnection):
     """A connection by TLS."""
 
 
-class MasterPool(SentinelConnectionPool):  # type: ignore[misc]
+class Sentinels(Sentinel):  # type: ignore[misc]
+    """
+    The Sentinels of a service.
+
+    Args:
+        nodes: their hosts and ports.
+        options: keywords of redis-py's connections to them; `ssl` for TLS.
+    """
+
+    def __init__(self, nodes: Sequence[tuple[str, int]], options: dict[str, Any]) -> None:
+        super().__init__(nodes, sentinel_kwargs=dict(options))
+        self.nodes = tuple(nodes)
+        for each in self.sentinels:
+            each.connection_pool.connection_class = (
+                TLSConnection if options.get("ssl") else TCPConnection
+            )
+
+    async def discover_master(self, service_name: str) -> tuple[str, int]:
+        """
+        The master by the newest configuration.
+
+        Raises:
+            MasterNotFoundError: none that answered in time names one that is up.
+            ResponseError: what one of them refused for, if so.
+        """
+        pending = {asyncio.ensure_future(each.sentinel_masters()) for each in self.sentinels}
+        states: list[dict[str, Any]] = []
+        errors: list[BaseException] = []
+        try:
+            while pending:
+                done, pending = await asyncio.wait(
+                    pending,
+                    timeout=_OTHERS_S if states else None,
+                    return_when=asyncio.FIRST_COMPLETED,
+                )
+                if not done:
+                    break
+                errors += [error for task in done if (error := task.exception())]
+                found = [task.result().get(service_name) for task in done if not task.exception()]
+                states += [s for s in found if s and self.check_master_state(s, service_name)]
+        finally:
+            await end(*pending)
+        if states:
+            newest = max(states, key=lambda state: state.get("config-epoch", 0))
+            return newest["ip"], newest["port"]
+        for error in errors:
+            if not isinstance(error, RedisConnectionError | RedisTimeoutError):
+                raise error
+        causes = ", ".join(repr(error) for error in errors)
+        raise MasterNotFoundError(f"No master found for {service_name!r} : {causes}")
+
+
+class MasterPool(BlockingConnectionPool):  # type: ignore[misc]
     """
     Connections to the master of a service.
 
     Args:
         service: its name at the Sentinels.
-        sentinels: redis-py's object that asks them.
+        sentinels: those that are asked.
         tls: whether to connect by TLS; its options are among the keywords.
-        keywords: those of redis-py's connections.
+        keywords: those of redis-py's connections and of `BlockingConnectionPool`.
     """
 
     replies_class = MasterReplies
-    master_address: tuple[str, int] | None
 
-    def __init__(self, service: str, sentinels: Any, *, tls: bool, **keywords: Any) -> None:
+    def __init__(self, service: str, sentinels: Sentinels, *, tls: bool, **keywords: Any) -> None:
         # redis-py sends a command again after these errors, as often as its `retry` says.
         keywords["retry_on_error"] = list({*keywords.get("retry_on_error", ()), Ended})
-        keywords["connection_class"] = _MasterTLSConnection if tls else _MasterConnection
-        super().__init__(service, sentinels, **keywords)
+        self.service, self.sentinels, self.tls = service, sentinels, tls
+        self._keywords = keywords
+        self._master: tuple[str, int] | None = None
+        super().__init__(
+            connection_class=_MasterTLSConnection if tls else _MasterConnection, **keywords
+        )
 
-    async def get_master_address(self) -> tuple[str, int]:
-        """Ask the Sentinels, and end the connections to a master before this one."""
-        address: tuple[str, int] = await self.sentinel_manager.discover_master(self.service_name)
-        if address != self.master_address:
-            self.master_address = address
+    def sibling(self, **changed: Any) -> MasterPool:
+        """A second pool of the same service, for another event loop."""
+        sentinels = Sentinels(self.sentinels.nodes, self.sentinels.sentinel_kwargs)
+        return MasterPool(self.service, sentinels, tls=self.tls, **{**self._keywords, **changed})
+
+    def make_connection(self) -> Any:
+        connection = super().make_connection()
+        connection.pool = self
+        return connection
+
+    async def master(self) -> tuple[str, int]:
+        """Ask the Sentinels for the address, and end the connections to a master before that one."""
+        address = await self.sentinels.discover_master(self.service)
+        if address != self._master:
+            self._master = address
             for connection in [*self._available_connections, *self._in_use_connections]:
                 if connection.is_connected and (connection.host, connection.port) != address:
-                    # At once: redis-py's own way waits, and meanwhile hands the connection out.
                     connection._writer.transport.abort()
         return address

@@ -22,13 +22,12 @@ from typing import Any
 from redis.asyncio import BlockingConnectionPool, Redis
 from redis.asyncio.cluster import ClusterNode, RedisCluster
 from redis.asyncio.retry import Retry
-from redis.asyncio.sentinel import Sentinel
 from redis.backoff import ExponentialWithJitterBackoff
 from redis.exceptions import ReadOnlyError, RedisClusterException, RedisError
 
 from cache.connection import embedded
 from cache.connection.cancellation import TCPConnection, TLSConnection, UnixConnection
-from cache.connection.master import MasterPool
+from cache.connection.master import MasterPool, Sentinels
 from cache.connection.owner import OwnerPool
 from cache.connection.urls import Target, parse_url, redacted
 from cache.errors import UnsupportedRedisURL
@@ -172,26 +171,23 @@ def _connection_pool(
         keywords |= {"connection_class": UnixConnection, "path": target.path}
     else:
         keywords["socket_keepalive"] = True
+    # Callers over the limit wait for a connection. With ConnectionPool they would fail.
+    wait_s = options.connect_timeout_s + (options.socket_timeout_s or 0)
+    keywords |= {"max_connections": options.max_connections, "timeout": wait_s}
     if target.kind == "sentinel":
         files = _tls(options) if target.tls else {}
         # A Sentinel names the master, so it is verified by TLS as the master is. It has its own
         # password.
         login = {"username": options.sentinel_username, "password": options.sentinel_password}
-        sentinel = Sentinel(
-            target.nodes,
-            sentinel_kwargs={
-                "socket_timeout": options.connect_timeout_s,
-                "socket_connect_timeout": options.connect_timeout_s,
-                **{key: value for key, value in login.items() if value is not None},
-                **({"ssl": True, **files} if target.tls else {}),
-            },
-        )
-        for each in sentinel.sentinels:
-            each.connection_pool.connection_class = TLSConnection if target.tls else TCPConnection
-        return MasterPool(target.service, sentinel, tls=target.tls, **keywords, **files)
-    # Callers over the limit wait for a connection. With ConnectionPool they would fail.
-    wait_s = options.connect_timeout_s + (options.socket_timeout_s or 0)
-    keywords |= {"max_connections": options.max_connections, "timeout": wait_s}
+        of_sentinels = {
+            "socket_timeout": options.connect_timeout_s,
+            "socket_connect_timeout": options.connect_timeout_s,
+            "protocol": keywords["protocol"],
+            **{key: value for key, value in login.items() if value is not None},
+            **({"ssl": True, **files} if target.tls else {}),
+        }
+        sentinels = Sentinels(target.nodes, of_sentinels)
+        return MasterPool(target.service, sentinels, tls=target.tls, **keywords, **files)
     if target.kind == "cluster":
         tls = _tls(options) if target.tls else {}
         return OwnerPool(tag, target.nodes, tls=target.tls, **keywords, **tls)
@@ -243,5 +239,5 @@ async def close_client(client: Any) -> None:
     if isinstance(client.connection_pool, OwnerPool):
         await client.connection_pool.topology.close()
     if isinstance(client.connection_pool, MasterPool):
-        for sentinel in client.connection_pool.sentinel_manager.sentinels:
+        for sentinel in client.connection_pool.sentinels.sentinels:
             await sentinel.aclose(close_connection_pool=True)

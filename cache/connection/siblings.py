@@ -8,7 +8,6 @@ from typing import Any
 
 from redis.asyncio import ConnectionPool, Redis, SSLConnection
 from redis.asyncio.connection import Connection
-from redis.asyncio.sentinel import Sentinel
 
 from cache.connection.master import MasterPool
 from cache.connection.owner import OwnerPool
@@ -25,28 +24,9 @@ def sibling(client: Any, *, name: str, socket_timeout_s: float | None = None) ->
     # No call may wait forever on a server that hangs.
     keywords["socket_timeout"] = socket_timeout_s or keywords.get("socket_timeout") or 5.0
     keywords["socket_connect_timeout"] = keywords.get("socket_connect_timeout") or 2.0
-    if isinstance(pool, OwnerPool):
+    if isinstance(pool, OwnerPool | MasterPool):
         return Redis(connection_pool=pool.sibling(**keywords))
-    if not isinstance(pool, MasterPool):
-        return Redis(
-            connection_pool=ConnectionPool(connection_class=pool.connection_class, **keywords)
-        )
-    keywords.pop("connection_pool", None)
-    nodes = [s.connection_pool.connection_kwargs for s in pool.sentinel_manager.sentinels]
-    sentinel = Sentinel(
-        [(node["host"], node["port"]) for node in nodes],
-        sentinel_kwargs=dict(pool.sentinel_manager.sentinel_kwargs),
-    )
-    for new, old in zip(sentinel.sentinels, pool.sentinel_manager.sentinels, strict=True):
-        new.connection_pool.connection_class = old.connection_pool.connection_class
-    return Redis(
-        connection_pool=MasterPool(
-            pool.service_name,
-            sentinel,
-            tls=issubclass(pool.connection_class, SSLConnection),
-            **keywords,
-        )
-    )
+    return Redis(connection_pool=ConnectionPool(connection_class=pool.connection_class, **keywords))
 
 
 def node_pool(client: Any, host: str, port: int) -> ConnectionPool:
@@ -71,7 +51,6 @@ def url_of(client: Any) -> str:
         return f"unix://{options['path']}?db={db}"
     scheme = "rediss" if issubclass(pool.connection_class, SSLConnection) else "redis"
     if isinstance(pool, MasterPool):
-        nodes = [s.connection_pool.connection_kwargs for s in pool.sentinel_manager.sentinels]
-        hosts = ",".join(f"{node['host']}:{node['port']}" for node in nodes)
-        return f"{scheme}+sentinel://{hosts}/{pool.service_name}/{db}"
+        hosts = ",".join(f"{host}:{port}" for host, port in pool.sentinels.nodes)
+        return f"{scheme}+sentinel://{hosts}/{pool.service}/{db}"
     return f"{scheme}://{options.get('host', 'localhost')}:{options.get('port', 6379)}/{db}"
