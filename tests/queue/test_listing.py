@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from datetime import UTC, datetime, timedelta
+from importlib.metadata import version
 from typing import Any
 
 import pytest
@@ -128,7 +130,42 @@ async def test_running_jobs_name_their_worker(private_valkey_url: str) -> None:
 
         (row,) = await eventually(live)
         assert (row.id, row.max_jobs, row.draining) == (running.worker, 32, False)
+        assert row.heartbeat_at is not None
+        assert row.started_at is not None
         assert abs(datetime.now(UTC) - row.started_at) < timedelta(seconds=60)
+        assert abs(datetime.now(UTC) - row.heartbeat_at) < timedelta(seconds=60)
+        assert row.memory_bytes is not None
+        assert row.memory_bytes > 1_000_000
+        assert (row.version, row.cpu is None, row.lag_s is None) == (
+            version("letta-redis"),
+            False,
+            False,
+        )
+
+
+async def test_heartbeats_of_other_releases_and_none_at_all_are_shown(queue: JobQueue) -> None:
+    keys, client = stores_of(queue).keys, stores_of(queue).client
+    counts = dict.fromkeys(("running", "max_jobs", "completed", "failed", "retried"), 1)
+    old = {"worker_id": "old", "host": "a", "pid": 1, "started": 1, "draining": False, **counts}
+    odd = {"version": "9" * 999, "memory_bytes": -1, "cpu": "x", "lag_s": float("nan"), "at": [1]}
+    beats = {"old": old, "odd": {**old, **odd, "worker_id": "odd"}}
+    now = datetime.now(UTC).replace(microsecond=0)
+    seen = now.timestamp() * 1000
+    await client.zadd(keys.workers, {"old": 1, "odd": 2, "b:c:7:x": seen, "odd id": seen - 1})
+    for name, beat in beats.items():
+        await client.set(keys.worker(name), json.dumps(beat))
+
+    fleet = await queue.jobs.fleet()
+
+    for row in fleet.workers:
+        assert (row.memory_bytes, row.cpu, row.lag_s, row.completed) == (None, None, None, 1)
+        assert len(row.version) < 100
+    assert [row.id for row in fleet.workers] == ["old", "odd"]
+    assert [(row.host, row.pid, row.heartbeat_at) for row in fleet.lapsed] == [
+        ("b:c", 7, now),
+        ("odd id", 0, now - timedelta(milliseconds=1)),
+    ]
+    assert all(row.is_lapsed for row in fleet.lapsed)
 
 
 async def test_damaged_jobs_hide_no_others(queue: JobQueue) -> None:

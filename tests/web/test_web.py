@@ -159,6 +159,9 @@ async def test_a_process_beside_workers_is_ready_while_they_work(client: Any, pr
             found = samples((await web.get("/metrics")).text)
             assert found["letta_workers", "working"] == 1
             assert found[("letta_worker_slots",)] == 10
+            assert found[("letta_workers_memory_bytes",)] > 1_000_000
+            assert found[("letta_workers_cpu_cores",)] >= 0
+            assert found[("letta_worker_loop_lag_seconds",)] >= 0
 
 
 # -- decisions --------------------------------------------------------------------

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -15,7 +14,7 @@ from worker.client import JobQueue
 from worker.errors import InvalidArgument, NotFound
 from worker.queue.calls import Call
 from worker.queue.job import Job
-from worker.queue.listing import MOST_ROWS, JobPage
+from worker.queue.listing import MOST_ROWS, Fleet, JobPage
 from worker.queue.priority import Priority
 from worker.queue.rows import JobRow, JobState, WorkerRow
 
@@ -200,17 +199,21 @@ jobs.add_command(jobs_change)
 @click.command()
 @json_option
 def workers(as_json: bool) -> None:
-    """List the live workers of all machines: where they run, and what they have done.
+    """List the workers of all machines: where they run, what they do and use; also lapsed ones.
+
+    cpu is a share of one core, lag by how much the event loop was late. A worker that lapsed has no
+    heartbeat: it died, or its event loop is blocked. It is forgotten within about a minute.
 
     \b
     Examples:
       letta-workers workers
       letta-workers workers --json | jq '.[].running'
     """
-    rows: Sequence[WorkerRow] = with_queue(lambda queue: queue.jobs.workers())
+    fleet: Fleet = with_queue(lambda queue: queue.jobs.fleet())
+    rows = [*fleet.workers, *fleet.lapsed]
     lines = [_worker_line(row) for row in rows]
-    nothing = ["no worker is alive; start them with `letta-workers run`"]
-    show([asdict(row) for row in rows], as_json, lambda: lines or nothing)
+    nothing = [] if fleet.workers else ["no worker is alive; start them with `letta-workers run`"]
+    show([asdict(row) for row in rows], as_json, lambda: lines + nothing)
 
 
 def _job_line(row: JobRow) -> str:
@@ -223,9 +226,20 @@ def _job_line(row: JobRow) -> str:
 
 
 def _worker_line(row: WorkerRow) -> str:
-    since = row.started_at.isoformat(timespec="seconds")
+    seen = "-" if row.heartbeat_at is None else row.heartbeat_at.isoformat(timespec="seconds")
+    head = f"{row.id}  {row.host} pid={row.pid}"
+    if row.is_lapsed:
+        return f"{head}  lapsed  heartbeat={seen}"
+    since = "-" if row.started_at is None else row.started_at.isoformat(timespec="seconds")
     draining = "  draining" if row.draining else ""
     return (
-        f"{row.id}  {row.host} pid={row.pid}  since {since}  running={row.running}/{row.max_jobs}"
-        f"  completed={row.completed} failed={row.failed} retried={row.retried}{draining}"
+        f"{head}  since {since}  running={row.running}/{row.max_jobs}"
+        f"  completed={row.completed} failed={row.failed} retried={row.retried}"
+        f"  version={row.version or '-'}  memory={_figure(row.memory_bytes, 'MB', 1e6)}"
+        f" cpu={_figure(row.cpu, '%', 0.01)} lag={_figure(row.lag_s, 'ms', 0.001)}"
+        f"  heartbeat={seen}{draining}"
     )
+
+
+def _figure(value: float | None, unit: str, size: float) -> str:
+    return "-" if value is None else f"{value / size:.0f}{unit}"

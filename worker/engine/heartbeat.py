@@ -18,6 +18,7 @@ from cache.connection.scripts import load
 from cache.connection.tasks import end
 from worker.engine.listen import Listener
 from worker.engine.options import EngineOptions
+from worker.engine.vitals import Vitals
 from worker.helpers import keep_running
 from worker.keys import EngineKeys
 
@@ -51,6 +52,8 @@ class Heartbeat:
         self._interval_s = options.heartbeat_s
         self._report = report
         self._started = time.time()
+        self._vitals = Vitals()
+        self._lag_s = 0.0
         # Stock clients cannot reach a cluster's queue: there is nothing to listen for.
         is_cluster = isinstance(client.connection_pool, OwnerPool)
         self._listener = None if is_cluster else Listener(client, keys, hint)
@@ -76,7 +79,9 @@ class Heartbeat:
                     heartbeats += 1
                 except OUTAGE:
                     heartbeats = 0  # the poll logs the outage; afterwards all is due again
+                asleep = time.monotonic()
                 await asyncio.sleep(self._interval_s)
+                self._lag_s = time.monotonic() - asleep - self._interval_s
         finally:
             await end(self._listening, limit_s=float("inf"))
             self._listening = None
@@ -87,6 +92,7 @@ class Heartbeat:
             "host": socket.gethostname(),
             "pid": os.getpid(),
             "started": round(self._started, 3),
+            **self._vitals.read(self._lag_s),
             **self._report(),
         }
         await beat(self._client, self._key, json.dumps(state), self._ms(_MISSED))

@@ -295,4 +295,5 @@ class Worker(WorkerState):
             "failed": self.jobs_failed,
             "retried": self.jobs_retried,
             "draining": self._draining,
+            "at": self.server_ms(),
         }

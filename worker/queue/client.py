@@ -383,7 +383,7 @@ class Jobs:
         return (await self.fleet()).workers
 
     async def fleet(self) -> Fleet:
-        """The live workers, and how many have lapsed."""
+        """The live workers, and those that have lapsed."""
         return await self._listing.fleet()
 
     async def server(self) -> ServerState:

@@ -30,6 +30,7 @@ from worker.queue.rows import (
     claimed_place,
     job_call,
     job_row,
+    lapsed_row,
     worker_row,
 )
 
@@ -55,12 +56,12 @@ class Fleet:
     """
     The live workers, by host and process: a worker is live for three heartbeats.
 
-    lapsed: workers that ended without leaving, or whose event loop is blocked. Live workers forget
-    them within about a minute.
+    lapsed: workers that ended without leaving, or whose event loop is blocked, the one first that was
+    seen last. Live workers forget them within about a minute.
     """
 
     workers: list[WorkerRow]
-    lapsed: int
+    lapsed: list[WorkerRow]
 
 
 class JobListing:
@@ -141,11 +142,16 @@ class JobListing:
 
     async def fleet(self) -> Fleet:
         """As `Jobs.fleet`."""
-        ids = await reach(self._client.zrange(self._keys.workers, 0, -1))
-        names = [self._keys.worker(id_.decode(errors="replace")) for id_ in ids]
+        seen = await reach(self._client.zrange(self._keys.workers, 0, -1, withscores=True))
+        names = [self._keys.worker(id_.decode(errors="replace")) for id_, _ in seen]
         beats = await reach(self._client.mget(names)) if names else []
         rows = [row for beat in beats if beat is not None and (row := worker_row(beat)) is not None]
-        return Fleet(sorted(rows, key=lambda row: (row.host, row.pid)), beats.count(None))
+        lapsed = [
+            lapsed_row(id_, at)
+            for (id_, at), beat in reversed([*zip(seen, beats, strict=True)])
+            if beat is None
+        ]
+        return Fleet(sorted(rows, key=lambda row: (row.host, row.pid)), lapsed)
 
     async def _waiting(
         self, after: Place | None, state: str | None, only: Priority | None, *, any_paused: bool

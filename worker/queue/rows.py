@@ -10,10 +10,13 @@ from enum import StrEnum
 from typing import Any
 
 from worker.keys import HELD_MS
-from worker.numbers import moment, whole
+from worker.numbers import EXACT, moment, whole
 from worker.queue.letters import fields_of
 from worker.queue.pauses import Paused
 from worker.queue.priority import Priority
+
+# Longer ones come from outside; nobody reads them.
+_MOST_VERSION = 64
 
 
 class JobState(StrEnum):
@@ -57,18 +60,30 @@ class JobCall:
 
 @dataclass(frozen=True, slots=True)
 class WorkerRow:
-    """A worker that is alive, by its last heartbeat. The counts are of its own process."""
+    """
+    A worker by its last heartbeat. The counts are of its own process.
+
+    is_lapsed: it has no heartbeat any more; only id, host, pid and heartbeat_at are known then. cpu:
+    share of one core. lag_s: by how much its event loop was late with the heartbeat. memory_bytes:
+    resident. None where the worker did not tell, as an older release.
+    """
 
     id: str
     host: str
     pid: int
-    started_at: datetime
+    started_at: datetime | None
     running: int
     max_jobs: int
     completed: int
     failed: int
     retried: int
     draining: bool
+    version: str = ""
+    memory_bytes: int | None = None
+    cpu: float | None = None
+    lag_s: float | None = None
+    heartbeat_at: datetime | None = None
+    is_lapsed: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,9 +167,36 @@ def worker_row(beat: bytes) -> WorkerRow | None:
                 name: whole(fields[name])
                 for name in ("running", "max_jobs", "completed", "failed", "retried")
             },
+            version=str(fields.get("version", ""))[:_MOST_VERSION],
+            memory_bytes=whole(fields.get("memory_bytes")) or None,
+            cpu=_measured(fields.get("cpu")),
+            lag_s=_measured(fields.get("lag_s")),
+            heartbeat_at=_time(fields["at"]) if "at" in fields else None,
         )
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, OverflowError):
         return None  # somebody else's bytes
+
+
+def lapsed_row(worker_id: bytes, seen_ms: float) -> WorkerRow:
+    """A worker without a heartbeat, by its id, "<host>:<pid>:<digits>" (worker/engine/state.py)."""
+    id_ = worker_id.decode(errors="replace")
+    host, pid, _ = id_.rsplit(":", 2) if id_.count(":") > 1 else (id_, "", "")
+    nothing = dict.fromkeys(("running", "max_jobs", "completed", "failed", "retried"), 0)
+    return WorkerRow(
+        id=id_,
+        host=host,
+        pid=whole(pid),
+        started_at=None,
+        draining=False,
+        heartbeat_at=_time(seen_ms),
+        is_lapsed=True,
+        **nothing,
+    )
+
+
+def _measured(value: Any) -> float | None:
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    return float(value) if is_number and 0 <= value <= EXACT else None
 
 
 def _worker_of(claim: bytes | None) -> str:

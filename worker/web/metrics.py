@@ -151,11 +151,26 @@ def _workers(fleet: Fleet) -> Iterator[Metric]:
     draining = sum(worker.draining for worker in workers)
     alive.add_metric(["draining"], draining)
     alive.add_metric(["working"], len(workers) - draining)
-    alive.add_metric(["lapsed"], fleet.lapsed)
+    alive.add_metric(["lapsed"], len(fleet.lapsed))
     yield alive
     slots = sum(worker.max_jobs for worker in workers)
     yield GaugeMetricFamily(
         "letta_worker_slots", "Jobs that all live workers can run at a time.", slots
+    )
+    yield GaugeMetricFamily(
+        "letta_workers_memory_bytes",
+        "Resident memory of all live workers.",
+        sum(worker.memory_bytes or 0 for worker in workers),
+    )
+    yield GaugeMetricFamily(
+        "letta_workers_cpu_cores",
+        "Cores that all live workers used between their last heartbeats.",
+        sum(worker.cpu or 0.0 for worker in workers),
+    )
+    yield GaugeMetricFamily(
+        "letta_worker_loop_lag_seconds",
+        "By how much the event loop was late that was latest, at a live worker's last heartbeat.",
+        max((worker.lag_s or 0.0 for worker in workers), default=0.0),
     )
 
 

@@ -117,8 +117,9 @@ async def pauses(site: Site, _query: views.Nothing) -> list[Pause]:
 
 
 async def workers(site: Site, _query: views.Nothing) -> Sequence[WorkerRow]:
-    """The live workers of all machines."""
-    return await site.queue.jobs.workers()
+    """The workers of all machines: the live ones, then those that lapsed within about a minute."""
+    fleet = await site.queue.jobs.fleet()
+    return [*fleet.workers, *fleet.lapsed]
 
 
 async def schedules(site: Site, _query: views.Nothing) -> list[views.ScheduleView]:

@@ -57,7 +57,7 @@ async def overview(site: Site, _query: views.Nothing) -> dict[str, Any]:
     nothing = views.Nothing()
     return {
         "counts": await reads.overview(site, nothing),
-        "workers": await reads.workers(site, nothing),
+        "fleet": await site.queue.jobs.fleet(),
         "pauses": await reads.pauses(site, nothing),
         "functions": _by_function(found),
         "charts": timeline.charts(),
