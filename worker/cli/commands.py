@@ -1,11 +1,10 @@
-"""Implements `letta-workers` and its top-level commands: run, demo, status."""
+"""Implements `letta-workers` and its top-level commands: run, demo."""
 
 from __future__ import annotations
 
 import os
 import sys
 from importlib.metadata import version
-from typing import TYPE_CHECKING
 
 import click
 
@@ -22,13 +21,11 @@ from worker.cli.jobs import jobs, workers
 from worker.cli.metrics import metrics
 from worker.cli.pauses import pause, resume
 from worker.cli.schedules import schedules
-from worker.cli.support import EXIT_USAGE, Commands, json_option, show, with_queue
+from worker.cli.status import status
+from worker.cli.support import EXIT_USAGE, Commands, json_option
 from worker.cli.web import beside_run, web
 from worker.cli.webhooks import webhooks
 from worker.terminal import printable_lines
-
-if TYPE_CHECKING:
-    from worker.client import JobQueue
 
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
@@ -187,41 +184,12 @@ def demo(as_json: bool, webhooks: int, requests: int, keep: bool) -> None:
     raise SystemExit(run_demo(webhooks=webhooks, requests=requests, as_json=as_json, keep=keep))
 
 
-@main.command()
-@json_option
-def status(as_json: bool) -> None:
-    """Show how many jobs of each priority are queued, deferred, running, paused, parked and dead.
-
-    \b
-    Examples:
-      letta-workers status
-      letta-workers status --json | jq .default.oldest_age_s
-    """
-    wanted = load_settings().queue_wait_replicas
-
-    async def read(queue: JobQueue) -> tuple[dict[str, dict[str, float]], int]:
-        online = (await queue.jobs.overview()).replicas if wanted else 0
-        return await queue.stats(), online
-
-    counts, online = with_queue(read)
-    columns = ("queued", "deferred", "running", "paused", "parked", "dead", "oldest_age_s")
-    rows = [f"{'priority':<10}" + "".join(f"{name:>14}" for name in columns)]
-    rows += [
-        f"{priority:<10}" + "".join(f"{row[name]:>14}" for name in columns)
-        for priority, row in counts.items()
-    ]
-    if wanted:
-        counts["replicas"] = {"online": online, "wanted": wanted}
-        mode = "enqueues are confirmed" if online >= wanted else "enqueues return unconfirmed"
-        rows.append(f"replicas: {online} online, LETTA_QUEUE_WAIT_REPLICAS={wanted}: {mode}")
-    show(counts, as_json, lambda: rows)
-
-
 main.add_command(webhooks)
 main.add_command(jobs)
 main.add_command(metrics)
 main.add_command(pause)
 main.add_command(resume)
 main.add_command(schedules)
+main.add_command(status)
 main.add_command(workers)
 main.add_command(web)
