@@ -9,6 +9,7 @@ from typing import Any
 
 import httpx
 import pytest
+import structlog
 
 from tests.support.page import HOSTILE, Form, Seen, fill
 from tests.support.queues import queue_of
@@ -19,6 +20,7 @@ from worker.queue.history import FunctionHistory, Span
 from worker.queue.series import BUCKETS, Counts, Times
 from worker.web.access import Access, Refused
 from worker.web.page import sessions
+from worker.web.page.attempts import EACH, Attempts, Limit
 from worker.web.page.charts import Timeline, quantile, summed
 from worker.web.page.pages import PAGES
 from worker.web.page.sessions import Sessions
@@ -189,6 +191,57 @@ async def test_signing_in_gives_a_cookie_that_is_not_the_token(client: Any, pref
         secure = (await web.get("/sign-in")).headers["set-cookie"]
         assert secure.startswith("__Host-letta_form=")
         assert "Secure" in secure
+
+
+async def test_wrong_tokens_are_limited_and_told_without_the_token(
+    client: Any, prefix: str
+) -> None:
+    async with asking(queue_of(client, prefix), access=CLOSED) as web:
+        with structlog.testing.capture_logs() as logs:
+            shown = Seen((await web.get("/sign-in")).text).form("/sign-in")
+            stale = await send(web, shown, token="guess-0", form_token="0" * 32)
+            wrong = [await sign_in(web, f"guess-{n}") for n in range(EACH.burst)]
+            over = [await sign_in(web, token) for token in ("guess-11", TOKEN)]
+            # A session of before goes on, and so do tokens of a proxy.
+            assert (await web.get("/", headers=bearer())).status_code == 200
+    assert [each.status_code for each in (stale, *wrong)] == [403] * 11
+    assert [each.status_code for each in over] == [429, 429]
+    assert 0 < int(over[0].headers["retry-after"]) <= EACH.every_s
+    assert "Too many wrong tokens" in over[0].text
+    assert "letta_session" not in web.cookies
+    told = [line for line in logs if line["event"].startswith("web.sign_in")]
+    assert [line["event"] for line in told] == [
+        *["web.sign_in_failed"] * EACH.burst,
+        "web.sign_ins_refused",
+    ]
+    assert all(line["address"] == "127.0.0.1" for line in told)
+    assert "guess" not in str(logs)
+    assert TOKEN not in str(logs)
+
+
+def test_wrong_tokens_are_forgotten_one_after_the_other() -> None:
+    attempts = Attempts(Limit(2, 10.0), Limit(5, 1.0))
+    for _ in range(2):
+        assert attempts.wait_s("192.0.2.1", 100.0) == 0
+        attempts.add("192.0.2.1", 100.0)
+    assert attempts.wait_s("192.0.2.1", 100.0) == 10
+    assert attempts.wait_s("::ffff:192.0.2.1", 100.0) == 10
+    assert attempts.wait_s("192.0.2.2", 100.0) == 0
+    assert attempts.wait_s("192.0.2.1", 110.0) == 0
+    attempts.add("192.0.2.1", 110.0)
+    assert attempts.wait_s("192.0.2.1", 112.5) == 7.5
+    # In all: from ever new addresses; of IPv6 one network is one address.
+    for n in range(5):
+        assert attempts.wait_s("2001:db8::1", 200.0) == 0
+        attempts.add(f"198.51.100.{n}", 200.0)
+    assert attempts.wait_s("2001:db8::1", 200.0) == 1
+    assert attempts.addresses == 5
+    for n in range(2):
+        attempts.add(f"2001:db8::{n}", 300.0)
+    assert attempts.addresses == 1
+    assert attempts.wait_s("2001:db8::ffff", 300.0) == 10
+    assert attempts.wait_s("2001:db8:0:1::", 300.0) == 0
+    assert (attempts.refuse(300.0), attempts.refuse(301.0), attempts.refuse(360.0)) == (1, 0, 2)
 
 
 async def test_sign_in_leads_to_our_own_pages_only(client: Any, prefix: str) -> None:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import secrets
+import time
 from collections.abc import Awaitable, Callable
 from hashlib import sha256
+from math import ceil
 from typing import Any
 from urllib.parse import quote, unquote
 
@@ -14,15 +16,19 @@ from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
 from starlette.routing import Route
 
+from cache.logs import get_logger
 from worker.errors import InvalidArgument, WorkerError
 from worker.web.access import Refused
 from worker.web.api.actions import ACTIONS, Action, perform, require_operator
 from worker.web.api.routes import LIMIT_S, decode, problem_of
+from worker.web.page.attempts import Attempts
 from worker.web.page.forms import cookie, form_of, is_same, local, with_cookie
 from worker.web.page.pages import PAGES, Page
 from worker.web.page.rendering import SECURITY_HEADERS, environment, reply, static_file
 from worker.web.page.sessions import SESSION_S, Session, Sessions
 from worker.web.site import Site
+
+log = get_logger(__name__)
 
 _FILES = {"page.css": "text/css", "page.js": "text/javascript", "icon.svg": "image/svg+xml"}
 _MOST_SAID = 400
@@ -56,6 +62,7 @@ class _Desk:
     def __init__(self, site: Site) -> None:
         self._site = site
         self._sessions = Sessions(site.access)
+        self._attempts = Attempts()
         self._templates = environment()
 
     def page(self, page: Page) -> Handler:
@@ -110,25 +117,35 @@ class _Desk:
             status, _, message = problem_of(exc)
             return self._show(request, "error", status=status, message=message)
         back = local(fields.get("back") or request.query_params.get("back", ""))
-        wrong = ""
+        wrong, wait_s = "", 0.0
         if fields:
+            address = request.client.host if request.client else ""
+            now = time.monotonic()
             # Both parts of this proof come from the form's own page.
             if not is_same(cookie(request, "form"), fields.get("form_token", "")):
                 wrong = "This form was too old, or your browser keeps no cookies. Try again."
+            elif wait_s := self._attempts.wait_s(address, now):
+                wrong = f"Too many wrong tokens. Try again in {ceil(wait_s)} s."
+                if refused := self._attempts.refuse(now):
+                    log.warning("web.sign_ins_refused", address=address, count=refused)
             elif started := self._sessions.start(fields.get("token", ""), fields.get("name", "")):
                 return with_cookie(_to(back), request, "session", started, SESSION_S)
             else:
                 wrong = "This is neither LETTA_WEB_TOKEN nor LETTA_WEB_READ_TOKEN."
+                self._attempts.add(address, now)
+                log.warning("web.sign_in_failed", address=address)
+        return self._sign_in_form(request, back, fields.get("name", ""), wrong, wait_s)
+
+    def _sign_in_form(
+        self, request: Request, back: str, name: str, wrong: str, wait_s: float
+    ) -> Response:
         proof = secrets.token_hex(16)
+        status = 429 if wait_s else 403 if wrong else 200
         shown = self._show(
-            request,
-            "sign_in",
-            status=403 if wrong else 200,
-            back=back,
-            form_token=proof,
-            name=fields.get("name", ""),
-            wrong=wrong,
+            request, "sign_in", status=status, back=back, form_token=proof, name=name, wrong=wrong
         )
+        if wait_s:
+            shown.headers["retry-after"] = str(ceil(wait_s))
         return with_cookie(shown, request, "form", proof, SESSION_S)
 
     async def sign_out(self, request: Request, session: Session) -> Response:
