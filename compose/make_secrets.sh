@@ -1,6 +1,6 @@
 #!/bin/sh
-# Make the passwords of the queue's and the cache's servers, once: compose/compose.yaml
-# mounts them as secrets.
+# Make the passwords of the queue's and the cache's servers, the tokens of the operators'
+# page and the password of Grafana's `admin`, once: compose/compose.yaml mounts them as secrets.
 #
 #   compose/make_secrets.sh
 #
@@ -62,6 +62,10 @@ END
     chmod 644 "$secrets/$2" "$secrets/valkey-$1-users.conf"
 }
 
+for name in letta_web_token letta_web_read_token grafana_password; do
+    digest_of "$secrets/$name" >/dev/null
+    chmod 644 "$secrets/$name"
+done
 if grep -qs '^# Release 2 ' "$secrets/valkey-queue-users.conf" \
     && grep -qs '^# Release 2 ' "$secrets/valkey-cache-users.conf"; then
     echo "$secrets has passwords already"

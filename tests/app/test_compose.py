@@ -17,6 +17,7 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
 import pytest
+import yaml
 from redis.exceptions import OutOfMemoryError
 
 from cache.connection.pool import PoolOptions, open_pool
@@ -41,6 +42,9 @@ pytestmark = pytest.mark.acceptance
 
 VALKEYS = ("valkey-queue", "valkey-cache", "valkey-letta")
 SERVICES = (*VALKEYS, "letta", "letta-workers")
+OBSERVING = ("letta-web", "prometheus", "grafana")
+# Letta's own image runs PostgreSQL, which writes beside its data.
+READ_ONLY = (*VALKEYS, "letta-workers", *OBSERVING)
 # 12 MB of room, and 30 MB of somebody's data: a server that is full, within a second.
 SMALL = ("--maxmemory", "12mb")
 JOBS = {f"arq:job:{n}": b"x" * 500 for n in range(200)}
@@ -57,11 +61,13 @@ def test_the_file_is_valid_by_the_public_compose_schema() -> None:
     assert checked.returncode == 0, checked.stdout + checked.stderr
 
 
-def test_it_has_the_five_services() -> None:
-    assert tuple(services()) == SERVICES
+def test_it_has_the_five_services_and_those_of_a_profile() -> None:
+    profiles = {name: service.get("profiles") for name, service in services().items()}
+
+    assert profiles == dict.fromkeys(SERVICES) | {key: ["observability"] for key in OBSERVING}
 
 
-@pytest.mark.parametrize("name", SERVICES)
+@pytest.mark.parametrize("name", [*SERVICES, *OBSERVING])
 def test_services_are_probed_restarted_and_limited(name: str) -> None:
     service = services()[name]
 
@@ -70,13 +76,88 @@ def test_services_are_probed_restarted_and_limited(name: str) -> None:
     assert service["init"] is True
     assert "no-new-privileges:true" in service["security_opt"]
     assert size_bytes(service["mem_limit"]) > 0
+    assert 0 < service["pids_limit"] <= 2048
     assert seconds(service["stop_grace_period"]) > 0
     assert service["logging"]["options"]["max-size"]
 
 
-@pytest.mark.parametrize("name", [*VALKEYS, "letta-workers"])
-def test_our_own_services_run_on_a_read_only_root(name: str) -> None:
+@pytest.mark.parametrize("name", READ_ONLY)
+def test_all_but_letta_run_on_a_read_only_root(name: str) -> None:
     assert services()[name]["read_only"] is True
+
+
+@pytest.mark.parametrize("name", ["letta-workers", *OBSERVING])
+def test_what_starts_without_root_has_no_capabilities(name: str) -> None:
+    assert services()[name]["cap_drop"] == ["ALL"]
+
+
+def test_services_share_a_network_only_if_they_talk() -> None:
+    networks = {name: set(service["networks"]) for name, service in services().items()}
+    shared = {
+        (one, other)
+        for one in networks
+        for other in networks
+        if one < other and networks[one] & networks[other]
+    }
+
+    assert shared == {
+        ("letta", "valkey-queue"),
+        ("letta", "valkey-cache"),
+        ("letta", "valkey-letta"),
+        ("letta-workers", "valkey-queue"),
+        ("letta-workers", "valkey-cache"),
+        ("letta-web", "valkey-queue"),
+        ("letta-web", "valkey-cache"),
+        ("letta-web", "prometheus"),
+        ("grafana", "prometheus"),
+        # Side effects: on data, on the way out, and among what watches.
+        ("valkey-cache", "valkey-queue"),
+        ("letta", "letta-workers"),
+        ("letta", "letta-web"),
+        ("letta-web", "letta-workers"),
+        ("grafana", "letta-web"),
+    }
+    closed = {name for name, network in load()["networks"].items() if network}
+    assert closed == {"data", "locks"}
+    assert [name for name, joined in networks.items() if not joined - closed] == [
+        "valkey-cache",
+        "valkey-letta",
+    ]
+
+
+def test_prometheus_takes_our_rules_and_scrapes_what_listens(tmp_path: Path) -> None:
+    web, prometheus = services()["letta-web"], services()["prometheus"]
+    found = yaml.safe_load((COMPOSE / "prometheus.yml").read_text())
+    (job,) = found["scrape_configs"]
+    mounted = dict(volume.split(":")[1::-1] for volume in prometheus["volumes"])
+
+    assert job["static_configs"] == [{"targets": ["letta-web:8484"]}]
+    assert web["environment"]["LETTA_WEB_LISTEN"] == "0.0.0.0:8484"
+    assert job["authorization"]["credentials_file"] == "/run/secrets/letta_web_read_token"
+    assert prometheus["secrets"] == ["letta_web_read_token"]
+    rules = COMPOSE / mounted[f"/etc/prometheus/{found['rule_files'][0]}"]
+    assert rules.resolve() == ROOT / "ops" / "prometheus" / "rules.yml"
+    promtool = shutil.which("promtool")
+    if promtool is None:
+        pytest.skip("promtool is not installed (Debian: prometheus)")
+    shutil.copy2(COMPOSE / "prometheus.yml", tmp_path)
+    shutil.copy2(rules, tmp_path)
+    checked = run([promtool, "check", "config", "--syntax-only", str(tmp_path / "prometheus.yml")])
+    assert checked.returncode == 0, checked.stdout + checked.stderr
+
+
+def test_grafana_finds_its_source_and_our_dashboards() -> None:
+    mounted = dict(volume.split(":")[1::-1] for volume in services()["grafana"]["volumes"])
+    files = {
+        name: yaml.safe_load((COMPOSE / mounted[f"/etc/grafana/provisioning/{name}"]).read_text())
+        for name in ("datasources/letta-redis.yml", "dashboards/letta-redis.yml")
+    }
+
+    (source,) = files["datasources/letta-redis.yml"]["datasources"]
+    assert source["url"] == "http://prometheus:9090"
+    (provider,) = files["dashboards/letta-redis.yml"]["providers"]
+    folder = (COMPOSE / mounted[provider["options"]["path"]]).resolve()
+    assert folder == ROOT / "ops" / "grafana"
 
 
 def test_every_published_port_is_bound_to_loopback() -> None:

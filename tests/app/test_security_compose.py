@@ -63,9 +63,9 @@ def test_the_secrets_are_the_owners_and_made_once(secrets: Path) -> None:
     assert stat.S_IMODE(secrets.stat().st_mode) == 0o700
     assert stat.S_IMODE((secrets / "valkey_operator_password").stat().st_mode) == 0o600
     before = {path.name: path.read_text() for path in secrets.iterdir()}
-    passwords = [text.strip() for name, text in before.items() if name.endswith("_password")]
+    passwords = [text for name, text in before.items() if not name.endswith(".conf")]
     assert {len(password) for password in passwords} == {64}
-    assert len(set(passwords)) == 3
+    assert len(set(passwords)) == 6
     again = run([str(secrets.parent / "make_secrets.sh")])
     assert "already" in again.stdout
     assert {path.name: path.read_text() for path in secrets.iterdir()} == before
@@ -101,6 +101,9 @@ def test_each_service_gets_only_the_secret_that_it_needs() -> None:
         "valkey-letta": [],
         "letta": list(PASSWORDS.values()),
         "letta-workers": list(PASSWORDS.values()),
+        "letta-web": [*PASSWORDS.values(), "letta_web_token", "letta_web_read_token"],
+        "prometheus": ["letta_web_read_token"],
+        "grafana": ["grafana_password"],
     }
     files = {name: secret["file"] for name, secret in load()["secrets"].items()}
     assert files == {name: f"./secrets/{name}" for name in files}

@@ -105,6 +105,7 @@ def test_whatever_the_makefile_installs_has_a_hash() -> None:
 
 def test_every_image_of_others_can_be_pinned() -> None:
     chosen = {"VALKEY_IMAGE": "v@sha256:1", "LETTA_IMAGE": "l@sha256:2", "HOME": "/h"}
+    chosen |= {"PROMETHEUS_IMAGE": "p@sha256:3", "GRAFANA_IMAGE": "g@sha256:4"}
     services = load(chosen)["services"]
     images = {name: service["image"] for name, service in services.items()}
     assert images == {
@@ -113,6 +114,9 @@ def test_every_image_of_others_can_be_pinned() -> None:
         "valkey-letta": "v@sha256:1",
         "letta": "letta-redis-server",
         "letta-workers": "letta-redis-workers",
+        "letta-web": "letta-redis-workers",
+        "prometheus": "p@sha256:3",
+        "grafana": "g@sha256:4",
     }
     assert services["letta"]["build"]["args"] == {"LETTA_IMAGE": "l@sha256:2"}
     assert "Pin the images" in (ROOT / "docs" / "operations.md").read_text()

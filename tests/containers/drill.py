@@ -10,7 +10,7 @@ from typing import Any
 import httpx
 
 from tests.containers.engine import Failed
-from tests.containers.stack import DEADLINE_S, SERVICES, Stack
+from tests.containers.stack import DEADLINE_S, OBSERVING, SERVICES, Stack
 from tests.support.wait import eventually_sync
 
 LETTA, RECEIVER = "http://127.0.0.1:8283", "http://127.0.0.1:18001"
@@ -43,6 +43,8 @@ class Drill:
     def run(self) -> None:
         self.work()
         self.settle()
+        self.observe()
+        self.keep_apart()
         for service in SERVICES:
             self.work()
             seconds = self.stack.crash(service)
@@ -133,6 +135,48 @@ class Drill:
             if self._call("GET", f"/webhooks/{id_}")["state"] != "delivered"
         }
 
+    # -- what watches, and what is kept apart ----------------------------------------
+
+    def observe(self) -> None:
+        """Prometheus scrapes with its token, counts the workers and has our rules."""
+
+        def workers() -> bool:
+            query = {"query": 'sum(letta_workers{state="working"})'}
+            found = self._prometheus("query", query)["result"]
+            return bool(found) and found[0]["value"][1] == "2"
+
+        eventually_sync(workers, deadline_s=DEADLINE_S)
+        (group,) = self._prometheus("rules", {})["groups"]
+        refused = self.client.get("http://127.0.0.1:8484/metrics")
+        if refused.status_code != 401:
+            raise Failed(f"/metrics without the token: {refused.status_code}")
+        self.say(f"prometheus: scrapes, and checks {len(group['rules'])} rules")
+
+    def _prometheus(self, path: str, query: dict[str, str]) -> Any:
+        reply = self.client.get(f"http://127.0.0.1:9090/api/v1/{path}", params=query)
+        return reply.raise_for_status().json()["data"]
+
+    def keep_apart(self) -> None:
+        """Who is on no network with a server does not reach it, and read-only is read-only."""
+        for service, target, wanted in (
+            ("letta-workers", "valkey-cache:6379", True),
+            ("letta-workers", "valkey-letta:6379", False),
+            ("letta-workers", "prometheus:9090", False),
+            ("letta", "valkey-letta:6379", True),
+            ("letta", "prometheus:9090", False),
+            ("valkey-cache", "outside:8001", False),
+        ):
+            host, port = target.split(":")
+            dial = f"import socket; socket.create_connection(('{host}', {port}), 3)"
+            if self.stack.runs(service, "python3", "-c", dial) is not wanted:
+                raise Failed(f"{service} {'does not reach' if wanted else 'reaches'} {target}")
+        for service in ("valkey-queue", "valkey-cache", "letta-workers", *OBSERVING):
+            if self.stack.runs(service, "python3", "-c", "open('/etc/written', 'w')"):
+                raise Failed(f"{service} can write to its root")
+        self.say(
+            "networks: workers reach neither Letta's locks nor Prometheus; roots are read-only"
+        )
+
     # -- the end -------------------------------------------------------------------
 
     def drain(self) -> None:
@@ -142,7 +186,10 @@ class Drill:
         self._stop("letta-workers")
         if self._status(job) != "complete":
             raise Failed(f"the drain cut off the running job {job}: {self._status(job)}")
-        for service in ("letta", "valkey-letta", "valkey-cache", "valkey-queue"):
+        for service in (
+            *("prometheus", "letta-web", "letta"),
+            *("valkey-letta", "valkey-cache", "valkey-queue"),
+        ):
             self._stop(service)
 
     def _status(self, job: str) -> str:

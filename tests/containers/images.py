@@ -13,9 +13,10 @@ from tests.containers.engine import Engine, Failed
 ROOT = Path(__file__).resolve().parents[2]
 HERE = Path(__file__).parent
 PYTHON, VALKEY = "python:3.11-slim", "valkey/valkey:8-alpine"
+PROMETHEUS = "prom/prometheus:v3.5.0"
 # Debian 13: its Valkey is an 8, as in the compose file. Its Python is newer than the image's.
 _RELEASE = "trixie"
-_PACKAGES = "python3,python3-venv,ca-certificates,valkey-server"
+_PACKAGES = "python3,python3-venv,ca-certificates,valkey-server,prometheus"
 _PULL_S = 180.0
 _PIP = ("index-url", "cert", "proxy", "trusted-host", "default-timeout")
 
@@ -30,7 +31,8 @@ class Images:
 
     def get(self) -> None:
         base = self._base()
-        self._valkey(base)
+        self._server(base, VALKEY, "valkey")
+        self._server(base, PROMETHEUS, "prometheus")
         self._build("letta-redis-workers", ROOT / "compose" / "Dockerfile", ROOT)
         self._build("letta-redis-server", HERE / "letta.Dockerfile", HERE)
         self.origins["letta-redis-server"] = "a stand-in for Letta, on the workers' image"
@@ -46,11 +48,11 @@ class Images:
         self.origins[PYTHON] = f"made by debootstrap of {_RELEASE}: no registry answered"
         return f"localhost/{PYTHON}"
 
-    def _valkey(self, base: str | None) -> None:
-        if base is None and self._pulled(VALKEY, VALKEY):
+    def _server(self, base: str | None, image: str, name: str) -> None:
+        if base is None and self._pulled(image, image):
             return
-        self._build(f"localhost/{VALKEY}", HERE / "valkey.Dockerfile", HERE)
-        self.origins[VALKEY] = "made of Debian's valkey-server"
+        self._build(f"localhost/{image}", HERE / f"{name}.Dockerfile", HERE)
+        self.origins[image] = f"made of Debian's {name}"
 
     def _pulled(self, remote: str, name: str) -> bool:
         try:
@@ -72,7 +74,7 @@ class Images:
 
 
 def _make_base(cache: Path, archive: Path) -> None:
-    """Install a minimal Debian with Python, and Valkey."""
+    """Install a minimal Debian with Python, Valkey and Prometheus."""
     if shutil.which("debootstrap") is None:
         raise Failed("no registry answers, and there is no debootstrap to make the base image")
     root = cache / "base"

@@ -18,14 +18,17 @@ from tests.support.wait import eventually_sync
 
 HERE = Path(__file__).parent
 COMPOSE = HERE.parents[1] / "compose"
-BACKUP = HERE.parents[1] / "ops" / "backup"
+OPS = HERE.parents[1] / "ops"
+BACKUP = OPS / "backup"
 PROJECT = "letta-redis-test"
 SERVICES = ("valkey-queue", "valkey-cache", "valkey-letta", "letta", "letta-workers")
+OBSERVING = ("letta-web", "prometheus")
 OUTSIDE = ("outside",)
 DEADLINE_S = 240.0
 # What an operator writes into compose/.env; quick retries and batches, so that a drill takes minutes.
 SETTINGS = {
     "VALKEY_IMAGE": "localhost/valkey/valkey:8-alpine",
+    "PROMETHEUS_IMAGE": "localhost/prom/prometheus:v3.5.0",
     "LETTA_WORKER_COUNT": "2",
     "LETTA_WORKER_FUNCTIONS": "drill_jobs:hold",
     "LETTA_WEBHOOK_ALLOW_HOSTS": "outside",
@@ -56,6 +59,7 @@ class Stack:
         self.home = home
         self.folder = home / "compose"
         shutil.copytree(COMPOSE, self.folder, ignore=shutil.ignore_patterns("secrets", ".env"))
+        shutil.copytree(OPS, home / "ops")
         subprocess.run([self.folder / "make_secrets.sh"], check=True, capture_output=True)
         (self.folder / "jobs" / "drill_jobs.py").write_text(_JOB)
         lines = [f"{name}={value}\n" for name, value in SETTINGS.items()]
@@ -65,13 +69,14 @@ class Stack:
         self.files = [self.folder / "compose.yaml", HERE / "override.yaml"]
 
     def compose(self, *arguments: str) -> str:
-        return self.engine.compose(self.files, self.home, "-p", PROJECT, *arguments)
+        profile = ("--profile", "observability")
+        return self.engine.compose(self.files, self.home, "-p", PROJECT, *profile, *arguments)
 
     def up(self) -> None:
         """Start each service when what it needs is healthy. Timers of health checks want systemd."""
-        for name in (*OUTSIDE, *SERVICES):
+        for name in (*OUTSIDE, *SERVICES, *OBSERVING):
             self.compose("up", "--detach", "--no-build", "--no-deps", name)
-            if name in SERVICES:
+            if name not in OUTSIDE:
                 self.wait_healthy(name)
 
     def container(self, service: str) -> str:
@@ -85,6 +90,10 @@ class Stack:
         start = time.monotonic()
         eventually_sync(lambda: self.healthy(service), deadline_s=DEADLINE_S)
         return time.monotonic() - start
+
+    def runs(self, service: str, *command: str) -> bool:
+        """Whether a command inside a container succeeds."""
+        return self.engine.succeeds("exec", self.container(service), *command)
 
     def inspect(self, service: str) -> dict[str, Any]:
         (found,) = json.loads(self.engine.podman("inspect", self.container(service)))
