@@ -233,7 +233,7 @@ class Clock:
     def __init__(self, client: Any, prefix: str) -> None:
         self.client = client
         self.prefix = prefix
-        parts = [(SHARED / "_types.lua"), (LUA / "_history.lua")]
+        parts = [(SHARED / "_types.lua"), (SHARED / "_series.lua")]
         self.script = "\n".join(path.read_text(encoding="utf-8") for path in parts)
         self.script += "\ncount_ends(ARGV[1], tonumber(ARGV[2]), cmsgpack.unpack(ARGV[3]), {})"
 

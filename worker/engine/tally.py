@@ -19,7 +19,7 @@ _MOST_WAIT_S = 30 * 86400.0
 
 def tally(batch: Sequence[Outcome]) -> list[Group]:
     """
-    Return the groups of equal ends (lua/_history.lua), and add its group's number to each end.
+    Return the groups of equal ends (worker/queue/lua/_series.lua), and add its group's number to each end.
 
     The script subtracts the ends that do not count: their claims were lost.
     """

@@ -163,10 +163,11 @@ def worker_row(beat: bytes) -> WorkerRow | None:
             pid=whole(fields["pid"]),
             started_at=_time(float(fields["started"]) * 1000),
             draining=bool(fields["draining"]),
-            **{
-                name: whole(fields[name])
-                for name in ("running", "max_jobs", "completed", "failed", "retried")
-            },
+            running=whole(fields["running"]),
+            max_jobs=whole(fields["max_jobs"]),
+            completed=whole(fields["completed"]),
+            failed=whole(fields["failed"]),
+            retried=whole(fields["retried"]),
             version=str(fields.get("version", ""))[:_MOST_VERSION],
             memory_bytes=whole(fields.get("memory_bytes")) or None,
             cpu=_measured(fields.get("cpu")),
@@ -181,16 +182,19 @@ def lapsed_row(worker_id: bytes, seen_ms: float) -> WorkerRow:
     """A worker without a heartbeat, by its id, "<host>:<pid>:<digits>" (worker/engine/state.py)."""
     id_ = worker_id.decode(errors="replace")
     host, pid, _ = id_.rsplit(":", 2) if id_.count(":") > 1 else (id_, "", "")
-    nothing = dict.fromkeys(("running", "max_jobs", "completed", "failed", "retried"), 0)
     return WorkerRow(
         id=id_,
         host=host,
         pid=whole(pid),
         started_at=None,
         draining=False,
+        running=0,
+        max_jobs=0,
+        completed=0,
+        failed=0,
+        retried=0,
         heartbeat_at=_time(seen_ms),
         is_lapsed=True,
-        **nothing,
     )
 
 

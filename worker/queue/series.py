@@ -1,7 +1,7 @@
 """
 The form in which history is stored: rows of counts, one for each minute, hour and all time.
 
-worker/engine/lua/_history.lua writes them. A series, "<priority>:<function>", has a string
+worker/queue/lua/_series.lua writes them. A series, "<priority>:<function>", has a string
 of 60 rows for each hour, a string of 24 rows for each day, and one row for its total. The
 row of the minute that is counted in now is not in its hour and in the total yet.
 """

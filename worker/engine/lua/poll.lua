@@ -4,7 +4,7 @@
 -- KEYS[6] wake token  KEYS[7] abort marks  KEYS[8] parked: id -> since, Unix ms  KEYS[9] dead: id -> time
 -- KEYS[10] last poll of this worker, or of its waker  KEYS[11] schedules: id -> due  KEYS[12] paused
 --   and, derived from the prefix: job:<id> in-progress:<id> retry:<id> result:<id> dead:<id>, keys of
---   _history.lua, unique keys that the ends name; from the queues: <queue>:held:<function>
+--   _series.lua, unique keys that the ends name; from the queues: <queue>:held:<function>
 -- ARGV[1] prefix  ARGV[2] this poll's token, never used before: "<run of a worker>:<number>"  ARGV[3] lease_ms
 -- ARGV[4] most jobs to claim (<= 256)  ARGV[5] jobs claimed before  ARGV[6] ends, msgpack (worker/engine/records.py)
 -- ARGV[7] stalled count that makes a job poison  ARGV[8] limit of the dead letters
@@ -14,7 +14,7 @@
 -- ARGV[13] most jobs to claim that one more lost lease makes poison; -1: claim no lapsed job at all, after
 --   an outage of the server, in which nobody could renew a lease
 -- ARGV[14] 1: another copy of this poll may still arrive, and must then change nothing | 0
--- ARGV[15] the ends in groups for the history, msgpack (_history.lua); an end names its group by number
+-- ARGV[15] the ends in groups for the history, msgpack (_series.lua); an end names its group by number
 -- ARGV[16..] keys of large results and bodies that the ends name: they were sent before (_put_job.lua)
 -- returns {now, next due | -1, 1: more jobs are due | 0, jobs in the queues, 1: a schedule is due | 0,
 --          {index of an end whose claim was lost, ...}, {index of an end that became a dead letter, ...},
@@ -30,7 +30,7 @@
 --@include lease
 --@include dead
 --@include ends
---@include history
+--@include series
 --@include held
 --@include pauses
 local prefix, token, lease = ARGV[1], ARGV[2], tonumber(ARGV[3])
