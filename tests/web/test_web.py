@@ -20,7 +20,7 @@ from worker import Priority
 from worker.queue.overview import Overview
 from worker.queue.rows import WorkerRow
 from worker.web.address import read_address
-from worker.web.readiness import judge
+from worker.web.readiness import readiness_of
 
 pytestmark = pytest.mark.integration
 
@@ -190,11 +190,11 @@ def overview(lease_late_s: float = 0.0) -> Overview:
 def test_readiness_names_every_problem() -> None:
     drains = [worker_row("here", draining=True), worker_row("elsewhere")]
     one_works = [*drains, worker_row("here")]
-    assert judge(overview(), one_works, "here").is_ready
-    assert judge(overview(9), one_works, "here").is_ready
-    assert judge(overview(99), [], None).is_ready
-    assert judge(overview(), drains, "here").problems == ["the workers of here drain"]
-    late = judge(overview(60), [], "here").problems
+    assert readiness_of(overview(), one_works, "here").is_ready
+    assert readiness_of(overview(9), one_works, "here").is_ready
+    assert readiness_of(overview(99), [], None).is_ready
+    assert readiness_of(overview(), drains, "here").problems == ["the workers of here drain"]
+    late = readiness_of(overview(60), [], "here").problems
     assert late == [
         "no worker of here is alive",
         "a lease has lapsed for 60 s: no worker claims",

@@ -10,7 +10,7 @@ A failover between the call and its `WAIT` must not confirm what the new master 
 So the connection is opened before the call is sent, and what confirms must be the same
 process, in the same reign as a master, as what has stored.
 
-When replicas are missing, the lane is unconfirmed: calls no longer wait, and one task
+When replicas are missing, calls are unconfirmed: they no longer wait, and one task
 asks again until enough replicas answer.
 """
 
@@ -48,13 +48,13 @@ Reign = tuple[bytes, bytes]
 
 
 class Confirmations:
-    """The confirmations of one client. Calls that want as many replicas share a lane."""
+    """The confirmations of one client. Calls that want as many replicas share one connection."""
 
     def __init__(self, client: Any, keys: QueueKeys, options: ConfirmOptions) -> None:
         self._client = client
         self._key = keys.confirm
         self._options = options
-        self._lanes: dict[int, _Lane] = {}
+        self._confirmers: dict[int, _Confirmer] = {}
 
     async def of(
         self, store: Callable[[], Awaitable[T]], replicas: int | None
@@ -67,13 +67,15 @@ class Confirmations:
         wanted = self._options.replicas if replicas is None else _checked(replicas)
         if not wanted:
             return await store(), None
-        lane = self._lanes.get(wanted)
-        if lane is None:
+        confirmer = self._confirmers.get(wanted)
+        if confirmer is None:
             timeout_s = self._options.timeout_s
-            lane = self._lanes[wanted] = _Lane(self._client, self._key, wanted, timeout_s)
-        reign = await lane.enter()
+            confirmer = self._confirmers[wanted] = _Confirmer(
+                self._client, self._key, wanted, timeout_s
+            )
+        reign = await confirmer.enter()
         stored = await store()
-        return stored, await lane.confirm(reign)
+        return stored, await confirmer.confirm(reign)
 
     def require(self, confirmed: bool | None, *ids: str) -> None:
         """
@@ -84,11 +86,11 @@ class Confirmations:
             raise NotConfirmed(ids)
 
     async def aclose(self) -> None:
-        for lane in self._lanes.values():
-            await lane.aclose()
+        for confirmer in self._confirmers.values():
+            await confirmer.aclose()
 
 
-class _Lane:
+class _Confirmer:
     """One connection for `WAIT`, and the calls that want a number of replicas."""
 
     def __init__(self, client: Any, key: str, replicas: int, timeout_s: float) -> None:

@@ -22,7 +22,7 @@ from worker.web.api.openapi import describe
 from worker.web.api.routes import answering, api_routes
 from worker.web.metrics import Reading, render
 from worker.web.page.routes import page_routes
-from worker.web.readiness import judge
+from worker.web.readiness import readiness_of
 from worker.web.site import Site
 
 # A probe that waits longer counts as failed anyway.
@@ -58,7 +58,7 @@ def _readyz(site: Site) -> Endpoint:
                 workers = await jobs.workers() if site.host is not None else []
         except (WorkerError, TimeoutError) as exc:
             return _answer([f"the queue's server: {_text_for(site, request, exc)}"])
-        return _answer(judge(overview, workers, site.host).problems)
+        return _answer(readiness_of(overview, workers, site.host).problems)
 
     return readyz
 

@@ -23,7 +23,7 @@ class Readiness:
         return not self.problems
 
 
-def judge(overview: Overview, workers: Sequence[WorkerRow], host: str | None) -> Readiness:
+def readiness_of(overview: Overview, workers: Sequence[WorkerRow], host: str | None) -> Readiness:
     """
     `host`: whose workers have to be alive and not draining; None asks for the server alone.
     """
