@@ -2,20 +2,30 @@
 
 from __future__ import annotations
 
+import importlib
 import io
 import json
 from collections.abc import Callable, Iterator
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-import anthropic
-import openai
 import pytest
 
 from tests.support.providers import FakeProvider, fake_provider
 
+if TYPE_CHECKING:
+    import anthropic
+    import openai
+
 pytestmark = pytest.mark.integration
 
 CHAT: Literal["/v1/chat/completions"] = "/v1/chat/completions"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def official_sdks() -> None:
+    """Import them late: each process of a test run collects this file, and one needs them."""
+    for name in ("anthropic", "openai"):
+        globals()[name] = importlib.import_module(name)
 
 
 @pytest.fixture(scope="module")

@@ -9,6 +9,7 @@ same states.
 from __future__ import annotations
 
 import asyncio
+import os
 import uuid
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -221,7 +222,7 @@ def test_batched_attempts_equal_separate_ones(valkey_url: str) -> None:
     run_machine(
         Model,
         settings=settings(
-            max_examples=20,
+            max_examples=int(os.environ.get("FUZZ_EXAMPLES", "10")),
             stateful_step_count=40,
             suppress_health_check=list(HealthCheck),
         ),

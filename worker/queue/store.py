@@ -27,8 +27,6 @@ _RUN_NOW = load(__package__, "run_now")
 _STATS = load(__package__, "stats")
 # Running, dead and parked jobs that one call of stats.lua counts: it occupies the server for about 1 ms.
 _STATS_PAGE = 250
-# Jobs of one call of run_now.lua: it occupies the server for less than 1 ms.
-_RUN_NOW_CHUNK = 50
 _NUMBER = {priority: number for number, priority in enumerate(Priority, 1)}
 # A gathering whose jobs never all succeed expires after a week.
 GATHER_TTL_MS = 604_800_000
@@ -250,13 +248,10 @@ class QueueStore:
         return done + sum(map(int, replies))
 
     async def run_now(self, job_ids: Sequence[str]) -> int:
-        """Make deferred jobs due now. Return how many were deferred."""
+        """Make at most 200 deferred jobs due now. Return how many were deferred."""
         keys = [*self.queues, EngineKeys(self.keys).running, self.keys.wake]
-        ids, done = list(dict.fromkeys(job_ids)), 0
-        for at in range(0, len(ids), _RUN_NOW_CHUNK):
-            args = [self.keys.prefix, *ids[at : at + _RUN_NOW_CHUNK]]
-            done += int(await _RUN_NOW.run(self.client, keys, args))
-        return done
+        args = [self.keys.prefix, *dict.fromkeys(job_ids)]
+        return int(await _RUN_NOW.run(self.client, keys, args))
 
     def _abort(self, job_id: str) -> tuple[list[str], list[str]]:
         keys = self.keys

@@ -1,7 +1,7 @@
 #!lua flags=allow-oom
 -- run_now.lua: make deferred jobs due now.
 -- KEYS[1..4] queues  KEYS[5] running  KEYS[6] wake token; and, derived from the prefix: in-progress:<id>
--- ARGV[1] prefix  ARGV[2..] different ids, <= 50
+-- ARGV[1] prefix  ARGV[2..] different ids, <= 200
 -- returns how many were deferred; running, due and held jobs stay as they are
 -- allow-oom: it adds nothing.
 --@rights
