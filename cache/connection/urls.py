@@ -9,6 +9,7 @@ embedded://[/directory] and embedded+cluster://.
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping, Set
 from dataclasses import dataclass, field
 from urllib.parse import parse_qsl, unquote, urlsplit
 
@@ -32,6 +33,18 @@ class Target:
 # Linux's limit, without the ending zero.
 _MOST_SOCKET_PATH = 107
 
+# Options of redis-py's URLs, and our settings of the same meaning.
+_OPTIONS = {
+    "health_check_interval": "LETTA_REDIS_HEALTH_CHECK_INTERVAL_S",
+    "max_connections": "LETTA_REDIS_MAX_CONNECTIONS",
+    "password": "LETTA_REDIS_PASSWORD",
+    "socket_connect_timeout": "LETTA_REDIS_CONNECT_TIMEOUT_S",
+    "socket_timeout": "LETTA_REDIS_SOCKET_TIMEOUT_S",
+    "ssl_ca_certs": "LETTA_REDIS_CA_FILE",
+    "ssl_certfile": "LETTA_REDIS_CERT_FILE",
+    "ssl_keyfile": "LETTA_REDIS_KEY_FILE",
+    "username": "LETTA_REDIS_USERNAME",
+}
 # Components of a URL that may be shown unchanged. Everything else becomes `***`.
 _SHOWN_USER = re.compile(r"[A-Za-z0-9_.-]{1,64}:")
 _SHOWN_HOSTS = re.compile(r"(\[[0-9A-Fa-f:.%]+\]|[A-Za-z0-9_.-]*)(:\d{1,5})?(,|$)")
@@ -69,7 +82,8 @@ def parse_url(url: str) -> Target:
     Parse a Redis URL.
 
     Raises:
-        UnsupportedRedisURL: the scheme is unknown, or the port or database number is bad.
+        UnsupportedRedisURL: the scheme is unknown, or the port or database number is bad, or the query has
+            options that change nothing.
     """
     scheme, credentials, rest = _split(url)
     scheme = scheme.lower()
@@ -78,9 +92,10 @@ def parse_url(url: str) -> Target:
     login = (unquote(username) or None, unquote(password) or None)
     try:
         parts = urlsplit(f"//{rest}")
-        query, hosts = dict(parse_qsl(parts.query)), parts.netloc
+        query, hosts = dict(parse_qsl(parts.query, keep_blank_values=True)), parts.netloc
         if scheme == "embedded" or url == "embedded+cluster://":
             return Target("embedded")
+        _require_options(url, query, {"db"} if scheme in {"redis", "rediss", "unix"} else set())
         if scheme == "unix":
             path = _socket_path(url, unquote(parts.path))
             return Target("unix", (), int(query.get("db", 0)), *login, path=path)
@@ -106,6 +121,18 @@ def parse_url(url: str) -> Target:
     raise UnsupportedRedisURL(
         f"{redacted(url)}: unknown form of URL; use one that docs/settings.md lists"
     )
+
+
+def _require_options(url: str, query: Mapping[str, str], known: Set[str]) -> None:
+    """Refuse what redis-py would read from a URL's query, and nothing here does."""
+    others = query.keys() - known
+    if others:
+        # Another name is not shown: it may be a password.
+        named = [
+            f"; set {_OPTIONS[name]} instead of {name}" for name in sorted(others & {*_OPTIONS})
+        ]
+        kept = "has no options" if not known else "has no options but db"
+        raise UnsupportedRedisURL(f"{redacted(url)}: this form {kept}; remove them{''.join(named)}")
 
 
 def _socket_path(url: str, path: str) -> str:

@@ -150,6 +150,21 @@ def test_a_url_of_no_known_form_is_refused(url: str) -> None:
         parse_url(url)
 
 
+@pytest.mark.parametrize(
+    ("url", "words"),
+    [
+        ("redis://h/0?ssl_cert_reqs=none", "no options but db"),
+        ("rediss://h/0?db=1&ssl_ca_certs=/ca.pem", "set LETTA_REDIS_CA_FILE instead of ssl_ca"),
+        ("unix:///s?socket_timeout=5", "LETTA_REDIS_SOCKET_TIMEOUT_S"),
+        ("redis+sentinel://h/service?db=1", "no options"),
+        ("redis+cluster://h?x", "no options"),
+    ],
+)
+def test_an_option_of_a_url_that_does_nothing_is_refused(url: str, words: str) -> None:
+    with pytest.raises(UnsupportedRedisURL, match=words):
+        parse_url(url)
+
+
 def test_a_refused_url_does_not_show_its_password() -> None:
     with pytest.raises(UnsupportedRedisURL) as caught:
         parse_url("redis://user:hunter2@h:port/0")
