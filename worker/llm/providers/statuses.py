@@ -17,7 +17,8 @@ _ENDED = frozenset(
     {
         *("completed", "complete", "succeeded", "success", "done", "finished", "ended"),
         *("expired", "timeout", "timed_out", "timeout_exceeded"),
-        *("cancelled", "canceled", "aborted"),
+        *("cancelled", "canceled", "aborted", "stopped"),
+        *("partially_succeeded", "partially_completed", "completed_with_errors"),
     }
 )
 _FAILED = frozenset({"failed", "failure", "error", "errored", "invalid", "rejected"})
@@ -25,17 +26,18 @@ _RUNNING = frozenset(
     {
         *("validating", "queued", "pending", "created", "submitted", "not_started", "scheduled"),
         *("in_progress", "running", "processing", "started", "finalizing", "paused"),
-        *("cancelling", "canceling", "cancellation_requested"),
+        *("cancelling", "canceling", "cancellation_requested", "stopping", "updating"),
     }
 )
-# A row has one of these times, other than null, from its end on.
+# A row has one of these times from its end on; before, it is null, 0 or the first of a calendar.
 _TIMES = ("completed_at", "failed_at", "expired_at", "cancelled_at", "canceled_at", "ended_at")
 # A file in another state is checked, converted or copied: a batch of it is refused meanwhile.
 _USABLE_FILE = frozenset({"processed", "uploaded", "ready", "active", "succeeded", "completed"})
 _BROKEN_FILE = frozenset({"error", "failed", "deleted"})
+_NO_TIME = re.compile(r"\s*(-.*|[0.]*|null|none|0001-01-01.*|1970-01-01.*)\s*", re.IGNORECASE)
 _UNREADY = re.compile(
     r"\bnot\b.{0,30}\b(found|ready|exist|available|processed|uploaded)|\bno such\b|n.t exist"
-    r"|\b(pending|still|processing|uploading|in progress|try again)\b",
+    r"|\b(pending|still|processing|uploading|in progress|being|try again|locate)\b",
     re.IGNORECASE,
 )
 
@@ -48,7 +50,7 @@ def batch_status(row: Mapping[str, Any], name: str) -> tuple[str, bool, bool]:
         return shown, True, True
     if status in _ENDED or status in _RUNNING:
         return shown, status in _ENDED, False
-    ended = [time for time in _TIMES if row.get(time)]
+    ended = [time for time in _TIMES if _is_time(row.get(time))]
     return shown, bool(ended), ended == ["failed_at"]
 
 
@@ -69,11 +71,22 @@ def is_file_unready(row: Mapping[str, Any] | None, refusal: str) -> bool:
     if status and status not in _USABLE_FILE:
         return True
     # Services of one provider may see a file at different times, so its words count as well.
-    return "file" in refusal.lower() and _UNREADY.search(refusal) is not None
+    words = _words(refusal)  # a code is one word: file_not_found
+    return "file" in words.lower() and _UNREADY.search(words) is not None
+
+
+def _is_time(value: Any) -> bool:
+    """Whether this is a time, in seconds or as text, and not what stands for none."""
+    if isinstance(value, int | float):
+        return value > 0
+    return bool(value) and not (isinstance(value, str) and _NO_TIME.fullmatch(value))
+
+
+def _words(text: str) -> str:
+    return re.sub(r"(?<=[a-z0-9])(?=[A-Z])|_+", " ", text)
 
 
 def _plain(status: str) -> str:
     """`JOB_STATE_IN_PROGRESS`, `In Progress` and `inProgress` are `in_progress`."""
-    text = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", status.strip())
-    text = re.sub(r"[^a-z0-9]+", "_", text.lower()).strip("_")
+    text = re.sub(r"[^a-z0-9]+", "_", _words(status.strip()).lower()).strip("_")
     return text.removeprefix("job_state_").removeprefix("batch_").removeprefix("status_")
