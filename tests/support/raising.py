@@ -76,6 +76,29 @@ class NoClass(Exception):
         raise SystemExit("no class")
 
 
+class NoTruth(Exception):
+    """Raises when it is asked whether it is true, how long it is, or what it equals."""
+
+    def __bool__(self) -> bool:
+        raise SystemExit("no truth")
+
+    __len__ = __hash__ = __eq__ = __bool__  # type: ignore[assignment]
+
+
+class NoAttributes(Exception):
+    def __getattribute__(self, name: str) -> Any:
+        raise SystemExit("no attributes")
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        raise KeyboardInterrupt
+
+
+def _with_notes(notes: Any) -> Exception:
+    exc = ValueError("no")
+    exc.__notes__ = notes
+    return exc
+
+
 class BareRetry(Retry):
     """A Retry without the attribute that its base's `__init__` sets."""
 
@@ -132,6 +155,10 @@ RAISED: dict[str, Callable[[], BaseException]] = {
     "not text": NotText,
     "no name": NoName,
     "no class": NoClass,
+    "no truth": NoTruth,
+    "no attributes": NoAttributes,
+    "notes that are none": lambda: _with_notes(5),
+    "notes that raise": lambda: _with_notes([Odd(SystemExit(3)), SURROGATE]),
     "group": lambda: ExceptionGroup("several", [ValueError("a"), OSError(SURROGATE)]),
     "base group": lambda: BaseExceptionGroup("several", [SystemExit(1), ValueError("a")]),
     "deep group": lambda: _group(3000),
