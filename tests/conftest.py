@@ -18,6 +18,7 @@ from cache.connection.pool import PoolOptions, open_pool
 from cache.encoding import codec
 from tests.support import users
 from tests.support.clusters import shared_cluster
+from tests.support.sentinels import shared_sentinel
 
 # The real Letta server needs an environment of its own: `make letta-test`.
 collect_ignore = ["letta"]
@@ -54,6 +55,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         action="store_true",
         help="run on a cluster of three nodes what takes its client from the fixtures",
     )
+    parser.addoption(
+        "--on-sentinel",
+        action="store_true",
+        help="the same, behind a Sentinel",
+    )
 
 
 @pytest.fixture(scope="session")
@@ -64,6 +70,10 @@ def valkey_url(
     if request.config.getoption("--on-cluster"):
         with shared_cluster(tmp_path_factory.mktemp("cluster")) as nodes:
             yield nodes.url
+        return
+    if request.config.getoption("--on-sentinel"):
+        with shared_sentinel(tmp_path_factory.mktemp("sentinel")) as url:
+            yield url
         return
     yield embedded.acquire("embedded://")
     embedded.release("embedded://")

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.ledger import lose_nothing
-from tests.support.sentinel_faults import FAULTS, WatchedPair
+from tests.support.sentinel_faults import FAULTS, WatchedPair, watched_pair
 
 SEED, ROUNDS = int(os.environ.get("SOAK_SEED", "1")), int(os.environ.get("SOAK_FAULTS", "0"))
 
@@ -29,13 +29,8 @@ pytestmark = [
 
 @pytest.fixture
 async def pair(tmp_path: Path) -> AsyncIterator[WatchedPair]:
-    pair = WatchedPair(tmp_path)
-    try:
-        await pair.start()
-        await pair.whole()
+    async with watched_pair(tmp_path / "pair") as pair:
         yield pair
-    finally:
-        await pair.end()
 
 
 @pytest.mark.parametrize("fault", FAULTS)

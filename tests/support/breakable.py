@@ -16,7 +16,7 @@ from tests.support.clusters import Node
 from tests.support.wait import eventually
 
 # These lose what no replica has, so enqueues wait for one, and the others may be lost.
-CONFIRMED = {"cut_off", "cut_and_kill"}
+CONFIRMED = {"cut_off", "cut_and_kill", "promote"}
 # These lose what was not replicated yet, so writes that must survive wait for the replica.
 ABRUPT = {"kill", "stop", *CONFIRMED}
 DEADLINE_S, ASK_AGAIN_S = 60, 7
@@ -28,6 +28,11 @@ class Place(ABC):
 
     prefix: str
     pair: tuple[Node, Node]
+
+    @property
+    @abstractmethod
+    def url(self) -> str:
+        """Where the queue's clients connect to."""
 
     @abstractmethod
     def client(self) -> AbstractAsyncContextManager[Any]:

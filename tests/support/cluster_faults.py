@@ -32,8 +32,12 @@ class SlotOf(Place):
         self.prefix = f"{self.tag}:"
         self.slot = key_slot(self.tag.encode())
 
+    @property
+    def url(self) -> str:
+        return self.nodes.url
+
     def client(self) -> AbstractAsyncContextManager[Any]:
-        return open_pool(self.nodes.url, POOL, name="t", client_class=ScriptRedis, tag=self.tag)
+        return open_pool(self.url, POOL, name="t", client_class=ScriptRedis, tag=self.tag)
 
     async def owner(self) -> Node:
         """The node that owns the slot, by the account of one that nothing happens to."""

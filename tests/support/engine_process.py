@@ -112,8 +112,14 @@ def serve(url: str, prefix: str, ledger: str, lease_s: str = str(LEASE_S)) -> No
     async def main() -> None:
         client = build_client(
             url,
-            PoolOptions(connect_timeout_s=1, socket_timeout_s=2, retries=1),
+            PoolOptions(
+                connect_timeout_s=1,
+                socket_timeout_s=2,
+                retries=1,
+                sentinel_password=os.environ.get("SENTINEL_PASSWORD"),
+            ),
             name="w",
+            tag=prefix[:-1],
             client_class=ArqRedis,
         )
         worker = Worker(

@@ -19,10 +19,13 @@ from tests.support.clusters import Node
 from tests.support.wait import eventually
 from worker.keys import QUEUE_PREFIX
 
-FAULTS = ("kill", "stop", "hand_over", "restart", "lag", "cut", "cut_off", "cut_and_kill")
+FAULTS = (
+    *("kill", "stop", "hand_over", "promote", "restart"),
+    *("lag", "cut", "cut_off", "cut_and_kill"),
+)
 SERVICE = "mine"
 # The Sentinels log in to the servers as this user, and everybody logs in to the Sentinels.
-_USER, _USERS_PASSWORD, _PASSWORD = "watcher", "watchers-secret", "sentinels-secret"
+_USER, _USERS_PASSWORD, SENTINEL_PASSWORD = "watcher", "watchers-secret", "sentinels-secret"
 _SENTINELS, _QUORUM = 3, 2
 
 
@@ -50,7 +53,9 @@ class WatchedPair(Place):
             _Configured(home / f"sentinel{number}", "--sentinel") for number in range(_SENTINELS)
         ]
         for node in self.sentinels:
-            node.client = Redis(host="127.0.0.1", port=node.port, password=_PASSWORD, protocol=2)
+            node.client = Redis(
+                host="127.0.0.1", port=node.port, password=SENTINEL_PASSWORD, protocol=2
+            )
 
     async def start(self) -> None:
         first = self.first
@@ -61,8 +66,8 @@ class WatchedPair(Place):
         self.second.configure(*common, f"replicaof 127.0.0.1 {first.port}")
         for node in self.sentinels:
             node.configure(
-                f"requirepass {_PASSWORD}",
-                f"sentinel sentinel-pass {_PASSWORD}",
+                f"requirepass {SENTINEL_PASSWORD}",
+                f"sentinel sentinel-pass {SENTINEL_PASSWORD}",
                 f"sentinel monitor {SERVICE} 127.0.0.1 {first.port} {_QUORUM}",
                 f"sentinel auth-user {SERVICE} {_USER}",
                 f"sentinel auth-pass {SERVICE} {_USERS_PASSWORD}",
@@ -77,19 +82,22 @@ class WatchedPair(Place):
             await node.client.aclose()
             node.kill()
 
-    def client(self) -> AbstractAsyncContextManager[Any]:
+    @property
+    def url(self) -> str:
         nodes = ",".join(f"127.0.0.1:{node.port}" for node in self.sentinels)
-        options = replace(POOL, sentinel_password=_PASSWORD)
-        url = f"redis+sentinel://{nodes}/{SERVICE}/0"
-        return open_pool(url, options, name="t", client_class=ScriptRedis)
+        return f"redis+sentinel://{nodes}/{SERVICE}/0"
+
+    def client(self) -> AbstractAsyncContextManager[Any]:
+        options = replace(POOL, sentinel_password=SENTINEL_PASSWORD)
+        return open_pool(self.url, options, name="t", client_class=ScriptRedis)
 
     async def owner(self) -> Node:
         _, port = await self._sentinel("GET-MASTER-ADDR-BY-NAME")
         return next(node for node in self.pair if node.port == int(port))
 
-    async def _sentinel(self, what: str, node: Node | None = None) -> Any:
+    async def _sentinel(self, what: str, *more: str, node: Node | None = None) -> Any:
         async with (node or self.sentinels[0]).client.client() as one:
-            await one.connection.send_command("SENTINEL", what, SERVICE)
+            await one.connection.send_command("SENTINEL", what, SERVICE, *more)
             return await one.connection.read_response()
 
     async def whole(self) -> None:
@@ -108,9 +116,9 @@ class WatchedPair(Place):
         return False
 
     async def _agrees(self, sentinel: Node, owner: Node) -> bool:
-        _, port = await self._sentinel("GET-MASTER-ADDR-BY-NAME", sentinel)
-        replicas = [_fields(row) for row in await self._sentinel("REPLICAS", sentinel)]
-        others = [_fields(row) for row in await self._sentinel("SENTINELS", sentinel)]
+        _, port = await self._sentinel("GET-MASTER-ADDR-BY-NAME", node=sentinel)
+        replicas = [_fields(row) for row in await self._sentinel("REPLICAS", node=sentinel)]
+        others = [_fields(row) for row in await self._sentinel("SENTINELS", node=sentinel)]
         return (
             int(port) == owner.port
             and [row["flags"] for row in replicas] == ["slave"]
@@ -122,6 +130,17 @@ class WatchedPair(Place):
 
     @asynccontextmanager
     async def _hand_over(self, owner: Node) -> AsyncIterator[None]:
+        """The master stops writing until its replica has everything, and follows it."""
+        await self._fail_over(owner, "COORDINATED")
+        yield
+
+    @asynccontextmanager
+    async def _promote(self, owner: Node) -> AsyncIterator[None]:
+        """The master is not asked, and goes on writing until it is demoted."""
+        await self._fail_over(owner)
+        yield
+
+    async def _fail_over(self, owner: Node, *how: str) -> None:
         asked_at = float("-inf")
 
         async def is_moved() -> bool:
@@ -129,12 +148,11 @@ class WatchedPair(Place):
             # Sentinels refuse while they think that another failover is under way.
             if time.monotonic() - asked_at > ASK_AGAIN_S:
                 with suppress(ResponseError):
-                    await self._sentinel("FAILOVER")
+                    await self._sentinel("FAILOVER", *how)
                 asked_at = time.monotonic()
             return await self.owner() is not owner
 
         await eventually(is_moved, deadline_s=DEADLINE_S)
-        yield
 
     @asynccontextmanager
     async def _restart(self, _owner: Node) -> AsyncIterator[None]:
@@ -162,3 +180,15 @@ class WatchedPair(Place):
 def _fields(row: Any) -> dict[str, str]:
     words = [word.decode() for word in row]
     return dict(zip(words[::2], words[1::2], strict=True))
+
+
+@asynccontextmanager
+async def watched_pair(home: Path) -> AsyncIterator[WatchedPair]:
+    """Run one, and yield when every Sentinel would promote its replica."""
+    pair = WatchedPair(home)
+    try:
+        await pair.start()
+        await pair.whole()
+        yield pair
+    finally:
+        await pair.end()

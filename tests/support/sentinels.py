@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from collections.abc import AsyncIterator, Iterator
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -76,6 +76,17 @@ async def watched_servers(home: Path) -> AsyncIterator[Watched]:
         found = Watched(clients[0], clients[1], clients[2:], url)
         await eventually(lambda: _is_ready(found), deadline_s=60)
         yield found
+
+
+@contextmanager
+def shared_sentinel(home: Path) -> Iterator[str]:
+    """Run one server and a Sentinel that names it, for several tests. Yield the URL."""
+    (home / "sentinel").mkdir()
+    conf = home / "sentinel" / "sentinel.conf"
+    with valkey(home / "master") as master:
+        conf.write_text(f"sentinel monitor {SERVICE} 127.0.0.1 {master} 1\nbind 127.0.0.1\n")
+        with valkey(conf.parent, str(conf), "--sentinel") as port:
+            yield f"redis+sentinel://127.0.0.1:{port}/{SERVICE}/0"
 
 
 async def _is_ready(found: Watched) -> bool:
