@@ -8,12 +8,14 @@ from dataclasses import dataclass, field
 from html.parser import HTMLParser
 from typing import Any
 
+import pytest
 from arq.worker import func
 
 from tests.support.engine import burst
 from tests.support.queues import queue_of
 from worker import JobQueue, Priority, call
 from worker.keys import EngineKeys, QueueKeys
+from worker.queue.bulk import Bulk
 
 # What an attacker would like a browser to obey, and a reader to overlook.
 HOSTILE = "<script>alert('x')</script>\"'><img src=x onerror=alert(1)>\x1b[2J\u202e\x00{{ 7*7 }}"
@@ -74,6 +76,14 @@ async def add_workers(client: Any, keys: QueueKeys, count: int) -> None:
                 ex=600,
             )
         await pipe.execute()
+
+
+def take_small_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A step of a change looks at 200 jobs, and a press of the page's button takes one step."""
+    defaults = Bulk.step.__kwdefaults__
+    assert defaults is not None
+    monkeypatch.setitem(defaults, "limit_s", 0.0)
+    monkeypatch.setattr("worker.web.page.many.PRESS_S", 0.0)
 
 
 @dataclass

@@ -11,10 +11,10 @@ import httpx
 import pytest
 import structlog
 
-from tests.support.page import HOSTILE, Form, Seen, fill
+from tests.support.page import HOSTILE, Form, Seen, fill, take_small_steps
 from tests.support.queues import queue_of
 from tests.support.web import CLOSED, READ_TOKEN, TOKEN, asking, bearer
-from worker import Priority
+from worker import Priority, call
 from worker.keys import QueueKeys
 from worker.queue.history import FunctionHistory, Span
 from worker.queue.series import BUCKETS, Counts, Times
@@ -450,3 +450,63 @@ def test_quantiles_name_the_bucket_that_holds_them() -> None:
         "1 ms",
         "1 s",
     ]
+
+
+# -- all that match -----------------------------------------------------------------
+
+
+async def test_all_that_match_are_counted_then_changed_in_steps(
+    client: Any, prefix: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    queue = queue_of(client, prefix)
+    await queue.enqueue_many([call("mine", job_id=f"m{n}", delay_s=60) for n in range(450)])
+    await queue.enqueue("other", job_id="o", delay_s=60)
+    take_small_steps(monkeypatch)
+    async with asking(queue, access=CLOSED) as web:
+        await sign_in(web, name="Ada")
+        links = (await page(web, "/jobs", function="mine")).links
+        counted = await web.get(links["run all deferred ones now"])
+        assert "200 of 200 jobs match so far" in counted.text
+        while (link := Seen(counted.text).links.get("Count on")) is not None:
+            counted = await web.get(link)
+        assert "450 of 451 jobs match." in counted.text
+        assert (await queue.stats())["default"]["deferred"] == 451
+        form = Seen(counted.text).forms[-1]
+        assert form.fields["expected"] == "450"
+        refused = await send(web, form, form_token="0" * 64)
+        assert refused.status_code == 403
+        for looked in (200, 400, 451):
+            done = await send(web, form)
+            assert f"{looked} were looked at" in done.text
+            assert "<progress" in done.text
+            form = Seen(done.text).forms[-1]
+    assert "450 of 450 jobs that match are made due" in done.text
+    assert form.action == "/sign-out"
+    counts = (await queue.stats())["default"]
+    assert (counts["deferred"], counts["queued"]) == (1, 450)
+    trail = (await queue.jobs.audit.page(limit=9)).entries
+    assert [(each.actor, each.action) for each in trail] == [("Ada", "jobs/bulk")] * 3
+    assert "function=mine" in trail[0].subject
+
+
+async def test_a_filter_that_makes_no_sense_changes_nothing(client: Any, prefix: str) -> None:
+    queue = await fill(client, prefix)
+    async with asking(queue) as web:
+        proof = (await page(web, "/pauses")).form("/act/functions/pause").fields["form_token"]
+        for wrong in (
+            {"action": "delete", "state": "queued"},
+            {"action": "cancel", "error": "x"},
+            {"action": "delete", "min_tries": "many"},
+            {"action": "drop"},
+        ):
+            assert (await web.get("/change", params=wrong)).status_code == 400, wrong
+            refused = await web.post("/change", data={**wrong, "form_token": proof})
+            assert refused.status_code == 400, wrong
+        kept = await web.post(
+            "/change", data={"action": "delete", "error": "never so", "form_token": proof}
+        )
+        assert "0 of 0 dead letters that match are deleted" in kept.text
+        assert await queue.dead.get("dead-one") is not None
+        gone = await web.post("/change", data={"action": "delete", "form_token": proof})
+        assert "1 of 1 dead letters that match are deleted" in gone.text
+    assert await queue.dead.get("dead-one") is None

@@ -12,10 +12,10 @@ from playwright.async_api import Browser, Page, expect
 
 from cache.connection.pool import PoolOptions, open_pool
 from tests.support.browser import browsing, violations
-from tests.support.page import fill
+from tests.support.page import fill, take_small_steps
 from tests.support.queues import queue_of
 from tests.support.web import CLOSED, OPEN, TOKEN, serving
-from worker import JobQueue
+from worker import JobQueue, call
 from worker.web.access import Access
 from worker.web.page.pages import PAGES
 from worker.web.site import Site
@@ -118,6 +118,25 @@ async def test_without_scripts_one_signs_in_acts_and_sees_it(
         await expect(row).to_contain_text("dead/delete")
         assert wrong == []
     assert await queue.dead.count() == 0
+
+
+async def test_scripts_go_on_with_a_change_until_all_were_looked_at(
+    browser: Browser, client: Any, prefix: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    queue = queue_of(client, prefix)
+    await queue.enqueue_many([call("f", job_id=f"j{n}", delay_s=3600) for n in range(450)])
+    take_small_steps(monkeypatch)
+    async with looking(browser, queue) as (page, wrong):
+        await page.goto("/jobs")
+        await page.get_by_role("link", name="run all deferred ones now").click()
+        await page.get_by_role("link", name="Count on").click()
+        await page.get_by_role("link", name="Count on").click()
+        await expect(page.get_by_role("status")).to_have_text("450 of 450 jobs match.")
+        await page.get_by_role("button", name="Run now all that match").click()
+        told = page.get_by_role("status")
+        await expect(told).to_contain_text("450 of 450 jobs that match are made due")
+        assert await violations(page) == []
+        assert wrong == []
 
 
 async def test_the_keyboard_reaches_everything_and_shows_where(

@@ -12,7 +12,7 @@ from worker.errors import NotFound
 from worker.queue.priority import Priority
 from worker.queue.rows import JobState
 from worker.web.api import reads, views
-from worker.web.page import activity
+from worker.web.page import activity, many
 from worker.web.site import Site
 from worker.webhooks.policy import DeliveryState
 
@@ -154,6 +154,7 @@ PAGES = (
     Page("/jobs", "jobs", "Jobs", jobs, JobsPage),
     Page("/job", "job", "", job, views.ById),
     Page("/search", "search", "", search, Search),
+    Page("/change", "change", "", many.count, many.Change),
     Page("/dead", "dead", "Dead letters", dead, DeadLetters),
     Page("/workers", "workers", "Workers", workers, views.Nothing),
     Page("/schedules", "schedules", "Schedules", schedules, views.Nothing),

@@ -21,6 +21,7 @@ from worker.errors import InvalidArgument, WorkerError
 from worker.web.access import Refused
 from worker.web.api.actions import ACTIONS, Action, perform, require_operator
 from worker.web.api.routes import LIMIT_S, decode, problem_of
+from worker.web.page import many
 from worker.web.page.attempts import Attempts
 from worker.web.page.forms import cookie, form_of, is_same, local, with_cookie
 from worker.web.page.pages import PAGES, Page
@@ -47,6 +48,7 @@ def page_routes(site: Site) -> list[Route]:
         for action in ACTIONS.values()
     ]
     found += [
+        Route("/change", desk.answering(desk.change), methods=["POST"]),
         Route("/sign-in", desk.sign_in, methods=["GET", "POST"]),
         Route("/sign-out", desk.answering(desk.sign_out), methods=["POST"]),
     ]
@@ -85,6 +87,14 @@ class _Desk:
             return _said(_to(back), request, f"{action.label}: {done.message}")
 
         return self.answering(answer)
+
+    async def change(self, request: Request, session: Session) -> Response:
+        require_operator(session.visitor)
+        fields = await form_of(request)
+        session.require_form(fields.pop("form_token", ""))
+        query = decode(list(fields.items()), many.Change)
+        found = await many.change(self._site, session.visitor, query)
+        return self._show(request, "change", session=session, **found)
 
     def answering(self, answer: Answer) -> Handler:
         """Answer within the session of the request, or say what is wrong."""

@@ -53,6 +53,8 @@ function offerRefresh() {
 
 localize(document);
 offerRefresh();
+// Without scripts, somebody presses the button for each step.
+document.querySelector("form[data-goes-on]")?.requestSubmit();
 setInterval(() => {
   if (document.getElementById("refresh")?.checked && !isBusy()) refresh().catch(() => {});
 }, EVERY_MS);
