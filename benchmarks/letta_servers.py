@@ -7,6 +7,7 @@ import os
 import re
 import statistics
 import time
+from collections import Counter
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
@@ -156,11 +157,13 @@ class Pair:
         spent, errors, most = asyncio.run(_load(side, seconds, lambda: self._connections(side)))
         # Longer than `seconds`: the last requests are waited for.
         took_s = time.monotonic() - started
+        for kind, times in errors.items():
+            print(f"{times} times: {kind}")
         return {
             "requests_per_s": len(spent) / took_s,
             "p50_ms": statistics.median(spent) * 1000,
             "p99_ms": sorted(spent)[int(len(spent) * 0.99)] * 1000,
-            "errors": errors,
+            "errors": errors.total(),
             "cpu_ms_a_request": (side.cpu_s() - cpu) / len(spent) * 1000,
             "connections_at_once": most,
             "connections_opened": self._sessions(side) - opened,
@@ -182,14 +185,14 @@ def _count(log: str, database: str) -> int:
 
 async def _load(
     side: Side, seconds: float, connections: Callable[[], int]
-) -> tuple[list[float], int, int]:
-    """Durations of the requests, how many failed, and the most connections seen at once."""
+) -> tuple[list[float], Counter[str], int]:
+    """Durations of the requests, how many failed and how, and the most connections seen at once."""
     spent: list[float] = []
-    errors, most = 0, 0
+    errors: Counter[str] = Counter()
+    most = 0
     end = time.monotonic() + seconds
 
     async def client(number: int) -> None:
-        nonlocal errors
         path = f"/v1/agents/{side.agents[number % AGENTS]}"
         sent = number
         while time.monotonic() < end:
@@ -202,9 +205,10 @@ async def _load(
                     answer = await http.post(f"{path}/messages", json=body)
                 else:
                     answer = await http.get(path)
-                errors += not answer.is_success
-            except httpx.HTTPError:
-                errors += 1
+                if not answer.is_success:
+                    errors[f"{answer.request.method} {answer.status_code} {answer.text[:200]}"] += 1
+            except httpx.HTTPError as exc:
+                errors[f"{'POST' if is_message else 'GET'} {type(exc).__name__}"] += 1
             spent.append(time.perf_counter() - started)
 
     async def watch() -> None:
