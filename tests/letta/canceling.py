@@ -18,10 +18,16 @@ class CanceledAt:
     def __init__(self, coroutine: Coroutine[Any, Any, Any], at: int = 0) -> None:
         self._coroutine = coroutine
         self._at = at
+        self._task: asyncio.Task[Any] | None = None
         self.awaits = 0
 
+    def cancel_next(self) -> None:
+        """Cancel at the next await, if it is this coroutine that runs now."""
+        if asyncio.current_task() is self._task:
+            self._at = self.awaits + 1
+
     def __await__(self) -> Generator[Any, Any, Any]:
-        task = asyncio.current_task()
+        self._task = task = asyncio.current_task()
         assert task is not None
         steps = self._coroutine.__await__()
         try:
