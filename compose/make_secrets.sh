@@ -19,7 +19,8 @@ chmod 700 "$secrets"
 # or stops what another user runs. The cache's commands also look for its keys (SCAN).
 rights='-@all +@read +@write +@connection +@transaction +@scripting -@dangerous +info +time'
 rights="$rights -dbsize -randomkey -function -script|flush -script|kill"
-queue_rights="~arq:* &arq:* $rights +publish +subscribe +unsubscribe -scan"
+# Workers hear of the queue's changes by client tracking, on the channel of that name.
+queue_rights="~arq:* &arq:* &__redis__:invalidate $rights +publish +subscribe +unsubscribe -scan"
 cache_rights="~lc:* $rights"
 
 # Nobody is this user, but the queue's needs all rights: Valkey 8.1 and others read what a script

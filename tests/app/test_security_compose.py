@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import re
-import shutil
 import socket
 import stat
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +19,9 @@ from cache import Cache, admin, open_cache
 from cache.connection.pool import PoolOptions, open_pool
 from cache.connection.scripts import commands_of
 from settings import load_settings
-from tests.support.compose import COMPOSE, load, run, services
+from tests.support.compose import COMPOSE, load, made_secrets, run, server_of, services
 from tests.support.engine import burst
 from tests.support.queues import open_queue, stores_of
-from tests.support.servers import valkey
 from worker.queue.rights import COMMANDS
 
 pytestmark = pytest.mark.acceptance
@@ -41,22 +38,7 @@ NEEDLESS = {
 
 @pytest.fixture
 def secrets(tmp_path: Path) -> Path:
-    """What make_secrets.sh makes."""
-    shutil.copy2(COMPOSE / "make_secrets.sh", tmp_path)
-    made = run([str(tmp_path / "make_secrets.sh")])
-    assert made.returncode == 0, made.stderr
-    return tmp_path / "secrets"
-
-
-@contextmanager
-def server_of(name: str, home: Path, secrets: Path, *options: str) -> Iterator[int]:
-    """A server with the configuration of `queue` or `cache`, and its users of `secrets`."""
-    conf = home / f"valkey-{name}.conf"
-    text = (COMPOSE / conf.name).read_text()
-    assert "/run/secrets/" in text
-    conf.write_text(text.replace("/run/secrets/", f"{secrets}/"))
-    with valkey(home / f"server-{name}", str(conf), *options) as port:
-        yield port
+    return made_secrets(tmp_path)
 
 
 def test_the_secrets_are_the_owners_and_made_once(secrets: Path) -> None:
@@ -158,6 +140,8 @@ async def test_clients_may_run_what_is_documented_and_little_of_that(
             given, allowed = [
                 await may_run(client, user, every) for user in ("letta-redis", "documented")
             ]
+            hears = ("ACL", "DRYRUN", "letta-redis", "SUBSCRIBE", "__redis__:invalidate")
+            may_hear = await client.execute_command(*hears) == b"OK"
             dangerous = set(
                 map(bytes.decode, await client.execute_command("ACL", "CAT", "dangerous"))
             )
@@ -165,6 +149,7 @@ async def test_clients_may_run_what_is_documented_and_little_of_that(
     assert given & dangerous == {"info"}
     assert given & NEEDLESS == {"fcall", "fcall_ro", "lolwut"}  # no functions can be loaded
     assert ("scan" in given) is (server == "cache")
+    assert may_hear is (server == "queue")  # workers listen to client tracking
     needed = {name.lower() for name in COMMANDS} if server == "queue" else used_by_the_cache()
     assert needed <= given
 
@@ -250,7 +235,8 @@ async def test_queue_and_cache_work_with_the_passwords_of_the_secrets(
         for server, port in (("queue", queue_port), ("cache", cache_port)):
             async with open_pool(operator(port, secrets), PoolOptions(), name="t") as client:
                 # Nothing was denied, not even what its caller would have done without.
-                assert await client.execute_command("ACL", "LOG") == [], server
+                log = await client.execute_command("ACL", "LOG")
+                assert not log, (server, [row[8:10] for row in log])
         (secrets / PASSWORDS["cache"]).write_text("another")
         wrong = load_settings(**given).cache_redis_url
         assert wrong

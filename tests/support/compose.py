@@ -15,7 +15,7 @@ from typing import Any
 import yaml
 
 from cache.connection.embedded import server_binary
-from tests.support.servers import answers, free_port
+from tests.support.servers import answers, free_port, valkey
 from tests.support.wait import eventually_sync
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -94,6 +94,30 @@ def directive(path: Path, name: str) -> str:
         if key == name:
             return value.strip()
     raise AssertionError(f"{name} is not in {path.name}")
+
+
+def made_secrets(home: Path) -> Path:
+    """What make_secrets.sh makes."""
+    shutil.copy2(COMPOSE / "make_secrets.sh", home)
+    made = run([str(home / "make_secrets.sh")])
+    assert made.returncode == 0, made.stderr
+    return home / "secrets"
+
+
+@contextmanager
+def server_of(
+    name: str, home: Path, secrets: Path, *options: str, users: str | None = None
+) -> Iterator[int]:
+    """A server with the configuration of `queue` or `cache`, and its users of `secrets`, or others."""
+    conf = home / f"valkey-{name}.conf"
+    text = (COMPOSE / conf.name).read_text()
+    assert f"/run/secrets/valkey-{name}-users" in text
+    text = text.replace(
+        f"/run/secrets/valkey-{name}-users", f"{secrets}/valkey-{users or name}-users"
+    )
+    conf.write_text(text)
+    with valkey(home / f"server-{name}", str(conf), *options) as port:
+        yield port
 
 
 class ValkeyService:

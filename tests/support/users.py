@@ -6,7 +6,7 @@ from typing import Any
 
 NAME = "weak"
 RIGHTS = (
-    *("resetchannels", "~arq:*", "&arq:*", "~{arq}*", "&{arq}*", "~lc:*"),
+    *("resetchannels", "~arq:*", "&arq:*", "&__redis__:invalidate", "~{arq}*", "&{arq}*", "~lc:*"),
     *("+@all", "-@dangerous", "+info"),
 )
 
