@@ -156,6 +156,7 @@ soak: $(VENV)/.ready ## Break the queue, the cache and the network at random: ma
 	@DEATHS_S=60 FUZZ_SEED=$(SEED) $(PYTEST) -q -s -p no:cacheprovider --timeout 0 tests/cache/test_deaths.py
 	@FUZZ_EXAMPLES=$(shell expr $(or $(MINUTES),5) '*' 200) $(PYTEST) -q --timeout 0 tests/engine/test_ticks.py tests/engine/test_whatever_is_raised.py tests/queue/test_rhythm.py
 	@FUZZ_EXAMPLES=$(shell expr $(or $(MINUTES),5) '*' 40) $(PYTEST) -q --timeout 0 tests/llm/test_model.py tests/webhooks/test_limits_model.py
+	@SOAK_SEED=$(or $(SEED),1) $(PYTEST) -q --timeout 1200 tests/app/test_side_by_side.py
 
 # The base install without arq, as on a Letta server: with the redis-py of the workers, the oldest
 # that is allowed, and with the newest that `make lock` found. Rebuilt when a source changes.
