@@ -16,6 +16,16 @@ from tests.support.wait import eventually_sync
 LETTA, RECEIVER = "http://127.0.0.1:8283", "http://127.0.0.1:18001"
 WEBHOOKS, REQUESTS, READS = 20, 40, 40
 _HOLD_S = 5
+# Fails unless the server answers, be it that it wants a password.
+_ASK = """
+import socket, ssl
+s = socket.create_connection(("{server}", 6379), 9)
+if {encrypted}:
+    trusted = ssl.create_default_context(cafile="/run/secrets/valkey-ca.crt")
+    s = trusted.wrap_socket(s, server_hostname="{server}")
+s.sendall(b"PING\\r\\n")
+assert b"NOAUTH" in s.recv(99)
+"""
 
 
 @dataclass(slots=True)
@@ -57,6 +67,17 @@ class Drill:
         self.settle()
         self.say(f"valkey-queue: restored from a backup of {size:,} bytes, nothing lost")
         self.drain()
+
+    def run_encrypted(self) -> None:
+        """With compose/tls.yaml: all works, and a server answers nobody in clear."""
+        self.work()
+        self.settle()
+        for server in ("valkey-queue", "valkey-cache"):
+            for encrypted in (True, False):
+                ask = _ASK.format(server=server, encrypted=encrypted)
+                if self.stack.runs("letta-workers", "python3", "-c", ask) is not encrypted:
+                    raise Failed(f"{server}, asked with TLS: {encrypted}")
+        self.say("tls: all that was acknowledged ended; queue and cache answer nobody in clear")
 
     # -- work ------------------------------------------------------------------
 

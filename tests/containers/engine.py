@@ -24,6 +24,8 @@ def lacking() -> list[str]:
         found.append("podman (Debian: apt-get install podman runc)")
     elif os.geteuid() != 0:
         found.append("root: published ports, bind mounts and bases are made as root")
+    if shutil.which("openssl") is None:
+        found.append("openssl, which makes the certificates")
     return found
 
 

@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -54,7 +55,7 @@ async def hold(ctx, seconds):
 class Stack:
     """A copy of compose/ in a directory of its own, with its own secrets, settings and data."""
 
-    def __init__(self, engine: Engine, home: Path) -> None:
+    def __init__(self, engine: Engine, home: Path, *, tls: bool = False) -> None:
         self.engine = engine
         self.home = home
         self.folder = home / "compose"
@@ -67,14 +68,18 @@ class Stack:
         for data in ("redis", "pgdata"):
             (home / ".letta" / ".persist" / data).mkdir(parents=True)
         self.files = [self.folder / "compose.yaml", HERE / "override.yaml"]
+        if tls:
+            script = self.folder / "make_certificates.sh"
+            subprocess.run([script], check=True, capture_output=True)
+            self.files.append(self.folder / "tls.yaml")
 
     def compose(self, *arguments: str) -> str:
         profile = ("--profile", "observability")
         return self.engine.compose(self.files, self.home, "-p", PROJECT, *profile, *arguments)
 
-    def up(self) -> None:
+    def up(self, services: Sequence[str] = (*SERVICES, *OBSERVING)) -> None:
         """Start each service when what it needs is healthy. Timers of health checks want systemd."""
-        for name in (*OUTSIDE, *SERVICES, *OBSERVING):
+        for name in (*OUTSIDE, *services):
             self.compose("up", "--detach", "--no-build", "--no-deps", name)
             if name not in OUTSIDE:
                 self.wait_healthy(name)
