@@ -381,6 +381,20 @@ async def test_dead_letters_over_the_cap_go_in_short_steps(queue: JobQueue) -> N
     assert await client.zscore(keys.dead, "d19999") is not None
 
 
+async def test_old_dead_letters_are_looked_for_in_short_steps(queue: JobQueue) -> None:
+    await fill(
+        stores_of(queue).client,
+        stores_of(queue).keys.dead,
+        ((f"d{n}", now_ms() + n) for n in range(200_000)),
+    )
+    long_ago = datetime.fromtimestamp(1, UTC)
+
+    async def look() -> None:
+        assert await queue.dead.purge(before=long_ago) == 0
+
+    await assert_short(queue, look)
+
+
 async def test_the_rescuer_reads_no_bodies_of_dead_letters(queue: JobQueue) -> None:
     client, keys = stores_of(queue).client, stores_of(queue).keys
     for n, name in enumerate(("other", DELIVER_WEBHOOK)):

@@ -17,18 +17,19 @@ REFERENCE = "for i = 1, 2000 do redis.call('SET', KEYS[1] .. i, ARGV[1]) end"
 MOST_COMMANDS = 2000
 # A busy machine may disturb several measurements in a row.
 ROUNDS = 20
+_MEASURING = {b"CONFIG", b"SLOWLOG", b"INFO"}
 Act = Callable[[], Awaitable[object]]
 
 
 async def longest_us(client: Any, act: Act) -> int:
-    """The longest script that it runs, microseconds of the server."""
+    """The longest script or command that it sends, microseconds of the server."""
     await client.config_set("slowlog-max-len", 20_000)
     await client.config_set("slowlog-log-slower-than", 0)
     await client.execute_command("SLOWLOG", "RESET")
     await act()
     await client.config_set("slowlog-log-slower-than", -1)
     rows = await client.execute_command("SLOWLOG", "GET", 20_000)
-    return max((row[2] for row in rows if row[3][0].upper().startswith(b"EVAL")), default=0)
+    return max((row[2] for row in rows if row[3][0].upper() not in _MEASURING), default=0)
 
 
 async def _calls(client: Any) -> dict[str, int]:
@@ -55,21 +56,21 @@ async def assert_short_steps(
     """
     reference = partial(client.eval, REFERENCE, 1, f"{prefix}reference:", "x" * 200)
     written = [f"{prefix}reference:{number}" for number in range(1, 2001)]
-    found: list[tuple[int, int]] = []
-    took = 0
+    times: list[int] = []
+    limits: list[int] = []
 
     async def measured() -> None:
-        nonlocal took
-        took = await longest_us(client, act)
+        times.append(await longest_us(client, act))
 
     for _ in range(ROUNDS):
         if prepare is not None:
             await prepare()
         assert await commands_a_script(client, measured) <= MOST_COMMANDS
-        assert took > 0
-        limit = await longest_us(client, reference)
-        await client.delete(*written)
-        found.append((took, limit))
-        if took <= limit:
+        assert times[-1] > 0
+        # The least disturbed counts of both: a disturbed reference would allow anything.
+        for _ in range(3):
+            limits.append(await longest_us(client, reference))
+            await client.delete(*written)
+        if min(times) <= min(limits):
             return
-    raise AssertionError(f"microseconds, and what was allowed: {found}")
+    raise AssertionError(f"microseconds: {times}, and what was allowed: {limits}")
