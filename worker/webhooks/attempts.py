@@ -68,6 +68,8 @@ _AWAY = (
     OSError,
 )
 _BACKOFF_BASE_S, _BACKOFF_CAP_S = 0.05, 1.0
+# Open deliveries that one script looks at.
+MOST_JOBLESS = 100
 # Keeps a script call short; the rest is sent in the next call.
 _MOST = 64
 _TELL_EVERY_S = 30.0
@@ -163,7 +165,9 @@ class AttemptStore:
         _, *events = await self._ask(_Terms(limits, max_attempts, self.retention_s), True, row)
         return [event.decode() for event in events]
 
-    async def end_jobless(self, *, seen_s: float, most: int) -> tuple[int, list[str]]:
+    async def end_jobless(
+        self, *, seen_s: float, most: int = MOST_JOBLESS
+    ) -> tuple[int, list[str]]:
         """
         End open deliveries whose job no longer exists, as dead with the reason job_removed.
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from cache.logs import get_logger
 from worker.queue.context import JobContext
-from worker.webhooks.attempts import REPORT_WEBHOOK, AttemptStore
+from worker.webhooks.attempts import MOST_JOBLESS, REPORT_WEBHOOK, AttemptStore
 from worker.webhooks.client import DELIVER_WEBHOOK
 from worker.webhooks.context import WebhookContext
 
@@ -20,7 +20,6 @@ log = get_logger(__name__)
 RESCUE_WEBHOOKS = "rescue_webhooks"
 # Also the longest time that a delivery waits for its rescue.
 RESCUE_CRON = "*/15 * * * * *"
-_PAGE = 100
 # An open delivery's job is checked at most this often; one run checks at most _MOST_PAGES pages.
 _SEEN_S = 15.0
 _MOST_PAGES = 50
@@ -46,8 +45,8 @@ async def rescue_webhooks(ctx: JobContext) -> int:
 
 async def _end_jobless(attempts: AttemptStore) -> None:
     for _ in range(_MOST_PAGES):
-        seen, ended = await attempts.end_jobless(seen_s=_SEEN_S, most=_PAGE)
+        seen, ended = await attempts.end_jobless(seen_s=_SEEN_S)
         for id_ in ended:
             log.warning("webhook.job_removed", delivery_id=id_)
-        if seen < _PAGE:
+        if seen < MOST_JOBLESS:
             return
