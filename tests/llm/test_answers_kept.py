@@ -126,6 +126,17 @@ async def test_a_paid_answer_that_is_no_json_is_not_bought_again(
     assert fake.calls("POST /v1/chat/completions") == 1
 
 
+async def test_an_answer_as_text_of_json_is_decoded(
+    private_valkey_url: str, fake: FakeProvider
+) -> None:
+    content = {"choices": [{"message": {"content": "echo: a"}}]}
+    fake.fault("POST", DIRECT["openai"], "status", status=200, body=json.dumps(content))
+    settings = settings_for(private_valkey_url, fake)
+    async with open_queue(settings) as queue, running_worker(settings):
+        assert await outcome(queue, await urgent(queue, "openai")) == "echo: a"
+    assert fake.calls("POST /v1/chat/completions") == 1
+
+
 CHAT, RESPONSES, MESSAGES = "/v1/chat/completions", "/v1/responses", "/v1/messages"
 USED = {"prompt_tokens": 1, "completion_tokens": 2}
 
@@ -143,6 +154,7 @@ USED = {"prompt_tokens": 1, "completion_tokens": 2}
         (CHAT, {"error": {"code": 429, "message": "slow"}}, "429", True),
         (CHAT, None, "no_answer", True),
         (CHAT, "text", "no_answer", True),
+        (CHAT, '{"choices": [1', "malformed", False),
         ("/v1/embeddings", {"data": [1]}, "", False),
         ("/v1/embeddings", {"data": []}, "no_answer", True),
         (RESPONSES, {"output": [], "status": "incomplete"}, "", False),

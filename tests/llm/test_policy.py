@@ -12,13 +12,12 @@ from worker.llm.answers import (
     Answer,
     Fate,
     decide_fate,
-    read_item,
-    read_message_item,
     read_response,
 )
 from worker.llm.grouping import check_request
 from worker.llm.providers.calls import retry_after_s
 from worker.llm.providers.protocol import split_custom_id
+from worker.llm.result_lines import read_item, read_message_item
 from worker.llm.states import LookupResult, OnAmbiguous, UnconfirmedDecision, decide_unconfirmed
 from worker.llm.stored_answers import decode_answer, encode_answer
 from worker.llm.usage import Usage, read_usage
@@ -78,11 +77,23 @@ def test_an_unconfirmed_batch_is_resent_only_after_a_complete_lookup(
         ({"response": {"status_code": 503, "body": None}}, "http_503", True),
         ({"response": {"status_code": 400, "body": {"error": {"code": "bad"}}}}, "bad", False),
         ({}, "malformed", False),
+        # An answer was paid for, whatever stands beside it.
+        ({"response": {"body": {"a": 1}}, "error": {}}, "", False),
+        ({"response": {"body": {"a": 1}}, "error": {"code": None, "message": ""}}, "", False),
+        ({"response": {"body": {"a": 1}}, "error": {"code": "batch_expired"}}, "", False),
+        ({"response": {"status_code": 200, "body": '{"a": NaN}'}}, "", False),
+        ({"response": {}, "error": {"code": "batch_expired"}}, "batch_expired", True),
+        ({"response": None, "error": "out of memory"}, "error", False),
+        ({"result": {"choices": [1]}, "error": {}}, "malformed", False),
     ],
 )
 def test_lines_of_openai_are_read(item: dict[str, Any], kind: str, retryable: bool) -> None:
     answer = read_item(item)
     assert (answer.kind, answer.retryable) == (kind, retryable)
+    if answer.ok:
+        assert list(answer.body) == ["a"]
+    if kind == "malformed":
+        assert answer.body == item
 
 
 @pytest.mark.parametrize(
@@ -99,11 +110,23 @@ def test_lines_of_openai_are_read(item: dict[str, Any], kind: str, retryable: bo
         ),
         ({"type": "errored"}, "error", False),
         (None, "malformed", False),
+        ({"type": "SUCCEEDED", "message": {"a": 1}}, "", False),
+        ({"type": "completed", "message": {"a": 1}}, "", False),
+        ({"type": "succeeded", "message": '{"a": 1}'}, "", False),
+        ({"type": "Expired"}, "expired", True),
     ],
 )
 def test_lines_of_anthropic_are_read(result: Any, kind: str, retryable: bool) -> None:
     answer = read_message_item({"custom_id": "c", "result": result})
     assert (answer.kind, answer.retryable) == (kind, retryable)
+
+
+def test_a_result_of_an_unknown_type_says_which() -> None:
+    answer = read_message_item({"result": {"type": "paused"}})
+    assert (answer.kind, answer.message) == (
+        "error",
+        "the provider's result is of the type paused",
+    )
 
 
 def test_usage_is_read_by_either_providers_field_names() -> None:

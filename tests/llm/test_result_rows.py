@@ -14,12 +14,13 @@ import structlog
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from worker.llm.answers import Answer, LongText, read_item
+from worker.llm.answers import Answer, LongText, checked
 from worker.llm.items import Items
 from worker.llm.json_text import Unreadable, decode
 from worker.llm.outline import Outline
 from worker.llm.providers.open_row import ResultRow
 from worker.llm.providers.result_rows import RowReader, answers_of, rows_in
+from worker.llm.result_lines import read_item
 
 pytestmark = pytest.mark.unit
 
@@ -161,6 +162,17 @@ def test_rows_without_line_ends_are_all_read(between: bytes) -> None:
     rows[1850] = row(1850, LONG)
     found = [id_ for one in read(between.join(rows)) for id_, _ in pairs(one)]
     assert found == [custom_id(number) for number in range(1900)]
+
+
+@pytest.mark.parametrize("of", ["response", "result"])
+def test_a_long_paid_line_of_another_form_keeps_its_text(of: str) -> None:
+    body = json.dumps({"choices": [LONG]})
+    line = json.dumps({"custom_id": custom_id(2), of: {"status_code": 200, "body": body}}).encode()
+    ((_, found),) = [pair for one in read(line) for pair in pairs(one)]
+    found = checked(found, "/v1/chat/completions")
+    assert (found.kind, found.retryable) == ("malformed", False)
+    assert found.text is not None
+    assert b"".join(found.text.pieces) == line
 
 
 def test_an_object_without_an_id_is_no_row_however_long() -> None:

@@ -9,13 +9,14 @@ import httpx
 import pytest
 
 from worker.errors import InvalidArgument, Permanent
-from worker.llm.answers import Answer, read_item
+from worker.llm.answers import Answer
 from worker.llm.grouping import MOST_OUTPUT_TOKENS, Group, check_request
 from worker.llm.providers import OpenAIProvider
 from worker.llm.providers.anthropic import AnthropicProvider
 from worker.llm.providers.calls import json_of, retry_after_s
 from worker.llm.providers.protocol import split_custom_id
 from worker.llm.providers.rows import in_path, usable_id
+from worker.llm.result_lines import read_item
 from worker.llm.stored_answers import decode_answer, encode_answer
 from worker.llm.usage import Usage, read_usage
 from worker.numbers import whole

@@ -1,9 +1,10 @@
 """
-Reads a provider's result line or response as an answer, and decides what happens to its request.
+Reads a provider's response as an answer, and decides what happens to its request.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from enum import StrEnum
@@ -15,7 +16,7 @@ from worker.numbers import whole
 
 _KIND_CHARS, _MESSAGE_CHARS = 200, 10_000
 # Error kinds after which the same request may succeed.
-_RETRYABLE = frozenset(
+RETRYABLE = frozenset(
     {
         "api_error",
         "batch_expired",
@@ -125,13 +126,29 @@ def checked(answer: Answer, endpoint: str) -> Answer:
     if isinstance(promised, list) and (promised or (may_be_empty and not error)):
         return answer
     if isinstance(error, Mapping) and error:
-        found = _error(error, fallback="error")
+        found = read_error(error, fallback="error")
         passes = found.retryable or is_transient(whole(error.get("code"), most=599))
         return Answer(kind=found.kind, message=found.message, retryable=passes, size=answer.size)
-    if not read_usage(body).is_empty:
+    if not read_usage(body).is_empty or is_text_of_json(answer):
         message = f"the provider's answer has no {name}"
         return replace(answer, kind=MALFORMED, message=message, path=())
     return no_answer(f"the provider's answer has no {name}: {_shown(body)}")
+
+
+def is_text_of_json(answer: Answer) -> bool:
+    """Whether the body is text that was to be decoded once more: what it holds was paid for."""
+    body = answer.body
+    return isinstance(body, str) and (answer.text is not None or body.lstrip().startswith("{"))
+
+
+def unwrapped(body: Any) -> Any:
+    """A body that came as text of JSON, as some gateways write it, decoded."""
+    if not is_text_of_json(Answer(body)):
+        return body
+    try:
+        return json.loads(body, strict=False)
+    except (ValueError, RecursionError):
+        return body
 
 
 def _shown(body: Any) -> str:
@@ -150,66 +167,21 @@ def no_answer(message: str) -> Answer:
     return Answer(kind=NO_ANSWER, message=message, retryable=True)
 
 
-def read_item(item: Mapping[str, Any]) -> Answer:
-    """Read a line of an OpenAI batch's output or error file."""
-    error = item.get("error")
-    if isinstance(error, Mapping):
-        kind = clipped(error.get("code") or "error", _KIND_CHARS)
-        if kind in {"batch_cancelled", "batch_canceled"}:
-            return CANCELED
-        message = clipped(error.get("message") or "", _MESSAGE_CHARS)
-        return Answer(kind=kind, message=message, retryable=kind in _RETRYABLE)
-    response = item.get("response")
-    if not isinstance(response, Mapping):
-        return Answer(
-            kind="malformed", message="the provider's line has neither response nor error"
-        )
-    body = response.get("body")
-    return read_response(_status(response.get("status_code"), body), body)
-
-
-def _status(value: Any, body: Any) -> int:
-    """The line's HTTP status. Without a valid one, the body decides between 200 and 0."""
-    status = whole(value.strip() if isinstance(value, str) else value, most=599)
-    if status >= 100:
-        return status
-    return 200 if isinstance(body, Mapping) and not body.get("error") else 0
-
-
-def read_message_item(item: Mapping[str, Any]) -> Answer:
-    """Read a line of an Anthropic batch's results."""
-    result = item.get("result")
-    if not isinstance(result, Mapping):
-        return Answer(kind="malformed", message="the provider's line has no result")
-    kind = result.get("type")
-    if kind == "succeeded":
-        return Answer(body=result.get("message"))
-    if kind in {"canceled", "cancelled"}:
-        return CANCELED
-    if kind == "expired":
-        return Answer(
-            kind="expired", message="the batch expired before the request ran", retryable=True
-        )
-    error = result.get("error")
-    inner = error.get("error") if isinstance(error, Mapping) else None
-    return _error(inner if isinstance(inner, Mapping) else {}, fallback="error")
-
-
 def read_response(status: int, body: Any) -> Answer:
     """Read an HTTP status and a decoded body."""
     if 200 <= status < 300:
         return Answer(body=body)
     error = body.get("error") if isinstance(body, Mapping) else None
-    answer = _error(error if isinstance(error, Mapping) else {}, fallback=f"http_{status}")
+    answer = read_error(error if isinstance(error, Mapping) else {}, fallback=f"http_{status}")
     if is_transient(status) and not answer.retryable:
         return Answer(kind=answer.kind, message=answer.message, retryable=True)
     return answer
 
 
-def _error(error: Mapping[str, Any], *, fallback: str) -> Answer:
+def read_error(error: Mapping[str, Any], *, fallback: str) -> Answer:
     kind = clipped(error.get("code") or error.get("type") or fallback, _KIND_CHARS)
     message = clipped(error.get("message") or "", _MESSAGE_CHARS)
-    return Answer(kind=kind, message=message, retryable=kind in _RETRYABLE)
+    return Answer(kind=kind, message=message, retryable=kind in RETRYABLE)
 
 
 def clipped(value: Any, most: int) -> str:

@@ -15,7 +15,7 @@ from typing import Any
 import httpx
 
 from worker.errors import Permanent
-from worker.llm.answers import Answer, read_message_item
+from worker.llm.answers import Answer
 from worker.llm.grouping import Group
 from worker.llm.providers.bounded import ResponseTooLarge
 from worker.llm.providers.calls import DEFAULT_MAX_BYTES, ProviderCalls, checked
@@ -32,6 +32,7 @@ from worker.llm.providers.rows import (
 )
 from worker.llm.providers.single import lost, read_single
 from worker.llm.providers.statuses import batch_status
+from worker.llm.result_lines import read_message_item
 from worker.llm.states import LookupResult
 from worker.numbers import whole
 

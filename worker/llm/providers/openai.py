@@ -17,11 +17,7 @@ from typing import Any
 import httpx
 
 from worker.errors import Permanent, Transient
-from worker.llm.answers import (
-    FILE_MISSING,
-    Answer,
-    read_item,
-)
+from worker.llm.answers import FILE_MISSING, Answer
 from worker.llm.grouping import Group
 from worker.llm.providers.bounded import ResponseTooLarge
 from worker.llm.providers.calls import (
@@ -52,6 +48,7 @@ from worker.llm.providers.rows import (
 )
 from worker.llm.providers.single import lost, read_single
 from worker.llm.providers.statuses import is_file_unready
+from worker.llm.result_lines import read_item
 from worker.llm.states import LookupResult
 
 _BATCH_TAG = "letta_redis_batch"

@@ -15,7 +15,7 @@ from dataclasses import replace
 from typing import Any
 
 from worker.http.scrub import scrub
-from worker.llm.answers import Answer, LongText, unreadable
+from worker.llm.answers import MALFORMED, Answer, LongText, unreadable
 from worker.llm.json_text import objects
 from worker.llm.providers.open_row import ID_BYTES, OpenRow, ResultRow, ids_in
 
@@ -194,6 +194,8 @@ def answers_of(
         answer = read(row.row)
         if isinstance(row.text, LongText) and answer.ok:
             answer = replace(answer, text=row.text, path=path)
+        elif answer.kind == MALFORMED and row.text is not None:
+            answer = unreadable(answer.message, row.text)
     answer = replace(answer, size=row.size)
     ids = row.ids if row.row is None else (str(row.row.get("custom_id")),)
     yield from ((id_, answer) for id_ in ids or ("",))

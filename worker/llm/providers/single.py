@@ -9,7 +9,15 @@ from collections.abc import Mapping
 import httpx
 
 from worker.errors import Transient
-from worker.llm.answers import Answer, clipped, is_transient, no_answer, read_response, unreadable
+from worker.llm.answers import (
+    Answer,
+    clipped,
+    is_transient,
+    no_answer,
+    read_response,
+    unreadable,
+    unwrapped,
+)
 from worker.llm.providers.bounded import ResponseTooLarge
 from worker.llm.providers.calls import json_of, retry_after_s
 from worker.llm.providers.protocol import BrokenOff, Busy
@@ -40,7 +48,7 @@ def read_single(reply: httpx.Response) -> Answer:
         raise Busy(f"the provider answered {status}", retry_after_s(reply.headers))
     if is_transient(status):
         raise Transient(f"the provider answered {status}")
-    body = json_of(reply)
+    body = unwrapped(json_of(reply))
     if not reply.is_success or isinstance(body, Mapping):
         return read_response(status, body)
     if body is None and reply.content.lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"{"):
