@@ -74,8 +74,16 @@ async def test_a_redirect_on_the_provider_keeps_the_key() -> None:
     ["http://storage.test/x", "https://api.test:99999/", "https://[", "https://api.test/v1/loop"],
 )
 async def test_a_redirect_that_leads_nowhere_is_tried_again_later(location: str) -> None:
+    asked = 0
+
+    def answer(_request: httpx.Request) -> httpx.Response:
+        nonlocal asked
+        asked += 1
+        return streamed(302, location=location)
+
     with pytest.raises(Transient, match="redirect"):
-        await read(lambda _request: streamed(302, location=location))
+        await read(answer)
+    assert asked <= 5
 
 
 @pytest.mark.parametrize(("status", "error"), [(403, Transient), (500, Transient), (404, Absent)])

@@ -476,3 +476,16 @@ async def test_what_an_operator_disabled_is_not_forgotten(queue: JobQueue) -> No
     assert found[0].key == name
     assert found[0].disabled_at is not None
     assert abs(found[0].disabled_at.timestamp() - time.time()) < 60
+
+
+async def test_the_events_of_endpoints_are_capped(queue: JobQueue) -> None:
+    client, keys = stores_of(queue).client, stores_of(queue).keys
+    async with client.pipeline(transaction=False) as pipe:
+        for n in range(3000):
+            pipe.xadd(keys.webhook_events, {"kind": "disabled", "endpoint": f"e{n}"})
+        await pipe.execute()
+    (id_,) = [await queue.send_webhook(URL, {}, event_type="x")]
+    await end(queue, id_, 410)
+    assert (await client.xrevrange(keys.webhook_events, count=1))[0][1][b"endpoint"] != b"e2999"
+    # A stream is trimmed by whole nodes of a hundred entries.
+    assert await client.xlen(keys.webhook_events) < 1200
