@@ -46,6 +46,18 @@ async def test_the_slowest_batch_of_each_state_is_measured(client: Any, prefix: 
     assert found[BatchState.OPEN].idle_s == 0
 
 
+async def test_at_most_a_thousand_batches_are_looked_at(client: Any, prefix: str) -> None:
+    queue = queue_of(client, prefix)
+    keys = stores_of(queue).keys
+    async with client.pipeline(transaction=False) as pipe:
+        for n in range(1100):
+            pipe.hset(keys.llm_batch(f"b{n}"), "state", "submitted")
+            pipe.zadd(keys.llm_underway, {f"b{n}": n})
+        await pipe.execute()
+
+    assert sum(each.batches for each in await queue.llm.batches.progress()) == 1000
+
+
 async def test_each_transition_is_progress(client: Any, prefix: str) -> None:
     queue = queue_of(client, prefix)
     store, keys = stores_of(queue).batches, stores_of(queue).keys
