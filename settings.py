@@ -225,6 +225,15 @@ class Settings(BaseSettings):
         le=67_108_864,
         description="Largest stored value, bytes. A larger value is returned but not stored.",
     )
+    cache_max_memory_share: float = Field(
+        0.5,
+        ge=0,
+        le=1,
+        description=(
+            "On a server that evicts nothing, such as the queue's: share of its maxmemory above which "
+            "nothing new is cached; 0: no limit."
+        ),
+    )
     cache_max_dependents: int = Field(
         10_000,
         ge=10,

@@ -141,6 +141,9 @@ class ValueSlot:
         if len(envelope) > options.max_value_bytes:
             self.components.counters.too_large += 1
             return -1
+        if not await entries.room.left(lease.key, len(envelope)):
+            self.components.counters.without_room += 1
+            return -1
         index, indexes = self.components.index, self._indexes(value)
         recorded = self.recorded is lease and index.remembers(load_s)
         if index.apart and not recorded:

@@ -113,6 +113,7 @@ def cache_options(settings: Settings) -> CacheOptions:
         cut_off=settings.cache_cut_off,
         timeout_s=settings.cache_timeout_s,
         max_value_bytes=settings.cache_max_value_bytes,
+        max_memory_share=settings.cache_max_memory_share,
         max_dependents=settings.cache_max_dependents,
         schema_version=settings.cache_schema_version,
         compress_min_bytes=settings.cache_compress_min_bytes,

@@ -55,6 +55,8 @@ class CacheOptions:
             raises CacheUnavailable.
         timeout_s: a call waits this long for the server, then goes to its loader.
         max_value_bytes: larger values (as stored) are returned but not stored.
+        max_memory_share: on a server that evicts nothing, such as the queue's, nothing new is
+            stored while it uses more than this share of its maxmemory; 0 sets no limit.
         max_dependents: most agents in the index of one dependency. Beyond it, invalidating the
             dependency invalidates everything.
         schema_version: version of the cached models. Values of another version are misses.
@@ -76,6 +78,7 @@ class CacheOptions:
     cut_off: Literal["serve", "refuse"] = "serve"
     timeout_s: float = 0.04
     max_value_bytes: int = 1024 * 1024
+    max_memory_share: float = 0.5
     max_dependents: int = 10_000
     schema_version: int = 1
     compress_min_bytes: int = 0

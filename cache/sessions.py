@@ -59,7 +59,7 @@ class Sessions:
         self, agent_id: str, session_id: str, data: Any, *, ttl_s: float | None = None
     ) -> bool:
         """
-        Store a session. False when the server is away or the data is too large.
+        Store a session. False when the server is away or has no room, or the data is too large.
 
         Raises:
             NotEncodable: a part of the data would not come back as given.
@@ -72,6 +72,9 @@ class Sessions:
             return False
         if len(sealed) > components.options.max_value_bytes:
             components.counters.too_large += 1
+            return False
+        if not await components.entries.room.left(key, len(sealed)):
+            components.counters.without_room += 1
             return False
         try:
             await components.entries.connection.execute("SET", key, sealed, "EX", life_s)

@@ -31,6 +31,7 @@ class Counters:
     intents: int = 0
     intents_missed: int = 0
     too_large: int = 0
+    without_room: int = 0
     not_encodable: int = 0
     unreadable: int = 0
     untrusted: int = 0

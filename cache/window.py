@@ -172,6 +172,9 @@ class WindowSlot:
         pairs = home.pairs(oldest_first, self.window)
         if pairs is None:
             return -1
+        if not await components.entries.room.left(lease.key, size_of(pairs)):
+            components.counters.without_room += 1
+            return -1
         ttl_ms = max(int(options.message_ttl_s * 1000), 1)
         head = (
             lease.token,
@@ -210,9 +213,14 @@ class WindowSlot:
             await connection.execute("PEXPIRE", staged, CACHE_STAGED_TTL_MS)
 
 
+def size_of(pairs: Pairs) -> int:
+    """The bytes of these messages."""
+    return sum(map(len, pairs[1::2]))
+
+
 def is_large(pairs: Pairs) -> bool:
     """Whether these are too many bytes for one script."""
-    return sum(map(len, pairs[1::2])) > CACHE_LARGE_TOGETHER
+    return size_of(pairs) > CACHE_LARGE_TOGETHER
 
 
 def steps_of(pairs: Pairs) -> Iterator[Pairs]:

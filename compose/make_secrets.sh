@@ -63,15 +63,26 @@ END
     chmod 644 "$secrets/$2" "$secrets/valkey-$1-users.conf"
 }
 
+# is_current SERVER: whether its users are those of this release.
+is_current() {
+    grep -qs '^# Release 2 ' "$secrets/valkey-$1-users.conf"
+}
+
 for name in letta_web_token letta_web_read_token grafana_password; do
     digest_of "$secrets/$name" >/dev/null
     chmod 644 "$secrets/$name"
 done
-if grep -qs '^# Release 2 ' "$secrets/valkey-queue-users.conf" \
-    && grep -qs '^# Release 2 ' "$secrets/valkey-cache-users.conf"; then
+if is_current queue && is_current cache && is_current single; then
     echo "$secrets has passwords already"
     exit 0
 fi
 write_users queue letta_redis_password "$queue_rights" "$queue_default"
 write_users cache letta_cache_redis_password "$cache_rights" "$cache_default"
+# For compose/single.yaml, on which both share the queue's server.
+write_users single letta_redis_password "$queue_rights" "$queue_default"
+cat >> "$secrets/valkey-single-users.conf" <<END
+
+# The cache's.
+user letta-cache on #$(digest_of "$secrets/letta_cache_redis_password") resetkeys resetchannels $cache_rights
+END
 echo "made passwords in $secrets"

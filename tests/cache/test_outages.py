@@ -381,7 +381,7 @@ async def test_all_kinds_of_invalidation_are_delivered_after_an_outage(
 async def test_a_server_without_memory_costs_only_misses(tmp_path: Path, prefix: str) -> None:
     options = ("--maxmemory", "3mb", "--maxmemory-policy", "noeviction")
     with fragile_server(tmp_path, *options) as server:
-        async with cache_on(server.url, prefix) as cache:
+        async with cache_on(server.url, prefix, max_memory_share=0.0) as cache:
             await cache.agents.set("a1", "old", depends_on=["block:b1"])
             for number in range(200):
                 await cache.agents.set(f"x{number}", b"x" * 50_000)

@@ -17,7 +17,7 @@ from pathlib import Path
 from tests.containers.drill import Drill
 from tests.containers.engine import Engine, Failed, lacking
 from tests.containers.images import Images
-from tests.containers.stack import OBSERVING, SERVICES, Stack
+from tests.containers.stack import OBSERVING, SERVICES, SHARING, Stack
 
 ROOT = Path(__file__).resolve().parents[2]
 NOT_RUN = 77
@@ -58,10 +58,14 @@ def _run(cache: Path) -> int:
 
 
 def _in_stack(
-    engine: Engine, services: Sequence[str], run: Callable[[Drill], None], *, tls: bool = False
+    engine: Engine,
+    services: Sequence[str],
+    run: Callable[[Drill], None],
+    *,
+    above: str | None = None,
 ) -> bool:
     with tempfile.TemporaryDirectory(prefix="letta-redis-compose-") as home:
-        stack = Stack(engine, Path(home), tls=tls)
+        stack = Stack(engine, Path(home), above=above)
         drill = Drill(stack, say)
         try:
             stack.up(services)
@@ -85,7 +89,8 @@ def _in_stack(
 def _drill(engine: Engine) -> int:
     if not (
         _in_stack(engine, (*SERVICES, *OBSERVING), Drill.run)
-        and _in_stack(engine, SERVICES, Drill.run_encrypted, tls=True)
+        and _in_stack(engine, SERVICES, Drill.run_encrypted, above="tls.yaml")
+        and _in_stack(engine, SHARING, Drill.run_shared, above="single.yaml")
     ):
         return 1
     say("not run: Letta's own image, and compose/Dockerfile.letta on it (make letta-test runs it)")

@@ -79,6 +79,16 @@ class Drill:
                     raise Failed(f"{server}, asked with TLS: {encrypted}")
         self.say("tls: all that was acknowledged ended; queue and cache answer nobody in clear")
 
+    def run_shared(self) -> None:
+        """With compose/single.yaml: queue and cache work on one server, through its death."""
+        self.work()
+        self.stack.crash("valkey-queue")
+        self.work()
+        self.settle()
+        if not self.ledger.hits:
+            raise Failed("nothing came from the cache")
+        self.say("single server: killed, nothing lost, and the cache is used")
+
     # -- work ------------------------------------------------------------------
 
     def work(self) -> None:

@@ -23,6 +23,8 @@ OPS = HERE.parents[1] / "ops"
 BACKUP = OPS / "backup"
 PROJECT = "letta-redis-test"
 SERVICES = ("valkey-queue", "valkey-cache", "valkey-letta", "letta", "letta-workers")
+# With compose/single.yaml.
+SHARING = tuple(name for name in SERVICES if name != "valkey-cache")
 OBSERVING = ("letta-web", "prometheus")
 OUTSIDE = ("outside",)
 DEADLINE_S = 240.0
@@ -55,7 +57,7 @@ async def hold(ctx, seconds):
 class Stack:
     """A copy of compose/ in a directory of its own, with its own secrets, settings and data."""
 
-    def __init__(self, engine: Engine, home: Path, *, tls: bool = False) -> None:
+    def __init__(self, engine: Engine, home: Path, *, above: str | None = None) -> None:
         self.engine = engine
         self.home = home
         self.folder = home / "compose"
@@ -68,10 +70,9 @@ class Stack:
         for data in ("redis", "pgdata"):
             (home / ".letta" / ".persist" / data).mkdir(parents=True)
         self.files = [self.folder / "compose.yaml", HERE / "override.yaml"]
-        if tls:
-            script = self.folder / "make_certificates.sh"
-            subprocess.run([script], check=True, capture_output=True)
-            self.files.append(self.folder / "tls.yaml")
+        subprocess.run([self.folder / "make_certificates.sh"], check=True, capture_output=True)
+        if above is not None:
+            self.files.append(self.folder / above)
 
     def compose(self, *arguments: str) -> str:
         profile = ("--profile", "observability")

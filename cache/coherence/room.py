@@ -1,0 +1,77 @@
+"""
+Keeps the cache from filling a server that it shares with the queue.
+
+Such a server evicts nothing, so a cache that filled it would have every enqueue refused. TTLs
+bound for how long values are kept, and this how many: nothing new is stored while the server
+uses more than a share of its maxmemory. What is not stored is loaded, as any miss is. A server
+that evicts makes room itself.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+import time
+from dataclasses import dataclass
+
+from redis.exceptions import ResponseError
+
+from cache.coherence.guarded import GuardedConnection
+from cache.connection.protocol import Away, Connection
+
+# For how long one reading of a server's memory is used, seconds.
+_READ_EVERY_S = 1.0
+# Nodes that have left their cluster are forgotten with all others.
+_MOST_NODES = 1_000
+_FACT = re.compile(rb"^(used_memory|maxmemory|maxmemory_policy):(\S+)", re.MULTILINE)
+
+
+@dataclass(slots=True)
+class _Reading:
+    """What was free for the cache at a time, and what this process has stored since, bytes."""
+
+    at: float
+    free: float
+    stored: int = 0
+
+    def answers(self, now: float, size: int) -> bool:
+        """Others store, too: after half of what was free, look again."""
+        return now - self.at < _READ_EVERY_S and (
+            self.free <= 0 or 2 * (self.stored + size) <= self.free
+        )
+
+
+class Room:
+    """Whether a server has memory left for the cache. `share` is 0 to 1; 0: never asks."""
+
+    def __init__(self, connection: GuardedConnection, share: float) -> None:
+        self._connection = connection
+        self._share = share
+        self._readings: dict[Connection, _Reading] = {}
+
+    async def left(self, key: str, size: int) -> bool:
+        """Whether the server of this key takes so many bytes more. Yes, if it cannot be asked."""
+        if not self._share or not self._connection.trusted:
+            return True
+        node = self._connection.unguarded.node_of(key)
+        reading, now = self._readings.get(node), time.monotonic()
+        if reading is None or not reading.answers(now, size):
+            try:
+                free = self._free(await node.execute("INFO", "memory"))
+            except (Away, ResponseError):
+                free = math.inf
+            reading = _Reading(now, free)
+            if len(self._readings) > _MOST_NODES:
+                self._readings.clear()
+            self._readings[node] = reading
+        if size > reading.free:
+            return False
+        reading.stored += size
+        return True
+
+    def _free(self, info: bytes) -> float:
+        found = dict(_FACT.findall(info))
+        most = int(found.get(b"maxmemory", 0))
+        if not most or found.get(b"maxmemory_policy", b"noeviction") != b"noeviction":
+            return math.inf
+        return self._share * most - int(found[b"used_memory"])
