@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import pickle
 from collections.abc import AsyncIterator
 from typing import Any
 
+import msgpack
 import pytest
 from arq.worker import func
 from redis.exceptions import ConnectionError as RedisConnectionError
@@ -96,9 +98,11 @@ async def test_a_body_of_another_type_costs_the_other_jobs_nothing(lab: Lab) -> 
     ]  # fmt: skip
 
 
-async def test_its_body_does_not_expire_while_it_runs(lab: Lab) -> None:
+@pytest.mark.parametrize("pack", [pickle.dumps, msgpack.packb])
+async def test_a_stock_clients_body_does_not_expire_while_it_runs(lab: Lab, pack: Any) -> None:
+    body = pack({"t": None, "f": "f", "a": (), "k": {}, "et": 1})
     await lab.queue.enqueue("f", job_id="a")
-    await lab.client.pexpire(lab.keys.base.job("a"), 60_000)
+    await lab.client.set(lab.keys.base.job("a"), body, px=60_000)
     assert await lab.next_job() == ["a"]
     assert await lab.client.ttl(lab.keys.base.job("a")) == -1
 

@@ -18,7 +18,7 @@ from redis.exceptions import RedisError, ResponseError
 from cache.connection.refusals import refusal_of
 
 COMMANDS = (
-    "BITFIELD", "DEL", "EXISTS", "GET", "GETEX", "GETRANGE", "HDEL", "HEXISTS", "HGET", "HGETALL",
+    "BITFIELD", "DEL", "EXISTS", "GET", "GETRANGE", "HDEL", "HEXISTS", "HGET", "HGETALL",
     "HLEN", "HMGET", "HSCAN", "HSET", "HSETNX", "HSTRLEN", "INCRBY", "LINDEX", "LLEN", "LPOP", "LPOS",
     "LPUSH", "LREM", "LSET", "LTRIM", "MGET", "MSETNX", "PERSIST", "PEXPIRE", "PTTL", "PUBLISH", "RENAME",
     "RPUSH", "SADD", "SCARD", "SET", "SETRANGE", "SREM", "STRLEN", "TIME", "UNLINK", "XADD",

@@ -98,10 +98,9 @@ def job_body(
         "a": list(args),
         "k": dict(kwargs),
         "et": now_ms,
+        # Stock arq ignores this field. That it is there tells our bodies from others (lua/_body.lua).
+        "o": options or {},
     }
-    if options:
-        # Stock arq ignores this field. See worker/queue/client.py.
-        fields["o"] = options
     return codec.encode_exact(fields)
 
 
