@@ -190,10 +190,10 @@ async def test_other_tasks_run_while_many_short_rows_are_read() -> None:
             await asyncio.sleep(0)
 
     async def piece() -> AsyncIterator[bytes]:
-        yield b"x\n" * 2000
+        yield b"x\n" * 6000
 
     other = asyncio.create_task(beside())
-    assert len([r async for r in rows_in(piece(), ())]) == 2000
+    assert len([r async for r in rows_in(piece(), ())]) == 6000
     other.cancel()
     assert turns > 3
 
