@@ -53,6 +53,26 @@ _PRIORITIES = ("critical", "high", "default", "low")
 
 
 @dataclass(frozen=True, slots=True)
+class SeriesKeys:
+    """
+    The keys of one kind of history (queue/lua/_series.lua).
+
+    index: sorted set: series -> the Unix minute that it is counted in.
+    """
+
+    index: str
+
+    def total(self, series: str) -> str:
+        return f"{self.index}-total:{series}"
+
+    def hours(self, day: int, series: str) -> str:
+        return f"{self.index}-hours:{day}:{series}"
+
+    def minutes(self, hour: int, series: str) -> str:
+        return f"{self.index}-minutes:{hour}:{series}"
+
+
+@dataclass(frozen=True, slots=True)
 class QueueKeys:
     """Builds the key names on the queue's server. Ids are the caller's, or 32 hex digits."""
 
@@ -170,18 +190,14 @@ class QueueKeys:
         return f"{self.prefix}parked-told:{function}"
 
     @property
-    def history(self) -> str:
-        """Sorted set: `<priority>:<function>` -> the Unix minute that it is counted in."""
-        return f"{self.prefix}history"
+    def history(self) -> SeriesKeys:
+        """Of jobs: a series is `<priority>:<function>`."""
+        return SeriesKeys(f"{self.prefix}history")
 
-    def history_total(self, series: str) -> str:
-        return f"{self.prefix}history-total:{series}"
-
-    def history_hours(self, day: int, series: str) -> str:
-        return f"{self.prefix}history-hours:{day}:{series}"
-
-    def history_minutes(self, hour: int, series: str) -> str:
-        return f"{self.prefix}history-minutes:{hour}:{series}"
+    @property
+    def webhook_history(self) -> SeriesKeys:
+        """Of attempts: a series is an endpoint's key."""
+        return SeriesKeys(f"{self.prefix}webhook-history")
 
     @property
     def dead(self) -> str:
@@ -735,21 +751,27 @@ CATALOGUE: tuple[KeySpec, ...] = (
         "128 series, and `<other>` of each priority; one without an end for 30 d may be replaced",
     ),
     KeySpec(
-        "arq:history-minutes:<hour>:<series>",
-        "string",
-        "how jobs ended in each minute of an hour: 60 rows of 208 bytes",
-        "TTL 25 h; of a series' last hour 31 d",
+        "arq:webhook-history",
+        "sorted set",
+        "a series, an endpoint -> the Unix minute that its attempts are counted in",
+        "128 series, and `<other>`; one without an attempt for 1 h may be replaced, with its keys",
     ),
     KeySpec(
-        "arq:history-hours:<day>:<series>",
+        "arq:[webhook-]history-minutes:<hour>:<series>",
         "string",
-        "how jobs ended in each hour of a day: 24 rows of 208 bytes",
+        "how what is counted ended in each minute of an hour: 60 rows of 208 bytes",
+        "TTL 25 h; of a series' last hour 31 d. With its hours at most 1 MB a series",
+    ),
+    KeySpec(
+        "arq:[webhook-]history-hours:<day>:<series>",
+        "string",
+        "how what is counted ended in each hour of a day: 24 rows of 208 bytes",
         "TTL 31 d",
     ),
     KeySpec(
-        "arq:history-total:<series>",
+        "arq:[webhook-]history-total:<series>",
         "string",
-        "how jobs ended since the series exists: 208 bytes",
+        "how what is counted ended since the series exists: 208 bytes",
         "TTL 31 d, renewed",
     ),
     KeySpec(

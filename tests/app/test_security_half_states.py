@@ -325,8 +325,8 @@ def poll_ends_done(client: Any) -> Steps:
 @case
 def poll_ends_in_a_new_minute(client: Any) -> Steps:
     async def before() -> None:
-        await client.zadd(KEYS.history, {"default:f": 61})
-        await client.setrange(KEYS.history_minutes(1, "default:f"), 208, b"\1" * 208)
+        await client.zadd(KEYS.history.index, {"default:f": 61})
+        await client.setrange(KEYS.history.minutes(1, "default:f"), 208, b"\1" * 208)
 
     return ending(client, "done", {}, before)
 

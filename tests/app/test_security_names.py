@@ -335,6 +335,8 @@ QUEUE = [
     Case("webhooks.endpoint", "endpoint_id", lambda q, x: q.webhooks.endpoint(endpoint_id=x if x is not None else "")),
     Case("webhooks.host", "url", lambda q, x: q.webhooks.host(x)),
     Case("webhooks.retry_now", "delivery_id", lambda q, x: q.webhooks.retry_now(x)),
+    Case("webhooks.history", "url", lambda q, x: q.webhooks.history(x), OPTIONAL),
+    Case("webhooks.history", "endpoint_id", lambda q, x: q.webhooks.history(endpoint_id=x), OPTIONAL),
     Case("webhooks.events", "after", lambda q, x: q.webhooks.events(after=x)),
     Case("webhooks.enable", "url", lambda q, x: q.webhooks.enable(x)),
     Case("webhooks.enable", "endpoint_id", lambda q, x: q.webhooks.enable(endpoint_id=x if x is not None else "")),

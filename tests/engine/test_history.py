@@ -233,7 +233,7 @@ class Clock:
     def __init__(self, client: Any, prefix: str) -> None:
         self.client = client
         self.prefix = prefix
-        parts = [(SHARED / "_types.lua"), (SHARED / "_series.lua")]
+        parts = [SHARED / "_types.lua", SHARED / "_series.lua", LUA / "_history.lua"]
         self.script = "\n".join(path.read_text(encoding="utf-8") for path in parts)
         self.script += "\ncount_ends(ARGV[1], tonumber(ARGV[2]), cmsgpack.unpack(ARGV[3]), {})"
 
@@ -314,7 +314,7 @@ async def test_too_many_functions_share_one_series(client: Any, prefix: str) -> 
     assert all(0 < ttl <= 31 * 86_400_000 for ttl in ttls)
 
 
-async def test_a_month_of_a_function_fits_into_two_megabytes(client: Any, prefix: str) -> None:
+async def test_a_month_of_a_series_fits_into_a_megabyte(client: Any, prefix: str) -> None:
     clock, midnight = Clock(client, prefix), datetime(2024, 1, 1, tzinfo=UTC)
     for hour in range(23):
         await clock.count(midnight + timedelta(hours=hour))

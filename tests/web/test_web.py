@@ -237,8 +237,10 @@ async def test_a_hostile_function_name_stays_inside_its_label(client: Any, prefi
     await burst(client, prefix, functions)
     keys = stores_of(queue).keys
     for name in names:
-        await client.zadd(keys.history, {f"default:{name}": 10**6})
-    await client.zadd(keys.history, {b"default:\xff": 10**6, b"default:\xfe": 10**6, b"odd": 1})
+        await client.zadd(keys.history.index, {f"default:{name}": 10**6})
+    await client.zadd(
+        keys.history.index, {b"default:\xff": 10**6, b"default:\xfe": 10**6, b"odd": 1}
+    )
     async with asking(queue) as web:
         answer = await web.get("/metrics")
         assert answer.status_code == 200

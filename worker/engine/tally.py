@@ -2,24 +2,22 @@
 
 from __future__ import annotations
 
-from bisect import bisect_left
 from collections.abc import Sequence
 
 from worker.engine.records import Group
 from worker.engine.slots import Outcome
-from worker.queue.series import LIMITS_MS, OUTCOMES
+from worker.queue.series import OUTCOMES, bucket_of
 
 _NUMBERS = {outcome: number for number, outcome in enumerate(OUTCOMES, 1)}
 # They ended without a run, or with one that was cut short.
 _UNTIMED = frozenset({"given_back", "parked"})
-_LIMITS_S = [limit / 1000 for limit in LIMITS_MS]
 # A due time that a foreign client wrote may be any number.
 _MOST_WAIT_S = 30 * 86400.0
 
 
 def tally(batch: Sequence[Outcome]) -> list[Group]:
     """
-    Return the groups of equal ends (worker/queue/lua/_series.lua), and add its group's number to each end.
+    Return the groups of equal ends (lua/_history.lua), and add its group's number to each end.
 
     The script subtracts the ends that do not count: their claims were lost.
     """
@@ -27,7 +25,7 @@ def tally(batch: Sequence[Outcome]) -> list[Group]:
     groups: dict[tuple[str, int, str, int, int, int], list[float]] = {}
     for claim, end, outcome in batch:
         run_s, wait_s = claim.run_s, claim.wait_s
-        run, wait = bisect_left(_LIMITS_S, run_s), bisect_left(_LIMITS_S, wait_s)
+        run, wait = bucket_of(run_s), bucket_of(wait_s)
         if run_s < 0 or outcome in _UNTIMED:
             if outcome == "started":
                 continue

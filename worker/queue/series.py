@@ -1,14 +1,15 @@
 """
 The form in which history is stored: rows of counts, one for each minute, hour and all time.
 
-worker/queue/lua/_series.lua writes them. A series, "<priority>:<function>", has a string
-of 60 rows for each hour, a string of 24 rows for each day, and one row for its total. The
-row of the minute that is counted in now is not in its hour and in the total yet.
+worker/queue/lua/_series.lua writes them. A series, such as "<priority>:<function>", has a
+string of 60 rows for each hour, a string of 24 rows for each day, and one row for its total.
+The row of the minute that is counted in now is not in its hour and in the total yet.
 """
 
 from __future__ import annotations
 
 import struct
+from bisect import bisect_left
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -20,6 +21,7 @@ LIMITS_MS = (
     *(60_000, 120_000, 300_000, 900_000, 3_600_000),
 )
 BUCKETS = len(LIMITS_MS) + 1
+_LIMITS_S = [limit / 1000 for limit in LIMITS_MS]
 # Sums of run and wait times in us, eight outcomes of which the last is free, two histograms.
 _ROW = struct.Struct(f">QQ8I{BUCKETS}I{BUCKETS}I")
 _RUN = 2 + 8
@@ -44,8 +46,7 @@ class Times:
         None if there are no times.
         """
         left = share * self.count
-        limits = [limit / 1000 for limit in LIMITS_MS]
-        for limit, count in zip([*limits, float("inf")], self.counts, strict=True):
+        for limit, count in zip([*_LIMITS_S, float("inf")], self.counts, strict=True):
             left -= count
             if count and left <= 0:
                 return limit
@@ -74,6 +75,11 @@ class Counts:
     def __bool__(self) -> bool:
         """Whether anything was counted."""
         return any(getattr(self, outcome) for outcome in OUTCOMES)
+
+
+def bucket_of(seconds: float) -> int:
+    """The number of a time's bucket."""
+    return bisect_left(_LIMITS_S, seconds)
 
 
 def read_counts(*rows: bytes) -> Counts:

@@ -30,6 +30,7 @@ from cache.logs import get_logger
 from worker.errors import Undecodable
 from worker.keys import MAX_WEBHOOK_ATTEMPTS, QueueKeys
 from worker.queue.encoder import now_ms
+from worker.queue.series import bucket_of
 from worker.queue.staging import MOST_INLINE
 from worker.queue.store import job_body
 from worker.webhooks.limits import EndpointLimits
@@ -74,7 +75,7 @@ MOST_JOBLESS = 100
 _MOST = 64
 _TELL_EVERY_S = 30.0
 # Where attempt_deliveries.lua returns a body, and what it returns for one to be read apart.
-_BODY, _APART = 4, -1
+_BODY, _APART = 5, -1
 
 
 class ScriptFailed(Undecodable):
@@ -140,11 +141,13 @@ class AttemptStore:
         *,
         draw: float,
         max_attempts: int,
+        wait_s: float | None = None,
     ) -> list[str]:
         """
         Record how attempt `number` ended; does nothing when a later attempt has begun.
 
-        `draw` is a random number in [0, 1). Returns the events that it caused:
+        `draw` is a random number in [0, 1). `wait_s`: from when the attempt was due to its
+        start; without it, the history has no times of the attempt. Returns the events that it caused:
         circuit_opened, circuit_closed, endpoint_disabled.
         """
         row = [
@@ -161,6 +164,7 @@ class AttemptStore:
             -1 if verdict.pause_s is None else int(verdict.pause_s * 1000),
             verdict.endpoint.value,
             draw,
+            *_times(attempt, wait_s),
         ]
         _, *events = await self._ask(_Terms(limits, max_attempts, self.retention_s), True, row)
         return [event.decode() for event in events]
@@ -281,6 +285,14 @@ class AttemptStore:
                     asked.answer.set_result(answer)
         if denied:
             raise exceptions.NoPermissionError(denied)
+
+
+def _times(attempt: Attempt, wait_s: float | None) -> tuple[int, int, int, int]:
+    """The buckets of an attempt's run and wait, and both times in us."""
+    if attempt.ms is None or wait_s is None:
+        return -1, 0, 0, 0
+    run = bucket_of(attempt.ms / 1000)
+    return run, bucket_of(wait_s), int(attempt.ms * 1000), int(wait_s * 1_000_000)
 
 
 @lru_cache(maxsize=16)

@@ -206,6 +206,7 @@ async def _record(
         context.options.limits,
         draw=context.rng(),
         max_attempts=context.options.schedule.max_attempts,
+        wait_s=delivery.wait_s,
     )
     _log_outcome(delivery, reply, verdict)
     for event in events:

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import re
 from dataclasses import replace
+from datetime import datetime
 
 from worker.errors import InvalidArgument
 from worker.queue import arguments
 from worker.queue.job import reach
+from worker.queue.series_reader import Step
 from worker.webhooks.endpoints import Endpoint, EndpointStore, Host, WebhookEvent
+from worker.webhooks.history import EndpointHistories, EndpointHistory
 from worker.webhooks.limits import endpoint_of, host_of
 
 _EVENT_ID = re.compile(r"[0-9]{1,20}(-[0-9]{1,20})?")
@@ -19,12 +22,35 @@ class EndpointOperations:
 
     def __init__(self, endpoints: EndpointStore) -> None:
         self._endpoints = endpoints
+        self._history = EndpointHistories(endpoints.client, endpoints.keys)
 
     async def endpoint(self, url: str = "", *, endpoint_id: str | None = None) -> Endpoint:
         """What holds an endpoint back: attempts under way, failures in a row, breaker, pause."""
         key, name = _named(url, endpoint_id)
         (found,) = await reach(self._endpoints.read([key]))
         return replace(found, name=name)
+
+    async def history(
+        self,
+        url: str | None = None,
+        *,
+        endpoint_id: str | None = None,
+        since: datetime | None = None,
+        step: Step | None = None,
+    ) -> list[EndpointHistory]:
+        """
+        Return how the attempts at an endpoint ended, or those at each endpoint; none without any.
+
+        since, step: as of `queue.history`. Endpoints beyond 128 share `<other>`; one of the 128
+        without an attempt for an hour loses its place, and its history, to a new one.
+
+        Raises:
+            InvalidArgument: no such endpoint, a time without a zone, or an unknown step.
+        """
+        key = None
+        if url is not None or endpoint_id is not None:
+            key, _ = _named("" if url is None else url, endpoint_id)
+        return await self._history.read(key, since, step)
 
     async def host(self, url: str) -> Host:
         """How many attempts are under way at a URL's host, and how many endpoints wait for it."""

@@ -113,7 +113,7 @@ class ClaimedDelivery:
     """
     What a worker needs for one attempt. `attempt` counts all attempts and is the fencing
     token; `charged` counts those that the policy counts; `secret` and, with a keyring, `url`
-    are sealed.
+    are sealed. `wait_s`: since when the attempt was due.
     """
 
     id: str
@@ -126,6 +126,7 @@ class ClaimedDelivery:
     headers: Mapping[str, str] = field(repr=False)
     secret: bytes | None = field(repr=False)
     left_s: float
+    wait_s: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,7 +160,7 @@ def claimed(delivery_id: str, go: Sequence[Any]) -> ClaimedDelivery:
     Raises:
         UnreadableDelivery: somebody has changed its fields.
     """
-    attempt, now_ms, url, event_type, body, headers, secret, deadline, *counts = go
+    attempt, now_ms, wait_ms, url, event_type, body, headers, secret, deadline, *counts = go
     uncharged, internal_failures = counts
     try:
         if body is None:
@@ -175,6 +176,7 @@ def claimed(delivery_id: str, go: Sequence[Any]) -> ClaimedDelivery:
             headers=check_headers(codec.decode(headers)) if headers else {},
             secret=secret,
             left_s=math.inf if deadline is None else (float(deadline) - now_ms) / 1000,
+            wait_s=wait_ms / 1000,
         )
     except (AttributeError, TypeError, ValueError, CodecError):
         raise UnreadableDelivery(delivery_id, attempt) from None

@@ -14,7 +14,7 @@
 -- ARGV[13] most jobs to claim that one more lost lease makes poison; -1: claim no lapsed job at all, after
 --   an outage of the server, in which nobody could renew a lease
 -- ARGV[14] 1: another copy of this poll may still arrive, and must then change nothing | 0
--- ARGV[15] the ends in groups for the history, msgpack (_series.lua); an end names its group by number
+-- ARGV[15] the ends in groups for the history, msgpack (_history.lua); an end names its group by number
 -- ARGV[16..] keys of large results and bodies that the ends name: they were sent before (_put_job.lua)
 -- returns {now, next due | -1, 1: more jobs are due | 0, jobs in the queues, 1: a schedule is due | 0,
 --          {index of an end whose claim was lost, ...}, {index of an end that became a dead letter, ...},
@@ -31,6 +31,7 @@
 --@include dead
 --@include ends
 --@include series
+--@include history
 --@include held
 --@include pauses
 local prefix, token, lease = ARGV[1], ARGV[2], tonumber(ARGV[3])

@@ -23,6 +23,7 @@ from worker.web.api import views
 from worker.web.api.views import given
 from worker.web.site import Site
 from worker.webhooks.endpoints import Endpoint
+from worker.webhooks.history import EndpointHistory
 from worker.webhooks.policy import ENDED, DeliveryState
 from worker.webhooks.records import Delivery
 from worker.webhooks.selection import Selection
@@ -158,6 +159,17 @@ async def endpoint(site: Site, query: views.ByEndpoint) -> Endpoint:
     """What holds one endpoint back."""
     with known_endpoint():
         return await site.queue.webhooks.endpoint(**named(query))
+
+
+async def endpoint_history(site: Site, query: views.EndpointHistoryQuery) -> list[EndpointHistory]:
+    """How attempts at webhooks ended, by endpoint and time."""
+    name = given(query.name)
+    with known_endpoint():
+        return await site.queue.webhooks.history(
+            **named(views.ByEndpoint(name)) if name else {},
+            since=given(query.since),
+            step=given(query.step),
+        )
 
 
 def named(query: views.ByEndpoint) -> dict[str, str]:

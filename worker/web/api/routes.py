@@ -36,6 +36,7 @@ from worker.web.api import reads, views
 from worker.web.api.actions import ACTIONS, Action, perform, require_operator
 from worker.web.site import Site
 from worker.webhooks.endpoints import Endpoint
+from worker.webhooks.history import EndpointHistory
 
 LIMIT_S = 20.0
 MOST_BODY = 65_536
@@ -71,6 +72,12 @@ READS = (
     Read("crons", reads.crons, views.Nothing, list[CronState]),
     Read("endpoints", reads.endpoints, views.Nothing, views.EndpointsView),
     Read("endpoint", reads.endpoint, views.ByEndpoint, Endpoint),
+    Read(
+        "endpoints/history",
+        reads.endpoint_history,
+        views.EndpointHistoryQuery,
+        list[EndpointHistory],
+    ),
     Read("deliveries", reads.deliveries, views.DeliveriesQuery, list[views.DeliveryView]),
     Read("delivery", reads.delivery, views.ById, views.DeliveryView),
     Read("batches", reads.batches, views.BatchesQuery, list[views.BatchView]),

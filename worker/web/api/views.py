@@ -22,6 +22,7 @@ from worker.webhooks.policy import DeliveryState
 _PRINTED = r"^[^\x00-\x1f\x7f-\x9f\u2028\u2029]+$"
 Id = Annotated[str, Meta(min_length=1, max_length=MAX_NAME, pattern=_PRINTED)]
 Name = Annotated[str, Meta(min_length=1, max_length=MAX_NAME, pattern=_PRINTED)]
+EndpointName = Annotated[str, Meta(min_length=1, max_length=2048)]
 Limit = Annotated[int, Meta(ge=1, le=1000)]
 JobCursor = Annotated[
     str, Meta(max_length=3136, pattern=r"^([0-3]:[0-9]{1,16}\.[0-9]:[A-Za-z0-9_.~%-]+)?$")
@@ -49,7 +50,7 @@ class ById(Query, frozen=True):
 class ByEndpoint(Query, frozen=True):
     """An endpoint by the URL of its webhooks, or by their `endpoint_id`."""
 
-    name: Annotated[str, Meta(min_length=1, max_length=2048)]
+    name: EndpointName
 
 
 class ByFunction(Query, frozen=True):
@@ -145,6 +146,14 @@ class HistoryQuery(Query, frozen=True):
 
     function: Name | UnsetType = UNSET
     priority: Priority | UnsetType = UNSET
+    since: Moment | UnsetType = UNSET
+    step: Step | UnsetType = UNSET
+
+
+class EndpointHistoryQuery(Query, frozen=True):
+    """Of one endpoint, or of each; the time as for the history of jobs."""
+
+    name: EndpointName | UnsetType = UNSET
     since: Moment | UnsetType = UNSET
     step: Step | UnsetType = UNSET
 

@@ -10,24 +10,33 @@ from typing import Any, Literal
 
 from msgspec import UNSET, UnsetType
 
-from worker.queue.history import FunctionHistory
+from worker.queue.history import FunctionHistory, Step
 from worker.queue.series import Times
 from worker.web.api import reads, views
-from worker.web.page.charts import Timeline, quantile, summed
+from worker.web.page.charts import ATTEMPT_NAMES, Timeline, quantile, summed
 from worker.web.site import Site
 
 _HOUR = 3600
+
+
+RangeName = Literal["1h", "6h", "24h", "7d", "30d"]
 
 
 class Range(views.Query, frozen=True):
     """The time that charts show, of one function or of all."""
 
     function: views.Name | UnsetType = UNSET
-    range: Literal["1h", "6h", "24h", "7d", "30d"] = "1h"
+    range: RangeName = "1h"
+
+
+class EndpointRange(views.ByEndpoint, frozen=True):
+    """An endpoint, and the time that its charts show."""
+
+    range: RangeName = "24h"
 
 
 # Seconds that a range has, seconds of one step of its charts, and the step that is read.
-_RANGES: dict[str, tuple[int, int, Literal["minute", "hour"]]] = {
+_RANGES: dict[RangeName, tuple[int, int, Step]] = {
     "1h": (_HOUR, 60, "minute"),
     "6h": (6 * _HOUR, 300, "minute"),
     "24h": (24 * _HOUR, _HOUR, "hour"),
@@ -65,10 +74,7 @@ async def overview(site: Site, _query: views.Nothing) -> dict[str, Any]:
 
 
 async def history(site: Site, query: Range) -> dict[str, Any]:
-    length_s, step_s, step = _RANGES[query.range]
-    now_s = int(time.time())
-    timeline = Timeline(now_s - length_s, now_s, step_s)
-    since = datetime.now(UTC) - timedelta(seconds=length_s)
+    timeline, since, step = _timeline(query.range)
     wanted = views.given(query.function)
     names = sorted({each.function for each in await site.queue.jobs.history.totals()})
     # One function after the other: 30 days of all together would take much memory.
@@ -81,6 +87,27 @@ async def history(site: Site, query: Range) -> dict[str, Any]:
         "range": query.range,
         "ranges": list(_RANGES),
     }
+
+
+async def endpoint(site: Site, query: EndpointRange) -> dict[str, Any]:
+    timeline, since, step = _timeline(query.range)
+    wanted = views.EndpointHistoryQuery(query.name, since=since, step=step)
+    timeline.add(await reads.endpoint_history(site, wanted))
+    return {
+        "endpoint": await reads.endpoint(site, views.ByEndpoint(query.name)),
+        "asked": query.name,
+        "charts": timeline.charts("Delivered webhooks", ATTEMPT_NAMES),
+        "range": query.range,
+        "ranges": list(_RANGES),
+    }
+
+
+def _timeline(range_: RangeName) -> tuple[Timeline, datetime, Step]:
+    """An empty timeline, its beginning, and the step that is read for it."""
+    length_s, step_s, step = _RANGES[range_]
+    now_s = int(time.time())
+    since = datetime.now(UTC) - timedelta(seconds=length_s)
+    return Timeline(now_s - length_s, now_s, step_s), since, step
 
 
 def _by_function(found: Sequence[FunctionHistory]) -> list[FunctionRow]:

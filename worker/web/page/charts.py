@@ -10,12 +10,15 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from typing import Protocol
 
-from worker.queue.history import FunctionHistory
 from worker.queue.series import BUCKETS, LIMITS_MS, Counts, Times
+from worker.queue.series_reader import Span
 
 WIDTH, HEIGHT = 600, 120
 _NAMES = {"retried": "retried", "dead": "dead", "lapsed": "lost worker"}
+# Of the attempts at an endpoint: such a delivery counts as aborted.
+ATTEMPT_NAMES = {**_NAMES, "aborted": "disabled"}
 _KINDS = ("half", "most")
 _LABELED_MS = (1, 10, 100, 1_000, 10_000, 300_000)
 
@@ -79,6 +82,13 @@ class Chart:
     lines: Sequence[Line] = ()
 
 
+class History(Protocol):
+    """What any history has of its time."""
+
+    @property
+    def spans(self) -> Sequence[Span]: ...
+
+
 class Timeline:
     """The steps between two times."""
 
@@ -90,20 +100,22 @@ class Timeline:
             for at in range(self._first, end_s // step_s + 1)
         ]
 
-    def add(self, histories: Iterable[FunctionHistory]) -> None:
+    def add(self, histories: Iterable[History]) -> None:
         for history in histories:
             for span in history.spans:
                 at = int(span.start.timestamp()) // self._step_s - self._first
                 if 0 <= at < len(self.steps):
                     self.steps[at].add(span.counts)
 
-    def charts(self) -> list[Chart]:
-        """Rate, failures, wait and run times; none where nothing ended."""
+    def charts(
+        self, completed: str = "Completed jobs", names: dict[str, str] = _NAMES
+    ) -> list[Chart]:
+        """Rate, failures, wait and run times; none where nothing ended. names: of the failures."""
         if not any(step.ends.total() for step in self.steps):
             return []
         return [
-            self._counted("rate", "Completed jobs", {"completed": "completed"}),
-            self._counted("failures", "Failures", _NAMES),
+            self._counted("rate", completed, {"completed": "completed"}),
+            self._counted("failures", "Failures", names),
             self._timed("wait", "Waiting time"),
             self._timed("run", "Run time"),
         ]

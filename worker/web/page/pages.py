@@ -101,10 +101,6 @@ async def endpoints(site: Site, query: views.Nothing) -> dict[str, Any]:
     return {"endpoints": await reads.endpoints(site, query)}
 
 
-async def endpoint(site: Site, query: views.ByEndpoint) -> dict[str, Any]:
-    return {"endpoint": await reads.endpoint(site, query), "asked": query.name}
-
-
 async def deliveries(site: Site, query: views.DeliveriesQuery) -> dict[str, Any]:
     return {
         "deliveries": await reads.deliveries(site, query),
@@ -160,7 +156,7 @@ PAGES = (
     Page("/schedules", "schedules", "Schedules", schedules, views.Nothing),
     Page("/pauses", "pauses", "Pauses", pauses, views.Nothing),
     Page("/endpoints", "endpoints", "Endpoints", endpoints, views.Nothing),
-    Page("/endpoint", "endpoint", "", endpoint, views.ByEndpoint),
+    Page("/endpoint", "endpoint", "", activity.endpoint, activity.EndpointRange),
     Page("/deliveries", "deliveries", "Deliveries", deliveries, views.DeliveriesQuery),
     Page("/delivery", "delivery", "", delivery, views.ById),
     Page("/batches", "batches", "LLM batches", batches, views.BatchesQuery),

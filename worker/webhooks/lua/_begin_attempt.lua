@@ -1,5 +1,5 @@
 -- Shared step: begin one attempt of a delivery and count it, if its endpoint and host have a free slot.
--- Needs put_job, delivery, finish_delivery, shared_states and serve_host before it.
+-- Needs put_job, delivery, finish_delivery, shared_states, serve_host and count_attempts before it.
 -- A begin: {id, the new attempt's record, token of the run}
 
 -- Bytes of bodies that this call may still return. A delivery has a field `size` if its body is not small.
@@ -78,12 +78,12 @@ end
 -- returns {'skip'} no such delivery, or it has ended
 --       | {'end', state, reason} ended without this attempt
 --       | {'wait', ms, reason} throttled; nothing was counted
---       | {'go', attempt >= 1, now, url, event type, body | -1: a plain HGET reads it, headers, secret, deadline, uncharged, internal_failures}
+--       | {'go', attempt >= 1, now, ms since it was due, url, event type, body | -1: a plain HGET reads it, headers, secret, deadline, uncharged, internal_failures}
 local function begin(b)
   local id, run = b[1], b[3]
   local key = p .. 'webhook:' .. id
   local f = redis.call('HMGET', key, 'state', 'endpoint', 'host', 'order', 'deadline', 'reserved', 'parked', 'on_end',
-    'replays', 'attempts', 'uncharged', 'after', 'run', 'forced', 'size')
+    'replays', 'attempts', 'uncharged', 'after', 'run', 'forced', 'size', 'created')
   local state, name, attempt = f[1], f[2], number_of(f[10], 0)
   if not state or ENDED[state] then
     return {'skip'}
@@ -98,7 +98,8 @@ local function begin(b)
     else
       inline_left = inline_left - size
     end
-    return {'go', attempt, now, unpack(row)}
+    local due = number_of(f[12]) or number_of(f[16], now)
+    return {'go', attempt, now, math.max(0, math.floor(now - due)), unpack(row)}
   end
   if state == 'sending' and f[13] == run then
     -- The same call, sent again after its reply was lost.
@@ -111,8 +112,9 @@ local function begin(b)
     expect('list', attempts)
   end
 
+  local interrupted = state == 'sending'
   local function give_place_back()
-    if state == 'sending' then
+    if interrupted then
       give_slot_back(host, endpoint, id)
     end
   end
@@ -121,13 +123,15 @@ local function begin(b)
     expect_end(p, how, d)
     give_place_back()
     finish(p, id, how, '', reason, now, terms.retention, d, terms.report)
+    count_attempt(name, how, interrupted)
     return {'end', how, reason}
   end
   local function hold(wait, reason)
     wait = math.ceil(math.max(1, math.min(wait, deadline and deadline - now or math.huge)))
     give_place_back()
-    if state == 'sending' then
+    if interrupted then
       redis.call('HSET', key, 'state', 'waiting', 'next', now + wait)
+      count_attempt(name, '', true)
     else
       redis.call('HSET', key, 'next', now + wait)
     end
@@ -176,10 +180,13 @@ local function begin(b)
     redis.call('ZREM', p .. 'webhook-parked:' .. name, id)
   end
   attempt = attempt + 1
-  redis.call('HDEL', key, 'next', 'parked', 'reserved', 'after', 'forced')
+  redis.call('HDEL', key, 'next', 'parked', 'reserved', 'forced')
   redis.call('HSET', key, 'state', 'sending', 'attempts', attempt, 'run', run)
   if attempt > terms.most_records then
     redis.call('LTRIM', attempts, -terms.most_records, -1)
+  end
+  if interrupted then
+    count_attempt(name, '', true)
   end
   return go()
 end

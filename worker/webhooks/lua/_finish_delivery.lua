@@ -76,8 +76,8 @@ local function finish(p, id, state, status, err, now, retention, d, report)
   ends[state][#ends[state] + 1] = id
   if state == 'delivered' then
     -- Delivered: the secret is no longer needed. Other ends keep it, sealed, for a replay.
-    redis.call('HDEL', key, 'next', 'parked', 'reserved', 'run', 'secret')
+    redis.call('HDEL', key, 'next', 'parked', 'reserved', 'after', 'run', 'secret')
   else
-    redis.call('HDEL', key, 'next', 'parked', 'reserved', 'run')
+    redis.call('HDEL', key, 'next', 'parked', 'reserved', 'after', 'run')
   end
 end

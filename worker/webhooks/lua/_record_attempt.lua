@@ -1,8 +1,9 @@
 -- Shared step: record how an attempt ended, and update the state of its endpoint.
--- Needs put_job, delivery, finish_delivery and shared_states before it.
+-- Needs put_job, delivery, finish_delivery, shared_states and count_attempts before it.
 -- An end: {id, attempt, state: delivered | waiting | dead, the attempt's record, wait_ms, status or '',
 --   error or '', charged, breaker: alive | failing | none, slow down, pause_ms or -1,
---   endpoint: takes | refuses | gone | none, random in [0, 1)}
+--   endpoint: takes | refuses | gone | none, random in [0, 1), and of the history (_count_attempts.lua): bucket of
+--   the attempt's time | -1, bucket of its wait, us of each}
 
 local function endpoint_answers(endpoint, slow_down, said)
   if endpoint.failures > 0 or endpoint.opens > 0 then
@@ -133,6 +134,7 @@ local function record(e, freed)
   else
     finish(p, id, state, e[6], e[7], now, terms.retention, d, terms.report)
   end
+  count_attempt(name, state, false, e[14], e[15], e[16], e[17])
   if endpoint.probe == id then
     redis.call('HDEL', endpoint.limits, 'probe', 'probe_until')
     forget_endpoint(name)

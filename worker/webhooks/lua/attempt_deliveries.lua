@@ -1,7 +1,7 @@
 #!lua flags=allow-oom
 -- attempt_deliveries.lua: record how attempts ended, then begin others: everything that one worker
 -- requests in one tick of its event loop.
--- KEYS[1] open deliveries; and those of _delivery.lua, derived from the prefix
+-- KEYS[1] open deliveries; and those of _delivery.lua and of the history, derived from the prefix
 -- ARGV[1] prefix
 -- ARGV[2] terms, msgpack {concurrency, host_concurrency, rate: attempts a second, 0: any, slot, breaker_failures, 0: never,
 --   open, open_max, disable_after, 0: never, retention, max_attempts: charged ones, most_records}; times ms
@@ -11,10 +11,12 @@
 -- An attempt that a crash interrupted stays in the list as it was begun, and is counted. Both calls are
 -- safe to send again: a record applies only to the newest attempt, a begin once per run.
 -- allow-oom: a full server must be able to end its deliveries.
---@rights of writes EXISTS HGET ZCOUNT ZRANGE ZRANK ZSCORE
+--@rights of writes EXISTS GETRANGE HGET ZCARD ZCOUNT ZRANGE ZRANK ZSCORE
 --@include types
 --@include put_job
 --@include delivery
+--@include series
+--@include count_attempts
 local p, now = ARGV[1], server_ms()
 local terms = cmsgpack.unpack(ARGV[2])
 terms.report = {ARGV[5], ARGV[6]}
@@ -43,4 +45,5 @@ for i, b in ipairs(to_begin) do
   begun[i] = apart(begin, b)
 end
 index_ends(p, now, terms.retention)
+count_attempts(p, now)
 return {recorded, begun}

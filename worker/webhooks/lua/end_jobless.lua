@@ -1,6 +1,6 @@
 #!lua flags=allow-oom
 -- end_jobless.lua: end open deliveries whose job was aborted, purged, or deleted by hand.
--- KEYS[1] open deliveries; and those of _delivery.lua and dead:<job id>, dead-body:<job id>, derived from the prefix
+-- KEYS[1] open deliveries; and those of _delivery.lua, of the history and dead:<job id>, dead-body:<job id>, derived from the prefix
 -- ARGV[1] prefix  ARGV[2] ms since the last check  ARGV[3] most to check  ARGV[4] retention_ms
 -- ARGV[5], ARGV[6] the body of the job that reports a delivery's end, before and after the delivery's id
 -- returns {number checked, id of one that was ended, ...}
@@ -12,6 +12,8 @@
 --@include put_job
 --@include delivery
 --@include finish_delivery
+--@include series
+--@include count_attempts
 local p, now = ARGV[1], server_ms()
 local open, report = p .. 'webhook-open', {ARGV[5], ARGV[6]}
 local ids = redis.call('ZRANGEBYSCORE', open, '-inf', now - ARGV[2], 'LIMIT', 0, ARGV[3])
@@ -39,6 +41,7 @@ local function look_at(id)
     local freed = redis.call('ZREM', slots, id)
     redis.call('ZREM', host_slots, id)
     finish(p, id, 'dead', '', 'job_removed', now, ARGV[4], d, report)
+    count_attempt(d.endpoint, 'dead', f[1] == 'sending')
     if freed == 1 then
       promote(p, d.endpoint, 2)
     end
@@ -53,4 +56,5 @@ for _, id in ipairs(ids) do
   end
 end
 index_ends(p, now, ARGV[4])
+count_attempts(p, now)
 return rows

@@ -35,8 +35,7 @@ if not queue then
 end
 expect('zset', p .. 'queue:wake')
 local now = server_ms()
-redis.call('HSET', KEYS[1], 'next', now, 'forced', 1)
-redis.call('HDEL', KEYS[1], 'after')
+redis.call('HSET', KEYS[1], 'next', now, 'after', now, 'forced', 1)
 redis.call('ZADD', queue, 'XX', now, job)
 redis.call('ZADD', p .. 'queue:wake', 0, 'w')
 return 'due'
