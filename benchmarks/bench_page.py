@@ -1,9 +1,11 @@
 """
 Measures the operators' page on a large queue: `python benchmarks/bench_page.py [--quick]`.
 
-1,000,000 waiting jobs, 100,000 dead letters and 200 workers (--quick: a tenth of both). For each page:
-milliseconds to the first byte, and of CPU, which a busy machine does not lengthen: of the process
-that serves the page, and of the queue's server. Then that process's memory (RSS).
+1,000,000 waiting jobs, 100,000 dead letters and 200 workers (--quick: a tenth of both). For each page,
+/metrics and /api/stats: milliseconds to the first byte, and of CPU, which a busy machine lengthens
+less: of the process that serves it, and of the queue's server; how long its longest command holds that
+server; and the share of the server's time that it takes where it is read every 10 s, as an open page is.
+Then that process's memory (RSS).
 Writes out/bench_page.json. Needs Linux: it reads /proc.
 """
 
@@ -41,8 +43,14 @@ PATHS = (
     "/dead?offset={half}",
     "/workers",
     "/history",
+    "/metrics",
+    "/api/overview",
+    "/api/stats",
 )
 ROUNDS = 30
+SLOWLOG = 10_000
+# An open page reads itself anew so often (worker/web/page/static/page.js).
+REFRESH_S = 10
 STEP = 10_000
 WORKERS = 200
 # Keys that a client of ours would write, a step at a time.
@@ -125,15 +133,35 @@ async def measure(client: Any, site: Site, dead: int) -> list[dict[str, Any]]:
                 async with web.stream("GET", path) as reply:
                     times.append((time.perf_counter() - begun) * 1000)
                     await reply.aread()
-            row = {"path": path, "median_ms": statistics.median(times), "worst_ms": max(times)}
+            row: dict[str, Any] = {
+                "path": path,
+                "median_ms": statistics.median(times),
+                "worst_ms": max(times),
+            }
             row["web_cpu_ms"] = (site.cpu_s() - web_before) / ROUNDS * 1000
             row["server_cpu_ms"] = (await server_cpu_s(client) - before) / ROUNDS * 1000
+            row["longest_ms"] = await longest_ms(client, web, path)
+            row["open_percent"] = row["server_cpu_ms"] / REFRESH_S / 1000 * 100
             rows.append(row)
     return rows
 
 
+async def longest_ms(client: Any, web: httpx.AsyncClient, path: str) -> float:
+    """How long the longest command of one reply holds the server: the least of five replies."""
+    found: list[float] = []
+    for _ in range(5):
+        await client.config_set("slowlog-log-slower-than", 0)
+        await client.execute_command("SLOWLOG", "RESET")
+        await web.get(path)
+        await client.config_set("slowlog-log-slower-than", -1)
+        rows = await client.execute_command("SLOWLOG", "GET", SLOWLOG)
+        found.append(max(row[2] for row in rows) / 1000)
+    return min(found)
+
+
 async def run(server: str, *, waiting: int, dead: int) -> dict[str, Any]:
     async with open_pool(server, PoolOptions(), name="bench") as client:
+        await client.config_set("slowlog-max-len", SLOWLOG)
         await fill(client, waiting, dead)
         with serving(server) as site:
             pages = await measure(client, site, dead)
@@ -150,10 +178,13 @@ def main() -> None:
     finally:
         embedded.release("embedded://")
     print(f"{found['waiting']:,} waiting jobs, {found['dead']:,} dead letters, {WORKERS} workers")
-    names = ("median_ms", "worst_ms", "web_cpu_ms", "server_cpu_ms")
+    names = (
+        *("median_ms", "worst_ms", "web_cpu_ms", "server_cpu_ms"),
+        *("longest_ms", "open_percent"),
+    )
     print(f"{'page':<24}" + "".join(f"{name:>15}" for name in names))
     for row in found["pages"]:
-        print(f"{row['path']:<24}" + "".join(f"{row[name]:>15.1f}" for name in names))
+        print(f"{row['path']:<24}" + "".join(f"{row[name]:>15.2f}" for name in names))
     print(f"memory of the web process: {found['rss_mb']:.0f} MB")
     (ROOT / "out").mkdir(exist_ok=True)
     (ROOT / "out" / "bench_page.json").write_text(json.dumps(found, indent=2))
