@@ -17,6 +17,7 @@ from worker import InvalidArgument, JobQueue, NotFound, Priority
 from worker.engine import EngineOptions
 from worker.engine.poll import Poll
 from worker.keys import EngineKeys
+from worker.queue.filters import JobFilter
 from worker.queue.rows import JobRow
 
 pytestmark = pytest.mark.integration
@@ -227,3 +228,12 @@ async def test_paused_jobs_are_listed_before_and_after_a_worker_met_them(queue: 
     assert [counts[name] for name in ("queued", "deferred", "paused", "running")] == [0, 1, 4, 1]
     overview = await queue.jobs.overview()
     assert (overview.paused, overview.deferred, overview.running) == (4, 1, 1)
+
+
+@pytest.mark.parametrize("limit", [0, 1001, -1, True, "5"])
+async def test_a_page_has_one_to_a_thousand_jobs(client: Any, prefix: str, limit: Any) -> None:
+    queue = queue_of(client, prefix)
+    with pytest.raises(InvalidArgument, match="limit"):
+        await queue.jobs.list("queued", limit=limit)
+    with pytest.raises(InvalidArgument, match="limit"):
+        await queue.jobs.search(None, JobFilter(), limit=limit)

@@ -16,6 +16,7 @@ from tests.support.queues import queue_of, stores_of
 from tests.support.wait import eventually
 from tests.support.web import CLOSED, READ_TOKEN, TOKEN, asking, bearer
 from worker import Priority, call
+from worker.errors import InvalidArgument
 from worker.keys import EngineKeys
 from worker.web.access import Access, Role, Visitor
 from worker.web.api.actions import ACTIONS, Action, perform
@@ -310,6 +311,9 @@ async def test_the_trail_keeps_a_bounded_number_of_entries(client: Any, prefix: 
     older = await audit.page(limit=1, cursor=newest.entries[0].id)
     assert [entry.actor for entry in newest.entries] == ["last", "x"]
     assert older.entries == newest.entries[1:]
+    for limit in (0, 1001, True, "5"):
+        with pytest.raises(InvalidArgument, match="limit"):
+            await audit.page(limit=limit)
 
 
 async def test_a_schedule_tells_its_next_and_its_last_run(client: Any, prefix: str) -> None:

@@ -58,7 +58,7 @@ class AuditTrail:
         Raises:
             InvalidArgument: a limit outside 1 to 1,000, or no cursor of a page.
         """
-        if not isinstance(limit, int) or not 1 <= limit <= _MOST_ROWS:
+        if type(limit) is not int or not 1 <= limit <= _MOST_ROWS:
             raise InvalidArgument(f"limit must be 1 to {_MOST_ROWS:,}, not {limit!r}")
         if cursor and not _ID.fullmatch(cursor):
             raise InvalidArgument("cursor is not one that a page gave")

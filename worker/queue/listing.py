@@ -258,5 +258,5 @@ def _check(state: str | None, limit: Any) -> None:
     if state is not None and state not in list(JobState):
         accepted = ", ".join(JobState)
         raise InvalidArgument(f"state {state!r} is not one; accepted: {accepted}")
-    if not isinstance(limit, int) or not 1 <= limit <= MOST_ROWS:
+    if type(limit) is not int or not 1 <= limit <= MOST_ROWS:
         raise InvalidArgument(f"limit must be 1 to {MOST_ROWS:,}, not {limit!r}")
