@@ -237,3 +237,15 @@ async def test_a_page_has_one_to_a_thousand_jobs(client: Any, prefix: str, limit
         await queue.jobs.list("queued", limit=limit)
     with pytest.raises(InvalidArgument, match="limit"):
         await queue.jobs.search(None, JobFilter(), limit=limit)
+
+
+async def test_a_page_looks_at_ten_thousand_jobs_and_goes_on_behind_them(queue: JobQueue) -> None:
+    stores = stores_of(queue)
+    await stores.client.zadd(stores.keys.queue(), {f"other-{n}": 1 for n in range(10_600)})
+
+    first = await queue.jobs.search("queued", JobFilter(function="rare"))
+    assert first.jobs == []
+    assert 10_000 <= first.looked <= 10_200
+
+    rest = await queue.jobs.search("queued", JobFilter(function="rare"), cursor=first.cursor)
+    assert (first.looked + rest.looked, rest.cursor) == (10_600, "")
