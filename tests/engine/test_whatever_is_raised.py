@@ -104,6 +104,7 @@ async def test_a_failure_is_read_by_its_class_and_text(client: Any, prefix: str)
         "text of its own": ("TextOfItsOwn", "text of its own"),
         "__str__ exits": ("Odd", "<its text cannot be read>"),
         "no name": ("Exception", ""),
+        "long": ("RuntimeError", "x" * 65_536),
     }
     jobs = {kind: await queue.enqueue("odd", kind) for kind in expected}
     await burst(client, prefix, [func(odd, name="odd")])

@@ -190,6 +190,12 @@ def test_a_header_value_that_would_change_on_the_way_is_refused(value: str) -> N
         check_headers({"x-a": value})
 
 
+def test_more_headers_than_a_delivery_may_carry_are_refused() -> None:
+    assert len(check_headers({f"x-{n}": "v" for n in range(32)})) == 32
+    with pytest.raises(ValueError, match="at most 32"):
+        check_headers({f"x-{n}": "v" for n in range(33)})
+
+
 def test_a_header_given_twice_is_refused() -> None:
     with pytest.raises(ValueError, match="given twice"):
         check_headers({"X-A": "1", "x-a": "2"})
