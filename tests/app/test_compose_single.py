@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import random
 import re
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,7 @@ import yaml
 from cache import open_cache
 from cache.connection.pool import PoolOptions, open_pool
 from settings import Settings, load_settings, variable_name
-from tests.support.compose import COMPOSE, directive, made_secrets, run, server_of, services
+from tests.support.compose import COMPOSE, directive, made_secrets, server_of, services
 from tests.support.queues import open_queue
 
 pytestmark = pytest.mark.acceptance
@@ -24,14 +23,6 @@ TEXT = (COMPOSE / "single.yaml").read_text()
 OVERRIDE: dict[str, Any] = yaml.safe_load(re.sub(r"\$\{\w+:-([^}]*)\}", r"\1", TEXT))
 CLIENTS = ("letta", "letta-workers", "letta-web")
 MOST = 16 * 2**20
-
-
-def test_the_override_is_valid_by_the_public_compose_schema() -> None:
-    arguments = ["--builtin-schema", "vendor.compose-spec", str(COMPOSE / "single.yaml")]
-
-    checked = run([sys.executable, "-m", "check_jsonschema", *arguments])
-
-    assert checked.returncode == 0, checked.stdout + checked.stderr
 
 
 @pytest.mark.parametrize("name", CLIENTS)

@@ -6,7 +6,6 @@ import shutil
 import ssl
 import stat
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -27,15 +26,6 @@ def options(command: list[str]) -> dict[str, str]:
     """The options of a server's command line."""
     assert command[:2] == services()["valkey-queue"]["command"]
     return dict(zip(command[2::2], command[3::2], strict=True))
-
-
-def test_the_override_is_valid_by_the_public_compose_schema(tmp_path: Path) -> None:
-    (tmp_path / "tls.yaml").write_text(TEXT)
-    arguments = ["--builtin-schema", "vendor.compose-spec", str(tmp_path / "tls.yaml")]
-
-    checked = run([sys.executable, "-m", "check_jsonschema", *arguments])
-
-    assert checked.returncode == 0, checked.stdout + checked.stderr
 
 
 @pytest.mark.parametrize("server", SERVERS)

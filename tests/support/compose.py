@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import re
 import shutil
@@ -60,7 +61,9 @@ def load(environ: Mapping[str, str] | None = None) -> dict[str, Any]:
     return loaded
 
 
+@functools.cache
 def services() -> dict[str, dict[str, Any]]:
+    """The services with all defaults, read once. Nobody changes them."""
     found: dict[str, dict[str, Any]] = load()["services"]
     return found
 
