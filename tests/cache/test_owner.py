@@ -11,6 +11,7 @@ import hiredis
 import pytest
 from redis.exceptions import ConnectionError as RedisConnectionError
 
+from cache.connection.cluster import ClusterConnection
 from cache.connection.multiplexed import MultiplexedConnection
 from cache.connection.owner import OwnerPool, rest
 from cache.connection.pool import PoolOptions, open_pool
@@ -83,6 +84,22 @@ async def test_a_command_that_a_node_does_not_serve_is_sent_again(error: str) ->
         serving.errors = [] if serving is other else [text]
         assert await client.get("{t}:a") == b"OK"
         assert serving.answered == [b"EVALSHA", b"GET"]
+
+
+@pytest.mark.parametrize("error", ["CLUSTERDOWN down", "LOADING data", "MASTERDOWN away"])
+async def test_the_cache_asks_for_the_map_again_after(error: str) -> None:
+    """Its own connection takes such an error for an outage, after which another node may serve."""
+    async with fake_nodes(1) as (node,):
+        url = f"redis+cluster://127.0.0.1:{node.port}"
+        async with open_pool(url, PoolOptions(), name="t") as client:
+            connection = ClusterConnection(client, timeout_s=60)
+            await connection.execute("GET", "a")
+            asked, node.errors = node.asked, [error]
+            with pytest.raises(Away, match=error):
+                await connection.execute("GET", "a")
+            assert await connection.execute("GET", "a") == b"OK"
+            assert node.asked == asked + 1
+            await connection.close()
 
 
 async def test_a_slot_that_is_half_moved_costs_no_connection() -> None:
