@@ -104,8 +104,8 @@ async def test_neither_keys_nor_arguments_are_stored_or_logged(tmp_path: Path) -
                 BODY, provider="openai", endpoint="/v1/chat/completions", urgent=True
             )
             with pytest.raises(JobFailed):
-                await job.result(timeout_s=60)
-            await queue.llm_result(asked, timeout_s=60)
+                await job.result(timeout_s=200)
+            await queue.llm_result(asked, timeout_s=200)
         stored = await everything(url)
     logged = [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()]
     assert any(line["event"] == "job.died" for line in logged)
@@ -131,7 +131,7 @@ async def test_a_provider_on_a_private_network_is_refused(tmp_path: Path) -> Non
                 BODY, provider="openai", endpoint="/v1/chat/completions", urgent=True
             )
             with pytest.raises(JobFailed, match=r"forbidden|public"):
-                await queue.llm_result(asked, timeout_s=60)
+                await queue.llm_result(asked, timeout_s=200)
 
 
 async def test_a_sealed_secret_opens_for_no_other_delivery(private_valkey_url: str) -> None:

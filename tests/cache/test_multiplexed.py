@@ -89,7 +89,7 @@ async def test_it_works_over_tls(valkey_url: str, prefix: str, tmp_path: Path) -
     authority.cert_pem.write_to_path(str(tmp_path / "ca.pem"))
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     authority.issue_cert("localhost").configure_cert(context)
-    options = PoolOptions(ca_file=tmp_path / "ca.pem")
+    options = PoolOptions(ca_file=tmp_path / "ca.pem", connect_timeout_s=PATIENT_S)
     async with (
         tls_in_front(valkey_url.removeprefix("unix://"), context) as port,
         open_pool(f"rediss://localhost:{port}/0", options, name="t") as client,
