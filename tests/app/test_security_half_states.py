@@ -977,7 +977,7 @@ def fill_with_dependencies(client: Any) -> Steps:
 @case
 def fill_large(client: Any) -> Steps:
     async def step() -> None:
-        await client.set(STAGED_VALUE, b"envelope", px=60_000)
+        await client.set(STAGED_VALUE, b"envelope", px=TTL_MS)
         args = [b"t" * 8, await floor_of(client), b"", 5000]
         await load("cache.coherence", "fill").run(client, ["{arq}e", "{arq}v", "{arq}l"], args)
 
@@ -1001,7 +1001,7 @@ def forget(client: Any, ttl_ms: int, most: int = 9) -> Steps:
     args = [1, 1, b"t" * 8, ttl_ms, "lc:{", "lc:{arq}", 10, 60, 5000, most, 1]
     listed = ["b", 10**16, 600_000, 5, 10**16]
     first = run(client, "cache.coherence", "depend", ["{arq}dep"], listed)
-    before = run(client, "cache.coherence", "forget", names, [*args[:3], 1000, *args[4:]])
+    before = run(client, "cache.coherence", "forget", names, [*args[:3], TTL_MS, *args[4:]])
     return after(first, before), run(client, "cache.coherence", "forget", names, args)
 
 
@@ -1042,7 +1042,7 @@ def publish(client: Any) -> Steps:
 def named(client: Any, mode: str, owner: bytes = b"t" * 8) -> Callable[[], Awaitable[Any]]:
     async def step() -> None:
         text = load("cache", "named_lease").source.replace("up_s * 1000 < ttl_ms", "false")
-        await client.eval(text, 2, "{arq}lease", "{arq}fence", owner, 5000, mode, 9000)
+        await client.eval(text, 2, "{arq}lease", "{arq}fence", owner, TTL_MS, mode, 2 * TTL_MS)
 
     return step
 
@@ -1062,13 +1062,15 @@ def named_lease_given_back(client: Any) -> Steps:
     return named(client, "take"), named(client, "give_back")
 
 
+# Nothing may expire while a script is tried, on a busy machine either.
+TTL_MS = 600_000
 WINDOW = ["{arq}e", "{arq}s", "{arq}l", "{arq}set", "{arq}aside"]
 
 
 def window_filled(client: Any) -> Callable[[], Awaitable[Any]]:
     async def step() -> None:
         floor = await floor_of(client)
-        args = [b"t" * 8, floor, b"m" * 8, 5000, 1, 10, 1, b"one"]
+        args = [b"t" * 8, floor, b"m" * 8, TTL_MS, 1, 10, 1, b"one"]
         await load("cache", "messages_fill", ".coherence").run(client, WINDOW, args)
 
     return step
@@ -1080,7 +1082,7 @@ def window_leased(client: Any) -> Callable[[], Awaitable[Any]]:
 
 
 def window_appended(client: Any, predecessor: str, number: int) -> Callable[[], Awaitable[Any]]:
-    args = [b"m" * 8, predecessor, 5000, 10, 5000, 10, 1000, number, b"text%d" % number]
+    args = [b"m" * 8, predecessor, TTL_MS, 10, TTL_MS, 10, 1000, number, b"text%d" % number]
     return run(client, "cache", "messages_append", WINDOW, args, ".coherence")
 
 
@@ -1094,7 +1096,7 @@ def messages_fill(client: Any) -> Steps:
 def messages_fill_large(client: Any) -> Steps:
     async def step() -> None:
         await client.zadd(STAGED_VALUE, {"one": 1})
-        args = [b"t" * 8, await floor_of(client), b"m" * 8, 5000, 1, 10, ""]
+        args = [b"t" * 8, await floor_of(client), b"m" * 8, TTL_MS, 1, 10, ""]
         await load("cache", "messages_fill", ".coherence").run(client, WINDOW, args)
 
     return after(window_leased(client), window_appended(client, "1", 2)), step
