@@ -99,7 +99,7 @@ async def _fill(settings: Any) -> None:
         await stores_of(queue).jobs.put(
             EVIL, body_of_job, priority=Priority.DEFAULT, delay_ms=0, due_ms=None
         )
-        await client.zadd(keys.history, {f"default:{EVIL}": int(time.time() // 60)})
+        await client.zadd(keys.history.index, {f"default:{EVIL}": int(time.time() // 60)})
         odd_schedule = codec.encode(
             {
                 "f": EVIL,
