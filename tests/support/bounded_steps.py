@@ -18,18 +18,21 @@ MOST_COMMANDS = 2000
 # A busy machine may disturb several measurements in a row.
 ROUNDS = 20
 _MEASURING = {b"CONFIG", b"SLOWLOG", b"INFO"}
+# They copy one value: 32 MiB take 35 ms, whoever sends them.
+_COPYING = {b"SET", b"GET", b"HSET", b"HGET", b"HMGET", b"HGETALL"}
 Act = Callable[[], Awaitable[object]]
 
 
 async def longest_us(client: Any, act: Act) -> int:
-    """The longest script or command that it sends, microseconds of the server."""
+    """The longest script, or command that does more than copy a value; microseconds of the server."""
     await client.config_set("slowlog-max-len", 20_000)
     await client.config_set("slowlog-log-slower-than", 0)
     await client.execute_command("SLOWLOG", "RESET")
     await act()
     await client.config_set("slowlog-log-slower-than", -1)
     rows = await client.execute_command("SLOWLOG", "GET", 20_000)
-    return max((row[2] for row in rows if row[3][0].upper() not in _MEASURING), default=0)
+    left_out = _MEASURING | _COPYING
+    return max((row[2] for row in rows if row[3][0].upper() not in left_out), default=0)
 
 
 async def _calls(client: Any) -> dict[str, int]:
