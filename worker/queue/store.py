@@ -93,14 +93,16 @@ def job_body(
         cache.errors.NotEncodable: an argument would not arrive as it was given.
     """
     fields: dict[str, Any] = {
+        # Stock clients write it last: that it is first tells our bodies from others (lua/_body.lua).
+        "et": now_ms,
         "t": try_,
         "f": name,
         "a": list(args),
         "k": dict(kwargs),
-        "et": now_ms,
-        # Stock arq ignores this field. That it is there tells our bodies from others (lua/_body.lua).
-        "o": options or {},
     }
+    if options:
+        # Stock arq ignores this field. See worker/queue/client.py.
+        fields["o"] = options
     return codec.encode_exact(fields)
 
 

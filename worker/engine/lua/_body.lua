@@ -2,9 +2,9 @@
 -- returns the body | false: absent | -1: a key of another type | -2: over the size limit of bodies
 --   | -3: it is large, or much was read before it: a plain GET reads it, which does not hold the server
 local MOST_BODY_BYTES, LARGE = 67108864, 262144
--- The first byte of a map of six fields, as our clients write it, without a TTL. Stock clients write
--- five and set a TTL, at whose end the body must not vanish while the job runs.
-local OURS = 134
+-- Our clients write et first, with this byte before its text, and no TTL. Stock clients write it last, and
+-- set a TTL, at whose end the body must not vanish while the job runs.
+local ET_FIRST = 162
 local inline_left = 524288
 local function body_of(key)
   local most = math.min(LARGE, inline_left)
@@ -22,7 +22,7 @@ local function body_of(key)
     return -3
   elseif body == '' then
     return redis.call('EXISTS', key) == 1 and body
-  elseif string.byte(body) ~= OURS then
+  elseif string.byte(body, 2) ~= ET_FIRST then
     redis.call('PERSIST', key)
   end
   return body
