@@ -7,13 +7,14 @@
 -- allow-oom: as beat.lua, and stale entries make room.
 --@rights
 --@include types
-expect('zset', KEYS[1], KEYS[2])
 local t = redis.call('TIME')
 local now = t[1] * 1000 + math.floor(t[2] / 1000)
+-- This read and the first write fail for a key of another type, before anything is written.
+local old_marks = redis.call('ZRANGEBYSCORE', KEYS[2], '-inf', now - 60000, 'LIMIT', 0, 100)
 redis.call('ZADD', KEYS[1], now, ARGV[2])
 redis.call('ZREMRANGEBYSCORE', KEYS[1], '-inf', now - ARGV[3])
 -- A mark without a job would abort a later job with the same id.
-for _, id in ipairs(redis.call('ZRANGEBYSCORE', KEYS[2], '-inf', now - 60000, 'LIMIT', 0, 100)) do
+for _, id in ipairs(old_marks) do
   if redis.call('EXISTS', ARGV[1] .. 'job:' .. id) == 0 then
     redis.call('ZREM', KEYS[2], id)
   end
