@@ -1,8 +1,10 @@
 """
 The queue on a cluster of three against one server: what `bench_cluster.py` measures of it.
 
-The same worker process serves both in turns, on servers with the same options, an
-append-only file and no replica. `python benchmarks/cluster_queue.py URL BURST` is that process.
+The same worker process serves both, on servers with the same options, an append-only
+file and no replica. Enqueues and pickups wait for the disk at each call, which a shared
+machine disturbs by the second: both take turns in blocks of a fraction of a second.
+`python benchmarks/cluster_queue.py URL BURST` is the worker process.
 """
 
 from __future__ import annotations
@@ -12,8 +14,8 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager, suppress
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +30,9 @@ from worker import JobQueue, call
 from worker.engine import Worker
 from worker.keys import QUEUE_TAG, QueueKeys
 
-JOBS, SINGLE, PICKUPS, IDLE_S = 5000, 500, 1000, 40.0
+JOBS, IDLE_S = 5000, 40.0
+# Blocks of a round, and calls of a block.
+BLOCKS, SINGLE, PICKUPS = 10, 50, 100
 SAME = ("--appendonly", "yes", "--appendfsync", "always")
 
 
@@ -98,57 +102,95 @@ async def drained(url: str, client: Any, queue: JobQueue) -> dict[str, float]:
     return {"server CPU, us/job": used / JOBS * 1e6, "jobs/s": float(out)}
 
 
-async def enqueued(queue: JobQueue) -> dict[str, float]:
+async def enqueued(queue: JobQueue) -> float:
+    """Enqueues a second, one at a time."""
     started = time.monotonic()
     for _ in range(SINGLE):
         await queue.enqueue("noop", delay_s=3600)
-    return {"enqueues/s, one at a time": SINGLE / (time.monotonic() - started)}
+    return SINGLE / (time.monotonic() - started)
 
 
-async def picked_up(url: str, client: Any, queue: JobQueue, waits: list[float]) -> dict[str, float]:
-    """A waiting worker: how soon it starts each job, what it sends while it is idle, its connections."""
-    async with process(url, burst=False):
+async def picked_up(queue: JobQueue) -> list[float]:
+    """How soon a waiting worker starts each job, ms."""
+    waits = []
+    for _ in range(PICKUPS):
+        at = time.time()
         job = await queue.enqueue("noop")
-        await job.result(timeout_s=60)
-        for _ in range(PICKUPS):
-            at = time.time()
-            waits.append(await (await queue.enqueue("noop")).result(timeout_s=60) - at)
-        sent = await commands(client)
-        connections = len(await client.client_list())
+        waits.append((await job.result(timeout_s=60) - at) * 1e3)
+    return waits
+
+
+async def idle(client: Any) -> dict[str, float]:
+    """What a waiting worker sends while nothing happens, and its connections."""
+    sent = await commands(client)
     return {
         "idle commands/s": sent / IDLE_S,
-        "connections of worker and client": float(connections),
+        "connections of worker and client": float(len(await client.client_list())),
     }
 
 
-def pickups(waits: list[float]) -> dict[str, float]:
-    """Of all rounds together: one round has too few for a p99."""
+def percentiles(waits: list[float]) -> dict[str, float]:
     cuts = statistics.quantiles(waits, n=100)
     return {
-        "pickup p50, ms": cuts[49] * 1e3,
-        "pickup p99, ms": cuts[98] * 1e3,
+        "pickup p50, ms": cuts[49],
+        "pickup p99, ms": cuts[98],
         "pickups": float(len(waits)),
     }
 
 
-async def compare(urls: dict[str, str], rounds: int) -> dict[str, dict[str, float]]:
-    found: dict[str, list[dict[str, float]]] = {name: [] for name in urls}
-    waits: dict[str, list[float]] = {name: [] for name in urls}
+class Side:
+    """One of the two: its URL, a client, a queue, and what was found on it."""
+
+    def __init__(self, url: str, client: Any) -> None:
+        self.url, self.client = url, client
+        self.queue = queue_of(client, QueueKeys.of(client).prefix)
+        self.drains: list[dict[str, float]] = []
+        self.enqueues: list[float] = []
+        self.waits: list[float] = []
+        self.idle: dict[str, float] = {}
+
+    async def drain(self) -> None:
+        await self.client.flushall()
+        self.drains.append(await drained(self.url, self.client, self.queue))
+
+    async def enqueue(self) -> None:
+        self.enqueues.append(await enqueued(self.queue))
+
+    async def pick_up(self) -> None:
+        self.waits += await picked_up(self.queue)
+
+    def figures(self) -> dict[str, float]:
+        middle = statistics.median
+        return {
+            **{key: middle(row[key] for row in self.drains) for key in self.drains[0]},
+            "enqueues/s, one at a time": middle(self.enqueues),
+            **self.idle,
+            **percentiles(self.waits),
+        }
+
+
+async def in_turns(sides: list[Side], rounds: int, step: Callable[[Side], Awaitable[None]]) -> None:
     for number in range(rounds):
-        for name in list(urls)[:: 1 if number % 2 else -1]:
-            url = urls[name]
-            async with client_of(url) as client:
-                await client.flushall()
-                queue = queue_of(client, QueueKeys.of(client).prefix)
-                row = await drained(url, client, queue)
-                row |= await enqueued(queue)
-                await client.flushall()  # an idle worker has nothing to wait for
-                found[name].append(row | await picked_up(url, client, queue, waits[name]))
-    middle: Callable[[list[float]], float] = statistics.median
-    return {
-        name: {key: middle([row[key] for row in rows]) for key in rows[0]} | pickups(waits[name])
-        for name, rows in found.items()
-    }
+        for side in sides[:: 1 if number % 2 else -1]:
+            await step(side)
+
+
+async def compare(urls: dict[str, str], rounds: int) -> dict[str, dict[str, float]]:
+    async with AsyncExitStack() as stack:
+        sides = [
+            Side(url, await stack.enter_async_context(client_of(url))) for url in urls.values()
+        ]
+        await in_turns(sides, 2 * rounds, Side.drain)
+        await in_turns(sides, rounds * BLOCKS, Side.enqueue)
+        for side in sides:
+            await side.client.flushall()  # an idle worker has nothing to wait for
+        for side in sides:
+            await stack.enter_async_context(process(side.url, burst=False))
+            await (await side.queue.enqueue("noop")).result(timeout_s=60)
+        await in_turns(sides, rounds * BLOCKS, Side.pick_up)
+        for side in sides:
+            side.idle = await idle(side.client)
+        return {name: side.figures() for name, side in zip(urls, sides, strict=True)}
 
 
 def show(figures: dict[str, dict[str, float]]) -> None:
