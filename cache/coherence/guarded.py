@@ -44,7 +44,7 @@ class GuardedConnection:
         self.unguarded = unguarded
         self.spread = unguarded.spread
         self._counters = counters
-        self._missed: dict[Change, None] = {}
+        self._missed: dict[Change, bool] = {}  # -> whether it is on its way
         # Delivers a missed invalidation.
         self.redo: Callable[[Change], Awaitable[None]]
         self._recovery: asyncio.Task[None] | None = None
@@ -121,9 +121,9 @@ class GuardedConnection:
 
     def miss(self, missed: Change, reason: str = "an invalidation did not arrive") -> None:
         """Keep an undelivered invalidation, and trust nothing until it is delivered."""
-        self._missed[missed] = None
+        self._missed[missed] = False
         if len(self._missed) > MAX_MISSED:
-            self._missed = {EVERYTHING: None}
+            self._missed = {EVERYTHING: False}
         self._counters.invalidations_deferred += len(missed)
         self.trip(Away(reason))
 
@@ -171,6 +171,7 @@ class GuardedConnection:
         # Invalidations that are missed meanwhile are delivered too, before trust returns.
         while self._missed:
             missed = next(iter(self._missed))
+            self._missed[missed] = True
             try:
                 await self.redo(missed)
             except ValueError as exc:
@@ -178,8 +179,10 @@ class GuardedConnection:
                 if missed == EVERYTHING:
                     raise
                 log.error("cache.invalidation_undeliverable", error=str(exc)[:200])  # noqa: TRY400
-                self._missed[EVERYTHING] = None
-            self._missed.pop(missed, None)
+                self._missed[EVERYTHING] = False
+            # What was missed again since it was sent has to be sent again.
+            if self._missed.get(missed):
+                del self._missed[missed]
 
     async def close(self) -> None:
         self._closed = True

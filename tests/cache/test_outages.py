@@ -395,3 +395,27 @@ async def test_a_server_without_memory_costs_only_misses(tmp_path: Path, prefix:
                 assert await cache.agents.get("x0") is None
             assert cache.stats()["invalidations_missed"] == 0
             assert cache.stats()["outages"] == 0
+
+
+async def test_an_invalidation_missed_during_its_delivery_is_sent_again(
+    valkey_url: str, prefix: str
+) -> None:
+    """Its reply is on the way when the agent is loaded, and written again."""
+    async with cache_on(valkey_url, prefix) as cache, cache_on(valkey_url, prefix) as other:
+        connection = cache.components.entries.connection
+        redo, delivered = connection.redo, list[Any]()
+
+        async def replied_late(change: Any) -> None:
+            await redo(change)
+            delivered.append(change)
+            if len(delivered) == 1:
+                await other.agents.set("a1", "old")
+                assert not await cache.agents.invalidate("a1")
+
+        connection.redo = replied_late
+        connection.trip(Away("the test says so"))
+        assert not await cache.agents.invalidate("a1")
+        await _trusted_again(cache)
+        assert await other.agents.get("a1") is None
+        assert len(delivered) == 2
+        assert cache.stats()["invalidations_missed"] == 0
