@@ -156,7 +156,7 @@ CATALOGUE: tuple[KeySpec, ...] = (
     KeySpec(
         "lc:{<agent>}:lease:<kind>:<name>",
         "string",
-        "the token of the process that loads the value, whether others wait, the version of the grant",
+        "the token of the process that loads the value, whether others wait, time and version of the grant",
         "TTL LETTA_CACHE_LEASE_S",
     ),
     KeySpec(
@@ -174,7 +174,7 @@ CATALOGUE: tuple[KeySpec, ...] = (
     KeySpec(
         "lc:{<agent>}:messages:state:<conversation>",
         "string",
-        "a window's version, newest message and length, and whether it reaches the beginning, and has a gap",
+        "a window's version, when its load began, newest message, length; if it reaches the beginning, has a gap",
         "TTL LETTA_CACHE_MESSAGE_TTL_S",
     ),
     KeySpec(

@@ -8,6 +8,8 @@ only while it has every message up to the newest:
 - An append names its predecessor. While that is not here, the append is kept aside
   and the window does not answer.
 - An append during a load is kept aside too, and the load's window is stored with it.
+- A load that began after the call of an append has read its messages. The append changes
+  nothing then: a late copy of it must not bring deleted messages back.
 
 All conversations share one sequence of sequence_ids, so gaps are normal:
 predecessors are compared, never `+ 1`.
@@ -22,6 +24,7 @@ from typing import Any
 from redis.exceptions import ResponseError
 
 from cache.coherence.change import Change
+from cache.coherence.clock import boot_clock
 from cache.coherence.flight import LoadOptions
 from cache.coherence.results import lease_key, value_key
 from cache.components import Components
@@ -153,7 +156,7 @@ class MessageCache(MessagesById):
         added = list(reversed(newest_first(messages)))
         if not added or not self.components.options.enabled:
             return False
-        slot = self._windows.slot(agent_id, conversation, 1)
+        slot, called_at = self._windows.slot(agent_id, conversation, 1), boot_clock()
         self.components.counters.appends += 1
         # Callers that come from now on start another load.
         self.components.flights.drop(slot.entry + "\0")
@@ -169,7 +172,7 @@ class MessageCache(MessagesById):
                 return False
             outcome = 0
             for part in (pairs,) if len(pairs) == 2 else steps_of(pairs):
-                outcome = await self._run_append(slot, after, part)
+                outcome = await self._run_append(slot, after, part, called_at)
                 if outcome <= 0:
                     break
                 after = part[-2]
@@ -185,8 +188,10 @@ class MessageCache(MessagesById):
         self.components.counters.appends_aside += outcome == 2
         return outcome == 1
 
-    async def _run_append(self, slot: WindowSlot, after: int | None, pairs: Pairs) -> int:
-        options, connection = self.components.options, self.components.entries.connection
+    async def _run_append(
+        self, slot: WindowSlot, after: int | None, pairs: Pairs, called_at: float
+    ) -> int:
+        options, entries = self.components.options, self.components.entries
         keys = (
             slot.key,
             value_key(slot.key, slot.field),
@@ -194,8 +199,7 @@ class MessageCache(MessagesById):
             slot.window,
             slot.aside,
         )
-        args = (
-            self.components.entries.run_of(slot.key),
+        bounds = (
             "" if after is None else after,
             max(int(options.message_ttl_s * 1000), 1),
             options.message_window,
@@ -203,8 +207,17 @@ class MessageCache(MessagesById):
             CACHE_ASIDE_APPENDS,
             CACHE_ASIDE_BYTES,
         )
-        outcome: int = await connection.run(self._append, keys, (*args, *pairs))
-        return outcome
+        for _ in range(2):
+            run = entries.run_of(slot.key)
+            args = (run, *bounds, entries.clock.passed_us(called_at, run), *pairs)
+            outcome: int = await entries.connection.run(self._append, keys, args)
+            if outcome <= 2:
+                return outcome
+            # A load began since the call, or too little was known of the server's time.
+            if run == entries.run_of(slot.key):
+                entries.clock.learn(outcome, run)
+        await self.invalidate(slot.agent_id, conversation=slot.conversation)
+        return -1
 
     async def invalidate(self, agent_id: str, *, conversation: str | None = None) -> bool:
         """Invalidate one conversation's window, or all of the agent's. As `agents.invalidate`."""

@@ -124,15 +124,15 @@ class WindowSlot:
             members = None
         if members is None or not connection.trusted:
             return Reading(seen=state[8:16])
-        key, fields = self.window.encode(), state[16:].split(b":", 5)
+        key, fields = self.window.encode(), state[16:].split(b":", 6)
         try:
-            if fields[5:] != [key]:
+            if fields[6:] != [key]:
                 raise Unreadable("the window belongs to another key")
             messages = self.home.records.open_all(members, key)
         except Unreadable:
             components.counters.unreadable += 1
             return Reading(seen=state[8:16])
-        complete = fields[3] in {b"1", b"3"}
+        complete = fields[4] in {b"1", b"3"}
         return Reading(True, True, messages, seen=state[8:16], complete=complete)
 
     async def _rest(self, state: bytes, members: list[bytes], last: bytes) -> list[bytes] | None:

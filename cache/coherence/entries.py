@@ -151,7 +151,7 @@ class Entries:
         if reply[0] != 1 or run != self.run_of(key):
             return Changed()
         now_us = int(reply[2])
-        self.clock.learn(now_us)
+        self.clock.learn(now_us, run)
         return Lease(key, field, token, reply[1], now_us, run)
 
     async def renew(self, lease: Lease) -> bool:

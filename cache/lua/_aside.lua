@@ -99,9 +99,14 @@ local function store(window, state_key, set, head, version, ttl_ms, most)
   local tail = window.tail and string.format('%.0f', window.tail) or ''
   local heavy = window.heavy or (window.longest or 0) * most > MOST_LIGHT_BYTES
   local complete = (window.complete and 1 or 0) + (heavy and 2 or 0)
-  local parts = {version, tail, count, complete, window.gap and 1 or 0, set}
+  local parts = {version, window.since, tail, count, complete, window.gap and 1 or 0, set}
   redis.call('SET', state_key, head .. table.concat(parts, ':'), 'PX', ttl_ms)
   redis.call('PEXPIRE', set, ttl_ms)
+end
+
+-- granted(lease): when its holder's load began, us.
+local function granted(lease)
+  return string.sub(lease, 10, 25)
 end
 
 -- has_aside(lease): whether appends are kept aside for its holder. with_aside(lease): the flag that says so.

@@ -1,7 +1,7 @@
 -- A window is a sorted set, sequence_id -> message, and a state: the run of the server, the fill id,
--- then version:tail:count:complete:gap:key of the set. 2 is added to `complete` if the window is heavy
--- (_aside.lua). With a gap it does not answer: an append is kept aside, in a hash, until the message
--- before it is here.
+-- then version:since:tail:count:complete:gap:key of the set. `since` is when its load began: the time of
+-- the lease, us. 2 is added to `complete` if the window is heavy (_aside.lua). With a gap it does not
+-- answer: an append is kept aside, in a hash, until the message before it is here.
 
 -- window_of(state, version, run, set): the window that a state describes; nil if it may lack messages.
 -- The server may have evicted version or set alone, so both are compared with the state.
@@ -11,7 +11,8 @@ local function window_of(state, version, run, set)
   if not state or string.sub(state, 1, 8) ~= run then
     return nil
   end
-  local made, tail, length, complete, gap = string.match(state, '^(%d+):(%d*):(%d+):(%d):(%d):', 17)
+  local made, since, tail, length, complete, gap =
+    string.match(state, '^(%d+):(%d+):(%d*):(%d+):(%d):(%d):', 17)
   if made ~= version or count ~= tonumber(length) or tonumber(newest) ~= tonumber(tail) then
     return nil
   end
@@ -19,5 +20,6 @@ local function window_of(state, version, run, set)
   if count == 0 and not is_complete then
     return nil
   end
-  return {tail = tonumber(tail), complete = is_complete, heavy = complete >= '2', gap = gap == '1'}
+  local heavy = complete >= '2'
+  return {since = since, tail = tonumber(tail), complete = is_complete, heavy = heavy, gap = gap == '1'}
 end

@@ -5,10 +5,12 @@
 -- ARGV[1] run of the server, 8 bytes  ARGV[2] sequence_id of the message before the first of these,
 -- '' when the conversation was empty  ARGV[3] ttl_ms > 0  ARGV[4] most messages kept
 -- ARGV[5] ttl_ms of the appends aside  ARGV[6] most of them  ARGV[7] most bytes of them
--- ARGV[8...] sequence_id, message; oldest first, at least one
+-- ARGV[8] a time at or before the call, us  ARGV[9...] sequence_id, message; oldest first, at least one
 -- returns 1 the window ends with them or has them | 2 kept aside: the message before them is not here
 --         yet, or a load runs | 0 there is no window | -1 dropped: an append aside was lost, or there
---         were too many
+--         were too many | the time, us: nothing done, as the load of what is here began after ARGV[8]
+-- Such a load has read the messages, or that they are gone again: a copy of this command that arrives
+-- late would bring back what was deleted meanwhile.
 -- Appends are kept aside for a load too, which may have begun before their commit: the fill adds
 -- them. The lease and the state say that there are some, so that their eviction is noticed.
 -- no allow-oom: it adds messages; one that is refused ends the window.
@@ -18,7 +20,14 @@
 local set, aside = KEYS[4], KEYS[5]
 local version, state, lease = redis.call('GET', KEYS[1]), redis.call('GET', KEYS[2]), redis.call('GET', KEYS[3])
 local window = window_of(state, version, ARGV[1], set)
-local loading = lease and string.sub(lease, 10) == version
+local loading = lease and string.sub(lease, 26) == version
+-- rule loaded_since
+local since = math.max(tonumber(window and window.since or 0), tonumber(loading and granted(lease) or 0))
+if since > tonumber(ARGV[8]) then
+  local time = redis.call('TIME')
+  return time[1] * 1000000 + time[2]
+end
+-- end of rule
 local expected = window and window.gap or loading and has_aside(lease)
 local appends, bytes = {}, 0
 if expected then
@@ -28,7 +37,7 @@ end
 local whole = #appends > 0 or not expected
 local keep = loading or window and (window.gap or not follows(window, set, ARGV[2]))
 if keep then
-  for i = 9, #ARGV, 2 do
+  for i = 10, #ARGV, 2 do
     bytes = bytes + #ARGV[i]
   end
   whole = whole and #appends < tonumber(ARGV[6]) and bytes <= tonumber(ARGV[7])
@@ -44,11 +53,11 @@ if not window then
   redis.call('UNLINK', KEYS[2], set)
 end
 local append = {ARGV[2]}
-for i = 8, #ARGV do
-  append[i - 6] = ARGV[i]
+for i = 9, #ARGV do
+  append[i - 7] = ARGV[i]
 end
 if keep then
-  redis.call('HSET', aside, ARGV[8], cmsgpack.pack(append))
+  redis.call('HSET', aside, ARGV[9], cmsgpack.pack(append))
   redis.call('PEXPIRE', aside, ARGV[5])
 end
 if loading then

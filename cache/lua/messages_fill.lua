@@ -16,7 +16,8 @@ local flag = waiting_if_held(KEYS[1], KEYS[3], ARGV[1], ARGV[2])
 if not flag then
   return redis.call('GETRANGE', KEYS[2], 8, 15) == ARGV[1] and 1 or 0
 end
-local merged = has_aside(redis.call('GET', KEYS[3]))
+local lease = redis.call('GET', KEYS[3])
+local merged = has_aside(lease)
 local appends = merged and kept_aside(aside) or {}
 redis.call('UNLINK', KEYS[3])
 -- rule aside_lost: the server may have evicted what this load lacks
@@ -24,7 +25,8 @@ if merged and #appends == 0 then
   return 0
 end
 -- end of rule
-local window = {tail = #ARGV > 6 and tonumber(ARGV[#ARGV - 1]) or nil, complete = ARGV[5] == '1'}
+local window = {since = granted(lease), complete = ARGV[5] == '1'}
+window.tail = #ARGV > 6 and tonumber(ARGV[#ARGV - 1]) or nil
 if ARGV[7] == '' then
   local staged = staged_of(KEYS[1], ARGV[1])
   window.tail = tonumber(redis.call('ZRANGE', staged, -1, -1, 'WITHSCORES')[2])

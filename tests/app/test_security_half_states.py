@@ -1082,7 +1082,8 @@ def window_leased(client: Any) -> Callable[[], Awaitable[Any]]:
 
 
 def window_appended(client: Any, predecessor: str, number: int) -> Callable[[], Awaitable[Any]]:
-    args = [b"m" * 8, predecessor, TTL_MS, 10, TTL_MS, 10, 1000, number, b"text%d" % number]
+    bounds = [TTL_MS, 10, TTL_MS, 10, 1000, 2**53]  # called after every load has begun
+    args = [b"m" * 8, predecessor, *bounds, number, b"text%d" % number]
     return run(client, "cache", "messages_append", WINDOW, args, ".coherence")
 
 

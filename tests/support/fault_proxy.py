@@ -1,15 +1,16 @@
 """
-A TCP proxy in front of a server's unix socket, with faults on request.
+A TCP proxy in front of a server, with faults on request.
 
 cut_replies(n): the next n commands that contain `marker` reach the server and
     run, but the client's connection is closed instead of the reply.
 cut_after(n): after n more bytes of replies, every connection is closed. cut_never() takes it back.
 reset(): every connection is closed now.
 hold() / release(): nothing passes in either direction.
+detain(): what open connections send waits for the event that is returned; new ones pass.
 refuse: new connections are closed at once.
 leave(): stop listening, so that the kernel refuses connections.
 swallow(): open connections stay open, but nothing passes.
-lead_to(path): new connections go to another socket; open ones stay.
+lead_to(target): new connections go to another server; open ones stay.
 """
 
 from __future__ import annotations
@@ -20,13 +21,15 @@ from contextlib import asynccontextmanager, suppress
 
 
 class FaultProxy:
-    def __init__(self, socket_path: str) -> None:
-        self._socket_path = socket_path
+    def __init__(self, target: str) -> None:
+        self._target = target
         self._open = asyncio.Event()
         self._open.set()
         self._writers: set[asyncio.StreamWriter] = set()
         self._tasks: set[asyncio.Task[None]] = set()
         self._live = asyncio.Event()
+        self._gate = asyncio.Event()
+        self._gate.set()
         self._cuts = 0
         self._marker = b""
         self.cuts_made = 0
@@ -48,11 +51,17 @@ class FaultProxy:
     def cut_never(self) -> None:
         self._bytes_left = None
 
-    def lead_to(self, socket_path: str) -> None:
-        self._socket_path = socket_path
+    def lead_to(self, target: str) -> None:
+        self._target = target
 
     def hold(self) -> None:
         self._open.clear()
+
+    def detain(self) -> asyncio.Event:
+        gate, self._gate = self._gate, asyncio.Event()
+        self._gate.set()
+        gate.clear()
+        return gate
 
     def release(self) -> None:
         self._open.set()
@@ -79,19 +88,24 @@ class FaultProxy:
             writer.close()
             return
         try:
-            far_reader, far_writer = await asyncio.open_unix_connection(self._socket_path)
+            far_reader, far_writer = await self._connect()
         except OSError:
             writer.close()
             return
         self._writers |= {writer, far_writer}
-        doomed, swallowed = asyncio.Event(), self._live
+        doomed = asyncio.Event()
         for coroutine in (
-            self._requests(reader, far_writer, doomed, swallowed),
+            self._requests(reader, far_writer, doomed, self._live, self._gate),
             self._replies(far_reader, writer, doomed),
         ):
             task = asyncio.create_task(coroutine)
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
+
+    async def _connect(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        if self._target.isdecimal():
+            return await asyncio.open_connection("127.0.0.1", int(self._target))
+        return await asyncio.open_unix_connection(self._target)
 
     async def _requests(
         self,
@@ -99,10 +113,12 @@ class FaultProxy:
         writer: asyncio.StreamWriter,
         doomed: asyncio.Event,
         swallowed: asyncio.Event,
+        gate: asyncio.Event,
     ) -> None:
         with suppress(OSError):
             while data := await reader.read(1 << 20):
                 await self._open.wait()
+                await gate.wait()
                 if swallowed.is_set():
                     continue
                 if self._cuts and self._marker in data:
@@ -149,8 +165,9 @@ class FaultProxy:
 
 
 @asynccontextmanager
-async def fault_proxy(socket_path: str) -> AsyncIterator[FaultProxy]:
-    proxy = FaultProxy(socket_path)
+async def fault_proxy(target: str) -> AsyncIterator[FaultProxy]:
+    """`target`: a unix socket's path, or a port of this machine."""
+    proxy = FaultProxy(target)
     server = proxy.server = await asyncio.start_server(proxy.serve, "127.0.0.1", 0)
     proxy.port = server.sockets[0].getsockname()[1]
     try:

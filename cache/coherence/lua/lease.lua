@@ -7,9 +7,10 @@
 -- returns {1, version, now_us} granted | {0, left_ms} held by another | {2} the stored value is not
 --         the one that the caller read: read again | {3} nothing to renew
 --         | {4} a write is under way: load, but store nothing
--- A lease holds the token, a flag, and the version that it was granted under. Flag: '1' when others
--- wait for it, '2' when appends are kept aside for it (messages_append.lua), '3' both, '0' none. An
--- invalidation deletes the version, and with it every lease and value under it.
+-- A lease holds the token, a flag, the time of the grant (16 digits, us), and the version that it was
+-- granted under. Flag: '1' when others wait for it, '2' when appends are kept aside for it
+-- (messages_append.lua), '3' both, '0' none. An invalidation deletes the version, and with it every
+-- lease and value under it.
 -- The next grant makes a new version from the time, so no version is used twice: a late copy of
 -- this command cannot restore the right of an older load.
 -- no allow-oom: a full server could not store the value; it is a miss.
@@ -25,7 +26,7 @@ if mode ~= 'renew' then
 end
 -- end of rule
 local version, held = redis.call('GET', KEYS[1]), redis.call('GET', KEYS[3])
-if held and string.sub(held, 10) ~= version then
+if held and string.sub(held, 26) ~= version then
   held = nil
 end
 local mine = held and string.sub(held, 1, 8) == token
@@ -50,7 +51,8 @@ if not version then
   redis.call('SET', KEYS[1], version)
 end
 local waiting = held and string.sub(held, 9, 9) or '0'
-redis.call('SET', KEYS[3], token .. waiting .. version, 'PX', ARGV[2])
+local granted = mine and string.sub(held, 10, 25) or now_us
+redis.call('SET', KEYS[3], token .. waiting .. granted .. version, 'PX', ARGV[2])
 if redis.call('PTTL', KEYS[1]) < tonumber(ARGV[2]) then
   redis.call('PEXPIRE', KEYS[1], ARGV[2])
 end
