@@ -20,6 +20,7 @@ from cache.encoding.models import is_model
 from cache.keys import CacheKeys, bounded_ttl_s, intents_of
 from cache.names import checked_names
 from cache.options import CacheOptions
+from cache.room import Room
 from cache.stats import Counters, PerAgent
 
 if TYPE_CHECKING:
@@ -44,6 +45,7 @@ class Components:
     counters: Counters
     per_agent: PerAgent
     refills: Refills
+    room: Room
 
 
 @dataclass(slots=True)
@@ -141,8 +143,7 @@ class ValueSlot:
         if len(envelope) > options.max_value_bytes:
             self.components.counters.too_large += 1
             return -1
-        if not await entries.room.left(lease.key, len(envelope)):
-            self.components.counters.without_room += 1
+        if not await self.components.room.left(lease.key, len(envelope)):
             return -1
         index, indexes = self.components.index, self._indexes(value)
         recorded = self.recorded is lease and index.remembers(load_s)

@@ -23,6 +23,7 @@ from cache.invalidator import Invalidator
 from cache.messages import MessageCache
 from cache.options import CacheOptions
 from cache.records import Records
+from cache.room import Room
 from cache.stats import PerAgent
 
 if TYPE_CHECKING:
@@ -64,6 +65,7 @@ class Cache(Invalidator):
         self.components = Components(
             options, self._keys, entries, self._flights, self._invalidation, self._intents, index,
             backplane, self._local, counters, PerAgent(), self._refills,
+            Room(self._connection, options.max_memory_share, counters),
         )  # fmt: skip
         self._models = envelopes.models
         self.agents = AgentStateCache(self.components)

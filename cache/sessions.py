@@ -73,8 +73,7 @@ class Sessions:
         if len(sealed) > components.options.max_value_bytes:
             components.counters.too_large += 1
             return False
-        if not await components.entries.room.left(key, len(sealed)):
-            components.counters.without_room += 1
+        if not await components.room.left(key, len(sealed)):
             return False
         try:
             await components.entries.connection.execute("SET", key, sealed, "EX", life_s)

@@ -172,8 +172,7 @@ class WindowSlot:
         pairs = home.pairs(oldest_first, self.window)
         if pairs is None:
             return -1
-        if not await components.entries.room.left(lease.key, size_of(pairs)):
-            components.counters.without_room += 1
+        if not await components.room.left(lease.key, size_of(pairs)):
             return -1
         ttl_ms = max(int(options.message_ttl_s * 1000), 1)
         head = (

@@ -22,7 +22,6 @@ from cache.coherence.clock import Clock
 from cache.coherence.dependencies import Record
 from cache.coherence.guarded import GuardedConnection
 from cache.coherence.results import Changed, Held, Intended, Lease, Reading, lease_key, value_key
-from cache.coherence.room import Room
 from cache.connection import scripts
 from cache.connection.protocol import Away
 from cache.encoding.envelope import Envelopes, UnknownModel, Unreadable
@@ -50,7 +49,6 @@ class Entries:
         self.connection = connection
         self.envelopes = envelopes
         self.clock = Clock()
-        self.room = Room(connection, options.max_memory_share)
         self._ttl_jitter = options.ttl_jitter
         self._lease_ms = int(options.lease_s * 1000)
         self._counters = counters

@@ -18,6 +18,7 @@ from redis.exceptions import ResponseError
 
 from cache.coherence.guarded import GuardedConnection
 from cache.connection.protocol import Away, Connection
+from cache.stats import Counters
 
 # For how long one reading of a server's memory is used, seconds.
 _READ_EVERY_S = 1.0
@@ -44,9 +45,10 @@ class _Reading:
 class Room:
     """Whether a server has memory left for the cache. `share` is 0 to 1; 0: never asks."""
 
-    def __init__(self, connection: GuardedConnection, share: float) -> None:
+    def __init__(self, connection: GuardedConnection, share: float, counters: Counters) -> None:
         self._connection = connection
         self._share = share
+        self._counters = counters
         self._readings: dict[Connection, _Reading] = {}
 
     async def left(self, key: str, size: int) -> bool:
@@ -65,6 +67,7 @@ class Room:
                 self._readings.clear()
             self._readings[node] = reading
         if size > reading.free:
+            self._counters.without_room += 1
             return False
         reading.stored += size
         return True
