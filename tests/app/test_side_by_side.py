@@ -7,7 +7,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -27,7 +27,7 @@ pytestmark = [
 
 ROOT = Path(__file__).resolve().parents[2]
 PLAIN, HELD = 60, 6
-# The ledger is one file that every process appends to. A held job ends when the file of its round is there.
+# The ledger is one file that every process appends to. A held job ends when the test opens its round.
 _JOBS = """
 import asyncio
 import os
@@ -48,8 +48,10 @@ async def plain(ctx, name):
 
 async def held(ctx, name):
     note("started", name)
-    while not (HOME / name.split("-")[1]).exists():
-        await asyncio.sleep(0.05)
+    reader, writer = await asyncio.open_connection("127.0.0.1", int(os.environ["GATE_PORT"]))
+    writer.write(name.split("-")[1].encode() + b"\\n")
+    await reader.read()
+    writer.close()
     note("ended", name)
 """
 _CLIENT = """
@@ -72,11 +74,24 @@ asyncio.run(main(*sys.argv[1:]))
 """
 
 
+class Gate:
+    """Keeps the connection of each held job until its round is opened."""
+
+    def __init__(self) -> None:
+        self.rounds: defaultdict[str, asyncio.Event] = defaultdict(asyncio.Event)
+
+    async def hold(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        name = (await reader.readline()).decode().strip()
+        await self.rounds[name].wait()
+        writer.close()
+
+
 class Fleet:
     """Starts processes of either release, all on one server and one ledger."""
 
-    def __init__(self, home: Path, url: str) -> None:
+    def __init__(self, home: Path, url: str, gate_port: int) -> None:
         self.home = home
+        self.gate_port = gate_port
         self.trees = {"old": home / "old", "new": ROOT}
         self.settings: dict[str, Any] = {
             "redis_url": url,
@@ -112,6 +127,7 @@ class Fleet:
                 **given,
                 "PYTHONPATH": f"{self.trees[release]}:{self.home}",
                 "LEDGER_HOME": str(self.home),
+                "GATE_PORT": str(self.gate_port),
                 "RELEASE": release,
             },
             stdout=asyncio.subprocess.DEVNULL,
@@ -159,16 +175,18 @@ class Fleet:
 async def test_old_and_new_workers_share_a_server(tmp_path: Path, private_valkey_url: str) -> None:
     """Clients of both enqueue, a worker of each is killed: nothing is lost, nothing ends twice."""
     received: Counter[str] = Counter()
-    fleet = Fleet(tmp_path, private_valkey_url)
+    gate = Gate()
+    held = await asyncio.start_server(gate.hold, "127.0.0.1", 0)
     receiver = await asyncio.start_server(receiver_of(received), "127.0.0.1", 0)
-    url = f"http://127.0.0.1:{receiver.sockets[0].getsockname()[1]}"
-    async with receiver, open_queue(quick_settings(private_valkey_url)) as queue:
+    fleet = Fleet(tmp_path, private_valkey_url, port_of(held))
+    url = f"http://127.0.0.1:{port_of(receiver)}"
+    async with held, receiver, open_queue(quick_settings(private_valkey_url)) as queue:
         async with fleet.worker("old"), fleet.worker("new"):
             names = await fleet.enqueue(queue, "plain", PLAIN, url)
             await fleet.ended(names)
             await eventually(lambda: _all(received, 2 * PLAIN), deadline_s=120)
         for dying, survivor in (("old", "new"), ("new", "old")):
-            names |= await killed(fleet, queue, dying, survivor)
+            names |= await killed(fleet, gate, queue, dying, survivor)
         stats = await queue.stats()
 
     assert Counter(name for name, _ in fleet.steps("ended")) == Counter(names)
@@ -176,7 +194,7 @@ async def test_old_and_new_workers_share_a_server(tmp_path: Path, private_valkey
     assert not [row for row in stats.values() if row["queued"] or row["running"] or row["dead"]]
 
 
-async def killed(fleet: Fleet, queue: JobQueue, dying: str, survivor: str) -> set[str]:
+async def killed(fleet: Fleet, gate: Gate, queue: JobQueue, dying: str, survivor: str) -> set[str]:
     """Kill the worker of one release while both are full. The other ends the jobs of both."""
     async with fleet.worker(survivor), fleet.worker(dying) as victim:
         names = await fleet.enqueue(queue, f"{dying}dies", HELD)
@@ -194,7 +212,7 @@ async def killed(fleet: Fleet, queue: JobQueue, dying: str, survivor: str) -> se
         # A process whose supervisor is dead would drain.
         for pid in fleet.pids(lost):
             os.kill(pid, signal.SIGKILL)
-        (fleet.home / f"{dying}dies").touch()
+        gate.rounds[f"{dying}dies"].set()
         await fleet.ended(names)
     runs = Counter(name for name, _ in fleet.steps("started") if name in names)
     assert {name for name, count in runs.items() if count == 2} == lost
@@ -202,6 +220,11 @@ async def killed(fleet: Fleet, queue: JobQueue, dying: str, survivor: str) -> se
         lost, survivor
     )
     return names
+
+
+def port_of(server: asyncio.Server) -> int:
+    port: int = server.sockets[0].getsockname()[1]
+    return port
 
 
 async def _all(received: Counter[str], count: int) -> bool:
