@@ -12,7 +12,7 @@ from typing import Any
 from cache.names import MAX_NAME, name_problem
 from worker.errors import InvalidArgument, InvalidWebhookURL, NotSerializable, PayloadTooLarge
 from worker.http.urls import MAX_URL, BadURL, read_url
-from worker.queue.calls import Call
+from worker.queue.calls import Call, Unique
 from worker.queue.priority import Priority
 
 MAX_DELAY_S = 366 * 86_400.0
@@ -164,6 +164,26 @@ def require_call(what: str, call: Any) -> Priority:
         raise InvalidArgument(f"{what}'s args must be a tuple, not {type(call.args).__name__}")
     require_keywords(f"{what}'s kwargs", call.kwargs)
     return require_priority(call.priority)
+
+
+def require_unique(unique: Unique | str | None) -> Unique | None:
+    """Check a unique key and its scope."""
+    if unique is None:
+        return None
+    lock = unique if isinstance(unique, Unique) else Unique(unique)
+    require_name("unique", lock.key, longest=256)
+    if lock.scope not in ("queued", "running", "window"):
+        raise InvalidArgument(f"{lock.scope!r} is not a scope; accepted: queued, running, window")
+    if (lock.scope == "window") != (lock.window_s is not None):
+        raise InvalidArgument("the scope window needs window_s; other scopes must not have it")
+    return lock
+
+
+def window_ms(lock: Unique | None) -> int | None:
+    """The length of a unique key's window; None for the other scopes."""
+    if lock is None or lock.window_s is None:
+        return None
+    return max(1, delay_ms(lock.window_s))
 
 
 def require_webhook_url(url: Any, what: str = "url") -> str:

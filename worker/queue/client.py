@@ -1,6 +1,4 @@
-"""
-Enqueues jobs for a service (one, many, gathered, repeating), returns handles and statistics.
-"""
+"""Enqueues jobs for a service (one, many, gathered, repeating), and returns their handles."""
 
 from __future__ import annotations
 
@@ -13,39 +11,28 @@ from worker import tracing
 from worker.errors import InvalidArgument, NotFound, PayloadTooLarge
 from worker.queue import arguments
 from worker.queue.admission import MemoryGuard
-from worker.queue.audit import AuditTrail
 from worker.queue.calls import Call, JobName, T, Unique, name_of
 from worker.queue.confirmation import Confirmations
 from worker.queue.encoder import JobEncoder, new_id
-from worker.queue.filters import JobFilter
-from worker.queue.history import History
 from worker.queue.job import Job, reach
-from worker.queue.listing import Fleet, JobListing, JobPage
-from worker.queue.overview import Overview, read_overview
-from worker.queue.pauses import Pauses
+from worker.queue.operations import JobOperations
 from worker.queue.priority import Priority
 from worker.queue.rhythm import require_rhythm
-from worker.queue.rows import JobCall, JobRow, JobState, WorkerRow
-from worker.queue.schedules import Schedule, ScheduleState, ScheduleStore
-from worker.queue.server import ServerState, read_server
+from worker.queue.schedules import Schedule, ScheduleStore
 from worker.queue.staging import steps
 from worker.queue.store import QueueStore
-from worker.queue.switches import Switches
 
 # Jobs of one script call. More would block the server's other clients.
 _CHUNK = 500
 # One call stores all gathered jobs, so that the gathering exists before any of them ends.
 _MOST_PARTS = 1000
-# Ids of one call: a script takes a few milliseconds for more.
-_MOST_IDS = 200
 # Scripts carry a repeating job at each run.
 _MOST_SCHEDULE_BYTES = 1_048_576
 
 
-class Jobs:
+class Jobs(JobOperations):
     """
-    `queue.jobs`. Its `history` reads how jobs ended, its `pauses` hold jobs back, its `switches` stop
-    schedules and crons, its `audit` tells what operators changed.
+    `queue.jobs`.
 
     Every method raises:
         QueueUnavailable: the server cannot be reached; nothing is known to be stored.
@@ -61,17 +48,10 @@ class Jobs:
         *,
         max_length: int,
     ) -> None:
-        self._store = store
-        self._schedules = schedules
+        super().__init__(store, schedules)
         self._encoder = encoder
         self._memory = memory
         self._confirmations = confirmations
-        self._keys = store.keys
-        self._listing = JobListing(store.client, store.keys)
-        self.history = History(store.client, store.keys)
-        self.pauses = Pauses(store.client, store.keys)
-        self.switches = Switches(store.client, store.keys)
-        self.audit = AuditTrail(store.client, store.keys)
         self._max_length = max_length
 
     async def enqueue(
@@ -117,7 +97,7 @@ class Jobs:
         if at is not None and delay_s:
             raise InvalidArgument("give delay_s or at, not both")
         options = self._encoder.options(expires_s, then)
-        lock = _as_unique(unique)
+        lock = arguments.require_unique(unique)
         # A window's key expires; the job's end deletes the other keys.
         if lock is not None and lock.scope != "window":
             options |= {"u": lock.key, "us": lock.scope}
@@ -136,7 +116,7 @@ class Jobs:
                 due_ms=None if at is None else arguments.unix_ms("at", at),
                 most=self._max_length,
                 unique=None if lock is None else self._keys.unique(lock.key),
-                window_ms=_window_ms(lock),
+                window_ms=arguments.window_ms(lock),
             )
             stored, confirmed = await self._confirmations.of(lambda: reach(put()), wait_replicas)
         # Without the caller's id, an existing job can only come from this call, sent
@@ -262,19 +242,6 @@ class Jobs:
         )
         self._confirmations.require(confirmed, schedule_id)
 
-    async def unschedule(self, schedule_id: str) -> bool:
-        """Remove a repeating job; queued runs stay. Returns False when there is none."""
-        arguments.require_name("schedule_id", schedule_id)
-        return await reach(self._schedules.remove(schedule_id))
-
-    async def schedules(self) -> list[Schedule]:
-        """All repeating jobs."""
-        return await reach(self._schedules.list())
-
-    async def schedule_states(self) -> Sequence[ScheduleState]:
-        """All repeating jobs, each with its next and its last run."""
-        return await reach(self._schedules.states())
-
     async def run_schedule(self, schedule_id: str) -> Job[Any]:
         """
         Enqueue a repeating job once, now; its next run stays when it is.
@@ -288,132 +255,14 @@ class Jobs:
                 return await self.add(each.job)
         raise NotFound(f"no schedule {schedule_id!r}")
 
-    async def aclose(self) -> None:
-        """Stop waiting for replicas; the owner of the Redis client closes it."""
-        await self._confirmations.aclose()
-
-    # -- reading -----------------------------------------------------------------
-
     def get(self, job_id: str) -> Job:
         """A handle on an existing job of any client; does not contact the server."""
         arguments.require_name("job_id", job_id)
         return Job(job_id, self._store)
 
-    async def list(
-        self,
-        state: JobState | str | None = None,
-        *,
-        function: str | None = None,
-        priority: Priority | None = None,
-        limit: int = 100,
-        cursor: str = "",
-    ) -> JobPage:
-        """
-        List jobs that have not ended, by priority and due time; their arguments are left out.
-
-        The filters combine. `JobPage.cursor` gives the next page: pass it with the same filters.
-        A page has at most `limit` jobs, and fewer where few of the 10,000 that it looked at match.
-        Dead letters are in `queue.dead`.
-
-        Raises:
-            InvalidArgument: no such state, a limit outside 1 to 1,000, or a foreign cursor.
-        """
-        wanted = JobFilter(function=function, priority=priority)
-        return await self.search(state, wanted, limit=limit, cursor=cursor)
-
-    async def search(
-        self,
-        state: JobState | str | None,
-        wanted: JobFilter,
-        *,
-        limit: int = 100,
-        cursor: str = "",
-        looks: int = 10_000,
-    ) -> JobPage:
-        """
-        As `list`, by all parts of a filter but `error` and `arguments`; it looks at about `looks` jobs.
-
-        Raises:
-            InvalidArgument: as `list`, or a part of the filter is not valid.
-        """
-        return await self._listing.page(state, wanted, limit=limit, cursor=cursor, looks=looks)
-
-    async def run_now(self, *job_ids: str) -> int:
-        """
-        Make deferred jobs due now; returns how many were deferred. Retries are deferred jobs, too.
-
-        Raises:
-            InvalidArgument: no id, or more than 200.
-        """
-        _require_ids(job_ids)
-        return await reach(self._store.run_now(job_ids))
-
-    async def request_aborts(self, job_ids: Sequence[str]) -> int:
-        """
-        Request the abort of jobs and wait for no end; returns how many are newly requested.
-
-        Raises:
-            InvalidArgument: no id, or more than 200.
-        """
-        _require_ids(job_ids)
-        return await reach(self._store.abort_each(job_ids))
-
-    async def describe(self, job_id: str) -> JobRow:
-        """
-        One job that has not ended, without its arguments.
-
-        Raises:
-            NotFound: no job of this id waits or runs.
-        """
-        return await self._listing.get(job_id)
-
-    async def arguments(self, job_id: str) -> JobCall:
-        """
-        The function and arguments of a job that has not ended, or of a dead letter.
-
-        They may hold secrets: show them only to people who may see those.
-
-        Raises:
-            NotFound: no such job or dead letter; or its body cannot be read.
-        """
-        return await self._listing.call(job_id)
-
-    async def workers(self) -> Sequence[WorkerRow]:
-        """The live workers, by host and process."""
-        return (await self.fleet()).workers
-
-    async def fleet(self) -> Fleet:
-        """The live workers, and those that have lapsed."""
-        return await self._listing.fleet()
-
-    async def server(self) -> ServerState:
-        """Memory, evictions and replication of the queue's server."""
-        return await read_server(self._store.client)
-
-    async def overview(self) -> Overview:
-        """Count jobs, deliveries and batches in a few short commands, however many there are."""
-        return await read_overview(self._store.client, self._keys)
-
-    async def stats(self) -> dict[str, dict[str, float]]:
-        """
-        Per priority: queued, deferred, running, paused, parked, dead (jobs) and oldest_age_s.
-
-        A paused job is due, but its function or priority is paused. A parked job waits for a
-        worker that has its function; it is queued, deferred or paused as well.
-        """
-        counts = await reach(self._store.counts())
-        return {
-            priority.value: {
-                "queued": row.queued,
-                "deferred": row.deferred,
-                "running": row.running,
-                "paused": row.paused,
-                "parked": row.parked,
-                "dead": row.dead,
-                "oldest_age_s": row.oldest_age_s,
-            }
-            for priority, row in counts.items()
-        }
+    async def aclose(self) -> None:
+        """Stop waiting for replicas; the owner of the Redis client closes it."""
+        await self._confirmations.aclose()
 
     # -- inside ------------------------------------------------------------------
 
@@ -425,28 +274,3 @@ class Jobs:
         body = self._encoder.encode(call.name, call.args, call.kwargs, options=options)
         job_id = call.job_id or new_id()
         return job_id, priority, arguments.delay_ms(call.delay_s), body
-
-
-def _require_ids(job_ids: Sequence[str]) -> None:
-    if not 1 <= len(job_ids) <= _MOST_IDS:
-        raise InvalidArgument(f"give 1 to {_MOST_IDS} ids, not {len(job_ids)}")
-    for id_ in job_ids:
-        arguments.require_name("job_ids", id_)
-
-
-def _as_unique(unique: Unique | str | None) -> Unique | None:
-    if unique is None:
-        return None
-    lock = unique if isinstance(unique, Unique) else Unique(unique)
-    arguments.require_name("unique", lock.key, longest=256)
-    if lock.scope not in ("queued", "running", "window"):
-        raise InvalidArgument(f"{lock.scope!r} is not a scope; accepted: queued, running, window")
-    if (lock.scope == "window") != (lock.window_s is not None):
-        raise InvalidArgument("the scope window needs window_s; other scopes must not have it")
-    return lock
-
-
-def _window_ms(lock: Unique | None) -> int | None:
-    if lock is None or lock.window_s is None:
-        return None
-    return max(1, arguments.delay_ms(lock.window_s))
