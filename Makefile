@@ -151,6 +151,7 @@ soak: $(VENV)/.ready ## Break the queue, the cache and the network at random: ma
 	@SOAK_SEED=$(or $(SEED),1) SOAK_FAULTS=$(or $(MINUTES),5) $(PYTEST) -q -s -x tests/engine/test_sentinel_faults.py
 	@for place in --on-sentinel --on-cluster; do SOAK_SEED=$(or $(SEED),1) SOAK_MINUTES=1 $(PYTEST) -q -x $$place \
 		tests/engine/test_chaos.py tests/engine/test_model.py tests/engine/test_states_walk.py || exit 1; done
+	@FUZZ_S=$(shell expr $(or $(MINUTES),5) '*' 60) $(PYTEST) -q -s -p no:cacheprovider --timeout 0 tests/cache/test_connection_fuzz.py
 	@FUZZ_S=$(shell expr $(or $(MINUTES),5) '*' 60) $(PYTEST) -q -s -p no:cacheprovider --timeout 0 tests/cache/test_messages_fuzz.py
 	@FUZZ_S=$(shell expr $(or $(MINUTES),5) '*' 60) $(PYTEST) -q -s -p no:cacheprovider --timeout 0 tests/cache/test_partition_fuzz.py
 	@DEATHS_S=60 FUZZ_SEED=$(SEED) $(PYTEST) -q -s -p no:cacheprovider --timeout 0 tests/cache/test_deaths.py
