@@ -200,6 +200,11 @@ class QueueKeys:
         return SeriesKeys(f"{self.prefix}webhook-history")
 
     @property
+    def llm_history(self) -> SeriesKeys:
+        """Of LLM requests: a series is `<provider>:<endpoint>:<model>`."""
+        return SeriesKeys(f"{self.llm}history")
+
+    @property
     def dead(self) -> str:
         return f"{self.prefix}dead"
 
@@ -757,19 +762,26 @@ CATALOGUE: tuple[KeySpec, ...] = (
         "128 series, and `<other>`; one without an attempt for 1 h may be replaced, with its keys",
     ),
     KeySpec(
-        "arq:[webhook-]history-minutes:<hour>:<series>",
+        "arq:llm:history",
+        "sorted set",
+        "a series, `<provider>:<endpoint>:<model>` -> the Unix minute that its requests are counted in",
+        "128 series, and `<other>` of each endpoint; one without an end for 24 h may be replaced, "
+        "with its keys",
+    ),
+    KeySpec(
+        "arq:[webhook-|llm:]history-minutes:<hour>:<series>",
         "string",
         "how what is counted ended in each minute of an hour: 60 rows of 208 bytes",
         "TTL 25 h; of a series' last hour 31 d. With its hours at most 1 MB a series",
     ),
     KeySpec(
-        "arq:[webhook-]history-hours:<day>:<series>",
+        "arq:[webhook-|llm:]history-hours:<day>:<series>",
         "string",
         "how what is counted ended in each hour of a day: 24 rows of 208 bytes",
         "TTL 31 d",
     ),
     KeySpec(
-        "arq:[webhook-]history-total:<series>",
+        "arq:[webhook-|llm:]history-total:<series>",
         "string",
         "how what is counted ended since the series exists: 208 bytes",
         "TTL 31 d, renewed",

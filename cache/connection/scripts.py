@@ -7,6 +7,7 @@ caller names, so that scripts which must agree on a step share its text. A
 line `--@rights` becomes a check of the user's rights to all commands of the script,
 and `--@rights of writes HGET` of those that write and of HGET, which it reads after a
 write: each check costs about 1 us, so the scripts of every request name few. The
+commands of `--@include name unchecked` are left out: that step may fail. The
 comments `-- rule name` and `-- end of rule` enclose what a test removes to show
 that the rule is needed (tests/support/lua_rules.py).
 
@@ -30,7 +31,7 @@ from typing import Any
 
 from redis.exceptions import NoScriptError
 
-_INCLUDE = re.compile(r"^--@include ([a-z_]+)$", re.MULTILINE)
+_INCLUDE = re.compile(r"^--@include ([a-z_]+)( unchecked)?$", re.MULTILINE)
 _RIGHTS = re.compile(r"^--@rights(?: (of writes)([A-Z ]*))?$", re.MULTILINE)
 # Words of a script in capitals are commands, or one of these.
 _OPTIONS = {
@@ -116,8 +117,16 @@ def load(package: str, name: str, *shared: str) -> Script:
     import, so `..queue` is a sibling of `package`.
     """
     homes = (package, *(resolve_name(home, package) for home in shared))
-    source = _INCLUDE.sub(lambda match: _read(homes, "_" + match[1]), _read([package], name))
-    source = _RIGHTS.sub(lambda match: _check(source, match[1] is not None, match[2] or ""), source)
+
+    def included(match: re.Match[str]) -> str:
+        return _read(homes, "_" + match[1])
+
+    text = _read([package], name)
+    checked = _INCLUDE.sub(lambda match: "" if match[2] else included(match), text)
+    source = _RIGHTS.sub(
+        lambda match: _check(checked, match[1] is not None, match[2] or ""),
+        _INCLUDE.sub(included, text),
+    )
     return Script(name, source)
 
 

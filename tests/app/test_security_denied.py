@@ -45,8 +45,10 @@ def script_of(case: str) -> str:
 
 
 def whole_text(script: str) -> str:
+    """Without the steps that may fail."""
     text = SCRIPTS[script]
-    return text + "".join(whole_text(f"_{name}") for name in re.findall(r"--@include (\w+)", text))
+    names = re.findall(r"--@include (\w+)$", text, re.MULTILINE)
+    return text + "".join(whole_text(f"_{name}") for name in names)
 
 
 async def used_by(owner: Any, step: Any) -> list[str]:

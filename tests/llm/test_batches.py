@@ -64,6 +64,10 @@ async def test_expired_missing_and_overloaded_items_are_put_back(
         assert got[1] == f"error {wrong}"
         assert got[2:] == [f"echo: {text}" for text in texts[2:]]
         shown = await eventually(lambda: ended(queue, 2))
+        (history,) = await queue.llm.history.read()
+    total = history.total
+    assert (total.completed, total.retried, total.dead) == (4, 3, 1)
+    assert total.run.count == total.wait.count == 5
     first = shown[-1]
     assert (first["requests"], first["succeeded"], first["failed"]) == (5, 1, 1)
     assert (first["moved"], first["outstanding"]) == (3, 0)

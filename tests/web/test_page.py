@@ -34,6 +34,7 @@ ABOUT = {
     "/delivery": {"id": "hook-one"},
     "/search": {"id": "waits"},
     "/history": {"range": "24h"},
+    "/group": {"provider": "openai", "endpoint": "/v1/chat/completions", "model": "m"},
 }
 
 

@@ -29,6 +29,7 @@ ABOUT = {
     "/endpoint": "?name=https://two.example/hook",
     "/delivery": "?id=hook-one",
     "/search": "?id=waits",
+    "/group": "?provider=openai&endpoint=/v1/chat/completions&model=m",
 }
 # A busy machine may take its time.
 DEADLINE_MS = 60_000

@@ -10,18 +10,23 @@ from __future__ import annotations
 import asyncio
 import uuid
 from collections.abc import Sequence
+from itertools import chain
 from typing import Any
 
 from cache.connection.scripts import load
+from cache.logs import get_logger
 from worker.keys import LLM_PART_TTL_S, LLM_USAGE_TTL_S, QueueKeys
-from worker.llm.answers import MALFORMED, Answer
+from worker.llm.answers import CANCELED, MALFORMED, Answer
 from worker.llm.frames import frame
 from worker.llm.options import Retention
-from worker.llm.scripts import run_many
+from worker.llm.scripts import replies_of, run_many
 from worker.llm.stored_answers import OWN, SHARED, decode_answer, long_head, stored_form
 from worker.llm.usage import read_usage
 from worker.queue.priority import Priority
-from worker.queue.staging import LARGE
+from worker.queue.series import number_of_outcome
+from worker.queue.staging import LARGE, steps
+
+log = get_logger(__name__)
 
 _ANSWER = load(__package__, "answer_llm", "..queue")
 _CALLBACKS = load(__package__, "callbacks_llm", "..queue")
@@ -30,8 +35,8 @@ _CALLBACKS = load(__package__, "callbacks_llm", "..queue")
 _CALLBACKS_A_STEP = 100
 # A longer one is decoded in a thread, and the event loop can run meanwhile.
 _THREAD_BYTES = 1_048_576
-# Where the arguments of answer_llm.lua have the answer.
-_DATA = 2
+# Answers that one call of answer_llm.lua stores: it occupies the server for about 0.5 ms.
+_ANSWERS_A_STEP = 16
 
 
 def split_request_id(request_id: str) -> tuple[str, str]:
@@ -65,24 +70,39 @@ class AnswerStore:
             (code,) = await run_many(self.client, _CALLBACKS, [(names, args)], refused=-1)
         return code == 0
 
-    async def answer(self, request_id: str, answer: Answer) -> bool:
+    async def answer(self, request_id: str, answer: Answer, *, run_s: float | None = None) -> bool:
         """Store an answer and wake its callers; returns False when one is stored already."""
-        return bool(await self.answer_many([(request_id, answer)]))
+        return bool(await self.answer_many([(request_id, answer)], run_s=run_s))
 
-    async def answer_many(self, answers: Sequence[tuple[str, Answer]], *, line_of: str = "") -> int:
+    async def answer_many(
+        self,
+        answers: Sequence[tuple[str, Answer]],
+        *,
+        line_of: str = "",
+        run_s: float | None = None,
+    ) -> int:
         """
         Store answers in one round trip; returns how many are new. Long ones are sent before, in pieces.
 
         `line_of`: the batch whose results they are; it can answer only requests that it contained.
+        `run_s`: from the sending to the answers, for the history; None: they were not sent.
         """
-        calls = []
-        for id_, answer in answers:
-            part, args = await self._send_text(answer), self._answer_args(id_, answer)
-            if len(args[_DATA]) > LARGE:
-                part, args[_DATA] = await self._send_data(args[_DATA]), b""
-            keys = [self.keys.llm_request(id_), part or self.keys.llm_part("none")]
-            calls.append((keys, [*args, line_of, int(bool(part))]))
-        codes = await run_many(self.client, _ANSWER, calls)
+        rows = [await self._row(id_, answer) for id_, answer in answers]
+        terms = [
+            self.keys.llm,
+            int(self.retention.unread_s * 1000),
+            int(self.retention.equal_s * 1000),
+            LLM_USAGE_TTL_S * 1000,
+            line_of,
+            -1 if run_s is None else max(0, round(run_s * 1000)),
+        ]
+        calls = [
+            ([self.keys.llm_request(rows[start][0])], [*terms, *chain(*rows[start:stop])])
+            for start, stop in steps([len(row[1]) for row in rows], _ANSWERS_A_STEP)
+        ]
+        codes = list(chain(*await replies_of(self.client, _ANSWER, calls, refused=[-1])))
+        if -1 in codes:
+            log.error("llm.keys_unreadable", error=f"of {codes.count(-1)} answered requests")
         if 2 in codes:
             await self.send_callbacks()
         return sum(code > 0 for code in codes)
@@ -111,22 +131,15 @@ class AnswerStore:
         await self.client.set(key, OWN + data, ex=LLM_PART_TTL_S)
         return key
 
-    def _answer_args(self, request_id: str, answer: Answer) -> list[Any]:
+    async def _row(self, request_id: str, answer: Answer) -> tuple[Any, ...]:
+        """What answer_llm.lua takes of each answer. A long one is sent before."""
+        part = await self._send_text(answer)
         data, ok = (b"", answer.ok) if answer.text is not None else stored_form(answer)
+        if len(data) > LARGE:
+            part, data = await self._send_data(data), b""
         usage = read_usage(answer.body if ok else None)
-        return [
-            self.keys.llm,
-            request_id,
-            data,
-            int(ok),
-            int(self.retention.unread_s * 1000),
-            int(self.retention.equal_s * 1000),
-            LLM_USAGE_TTL_S * 1000,
-            usage.input,
-            usage.output,
-            usage.cached,
-            usage.reasoning,
-        ]
+        used = (usage.input, usage.output, usage.cached, usage.reasoning)
+        return request_id, data, int(ok), _outcome(answer), *used, part
 
     async def read_answer(self, request_id: str) -> Answer | None:
         """
@@ -150,6 +163,12 @@ class AnswerStore:
         id_, _ = split_request_id(request_id)
         data = await self.client.get(self.keys.llm_result(id_))
         return None if data is None else await _decoded(data)
+
+
+def _outcome(answer: Answer) -> int:
+    if answer.ok:
+        return number_of_outcome("completed")
+    return number_of_outcome("aborted" if answer.kind == CANCELED.kind else "dead")
 
 
 async def _decoded(data: bytes) -> Answer:

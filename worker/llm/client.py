@@ -13,6 +13,7 @@ from worker.llm.answer_store import split_request_id
 from worker.llm.answer_subscriber import AnswerSubscriber
 from worker.llm.answers import MALFORMED
 from worker.llm.batch_client import Batches
+from worker.llm.history import GroupHistories
 from worker.llm.options import LLMOptions
 from worker.llm.prepared import FLUSH_LLM_BATCHES, PreparedJobs
 from worker.llm.requests import RequestStore
@@ -30,7 +31,7 @@ _ANSWER_POLL_S = 1.0
 
 class LLMRequests(Submissions):
     """
-    `queue.llm`; its batches are `queue.llm.batches`.
+    `queue.llm`; its batches are `queue.llm.batches`, how its requests ended `queue.llm.history`.
 
     Every method raises:
         QueueUnavailable: the server cannot be reached; nothing is known to be stored.
@@ -53,6 +54,7 @@ class LLMRequests(Submissions):
             keys, requests, prepared, memory, confirmations=confirmations, options=options
         )
         self.batches = batches
+        self.history = GroupHistories(requests.client, keys)
         self._answers = answers
         self._jobs = jobs
 

@@ -48,6 +48,7 @@ async def run_llm_request(ctx: JobContext, request_id: str) -> str:
     wait_s = await limiter.admit(request_id, urgent=request.urgent, tokens=request.tokens)
     if wait_s:
         raise _again(wait_s, left_s)
+    begun = context.now()
     try:
         answer = await _answered(context, request, left_s, run=int(ctx["job_try"]))
     except Transient as exc:
@@ -58,7 +59,8 @@ async def run_llm_request(ctx: JobContext, request_id: str) -> str:
         )
         log.warning("llm.postponed", request_id=request_id, error=str(exc), wait_s=round(wait_s, 2))
         raise _again(wait_s, left_s) from None
-    await context.requests.answer(request_id, answer)
+    run_s = (context.now() - begun).total_seconds()
+    await context.requests.answer(request_id, answer, run_s=run_s)
     await limiter.release(request_id, "ok")
     return "late" if answer is LATE else "answered"
 

@@ -89,17 +89,22 @@ class LLMRequest:
         return hashlib.sha256(group_id.encode() + self.body).hexdigest()
 
 
+def full_endpoint(endpoint: str) -> str:
+    """The endpoint in full: `chat/completions` -> `/v1/chat/completions`."""
+    return "/v1/" + endpoint.strip("/").removeprefix("v1/")
+
+
 @lru_cache(maxsize=64)
 def check_endpoint(provider: str, endpoint: str) -> str:
     """
-    The endpoint in full (`chat/completions` -> `/v1/chat/completions`).
+    The endpoint in full.
 
     Raises:
         UnknownProvider, InvalidArgument: the message lists the known ones.
     """
     if provider not in ENDPOINTS:
         raise UnknownProvider(f"unknown provider {provider!r}; known: {', '.join(ENDPOINTS)}")
-    full = "/v1/" + endpoint.strip("/").removeprefix("v1/")
+    full = full_endpoint(endpoint)
     if full not in ENDPOINTS[provider]:
         known = ", ".join(ENDPOINTS[provider])
         raise InvalidArgument(f"{provider} has no endpoint {endpoint!r}; known: {known}")

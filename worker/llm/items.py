@@ -106,7 +106,7 @@ class Items:
                 final.append((id_, doubtful[id_]))
             else:
                 (back if fate is Fate.PUT_BACK else single).append(id_)
-        await self.requests.answer_many(final, line_of=self.batch.id)
+        await self.requests.answer_many(final, line_of=self.batch.id, run_s=self._run_s())
         await self._put_back(back)
         await self._send_directly(single, urgent=True)
 
@@ -189,6 +189,11 @@ class Items:
 
     def _job_keys(self, job: PreparedJob, priority: Priority) -> list[str]:
         return self.context.keys.job_keys(job.id, priority)
+
+    def _run_s(self) -> float | None:
+        """How long ago the batch was sent."""
+        sent_ms = self.batch.submitting_ms
+        return (self._now_ms() - sent_ms) / 1000 if sent_ms else None
 
     def _now_ms(self) -> int:
         return int(self.context.now().timestamp() * 1000)

@@ -32,12 +32,23 @@ async def run_many(
 
     A call that a key of another type refused counts as `refused`, and stops no other.
     """
+    return [int(reply) for reply in await replies_of(client, script, calls, refused=refused)]
+
+
+async def replies_of(
+    client: Any,
+    script: Script,
+    calls: Sequence[tuple[Sequence[Any], Sequence[Any]]],
+    *,
+    refused: Any,
+) -> list[Any]:
+    """As `run_many`, of a script that returns anything."""
     if not calls:
         return []
     async with client.pipeline(transaction=False) as pipe:
         for keys, args in calls:
             pipe.execute_command(*script.command(keys, args))
-        replies = await pipe.execute(raise_on_error=False)
+        replies: list[Any] = await pipe.execute(raise_on_error=False)
     for number, reply in enumerate(replies):
         if isinstance(reply, NoScriptError):
             replies[number] = await script.run(client, *calls[number])
@@ -46,4 +57,4 @@ async def run_many(
                 raise reply
             log.error("llm.keys_unreadable", error=str(reply)[:200])
             replies[number] = refused
-    return [int(reply) for reply in replies]
+    return replies

@@ -77,6 +77,11 @@ class Counts:
         return any(getattr(self, outcome) for outcome in OUTCOMES)
 
 
+def number_of_outcome(name: str) -> int:
+    """The number of an outcome, as the scripts know it."""
+    return OUTCOMES.index(name) + 1
+
+
 def bucket_of(seconds: float) -> int:
     """The number of a time's bucket."""
     return bisect_left(_LIMITS_S, seconds)

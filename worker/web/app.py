@@ -73,6 +73,7 @@ def _metrics(site: Site) -> Endpoint:
                     await jobs.overview(),
                     await jobs.fleet(),
                     await jobs.history.totals(),
+                    await site.queue.llm.history.totals(),
                     await site.queue.llm.batches.progress(),
                     await jobs.server(),
                 )

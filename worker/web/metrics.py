@@ -2,7 +2,8 @@
 Renders the fleet's counts as Prometheus metrics.
 
 They come from the queue's server, so every process that is asked gives those of all workers.
-No label is an id: their values are functions, priorities, states and outcomes.
+No label is an id: their values are functions, priorities, states, outcomes, and the providers,
+endpoints and models of LLM requests.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from prometheus_client.core import (
 from prometheus_client.exposition import choose_encoder
 from prometheus_client.registry import Collector
 
+from worker.llm.history import GroupHistory
 from worker.llm.progress import StateProgress
 from worker.queue.history import FunctionHistory
 from worker.queue.listing import Fleet
@@ -38,6 +40,7 @@ class Reading:
     overview: Overview
     fleet: Fleet
     totals: Sequence[FunctionHistory]
+    requests: Sequence[GroupHistory]
     batches: Sequence[StateProgress]
     server: ServerState
 
@@ -52,6 +55,7 @@ class _Readings(Collector):
         yield from _batches(self._reading.batches)
         yield from _server(self._reading.server)
         yield from _ends(self._reading.totals)
+        yield from _requests(self._reading.requests)
 
 
 def render(reading: Reading, accept: str) -> tuple[bytes, str]:
@@ -191,6 +195,33 @@ def _ends(totals: Sequence[FunctionHistory]) -> Iterator[Metric]:
             ends.add_metric([*labels, outcome], getattr(series.total, outcome))
         _add(runs, labels, series.total.run)
         _add(waits, labels, series.total.wait)
+    yield from (ends, runs, waits)
+
+
+def _requests(totals: Sequence[GroupHistory]) -> Iterator[Metric]:
+    names = ["provider", "endpoint", "model"]
+    prefix = "letta_llm_request"
+    ends = CounterMetricFamily(
+        f"{prefix}_ends",
+        "Ends of LLM requests by outcome; `retried` counts those that a batch gave back.",
+        labels=[*names, "outcome"],
+    )
+    runs = HistogramMetricFamily(
+        f"{prefix}_duration_seconds",
+        "From the sending of a request, or of its batch, to its answer.",
+        labels=names,
+    )
+    waits = HistogramMetricFamily(
+        f"{prefix}_queue_time_seconds",
+        "From the submission of a request to its sending.",
+        labels=names,
+    )
+    for group in totals:
+        labels = [group.provider, group.endpoint, group.model]
+        for outcome in ("completed", "retried", "dead", "aborted"):
+            ends.add_metric([*labels, outcome], getattr(group.total, outcome))
+        _add(runs, labels, group.total.run)
+        _add(waits, labels, group.total.wait)
     yield from (ends, runs, waits)
 
 

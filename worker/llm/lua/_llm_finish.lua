@@ -1,10 +1,11 @@
 -- Shared step: store a request's answer once (the first one stays), then notify its callers.
--- Needs types and llm_waiting before it.
+-- Needs types, llm_waiting and count_requests before it.
 -- p: prefix of the LLM keys. Keys: request:<id>, result:<id>, failed:<id>, batch:<bid>, open:<bid>,
 -- usage:<gid>, single, dedupe:<digest>, answered (channel), callbacks, callback:<id> (webhook -> job body,
--- '#': number of the end), those of _llm_waiting.lua
+-- '#': number of the end), those of _llm_waiting.lua and of the history
 -- data: the answer; ok: '1' | '0'; ttl, cache_ttl, usage_ttl: ms; usage: {input, output, cached, reasoning}
 -- line_of: the batch that the answer came from, which must have contained the request; '' for no batch
+-- outcome, run: as of _count_requests.lua
 -- part: the key of a long answer that was sent before, or nil; then data is ''
 -- An answer shared by several callers gets the prefix `s`: a reader must not shorten its lifetime.
 -- Keys of another type around the request are skipped: the answer is stored in any case.
@@ -50,9 +51,10 @@ local function callback(p, id, ok, ttl)
   return 1
 end
 
-local function finish_llm(p, id, data, ok, ttl, cache_ttl, usage_ttl, usage, line_of, part)
+local function finish_llm(p, id, data, ok, ttl, cache_ttl, usage_ttl, usage, line_of, outcome, run, part)
   local key = p .. 'request:' .. id
-  local row = fields_of(key, 'gid', 'batch', 'dedupe', 'bytes', 'tokens', 'single', 'callers', 'left:' .. line_of)
+  local row = fields_of(key, 'gid', 'batch', 'dedupe', 'bytes', 'tokens', 'single', 'callers', 'left:' .. line_of,
+    'group', 'by:')
   if not row[1] or (line_of ~= '' and row[2] ~= line_of and not row[8]) then
     return 0
   end
@@ -100,6 +102,7 @@ local function finish_llm(p, id, data, ok, ttl, cache_ttl, usage_ttl, usage, lin
     redis.call('RENAME', key, p .. 'failed:' .. id)
     redis.call('PEXPIRE', p .. 'failed:' .. id, ttl)
   end
+  count_request(row[9], outcome, number_of(row[10], 0), run)
   redis.call('PUBLISH', p .. 'answered', id)
   return 1 + has_callbacks
 end

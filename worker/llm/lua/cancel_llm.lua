@@ -9,6 +9,8 @@
 --@rights
 --@include types
 --@include llm_waiting
+--@include series unchecked
+--@include count_requests unchecked
 --@include llm_finish
 local mark = 'by:' .. ARGV[6]
 local row = redis.call('HMGET', KEYS[1], 'gid', 'batch', mark, 'callers')
@@ -25,5 +27,6 @@ if ARGV[7] == '0' then
     return {1, ''}
   end
 end
-local ended = finish_llm(ARGV[1], ARGV[2], ARGV[3], '0', ARGV[4], '0', ARGV[5], {}, '')
+local ended = finish_llm(ARGV[1], ARGV[2], ARGV[3], '0', ARGV[4], '0', ARGV[5], {}, '', CANCELED, -1)
+count_requests(ARGV[1])
 return {1 + ended, row[2] or ''}

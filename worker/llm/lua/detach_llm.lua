@@ -2,6 +2,7 @@
 -- detach_llm.lua: take a request out of a batch: back to the waiting list, or to its own job.
 -- KEYS[1] request  KEYS[2] queue  KEYS[3] job body  KEYS[4] job result  KEYS[5] wake token
 -- ARGV[1] prefix p of the LLM keys; written: batch:<bid>, open:<bid>, single, those of _llm_waiting.lua
+-- and of the history
 -- ARGV[2] request id  ARGV[3] batch id  ARGV[4] wait | single | urgent  ARGV[5] job id  ARGV[6] job body
 -- ARGV[7] delay_ms of the job
 -- returns 1 detached | 0 the request is no longer in this batch
@@ -10,6 +11,8 @@
 --@include types
 --@include put_job
 --@include llm_waiting
+--@include series unchecked
+--@include count_requests unchecked
 local p = ARGV[1]
 local row = redis.call('HMGET', KEYS[1], 'batch', 'gid', 'group', 'bytes', 'tokens')
 if row[1] ~= ARGV[3] or not row[2] or not row[3] then
@@ -33,4 +36,8 @@ else
   redis.call('ZADD', p .. 'single', server_ms(), ARGV[2])
 end
 put_job(KEYS[2], KEYS[3], KEYS[4], KEYS[5], ARGV[5], ARGV[6], server_ms() + tonumber(ARGV[7]))
+if ARGV[4] == 'wait' then
+  count_request(row[3], RETRIED, 0, -1)
+  count_requests(p)
+end
 return 1

@@ -13,7 +13,7 @@
 if redis.call('EXISTS', KEYS[1]) == 0 or redis.call('EXISTS', KEYS[2]) == 1 then
   return 0
 end
-local row = redis.call('HMGET', KEYS[1], 'gid', 'group', 'bytes', 'tokens', 'callers')
+local row = redis.call('HMGET', KEYS[1], 'gid', 'group', 'bytes', 'tokens', 'callers', 'by:')
 if not row[1] or not row[2] then
   return 0
 end
@@ -25,10 +25,13 @@ redis.call('DEL', KEYS[3])
 redis.call('PERSIST', ARGV[1] .. 'callback:' .. ARGV[2])
 redis.call('HDEL', KEYS[2], 'batch', 'tries', 'single', 'lost', 'dedupe', 'unanswered', 'unanswered_by')
 redis.call('HSET', KEYS[2], 'deadline', '', 'expires', '')
+local now = server_ms()
 if number_of(row[5], 0) < 1 then
   -- All had given it up; now it is the first one's again.
-  redis.call('HSET', KEYS[2], 'callers', 1, 'by:', 1)
+  redis.call('HSET', KEYS[2], 'callers', 1, 'by:', now)
+elseif number_of(row[6], 0) > 0 then
+  redis.call('HSET', KEYS[2], 'by:', now)
 end
 start_waiting(ARGV[1], row[1], row[2], ARGV[2], row[3], row[4], 'RPUSH')
-put_job(KEYS[4], KEYS[5], KEYS[6], KEYS[7], ARGV[3], ARGV[4], server_ms())
+put_job(KEYS[4], KEYS[5], KEYS[6], KEYS[7], ARGV[3], ARGV[4], now)
 return 1

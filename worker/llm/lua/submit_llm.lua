@@ -12,8 +12,8 @@
 -- hash: then `body` is the key of the hash, and `tokens` begins with '-'
 -- returns each caller's id: the new request's, or "<equal request's id>.<suffix>"; the suffix is the last
 -- 16 characters of the new id
--- Each caller has a field `by:<suffix>` in the request ('by:' for the first caller): 1, or 0 once that
--- caller has canceled.
+-- Each caller has a field `by:<suffix>` in the request ('by:' for the first caller): when it submitted, Unix
+-- ms, or 0 once that caller has canceled.
 -- no allow-oom: it adds requests.
 --@rights of writes HGET HLEN TIME
 --@include types
@@ -21,7 +21,7 @@
 --@include llm_callback
 local p, gid, deadline, webhook = ARGV[1], ARGV[2], ARGV[5], ARGV[14]
 local most, most_bytes, most_tokens = tonumber(ARGV[6]), tonumber(ARGV[7]), tonumber(ARGV[8])
-local pending, sizes = p .. 'pending:' .. gid, p .. 'sizes:' .. gid
+local pending, sizes, now = p .. 'pending:' .. gid, p .. 'sizes:' .. gid, server_ms()
 
 local function is_full(requests, bytes, tokens)
   return requests >= most or bytes >= most_bytes or (most_tokens > 0 and tokens >= most_tokens)
@@ -77,7 +77,7 @@ local function twin_of(mark, id)
   end
   local key = p .. 'request:' .. twin
   if redis.call('EXISTS', key) == 1 and fits('hash', key) then
-    if redis.call('HSETNX', key, 'by:' .. string.sub(id, -16), 1) == 1 then
+    if redis.call('HSETNX', key, 'by:' .. string.sub(id, -16), now) == 1 then
       redis.call('HSET', key, 'callers', number_of(redis.call('HGET', key, 'callers'), 1) + 1)
     end
     bring_forward(key, 'deadline')
@@ -123,7 +123,7 @@ local function take_in(id, digest, body, tokens)
     more[#more + 1], more[#more + 2] = 'body', body
   end
   redis.call('HSET', key, 'group', ARGV[3], 'gid', gid, 'bytes', size, 'tokens', tokens,
-    'callers', 1, 'by:', 1, unpack(more))
+    'callers', 1, 'by:', now, unpack(more))
   new[#new + 1] = id
   bytes_waiting, tokens_waiting = bytes_waiting + size, tokens_waiting + number_of(tokens, 0)
   return id
@@ -156,10 +156,10 @@ if #new > 0 then
   redis.call('HSET', sizes, 'bytes', bytes_waiting, 'tokens', tokens_waiting)
   if is_first then
     redis.call('HSET', p .. 'groups', gid, ARGV[3])
-    flush(ARGV[12], ARGV[13], server_ms() + tonumber(ARGV[9]))
+    flush(ARGV[12], ARGV[13], now + tonumber(ARGV[9]))
   end
   if is_full(waiting, bytes_waiting, tokens_waiting) then
-    flush(ARGV[10], ARGV[11], server_ms())
+    flush(ARGV[10], ARGV[11], now)
   end
 end
 return ids

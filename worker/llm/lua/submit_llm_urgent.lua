@@ -23,7 +23,7 @@ if redis.call('EXISTS', KEYS[1], KEYS[2]) == 0 then
     size = redis.call('HSTRLEN', KEYS[1], 'body')
   end
   redis.call('HSET', KEYS[1], 'gid', ARGV[3], 'group', ARGV[4], 'deadline', ARGV[5], 'expires', ARGV[5],
-    'bytes', size, 'tokens', ARGV[6], 'callers', 1, 'by:', 1, 'single', 'urgent',
+    'bytes', size, 'tokens', ARGV[6], 'callers', 1, 'by:', now, 'single', 'urgent',
     unpack(large and {} or {'body', ARGV[2]}))
   redis.call('ZADD', KEYS[7], now, ARGV[1])
   if ARGV[9] ~= '' then

@@ -9,6 +9,7 @@ from typing import Any
 import msgspec
 
 from worker.errors import InvalidArgument, NotFound
+from worker.llm.history import GroupHistory
 from worker.queue.audit import AuditPage
 from worker.queue.history import FunctionHistory
 from worker.queue.letters import DeadLetter
@@ -226,6 +227,17 @@ async def batch(site: Site, query: views.ById) -> views.BatchView:
 async def groups(site: Site, _query: views.Nothing) -> list[views.GroupView]:
     """The LLM requests that wait for a batch, by group."""
     return msgspec.convert(await site.queue.llm.batches.groups(), list[views.GroupView])
+
+
+async def group_history(site: Site, query: views.GroupHistoryQuery) -> list[GroupHistory]:
+    """How LLM requests ended, by provider, endpoint, model and time."""
+    return await site.queue.llm.history.read(
+        provider=given(query.provider),
+        endpoint=given(query.endpoint),
+        model=given(query.model),
+        since=given(query.since),
+        step=given(query.step),
+    )
 
 
 async def history(site: Site, query: views.HistoryQuery) -> list[FunctionHistory]:

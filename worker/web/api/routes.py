@@ -24,6 +24,7 @@ from worker.errors import (
     QueueUnavailable,
     WorkerError,
 )
+from worker.llm.history import GroupHistory
 from worker.queue.audit import AuditPage
 from worker.queue.history import FunctionHistory
 from worker.queue.listing import JobPage
@@ -83,6 +84,7 @@ READS = (
     Read("batches", reads.batches, views.BatchesQuery, list[views.BatchView]),
     Read("batch", reads.batch, views.ById, views.BatchView),
     Read("llm/groups", reads.groups, views.Nothing, list[views.GroupView]),
+    Read("llm/history", reads.group_history, views.GroupHistoryQuery, list[GroupHistory]),
     Read("history", reads.history, views.HistoryQuery, list[FunctionHistory]),
     Read("audit", reads.audit, views.AuditQuery, AuditPage),
 )

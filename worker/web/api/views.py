@@ -22,6 +22,7 @@ from worker.webhooks.policy import DeliveryState
 _PRINTED = r"^[^\x00-\x1f\x7f-\x9f\u2028\u2029]+$"
 Id = Annotated[str, Meta(min_length=1, max_length=MAX_NAME, pattern=_PRINTED)]
 Name = Annotated[str, Meta(min_length=1, max_length=MAX_NAME, pattern=_PRINTED)]
+Model = Annotated[str, Meta(min_length=1, max_length=256, pattern=_PRINTED)]
 EndpointName = Annotated[str, Meta(min_length=1, max_length=2048)]
 Limit = Annotated[int, Meta(ge=1, le=1000)]
 JobCursor = Annotated[
@@ -154,6 +155,16 @@ class EndpointHistoryQuery(Query, frozen=True):
     """Of one endpoint, or of each; the time as for the history of jobs."""
 
     name: EndpointName | UnsetType = UNSET
+    since: Moment | UnsetType = UNSET
+    step: Step | UnsetType = UNSET
+
+
+class GroupHistoryQuery(Query, frozen=True):
+    """Of the LLM groups that the filters mean; the time as for the history of jobs."""
+
+    provider: Name | UnsetType = UNSET
+    endpoint: Name | UnsetType = UNSET
+    model: Model | UnsetType = UNSET
     since: Moment | UnsetType = UNSET
     step: Step | UnsetType = UNSET
 

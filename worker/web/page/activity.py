@@ -10,10 +10,11 @@ from typing import Any, Literal
 
 from msgspec import UNSET, UnsetType
 
+from worker.llm.history import GroupHistory
 from worker.queue.history import FunctionHistory, Step
 from worker.queue.series import Times
 from worker.web.api import reads, views
-from worker.web.page.charts import ATTEMPT_NAMES, Timeline, quantile, summed
+from worker.web.page.charts import ATTEMPT_NAMES, REQUEST_NAMES, Timeline, quantile, summed
 from worker.web.site import Site
 
 _HOUR = 3600
@@ -32,6 +33,15 @@ class Range(views.Query, frozen=True):
 class EndpointRange(views.ByEndpoint, frozen=True):
     """An endpoint, and the time that its charts show."""
 
+    range: RangeName = "24h"
+
+
+class Group(views.Query, frozen=True):
+    """An LLM group, and the time that its charts show."""
+
+    provider: views.Name
+    endpoint: views.Name
+    model: views.Model
     range: RangeName = "24h"
 
 
@@ -102,12 +112,46 @@ async def endpoint(site: Site, query: EndpointRange) -> dict[str, Any]:
     }
 
 
+async def batches(site: Site, query: views.BatchesQuery) -> dict[str, Any]:
+    nothing = views.Nothing()
+    lately = await reads.group_history(site, views.GroupHistoryQuery())
+    return {
+        "batches": await reads.batches(site, query),
+        "groups": await reads.groups(site, nothing),
+        "lately": [_group_row(each) for each in lately if each.counts],
+        "limit": query.limit,
+    }
+
+
+async def group(site: Site, query: Group) -> dict[str, Any]:
+    timeline, since, step = _timeline(query.range)
+    names = (query.provider, query.endpoint, query.model)
+    wanted = views.GroupHistoryQuery(*names, since=since, step=step)
+    timeline.add(await reads.group_history(site, wanted))
+    return {
+        "asked": query,
+        "charts": timeline.charts("Answered requests", REQUEST_NAMES),
+        "range": query.range,
+        "ranges": list(_RANGES),
+    }
+
+
 def _timeline(range_: RangeName) -> tuple[Timeline, datetime, Step]:
     """An empty timeline, its beginning, and the step that is read for it."""
     length_s, step_s, step = _RANGES[range_]
     now_s = int(time.time())
     since = datetime.now(UTC) - timedelta(seconds=length_s)
     return Timeline(now_s - length_s, now_s, step_s), since, step
+
+
+def _group_row(found: GroupHistory) -> dict[str, Any]:
+    counts = found.counts
+    return {
+        "group": {name: getattr(found, name) for name in ("provider", "endpoint", "model")},
+        "counts": counts,
+        "wait": quantile(counts.wait, 0.95),
+        "run": quantile(counts.run, 0.95),
+    }
 
 
 def _by_function(found: Sequence[FunctionHistory]) -> list[FunctionRow]:

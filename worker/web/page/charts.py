@@ -19,6 +19,8 @@ WIDTH, HEIGHT = 600, 120
 _NAMES = {"retried": "retried", "dead": "dead", "lapsed": "lost worker"}
 # Of the attempts at an endpoint: such a delivery counts as aborted.
 ATTEMPT_NAMES = {**_NAMES, "aborted": "disabled"}
+# Of LLM requests: canceled ones count as aborted, those that wait for another batch as retried.
+REQUEST_NAMES = {"retried": "given back", "dead": "failed", "aborted": "canceled"}
 _KINDS = ("half", "most")
 _LABELED_MS = (1, 10, 100, 1_000, 10_000, 300_000)
 

@@ -114,14 +114,6 @@ async def delivery(site: Site, query: views.ById) -> dict[str, Any]:
     return {"delivery": await reads.delivery(site, query)}
 
 
-async def batches(site: Site, query: views.BatchesQuery) -> dict[str, Any]:
-    return {
-        "batches": await reads.batches(site, query),
-        "groups": await reads.groups(site, views.Nothing()),
-        "limit": query.limit,
-    }
-
-
 async def batch(site: Site, query: views.ById) -> dict[str, Any]:
     return {"batch": await reads.batch(site, query)}
 
@@ -159,8 +151,9 @@ PAGES = (
     Page("/endpoint", "endpoint", "", activity.endpoint, activity.EndpointRange),
     Page("/deliveries", "deliveries", "Deliveries", deliveries, views.DeliveriesQuery),
     Page("/delivery", "delivery", "", delivery, views.ById),
-    Page("/batches", "batches", "LLM batches", batches, views.BatchesQuery),
+    Page("/batches", "batches", "LLM batches", activity.batches, views.BatchesQuery),
     Page("/batch", "batch", "", batch, views.ById),
+    Page("/group", "group", "", activity.group, activity.Group),
     Page("/history", "history", "History", activity.history, activity.Range),
     Page("/audit", "audit", "Audit trail", audit, views.AuditQuery),
 )
