@@ -381,6 +381,16 @@ class EngineKeys:
         return f"{self.default_queue}:cron"
 
     @property
+    def cron_runs(self) -> str:
+        """Hash: name of a cron -> id of its last tick's job."""
+        return f"{self.default_queue}:cron:runs"
+
+    @property
+    def cron_next(self) -> str:
+        """Hash: name of a cron -> `<its next tick, Unix ms>:<function>`."""
+        return f"{self.default_queue}:cron:next"
+
+    @property
     def cron_off(self) -> str:
         """Hash: name of a cron that is switched off -> since, Unix ms."""
         return f"{self.default_queue}:cron:off"
@@ -697,6 +707,18 @@ CATALOGUE: tuple[KeySpec, ...] = (
         "arq:queue:cron",
         "hash",
         "name of a cron job -> its last tick, Unix ms",
+        "one field per cron job",
+    ),
+    KeySpec(
+        "arq:queue:cron:runs",
+        "hash",
+        "name of a cron job -> id of its last tick's job",
+        "one field per cron job",
+    ),
+    KeySpec(
+        "arq:queue:cron:next",
+        "hash",
+        "name of a cron job -> `<its next tick, Unix ms>:<function>`",
         "one field per cron job",
     ),
     KeySpec(

@@ -413,7 +413,8 @@ def renew(client: Any) -> Steps:
 def cron(client: Any) -> Steps:
     keys = [EngineKeys(KEYS).cron, KEYS.queue(), KEYS.job("c"), KEYS.result("c"), KEYS.wake]
     keys += [EngineKeys(KEYS).paused, EngineKeys(KEYS).cron_off]
-    args = ["f", 5, "c", BODY, 1, "", 5, 5, "f", "f"]
+    keys += [EngineKeys(KEYS).cron_runs, EngineKeys(KEYS).cron_next]
+    args = ["f", 5, "c", BODY, 1, "", 5, 5, "f", "f", 9]
     return (
         lambda: client.hset(EngineKeys(KEYS).cron, "f", 1),
         lambda: load("worker.engine", "cron", "..queue").run(client, keys, args),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from datetime import timedelta
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ from arq.worker import func
 from cache.encoding import codec
 from tests.support.engine import running
 from tests.support.queues import queue_of
+from tests.support.wait import eventually
 from worker import call
 from worker.client import JobQueue
 from worker.engine.cron import CronRunner
@@ -20,6 +22,7 @@ from worker.engine.schedules import ScheduleRunner
 from worker.errors import NotFound
 from worker.keys import HELD_MS, EngineKeys, QueueKeys
 from worker.queue.schedules import ScheduleState
+from worker.queue.switches import CronState
 
 pytestmark = pytest.mark.integration
 
@@ -180,6 +183,61 @@ async def test_a_cron_that_is_off_enqueues_no_tick(
     now[0] += 1000
     await crons.tick()
     assert await client.zcard(keys.default_queue) == 2
+
+
+async def test_a_cron_shows_its_next_tick_and_what_became_of_the_last(
+    client: Any, queue: JobQueue, keys: EngineKeys
+) -> None:
+    now = [now_ms()]
+    crons = crons_of(client, keys, now)
+    await crons.tick()
+
+    async def state() -> CronState:
+        return next(each for each in await queue.jobs.switches.crons() if each.name == "c")
+
+    begun = await state()
+    assert (begun.last_job, begun.last_outcome) == ("", "")
+    assert begun.next_at is not None
+    assert 0 < begun.next_at.timestamp() * 1000 - now[0] <= 1000
+    now[0] += 1000
+    await crons.tick()
+    ticked = await state()
+    assert ticked.last_at == begun.next_at
+    assert ticked.next_at == begun.next_at + timedelta(seconds=1)
+    assert (ticked.last_job, ticked.last_outcome) == (
+        f"c:{round(ticked.last_at.timestamp() * 1000)}",
+        "waits",
+    )
+    await client.delete(keys.base.job(ticked.last_job))
+    assert (await state()).last_outcome == "ended"
+    await client.hset(keys.base.dead_job(ticked.last_job), "name", "c")
+    assert (await state()).last_outcome == "dead"
+    await queue.jobs.switches.off("c")
+    assert (await state()).next_at is None
+    await queue.jobs.switches.on("c")
+    assert (await state()).next_at == ticked.next_at
+    # Its workers are gone, or have it no more.
+    await client.hset(keys.cron_next, "c", f"{now_ms() - HOUR_MS}:c")
+    assert (await state()).next_at is None
+
+
+async def test_a_cron_runs_by_hand_beside_its_ticks(
+    client: Any, queue: JobQueue, keys: EngineKeys
+) -> None:
+    ran: asyncio.Queue[str] = asyncio.Queue()
+
+    async def tick(ctx: dict[str, Any]) -> None:
+        ran.put_nowait(ctx["job_id"])
+
+    async with running(client, keys.base.prefix, [], cron_jobs=[cron(tick, name="c", hour=3)]):
+        await eventually(lambda: client.hget(keys.cron_next, "c"))
+        before = await queue.jobs.switches.crons()
+        by_hand = await queue.jobs.run_schedule("c")
+        async with asyncio.timeout(30):
+            assert await ran.get() == by_hand.id
+    assert await queue.jobs.switches.crons() == before
+    with pytest.raises(NotFound, match="no schedule or cron 'other'"):
+        await queue.jobs.run_schedule("other")
 
 
 async def test_ticks_missed_while_off_are_not_made_good(

@@ -348,7 +348,18 @@ async def test_a_schedule_tells_its_next_and_its_last_run(client: Any, prefix: s
         assert (await web.get("/api/schedules")).json()[1]["next_at"] == often["next_at"]
         assert (await web.post("/api/schedules/run", json={"id": "no"})).status_code == 404
 
-        await client.hset(EngineKeys(keys).cron, "cron:tidy", tick)
+        engine, at = EngineKeys(keys), 32_503_680_000_000
+        await client.hset(engine.cron, "cron:tidy", tick)
+        await client.hset(engine.cron_next, "cron:tidy", f"{at}:cron:tidy")
+        await client.hset(engine.cron_runs, "cron:tidy", job)
+        (shown,) = (await web.get("/api/crons")).json()
+        assert datetime.fromisoformat(shown["next_at"]).timestamp() * 1000 == at
+        assert (shown["last_job"], shown["last_outcome"]) == (job, "ended")
+        page = (await web.get("/schedules")).text
+        assert "3000-01-01 00:00:00 UTC" in page
+        assert (await web.post("/api/schedules/run", json={"id": "cron:tidy"})).json()["changed"]
+        (by_hand,) = (await queue.jobs.list(function="cron:tidy")).jobs
+        assert (by_hand.priority, by_hand.state) == ("default", "queued")
         for name in ("often", "cron:tidy"):
             for switch, changes in (("off", [True, False]), ("on", [True, False])):
                 done = [await web.post(f"/api/schedules/{switch}", json={"id": name}) for _ in "12"]
@@ -360,5 +371,5 @@ async def test_a_schedule_tells_its_next_and_its_last_run(client: Any, prefix: s
         assert (await web.post("/api/schedules/off", json={"id": "no"})).status_code == 404
         audited = (await web.get("/api/audit")).json()["entries"]
         assert (audited[0]["action"], audited[1]["subject"]) == ("schedules/off", "cron:tidy")
-    (row,) = (await queue.jobs.list()).jobs
-    assert (row.function, row.priority, row.state) == ("fails", "low", "queued")
+    (row,) = (await queue.jobs.list(function="fails")).jobs
+    assert (row.priority, row.state) == ("low", "queued")

@@ -39,20 +39,21 @@ def schedules(ctx: click.Context, as_json: bool) -> None:
 
 
 @schedules.command("run")
-@click.argument("schedule_id")
+@click.argument("name")
 @json_option
-def schedules_run(schedule_id: str, as_json: bool) -> None:
-    """Run a repeating job once, now. Its next run stays when it is.
+def schedules_run(name: str, as_json: bool) -> None:
+    """Run a repeating job or a cron once, now. Its next run stays when it is.
 
     \b
     Examples:
       letta-workers schedules run nightly
+      letta-workers schedules run cron:app.jobs:clean_up
     """
 
     async def work(queue: JobQueue) -> Job[Any]:
-        job = await queue.jobs.run_schedule(schedule_id)
+        job = await queue.jobs.run_schedule(name)
         outcome = f"enqueued {job.id}"
-        await queue.jobs.audit.record(actor(), "schedules/run", schedule_id, outcome)
+        await queue.jobs.audit.record(actor(), "schedules/run", name, outcome)
         return job
 
     job = with_queue(work)
@@ -62,7 +63,7 @@ def schedules_run(schedule_id: str, as_json: bool) -> None:
 @schedules.command("crons")
 @json_option
 def schedules_crons(as_json: bool) -> None:
-    """List the crons of the workers' settings, with their last tick.
+    """List the crons of the workers' settings, with their next and last tick.
 
     \b
     Examples:
@@ -137,7 +138,7 @@ def _schedule(state: ScheduleState) -> dict[str, Any]:
 
 def _schedule_line(row: dict[str, Any]) -> str:
     following, last = (_moment(row[name]) for name in ("next_at", "last_at"))
-    became = f" {row['last_outcome']}" if row["last_outcome"] else ""
+    became = _became(row["last_outcome"])
     head = f"{row['id']}  {row['function']}  {row['rhythm']}  {row['priority']}"
     off = "" if row["is_on"] else "  off"
     return f"{head}  next={following}  last={last}{became}{off}"
@@ -145,7 +146,12 @@ def _schedule_line(row: dict[str, Any]) -> str:
 
 def _cron_line(cron: CronState) -> str:
     off = "" if cron.off_since is None else f"  off since {_moment(cron.off_since)}"
-    return f"{cron.name}  last={_moment(cron.last_at)}{off}"
+    last = f"{_moment(cron.last_at)}{_became(cron.last_outcome)}"
+    return f"{cron.name}  next={_moment(cron.next_at)}  last={last}{off}"
+
+
+def _became(outcome: str) -> str:
+    return f" {outcome}" if outcome else ""
 
 
 def _moment(at: datetime | None) -> str:

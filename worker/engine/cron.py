@@ -128,7 +128,7 @@ class CronRunner:
                 self._next[place] = await self._begin(place, job)
             due = self._next[place]
             if due <= self._now_ms():
-                await self._fire(job, due)
+                await self._fire(place, job, due)
                 self._next[place] = self._after(place, max(due, self._now_ms()))
         except Exception as exc:
             # The server refuses keys of a wrong type one by one. Other errors of it are outages.
@@ -146,7 +146,7 @@ class CronRunner:
         """Enqueue what is due at the start; return the first tick after now."""
         now = self._now_ms()
         if job.run_at_startup:
-            await self._fire(job, now - now % _STARTUP_MS, name=f"startup:{_name(job)}")
+            await self._fire(place, job, now - now % _STARTUP_MS, name=f"startup:{_name(job)}")
         await self._client.hsetnx(self._keys.cron, _name(job), now)
         seen = await self._client.hget(self._keys.cron, _name(job))
         last = whole(seen, fallback=now)
@@ -155,13 +155,17 @@ class CronRunner:
         if missed <= now and job.unique:
             if self._missed == "once":
                 log.info("cron.catching_up", task=job.name, tick_ms=missed)
-                await self._fire(job, missed, seen=seen, last=now)
+                await self._fire(place, job, missed, seen=seen, last=now)
             else:
                 await self._client.hset(self._keys.cron, _name(job), now)
-        return self._after(place, now)
+        following = self._after(place, now)
+        shown = f"{following}:{job.name}"
+        await self._client.hset(self._keys.cron_next, _name(job), shown)
+        return following
 
     async def _fire(
         self,
+        place: int,
         job: CronJob,
         tick: int,
         *,
@@ -173,11 +177,13 @@ class CronRunner:
         job_id = job.job_id or unique_id
         body: dict[str, Any] = {"t": None, "f": job.name, "a": [], "k": {}, "et": self._now_ms()}
         args = [name or _name(job), tick, job_id, self._encode(body), int(job.unique)]
-        args += [seen, tick if last is None else last, self._now_ms(), job.name, _name(job)]
+        now = self._now_ms()
+        args += [seen, tick if last is None else last, now, job.name, _name(job)]
+        args.append(self._after(place, max(tick, now)))
         base = self._keys.base
         keys = [self._keys.cron, self._keys.default_queue]
         keys += [base.job(job_id), base.result(job_id), self._keys.wake, self._keys.paused]
-        keys.append(self._keys.cron_off)
+        keys += [self._keys.cron_off, self._keys.cron_runs, self._keys.cron_next]
         if await _CRON.run(self._client, keys, args):
             tell = log.debug if getattr(job, "quiet", False) else log.info
             tell("cron.enqueued", task=job.name, job_id=job_id)

@@ -244,16 +244,20 @@ class Jobs(JobOperations):
 
     async def run_schedule(self, schedule_id: str) -> Job[Any]:
         """
-        Enqueue a repeating job once, now; its next run stays when it is.
+        Enqueue a repeating job, or a cron by its name, once, now; its next run stays when it is.
 
         Raises:
-            NotFound: no such schedule. Otherwise as `enqueue`.
+            NotFound: no schedule has this id, and no worker has had a cron of this name. Otherwise
+                as `enqueue`.
         """
         arguments.require_name("schedule_id", schedule_id)
         for each in await self.schedules():
             if each.id == schedule_id:
                 return await self.add(each.job)
-        raise NotFound(f"no schedule {schedule_id!r}")
+        function = await self.switches.function_of(schedule_id)
+        if function is None:
+            raise NotFound(f"no schedule or cron {schedule_id!r}")
+        return await self.add(Call(function))
 
     def get(self, job_id: str) -> Job:
         """A handle on an existing job of any client; does not contact the server."""

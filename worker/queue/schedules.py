@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -107,22 +108,28 @@ class ScheduleStore:
         due = await self._client.zmscore(self._due, ids)
         last = await self._client.hmget(self._runs, ids)
         jobs = [(job or b"").decode(errors="replace") for job in last]
-        async with self._client.pipeline(transaction=False) as pipe:
-            for job in jobs:
-                for make in (self._keys.in_progress, self._keys.job, self._keys.dead_job):
-                    pipe.exists(make(job))
-            flags = await pipe.execute()
+        outcomes = await outcomes_of(self._client, self._keys, jobs)
         return [
             ScheduleState(
                 each,
                 _time(whole(score)),
                 _time(_tick_of(job)),
                 job,
-                _outcome(job, *flags[3 * at : 3 * at + 3]),
+                outcome,
                 is_on=score is None or score < HELD_MS,
             )
-            for at, (each, score, job) in enumerate(zip(found, due, jobs, strict=True))
+            for each, score, job, outcome in zip(found, due, jobs, outcomes, strict=True)
         ]
+
+
+async def outcomes_of(client: Any, keys: QueueKeys, jobs: Sequence[str]) -> list[str]:
+    """What became of jobs: waits, runs, dead, or ended; "" for the id ""."""
+    async with client.pipeline(transaction=False) as pipe:
+        for job in jobs:
+            for make in (keys.in_progress, keys.job, keys.dead_job):
+                pipe.exists(make(job))
+        flags = await pipe.execute() if jobs else []
+    return [_outcome(job, *flags[3 * at : 3 * at + 3]) for at, job in enumerate(jobs)]
 
 
 def _outcome(job: str, runs: int, waits: int, is_dead: int) -> str:

@@ -20,10 +20,13 @@ from worker.keys import EngineKeys, QueueKeys
 from worker.numbers import MOST_MS, moment, whole
 from worker.queue.arguments import require_name
 from worker.queue.job import reach
+from worker.queue.schedules import outcomes_of
 
 log = get_logger(__name__)
 
 _SWITCH = load(__package__, "switch")
+# A tick that is due is enqueued within this time.
+_LATE_MS = 60_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,11 +35,16 @@ class CronState:
     A cron that some worker has had.
 
     last_at: its last tick; before the first, when a worker began with it. off_since: None while it is on.
+    next_at: None while it is off, and where no worker has it any more. last_job: the job of the last
+    tick, "" before the first. last_outcome: as of a schedule.
     """
 
     name: str
     last_at: datetime | None
     off_since: datetime | None
+    next_at: datetime | None = None
+    last_job: str = ""
+    last_outcome: str = ""
 
 
 class Switches:
@@ -73,12 +81,30 @@ class Switches:
 
         One that runs when a worker starts has a second entry, "startup:<name>", for that run.
         """
-        last = await reach(self._client.hgetall(self._keys.cron))
-        off = await reach(self._client.hgetall(self._keys.cron_off))
-        return [
-            CronState(name.decode(errors="replace"), _time(last[name]), _time(off.get(name)))
-            for name in sorted(last)
+        keys = self._keys
+        seconds, _ = await reach(self._client.time())
+        last, off, runs, following = [
+            await reach(self._client.hgetall(key))
+            for key in (keys.cron, keys.cron_off, keys.cron_runs, keys.cron_next)
         ]
+        jobs = [runs.get(name, b"").decode(errors="replace") for name in sorted(last)]
+        outcomes = await reach(outcomes_of(self._client, keys.base, jobs))
+        return [
+            CronState(
+                name.decode(errors="replace"),
+                _time(last[name]),
+                _time(off.get(name)),
+                _next_tick(following.get(name), seconds * 1000) if name not in off else None,
+                job,
+                outcome,
+            )
+            for name, job, outcome in zip(sorted(last), jobs, outcomes, strict=True)
+        ]
+
+    async def function_of(self, name: str) -> str | None:
+        """The function that a cron runs; None for one that no worker has had."""
+        found = await reach(self._client.hget(self._keys.cron_next, name))
+        return None if found is None else found.decode(errors="replace").partition(":")[2]
 
     async def _switch(self, name: str, *, on: bool) -> bool:
         require_name("name", name)
@@ -99,6 +125,12 @@ class Switches:
             return whole(codec.decode(data)["every"]) if data else 0
         except (CodecError, LookupError, TypeError):
             return 0
+
+
+def _next_tick(stored: bytes | None, now_ms: int) -> datetime | None:
+    """A tick that passed is one of a cron that no worker has any more."""
+    ms = whole((stored or b"").partition(b":")[0])
+    return _time(ms) if ms > now_ms - _LATE_MS else None
 
 
 def _time(ms: Any) -> datetime | None:

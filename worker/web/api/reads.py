@@ -144,7 +144,7 @@ async def schedules(site: Site, _query: views.Nothing) -> list[views.ScheduleVie
 
 
 async def crons(site: Site, _query: views.Nothing) -> list[CronState]:
-    """The crons that workers have had, each with its last tick, and whether it is switched off."""
+    """The crons that workers have had, each with its next and its last tick, and whether it is off."""
     return await site.queue.jobs.switches.crons()
 
 
