@@ -5,7 +5,8 @@ intake: submitting requests at once and one by one, next to plain jobs.
 whole_way: many lines through the fake provider (sealed, uploaded, polled,
 fetched, answered), with the worker's peak memory.
 added: the time of a batch beyond the provider's own time.
-long_line: one result line of many MiB, read and stored, with the longest hold of the event loop.
+long_line: one result line of many MiB, or one of 200 KB that is slow to decode, read and stored,
+with the longest hold of the event loop.
 direct: direct calls under a rate limit across four worker processes.
 
 Provider and workers are separate processes. Writes out/bench_batches.json.
@@ -220,8 +221,19 @@ async def one_batch(queue: JobQueue, size: int, round_: int) -> float:
 # -- one long line -----------------------------------------------------------------------
 
 
+# Values of 200 KB.
+SLOW = {
+    "deep": "[" * 100_000 + "]" * 100_000,
+    "wide": "[" + "[[]]," * 40_000 + "[]]",
+    "nan": "[" + "1," * 100_000 + "NaN]",
+    "integer": "[" + "1," * 100_000 + "1" * 25 + "]",
+}
+
+
 def long_line(request_id: str, mib: int, kind: str) -> bytes:
-    """A result line with a text of words, or with many numbers."""
+    """A result line with a text of words, with many numbers, or with a value that decodes slowly."""
+    if kind in SLOW:
+        return long_line(request_id, 0, "text").replace(b'""', SLOW[kind].encode())
     part: Any = "It was a bright cold day in April. " if kind == "text" else [0.123456789, -1.5]
     content = part * (mib * 1024 * 1024 // (len(part) if kind == "text" else 19))
     body = {"choices": [{"message": {"content": content}}], "usage": {"prompt_tokens": 1}}
@@ -306,6 +318,9 @@ async def lines(url: str, fake: FakeProvider, *, sizes: tuple[int, ...]) -> dict
         for mib in sizes:
             shown = await one_line(url, fake, mib=mib, kind=kind)
             found |= {f"{kind}_{mib}_mib_{name}": value for name, value in shown.items()}
+    for kind in SLOW:
+        shown = await one_line(url, fake, mib=0, kind=kind)
+        found |= {f"{kind}_200_kb_{name}": shown[name] for name in shown if "hold" in name}
     return found
 
 

@@ -24,7 +24,16 @@ from cache.encoding.extensions import RemoteError, exception, extension, read_ex
 from cache.encoding.refusals import refusal
 from cache.errors import CodecError, NotEncodable
 
-__all__ = ["RemoteError", "array", "decode", "encode", "encode_exact", "encode_row", "lua_text"]
+__all__ = [
+    "RemoteError",
+    "array",
+    "decode",
+    "encode",
+    "encode_exact",
+    "encode_or_none",
+    "encode_row",
+    "lua_text",
+]
 
 # Each set inside a set has a packer of its own, and nests Python calls when it is read.
 _MOST_NESTED_SETS = 16
@@ -46,6 +55,14 @@ def encode(value: Any) -> bytes:
         return _pack(value, _stand_in)
     except Exception as exc:  # noqa: BLE001  (a foreign object may raise anything)
         raise refusal(value, exc, partial(_pack, default=_stand_in)) from None
+
+
+def encode_or_none(value: Any) -> bytes | None:
+    """As `encode`, but None for a value without an encoding: to say which part takes far longer."""
+    try:
+        return _pack(value, _stand_in)
+    except Exception:  # noqa: BLE001  (a foreign object may raise anything)
+        return None
 
 
 def encode_exact(value: Any) -> bytes:

@@ -137,6 +137,17 @@ async def test_an_answer_as_text_of_json_is_decoded(
     assert fake.calls("POST /v1/chat/completions") == 1
 
 
+async def test_a_long_direct_reply_is_stored_in_pieces_and_read_back(
+    private_valkey_url: str, fake: FakeProvider
+) -> None:
+    content = "echo: " + "a" * 400_000
+    reply = {"choices": [{"message": {"content": content}}], "usage": {"prompt_tokens": 7}}
+    fake.fault("POST", DIRECT["openai"], "status", status=200, body=reply)
+    settings = settings_for(private_valkey_url, fake)
+    async with open_queue(settings) as queue, running_worker(settings):
+        assert await outcome(queue, await urgent(queue, "openai")) == content
+
+
 CHAT, RESPONSES, MESSAGES = "/v1/chat/completions", "/v1/responses", "/v1/messages"
 USED = {"prompt_tokens": 1, "completion_tokens": 2}
 

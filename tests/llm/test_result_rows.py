@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator, Iterable, Iterator
 from types import SimpleNamespace
 from typing import Any, cast
 
+import httpx
 import pytest
 import structlog
 from hypothesis import given, settings
@@ -20,7 +21,9 @@ from worker.llm.json_text import Unreadable, decode
 from worker.llm.outline import Outline
 from worker.llm.providers.open_row import ResultRow
 from worker.llm.providers.result_rows import RowReader, answers_of, rows_in
+from worker.llm.providers.single import read_single
 from worker.llm.result_lines import read_item
+from worker.llm.stored_answers import decode_answer, encode_answer
 
 pytestmark = pytest.mark.unit
 
@@ -42,7 +45,12 @@ def row(number: int, content: Any = "hi", **more: Any) -> bytes:
 def read(data: bytes, step: int = 65_536, most: int = 10**9) -> list[ResultRow]:
     reader = RowReader((), most=most)
     found = [r for at in range(0, len(data), step) for r in reader.feed(data[at : at + step])]
-    return [*found, *reader.end()]
+    return rows_of([*found, *reader.end()])
+
+
+def rows_of(found: Iterable[ResultRow | None]) -> list[ResultRow]:
+    """Without the pauses between the rows."""
+    return [one for one in found if one is not None]
 
 
 def pairs(one: ResultRow) -> Iterator[tuple[str, Answer]]:
@@ -253,7 +261,7 @@ def test_no_piece_of_a_long_row_takes_long(content: Any) -> None:
         reader, times = RowReader(()), []
         for at in range(0, len(long), 65_536):
             start = time.thread_time()
-            found = list(reader.feed(long[at : at + 65_536]))
+            found = rows_of(reader.feed(long[at : at + 65_536]))
             times.append(time.thread_time() - start)
         assert [r.row is not None for r in found] == [True]
         runs.append(times)
@@ -261,11 +269,81 @@ def test_no_piece_of_a_long_row_takes_long(content: Any) -> None:
     assert max(map(min, zip(*runs, strict=True))) < 0.02
 
 
+# A value of 200 KB that takes long to decode, or that only the lenient decoder reads.
+SLOW = {
+    "deep arrays": b"[" * 100_000 + b"]" * 100_000,
+    "deep objects": b'{"a":' * 30_000 + b"1" + b"}" * 30_000,
+    "many deep arrays": b"[" + b",".join([b"[" * 500 + b"]" * 500] * 200) + b"]",
+    "wide arrays": b"[" + b"[]," * 66_000 + b"[]]",
+    "wide objects": b"[" + b'{"a":1},' * 25_000 + b"{}]",
+    "NaN among numbers": b"[" + b"1," * 100_000 + b"NaN]",
+    "one lone surrogate": b"[" + b'"a",' * 50_000 + b'"\\ud800"]',
+    "surrogates in UTF-8": b'"' + b"\xed\xa0\x80" * 66_000 + b'"',
+    "a long number": b"[" + b"1," * 98_000 + b"1" * 5000 + b"]",
+}
+
+
+@pytest.mark.parametrize("content", SLOW.values(), ids=SLOW)
+async def test_a_row_that_is_slow_to_decode_is_kept_as_it_came(content: bytes) -> None:
+    line = row(2, "?").replace(b'"?"', content)
+    rows = read(b"\n".join([row(1), line, row(3)]))
+    assert [answer.kind for one in rows for _, answer in pairs(one)] == ["", "", ""]
+    text = rows[1].text
+    assert isinstance(text, LongText)
+    assert b"".join(text.pieces) == line
+    body = line[line.index(b'{"choices"') : line.rindex(b', "error"') - 1]
+    answer = await read_single(httpx.Response(200, content=b"\n" + body + b" "))
+    assert answer.text is not None
+    assert b"".join(answer.text.pieces) == body
+    assert checked(answer, "/v1/chat/completions") == answer
+
+
+@pytest.mark.parametrize(
+    "content",
+    [*SLOW.values(), b'"' * 200_000, b"{" * 200_000, b"1}}]}}} " + b"{} " * 20_000],
+    ids=[*SLOW, "quotes", "broken", "many objects"],
+)
+def test_no_step_of_an_odd_row_takes_long(content: bytes) -> None:
+    line = row(2, "?").replace(b'"?"', content)
+    runs: list[list[float]] = []
+    for _ in range(3):
+        reader, times = RowReader(()), []
+        for at in range(0, len(line) + 1, 16_384):
+            steps, going = reader.feed((line + b"\n")[at : at + 16_384]), True
+            while going:
+                start = time.thread_time()
+                going = next(steps, STOP) is not STOP
+                times.append(time.thread_time() - start)
+        runs.append(times)
+    assert max(map(min, zip(*runs, strict=True))) < 0.015
+
+
+STOP = object()
+
+
+@pytest.mark.parametrize("end", [b"", b"}", b"]", b'{"a": 1}'])
+async def test_a_long_direct_reply_that_is_no_json_is_kept(end: bytes) -> None:
+    content = b'{"choices": [{"message": {"content": "' + b"a" * 300_000 + end
+    answer = await read_single(httpx.Response(200, content=content))
+    assert answer.kind == "malformed"
+    assert answer.text is not None
+    assert b"".join(answer.text.pieces) == content
+
+
+@pytest.mark.parametrize("value", [2**70, "\ud800"])
+def test_an_answer_that_msgpack_lacks_is_stored_without_a_search(
+    value: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # The search for the part that cannot be encoded takes ten times as long as encoding.
+    monkeypatch.setattr("cache.encoding.codec.refusal", None)
+    assert decode_answer(encode_answer(Answer(body=[value]))).body == [value]
+
+
 def test_secrets_in_a_long_row_are_removed_wherever_they_stand() -> None:
     secret = b"sk-very-secret"
     reader = RowReader((secret,))
     long = row(2, "".join("." * n + secret.decode() for n in range(0, 2000, 3)))
-    rows = [*reader.feed(long), *reader.end()]
+    rows = rows_of([*reader.feed(long), *reader.end()])
     text = rows[0].text
     assert isinstance(text, LongText)
     assert b"".join(text.pieces) == long.replace(secret, b"***")

@@ -11,6 +11,7 @@ from enum import StrEnum
 from itertools import islice
 from typing import Any
 
+from worker.llm.outline import is_dense
 from worker.llm.usage import read_usage
 from worker.numbers import whole
 
@@ -143,7 +144,7 @@ def is_text_of_json(answer: Answer) -> bool:
 
 def unwrapped(body: Any) -> Any:
     """A body that came as text of JSON, as some gateways write it, decoded."""
-    if not is_text_of_json(Answer(body)):
+    if not is_text_of_json(Answer(body)) or is_dense(body.encode("utf-8", "replace")):
         return body
     try:
         return json.loads(body, strict=False)

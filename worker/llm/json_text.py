@@ -2,29 +2,32 @@
 Reads JSON as providers write it: also what a strict decoder refuses. Pure.
 
 An answer is paid for, so its form must not cost it: NaN and numbers beyond any range, control
-characters and lone surrogates in text, text that is not UTF-8, a byte order mark, several
-objects on a line.
+characters and lone surrogates in text, text that is not UTF-8, a byte order mark.
 """
 
 from __future__ import annotations
 
 import json
-import re
-from collections.abc import Mapping
 from typing import Any
 
 import msgspec
 
+from worker.llm.outline import SHORT_BYTES, is_dense
+
 # White space, byte order marks and other characters without a meaning of their own.
 _AROUND = " \t\r\n\v\f\0\x1a\x1c\x1d\x1e\x1f\x85\xa0\u2028\u2029\u200b\u2060\ufeff"
-# Rows may be written as an array.
-_BETWEEN = re.compile("[" + re.escape(_AROUND + ",[]") + "]*")
 # Longer integers than Python reads by default are read as floats.
 _MOST_DIGITS = 4000
+# The strict decoder needs a few milliseconds for this much, unless it is dense.
+_MOST_BYTES = 262_144
 
 
 class Unreadable(ValueError):
     """It is no JSON."""
+
+
+class Slow(Unreadable):
+    """It is not decoded, because that would hold the event loop."""
 
 
 def decode(data: bytes) -> Any:
@@ -40,7 +43,7 @@ def decode(data: bytes) -> Any:
         pass
     text = text_of(data).strip(_AROUND)
     try:
-        value, end = _decoder.raw_decode(text)
+        value, end = _decoder_of(data).raw_decode(text)
     except (ValueError, RecursionError):
         raise Unreadable("not a JSON value") from None
     if end < len(text):
@@ -48,15 +51,27 @@ def decode(data: bytes) -> Any:
     return value
 
 
-def objects(line: bytes) -> tuple[list[Mapping[str, Any]], str]:
-    """The JSON objects on a line, and the text after them that is none."""
+def decode_at_once(data: bytes) -> Any:
+    """
+    Decode one JSON value, if that holds the event loop for a few milliseconds only.
+
+    Raises:
+        Slow: it takes longer, or it is no JSON and that takes longer to find.
+        Unreadable.
+    """
+    if len(data) <= SHORT_BYTES:
+        return decode(data)
+    if len(data) > _MOST_BYTES or is_dense(data):
+        raise Slow("too much to decode at once")
     try:
-        found: list[Any] = [msgspec.json.decode(line)]
-        left = ""
+        return msgspec.json.decode(data)
     except (msgspec.MsgspecError, ValueError, RecursionError):
-        found, left = _values(text_of(line))
-    rows = [row for value in found for row in (value if isinstance(value, list) else [value])]
-    return [row for row in rows if isinstance(row, Mapping)], left
+        raise Slow("too much for the lenient decoder") from None
+
+
+def is_blank(text: bytes) -> bool:
+    """Whether it holds nothing but what may stand around and between rows."""
+    return not text_of(text).strip(_AROUND + ",[]")
 
 
 def text_of(data: bytes) -> str:
@@ -72,27 +87,16 @@ def text_of(data: bytes) -> str:
     return text.encode("utf-16", "surrogatepass").decode("utf-16", "surrogatepass")
 
 
-def _values(text: str) -> tuple[list[Any], str]:
-    found: list[Any] = []
-    at = 0
-    while True:
-        between = _BETWEEN.match(text, at)
-        at = at if between is None else between.end()
-        if at == len(text):
-            return found, ""
-        try:
-            value, at = _decoder.raw_decode(text, at)
-            found.append(value)
-        except (ValueError, RecursionError):
-            # Something else may stand before the first object, such as `data: `.
-            begin = text.find("{", at)
-            if begin <= at:
-                return found, text[at:]
-            at = begin
-
-
 def _whole_number(digits: str) -> int | float:
     return int(digits) if len(digits) <= _MOST_DIGITS else float(digits)
 
 
-_decoder = json.JSONDecoder(strict=False, parse_int=_whole_number)
+def _decoder_of(data: bytes) -> json.JSONDecoder:
+    # A function that is called for each integer takes four times as long as the decoder's own.
+    return _decoder_of_long if _LONG_NUMBER in data.translate(_DIGITS) else _decoder
+
+
+_DIGITS = bytes.maketrans(b"123456789", b"0" * 9)
+_LONG_NUMBER = b"0" * _MOST_DIGITS
+_decoder = json.JSONDecoder(strict=False)
+_decoder_of_long = json.JSONDecoder(strict=False, parse_int=_whole_number)

@@ -14,7 +14,7 @@ import json
 import zlib
 
 from cache.encoding import codec
-from cache.errors import CodecError, NotEncodable
+from cache.errors import CodecError
 from worker.llm.answers import Answer, unreadable
 from worker.llm.frames import unpack
 from worker.llm.json_text import Unreadable, decode
@@ -39,9 +39,8 @@ def encode_answer(answer: Answer) -> bytes:
 def stored_form(answer: Answer) -> tuple[bytes, bool]:
     """The stored form of an answer, and whether it is a success there."""
     row = [answer.body, answer.kind, answer.message]
-    try:
-        data = codec.encode(row)
-    except NotEncodable:
+    data = codec.encode_or_none(row)
+    if data is None:
         try:
             data = _JSON + json.dumps(row, separators=(",", ":")).encode()
         except (TypeError, ValueError, RecursionError) as exc:

@@ -72,7 +72,7 @@ class AnthropicProvider:
             reply = await self._calls.call("POST", group.endpoint, content=body, headers=headers)
         except (ResponseTooLarge, BrokenOff) as exc:
             return lost(exc)
-        return read_single(reply)
+        return await read_single(reply)
 
     async def upload(self, lines: Lines) -> str:  # noqa: ARG002  (nothing to upload)
         return ""

@@ -12,7 +12,7 @@ from typing import Any
 from worker.http.scrub import scrub
 from worker.llm.answers import LongText
 from worker.llm.frames import Pieces
-from worker.llm.json_text import Unreadable, decode, objects
+from worker.llm.json_text import Slow, Unreadable, decode, decode_at_once
 from worker.llm.outline import Outline
 
 _OURS = re.compile(rb"req_[0-9a-f]{32}-[0-9a-f]{24}")
@@ -22,10 +22,11 @@ ID_BYTES = 61
 @dataclass(frozen=True, slots=True)
 class ResultRow:
     """
-    One row. `row` is the object, or the outline of a long one; None when it is unreadable.
+    One row. `row` is the object; None when it is unreadable.
 
-    `ids`: custom ids of ours in the text of an unreadable row. `text`: what came, of an unreadable
-    or long row. `is_too_large`: it was over the limit, and its text is not kept.
+    Of an object that is long or slow to decode, `row` is the outline, and `text` what came as
+    LongText. `ids`: custom ids of ours in the text of an unreadable row, whose `text` is what came.
+    `is_too_large`: it was over the limit, and its text is not kept.
     """
 
     row: Mapping[str, Any] | None
@@ -40,7 +41,7 @@ class OpenRow:
     An object that has not ended: a long row, or one that goes on after its line.
 
     `before` stood before it on its line. If that names a request, the beginning of its row is lost
-    and the object is the rest of it.
+    and the object is the rest of it: the row is headless.
     """
 
     def __init__(self, hidden: tuple[bytes, ...], most: int, *, before: bytes = b"") -> None:
@@ -52,6 +53,10 @@ class OpenRow:
         self._size = len(before) if self._before else 0
         if self._before:
             self._pieces.feed(before)
+
+    @property
+    def is_headless(self) -> bool:
+        return bool(self._before)
 
     def feed(self, part: bytes) -> int:
         used = self.outline.feed(part)
@@ -67,14 +72,23 @@ class OpenRow:
             return self.broken()
         text = self._pieces.whole()
         if isinstance(text, bytes) and not self._is_too_large:
-            rows, left = objects(text)
-            is_row = rows and not left and ("custom_id" in rows[0] or not ids_in(text))
-            return ResultRow(rows[0], self._size) if is_row else self.broken()
+            try:
+                return self._checked(ResultRow(decode_at_once(text), self._size), text)
+            except Slow:
+                text = LongText((text,))
+            except Unreadable:
+                return self.broken()
+        outline = scrub(bytes(self.outline.text), self._hidden)
         try:
-            found = decode(scrub(bytes(self.outline.text), self._hidden))
+            row = ResultRow(decode(outline), self._size, (), text, self._is_too_large)
         except Unreadable:
             return self.broken()
-        return ResultRow(found, self._size, text=text, is_too_large=self._is_too_large)
+        return self._checked(row, outline)
+
+    def _checked(self, row: ResultRow, text: bytes) -> ResultRow:
+        """The row, unless it names a request of ours where no custom id is."""
+        is_row = row.row is not None and "custom_id" in row.row
+        return row if is_row or not ids_in(text) else self.broken()
 
     def broken(self) -> ResultRow:
         text = self._pieces.whole()

@@ -87,7 +87,7 @@ class OpenAIProvider:
             reply = await self._calls.call("POST", group.path, content=body, headers=headers)
         except (ResponseTooLarge, BrokenOff) as exc:
             return lost(exc)
-        return read_single(reply)
+        return await read_single(reply)
 
     async def upload(self, lines: Lines) -> str:
         # Built by hand, because httpx's multipart needs the whole file in memory.

@@ -1,28 +1,27 @@
 """
 Reads the rows of a provider's results: JSON objects, usually one on each line.
 
-Time is linear in the size of the results, and no step holds the event loop for long: a row over
-256 KiB is not decoded here but kept in pieces, and only its outline is read. A row that is no
-JSON is returned as it came, and affects no other row.
+Time is linear in the size of the results, and no step holds the event loop for long. A row that is
+over 256 KiB, or over 16 KiB and slow to decode, is not decoded here but kept in pieces, and only
+its outline is read. A row that is no JSON is returned as it came, and affects no other row.
 """
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterable, AsyncIterator, Callable, Generator, Iterator, Mapping
+from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
 from worker.http.scrub import scrub
 from worker.llm.answers import MALFORMED, Answer, LongText, unreadable
-from worker.llm.json_text import objects
+from worker.llm.json_text import Unreadable, decode_at_once, is_blank
 from worker.llm.providers.open_row import ID_BYTES, OpenRow, ResultRow, ids_in
 
 _SHORT_BYTES = 262_144
-_FIRST_BYTES, _SLICE_BYTES = 1024, 65_536
 # What is read between two looks at the clock, and the time after which other tasks may run.
-_STEP_BYTES, _TURN_S = 16_384, 0.005
+_FIRST_BYTES, _STEP_BYTES, _TURN_S = 1024, 16_384, 0.005
 # 64 MiB for an answer, and some for what is around it.
 MOST_ROW_BYTES = 65 * 1024 * 1024
 
@@ -35,14 +34,18 @@ async def rows_in(
     async for piece in pieces:
         for at in range(0, len(piece), _STEP_BYTES):
             for row in reader.feed(piece[at : at + _STEP_BYTES]):
-                yield row
-                begun = await _turn(begun)
-            begun = await _turn(begun)
+                if row is not None:
+                    yield row
+                begun = await turn(begun)
+            begun = await turn(begun)
     for row in reader.end():
-        yield row
+        if row is not None:
+            yield row
+        begun = await turn(begun)
 
 
-async def _turn(begun: float) -> float:
+async def turn(begun: float) -> float:
+    """Let other tasks run if they have waited since `begun` for long; returns when they last could."""
     if time.monotonic() - begun < _TURN_S:
         return begun
     await asyncio.sleep(0)
@@ -50,7 +53,11 @@ async def _turn(begun: float) -> float:
 
 
 class RowReader:
-    """Takes results in pieces; `hidden` are our secrets, which a provider may repeat."""
+    """
+    Takes results in pieces; `hidden` are our secrets, which a provider may repeat.
+
+    Between rows it yields None, where other tasks may run.
+    """
 
     def __init__(self, hidden: tuple[bytes, ...], *, most: int = MOST_ROW_BYTES) -> None:
         self._hidden = hidden
@@ -60,23 +67,22 @@ class RowReader:
         self._open: OpenRow | None = None  # an object that has not ended
         self._joined = False  # whether the line belongs to it
 
-    def feed(self, piece: bytes) -> Iterator[ResultRow]:
+    def feed(self, piece: bytes) -> Iterator[ResultRow | None]:
         """Take a piece; yields the rows that it ends."""
-        for at in range(0, len(piece), _SLICE_BYTES):
-            *ended, rest = piece[at : at + _SLICE_BYTES].split(b"\n")
-            for part in ended:
-                yield from self._take(part)
-                yield from self._end_line()
-            if rest:
-                yield from self._take(rest)
+        *ended, rest = piece.split(b"\n")
+        for part in ended:
+            yield from self._take(part)
+            yield from self._end_line()
+        if rest:
+            yield from self._take(rest)
 
-    def end(self) -> Iterator[ResultRow]:
+    def end(self) -> Iterator[ResultRow | None]:
         """The results have ended."""
         yield from self._end_line()
         if self._open is not None:
             yield self._given_up(self._open)
 
-    def _take(self, part: bytes) -> Iterator[ResultRow]:
+    def _take(self, part: bytes) -> Iterator[ResultRow | None]:
         if self._joined:
             yield from self._extend(part)
             return
@@ -85,14 +91,14 @@ class RowReader:
         if self._size > _SHORT_BYTES:
             yield from self._begin_long()
 
-    def _begin_long(self) -> Iterator[ResultRow]:
+    def _begin_long(self) -> Iterator[ResultRow | None]:
         line = self._taken()
         if self._open is not None and _begins_row(line):
             yield self._given_up(self._open)
         self._joined = True
         yield from self._extend(line)
 
-    def _extend(self, part: bytes) -> Iterator[ResultRow]:
+    def _extend(self, part: bytes) -> Iterator[ResultRow | None]:
         """Take more of a line that is read object by object."""
         at, step = 0, _FIRST_BYTES
         while at < len(part):
@@ -106,21 +112,25 @@ class RowReader:
                 at, step = begin, _FIRST_BYTES
             at += self._open.feed(part[at : at + step])
             # What follows a short object must not be looked at again for each of them.
-            step = min(_SLICE_BYTES, 2 * step)
+            step = min(_STEP_BYTES, 2 * step)
+            yield None
             if self._open.outline.is_done:
                 yield self._open.row()
+                if self._open.is_headless:  # what follows belongs to it too
+                    following = part.find(b"{", at)
+                    at = len(part) if following < 0 else following
                 self._open = None
         self._joined = self._open is not None
 
-    def _between(self, text: bytes) -> Iterator[ResultRow]:
+    def _between(self, text: bytes) -> Iterator[ResultRow | None]:
         """Take what follows the last object, or a part of a line that has none."""
         if len(text) > _SHORT_BYTES:
             came, text = text[:-ID_BYTES], text[-ID_BYTES:]  # an id may go on in the next part
-            if objects(came)[1]:
+            if not is_blank(came):
                 yield ResultRow(None, len(came), tuple(ids_in(came)), came)
         self._line, self._size = [text], len(text)
 
-    def _end_line(self) -> Iterator[ResultRow]:
+    def _end_line(self) -> Iterator[ResultRow | None]:
         if self._joined and self._open is not None:
             self._joined = False  # it goes on, unless the next line begins a row
             self._open.feed(b"\n")
@@ -130,41 +140,34 @@ class RowReader:
             return
         if self._open is not None:
             if not _begins_row(line):
-                self._joined = True
-                yield from self._extend(line)
-                yield from self._end_line()
+                yield from self._read_objects(line)
                 return
             yield self._given_up(self._open)
-        yield from self._short(line)
+        yield from self._whole(line)
 
-    def _short(self, line: bytes) -> Iterator[ResultRow]:
-        line = scrub(line, self._hidden)
-        while line:
-            rows, left = objects(line)
-            named = [row for row in rows if "custom_id" in row]
-            yield from (ResultRow(row, len(line)) for row in named)
+    def _whole(self, line: bytes) -> Iterator[ResultRow | None]:
+        """Read a line of at most 256 KiB: at once if that is quick, else object by object."""
+        text = scrub(line, self._hidden)
+        try:
+            value = decode_at_once(text)
+        except Unreadable:
+            if b"{" in line:
+                yield from self._read_objects(line)
+            elif not is_blank(text):
+                yield ResultRow(None, len(text), tuple(ids_in(text)), text)
+            return
+        rows = value if isinstance(value, list) else [value]
+        named = [row for row in rows if isinstance(row, Mapping) and "custom_id" in row]
+        yield from (ResultRow(row, len(line)) for row in named)
+        if len(named) < len(rows):
             known = {str(row["custom_id"]) for row in named}
-            if not left:
-                if len(named) < len(rows) and (ids := ids_in(line) - known):
-                    yield ResultRow(None, len(line), tuple(ids), line)
-                return
-            line = yield from self._unread(line, left.encode("utf-8", "surrogatepass"), known)
+            if ids := ids_in(text) - known:
+                yield ResultRow(None, len(text), tuple(ids), text)
 
-    def _unread(
-        self, line: bytes, text: bytes, known: set[str]
-    ) -> Generator[ResultRow, None, bytes]:
-        """Take the end of a line that is no JSON, or not yet; returns what follows its object."""
-        begin = max(0, text.find(b"{"))
-        row = OpenRow(self._hidden, self._most)
-        used = begin + row.feed(text[begin:])
-        if text[begin : begin + 1] == b"{" and not row.outline.is_done:
-            row.feed(b"\n")
-            self._open = row
-            return b""
-        rest = text[used:]
-        came = line.removesuffix(rest) if line.endswith(text) else text[:used]
-        yield ResultRow(None, len(came), tuple(ids_in(came) - known), came)
-        return rest
+    def _read_objects(self, line: bytes) -> Iterator[ResultRow | None]:
+        self._joined = True
+        yield from self._extend(line)
+        yield from self._end_line()
 
     def _given_up(self, row: OpenRow) -> ResultRow:
         self._open, self._joined = None, False
@@ -173,6 +176,15 @@ class RowReader:
     def _taken(self) -> bytes:
         line, self._line, self._size = b"".join(self._line), [], 0
         return line
+
+
+async def read_object(data: bytes) -> ResultRow:
+    """Read one object, which may be too long to be decoded at once; other tasks run meanwhile."""
+    row, at, begun = OpenRow((), len(data)), 0, time.monotonic()
+    while at < len(data) and not row.outline.is_done:
+        at += row.feed(data[at : at + _STEP_BYTES])
+        begun = await turn(begun)
+    return row.row() if row.outline.is_done and at == len(data) else row.broken()
 
 
 def answers_of(

@@ -11,6 +11,7 @@ import httpx
 from worker.errors import Transient
 from worker.llm.answers import (
     Answer,
+    LongText,
     clipped,
     is_transient,
     no_answer,
@@ -18,10 +19,15 @@ from worker.llm.answers import (
     unreadable,
     unwrapped,
 )
+from worker.llm.json_text import Slow, Unreadable, decode_at_once
 from worker.llm.providers.bounded import ResponseTooLarge
 from worker.llm.providers.calls import json_of, retry_after_s
+from worker.llm.providers.open_row import ResultRow
 from worker.llm.providers.protocol import BrokenOff, Busy
+from worker.llm.providers.result_rows import read_object
 
+# What may stand around the answer.
+_AROUND = b"\xef\xbb\xbf \t\r\n\0"
 _SHOWN_CHARS, _KIND_CHARS = 300, 100
 
 
@@ -36,7 +42,7 @@ def lost(exc: ResponseTooLarge | BrokenOff) -> Answer:
     return no_answer(str(exc))
 
 
-def read_single(reply: httpx.Response) -> Answer:
+async def read_single(reply: httpx.Response) -> Answer:
     """
     Read the answer of a direct call.
 
@@ -48,10 +54,24 @@ def read_single(reply: httpx.Response) -> Answer:
         raise Busy(f"the provider answered {status}", retry_after_s(reply.headers))
     if is_transient(status):
         raise Transient(f"the provider answered {status}")
-    body = unwrapped(json_of(reply))
+    content = reply.content.strip(_AROUND)
+    if reply.is_success and content.startswith(b"{"):
+        return await _read_object(content)
+    is_text = not reply.is_success or content.startswith(b'"')
+    body = unwrapped(json_of(reply)) if is_text else None
     if not reply.is_success or isinstance(body, Mapping):
         return read_response(status, body)
-    if body is None and reply.content.lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"{"):
-        return unreadable("the provider's answer is not JSON", reply.content)
     kind = clipped(reply.headers.get("content-type", "no content type"), _KIND_CHARS)
     return no_answer(f"{status} with {kind}: {clipped(reply.text, _SHOWN_CHARS)!r}")
+
+
+async def _read_object(content: bytes) -> Answer:
+    try:
+        return Answer(body=decode_at_once(content))
+    except Slow:
+        row = await read_object(content)
+    except Unreadable:
+        row = ResultRow(None, len(content), text=content)
+    if row.row is None:
+        return unreadable("the provider's answer is not JSON", row.text)
+    return Answer(body=row.row, text=row.text if isinstance(row.text, LongText) else None)
