@@ -75,7 +75,7 @@ class CacheAgainstDatabase(RuleBasedStateMachine):
             return {agent: self.rows[agent] for agent in agents}
 
         call = self.caches[who].agents.get_or_load_many(
-            self.rows, load, scope=scope, depends_on=["block:a1", "block:a2"]
+            self.rows, load, scope=scope, depends_on=["block:a1", "block:a2", ALL]
         )
         found = self.run(call)
         assert found.keys() == self.rows.keys()
