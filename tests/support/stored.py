@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 
-async def everything_stored(client: Any) -> str:
-    """Return Redis's whole content as text."""
+async def everything_stored(client: Any, prefix: str = "") -> str:
+    """Return the content of all keys with this prefix as text."""
     found: list[Any] = []
-    async for key in client.scan_iter("*", count=1000):
+    async for key in client.scan_iter(f"{prefix}*", count=1000):
         kind = (await client.type(key)).decode()
         if kind == "none":
             # It ended since it was listed. A queue may be there again by now, so no type fits.

@@ -36,7 +36,7 @@ async def test_no_url_is_stored_in_clear(lab: Lab) -> None:
     await lab.attempt(await lab.send(URL, endpoint_id="t1"), status=410)
     await lab.attempt(await lab.send(URL), status=410)
     await hooks.disable(URL + "-by-hand")
-    assert "T0K3N" not in await everything_stored(lab.stores.client)
+    assert "T0K3N" not in await everything_stored(lab.stores.client, lab.stores.keys.prefix)
     names = {found.name for found in await hooks.disabled_endpoints()}
     assert names == {URL, URL + "-by-hand"}
     assert (await hooks.endpoint(URL)).name == URL
