@@ -18,8 +18,6 @@ from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any
 
-import uvicorn
-
 from letta_redis import open_queue
 
 _STOP_DEADLINE_S = 20.0
@@ -68,6 +66,8 @@ def worker_process() -> Iterator[None]:
 @asynccontextmanager
 async def serving(app: Any) -> AsyncIterator[str]:
     """Serve an ASGI application on a free loopback port; yields its base URL."""
+    import uvicorn  # most examples serve nothing
+
     listener = socket.create_server(("127.0.0.1", 0))
     server = uvicorn.Server(uvicorn.Config(app, log_level="warning"))
     task = asyncio.create_task(server.serve(sockets=[listener]))

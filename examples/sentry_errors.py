@@ -30,7 +30,13 @@ class Shown(Transport):
 
 
 # Each worker imports this module once, after it was forked.
-sentry_sdk.init("https://key@sentry.example/1", transport=Shown, include_local_variables=False)
+sentry_sdk.init(
+    "https://key@sentry.example/1",
+    transport=Shown,
+    include_local_variables=False,
+    # The SDK would import every installed package that it has an integration for.
+    auto_enabling_integrations=False,
+)
 
 
 def reported(job: Callable[..., Awaitable[T]]) -> Callable[..., Awaitable[T]]:
