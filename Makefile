@@ -11,6 +11,8 @@ ARQ    := .cache/arq
 # Number of processes for tests that are not marked serial.
 JOBS   ?= 4
 PYTEST := $(BIN)/python -m pytest
+# Collecting all modules again for these few would take longer than some of them.
+SERIAL  = $(shell grep -rl --include='test_*.py' 'mark\.serial' tests)
 # Prints only failures: --quiet would hide the warnings that --strict counts.
 # The variable silences a notice of the theme that does not concern a page.
 MKDOCS := found=$$(NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict 2>&1
@@ -45,7 +47,7 @@ run: $(VENV)/.ready ## Run the workers against LETTA_REDIS_URL
 test: $(VENV)/.ready ## Run all checks, arq's own tests, then all of ours
 	@$(MAKE) --no-print-directory -j2 check $(BASE)/.ready arq-test
 	@$(PYTEST) -q -n $(JOBS) --dist worksteal -m "not serial" $(COVER)
-	@$(PYTEST) -q -m serial $(COVER) $(if $(COVER),--cov-append)
+	@$(PYTEST) -q -m serial $(COVER) $(if $(COVER),--cov-append) $(SERIAL)
 
 # Exits with 77 where it cannot run, and says what the machine lacks.
 compose-test: $(VENV)/.ready ## Start compose/ in containers (root and podman), kill each of them, stop them; takes minutes
@@ -170,11 +172,10 @@ $(BASE)/.ready: pyproject.toml $(VENV)/.ready $(shell find hatch_build.py settin
 	@$(BIN)/python -m hatchling build -t wheel -d $(BASE)/dist > /dev/null
 	@for redis in 'oldest constraints.txt' 'newest benchmarks/peers.txt'; do set -- $$redis; \
 	  { grep -E '^($(BASE_NAMES))==' constraints.txt; grep '^redis==' $$2; } > $(BASE)/$$1.txt; \
-	  test -d $(BASE)/$$1 || { $(PYTHON) -m venv $(BASE)/$$1 && $(BASE)/$$1/bin/python -m pip install \
-	  --quiet --disable-pip-version-check --require-hashes --no-deps -r $(BASE)/$$1.txt \
-	  || { rm -rf $(BASE)/$$1; exit 1; }; }; \
-	  $(BASE)/$$1/bin/python -m pip install --quiet --disable-pip-version-check --no-deps \
-	  --force-reinstall $(BASE)/dist/*.whl || exit 1; done
+	  install="$(BIN)/python -m pip --python $(BASE)/$$1/bin/python install --quiet --disable-pip-version-check --no-deps"; \
+	  test -d $(BASE)/$$1 || { $(PYTHON) -m venv --without-pip $(BASE)/$$1 && \
+	  $$install --require-hashes -r $(BASE)/$$1.txt || { rm -rf $(BASE)/$$1; exit 1; }; }; \
+	  $$install --force-reinstall $(BASE)/dist/*.whl || exit 1; done
 	@touch $@
 
 clean: ## Remove the environment and everything generated
