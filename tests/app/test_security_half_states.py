@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
 from itertools import count
@@ -15,6 +15,7 @@ from redis.exceptions import ResponseError
 
 import cache
 import worker
+from cache.connection import embedded
 from cache.connection.pool import PoolOptions, open_pool
 from cache.connection.scripts import load
 from cache.encoding import codec
@@ -74,9 +75,19 @@ def case(build: Callable[[Any], Steps]) -> Callable[[Any], Steps]:
     return build
 
 
+@pytest.fixture(scope="module")
+def own_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A server for these tests, which empty it and refuse its writes."""
+    url = f"embedded://{tmp_path_factory.mktemp('half')}/valkey"
+    yield embedded.acquire(url)
+    embedded.release(url)
+
+
 @pytest.fixture
-async def server(private_valkey_url: str) -> AsyncIterator[Any]:
-    async with open_pool(private_valkey_url, PoolOptions(), name="half") as client:
+async def server(own_url: str) -> AsyncIterator[Any]:
+    async with open_pool(own_url, PoolOptions(), name="half") as client:
+        # Each trial writes everything anew, and none restarts the server.
+        await client.config_set("appendonly", "no")
         yield client
 
 
