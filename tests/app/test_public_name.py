@@ -106,6 +106,7 @@ def test_every_public_name_imports_beside_clashing_modules(project: Project) -> 
     assert all(file.startswith(home) for file in found["ours"].values())
 
 
+@pytest.mark.parametrize("project", ["in its folder"], indirect=True)
 @pytest.mark.parametrize("number", range(len(EXAMPLES)))
 def test_a_readme_example_runs_beside_clashing_modules(
     project: Project, private_valkey_url: str, number: int
@@ -446,8 +447,9 @@ print(len([file for file in files if "/worker/" in file or "/cache/" in file]))
 """
 
 
-@pytest.mark.parametrize("flip", [False, True])
-@pytest.mark.parametrize("place", ["repository", "image"])
+@pytest.mark.parametrize(
+    ("place", "flip"), [("repository", False), ("repository", True), ("image", True)]
+)
 def test_no_module_is_loaded_twice(image: Environment, place: str, flip: bool) -> None:
     python = sys.executable if place == "repository" else str(image.python)
     text = EVERY_MODULE.replace("FLIP", str(flip))
