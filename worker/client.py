@@ -33,7 +33,7 @@ class JobQueue:
     The queue's client; see `worker.open_queue`.
 
     `jobs`, `webhooks`, `llm` and `dead` are the features with all their methods; `bulk` changes all
-    jobs that a filter means.
+    jobs that match a filter.
 
     Every method raises:
         QueueUnavailable: the server cannot be reached; nothing is known to be stored.

@@ -1,4 +1,4 @@
-"""What a filter means is canceled, run, retried or deleted, all of it and nothing else."""
+"""Everything that matches a filter is canceled, run, retried or deleted, and nothing else."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Implements `letta-workers jobs change` and `dead change`: everything that filters mean."""
+"""Implements `letta-workers jobs change` and `dead change`, which change everything that matches filters."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def _filters(command: Callable[..., Any]) -> Callable[..., Any]:
 )
 @_filters
 def jobs_change(action: str, state: str | None, **options: Any) -> None:
-    """Cancel all jobs that the filters mean, or make the deferred ones due now.
+    """Cancel all jobs that match the filters, or make the deferred ones due now.
 
     The filters combine; without one, all jobs are meant. Ctrl-C stops between two steps and says
     how many were done (exit code 130); the same call again does the rest.
@@ -87,7 +87,7 @@ def jobs_change(action: str, state: str | None, **options: Any) -> None:
 @click.option("--error", default="", help="Only with this text in their reason or error.")
 @_filters
 def dead_change(action: str, error: str, **options: Any) -> None:
-    """Retry or delete all dead letters that the filters mean.
+    """Retry or delete all dead letters that match the filters.
 
     The filters combine; without one, all are meant. Ctrl-C stops between two steps and says how
     many were done (exit code 130); the same call again does the rest.

@@ -1,5 +1,5 @@
 """
-Cancels, runs, retries or deletes every job that a filter means, in bounded steps.
+Cancels, runs, retries or deletes every job that matches a filter, in bounded steps.
 
 Each step ends within about a second and gives the cursor of the next one: whoever calls can show
 progress and stop between two. A dry run counts and changes nothing.
@@ -50,7 +50,7 @@ class BulkAction(StrEnum):
 @dataclass(frozen=True, slots=True)
 class BulkStep:
     """
-    Jobs that were looked at, that the filter means, and that were changed; sums from the first step on.
+    Jobs that were looked at, that match the filter, and that were changed; sums from the first step on.
 
     cursor: what the next step goes on behind; "" after the last one.
     """
@@ -133,7 +133,7 @@ class Bulk:
     async def _search(
         self, action: BulkAction, wanted: JobFilter, state: JobState | None, cursor: str
     ) -> tuple[Sequence[str], int, str]:
-        """The ids of one round that the filter means, how many were looked at, and the next cursor."""
+        """The ids of one round that match the filter, how many were looked at, and the next cursor."""
         if action.is_of_dead:
             ids, looked, after = await self._dead.search(wanted, limit=_ROUND, cursor=cursor)
         else:

@@ -92,7 +92,7 @@ class DeadLetters:
         self, wanted: JobFilter, *, limit: int = 100, cursor: str = ""
     ) -> tuple[_Ids, int, str]:
         """
-        Ids of letters that a filter means, oldest first, of `limit` that are looked at; how many those
+        Ids of letters that match a filter, oldest first, of `limit` that are looked at; how many those
         were; and the cursor of the next ones, "" after the last.
 
         Its `arguments` are not compared.

@@ -246,7 +246,7 @@ ACTIONS = {
         Action(
             "jobs/bulk",
             "Change all",
-            "Cancel or run all jobs that the filters mean, for about a second.",
+            "Cancel or run all jobs that match the filters, for about a second.",
             BulkJobs,
             change_jobs,
             BulkDone,
@@ -254,7 +254,7 @@ ACTIONS = {
         Action(
             "dead/bulk",
             "Change all",
-            "Retry or delete all dead letters that the filters mean, for about a second.",
+            "Retry or delete all dead letters that match the filters, for about a second.",
             BulkDead,
             change_dead,
             BulkDone,

@@ -1,4 +1,4 @@
-"""Actions on jobs that do not exist yet, and on all that filters mean."""
+"""Enqueues jobs by hand, and changes everything that matches filters."""
 
 from __future__ import annotations
 

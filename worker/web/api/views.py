@@ -78,7 +78,7 @@ class JobsQuery(Query, frozen=True):
 
 class BulkQuery(Query, frozen=True, kw_only=True):
     """
-    All that the filters mean; they combine. `cursor` goes on where a step ended.
+    What to change: everything that matches all filters. `cursor` goes on where a step ended.
 
     min_age_s: since the enqueue, of a dead letter since its death. arguments: place or dotted path ->
     text; only with LETTA_WEB_SHOW_ARGUMENTS.

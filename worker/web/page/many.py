@@ -1,5 +1,5 @@
 """
-Changes all that filters mean: counts them first, then goes on in steps and shows how far it is.
+Changes everything that matches filters: counts it first, then goes on in steps and shows its progress.
 
 Nothing is kept between two steps: the form of the next one carries the cursor and the sums.
 """
