@@ -80,6 +80,7 @@ async def ended(queue: JobQueue) -> list[dict[str, Any]] | None:
         {"body": {}},
         {"body": []},
         {"body": {"detail": "loading the model"}},
+        {"body": {"choices": [None], "content": [None]}},
         {"body": {"error": {"code": 502, "message": "upstream"}}},
         {"text": ""},
         {"text": "<html>welcome</html>"},
@@ -150,28 +151,48 @@ async def test_a_long_direct_reply_is_stored_in_pieces_and_read_back(
 
 CHAT, RESPONSES, MESSAGES = "/v1/chat/completions", "/v1/responses", "/v1/messages"
 USED = {"prompt_tokens": 1, "completion_tokens": 2}
+SAID = {"message": {"content": "hi"}}
+EMPTY: list[Any] = [None, {}, "text", 1, [], [None], [{}], [[]], [1], ["text"]]
 
 
 @pytest.mark.parametrize(
     ("endpoint", "came", "kind", "retryable"),
     [
-        (CHAT, {"choices": [1]}, "", False),
-        (CHAT, {"choices": [1], "error": {"code": "x"}}, "", False),
-        (CHAT, {"choices": []}, "no_answer", True),
-        (CHAT, {"choices": "text"}, "no_answer", True),
+        (CHAT, {"choices": [SAID]}, "", False),
+        (CHAT, {"choices": [SAID], "error": {"code": "x"}}, "", False),
+        (CHAT, {"choices": [{"message": {"content": None}}]}, "", False),
+        (CHAT, {"choices": [{"message": {"tool_calls": [1]}}]}, "", False),
+        *((CHAT, {"choices": empty}, "no_answer", True) for empty in EMPTY),
+        (CHAT, {"choices": [{}]}, "no_answer", True),
+        (CHAT, {"choices": [{"message": None}]}, "no_answer", True),
+        (CHAT, {"choices": [{"message": {}}]}, "no_answer", True),
+        (CHAT, {"choices": [{"message": "text"}]}, "no_answer", True),
+        (CHAT, {"choices": [{"message": {"role": "assistant"}}]}, "no_answer", True),
         (CHAT, {"choices": [], "usage": USED}, "malformed", False),
+        (CHAT, {"choices": [None], "usage": USED}, "malformed", False),
+        (CHAT, {"choices": [SAID, None]}, "malformed", False),
         (CHAT, {"text": "answer", "usage": USED}, "malformed", False),
         (CHAT, {"error": {"code": "bad_prompt", "message": "no"}}, "bad_prompt", False),
-        (CHAT, {"error": {"code": 429, "message": "slow"}}, "429", True),
+        (CHAT, {"choices": [None], "error": {"code": 429}}, "429", True),
         (CHAT, None, "no_answer", True),
         (CHAT, "text", "no_answer", True),
         (CHAT, '{"choices": [1', "malformed", False),
-        ("/v1/embeddings", {"data": [1]}, "", False),
-        ("/v1/embeddings", {"data": []}, "no_answer", True),
+        ("/v1/embeddings", {"data": [{"embedding": [0.5]}]}, "", False),
+        ("/v1/embeddings", {"data": [{"embedding": "AACAPw=="}]}, "", False),
+        *(("/v1/embeddings", {"data": empty}, "no_answer", True) for empty in EMPTY),
+        ("/v1/embeddings", {"data": [{"embedding": []}]}, "no_answer", True),
+        ("/v1/embeddings", {"data": [{"embedding": [0.5]}, None]}, "malformed", False),
+        (RESPONSES, {"output": [{"type": "message"}]}, "", False),
         (RESPONSES, {"output": [], "status": "incomplete"}, "", False),
         (RESPONSES, {"output": [], "error": {"code": "server_error"}}, "server_error", True),
-        (MESSAGES, {"content": []}, "", False),
+        *((RESPONSES, {"output": empty}, "no_answer", True) for empty in EMPTY),
+        (RESPONSES, {"output": [None], "status": "completed"}, "no_answer", True),
+        (MESSAGES, {"content": [{"type": "text", "text": ""}]}, "", False),
+        (MESSAGES, {"content": [], "stop_reason": "end_turn"}, "", False),
         (MESSAGES, {"type": "error", "error": {"type": "api_error"}}, "api_error", True),
+        *((MESSAGES, {"content": empty}, "no_answer", True) for empty in EMPTY),
+        (MESSAGES, {"content": [None], "stop_reason": "end_turn"}, "no_answer", True),
+        (MESSAGES, {"content": [{"text": "hi"}], "usage": USED}, "malformed", False),
     ],
 )
 def test_an_answer_is_what_its_endpoint_promises(
@@ -181,6 +202,12 @@ def test_an_answer_is_what_its_endpoint_promises(
     assert (found.kind, found.retryable) == (kind, retryable)
     if kind == "malformed":
         assert json.dumps(found.body) == json.dumps(came)
+    if kind == "no_answer":
+        assert (came if isinstance(came, str) else json.dumps(came)) in found.message
+    # A row of a batch was paid for: it is bought again only if it holds nothing.
+    row = checked(Answer(body=came), endpoint, is_row=True)
+    in_row = ("malformed", False) if kind == "no_answer" and came else (kind, retryable)
+    assert (row.kind, row.retryable) == in_row
 
 
 async def test_a_long_answer_is_stored_in_pieces_and_read_back(

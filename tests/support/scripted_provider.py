@@ -157,4 +157,4 @@ def text_of(body: dict[str, Any]) -> str:
 
 
 def answer_to(text: str) -> dict[str, Any]:
-    return {"echo": text, "usage": USAGE, "choices": [{"index": 0}]}
+    return {"echo": text, "usage": USAGE, "choices": [{"message": {"content": text}}]}

@@ -8,7 +8,6 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from enum import StrEnum
-from itertools import islice
 from typing import Any
 
 from worker.llm.outline import is_dense
@@ -34,12 +33,33 @@ RETRYABLE = frozenset(
 
 MALFORMED, NO_ANSWER = "malformed", "no_answer"
 _SHOWN_CHARS = 200
-# Endpoint -> the list that each of its answers has, and whether it may be empty.
-_PROMISED: Mapping[str, tuple[str, bool]] = {
-    "/v1/chat/completions": ("choices", False),
-    "/v1/embeddings": ("data", False),
-    "/v1/messages": ("content", True),
-    "/v1/responses": ("output", True),
+
+
+@dataclass(frozen=True, slots=True)
+class _Promise:
+    """
+    What each answer of an endpoint has: a list of objects, each with a value in `field`.
+
+    The list may be empty in an answer that has the field `ended`.
+    """
+
+    name: str
+    field: str
+    kinds: tuple[type, ...]
+    ended: str = ""
+
+    def holds_for(self, part: Any) -> bool:
+        value = part.get(self.field) if isinstance(part, Mapping) else None
+        # A message that has only a role says nothing.
+        said = value.keys() - {"role"} if isinstance(value, dict) else value
+        return isinstance(value, self.kinds) and bool(said)
+
+
+_PROMISED: Mapping[str, _Promise] = {
+    "/v1/chat/completions": _Promise("choices", "message", (dict,)),
+    "/v1/embeddings": _Promise("data", "embedding", (list, str)),
+    "/v1/messages": _Promise("content", "type", (str,), "stop_reason"),
+    "/v1/responses": _Promise("output", "type", (str,), "status"),
 }
 
 
@@ -111,29 +131,41 @@ def unreadable(message: str, came: bytes | LongText | None) -> Answer:
     return Answer(kind=MALFORMED, message=message, body=came)
 
 
-def checked(answer: Answer, endpoint: str) -> Answer:
+def checked(answer: Answer, endpoint: str, *, is_row: bool = False) -> Answer:
     """
     Return the answer if its body is what the endpoint promises.
 
-    Otherwise an error in the body is the answer; without one, a body that tells of used tokens
-    was paid for and is `malformed`, and any other is no answer.
+    Otherwise an error in the body is the answer. Without one, a body that was paid for is
+    `malformed`, so that it is kept and not bought again: it tells of used tokens, or has a part of
+    what is promised, or `is_row`, a row of a batch's results that holds anything. Any other is no
+    answer.
     """
-    name, may_be_empty = _PROMISED.get(endpoint, ("", True))
-    body = answer.body
-    if not answer.ok or not name:
+    promise = _PROMISED.get(endpoint)
+    if not answer.ok or promise is None:
         return answer
-    error = body.get("error") if isinstance(body, Mapping) else None
-    promised = body.get(name) if isinstance(body, Mapping) else None
-    if isinstance(promised, list) and (promised or (may_be_empty and not error)):
+    body = answer.body
+    fields = body if isinstance(body, Mapping) else {}
+    error, parts = fields.get("error"), fields.get(promise.name)
+    good = _good_parts(answer, promise, parts)
+    is_whole = isinstance(parts, list) and len(good) == len(parts)
+    if is_whole and (good or (promise.ended in fields and not error)):
         return answer
     if isinstance(error, Mapping) and error:
         found = read_error(error, fallback="error")
         passes = found.retryable or is_transient(whole(error.get("code"), most=599))
         return Answer(kind=found.kind, message=found.message, retryable=passes, size=answer.size)
-    if not read_usage(body).is_empty or is_text_of_json(answer):
-        message = f"the provider's answer has no {name}"
+    message = f"the provider's answer has no valid {promise.name}"
+    is_paid = good or (is_row and body) or not read_usage(body).is_empty
+    if is_paid or is_text_of_json(answer):
         return replace(answer, kind=MALFORMED, message=message, path=())
-    return no_answer(f"the provider's answer has no {name}: {_shown(body)}")
+    return no_answer(f"{message}: {_shown(body)}")
+
+
+def _good_parts(answer: Answer, promise: _Promise, parts: Any) -> list[Any]:
+    if not isinstance(parts, list):
+        return []
+    # The outline of a long answer has no parts.
+    return parts if answer.text is not None else [part for part in parts if promise.holds_for(part)]
 
 
 def is_text_of_json(answer: Answer) -> bool:
@@ -153,14 +185,12 @@ def unwrapped(body: Any) -> Any:
 
 
 def _shown(body: Any) -> str:
-    if not isinstance(body, Mapping):
-        return clipped(body, _SHOWN_CHARS) if isinstance(body, str) else type(body).__name__
-    plain = {
-        str(name)[:50]: value[:100] if isinstance(value, str) else value
-        for name, value in islice(body.items(), 10)
-        if isinstance(value, str | int | float | None)
-    }
-    return clipped(plain, _SHOWN_CHARS)
+    if isinstance(body, str):
+        return clipped(body, _SHOWN_CHARS)
+    try:
+        return clipped(json.dumps(body), _SHOWN_CHARS)
+    except (ValueError, RecursionError):
+        return type(body).__name__
 
 
 def no_answer(message: str) -> Answer:

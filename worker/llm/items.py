@@ -69,7 +69,8 @@ class Items:
                     raise NotOurs
                 continue
             lines, size = lines + 1, size + answer.size
-            chunk.append((request_id, checked(answer, self.batch.group.endpoint)))
+            endpoint = self.batch.group.endpoint
+            chunk.append((request_id, checked(answer, endpoint, is_row=True)))
             if len(chunk) >= _CHUNK or size >= _CHUNK_BYTES:
                 await self._settle(chunk)
                 chunk, size = [], 0
