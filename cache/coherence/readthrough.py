@@ -11,6 +11,9 @@ Two rules make joining safe (docs/caching.md draws the races):
   invalidation could get an answer from before it.
 - A load that was refused or not confirmed answers only the callers that came before
   its loader started. Later joiners start over.
+
+A value without an encoding cannot be copied, so only one caller gets it. The others load
+for themselves.
 """
 
 from __future__ import annotations
@@ -27,6 +30,7 @@ from cache.coherence.flight import Flight, Loaded, Loader, LoadOptions, Slot, ru
 from cache.coherence.results import Held, Intended, Lease, Reading
 from cache.connection.protocol import Away
 from cache.connection.tasks import end, keep
+from cache.encoding.envelope import Unshared
 from cache.errors import InvalidName, NotEncodable
 from cache.logs import get_logger
 from cache.options import CacheOptions
@@ -79,7 +83,10 @@ class ReadThrough:
                 slot.wait()
             answer = await self._answer(flight, reading, call)
             if answer.confirmed or not late:
-                return answer.make()
+                try:
+                    return answer.make()
+                except Unshared:
+                    break  # a copy that nobody can change would need an encoding
         return slot.copies(await self._load(loader, call))()
 
     def drop(self, prefix: str = "") -> None:

@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Callable
+from functools import partial
 from hashlib import blake2b
 from typing import TYPE_CHECKING, Any
 
@@ -82,8 +83,18 @@ class Unreadable(CodecError):
     """Stored bytes that this reader cannot use: a miss."""
 
 
+class Unshared(CodecError):
+    """A value without an encoding, which another caller has got."""
+
+
 class UnknownModel(Unreadable):
     """A model whose class this process has not used yet and the call did not name."""
+
+
+def _only_once(values: list[Any]) -> Any:
+    if not values:
+        raise Unshared("the value has no encoding")
+    return values.pop()
 
 
 class Models:
@@ -202,16 +213,16 @@ class Envelopes:
         """
         Gives each caller a value of its own, as a reader of the stored value gets it.
 
-        A value that has no encoding is shared as it is.
+        A value that has no encoding is given to the first caller only. Others get `Unshared`.
         """
-        if isinstance(value, _SHAREABLE):
+        if type(value) in _SHAREABLE:
             return lambda: value
         model = type(value) if is_model(value) else None
         try:
             kind, name, payload = self._encode(value)
             ready = [self._decode(kind, name, payload, model)]
         except (ValueError, IndexError):  # pydantic's and ours are ValueErrors
-            return lambda: value
+            return partial(_only_once, [value])
         return lambda: ready.pop() if ready else self._decode(kind, name, payload, model)
 
     def _encode(self, value: Any) -> tuple[int, bytes, bytes]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+import asyncio
+from collections.abc import AsyncIterator, Callable
 from typing import Any, assert_type
 
 import pytest
@@ -11,6 +12,7 @@ from pydantic import BaseModel
 from cache import Cache, NotEncodable
 from tests.support.caches import Loader, cache_on
 from tests.support.values import CARRIED, REFUSED, Model, shape
+from tests.support.wait import eventually
 
 pytestmark = pytest.mark.integration
 
@@ -61,6 +63,34 @@ async def test_a_value_that_would_change_is_returned_and_not_stored(
         await cache.agents.sessions.set("a1", "s1", {"part": value})
     with pytest.raises(NotEncodable):
         await cache.messages.append("a1", [{"id": "m1", "sequence_id": 1, "x": value}], after=None)
+
+
+class Text(str):  # noqa: SLOT000  (that it has a dict is the point)
+    """Text that can hold more, and so be changed."""
+
+
+@pytest.mark.parametrize("make", [lambda: {"part": {1j}}, Undumpable, lambda: Text("a")])
+async def test_a_value_without_an_encoding_is_not_shared(
+    cache: Cache, make: Callable[[], Any]
+) -> None:
+    started, go, loads = asyncio.Event(), asyncio.Event(), []
+
+    async def load() -> Any:
+        loads.append(value := make())
+        started.set()
+        await go.wait()
+        return value
+
+    async def all_wait() -> bool:
+        return cache.stats()["joined"] == 3
+
+    first = asyncio.create_task(cache.agents.get_or_load("a1", load))
+    await started.wait()
+    others = [asyncio.create_task(cache.agents.get_or_load("a1", load)) for _ in range(3)]
+    await eventually(all_wait)
+    go.set()
+    found = [await task for task in (first, *others)]
+    assert len({id(value) for value in found}) == len(loads) == 4
 
 
 async def test_a_model_that_cannot_be_dumped_is_returned(cache: Cache) -> None:
