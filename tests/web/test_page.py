@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import time
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any
 
 import httpx
@@ -19,8 +20,8 @@ from worker.keys import QueueKeys
 from worker.queue.history import FunctionHistory, Span
 from worker.queue.series import BUCKETS, Counts, Times
 from worker.web.access import Access, Refused
+from worker.web.attempts import EACH, Attempts, Limit
 from worker.web.page import sessions
-from worker.web.page.attempts import EACH, Attempts, Limit
 from worker.web.page.charts import Timeline, quantile, summed
 from worker.web.page.pages import PAGES
 from worker.web.page.sessions import Sessions
@@ -243,6 +244,53 @@ def test_wrong_tokens_are_forgotten_one_after_the_other() -> None:
     assert attempts.wait_s("2001:db8::ffff", 300.0) == 10
     assert attempts.wait_s("2001:db8:0:1::", 300.0) == 0
     assert (attempts.refuse(300.0), attempts.refuse(301.0), attempts.refuse(360.0)) == (1, 0, 2)
+
+
+async def test_wrong_bearer_tokens_are_limited_everywhere(client: Any, prefix: str) -> None:
+    queue = queue_of(client, prefix)
+    for path in ("/api/overview", "/api/openapi.json", "/metrics", "/", "/api/llm/flush"):
+        async with asking(queue, access=CLOSED) as web:
+            ask = partial(web.request, "POST" if path.endswith("flush") else "GET", path)
+            with structlog.testing.capture_logs() as logs:
+                # Without a token nothing was guessed.
+                none = [await ask() for _ in range(EACH.burst)]
+                wrong = [await ask(headers=bearer(f"guess-{n}")) for n in range(EACH.burst)]
+                over = [await ask(headers=bearer(token)) for token in ("guess-10", TOKEN)]
+                signed_in = await sign_in(web)
+        assert {each.status_code for each in none} <= {303, 401}, path
+        assert {each.status_code for each in wrong} == {401}, path
+        assert {each.status_code for each in over} == {429}, path
+        assert 0 < int(over[1].headers["retry-after"]) <= EACH.every_s
+        assert signed_in.status_code == 303
+        told = [line["event"] for line in logs]
+        assert told == ["web.sign_in_failed"] * EACH.burst + ["web.sign_ins_refused"]
+        assert "guess" not in str(logs)
+        assert TOKEN not in str(logs)
+
+
+async def test_a_probe_tells_nothing_to_one_who_guesses(client: Any, prefix: str) -> None:
+    await client.set(QueueKeys(prefix).queue(), "of another type")
+    async with asking(queue_of(client, prefix), access=CLOSED) as web:
+        told = [
+            (await web.get("/readyz", headers=bearer(t))).text for t in ["guess"] * 10 + [TOKEN]
+        ]
+        assert all("ask with a token" in each for each in told)
+        assert (await web.get("/api/overview", headers=bearer())).status_code == 429
+
+
+def test_strangers_do_not_keep_out_who_has_the_token() -> None:
+    attempts = Attempts(Limit(2, 10.0), Limit(5, 1.0))
+    for n in range(300):
+        attempts.accept(f"198.51.{n // 256}.{n % 256}")
+    for n in range(10):
+        attempts.add(f"192.0.2.{n}", 100.0)
+    assert attempts.wait_s("203.0.113.1", 100.0) > 0
+    assert attempts.wait_s("198.51.1.43", 100.0) == 0
+    # The latest 200 are remembered, and their own wrong tokens count.
+    assert attempts.wait_s("198.51.0.99", 100.0) > 0
+    for _ in range(2):
+        attempts.add("198.51.1.43", 100.0)
+    assert attempts.wait_s("198.51.1.43", 100.0) == 10
 
 
 async def test_sign_in_leads_to_our_own_pages_only(client: Any, prefix: str) -> None:

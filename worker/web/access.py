@@ -37,11 +37,16 @@ class Visitor:
 
 
 class Refused(Exception):
-    """The request is refused; `status` says why: 401 without a valid token, 403 by its name."""
+    """
+    The request is refused; `status` says why: 401 without a valid token, 403 by its name.
 
-    def __init__(self, status: int, message: str) -> None:
+    wait_s: until it may be tried again, after too many wrong tokens (429).
+    """
+
+    def __init__(self, status: int, message: str, wait_s: float = 0.0) -> None:
         super().__init__(message)
         self.status = status
+        self.wait_s = wait_s
 
 
 @dataclass(frozen=True, slots=True)

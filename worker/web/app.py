@@ -20,6 +20,7 @@ from worker.errors import WorkerError
 from worker.web.access import Refused
 from worker.web.api.openapi import describe
 from worker.web.api.routes import answering, api_routes
+from worker.web.bearer import headers_of, visitor_of
 from worker.web.metrics import Reading, render
 from worker.web.page.routes import page_routes
 from worker.web.readiness import readiness_of
@@ -67,7 +68,7 @@ def _metrics(site: Site) -> Endpoint:
     async def metrics(request: Request) -> Response:
         jobs = site.queue.jobs
         try:
-            site.access.by_bearer(request.headers)
+            visitor_of(site, request)
             async with asyncio.timeout(_LIMIT_S):
                 reading = Reading(
                     await jobs.overview(),
@@ -78,8 +79,7 @@ def _metrics(site: Site) -> Endpoint:
                     await jobs.server(),
                 )
         except Refused as exc:
-            headers = {"www-authenticate": "Bearer"} if exc.status == 401 else None
-            return PlainTextResponse(f"{exc}\n", status_code=exc.status, headers=headers)
+            return PlainTextResponse(f"{exc}\n", status_code=exc.status, headers=headers_of(exc))
         except (WorkerError, TimeoutError) as exc:
             return PlainTextResponse(f"the queue's server: {_text_of(exc)}\n", status_code=503)
         body, content_type = render(reading, request.headers.get("accept", ""))
@@ -94,7 +94,7 @@ def _description(site: Site) -> Endpoint:
         return describe(asks_for_token=site.access.asks_for_token)
 
     async def work(request: Request) -> dict[str, Any]:
-        site.access.by_bearer(request.headers)
+        visitor_of(site, request)
         return described()
 
     return answering(work)
@@ -108,7 +108,7 @@ def _answer(problems: list[str]) -> Response:
 def _text_for(site: Site, request: Request, exc: Exception) -> str:
     """A probe needs no token; whoever has none learns neither an address nor a server's words."""
     try:
-        site.access.by_bearer(request.headers)
+        visitor_of(site, request)
     except Refused:
         return "cannot be used; ask with a token for the reason"
     return _text_of(exc)

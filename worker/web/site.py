@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from worker.client import JobQueue
 from worker.web.access import Access
+from worker.web.attempts import Attempts
 
 
 @dataclass(frozen=True, slots=True)
@@ -14,9 +15,11 @@ class Site:
     The queue, who may ask, and what is shown.
 
     host: whose workers /readyz asks for; None asks for the server alone.
+    attempts: wrong tokens in headers of requests.
     """
 
     queue: JobQueue
     access: Access
     show_arguments: bool = False
     host: str | None = None
+    attempts: Attempts = field(default_factory=Attempts)

@@ -18,6 +18,7 @@ _ERRORS = {
     "403": "The token may only read; or, without a token, the request names a foreign host.",
     "404": "Nothing has this id.",
     "409": "It cannot be done in the present state.",
+    "429": "Too many wrong tokens came from this address; Retry-After says when to try again.",
     "503": "The queue's server cannot be reached, or is full.",
 }
 _ACTION_ERRORS = {

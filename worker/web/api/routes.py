@@ -35,6 +35,7 @@ from worker.queue.switches import CronState
 from worker.web.access import Refused
 from worker.web.api import reads, views
 from worker.web.api.actions import ACTIONS, Action, perform, require_operator
+from worker.web.bearer import headers_of, visitor_of
 from worker.web.site import Site
 from worker.webhooks.endpoints import Endpoint
 from worker.webhooks.history import EndpointHistory
@@ -102,7 +103,7 @@ def api_routes(site: Site) -> list[Route]:
 
 def _reading(site: Site, read: Read) -> Callable[[Request], Awaitable[Response]]:
     async def work(request: Request) -> Any:
-        site.access.by_bearer(request.headers)
+        visitor_of(site, request)
         return await read.run(site, decode(request.query_params.multi_items(), read.query))
 
     return answering(work)
@@ -110,7 +111,7 @@ def _reading(site: Site, read: Read) -> Callable[[Request], Awaitable[Response]]
 
 def _acting(site: Site, action: Action) -> Callable[[Request], Awaitable[Response]]:
     async def work(request: Request) -> Any:
-        visitor = site.access.by_bearer(request.headers)
+        visitor = visitor_of(site, request)
         require_operator(visitor)
         # A page of another site cannot send this type without being asked first.
         if request.headers.get("content-type", "").partition(";")[0].strip().lower() != JSON:
@@ -133,7 +134,7 @@ def answering(
         except (Refused, WorkerError, msgspec.MsgspecError, TimeoutError) as exc:
             status, kind, message = problem_of(exc)
             problem = views.Problem(views.ErrorText(kind, message))
-            headers = {"www-authenticate": "Bearer"} if status == 401 else {}
+            headers = headers_of(exc) if isinstance(exc, Refused) else {}
             return json_reply(problem, status, headers)
 
     return endpoint

@@ -21,8 +21,9 @@ from worker.errors import InvalidArgument, WorkerError
 from worker.web.access import Refused
 from worker.web.api.actions import ACTIONS, Action, perform, require_operator
 from worker.web.api.routes import LIMIT_S, decode, problem_of
+from worker.web.attempts import Attempts
+from worker.web.bearer import address_of, headers_of, limited, tell_refusal
 from worker.web.page import many
-from worker.web.page.attempts import Attempts
 from worker.web.page.forms import cookie, form_of, is_same, local, with_cookie
 from worker.web.page.pages import PAGES, Page
 from worker.web.page.rendering import SECURITY_HEADERS, environment, reply, static_file
@@ -103,7 +104,7 @@ class _Desk:
             session = None
             try:
                 async with asyncio.timeout(LIMIT_S):
-                    session = self._sessions.find(request.headers, cookie(request, "session"))
+                    session = limited(self._site, request, lambda: self._session_of(request))
                     if session is None:
                         return _to_sign_in(request)
                     return await answer(request, session)
@@ -112,11 +113,14 @@ class _Desk:
                 shown = self._show(
                     request, "error", status=status, session=session, message=message
                 )
-                if status == 401:
-                    shown.headers["www-authenticate"] = "Bearer"
+                if isinstance(exc, Refused):
+                    shown.headers.update(headers_of(exc))
                 return shown
 
         return handler
+
+    def _session_of(self, request: Request) -> Session | None:
+        return self._sessions.find(request.headers, cookie(request, "session"))
 
     async def sign_in(self, request: Request) -> Response:
         if not self._site.access.asks_for_token:
@@ -129,15 +133,13 @@ class _Desk:
         back = local(fields.get("back") or request.query_params.get("back", ""))
         wrong, wait_s = "", 0.0
         if fields:
-            address = request.client.host if request.client else ""
-            now = time.monotonic()
+            address, now = address_of(request), time.monotonic()
             # Both parts of this proof come from the form's own page.
             if not is_same(cookie(request, "form"), fields.get("form_token", "")):
                 wrong = "This form was too old, or your browser keeps no cookies. Try again."
             elif wait_s := self._attempts.wait_s(address, now):
                 wrong = f"Too many wrong tokens. Try again in {ceil(wait_s)} s."
-                if refused := self._attempts.refuse(now):
-                    log.warning("web.sign_ins_refused", address=address, count=refused)
+                tell_refusal(self._attempts, address, now)
             elif started := self._sessions.start(fields.get("token", ""), fields.get("name", "")):
                 return with_cookie(_to(back), request, "session", started, SESSION_S)
             else:

@@ -1,5 +1,5 @@
 """
-Limits how often wrong tokens can be tried at the sign-in form: for each address, and in all.
+Limits how often wrong tokens can be tried: for each address, and in all.
 
 What is over a limit is refused before its token is looked at. Each limit is kept as the time at
 which all its attempts are forgotten: one number. Pure; times are seconds of any clock.
@@ -20,8 +20,10 @@ class Limit:
 
 
 EACH = Limit(10, 30.0)
-# An address is remembered for 300 s at most, in which this lets 200 pass: no more are kept.
+# An address is remembered for 300 s at most, in which this lets 200 pass: no more are
+# kept, beside those of known ones.
 ALL = Limit(100, 3.0)
+_MOST_KNOWN = 200
 _TOLD_S = 60.0
 
 
@@ -33,17 +35,29 @@ class Attempts:
         self._all = all_together
         self._forgotten_at: dict[str, float] = {}
         self._all_forgotten_at = 0.0
+        self._known: dict[str, None] = {}
         self._refused = 0
         self._told_at = -_TOLD_S
 
     def wait_s(self, address: str, now: float) -> float:
         """How long this address has to wait for its next attempt; 0: not at all."""
-        own = self._forgotten_at.get(network_of(address), 0.0)
+        name = network_of(address)
+        own = self._forgotten_at.get(name, 0.0)
+        # Strangers' guesses must not keep out who has the token.
+        in_all = 0.0 if name in self._known else self._all_forgotten_at
         return max(
             0.0,
             own - now - (self._each.burst - 1) * self._each.every_s,
-            self._all_forgotten_at - now - (self._all.burst - 1) * self._all.every_s,
+            in_all - now - (self._all.burst - 1) * self._all.every_s,
         )
+
+    def accept(self, address: str) -> None:
+        """This address gave a right token: from now on only its own wrong ones count for it."""
+        name = network_of(address)
+        self._known.pop(name, None)
+        self._known[name] = None
+        if len(self._known) > _MOST_KNOWN:
+            del self._known[next(iter(self._known))]
 
     def add(self, address: str, now: float) -> None:
         """Count a wrong token."""
