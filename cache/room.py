@@ -20,8 +20,8 @@ from cache.coherence.guarded import GuardedConnection
 from cache.connection.protocol import Away, Connection
 from cache.stats import Counters
 
-# For how long one reading of a server's memory is used, seconds.
-_READ_EVERY_S = 1.0
+# For how long one reading of a server's memory is used, seconds; and one of a server that makes room itself.
+_READ_EVERY_S, _READ_EVICTING_EVERY_S = 1.0, 60.0
 # Nodes that have left their cluster are forgotten with all others.
 _MOST_NODES = 1_000
 _FACT = re.compile(rb"^(used_memory|maxmemory|maxmemory_policy):(\S+)", re.MULTILINE)
@@ -33,11 +33,12 @@ class _Reading:
 
     at: float
     free: float
+    lasts_s: float = _READ_EVERY_S
     stored: int = 0
 
     def answers(self, now: float, size: int) -> bool:
         """Others store, too: after half of what was free, look again."""
-        return now - self.at < _READ_EVERY_S and (
+        return now - self.at < self.lasts_s and (
             self.free <= 0 or 2 * (self.stored + size) <= self.free
         )
 
@@ -60,9 +61,10 @@ class Room:
         if reading is None or not reading.answers(now, size):
             try:
                 free = self._free(await node.execute("INFO", "memory"))
+                lasts_s = _READ_EVICTING_EVERY_S if free == math.inf else _READ_EVERY_S
             except (Away, ResponseError):
-                free = math.inf
-            reading = _Reading(now, free)
+                free, lasts_s = math.inf, _READ_EVERY_S
+            reading = _Reading(now, free, lasts_s)
             if len(self._readings) > _MOST_NODES:
                 self._readings.clear()
             self._readings[node] = reading

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import AsyncIterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -117,3 +118,29 @@ async def test_a_server_that_evicts_is_filled(shared: str) -> None:
         await others(client)
         await client.config_set("maxmemory-policy", "allkeys-lfu")
         assert await cache.agents.set("a", 1)
+
+
+async def test_a_server_that_evicts_is_asked_once_a_minute(
+    shared: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options, clock = CacheOptions(timeout_s=5), [1000.0]
+    monkeypatch.setattr("cache.coherence.room.time", SimpleNamespace(monotonic=lambda: clock[0]))
+
+    async def asked(client: Any, cache: Cache) -> int:
+        """In two minutes with a store each second."""
+        await client.config_resetstat()
+        for n in range(120):
+            clock[0] += 1
+            assert await cache.agents.set("a", n)
+        return int((await client.info("commandstats"))["cmdstat_info"]["calls"])
+
+    async with (
+        open_pool(shared, PoolOptions(), name="test") as client,
+        Cache(client, options) as cache,
+    ):
+        assert await asked(client, cache) >= 120
+        await client.config_set("maxmemory-policy", "allkeys-lfu")
+        assert await asked(client, cache) == 2
+        await client.config_set("maxmemory", 0)
+        await client.config_set("maxmemory-policy", "noeviction")
+        assert await asked(client, cache) == 2
