@@ -36,18 +36,22 @@ STEPS = {
 _LONGEST_S = 120.0
 
 
-def die_at(step: Step) -> None:
-    """Kill this process when it comes there."""
+def die_at(step: Step, run_id: str) -> None:
+    """Kill this process when it comes there with this run: it looks after those of others, too."""
     from letta_redis.plugin.seams import resolve
 
     parent, name = resolve(step.owner)
     owner = getattr(parent, name)
     original = getattr(owner, step.method)
 
-    async def dying(*args: Any, **kwargs: Any) -> None:
-        if step.after:
-            await original(*args, **kwargs)
-        os.kill(os.getpid(), signal.SIGKILL)
+    async def dying(*args: Any, **kwargs: Any) -> Any:
+        is_ours = any(run_id in str(value) for value in args)
+        if is_ours and not step.after:
+            os.kill(os.getpid(), signal.SIGKILL)
+        done = await original(*args, **kwargs)
+        if is_ours:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return done
 
     setattr(owner, step.method, dying)
 
@@ -78,7 +82,7 @@ def main() -> None:
         order = json.loads(line)
         child = os.fork()
         if not child:
-            die_at(STEPS[order["step"]])
+            die_at(STEPS[order["step"]], order["run"])
             asyncio.run(end_run(order["user"], order["run"]))
             os._exit(1)
         _, status = os.waitpid(child, 0)
