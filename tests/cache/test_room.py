@@ -124,7 +124,7 @@ async def test_a_server_that_evicts_is_asked_once_a_minute(
     shared: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     options, clock = CacheOptions(timeout_s=5), [1000.0]
-    monkeypatch.setattr("cache.coherence.room.time", SimpleNamespace(monotonic=lambda: clock[0]))
+    monkeypatch.setattr("cache.room.time", SimpleNamespace(monotonic=lambda: clock[0]))
 
     async def asked(client: Any, cache: Cache) -> int:
         """In two minutes with a store each second."""
