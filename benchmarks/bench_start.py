@@ -37,6 +37,7 @@ COMMANDS = {
     "open_queue": [sys.executable, "-c", "from letta_redis import open_queue, Priority"],
     "open_cache": [sys.executable, "-c", "from letta_redis import open_cache"],
     "health": [LETTA, "health"],
+    "health_away": ["env", "LETTA_REDIS_URL=redis://127.0.0.1:1/0", LETTA, "health"],
     "status": [LETTA, "status"],
 }
 

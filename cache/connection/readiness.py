@@ -8,7 +8,7 @@ from typing import Any
 from redis.backoff import ExponentialWithJitterBackoff
 
 from cache.connection.pool import OUTAGE
-from cache.connection.refusals import explain, refusal_of
+from cache.connection.refusals import reason_of, refusal_of
 from cache.connection.urls import redacted
 from cache.errors import RedisRefused, RedisUnavailable
 from cache.logs import get_logger
@@ -18,7 +18,6 @@ log = get_logger(__name__)
 _BACKOFF_BASE_S, _BACKOFF_CAP_S = 0.1, 5.0
 # Of one attempt, whatever a client's own timeouts and retries add up to.
 ATTEMPT_S = 3.0
-_SILENCE = {"", "Timeout connecting to server"}
 
 
 async def wait_until_ready(client: Any, url: str, *, deadline_s: float | None) -> None:
@@ -41,7 +40,7 @@ async def wait_until_ready(client: Any, url: str, *, deadline_s: float | None) -
         except OUTAGE as exc:
             failures += 1
             refuse_for_good(exc, url)
-            reason = _reason(exc, url)
+            reason = reason_of(exc, url)
             if deadline_s is not None and loop.time() - start >= deadline_s:
                 raise RedisUnavailable(redacted(url), reason) from None
             if failures == 1:
@@ -63,15 +62,3 @@ def refuse_for_good(exc: BaseException, url: str) -> None:
     refusal = refusal_of(exc)
     if refusal is not None and refusal.lasting:
         raise RedisRefused(redacted(url), str(refusal)) from None
-
-
-def _reason(exc: BaseException, url: str) -> str:
-    if refusal_of(exc) is not None:
-        return explain(exc)
-    text = "no answer in time" if str(exc) in _SILENCE else explain(exc)
-    if url.startswith("rediss"):
-        text += "; if it does not speak TLS, use redis:// instead of rediss://"
-    return (
-        f"{text.rstrip('.')}; check that the server runs and that LETTA_REDIS_URL or "
-        "LETTA_CACHE_REDIS_URL names it"
-    )

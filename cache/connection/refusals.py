@@ -11,6 +11,7 @@ import re
 from dataclasses import dataclass
 
 _MAX_CHARS = 200
+_SILENCE = {"", "Timeout connecting to server"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +88,7 @@ _KNOWN = [
         True,
     ),
     (
-        r"unknown command .(EVAL|EVALSHA|TIME)\b",
+        r"unknown command .(EVAL|EVALSHA|TIME|ZRANGE)\b",
         "it is a Sentinel, or another server that runs no scripts",
         "name a Sentinel as redis+sentinel://host:port/service",
         True,
@@ -182,6 +183,20 @@ def explain(exc: BaseException) -> str:
     """An outage in one line: a known refusal with its remedy, else at most 200 characters."""
     known = refusal_of(exc)
     return str(known) if known is not None else _cut(_text(exc), _MAX_CHARS)
+
+
+def reason_of(exc: BaseException, url: str) -> str:
+    """Why the server of this URL does not serve, and what to check."""
+    if refusal_of(exc) is not None:
+        return explain(exc)
+    is_silent = str(exc) in _SILENCE or isinstance(exc, TimeoutError)
+    text = "no answer in time" if is_silent else explain(exc)
+    if url.startswith("rediss"):
+        text += "; if it does not speak TLS, use redis:// instead of rediss://"
+    return (
+        f"{text.rstrip('.')}; check that the server runs and that LETTA_REDIS_URL or "
+        "LETTA_CACHE_REDIS_URL names it"
+    )
 
 
 def _text(exc: BaseException) -> str:

@@ -37,7 +37,10 @@ import json, sys
 at_start = set(sys.modules)
 sys.argv = ["letta-workers", "health"]
 from letta_redis.worker.cli import main
-main()
+try:
+    main()
+except SystemExit:
+    pass
 print(json.dumps({"probe": sorted(set(sys.modules) - at_start)}))
 """
 # What each may not load, by top-level name.
@@ -70,6 +73,14 @@ async def test_a_health_probe_loads_no_client_and_no_settings(private_valkey_url
         )
 
     modules = loaded(PROBE, LETTA_REDIS_URL=private_valkey_url)["probe"]
+
+    assert not tops(modules) & (HEAVY | IO)
+    assert len(modules) <= MOST["probe"], f"{len(modules)} modules: {modules}"
+
+
+@pytest.mark.parametrize("url", ["redis://127.0.0.1:1/0", "redis+cluster://127.0.0.1:1"])
+def test_a_health_probe_explains_an_outage_as_lightly(url: str) -> None:
+    modules = loaded(PROBE, LETTA_REDIS_URL=url)["probe"]
 
     assert not tops(modules) & (HEAVY | IO)
     assert len(modules) <= MOST["probe"], f"{len(modules)} modules: {modules}"

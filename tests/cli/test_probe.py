@@ -14,9 +14,10 @@ import trustme
 from click.testing import CliRunner
 
 from cache.connection.pool import PoolOptions, open_pool
-from tests.support.servers import tls_in_front, valkey
+from tests.support.refusing import REMEDIES, refusing_servers
+from tests.support.servers import raw_server, tls_in_front, valkey
+from worker.cli import probe
 from worker.cli.commands import main
-from worker.cli.probe import answer
 from worker.keys import QueueKeys
 
 pytestmark = pytest.mark.integration
@@ -24,6 +25,12 @@ pytestmark = pytest.mark.integration
 HEARTBEAT = {"worker_id": "w1\x1b[2J", "host": socket.gethostname(), "pid": 7}
 ELSEWHERE = {"worker_id": "w2", "host": "another", "pid": 7}
 PASSWORD = "pass word@:/#"
+
+
+def answer(arguments: list[str]) -> str | None:
+    """The text of a good answer; None if the probe gives another one, or none."""
+    found = probe.answer(arguments)
+    return found.text if found is not None and found.code == 0 else None
 
 
 async def alive(url: str) -> None:
@@ -110,21 +117,97 @@ async def test_it_reads_the_settings_where_the_command_does(
 @pytest.mark.parametrize(
     "url",
     [
-        "redis://127.0.0.1:1/0",
         "redis+sentinel://127.0.0.1:1/mymaster",
-        "redis+cluster://127.0.0.1:1",
         "embedded://",
-        "unix:///no/such/socket",
         "http://127.0.0.1",
         "redis://127.0.0.1:port/0",
     ],
 )
-def test_it_leaves_what_it_cannot_confirm_to_the_command(
+def test_it_leaves_what_it_cannot_ask_to_the_command(
     url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("LETTA_REDIS_URL", url)
 
-    assert answer([]) is None
+    assert probe.answer([]) is None
+
+
+async def test_it_says_why_a_server_refuses_as_the_command_does(
+    valkey_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with refusing_servers(tmp_path, valkey_url.removeprefix("unix://")) as urls:
+        for name, remedy in REMEDIES.items():
+            monkeypatch.setenv("LETTA_REDIS_URL", urls[name])
+            # In a thread: the servers run on this event loop.
+            found = await asyncio.to_thread(probe.answer, [])
+            if name == "no Sentinel":
+                assert found is None
+                continue
+            assert found is not None, name
+            assert (found.code, found.is_error) == (1, True), found.text
+            assert len(found.text.splitlines()) == 1
+            assert remedy in found.text
+            assert "unknown whether workers are alive" in found.text
+            assert not {"hunter2", "sesame"} & set(found.text.split())
+            report = json.loads((await asyncio.to_thread(probe.answer, ["--json"])).text)  # type: ignore[union-attr]
+            assert (report["healthy"], report["workers"]) == (False, None)
+            assert remedy in report["redis"]
+
+
+async def test_it_says_that_a_server_is_away_or_silent(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    async def silent(reader: asyncio.StreamReader, _writer: asyncio.StreamWriter) -> None:
+        while await reader.read(65_536):
+            pass
+
+    monkeypatch.setattr(probe, "_TIMEOUT_S", 0.2)
+    async with raw_server(silent) as port:
+        for url, words in (
+            (f"redis://127.0.0.1:{port}/0", "no answer in time"),
+            (f"rediss://127.0.0.1:{port}/0", "no answer in time; if it does not speak TLS"),
+            ("redis://127.0.0.1:1/0", "Connection refused; check that the server runs"),
+            ("redis+cluster://127.0.0.1:1,127.0.0.1:2", "Connection refused"),
+            (f"unix://{tmp_path}/none", "No such file"),
+        ):
+            monkeypatch.setenv("LETTA_REDIS_URL", url)
+            found = await asyncio.to_thread(probe.answer, [])
+            assert found is not None
+            assert (found.code, found.is_error) == (1, True)
+            assert words in found.text
+
+
+async def test_it_follows_a_cluster_to_the_node_of_the_queue(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async def node(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while command := await reader.read(65_536):
+            for name in (b"SLOTS", b"ZRANGE", b"MGET"):
+                if name in command:
+                    writer.write(replies[name].pop(0))
+
+    found = json.dumps(HEARTBEAT).encode()
+    async with raw_server(node) as port:
+        replies = {
+            b"SLOTS": [b"*0\r\n"] * 2,
+            b"ZRANGE": [b"-MOVED 7 :%d\r\n" % port, b"*1\r\n$2\r\nw1\r\n"],
+            b"MGET": [b"*1\r\n$%d\r\n%s\r\n" % (len(found), found)],
+        }
+        # The first node is away.
+        monkeypatch.setenv("LETTA_REDIS_URL", f"redis+cluster://127.0.0.1:1,127.0.0.1:{port}")
+        assert await asyncio.to_thread(answer, []) == "redis: ok\nworkers: w1\\x1b[2J"
+        assert not any(replies.values())
+
+
+@pytest.mark.parametrize("options", ["--maxmemory 1", "--replicaof 127.0.0.1 1"])
+def test_a_server_that_only_reads_is_asked_all_the_same(
+    options: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with valkey(tmp_path / "server", *options.split()) as port:
+        monkeypatch.setenv("LETTA_REDIS_URL", f"redis://127.0.0.1:{port}/0")
+        found = probe.answer([])
+    assert found is not None
+    assert (found.code, found.is_error) == (1, False)
+    assert "none alive" in found.text
 
 
 async def test_it_verifies_tls_as_the_command_does(

@@ -16,9 +16,8 @@ __all__ = ["main"]
 def main() -> None:
     """Run the command that the process's arguments name."""
     try:
-        if sys.argv[1:2] == ["health"] and (text := _healthy(sys.argv[2:])) is not None:
-            print(text)  # noqa: T201
-            return
+        if sys.argv[1:2] == ["health"] and (code := _health(sys.argv[2:])) is not None:
+            raise SystemExit(code)
         _commands()()
     except ModuleNotFoundError as exc:
         package = (exc.name or "").partition(".")[0]
@@ -30,10 +29,15 @@ def main() -> None:
         raise SystemExit(2) from None
 
 
-def _healthy(arguments: list[str]) -> str | None:
+def _health(arguments: list[str]) -> int | None:
+    """Print the probe's answer; returns the exit code, or None: the command has to answer."""
     from worker.cli.probe import answer
 
-    return answer(arguments)
+    found = answer(arguments)
+    if found is None:
+        return None
+    print(found.text, file=sys.stderr if found.is_error else sys.stdout)
+    return found.code
 
 
 def _commands() -> Callable[[], None]:

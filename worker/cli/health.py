@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import json
-import socket
 from typing import Any
 
 import click
 
 from cache.errors import RedisUnavailable
 from settings import load_settings
-from worker.cli.probe import assess, text_of
-from worker.cli.support import EXIT_FAILED, json_option, reached, show
+from worker.cli.probe import assess, text_of, unknown
+from worker.cli.support import EXIT_FAILED, json_option, reached
 from worker.keys import QUEUE_TAG, QueueKeys
-from worker.terminal import printable
 
 
 @click.command()
@@ -38,22 +36,14 @@ def health(everywhere: bool, as_json: bool) -> None:
             return await live_workers(client)
 
     try:
-        found = asyncio.run(probe())
+        workers = asyncio.run(probe())
     except RedisUnavailable as exc:
-        _report_unknown(exc, as_json)
-        raise SystemExit(EXIT_FAILED) from None
-    report = assess(found, everywhere=everywhere)
+        found = unknown(exc, as_json=as_json)
+        click.echo(found.text, err=found.is_error)
+        raise SystemExit(found.code) from None
+    report = assess(workers, everywhere=everywhere)
     click.echo(text_of(report, as_json=as_json))
     raise SystemExit(0 if report["healthy"] else EXIT_FAILED)
-
-
-def _report_unknown(exc: RedisUnavailable, as_json: bool) -> None:
-    if as_json:
-        report = {"healthy": False, "redis": str(exc), "host": socket.gethostname()}
-        show({**report, "workers": None, "elsewhere": None}, as_json, list)
-    else:
-        text = f"error: {exc} (so it is unknown whether workers are alive)"
-        click.echo(printable(text), err=True)
 
 
 async def live_workers(client: Any) -> list[dict[str, Any]]:

@@ -1,10 +1,10 @@
 """
 Answers `letta-workers health` without the packages that the other commands import.
 
-A container asks every few seconds, and redis-py, asyncio and pydantic would cost
-it half a second of CPU each time. This probe speaks the protocol itself, and it
-only ever says yes. What it cannot read, reach or confirm at once is left to the
-command (worker/cli/commands.py), which says why.
+A container asks every few seconds, also while its server is away, and redis-py, asyncio and
+pydantic would cost it half a second of CPU each time. This probe speaks the protocol itself. The
+command (worker/cli/health.py) answers where the settings are in `.env`, and for Sentinels and
+embedded servers.
 """
 
 from __future__ import annotations
@@ -12,30 +12,68 @@ from __future__ import annotations
 import json
 import os
 import socket
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
-from hiredis import Reader, pack_command
+from hiredis import HiredisError, Reader, ReplyError, pack_command
 
-from cache.connection.urls import Target, parse_url
-from worker.keys import QueueKeys
+from cache.connection.refusals import reason_of, refusal_of
+from cache.connection.urls import Target, parse_url, redacted
+from cache.errors import RedisRefused, RedisUnavailable
+from worker.keys import QUEUE_TAG, QueueKeys
 from worker.terminal import printable
 
 _PREFIX = "LETTA_"
 _DEFAULT_URL = "redis://localhost:6379/0"
-# Of each step. Longer waits are for the command, which knows the settings.
-_TIMEOUT_S = 1.0
+# Of each step, as of the command's attempt.
+_TIMEOUT_S = 3.0
+
+Values = Mapping[str, str]
+Address = tuple[str, int]
 
 
-def answer(arguments: Sequence[str]) -> str | None:
-    """Return the report of live workers, or None: ask the command."""
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What `health` prints, and its exit code. An error is for standard error."""
+
+    text: str
+    code: int = 0
+    is_error: bool = False
+
+
+def answer(arguments: Sequence[str]) -> Answer | None:
+    """Return the workers' health, or why it is unknown; None: ask the command."""
     if not set(arguments) <= {"--any", "--json"}:
         return None
+    as_json = "--json" in arguments
     try:
-        report = assess(_live_workers(), everywhere="--any" in arguments)
+        values = _values()
+        url = values.get("redis_url", _DEFAULT_URL)
+        try:
+            workers = _live_workers(parse_url(url), values)
+        except (OSError, HiredisError) as exc:
+            return unknown(_error_of(exc, url), as_json=as_json)
+        report = assess(workers, everywhere="--any" in arguments)
     except Exception:  # noqa: BLE001  (the command meets the same and reports it)
         return None
-    return text_of(report, as_json="--json" in arguments) if report["healthy"] else None
+    return Answer(text_of(report, as_json=as_json), 0 if report["healthy"] else 1)
+
+
+def _error_of(exc: Exception, url: str) -> RedisUnavailable:
+    refusal = refusal_of(exc)
+    if refusal is not None and refusal.lasting:
+        return RedisRefused(redacted(url), str(refusal))
+    return RedisUnavailable(redacted(url), reason_of(exc, url))
+
+
+def unknown(exc: RedisUnavailable, *, as_json: bool) -> Answer:
+    """The answer when the server cannot be asked."""
+    if as_json:
+        report = {"healthy": False, "redis": str(exc), "host": socket.gethostname()}
+        return Answer(_dump({**report, "workers": None, "elsewhere": None}), 1)
+    text = f"error: {exc} (so it is unknown whether workers are alive)"
+    return Answer(printable(text), 1, is_error=True)
 
 
 def assess(workers: Sequence[dict[str, Any]], *, everywhere: bool) -> dict[str, Any]:
@@ -58,7 +96,7 @@ def assess(workers: Sequence[dict[str, Any]], *, everywhere: bool) -> dict[str, 
 
 def text_of(report: dict[str, Any], *, as_json: bool) -> str:
     if as_json:
-        return json.dumps(report, indent=2).replace("\x7f", "\\u007f")
+        return _dump(report)
     names = ", ".join(worker["worker_id"] for worker in report["workers"])
     names = names or f"none alive on {report['host']}; start them with `letta-workers run`"
     lines = ["redis: ok", f"workers: {names}"]
@@ -67,22 +105,59 @@ def text_of(report: dict[str, Any], *, as_json: bool) -> str:
     return "\n".join(map(printable, lines))
 
 
-def _live_workers() -> list[dict[str, Any]]:
-    """Return the heartbeats of live workers, or raise anything at all."""
-    values = _values()
-    target = parse_url(values.get("redis_url", _DEFAULT_URL))
+def _dump(report: dict[str, Any]) -> str:
+    return json.dumps(report, indent=2).replace("\x7f", "\\u007f")
+
+
+def _live_workers(target: Target, values: Values) -> list[dict[str, Any]]:
+    """
+    Return the heartbeats of live workers.
+
+    Raises:
+        OSError, HiredisError: the server is away, or refuses.
+        ValueError: the probe cannot ask this kind of server.
+    """
+    if target.kind not in {"standalone", "unix", "cluster"}:
+        raise ValueError("only the command can reach Sentinels and embedded servers")
+    failure: OSError | None = None
+    for address in target.nodes or [("", 0)]:
+        try:
+            return _heartbeats(target, address, values)
+        except OSError as exc:
+            failure = exc
+    assert failure is not None  # noqa: S101
+    raise failure
+
+
+def _heartbeats(
+    target: Target, address: Address, values: Values, *, moved: bool = False
+) -> list[dict[str, Any]]:
+    is_cluster = target.kind == "cluster"
+    keys = QueueKeys(f"{QUEUE_TAG}:") if is_cluster else QueueKeys()
+    with _connect(target, address, values) as connection:
+        server = _Server(connection)
+        _log_in(server, target, values)
+        if is_cluster:
+            server.ask("CLUSTER", "SLOTS")  # refused by a server that is no cluster
+        try:
+            ids = server.ask("ZRANGE", keys.workers, 0, -1)
+            found = server.ask("MGET", *(keys.worker(id_.decode()) for id_ in ids)) if ids else []
+        except ReplyError as exc:
+            if moved or not is_cluster or not str(exc).startswith("MOVED "):
+                raise
+            host, _, port = str(exc).split()[2].rpartition(":")
+            return _heartbeats(target, (host or address[0], int(port)), values, moved=True)
+    return [json.loads(heartbeat) for heartbeat in found if heartbeat is not None]
+
+
+def _log_in(server: _Server, target: Target, values: Values) -> None:
     login = (target.username, target.password)
     if not any(login):
         login = (values.get("redis_username"), values.get("redis_password"))
-    keys = QueueKeys()
-    with _connect(target, values) as connection:
-        server = _Server(connection)
-        if login[1]:
-            server.ask("AUTH", *filter(None, login))
+    if login[1]:
+        server.ask("AUTH", *filter(None, login))
+    if target.db:
         server.ask("SELECT", target.db)
-        ids = server.ask("ZRANGE", keys.workers, 0, -1)
-        found = server.ask("MGET", *(keys.worker(id_.decode()) for id_ in ids)) if ids else []
-    return [json.loads(heartbeat) for heartbeat in found if heartbeat is not None]
 
 
 def _values() -> dict[str, str]:
@@ -108,7 +183,7 @@ def _secrets(folder: str) -> Iterator[tuple[str, str]]:
                     yield name.lower(), file.read().strip()
 
 
-def _connect(target: Target, values: dict[str, str]) -> socket.socket:
+def _connect(target: Target, address: Address, values: Values) -> socket.socket:
     if target.kind == "unix":
         connection = socket.socket(socket.AF_UNIX)
         connection.settimeout(_TIMEOUT_S)
@@ -118,13 +193,11 @@ def _connect(target: Target, values: dict[str, str]) -> socket.socket:
             connection.close()
             raise
         return connection
-    if target.kind != "standalone":
-        raise ValueError("only the command can reach Sentinels and embedded servers")
-    connection = socket.create_connection(target.nodes[0], _TIMEOUT_S)
-    return _encrypted(connection, target.nodes[0][0], values) if target.tls else connection
+    connection = socket.create_connection(address, _TIMEOUT_S)
+    return _encrypted(connection, address[0], values) if target.tls else connection
 
 
-def _encrypted(connection: socket.socket, host: str, values: dict[str, str]) -> socket.socket:
+def _encrypted(connection: socket.socket, host: str, values: Values) -> socket.socket:
     import ssl
 
     context = ssl.create_default_context(cafile=values.get("redis_ca_file"))
@@ -145,7 +218,7 @@ class _Server:
         while (reply := self._reader.gets()) is False:
             data = self._connection.recv(65_536)
             if not data:
-                raise ConnectionError("the server closed the connection")
+                raise ConnectionError("Connection closed by server")
             self._reader.feed(data)
         if isinstance(reply, Exception):
             raise reply
