@@ -208,8 +208,9 @@ class WindowSlot:
             while at < len(pairs) and (at == start or size + len(pairs[at + 1]) <= CACHE_LARGE):
                 size += len(pairs[at + 1])
                 at += 2
-            await connection.execute("ZADD", staged, *pairs[start:at])
-            await connection.execute("PEXPIRE", staged, CACHE_STAGED_TTL_MS)
+            # In one write: a process that dies in between would leave a key without a TTL.
+            part = ("ZADD", staged, *pairs[start:at])
+            await connection.execute_many([part, ("PEXPIRE", staged, CACHE_STAGED_TTL_MS)])
 
 
 def size_of(pairs: Pairs) -> int:

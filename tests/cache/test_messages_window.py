@@ -379,6 +379,29 @@ async def test_an_oversized_message_is_returned_but_not_stored(
         assert await cache.messages.list("a1") is None
 
 
+async def test_messages_on_their_way_have_a_ttl_at_every_moment(
+    cache: Cache, client: Any, prefix: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server, ttls = cache.components.entries.connection.unguarded, list[int]()
+
+    def looking(call: Any) -> Any:
+        async def called(*args: Any) -> Any:
+            reply = await call(*args)
+            async for key in client.scan_iter(match=f"{prefix}*:staged:*"):
+                ttls.append(await client.pttl(key))
+            return reply
+
+        return called
+
+    for name in ("execute", "execute_many"):
+        monkeypatch.setattr(server, name, looking(getattr(server, name)))
+    rows = [dict(row, text="x" * CACHE_ASIDE_BYTES) for row in _messages(1, 2, 3)]
+    await cache.messages.get_or_load("a1", Loader(rows), limit=3)
+    assert len(ttls) > 1
+    assert min(ttls) > 0
+    assert _numbers(await cache.messages.list("a1", limit=3)) == [3, 2, 1]
+
+
 @pytest.mark.parametrize("number", [None, -1, "7", 2**53, 1.5])
 async def test_a_message_without_a_usable_sequence_id_is_refused(cache: Cache, number: Any) -> None:
     with pytest.raises(ValueError, match="sequence_id"):

@@ -120,15 +120,18 @@ async def test_a_window_whose_messages_were_lost_on_the_way_is_not_stored(
 ) -> None:
     """As where the server has evicted them, or a replica that lacks them has taken over."""
     connection = cache.components.entries.connection
-    execute = connection.execute
 
-    async def lose(*args: Any) -> Any:
-        reply = await execute(*args)
-        if args[0] in {"PEXPIRE", "SET"} and ":staged:" in args[1]:
-            await client.delete(args[1])
-        return reply
+    def losing(call: Any) -> Any:
+        async def called(*args: Any) -> Any:
+            reply = await call(*args)
+            for key in await staged(client, prefix):
+                await client.delete(key)
+            return reply
 
-    monkeypatch.setattr(connection, "execute", lose)
+        return called
+
+    for name in ("execute", "execute_many"):
+        monkeypatch.setattr(connection, name, losing(getattr(connection, name)))
     whole = messages(100_000, *range(1, 9))
     assert list(await cache.messages.get_or_load("a", Loader(whole), limit=8)) == whole[::-1]
     assert await cache.messages.list("a", limit=8) is None
