@@ -167,7 +167,9 @@ def parse_retry_after(value: str | None, now: datetime) -> float | None:
 
     Returns None for another form, and 0 for a time in the past.
     """
-    text = (value or "").strip()
+    if value is None:
+        return None
+    text = value.strip()
     if re.fullmatch(r"[0-9]+", text):
         # Longer numbers could overflow a float; callers clamp the value anyway.
         return float(text[:15]) if len(text) <= 15 else 1e15
