@@ -187,7 +187,7 @@ async def when_denied(owner: Any, command: str, work: Awaitable[Any], store: Att
     """Its result, though a command was denied at first."""
     await deny(owner, command)
     task = asyncio.ensure_future(work)
-    await ended_or(task, lambda: store.is_refused)
+    await ended_or(task, lambda: store.calls.is_refused)
     await allow(owner, command)
     return await asyncio.wait_for(task, 30)
 

@@ -148,7 +148,7 @@ class Doubled:
 
 async def test_a_call_that_is_sent_twice_counts_once(lab: Lab, client: Any) -> None:
     await lab.attempt(await lab.send("https://other.example.com/"), DELIVERED)  # loads the script
-    lab.attempts.client = Doubled(client)
+    lab.attempts.calls.client = Doubled(client)
     id_ = await lab.send()
     assert isinstance(await lab.begin(id_), ClaimedDelivery)
     await lab.attempt(id_, RETRIED)

@@ -632,7 +632,7 @@ async def test_a_retry_at_the_head_of_an_order_keeps_its_time(
 
 async def test_a_begin_that_is_sent_again_counts_one_attempt(lab: Lab) -> None:
     id_ = await lab.send()
-    store = lab.stores.attempts
+    store = lab.stores.attempts.calls
 
     class Twice:
         """As the pool does when a reply is lost: the same command, once more."""
@@ -668,7 +668,7 @@ async def test_an_outcome_is_recorded_after_a_server_outage(lab: Lab) -> None:
                 raise ConnectionError("away")
             return await evalsha(*args)
 
-    lab.stores.attempts.client = Away()
+    lab.stores.attempts.calls.client = Away()
     recording = [
         asyncio.create_task(lab.end(attempt, wait=True, status=200)) for attempt in claimed
     ]
@@ -705,7 +705,7 @@ async def test_requests_of_one_tick_are_sent_in_one_call(lab: Lab) -> None:
             return await evalsha(*args)
 
     await lab.stores.client.script_load(ATTEMPT.source)
-    lab.stores.attempts.client = Counted()
+    lab.stores.attempts.calls.client = Counted()
     claims = await asyncio.gather(*(lab.go(id_) for id_ in ids))
     await asyncio.gather(*(lab.end(claimed, wait=True, status=200) for claimed in claims))
     assert len(calls) == 2
