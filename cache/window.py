@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from cache.coherence.results import Changed, Held, Intended, Lease, Reading, value_key
 from cache.components import Components
@@ -20,9 +20,6 @@ from cache.keys import (
 )
 from cache.names import check_agent_id, check_name
 from cache.records import Records
-
-if TYPE_CHECKING:
-    pass
 
 Message = dict[str, Any]
 Pairs = list[Any]  # sequence_id, record, sequence_id, record, ...
