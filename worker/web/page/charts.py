@@ -22,7 +22,7 @@ ATTEMPT_NAMES = {**_NAMES, "aborted": "disabled"}
 # Of LLM requests: canceled ones count as aborted, those that wait for another batch as retried.
 REQUEST_NAMES = {"retried": "given back", "dead": "failed", "aborted": "canceled"}
 _KINDS = ("half", "most")
-_LABELED_MS = (1, 10, 100, 1_000, 10_000, 300_000)
+_LABELED_MS = (1, 10, 100, 1_000, 10_000, 300_000, 3_600_000)
 
 
 @dataclass(slots=True)
