@@ -47,6 +47,9 @@ from cache.window import (
     steps_of,
 )
 
+# A reply that was late says little of the time of the call, so an append is sent this often.
+_TRIES = 3
+
 MessagesLoader = Callable[[], Awaitable[Iterable[Any]]]
 
 
@@ -207,15 +210,18 @@ class MessageCache(MessagesById):
             CACHE_ASIDE_APPENDS,
             CACHE_ASIDE_BYTES,
         )
-        for _ in range(2):
+        for _ in range(_TRIES):
             run = entries.run_of(slot.key)
-            args = (run, *bounds, entries.clock.passed_us(called_at, run), *pairs)
+            called_us = entries.clock.passed_us(called_at, run)
+            args = (run, *bounds, called_us, *pairs)
             outcome: int = await entries.connection.run(self._append, keys, args)
             if outcome <= 2:
                 return outcome
             # A load began since the call, or too little was known of the server's time.
             if run == entries.run_of(slot.key):
                 entries.clock.learn(outcome, run)
+            if not called_us:  # the first that this process learns of this server's time
+                called_at = boot_clock()
         await self.invalidate(slot.agent_id, conversation=slot.conversation)
         return -1
 

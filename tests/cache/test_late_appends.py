@@ -14,6 +14,7 @@ import pytest
 from redis.asyncio import Redis
 
 from cache import Cache
+from cache.coherence.clock import Clock, boot_clock
 from cache.connection import scripts
 from cache.connection.pool import PoolOptions, open_pool
 from tests.support.caches import PATIENT_S, Loader, cache_on
@@ -260,6 +261,9 @@ async def test_late_copies_of_appends_against_a_model(
         remove_rule(monkeypatch, "messages_append", "loaded_since")
     hits, failures = 0, []
     async with cache_on(valkey_url, prefix) as one, cache_on(valkey_url, prefix) as two:
+        for cache in (one, two):
+            await cache.messages.get_or_load("known", Loader([]))
+            await cache.messages.invalidate("known")
         wires = Wire(one, monkeypatch), Wire(two, monkeypatch)
         for seed in range(ROUNDS):
             for wire in wires:
@@ -284,7 +288,7 @@ async def test_a_deletion_during_an_append_is_not_undone(
 ) -> None:
     """2 is committed; another process deletes it while its append is on the way."""
     async with cache_on(valkey_url, prefix) as one, cache_on(valkey_url, prefix) as two:
-        await two.messages.get_or_load("a1", Loader(_messages(1)))
+        await one.messages.get_or_load("a1", Loader(_messages(1)))
         wire, gate = Wire(one, monkeypatch), asyncio.Event()
         wire.gate = gate
         appending = asyncio.create_task(one.messages.append("a1", _messages(2), after=1))
@@ -308,3 +312,14 @@ async def test_the_first_append_asks_for_the_servers_time(
             assert await one.messages.append("a1", _messages(number), after=number - 1)
             assert len(wire.copies) == sent
         assert _numbers(await two.messages.list("a1")) == [4, 3, 2, 1]
+
+
+@pytest.mark.unit
+def test_a_time_that_a_server_has_passed_is_never_ahead_of_it() -> None:
+    """Two clocks may differ by 2 % in their rates, in either direction."""
+    clock, told_us, one_s = Clock(), 1_000_000_000, 1_000_000
+    clock.learn(told_us, b"run")
+    now = boot_clock()
+    assert told_us + 97 * one_s < clock.passed_us(now + 100, b"run") < told_us + 98.1 * one_s
+    assert told_us - 103 * one_s < clock.passed_us(now - 100, b"run") < told_us - 101.9 * one_s
+    assert clock.passed_us(now + 100, b"another run") == 0
