@@ -791,19 +791,19 @@ CATALOGUE: tuple[KeySpec, ...] = (
         "with its keys",
     ),
     KeySpec(
-        "arq:[webhook-|llm:]history-minutes:<hour>:<series>",
+        "arq:[webhook- or llm:]history-minutes:<hour>:<series>",
         "string",
         "how what is counted ended in each minute of an hour: 60 rows of 208 bytes",
         "TTL 25 h; of a series' last hour 31 d. With its hours at most 1 MB a series",
     ),
     KeySpec(
-        "arq:[webhook-|llm:]history-hours:<day>:<series>",
+        "arq:[webhook- or llm:]history-hours:<day>:<series>",
         "string",
         "how what is counted ended in each hour of a day: 24 rows of 208 bytes",
         "TTL 31 d",
     ),
     KeySpec(
-        "arq:[webhook-|llm:]history-total:<series>",
+        "arq:[webhook- or llm:]history-total:<series>",
         "string",
         "how what is counted ended since the series exists: 208 bytes",
         "TTL 31 d, renewed",
