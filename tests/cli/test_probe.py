@@ -6,7 +6,10 @@ import asyncio
 import json
 import socket
 import ssl
+from collections.abc import Callable, Coroutine
+from contextlib import AsyncExitStack
 from pathlib import Path
+from typing import Any
 from urllib.parse import quote
 
 import pytest
@@ -15,6 +18,7 @@ from click.testing import CliRunner
 
 from cache.connection.pool import PoolOptions, open_pool
 from tests.support.refusing import REMEDIES, refusing_servers
+from tests.support.sentinels import shared_sentinel
 from tests.support.servers import raw_server, tls_in_front, valkey
 from worker.cli import probe
 from worker.cli.commands import main
@@ -196,6 +200,58 @@ async def test_it_follows_a_cluster_to_the_node_of_the_queue(
         monkeypatch.setenv("LETTA_REDIS_URL", f"redis+cluster://127.0.0.1:1,127.0.0.1:{port}")
         assert await asyncio.to_thread(answer, []) == "redis: ok\nworkers: w1\\x1b[2J"
         assert not any(replies.values())
+
+
+async def test_it_asks_a_sentinel_for_the_master(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with shared_sentinel(tmp_path) as url:
+        monkeypatch.setenv("LETTA_REDIS_URL", url)
+        found = probe.answer([])
+        assert found is not None
+        assert "none alive" in found.text
+        await alive(url)
+        assert answer([])
+        monkeypatch.setenv("LETTA_REDIS_URL", url.replace("/mine", "/other"))
+        assert probe.answer([]) is None
+
+
+async def test_the_newest_configuration_of_all_sentinels_counts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(probe, "_SENTINEL_TIMEOUT_S", 0.2)
+    monkeypatch.setenv("LETTA_REDIS_SENTINEL_PASSWORD", "sesame")
+    with valkey(tmp_path / "old") as old, valkey(tmp_path / "new") as new:
+        await alive(f"redis://127.0.0.1:{new}/0")
+        states = {
+            "stale": (old, 1, "master"),
+            "newest": (new, 2, "master"),
+            "down": (old, 3, "master,o_down"),
+        }
+        async with AsyncExitStack() as stack:
+            servers = [raw_server(_sentinel(*state)) for state in states.values()]
+            ports = [1] + [await stack.enter_async_context(server) for server in servers]
+            hosts = ",".join(f"127.0.0.1:{port}" for port in ports)
+            monkeypatch.setenv("LETTA_REDIS_URL", f"redis+sentinel://{hosts}/mine")
+            assert await asyncio.to_thread(answer, []) == "redis: ok\nworkers: w1\\x1b[2J"
+
+
+def _sentinel(port: int, epoch: int, flags: str) -> Callable[..., Coroutine[Any, Any, None]]:
+    fields = ["ip", "127.0.0.1", "port", port, "flags", flags, "config-epoch", epoch]
+    state = b"*%d\r\n" % len(fields)
+    state += b"".join(b"$%d\r\n%s\r\n" % (len(word), word) for word in map(_bytes, fields))
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while command := await reader.read(65_536):
+            is_login = b"AUTH" in command
+            assert not is_login or b"sesame" in command
+            writer.write(b"+OK\r\n" if is_login else state)
+
+    return serve
+
+
+def _bytes(value: object) -> bytes:
+    return str(value).encode()
 
 
 @pytest.mark.parametrize("options", ["--maxmemory 1", "--replicaof 127.0.0.1 1"])

@@ -3,8 +3,8 @@ Answers `letta-workers health` without the packages that the other commands impo
 
 A container asks every few seconds, also while its server is away, and redis-py, asyncio and
 pydantic would cost it half a second of CPU each time. This probe speaks the protocol itself. The
-command (worker/cli/health.py) answers where the settings are in `.env`, and for Sentinels and
-embedded servers.
+command (worker/cli/health.py) answers where the settings are in `.env`, for embedded servers, and
+where no Sentinel names a master.
 """
 
 from __future__ import annotations
@@ -28,6 +28,8 @@ _PREFIX = "LETTA_"
 _DEFAULT_URL = "redis://localhost:6379/0"
 # Of each step, as of the command's attempt.
 _TIMEOUT_S = 3.0
+# Of each Sentinel, which are asked one after the other.
+_SENTINEL_TIMEOUT_S = 0.5
 
 Values = Mapping[str, str]
 Address = tuple[str, int]
@@ -117,16 +119,43 @@ def _live_workers(target: Target, values: Values) -> list[dict[str, Any]]:
         OSError, HiredisError: the server is away, or refuses.
         ValueError: the probe cannot ask this kind of server.
     """
-    if target.kind not in {"standalone", "unix", "cluster"}:
-        raise ValueError("only the command can reach Sentinels and embedded servers")
+    if target.kind == "embedded":
+        raise ValueError("only the command can reach embedded servers")
     failure: OSError | None = None
-    for address in target.nodes or [("", 0)]:
+    nodes = [_master(target, values)] if target.kind == "sentinel" else target.nodes
+    for address in nodes or [("", 0)]:
         try:
             return _heartbeats(target, address, values)
         except OSError as exc:
             failure = exc
     assert failure is not None  # noqa: S101
     raise failure
+
+
+def _master(target: Target, values: Values) -> Address:
+    """
+    Return the address of the newest configuration, as `Sentinels.discover_master` does.
+
+    Raises:
+        ValueError: no Sentinel names a master that it takes for alive. The command says why.
+    """
+    states = []
+    for node in target.nodes:
+        try:
+            with _connect(target, node, values, _SENTINEL_TIMEOUT_S) as connection:
+                server = _Server(connection)
+                if password := values.get("redis_sentinel_password"):
+                    name = values.get("redis_sentinel_username")
+                    server.ask("AUTH", *filter(None, (name, password)))
+                found = server.ask("SENTINEL", "MASTER", target.service)
+        except (OSError, HiredisError):
+            continue
+        state = dict(zip(found[::2], found[1::2], strict=True))
+        flags = state[b"flags"].split(b",")
+        if b"master" in flags and not {b"s_down", b"o_down"} & set(flags):
+            states.append(state)
+    newest = max(states, key=lambda state: int(state[b"config-epoch"]))
+    return newest[b"ip"].decode(), int(newest[b"port"])
 
 
 def _heartbeats(
@@ -183,17 +212,20 @@ def _secrets(folder: str) -> Iterator[tuple[str, str]]:
                     yield name.lower(), file.read().strip()
 
 
-def _connect(target: Target, address: Address, values: Values) -> socket.socket:
+def _connect(
+    target: Target, address: Address, values: Values, timeout_s: float | None = None
+) -> socket.socket:
+    timeout_s = timeout_s or _TIMEOUT_S
     if target.kind == "unix":
         connection = socket.socket(socket.AF_UNIX)
-        connection.settimeout(_TIMEOUT_S)
+        connection.settimeout(timeout_s)
         try:
             connection.connect(target.path)
         except OSError:
             connection.close()
             raise
         return connection
-    connection = socket.create_connection(address, _TIMEOUT_S)
+    connection = socket.create_connection(address, timeout_s)
     return _encrypted(connection, address[0], values) if target.tls else connection
 
 
