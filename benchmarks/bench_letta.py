@@ -101,7 +101,8 @@ def figures(found: dict[str, Any]) -> dict[str, float]:
         got[f"miss, {pool}, ratio of CPU"] = cpu["miss"] / cpu["without"]
         got["hit, statements"] = part["reads"]["statements"]["hit"]
         got["GET, statements"] = http["plugin"]["get_statements"]
-        got["step, statements"] = http["plugin"]["step_statements"]
+        if pool == "pooled":  # without a pool, each connection's own ones count, too
+            got["step, statements"] = http["plugin"]["step_statements"]
         got["run, agent reads that hit"] = part["reads"]["hits"]
         for what in ("get", "step"):
             label = f"{'GET' if what == 'get' else 'step'}, {pool}, ratio"
