@@ -122,7 +122,7 @@ async def _fill(settings: Any) -> None:
 
 
 COMMANDS: list[tuple[str, ...]] = [
-    ("webhooks", "show", "m1"), ("webhooks", "list"), ("webhooks", "endpoints"),
+    ("webhooks", "show", "m1"), ("webhooks", "list"), ("webhooks", "endpoints"), ("endpoints",),
     ("webhooks", "replay", "m1"), ("webhooks", "show", EVIL), ("webhooks", "ping", EVIL),
     ("webhooks", "endpoint", "--endpoint-id", EVIL), ("webhooks", "list", "--since", EVIL),
     ("dead", "list"), ("dead", "retry", EVIL), ("dead", "retry", "--since", EVIL),

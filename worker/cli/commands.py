@@ -16,6 +16,7 @@ from worker.cli.batches import batches
 from worker.cli.cache import cache
 from worker.cli.completion import completion
 from worker.cli.dead import dead
+from worker.cli.endpoints import webhooks_endpoints
 from worker.cli.health import health
 from worker.cli.jobs import jobs, workers
 from worker.cli.metrics import metrics
@@ -45,6 +46,7 @@ main.add_command(batches)
 main.add_command(cache)
 main.add_command(completion)
 main.add_command(dead)
+main.add_command(webhooks_endpoints)
 main.add_command(health)
 
 settings_option = click.option(

@@ -1,4 +1,4 @@
-"""Implements the endpoints' part of `letta-workers webhooks`: show, enable, disable."""
+"""Implements `letta-workers endpoints`, and the endpoints' part of `letta-workers webhooks`."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def webhooks_endpoints(as_json: bool) -> None:
 
     \b
     Examples:
-      letta-workers webhooks endpoints
+      letta-workers endpoints              # the same as: letta-workers webhooks endpoints
     """
 
     async def read(queue: JobQueue) -> dict[str, Any]:
