@@ -3,7 +3,8 @@ A pool of connections to the master that Sentinels name.
 
 A master that was replaced may not know it yet, or refuse without ending its clients'
 connections. Whatever it refuses for that ends the connection, and the next command asks
-the Sentinels. Once they name another master, every connection to the one before ends.
+the Sentinels. They are also asked while it is silent, long before a call gives up. Once
+they name another master, every connection to the one before ends.
 
 The Sentinels are asked all at once, and of those that answer, the one with the newest
 configuration counts: one that a partition has cut off, with the former master beside it,
@@ -14,17 +15,19 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any
+from weakref import WeakSet
 
 from redis.asyncio import BlockingConnectionPool
 from redis.asyncio.sentinel import MasterNotFoundError, Sentinel
 from redis.exceptions import ConnectionError as RedisConnectionError
-from redis.exceptions import ResponseError
+from redis.exceptions import RedisError, ResponseError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from cache.connection.cancellation import TCPConnection, TLSConnection
 from cache.connection.elsewhere import LeavingReplies, whole_text
-from cache.connection.protocol import Ended
+from cache.connection.protocol import SILENT_S, Ended
 from cache.connection.tasks import end
 
 # First words of the errors of a former master: a replica, one without its master, and one that
@@ -32,6 +35,9 @@ from cache.connection.tasks import end
 _ELSEWHERE = frozenset({"READONLY", "MASTERDOWN", "NOREPLICAS"})
 # After the first Sentinel has named a master, the others have this long: they may be stopped.
 _OTHERS_S = 0.2
+# Between two looks at the Sentinels while the master is suspected.
+_PACE_S = 0.2
+_OUTAGE = (RedisError, OSError, asyncio.TimeoutError)
 
 
 class MasterReplies(LeavingReplies):
@@ -44,12 +50,40 @@ class _ToMaster:
     """Comes before a connection's class, and connects to the master."""
 
     pool: MasterPool
+    host: str
+    port: int
+    is_connected: bool
     disconnect: Any
+
+    @property
+    def address(self) -> tuple[str, int]:
+        return self.host, self.port
 
     async def _connect(self) -> None:
         # Each time: some releases of redis-py ask the Sentinels for the first connect only.
         self.host, self.port = await self.pool.master()
         await super()._connect()  # type: ignore[misc]
+
+    async def connect(self, *args: Any, **kwargs: Any) -> None:
+        if self.is_connected:
+            return
+        self._expect_soon()
+        try:
+            await super().connect(*args, **kwargs)  # type: ignore[misc]
+        except _OUTAGE:
+            if self.pool.names(self.address):
+                raise
+            await super().connect(*args, **kwargs)  # type: ignore[misc]
+        finally:
+            self._late.cancel()
+
+    def _expect_soon(self) -> None:
+        """Report the server again and again: a stopped one accepts connections, but no login."""
+        self._late = asyncio.get_running_loop().call_later(SILENT_S, self._report)
+
+    def _report(self) -> None:
+        self.pool.suspect(self, "silent")
+        self._expect_soon()
 
     async def read_response(self, *args: Any, **kwargs: Any) -> Any:
         try:
@@ -141,6 +175,9 @@ class MasterPool(BlockingConnectionPool):  # type: ignore[misc]
         self.service, self.sentinels, self.tls = service, sentinels, tls
         self._keywords = keywords
         self._master: tuple[str, int] | None = None
+        self._looking: asyncio.Task[None] | None = None
+        # Also those that do not go back to the pool, such as subscribed ones.
+        self._made: WeakSet[Any] = WeakSet()
         super().__init__(
             connection_class=_MasterTLSConnection if tls else _MasterConnection, **keywords
         )
@@ -153,14 +190,34 @@ class MasterPool(BlockingConnectionPool):  # type: ignore[misc]
     def make_connection(self) -> Any:
         connection = super().make_connection()
         connection.pool = self
+        self._made.add(connection)
         return connection
 
     async def master(self) -> tuple[str, int]:
-        """Ask the Sentinels for the address, and end the connections to a master before that one."""
-        address = await self.sentinels.discover_master(self.service)
-        if address != self._master:
-            self._master = address
-            for connection in [*self._available_connections, *self._in_use_connections]:
-                if connection.is_connected and (connection.host, connection.port) != address:
-                    connection._writer.transport.abort()
+        """Ask the Sentinels for the address, and end the connections to another server."""
+        self._master = address = await self.sentinels.discover_master(self.service)
+        for connection in list(self._made):
+            if connection.is_connected and connection.address != address:
+                connection._writer.transport.abort()
         return address
+
+    def names(self, address: tuple[str, int]) -> bool:
+        """Whether this is the master, as far as is known."""
+        return address == self._master
+
+    def suspect(self, _connection: Any, _reason: str) -> None:
+        """Report that a connection ended, or is silent; as often as it still is."""
+        if self._looking is None or self._looking.done():
+            self._looking = asyncio.ensure_future(self._look())
+
+    async def _look(self) -> None:
+        with suppress(*_OUTAGE):
+            await self.master()
+        await asyncio.sleep(_PACE_S)
+
+    async def close(self) -> None:
+        """End the look, and the connections to the Sentinels."""
+        if self._looking is not None and self._looking.get_loop() is asyncio.get_running_loop():
+            await end(self._looking)
+        for sentinel in self.sentinels.sentinels:
+            await sentinel.aclose(close_connection_pool=True)

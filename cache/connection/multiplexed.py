@@ -34,7 +34,7 @@ from cache.connection.dialing import dial, give_back
 from cache.connection.incarnation import ASK, UNKNOWN
 from cache.connection.outbox import Outbox
 from cache.connection.pool import OUTAGE
-from cache.connection.protocol import Away, Connection, Decode, Ended
+from cache.connection.protocol import SILENT_S, Away, Connection, Decode, Ended
 from cache.connection.replies import Replies
 from cache.connection.tasks import end, keep
 from cache.logs import get_logger
@@ -42,8 +42,6 @@ from cache.logs import get_logger
 log = get_logger(__name__)
 
 _CLOSED = "closed"
-# After this long without a byte, a cluster's node may be stopped: others are asked who owns its slot.
-_SILENT_S = 0.5
 # If a timer fires this much late, the event loop was busy, and replies may lie unread.
 _LAG_S = 0.005
 
@@ -57,7 +55,7 @@ class MultiplexedConnection:
         eager: write the first call at once, when no other waits, instead of at the end of the
             tick. It leaves one loop step earlier, at the cost of one more write.
         follows_run: ask for the server's run again while the connection is in use.
-        blocks: its calls wait at the server, so that silence says nothing of a cluster's node.
+        blocks: its calls wait at the server, so that silence says nothing of the server.
         outbox: of several connections, which then write together.
     """
 
@@ -74,12 +72,12 @@ class MultiplexedConnection:
         outbox: Outbox | None = None,
     ) -> None:
         self._pool = client.connection_pool
-        # A pool of a cluster reads replies in its own way, and is told which connection ended.
+        # A pool of several servers reads replies in its own way, and is told which connection ended.
         self._replies_class = getattr(self._pool, "replies_class", Replies)
         self._suspect = getattr(self._pool, "suspect", None)
         self._timeout_s = timeout_s
         self._suspects_silence = self._suspect is not None and not blocks
-        self._look_s = min(_SILENT_S, timeout_s) if self._suspects_silence else timeout_s
+        self._look_s = min(SILENT_S, timeout_s) if self._suspects_silence else timeout_s
         self._eager = eager
         self._follows_run = follows_run
         self._connection: Any = None
@@ -256,7 +254,7 @@ class MultiplexedConnection:
         """
         End a connection that is silent while calls wait. One timer serves all calls.
 
-        A cluster's node is suspected long before that.
+        One server among several is suspected long before that.
         """
         loop = asyncio.get_running_loop()
         now = loop.time()

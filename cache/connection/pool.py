@@ -239,5 +239,4 @@ async def close_client(client: Any) -> None:
     if isinstance(client.connection_pool, OwnerPool):
         await client.connection_pool.topology.close()
     if isinstance(client.connection_pool, MasterPool):
-        for sentinel in client.connection_pool.sentinels.sentinels:
-            await sentinel.aclose(close_connection_pool=True)
+        await client.connection_pool.close()

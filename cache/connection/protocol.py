@@ -9,6 +9,9 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 
 # Decodes the last string of a reply, at buffer[start:end]. The buffer is reused after it returns.
 Decode = Callable[[bytes | memoryview, int, int], Any]
+# After so long without a byte, a server among several may be stopped: others are asked whether
+# another one serves in its place.
+SILENT_S = 0.5
 
 
 class Away(RedisConnectionError):  # type: ignore[misc]

@@ -16,6 +16,7 @@ import trustme
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import ResponseError
 
+from cache.connection.multiplexed import MultiplexedConnection
 from cache.connection.pool import PoolOptions, close_client, open_pool
 from cache.connection.protocol import Ended
 from cache.connection.shared_scripts import ScriptRedis
@@ -27,22 +28,26 @@ pytestmark = pytest.mark.faults
 
 NAME, PASSWORD = "mine", "the-sentinels-own"
 PATIENT = PoolOptions(connect_timeout_s=20, socket_timeout_s=20)
+NO_TIMEOUT = PoolOptions(connect_timeout_s=300, socket_timeout_s=300)
 ERRORS = ["READONLY a replica", "MASTERDOWN away", "NOREPLICAS too few"]
 
 
 class Server:
-    """A master, which refuses commands for as long as it has an `error`."""
+    """A master, which refuses commands for as long as it has an `error`, and may be stopped."""
 
     def __init__(self) -> None:
         self.port = 0
         self.error = ""
         self.answered: list[bytes] = []
         self.refused = self.connections = self.blocked = 0
+        self.runs = asyncio.Event()
+        self.runs.set()
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         parser = hiredis.Reader()
         self.connections += 1
         while data := await reader.read(65_536):
+            await self.runs.wait()
             parser.feed(data)
             while (command := parser.gets()) is not False:
                 if command[0] == b"BZPOPMIN":
@@ -69,7 +74,7 @@ class Watcher(Server):
 
     master: Server
     password = ""
-    epoch, flags = 1, "master"
+    epoch, flags, asked = 1, "master", 0
 
     def reply(self, command: list[bytes]) -> str:
         if command[0] == b"AUTH":
@@ -78,6 +83,7 @@ class Watcher(Server):
             return "-NOAUTH no\r\n"
         if command[0] != b"SENTINEL":
             return super().reply(command)
+        self.asked += 1
         fields = ["name", NAME, "ip", "127.0.0.1", "port", str(self.master.port)]
         fields += ["flags", self.flags, "num-other-sentinels", "0"]
         fields += ["config-epoch", str(self.epoch)]
@@ -217,6 +223,90 @@ async def test_every_connection_follows_to_a_new_master() -> None:
         assert new.answered == [b"GET", b"EVALSHA"]
         blocked.cancel()  # it has failed, or blocks at the new one: that depends on redis-py
         await asyncio.gather(blocked, return_exceptions=True)
+
+
+async def test_a_master_that_falls_silent_is_left_before_the_timeout() -> None:
+    """With all its connections: the idle, the waiting, and the subscribed."""
+    async with watched(NO_TIMEOUT) as (sentinel, old, new, client):
+        subscribed = client.connection_pool.make_connection()
+        await subscribed.connect()
+        await call(client, "script")
+        await call(client, "pool")
+        old.runs.clear()
+        script, pool = (asyncio.ensure_future(call(client, kind)) for kind in CALLS)
+        asked = sentinel.asked
+        await eventually(lambda: _is(sentinel.asked > asked + 1))  # they name it for a while
+        sentinel.master = new
+        async with asyncio.timeout(100):
+            assert await script == b"OK"
+            await asyncio.wait([pool])  # it has failed, or is sent again: that depends on redis-py
+        old.runs.set()
+        await eventually(lambda: _is(old.connections == 0))
+        assert b"EVALSHA" in new.answered
+        await asyncio.gather(pool, return_exceptions=True)
+        await subscribed.disconnect()
+
+
+@pytest.mark.parametrize("kind", CALLS)
+async def test_a_client_is_not_kept_by_a_master_that_is_stopped(kind: str) -> None:
+    """It accepts connections, and answers no login."""
+    async with watched(NO_TIMEOUT) as (sentinel, old, new, client):
+        old.runs.clear()
+        waiting = asyncio.ensure_future(call(client, kind))
+        await eventually(lambda: _is(sentinel.asked > 1))
+        sentinel.master = new
+        async with asyncio.timeout(100):
+            assert await waiting == b"OK"
+
+
+async def test_a_master_that_answers_again_is_kept_and_trusted() -> None:
+    async with watched(NO_TIMEOUT) as (sentinel, old, _, client):
+        await call(client, "script")
+        old.runs.clear()
+        waiting = [asyncio.ensure_future(call(client, kind)) for kind in CALLS]
+        await eventually(lambda: _is(sentinel.asked > 2))
+        old.runs.set()
+        assert await asyncio.gather(*waiting) == [b"OK"] * 2
+        asked = sentinel.asked
+        await _passes_longer_than_silence()
+        assert (old.connections, sentinel.asked) == (2, asked)
+
+
+async def test_a_client_that_is_closed_asks_no_more() -> None:
+    async with watched(NO_TIMEOUT) as (sentinel, old, _, client):
+        await call(client, "script")
+        before = asyncio.all_tasks()
+        old.runs.clear()
+        waiting = asyncio.ensure_future(call(client, "script"))
+        await eventually(lambda: _is(sentinel.asked > 2))
+        waiting.cancel()
+        await close_client(client)
+        old.runs.set()
+        await asyncio.wait([waiting])
+        assert asyncio.all_tasks() <= before
+
+
+async def test_a_master_that_answers_costs_the_sentinels_nothing() -> None:
+    """Nor does one that lets a call block."""
+    async with watched(NO_TIMEOUT) as (sentinel, _, _, client):
+        blocking = MultiplexedConnection(client, timeout_s=60, blocks=True)
+        await blocking.connect()
+        blocked = asyncio.ensure_future(blocking.execute("BZPOPMIN", "a", 20))
+        for kind in CALLS:
+            await call(client, kind)
+        asked = sentinel.asked
+        await _passes_longer_than_silence()
+        for kind in CALLS:
+            await call(client, kind)
+        assert sentinel.asked == asked == 3  # once for each connection
+        await blocking.close()
+        with pytest.raises(Ended):
+            await blocked
+
+
+async def _passes_longer_than_silence() -> None:
+    """Longer than it is borne of a call."""
+    await asyncio.wait([asyncio.get_running_loop().create_future()], timeout=1.2)
 
 
 async def _is(value: bool) -> bool:
