@@ -45,7 +45,7 @@ def _run(cache: Path) -> int:
         Engine(cache / "engine").remove_everything()
     engine = Engine(cache / "engine")
     try:
-        images = Images(engine, cache)
+        images = Images(engine, cache, say)
         images.get()
         for name, origin in images.origins.items():
             say(f"image {name}: {origin}")

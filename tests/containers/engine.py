@@ -11,6 +11,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 COMMAND_S = 900.0
+# Where podman looks for the programs that it starts.
+_HELPERS = [
+    Path(f"/usr{local}/{lib}/podman") for local in ("", "/local") for lib in ("lib", "libexec")
+]
 
 
 class Failed(Exception):
@@ -21,9 +25,11 @@ def lacking() -> list[str]:
     """What this machine has to have before any container can run."""
     found = []
     if shutil.which("podman") is None:
-        found.append("podman (Debian: apt-get install podman runc)")
+        found.append("podman (Debian: apt-get install podman runc aardvark-dns)")
     elif os.geteuid() != 0:
         found.append("root: published ports, bind mounts and bases are made as root")
+    elif not any((folder / "aardvark-dns").exists() for folder in _HELPERS):
+        found.append("aardvark-dns, by which containers find each other (Debian: aardvark-dns)")
     if shutil.which("openssl") is None:
         found.append("openssl, which makes the certificates")
     return found

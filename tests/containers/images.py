@@ -6,6 +6,7 @@ import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 from tests.containers.engine import Engine, Failed
@@ -24,9 +25,10 @@ _PIP = ("index-url", "cert", "proxy", "trusted-host", "default-timeout")
 class Images:
     """The images of one run, and where each of them came from."""
 
-    def __init__(self, engine: Engine, cache: Path) -> None:
+    def __init__(self, engine: Engine, cache: Path, say: Callable[[str], None]) -> None:
         self.engine = engine
         self.cache = cache
+        self.say = say
         self.origins: dict[str, str] = {}
 
     def get(self) -> None:
@@ -43,6 +45,7 @@ class Images:
             return None
         archive = self.cache / "base.tar"
         if not archive.exists():
+            self.say(f"making {PYTHON} by debootstrap: minutes")
             _make_base(self.cache, archive)
         self.engine.podman("import", str(archive), f"localhost/{PYTHON}")
         self.origins[PYTHON] = f"made by debootstrap of {_RELEASE}: no registry answered"
@@ -55,6 +58,7 @@ class Images:
         self.origins[image] = f"made of Debian's {name}"
 
     def _pulled(self, remote: str, name: str) -> bool:
+        self.say(f"pulling {name}")
         try:
             self.engine.podman("pull", "--quiet", f"docker.io/{remote}", limit_s=_PULL_S)
         except Failed:
@@ -64,6 +68,7 @@ class Images:
         return True
 
     def _build(self, name: str, file: Path, context: Path) -> None:
+        self.say(f"building {name}")
         ignore = file.with_name(f"{file.name}.dockerignore")
         options = [f"--ignorefile={ignore}"] if ignore.exists() else []
         options += _pip_configuration(self.cache / "pip.conf")
