@@ -61,6 +61,10 @@ class Drill:
             self.work()
             self.settle()
             self.say(f"{service}: killed, healthy again after {seconds:.1f} s, nothing lost")
+        for service in OBSERVING:
+            seconds = self.stack.crash(service)
+            self.say(f"{service}: killed, healthy again after {seconds:.1f} s")
+        self.observe()
         self.work()
         size = self.stack.lose_the_disk()
         self.work()
