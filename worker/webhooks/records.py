@@ -211,7 +211,7 @@ def delivery(
 
 
 def encode_attempt(attempt: Attempt) -> bytes:
-    return codec.encode(
+    return codec.encode_row(
         [to_ms(attempt.time), attempt.status, attempt.error, attempt.ms, attempt.response]
     )
 
