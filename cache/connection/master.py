@@ -54,6 +54,8 @@ class _ToMaster:
     port: int
     is_connected: bool
     disconnect: Any
+    _writer: Any
+    _opening: asyncio.Timeout | None = None
 
     @property
     def address(self) -> tuple[str, int]:
@@ -62,7 +64,19 @@ class _ToMaster:
     async def _connect(self) -> None:
         # Each time: some releases of redis-py ask the Sentinels for the first connect only.
         self.host, self.port = await self.pool.master()
-        await super()._connect()  # type: ignore[misc]
+        try:
+            async with asyncio.timeout(None) as self._opening:
+                await super()._connect()  # type: ignore[misc]
+        finally:
+            self._opening = None
+
+    def leave(self) -> None:
+        """End the connection, or its opening: a stopped server answers no handshake of TLS."""
+        if self.is_connected:
+            self._writer.transport.abort()
+        elif self._opening is not None:
+            self._opening.reschedule(asyncio.get_running_loop().time())
+            self._opening = None
 
     async def connect(self, *args: Any, **kwargs: Any) -> None:
         if self.is_connected:
@@ -197,8 +211,8 @@ class MasterPool(BlockingConnectionPool):  # type: ignore[misc]
         """Ask the Sentinels for the address, and end the connections to another server."""
         self._master = address = await self.sentinels.discover_master(self.service)
         for connection in list(self._made):
-            if connection.is_connected and connection.address != address:
-                connection._writer.transport.abort()
+            if connection.address != address:
+                connection.leave()
         return address
 
     def names(self, address: tuple[str, int]) -> bool:

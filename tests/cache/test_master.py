@@ -259,6 +259,24 @@ async def test_a_client_is_not_kept_by_a_master_that_is_stopped(kind: str) -> No
             assert await waiting == b"OK"
 
 
+@pytest.mark.parametrize("kind", CALLS)
+async def test_a_client_is_not_kept_in_a_handshake_of_tls(kind: str, tmp_path: Path) -> None:
+    """A stopped master accepts connections. Until the handshake is done, none is there to abort."""
+    authority, context = trustme.CA(), ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    authority.cert_pem.write_to_path(str(tmp_path / "ca.pem"))
+    authority.issue_cert("127.0.0.1").configure_cert(context)
+    options = replace(NO_TIMEOUT, ca_file=tmp_path / "ca.pem")
+    async with (
+        watched(options, context) as (sentinel, old, new, client),
+        raw_server(_hang) as old.port,
+    ):
+        waiting = asyncio.ensure_future(call(client, kind))
+        await eventually(lambda: _is(sentinel.asked > 1))
+        sentinel.master = new
+        async with asyncio.timeout(30):  # asyncio itself ends a handshake after 60 s
+            assert await waiting == b"OK"
+
+
 async def test_a_master_that_answers_again_is_kept_and_trusted() -> None:
     async with watched(NO_TIMEOUT) as (sentinel, old, _, client):
         await call(client, "script")
