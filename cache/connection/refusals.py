@@ -28,6 +28,18 @@ class Refusal:
 
 _KNOWN = [
     (
+        r"No master found.*(NOAUTH|Authentication required|HELLO must be called)",
+        "its Sentinels require a password",
+        "give it in LETTA_REDIS_SENTINEL_PASSWORD",
+        True,
+    ),
+    (
+        r"No master found.*(WRONGPASS|[Ii]nvalid [Uu]sername.*[Pp]assword|invalid password)",
+        "its Sentinels refuse the user name or the password",
+        "correct LETTA_REDIS_SENTINEL_USERNAME and LETTA_REDIS_SENTINEL_PASSWORD",
+        True,
+    ),
+    (
         r"NOAUTH|Authentication required|HELLO must be called",
         "it requires a password",
         "give it in the URL or in LETTA_REDIS_PASSWORD (the cache's: LETTA_CACHE_REDIS_PASSWORD)",

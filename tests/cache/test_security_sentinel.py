@@ -12,6 +12,7 @@ import pytest
 import trustme
 
 from cache.connection.pool import OUTAGE, PoolOptions, close_client, open_pool
+from cache.connection.refusals import explain
 from cache.connection.siblings import sibling
 from cache.opening import pool_options
 from settings import load_settings
@@ -63,14 +64,16 @@ async def test_sentinels_are_verified_and_get_their_password(tmp_path: Path) -> 
     stranger.cert_pem.write_to_path(str(tmp_path / "stranger.pem"))
     async with sentinel_behind_tls(tmp_path) as (place, options):
         await roundtrip(f"rediss+sentinel://{place}", options)
-        for url, wrong in (
-            (f"redis+sentinel://{place}", options),
-            (f"rediss+sentinel://{place}", replace(options, ca_file=tmp_path / "stranger.pem")),
-            (f"rediss+sentinel://{place}", replace(options, sentinel_password=None)),
-            (f"rediss+sentinel://{place}", replace(options, sentinel_password="another")),
+        url, by_stranger = f"rediss+sentinel://{place}", tmp_path / "stranger.pem"
+        for remedy, chosen, wrong in (
+            ("rediss://", f"redis+sentinel://{place}", options),
+            ("LETTA_REDIS_CA_FILE", url, replace(options, ca_file=by_stranger)),
+            ("LETTA_REDIS_SENTINEL_PASSWORD", url, replace(options, sentinel_password=None)),
+            ("LETTA_REDIS_SENTINEL_PASSWORD", url, replace(options, sentinel_password="another")),
         ):
-            with pytest.raises(OUTAGE):
-                await roundtrip(url, wrong)
+            with pytest.raises(OUTAGE) as refused:
+                await roundtrip(chosen, wrong)
+            assert remedy in explain(refused.value)
 
 
 def test_the_sentinels_login_comes_from_the_settings() -> None:
