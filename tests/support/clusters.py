@@ -28,6 +28,7 @@ class Node:
     def __init__(self, home: Path, *options: str) -> None:
         self.home = home
         self.options = options  # of all nodes
+        self.binary, self.tls = str(server_binary()), False
         self._own: tuple[str, ...] = ()
         self.port = free_port()
         self.bus_port = free_port()  # by default it is the port + 10,000, which may be none
@@ -47,12 +48,12 @@ class Node:
     def start(self) -> None:
         with (self.home / "server.log").open("ab") as log:
             self._process = subprocess.Popen(
-                [str(server_binary()), *self.words()],
+                [self.binary, *self.words()],
                 stdout=log,
                 stderr=log,
                 stdin=subprocess.DEVNULL,
             )
-        eventually_sync(lambda: answers(self.port))
+        eventually_sync(lambda: answers(self.port, tls=self.tls))
 
     def signal(self, number: signal.Signals) -> None:
         assert self._process is not None

@@ -33,9 +33,11 @@ def free_port() -> int:
     raise AssertionError("no port is free")
 
 
-def answers(port: int) -> bool:
-    """Return whether a server on the port answers PING or asks for a password."""
+def answers(port: int, *, tls: bool = False) -> bool:
+    """Return whether a server on the port answers PING or asks for a password; by TLS, is there."""
     with suppress(OSError), socket.create_connection(("127.0.0.1", port), 1) as client:
+        if tls:
+            return True
         client.sendall(b"*1\r\n$4\r\nPING\r\n")
         return client.recv(64).startswith((b"+PONG", b"-NOAUTH"))
     return False
