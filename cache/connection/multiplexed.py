@@ -27,6 +27,7 @@ from collections.abc import Awaitable, Sequence
 from contextlib import suppress
 from typing import Any
 
+from redis.asyncio import SSLConnection
 from redis.exceptions import ResponseError
 
 from cache.connection.commands import encode_command
@@ -295,7 +296,10 @@ class MultiplexedConnection:
             async with asyncio.timeout(self._timeout_s):
                 await self.connect()
         except TimeoutError:
-            raise Away(f"not connected within {self._timeout_s} s") from None
+            # A server without TLS answers no handshake.
+            by_tls = issubclass(self._pool.connection_class, SSLConnection)
+            hint = "; if it does not speak TLS, use redis:// instead of rediss://" if by_tls else ""
+            raise Away(f"not connected within {self._timeout_s} s{hint}") from None
 
     async def connect(self) -> None:
         """

@@ -19,7 +19,7 @@ from cache.connection.pool import PoolOptions, open_pool
 from cache.connection.protocol import Away, Ended
 from cache.errors import NotEncodable
 from tests.support.caches import PATIENT_S, Loader, cache_on
-from tests.support.servers import free_port, tls_in_front, valkey
+from tests.support.servers import free_port, raw_server, tls_in_front, valkey
 from tests.support.wait import eventually
 
 pytestmark = pytest.mark.integration
@@ -34,6 +34,24 @@ async def _works(cache: Cache) -> None:
     await cache.agents.invalidate("a1")
     assert await cache.agents.get("a1") is None
     assert cache.stats()["outages"] == 0
+
+
+@pytest.mark.parametrize("scheme", ["redis", "rediss"])
+async def test_a_server_that_answers_no_handshake_may_speak_no_tls(scheme: str) -> None:
+    async def silent(reader: asyncio.StreamReader, _writer: asyncio.StreamWriter) -> None:
+        while await reader.read(65_536):
+            pass
+
+    options = PoolOptions(connect_timeout_s=PATIENT_S, socket_timeout_s=PATIENT_S)
+    async with (
+        raw_server(silent) as port,
+        open_pool(f"{scheme}://127.0.0.1:{port}", options, name="t") as client,
+    ):
+        connection = MultiplexedConnection(client, timeout_s=0.2)
+        with pytest.raises(Away, match="not connected within") as caught:
+            await connection.execute("GET", "a")
+        assert ("use redis:// instead" in str(caught.value)) is (scheme == "rediss")
+        await connection.close()
 
 
 async def test_the_commands_of_a_tick_leave_in_one_write(tmp_path: Path) -> None:
