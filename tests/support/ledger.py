@@ -35,14 +35,23 @@ class Ledger:
         self.wait_replicas = 0
         self.runs: Counter[str] = Counter()
         self.tries: Counter[int] = Counter()
-        self.longest_gap_s = 0.0
+        self.longest_gap_s = 0.0  # of one enqueue, with its repeats
+        self.longest_run_gap_s = 0.0  # between two runs, while jobs are enqueued all the time
+        self._ran_at: float | None = None
         self.go = asyncio.Event()
 
     async def hold(self, ctx: dict[str, Any]) -> None:
         await self.note(ctx)
         await self.go.wait()
 
+    def watch_runs(self, *, on: bool) -> None:
+        self._ran_at = time.monotonic() if on else None
+
     async def note(self, ctx: dict[str, Any]) -> None:
+        if self._ran_at is not None:
+            now = time.monotonic()
+            self.longest_run_gap_s = max(self.longest_run_gap_s, now - self._ran_at)
+            self._ran_at = now
         self.runs[ctx["job_id"]] += 1
         self.tries[ctx["job_try"]] += 1
 
@@ -99,7 +108,7 @@ async def lose_nothing(place: Place, faults: list[str]) -> None:
     held = [ledger.runs[f"hold-{n}"] for n in range(HELD)]
     print(  # noqa: T201
         f"{faults}: {len(ledger.acknowledged)} jobs, {len(ledger.unconfirmed)} unconfirmed of which "
-        f"{lost} lost, gap {ledger.longest_gap_s:.2f} s"
+        f"{lost} lost, gap {ledger.longest_gap_s:.2f} s, of runs {ledger.longest_run_gap_s:.2f} s"
     )
     assert held == [1] * HELD
     assert set(ledger.tries) == {1}
@@ -118,10 +127,12 @@ async def _under(place: Place, fault: str, queue: JobQueue, ledger: Ledger) -> N
         while not broken.is_set():
             await ledger.enqueue(queue, "note")
 
+    ledger.watch_runs(on=True)
     loading = asyncio.create_task(load())
     async with place.broken(fault):
         done = ledger.stored
         await eventually(lambda: _is(ledger.stored > done + AT_ONCE), deadline_s=60)
+    ledger.watch_runs(on=False)
     broken.set()
     await loading
 
