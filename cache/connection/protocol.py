@@ -21,6 +21,8 @@ class Away(RedisConnectionError):  # type: ignore[misc]
 class Ended(Away):
     """The connection ended during the call. The command may have run; sending it again may help."""
 
+    is_sent_again = True
+
 
 class Elsewhere(Exception):
     """The server does not serve the keys of this connection any more, so it must end."""

@@ -177,6 +177,8 @@ _NO_RIGHTS = re.compile(
 def refusal_of(exc: BaseException) -> Refusal | None:
     """Recognize an error of redis-py; None for any other outage, such as a refused connection."""
     text = _text(exc)
+    if getattr(exc, "is_sent_again", False) and text.startswith("MOVED "):
+        return None  # a client of the cluster asks the slot's new owner
     if _NO_RIGHTS.search(text):
         remedy = "allow it by ACL: SECURITY.md lists what is needed"
         return Refusal(f"its user lacks a right ({_cut(text, 120)})", remedy, lasting=True)

@@ -8,9 +8,11 @@ import sys
 from pathlib import Path
 
 import pytest
+from redis.exceptions import ResponseError
 
 from cache.connection.pool import OUTAGE, PoolOptions, open_pool
-from cache.connection.readiness import wait_until_ready
+from cache.connection.protocol import Ended
+from cache.connection.readiness import refuse_for_good, wait_until_ready
 from cache.connection.refusals import explain, refusal_of
 from cache.connection.siblings import url_of
 from cache.errors import RedisRefused, RedisUnavailable
@@ -18,6 +20,7 @@ from tests.support.refusing import REMEDIES, refusing_servers
 from tests.support.servers import raw_server
 
 ROOT = Path(__file__).parents[2]
+MOVED = "MOVED 5 127.0.0.1:7"
 # An attempt ends after 3 s. Without that end, these take from half a minute to forever.
 LIMIT_S = 20
 
@@ -141,3 +144,11 @@ async def test_a_clients_url_is_read_back_without_its_login(url: str) -> None:
     scheme, rest = url.split("://")
     async with open_pool(f"{scheme}://me:hunter2@{rest}", PoolOptions(), name="t") as client:
         assert url_of(client) == url
+
+
+def test_a_slot_that_moves_is_no_reason_to_give_up_on_a_cluster() -> None:
+    """Its clients ask the new owner. Others are told that the server is a cluster's node."""
+    refuse_for_good(Ended(MOVED), "redis+cluster://127.0.0.1:1")
+    assert explain(Ended(MOVED)) == MOVED
+    with pytest.raises(RedisRefused, match=r"use redis\+cluster://"):
+        refuse_for_good(ResponseError(MOVED), "redis://127.0.0.1:1")

@@ -189,17 +189,23 @@ async def test_it_follows_a_cluster_to_the_node_of_the_queue(
                 if name in command:
                     writer.write(replies[name].pop(0))
 
-    found = json.dumps(HEARTBEAT).encode()
+    heartbeat = json.dumps(HEARTBEAT).encode()
     async with raw_server(node) as port:
         replies = {
             b"SLOTS": [b"*0\r\n"] * 2,
             b"ZRANGE": [b"-MOVED 7 :%d\r\n" % port, b"*1\r\n$2\r\nw1\r\n"],
-            b"MGET": [b"*1\r\n$%d\r\n%s\r\n" % (len(found), found)],
+            b"MGET": [b"*1\r\n$%d\r\n%s\r\n" % (len(heartbeat), heartbeat)],
         }
         # The first node is away.
         monkeypatch.setenv("LETTA_REDIS_URL", f"redis+cluster://127.0.0.1:1,127.0.0.1:{port}")
         assert await asyncio.to_thread(answer, []) == "redis: ok\nworkers: w1\\x1b[2J"
         assert not any(replies.values())
+        # It moves on all the time.
+        replies[b"SLOTS"] = [b"*0\r\n"] * 2
+        replies[b"ZRANGE"] = [b"-MOVED 7 :%d\r\n" % port] * 2
+        found = await asyncio.to_thread(probe.answer, [])
+        assert found is not None
+        assert "is moving the queue's slot" in found.text
 
 
 async def test_it_asks_a_sentinel_for_the_master(

@@ -172,8 +172,10 @@ def _heartbeats(
             ids = server.ask("ZRANGE", keys.workers, 0, -1)
             found = server.ask("MGET", *(keys.worker(id_.decode()) for id_ in ids)) if ids else []
         except ReplyError as exc:
-            if moved or not is_cluster or not str(exc).startswith("MOVED "):
+            if not is_cluster or not str(exc).startswith("MOVED "):
                 raise
+            if moved:
+                raise ConnectionError("the cluster is moving the queue's slot") from None
             host, _, port = str(exc).split()[2].rpartition(":")
             return _heartbeats(target, (host or address[0], int(port)), values, moved=True)
     return [json.loads(heartbeat) for heartbeat in found if heartbeat is not None]
