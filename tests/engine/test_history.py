@@ -8,7 +8,6 @@ import time
 import uuid
 from collections import Counter
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 from typing import Any
 
 import msgpack
@@ -16,7 +15,7 @@ import pytest
 from arq import Retry
 from arq.worker import func
 
-import worker.engine
+from cache.connection.scripts import load
 from tests.support.engine import burst, running
 from tests.support.queues import queue_of
 from tests.support.wait import eventually
@@ -30,9 +29,6 @@ from worker.queue.history import FunctionHistory, History
 from worker.queue.series import BUCKETS, OUTCOMES, Counts, Times
 
 pytestmark = pytest.mark.integration
-
-LUA = Path(worker.engine.__file__).parent / "lua"
-SHARED = Path(worker.engine.__file__).parents[1] / "queue" / "lua"
 
 
 def outcomes(counts: Counts) -> dict[str, int]:
@@ -233,8 +229,8 @@ class Clock:
     def __init__(self, client: Any, prefix: str) -> None:
         self.client = client
         self.prefix = prefix
-        parts = [SHARED / "_types.lua", SHARED / "_series.lua", LUA / "_history.lua"]
-        self.script = "\n".join(path.read_text(encoding="utf-8") for path in parts)
+        steps = {"_types": "queue", "_collect": "queue", "_series": "queue", "_history": "engine"}
+        self.script = "\n".join(load(f"worker.{home}", step).source for step, home in steps.items())
         self.script += "\ncount_ends(ARGV[1], tonumber(ARGV[2]), cmsgpack.unpack(ARGV[3]), {})"
 
     async def count(self, moment: datetime, name: str = "f", ends: int = 1) -> None:

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import re
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 from typing import Any
 
 import msgpack
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-import worker.llm
+from cache.connection.scripts import load
 from tests.support.llm import ENDPOINT, body
 from tests.support.options import options_of
 from tests.support.queues import queue_of, stores_of
@@ -26,8 +25,6 @@ from worker.queue.series_reader import OTHER
 
 pytestmark = pytest.mark.integration
 
-LUA = Path(worker.llm.__file__).parent / "lua"
-SHARED = Path(worker.llm.__file__).parents[1] / "queue" / "lua"
 CHAT = ENDPOINT["openai"]
 GOOD, BAD = Answer(body={"choices": []}), Answer(kind="server_error", message="down")
 NAMES = {"provider": "openai", "endpoint": CHAT, "model": "m"}
@@ -180,8 +177,8 @@ async def test_groups_are_counted_apart_and_found_by_filters(lab: Lab) -> None:
 
 
 def step(rest: str) -> str:
-    parts = [SHARED / "_types.lua", SHARED / "_series.lua", LUA / "_count_requests.lua"]
-    return "\n".join(path.read_text(encoding="utf-8") for path in parts) + rest
+    steps = load("worker.queue", "_types"), load("worker.llm", "_count_requests", "..queue")
+    return "\n".join(step.source for step in steps) + rest
 
 
 async def count(client: Any, prefix: str, moment: datetime, *models: str) -> None:

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections import Counter
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 from typing import Any
 
 import msgpack
 import pytest
 
-import worker.webhooks
+from cache.connection.scripts import load
 from tests.support.options import endpoint_limits
 from tests.support.queues import queue_of, stores_of
 from tests.support.web import asking
@@ -24,8 +23,7 @@ from worker.webhooks.policy import DeliveryState, Verdict
 
 pytestmark = pytest.mark.integration
 
-LUA = Path(worker.webhooks.__file__).parent / "lua"
-SHARED = Path(worker.webhooks.__file__).parents[1] / "queue" / "lua"
+
 URL = "https://hooks.example.com/a"
 LIMITS = endpoint_limits(breaker_failures=0)
 NOW = datetime.now(UTC)
@@ -172,9 +170,12 @@ async def test_the_history_never_holds_up_a_delivery(lab: Lab, client: Any, pref
 
 async def count(client: Any, prefix: str, moment: datetime, *endpoints: str) -> None:
     """Count one delivered attempt at each endpoint, with the scripts' own step."""
-    parts = [SHARED / "_types.lua", SHARED / "_series.lua", LUA / "_count_attempts.lua"]
+    steps = ("_types", "_collect", "_count_attempts")
+    homes = ("worker.queue", "worker.queue", "worker.webhooks")
     script = (
-        "\n".join(path.read_text(encoding="utf-8") for path in parts)
+        "\n".join(
+            load(home, step, "..queue").source for home, step in zip(homes, steps, strict=True)
+        )
         + """
 for _, endpoint in ipairs(cmsgpack.unpack(ARGV[3])) do
   count_attempt(endpoint, 'delivered', false, 0, 0, 10, 10)

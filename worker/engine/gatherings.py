@@ -1,7 +1,7 @@
 """
 Enqueues the job that follows a gathering whose results are too large for a script to join.
 
-lua/_ends.lua adds such a gathering to the schedules, due at once. A worker that dies here leaves
+lua/_followers.lua adds such a gathering to the schedules, due at once. A worker that dies here leaves
 it there for the next poll of any worker.
 """
 
@@ -17,7 +17,7 @@ from worker.queue.staging import staged
 
 log = get_logger(__name__)
 
-# A schedule's id never contains a tilde. lua/_ends.lua writes the same.
+# A schedule's id never contains a tilde. lua/_followers.lua writes the same.
 GATHERING = b"~gather:"
 
 _GATHER_JOB = load(__package__, "gather_job", "..queue")

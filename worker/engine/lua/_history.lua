@@ -1,7 +1,6 @@
--- Shared step: count how jobs ended, by function, priority and time. Needs types and series before it.
+-- Shared step: count how jobs ended, by function, priority and time. Needs collect and series before it.
 -- A series is "<priority>:<function>"; one without an end for 30 days has lost its keys.
 local PRIORITIES = {'critical', 'high', 'default', 'low'}
-local DEAD = 3
 
 -- groups: of equal ends: {priority number, function, outcome number | 0, lapsed leases of each, ends,
 --   run bucket | -1: none ran, wait bucket, us of all runs, us of all waits}
@@ -16,7 +15,7 @@ local function count_ends(prefix, now, groups, lost)
       collect(rows[series], ends, g[3], g[4], g[6], g[7], g[8] * ends / g[5], g[9] * ends / g[5])
     end
   end
-  count_rows({base = prefix .. 'history', idle = KEEP_MINUTES}, now, rows, function(series)
+  count_rows({base = prefix .. 'history', idle = 43200}, now, rows, function(series)
     return string.match(series, '^%l+:') .. '<other>'
   end)
 end

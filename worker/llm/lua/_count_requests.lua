@@ -1,9 +1,9 @@
--- Shared step: count how requests ended, by group. Needs types and series before it.
+-- Shared step: count how requests ended, by group. Needs types before it.
 -- A series is "<provider>:<endpoint>:<model>"; the models of an endpoint beyond the most share "<other>".
 -- The outcomes have the numbers of a job's (worker/queue/series.py).
 -- A count that cannot be written is left out, whatever the reason.
+--@include collect unchecked
 local RETRIED, CANCELED = 2, 4
-local REPLACED_AFTER_MINUTES = 1440
 -- Upper limits of the buckets of times, ms: those of worker/queue/series.py.
 local LIMITS_MS = {1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10000, 20000, 60000, 120000, 300000, 900000,
   3600000}
@@ -38,6 +38,7 @@ end
 
 -- p: prefix of the LLM keys. Call it once, after all that may fail.
 local function count_requests(p)
+  --@include series unchecked
   local rows = {}
   for group, cells in pairs(now_ms == -1 and {} or rows_of_group) do
     local fine, g = pcall(cmsgpack.unpack, group)
@@ -45,7 +46,7 @@ local function count_requests(p)
       rows[g[1] .. ':' .. g[2] .. ':' .. g[3]] = cells
     end
   end
-  pcall(count_rows, {base = p .. 'history', idle = REPLACED_AFTER_MINUTES}, now_ms, rows, function(series)
+  pcall(count_rows, {base = p .. 'history', idle = 1440}, now_ms, rows, function(series)
     return string.match(series, '^[^:]*:[^:]*:') .. '<other>'
   end)
 end

@@ -12,7 +12,6 @@
 --@rights of writes GET HLEN LLEN LPOS EXISTS HGET ZCARD
 --@include types
 --@include llm_waiting
---@include series unchecked
 --@include count_requests unchecked
 --@include llm_finish
 local function answer(at)

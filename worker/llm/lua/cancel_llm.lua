@@ -9,7 +9,6 @@
 --@rights
 --@include types
 --@include llm_waiting
---@include series unchecked
 --@include count_requests unchecked
 --@include llm_finish
 local mark = 'by:' .. ARGV[6]

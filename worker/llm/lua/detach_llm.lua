@@ -11,7 +11,6 @@
 --@include types
 --@include put_job
 --@include llm_waiting
---@include series unchecked
 --@include count_requests unchecked
 local p = ARGV[1]
 local row = redis.call('HMGET', KEYS[1], 'batch', 'gid', 'group', 'bytes', 'tokens')

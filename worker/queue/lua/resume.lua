@@ -8,7 +8,7 @@
 --@rights
 --@include types
 --@include held
---@include pauses
+--@include give_back
 expect('zset', KEYS[2], KEYS[3], KEYS[4], KEYS[5], KEYS[6])
 expect('hash', KEYS[1])
 if redis.call('HEXISTS', KEYS[1], 'resume:' .. ARGV[1]) == 0 then

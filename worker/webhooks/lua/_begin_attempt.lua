@@ -1,29 +1,9 @@
 -- Shared step: begin one attempt of a delivery and count it, if its endpoint and host have a free slot.
--- Needs put_job, delivery, finish_delivery, shared_states, serve_host and count_attempts before it.
+-- Needs delivery, finish_delivery, shared_states and count_attempts before it.
 -- A begin: {id, the new attempt's record, token of the run}
 
 -- Bytes of bodies that this call may still return. A delivery has a field `size` if its body is not small.
 local inline_left = 524288
-
--- returns true at the head of its order | false, rank behind an open delivery
-local function is_first(order, id)
-  local line = p .. 'webhook-order:' .. order
-  local head, looks = redis.call('ZRANGE', line, 0, 0)[1], 0
-  while head and head ~= id do
-    looks = looks + 1
-    if looks > 100 then
-      -- Many deleted deliveries are in front. The next attempt continues here.
-      return false, 0
-    end
-    local state = fields_of(p .. 'webhook:' .. head, 'state')[1]
-    if state and not ENDED[state] then
-      return false, redis.call('ZRANK', line, id) or 0
-    end
-    redis.call('ZREM', line, head)
-    head = redis.call('ZRANGE', line, 0, 0)[1]
-  end
-  return true
-end
 
 -- returns why no attempt is accepted now, and ms to wait | nil when it is accepted
 local function refusal(endpoint, host, d)
@@ -46,6 +26,8 @@ local function refusal(endpoint, host, d)
     end
   end
   if terms.rate > 0 and not d.forced and not (d.reserved and d.reserved <= now and now - d.reserved < 10000) then
+    -- A begin that is sent again must not use up another turn of the rate.
+    --@rights to HDEL LTRIM PEXPIRE RPUSH ZADD ZREM
     local at = math.max(now, endpoint.next_at)
     endpoint.next_at = at + 1000 / terms.rate
     redis.call('HSET', endpoint.limits, 'next_at', endpoint.next_at)
@@ -75,118 +57,130 @@ local function take_place(endpoint, host, id)
   take_slot(host, id)
 end
 
+-- The reply to a begin that is accepted. It reads all of it before the first write.
+local function contents_of(d, attempt)
+  local apart = d.size > inline_left
+  local row = redis.call('HMGET', d.key, 'url', 'event_type', apart and '' or 'body', 'headers', 'secret', 'deadline',
+    'uncharged', 'internal_failures')
+  if apart then
+    row[3] = -1
+  else
+    inline_left = inline_left - d.size
+  end
+  return {'go', attempt, now, math.max(0, math.floor(now - d.due)), unpack(row)}
+end
+
+-- End a delivery instead of an attempt.
+local function over(d, endpoint, host, how, reason)
+  expect_end(p, how, d)
+  if d.interrupted then
+    give_slot_back(host, endpoint, d.id)
+  end
+  finish(p, d.id, how, '', reason, now, terms.retention, d, terms.report)
+  count_attempt(endpoint.name, how, d.interrupted)
+  return {'end', how, reason}
+end
+
+-- Throttle a delivery. returns {'wait', ms, reason}
+local function hold(d, endpoint, host, wait, reason)
+  wait = math.ceil(math.max(1, math.min(wait, d.deadline and d.deadline - now or math.huge)))
+  if d.interrupted then
+    give_slot_back(host, endpoint, d.id)
+    redis.call('HSET', d.key, 'state', 'waiting', 'next', now + wait)
+    count_attempt(endpoint.name, '', true)
+  else
+    redis.call('HSET', d.key, 'next', now + wait)
+  end
+  return {'wait', wait, reason}
+end
+
+-- returns the reply to a delivery that must not begin, whatever its endpoint's limits | nil
+local function hindrance(d, endpoint, host)
+  if d.deadline and now >= d.deadline then
+    return over(d, endpoint, host, 'dead', 'deadline')
+  elseif d.attempts - d.uncharged >= terms.max_attempts then
+    return over(d, endpoint, host, 'dead', 'attempts_used_up')
+  elseif endpoint.disabled then
+    return over(d, endpoint, host, 'disabled', 'endpoint_disabled')
+  elseif d.after > now then
+    -- Its last run died between the record and its own end.
+    return hold(d, endpoint, host, d.after - now, 'early')
+  elseif d.order then
+    --@include first_in_order
+    local first, rank = is_first(d.order, d.id)
+    if not first then
+      return hold(d, endpoint, host, look_ms(25 * rank), 'ordered')
+    end
+  end
+end
+
+-- Throttle a delivery that its endpoint's limits refuse.
+local function wait_for_room(d, endpoint, host, reason, wait)
+  if reason == 'rate' then
+    redis.call('HSET', d.key, 'reserved', math.floor(now + wait))
+    return hold(d, endpoint, host, wait, reason)
+  end
+  expect('zset', p .. 'webhook-parked:' .. endpoint.name)
+  local since = number_of(d.parked, now)
+  redis.call('HSET', d.key, 'parked', since)
+  if reason == 'host_busy' then
+    --@include join_line
+    join_line(host, endpoint)
+  end
+  return hold(d, endpoint, host, park(p, endpoint.name, d.id, since, wait), reason)
+end
+
 -- returns {'skip'} no such delivery, or it has ended
 --       | {'end', state, reason} ended without this attempt
 --       | {'wait', ms, reason} throttled; nothing was counted
 --       | {'go', attempt >= 1, now, ms since it was due, url, event type, body | -1: a plain HGET reads it, headers, secret, deadline, uncharged, internal_failures}
 local function begin(b)
   local id, run = b[1], b[3]
-  local key = p .. 'webhook:' .. id
+  local key, attempts = p .. 'webhook:' .. id, p .. 'webhook-attempts:' .. id
   local f = redis.call('HMGET', key, 'state', 'endpoint', 'host', 'order', 'deadline', 'reserved', 'parked', 'on_end',
     'replays', 'attempts', 'uncharged', 'after', 'run', 'forced', 'size', 'created')
-  local state, name, attempt = f[1], f[2], number_of(f[10], 0)
+  local state, attempt = f[1], number_of(f[10], 0)
   if not state or ENDED[state] then
     return {'skip'}
   end
-  local function go()
-    local size = number_of(f[15], 0)
-    local apart = size > inline_left
-    local row = redis.call('HMGET', key, 'url', 'event_type', apart and '' or 'body', 'headers', 'secret', 'deadline',
-      'uncharged', 'internal_failures')
-    if apart then
-      row[3] = -1
-    else
-      inline_left = inline_left - size
-    end
-    local due = number_of(f[12]) or number_of(f[16], now)
-    return {'go', attempt, now, math.max(0, math.floor(now - due)), unpack(row)}
-  end
-  if state == 'sending' and f[13] == run then
+  local d = {id = id, key = key, state = state, endpoint = f[2], order = f[4], on_end = f[8], replays = f[9], parked = f[7],
+    deadline = number_of(f[5]), reserved = number_of(f[6]), forced = f[14], size = number_of(f[15], 0), attempts = attempt,
+    uncharged = number_of(f[11], 0), after = number_of(f[12], 0), due = number_of(f[12]) or number_of(f[16], now),
+    interrupted = state == 'sending'}
+  if d.interrupted and f[13] == run then
     -- The same call, sent again after its reply was lost.
-    return go()
+    return contents_of(d, attempt)
   end
-  local deadline, endpoint, host = number_of(f[5]), endpoint_of(name), host_of(f[3] or '')
-  local attempts = p .. 'webhook-attempts:' .. id
-  if f[4] or terms.rate > 0 then
-    -- These write before it is known whether the attempt begins; otherwise RPUSH is the first to write.
-    expect('list', attempts)
+  local endpoint, host = endpoint_of(d.endpoint), host_of(f[3] or '')
+  expect('list', attempts)
+  local reply = hindrance(d, endpoint, host)
+  if reply then
+    return reply
   end
-
-  local interrupted = state == 'sending'
-  local function give_place_back()
-    if interrupted then
-      give_slot_back(host, endpoint, id)
-    end
+  if d.parked then
+    expect('zset', p .. 'webhook-parked:' .. d.endpoint)
   end
-  local function over(how, reason)
-    local d = {endpoint = name, order = f[4], on_end = f[8], replays = f[9], parked = f[7]}
-    expect_end(p, how, d)
-    give_place_back()
-    finish(p, id, how, '', reason, now, terms.retention, d, terms.report)
-    count_attempt(name, how, interrupted)
-    return {'end', how, reason}
-  end
-  local function hold(wait, reason)
-    wait = math.ceil(math.max(1, math.min(wait, deadline and deadline - now or math.huge)))
-    give_place_back()
-    if interrupted then
-      redis.call('HSET', key, 'state', 'waiting', 'next', now + wait)
-      count_attempt(name, '', true)
-    else
-      redis.call('HSET', key, 'next', now + wait)
-    end
-    return {'wait', wait, reason}
+  local reason, wait = refusal(endpoint, host, d)
+  if reason then
+    return wait_for_room(d, endpoint, host, reason, wait)
   end
 
-  if deadline and now >= deadline then
-    return over('dead', 'deadline')
-  end
-  if attempt - number_of(f[11], 0) >= terms.max_attempts then
-    return over('dead', 'attempts_used_up')
-  end
-  if endpoint.disabled then
-    return over('disabled', 'endpoint_disabled')
-  end
-  if number_of(f[12], 0) > now then
-    -- Its last run died between the record and its own end.
-    return hold(number_of(f[12]) - now, 'early')
-  end
-  if f[4] then
-    local first, rank = is_first(f[4], id)
-    if not first then
-      return hold(look_ms(25 * rank), 'ordered')
-    end
-  end
-  if f[7] then
-    expect('zset', p .. 'webhook-parked:' .. name)
-  end
-  local reason, wait = refusal(endpoint, host, {id = id, state = state, reserved = number_of(f[6]), forced = f[14]})
-  if reason == 'rate' then
-    redis.call('HSET', key, 'reserved', math.floor(now + wait))
-    return hold(wait, reason)
-  elseif reason then
-    expect('zset', p .. 'webhook-parked:' .. name)
-    local since = number_of(f[7], now)
-    redis.call('HSET', key, 'parked', since)
-    if reason == 'host_busy' then
-      join_line(host, endpoint)
-    end
-    return hold(park(p, name, id, since, wait), reason)
-  end
-
-  redis.call('RPUSH', attempts, b[2])
-  take_place(endpoint, host, id)
-  if f[7] then
-    redis.call('ZREM', p .. 'webhook-parked:' .. name, id)
-  end
   attempt = attempt + 1
+  reply = contents_of(d, attempt)
+  -- The state must follow the record: a begin that is sent again must not add another.
+  --@rights to HSET
+  take_place(endpoint, host, id)
+  if d.parked then
+    redis.call('ZREM', p .. 'webhook-parked:' .. d.endpoint, id)
+  end
   redis.call('HDEL', key, 'next', 'parked', 'reserved', 'forced')
-  redis.call('HSET', key, 'state', 'sending', 'attempts', attempt, 'run', run)
   if attempt > terms.most_records then
-    redis.call('LTRIM', attempts, -terms.most_records, -1)
+    redis.call('LTRIM', attempts, 1 - terms.most_records, -1)
   end
-  if interrupted then
-    count_attempt(name, '', true)
+  redis.call('RPUSH', attempts, b[2])
+  redis.call('HSET', key, 'state', 'sending', 'attempts', attempt, 'run', run)
+  if d.interrupted then
+    count_attempt(d.endpoint, '', true)
   end
-  return go()
+  return reply
 end

@@ -60,11 +60,6 @@ local function host_has_room(host, endpoint)
   return endpoint.used < most
 end
 
-local function has_room(host, endpoint)
-  local most = math.min(terms.concurrency, math.max(1, math.floor(endpoint.share or math.huge)))
-  return endpoint.used < most and host_has_room(host, endpoint)
-end
-
 local function give_slot_back(host, endpoint, id)
   endpoint.used = endpoint.used - redis.call('ZREM', endpoint.slots, id)
   host.used = host.used - redis.call('ZREM', host.slots, id)

@@ -10,21 +10,19 @@
 -- returns {{result of each end, ...}, {result of each begin, ...}}; {'error', text} for one that failed
 -- An attempt that a crash interrupted stays in the list as it was begun, and is counted. Both calls are
 -- safe to send again: a record applies only to the newest attempt, a begin once per run.
+-- A user who lacks a right stops a record or a begin before its state is written: what is written before
+-- that is written again by the call that is sent again.
 -- allow-oom: a full server must be able to end its deliveries.
---@rights of writes EXISTS GETRANGE HGET ZCARD ZCOUNT ZRANGE ZRANK ZSCORE
 --@include types
---@include put_job
 --@include delivery
---@include series
+--@include collect
 --@include count_attempts
-local p, now = ARGV[1], server_ms()
+local t = redis.call('TIME')
+local p, now = ARGV[1], t[1] * 1000 + math.floor(t[2] / 1000)
 local terms = cmsgpack.unpack(ARGV[2])
 terms.report = {ARGV[5], ARGV[6]}
 --@include finish_delivery
 --@include shared_states
---@include serve_host
---@include record_attempt
---@include begin_attempt
 
 -- An error in one delivery must not fail the others of the call.
 local function apart(work, item, more)
@@ -37,12 +35,20 @@ end
 
 local recorded, begun, freed = {}, {}, {}
 local to_record, to_begin = cmsgpack.unpack(ARGV[3]), cmsgpack.unpack(ARGV[4])
-for i, e in ipairs(to_record) do
-  recorded[i] = apart(record, e, freed)
+if #to_record > 0 then
+  --@include promote
+  --@include record_attempt
+  --@include serve_host
+  for i, e in ipairs(to_record) do
+    recorded[i] = apart(record, e, freed)
+  end
+  apart(serve, freed)
 end
-apart(serve, freed)
-for i, b in ipairs(to_begin) do
-  begun[i] = apart(begin, b)
+if #to_begin > 0 then
+  --@include begin_attempt
+  for i, b in ipairs(to_begin) do
+    begun[i] = apart(begin, b)
+  end
 end
 index_ends(p, now, terms.retention)
 count_attempts(p, now)

@@ -9,7 +9,6 @@
 -- If the endpoint is closed or has parked deliveries, the new one is parked behind them: no worker runs
 -- its job in vain.
 -- no allow-oom: it adds a delivery and a job.
---@rights of writes ZRANGE ZRANK
 --@include types
 --@include put_job
 --@include delivery
@@ -17,28 +16,33 @@ local p, id, endpoint, order = ARGV[1], ARGV[2], ARGV[6], ARGV[8]
 if redis.call('EXISTS', KEYS[1]) == 1 then
   return 0
 end
+-- The delivery is written last, and must be: its job may run as soon as it is there.
+--@rights to HSET
 expect('zset', p .. 'webhook-open', KEYS[2], KEYS[5], p .. 'webhook-parked:' .. endpoint)
 if order ~= '' then
   expect('zset', p .. 'webhook-order:' .. order)
 end
-local now, closed = server_ms(), closed_until(p, endpoint)
-local due = now + tonumber(ARGV[5])
 -- The last key never exists (cache/connection/scripts.py).
 local large = KEYS[7] and {KEYS[6]}
-expect_staged(large)
 if large then
-  put_value(KEYS[1], large)
+  --@rights of writes ZRANK
+  expect_staged(large)
 end
-redis.call('HSET', KEYS[1], 'state', 'pending', 'attempts', 0, 'created', now, 'job', ARGV[3], 'endpoint', endpoint,
-  'host', ARGV[7], unpack(ARGV, 9))
-if tonumber(ARGV[5]) > 0 then
-  redis.call('HSET', KEYS[1], 'after', due)
+local now, closed = server_ms(), closed_until(p, endpoint)
+local due = now + tonumber(ARGV[5])
+local fields = {'state', 'pending', 'attempts', 0, 'created', now, 'job', ARGV[3], 'endpoint', endpoint, 'host', ARGV[7],
+  unpack(ARGV, 9)}
+local function add(field, value)
+  fields[#fields + 1], fields[#fields + 2] = field, value
+end
+if due > now then
+  add('after', due)
 end
 if order ~= '' then
   local line = p .. 'webhook-order:' .. order
   local last = redis.call('ZRANGE', line, -1, -1, 'WITHSCORES')[2]
-  redis.call('ZADD', line, math.max(number_of(last, 0) + 1, now), id)
-  redis.call('HSET', KEYS[1], 'order', order)
+  redis.call('ZADD', line, 'NX', math.max(number_of(last, 0) + 1, now), id)
+  add('order', order)
   local rank = redis.call('ZRANK', line, id)
   if rank > 0 then
     -- The delivery before it wakes it at its end.
@@ -47,10 +51,14 @@ if order ~= '' then
 elseif due == now then
   if closed > now or redis.call('EXISTS', p .. 'webhook-parked:' .. endpoint) == 1 then
     due = now + park(p, endpoint, id, now, closed - now)
-    redis.call('HSET', KEYS[1], 'parked', now)
+    add('parked', now)
   end
 end
-redis.call('HSET', KEYS[1], 'next', due)
+add('next', due)
 redis.call('ZADD', p .. 'webhook-open', now, id)
 put_job(KEYS[2], KEYS[3], KEYS[4], KEYS[5], ARGV[3], ARGV[4], due)
+if large then
+  put_value(KEYS[1], large)
+end
+redis.call('HSET', KEYS[1], unpack(fields))
 return 1

@@ -11,8 +11,9 @@
 --@include types
 --@include put_job
 --@include delivery
+--@include promote
 --@include finish_delivery
---@include series
+--@include collect
 --@include count_attempts
 local p, now = ARGV[1], server_ms()
 local open, report = p .. 'webhook-open', {ARGV[5], ARGV[6]}

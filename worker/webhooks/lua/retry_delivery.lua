@@ -10,6 +10,7 @@
 --@include types
 --@include put_job
 --@include delivery
+--@include wake
 local p = ARGV[1]
 local f = redis.call('HMGET', KEYS[1], 'state', 'job')
 local state, job = f[1], f[2]

@@ -8,6 +8,8 @@
 --@include types
 --@include put_job
 --@include delivery
+--@include promote
+--@include endpoints
 local p, endpoint = ARGV[1], ARGV[2]
 expect_endpoints(p)
 expect('hash', p .. 'webhook-limits:' .. endpoint)
