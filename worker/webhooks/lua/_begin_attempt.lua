@@ -4,19 +4,21 @@
 
 -- Bytes of bodies that this call may still return. A delivery has a field `size` if its body is not small.
 local inline_left = 524288
+-- Whether the user's rights were asked for: once in a call.
+local may_begin = false
 
 -- returns why no attempt is accepted now, and ms to wait | nil when it is accepted
-local function refusal(endpoint, host, d)
-  if not d.forced then
+local function refusal(endpoint, host, id, sending, reserved, forced)
+  if not forced then
     if endpoint.closed > now then
       return 'closed', endpoint.closed - now
     end
-    if endpoint.opens > 0 and endpoint.probe and endpoint.probe ~= d.id and endpoint.probe_until > now then
+    if endpoint.opens > 0 and endpoint.probe and endpoint.probe ~= id and endpoint.probe_until > now then
       return 'probing', 0
     end
   end
   -- A delivery whose worker died still has its slot.
-  if not (d.state == 'sending' and redis.call('ZSCORE', endpoint.slots, d.id)) then
+  if not (sending and redis.call('ZSCORE', endpoint.slots, id)) then
     local most = math.min(terms.concurrency, math.max(1, math.floor(endpoint.share or math.huge)))
     if endpoint.used >= most then
       return 'busy', 0
@@ -25,9 +27,7 @@ local function refusal(endpoint, host, d)
       return 'host_busy', 0
     end
   end
-  if terms.rate > 0 and not d.forced and not (d.reserved and d.reserved <= now and now - d.reserved < 10000) then
-    -- A begin that is sent again must not use up another turn of the rate.
-    --@rights to HDEL LTRIM PEXPIRE RPUSH ZADD ZREM
+  if terms.rate > 0 and not forced and not (reserved and reserved <= now and now - reserved < 10000) then
     local at = math.max(now, endpoint.next_at)
     endpoint.next_at = at + 1000 / terms.rate
     redis.call('HSET', endpoint.limits, 'next_at', endpoint.next_at)
@@ -58,16 +58,18 @@ local function take_place(endpoint, host, id)
 end
 
 -- The reply to a begin that is accepted. It reads all of it before the first write.
-local function contents_of(d, attempt)
-  local apart = d.size > inline_left
-  local row = redis.call('HMGET', d.key, 'url', 'event_type', apart and '' or 'body', 'headers', 'secret', 'deadline',
+local function contents_of(key, f, attempt)
+  local size = number_of(f[15], 0)
+  local apart = size > inline_left
+  local row = redis.call('HMGET', key, 'url', 'event_type', apart and '' or 'body', 'headers', 'secret', 'deadline',
     'uncharged', 'internal_failures')
   if apart then
     row[3] = -1
   else
-    inline_left = inline_left - d.size
+    inline_left = inline_left - size
   end
-  return {'go', attempt, now, math.max(0, math.floor(now - d.due)), unpack(row)}
+  local due = number_of(f[12]) or number_of(f[16], now)
+  return {'go', attempt, now, math.max(0, math.floor(now - due)), unpack(row)}
 end
 
 -- End a delivery instead of an attempt.
@@ -95,10 +97,10 @@ local function hold(d, endpoint, host, wait, reason)
 end
 
 -- returns the reply to a delivery that must not begin, whatever its endpoint's limits | nil
-local function hindrance(d, endpoint, host)
+local function hindrance(d, endpoint, host, is_used_up)
   if d.deadline and now >= d.deadline then
     return over(d, endpoint, host, 'dead', 'deadline')
-  elseif d.attempts - d.uncharged >= terms.max_attempts then
+  elseif is_used_up then
     return over(d, endpoint, host, 'dead', 'attempts_used_up')
   elseif endpoint.disabled then
     return over(d, endpoint, host, 'disabled', 'endpoint_disabled')
@@ -143,44 +145,55 @@ local function begin(b)
   if not state or ENDED[state] then
     return {'skip'}
   end
-  local d = {id = id, key = key, state = state, endpoint = f[2], order = f[4], on_end = f[8], replays = f[9], parked = f[7],
-    deadline = number_of(f[5]), reserved = number_of(f[6]), forced = f[14], size = number_of(f[15], 0), attempts = attempt,
-    uncharged = number_of(f[11], 0), after = number_of(f[12], 0), due = number_of(f[12]) or number_of(f[16], now),
-    interrupted = state == 'sending'}
-  if d.interrupted and f[13] == run then
+  local interrupted = state == 'sending'
+  if interrupted and f[13] == run then
     -- The same call, sent again after its reply was lost.
-    return contents_of(d, attempt)
+    return contents_of(key, f, attempt)
   end
-  local endpoint, host = endpoint_of(d.endpoint), host_of(f[3] or '')
-  expect('list', attempts)
-  local reply = hindrance(d, endpoint, host)
-  if reply then
-    return reply
+  local name, deadline, after = f[2], number_of(f[5]), number_of(f[12], 0)
+  local endpoint, host = endpoint_of(name), host_of(f[3] or '')
+  if f[4] or terms.rate > 0 then
+    -- These write before it is known whether the attempt begins; otherwise RPUSH is the first to write.
+    expect('list', attempts)
   end
-  if d.parked then
-    expect('zset', p .. 'webhook-parked:' .. d.endpoint)
+  local function delivery()
+    return {id = id, key = key, endpoint = name, order = f[4], on_end = f[8], replays = f[9], parked = f[7],
+      deadline = deadline, after = after, interrupted = interrupted}
   end
-  local reason, wait = refusal(endpoint, host, d)
+  local is_used_up = attempt - number_of(f[11], 0) >= terms.max_attempts
+  if deadline and now >= deadline or is_used_up or endpoint.disabled or after > now or f[4] then
+    local reply = hindrance(delivery(), endpoint, host, is_used_up)
+    if reply then
+      return reply
+    end
+  end
+  if f[7] then
+    expect('zset', p .. 'webhook-parked:' .. name)
+  end
+  -- A begin that is sent again must not add another record, nor use up another turn of the rate.
+  if not may_begin then
+    --@rights to HDEL HSET LTRIM PEXPIRE RPUSH ZADD ZREM
+    may_begin = true
+  end
+  local reason, wait = refusal(endpoint, host, id, interrupted, number_of(f[6]), f[14])
   if reason then
-    return wait_for_room(d, endpoint, host, reason, wait)
+    return wait_for_room(delivery(), endpoint, host, reason, wait)
   end
 
   attempt = attempt + 1
-  reply = contents_of(d, attempt)
-  -- The state must follow the record: a begin that is sent again must not add another.
-  --@rights to HSET
+  local reply = contents_of(key, f, attempt)
+  redis.call('RPUSH', attempts, b[2])
   take_place(endpoint, host, id)
-  if d.parked then
-    redis.call('ZREM', p .. 'webhook-parked:' .. d.endpoint, id)
+  if f[7] then
+    redis.call('ZREM', p .. 'webhook-parked:' .. name, id)
   end
   redis.call('HDEL', key, 'next', 'parked', 'reserved', 'forced')
   if attempt > terms.most_records then
-    redis.call('LTRIM', attempts, 1 - terms.most_records, -1)
+    redis.call('LTRIM', attempts, -terms.most_records, -1)
   end
-  redis.call('RPUSH', attempts, b[2])
   redis.call('HSET', key, 'state', 'sending', 'attempts', attempt, 'run', run)
-  if d.interrupted then
-    count_attempt(d.endpoint, '', true)
+  if interrupted then
+    count_attempt(name, '', true)
   end
   return reply
 end

@@ -33,6 +33,7 @@ local function prepare_changes()
   end
 end
 
+local NO_COUNTS = {}
 -- freed: as for `serve`
 -- returns {0} another run has begun a later attempt or ended the delivery: nothing written
 --       | {1, event, ...}: circuit_opened | circuit_closed | endpoint_disabled
@@ -64,7 +65,7 @@ local function record(e, freed)
     endpoint.probe = false
   end
   -- What counts goes with the state, so that an end that is sent again counts once.
-  local counts = {}
+  local counts = NO_COUNTS
   if not e[8] then
     counts = {'uncharged', number_of(f[10], 0) + 1, 'internal_failures', number_of(f[9], 0) + 1}
   elseif number_of(f[9], 0) > 0 then
@@ -77,7 +78,11 @@ local function record(e, freed)
   else
     finish(p, id, state, e[6], e[7], now, terms.retention, d, terms.report, counts)
   end
-  freed[name] = {host.name, (freed[name] or {0, 0})[2] + 1}
+  if freed[name] then
+    freed[name][2] = freed[name][2] + 1
+  else
+    freed[name] = {host.name, 1}
+  end
   count_attempt(name, state, false, e[14], e[15], e[16], e[17])
   if not well then
     change_endpoint(endpoint, e, id, said)
