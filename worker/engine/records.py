@@ -183,18 +183,22 @@ def _read_claim(rows: list[Any], at: int) -> Claim:
 
 def weight(end: End) -> tuple[int, int]:
     """Return the bytes of an end's parts: of those that its script carries, and of the large ones."""
-    if not end[4]:
-        return 0, 0
-    sizes = [len(memoryview(holder[name])) for holder, name in _parts(end)]
-    large = sum(size for size in sizes if size > LARGE)
-    return sum(sizes) - large, large
+    small = large = 0
+    for holder, name in _parts(end):
+        size = len(memoryview(holder[name]))
+        if size > LARGE:
+            large += size
+        else:
+            small += size
+    return small, large
 
 
 def _parts(end: End) -> list[tuple[dict[str, Any], str]]:
     """Where an end has bytes of any size: the result, and what goes to the next jobs."""
     details = end[4]
     parts = [(details, "result")] if "result" in details else []
-    parts += [(job, "body") for job in details.get("jobs", ())]
+    if "jobs" in details:
+        parts += [(job, "body") for job in details["jobs"]]
     if "gather" in details:
         parts.append((details["gather"], "value"))
     return parts

@@ -61,7 +61,7 @@ class Terms:
     retention_s: float
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True, eq=False)
 class _Asked:
     terms: Terms
     is_end: bool
@@ -118,14 +118,15 @@ class AttemptCalls:
             self._sending = None
 
     def _next(self) -> list[_Asked]:
-        terms = self._asked[0].terms
-        batch: list[_Asked] = []
-        size = 0
-        while self._asked and len(batch) < _MOST and self._asked[0].terms == terms:
-            size += len(self._asked[0].row)
-            if batch and size > MOST_INLINE:
+        waiting = self._asked
+        batch = [waiting.popleft()]
+        terms, size = batch[0].terms, len(batch[0].row)
+        while waiting and len(batch) < _MOST:
+            asked = waiting[0]
+            size += len(asked.row)
+            if size > MOST_INLINE or (asked.terms is not terms and asked.terms != terms):
                 break
-            batch.append(self._asked.popleft())
+            batch.append(waiting.popleft())
         return batch
 
     async def _send_batch(self, batch: Sequence[_Asked]) -> None:

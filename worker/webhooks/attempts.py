@@ -56,6 +56,7 @@ class AttemptStore:
         self.calls = AttemptCalls(client, keys)
         self._name = uuid.uuid4().hex[:12]
         self._runs = count()
+        self._terms: Terms | None = None
 
     async def begin(
         self, delivery_id: str, now: datetime, limits: EndpointLimits, *, max_attempts: int
@@ -66,9 +67,7 @@ class AttemptStore:
             codec.lua_text(encode_attempt(Attempt(now, None, "interrupted", None))),
             f"{self._name}:{next(self._runs)}",
         ]
-        what, *rest = await self.calls.ask(
-            Terms(limits, max_attempts, self.retention_s), False, row
-        )
+        what, *rest = await self.calls.ask(self._terms_of(limits, max_attempts), False, row)
         if what == b"go":
             if rest[_BODY] == _APART:
                 rest[_BODY] = await self.calls.body(delivery_id)
@@ -114,8 +113,15 @@ class AttemptStore:
             draw,
             *_times(attempt, wait_s),
         ]
-        _, *events = await self.calls.ask(Terms(limits, max_attempts, self.retention_s), True, row)
+        _, *events = await self.calls.ask(self._terms_of(limits, max_attempts), True, row)
         return [event.decode() for event in events]
+
+    def _terms_of(self, limits: EndpointLimits, max_attempts: int) -> Terms:
+        """The same object while nothing changes: a worker's calls are grouped by it."""
+        terms = self._terms
+        if terms is None or terms.limits is not limits or terms.max_attempts != max_attempts:
+            terms = self._terms = Terms(limits, max_attempts, self.retention_s)
+        return terms
 
     async def end_jobless(
         self, *, seen_s: float, most: int = MOST_JOBLESS
