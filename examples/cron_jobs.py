@@ -15,7 +15,7 @@ import tempfile
 from contextlib import closing
 from typing import Any
 
-from examples.running import run
+from examples.running import report, reported, run
 from letta_redis import call, open_queue
 
 DEADLINE_S = 60.0
@@ -28,39 +28,27 @@ def database() -> sqlite3.Connection:
 async def purge_sessions(_ctx: dict[str, Any]) -> None:
     """LETTA_WORKER_CRONS contains its name and expression: here, every second."""
     with closing(database()) as db:
-        db.execute("DELETE FROM sessions WHERE expired")
+        deleted = db.execute("DELETE FROM sessions WHERE expired").rowcount
+    if deleted:
+        await report(f"the cron job has deleted {deleted} expired sessions")
 
 
 async def count_sessions(_ctx: dict[str, Any], label: str) -> None:
     with closing(database()) as db:
-        db.execute("INSERT INTO reports SELECT ?, count(*) FROM sessions", (label,))
-
-
-async def wait_for(query: str) -> Any:
-    """Wait until a query has a row; returns the first."""
-    async with asyncio.timeout(DEADLINE_S):
-        while True:
-            with closing(database()) as db:
-                row = db.execute(query).fetchone()
-            if row is not None:
-                return row
-            await asyncio.sleep(0.05)
+        (count,) = db.execute("SELECT count(*) FROM sessions").fetchone()
+    await report(f"the schedule has written the {label} report: {count} session")
 
 
 async def main() -> None:
     with closing(database()) as db:
         db.execute("CREATE TABLE sessions (id TEXT, expired INTEGER)")
-        db.execute("CREATE TABLE reports (label TEXT, sessions INTEGER)")
         db.execute("INSERT INTO sessions VALUES ('s-1', 1), ('s-2', 1), ('s-3', 0)")
 
-    await wait_for("SELECT 1 WHERE NOT EXISTS (SELECT * FROM sessions WHERE expired)")
-    print("the cron job has deleted the expired sessions")
-
-    async with open_queue() as queue:
+    async with asyncio.timeout(DEADLINE_S), open_queue() as queue:
+        print(await reported.get())
         # The same id again replaces the schedule; it runs until `unschedule`.
         await queue.schedule("session-report", call("count_sessions", "hourly"), every_s=0.5)
-        label, sessions = await wait_for("SELECT * FROM reports")
-        print(f"the schedule has written the {label} report: {sessions} session")
+        print(await reported.get())
         print("schedules:", [schedule.id for schedule in await queue.jobs.schedules()])
         await queue.jobs.unschedule("session-report")
 

@@ -22,6 +22,9 @@ from letta_redis import open_queue
 
 _STOP_DEADLINE_S = 20.0
 
+# What the jobs of the worker have reported, for `main` to wait for.
+reported: asyncio.Queue[str] = asyncio.Queue()
+
 
 def run(main: Callable[[], Awaitable[None]], *, workers: bool = True, **settings: Any) -> None:
     """
@@ -34,6 +37,7 @@ def run(main: Callable[[], Awaitable[None]], *, workers: bool = True, **settings
         values = {"redis_url": f"embedded://{home}/valkey", "worker_log_level": "ERROR", **settings}
         for name, value in values.items():
             os.environ.setdefault(f"LETTA_{name.upper()}", str(value))
+        os.environ["EXAMPLE_SOCKET"] = f"{home}/reports"
         asyncio.run(_run(main, workers=workers))
 
 
@@ -43,8 +47,22 @@ async def _run(main: Callable[[], Awaitable[None]], *, workers: bool) -> None:
         if not workers:
             await main()
             return
-        with worker_process():
-            await main()
+        async with await asyncio.start_unix_server(_receive, os.environ["EXAMPLE_SOCKET"]):
+            with worker_process():
+                await main()
+
+
+async def report(line: str) -> None:
+    """Send a line from a job to `main`, which gets it from `reported`."""
+    _, writer = await asyncio.open_unix_connection(os.environ["EXAMPLE_SOCKET"])
+    writer.write(line.encode())
+    writer.close()
+    await writer.wait_closed()
+
+
+async def _receive(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    reported.put_nowait((await reader.read()).decode())
+    writer.close()
 
 
 @contextmanager

@@ -17,7 +17,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from examples.running import run, serving
+from examples.running import report, reported, run, serving
 from letta_redis import open_queue
 
 # LETTA_WEBHOOK_SECRET in production; the receiver has the same one.
@@ -43,29 +43,33 @@ class Receiver:
         return Response(status_code=204)
 
 
+async def delivery_ended(_ctx: dict[str, Any], delivery: dict[str, Any]) -> None:
+    """Runs in a worker when the delivery has ended, whatever came of it."""
+    statuses = [attempt["status"] for attempt in delivery["attempts"]]
+    await report(f"{delivery['id']} is {delivery['state']}, attempts: {statuses}")
+
+
 async def main() -> None:
     receiver = Receiver()
     async with serving(receiver.app) as url, open_queue() as queue:
         # The id makes sending again safe: the receiver gets one webhook.
         for _ in range(2):
-            webhook_id = await queue.send_webhook(
+            await queue.send_webhook(
                 f"{url}/hooks",
                 {"run_id": "run-1", "status": "completed"},
                 event_type="run.completed",
                 webhook_id="run-1:completed",
+                on_end="delivery_ended",
             )
         async with asyncio.timeout(DEADLINE_S):
             print("received and verified:", await receiver.events.get())
-            # The worker records the attempt after the receiver's response.
-            while (delivery := await queue.delivery(webhook_id)).ended_at is None:  # noqa: ASYNC110
-                await asyncio.sleep(0.05)
-        print(f"{webhook_id} is {delivery.state}")
-        print("attempts:", [attempt.status for attempt in delivery.attempts])
+            print(await reported.get())
 
 
 if __name__ == "__main__":
     run(
         main,
+        worker_functions="examples.webhooks:delivery_ended",
         webhook_secret=SECRET,
         # Without it, webhooks reach public addresses only.
         webhook_allow_cidrs="127.0.0.0/8",

@@ -97,3 +97,15 @@ def test_hooks_are_local_and_run_what_make_check_runs() -> None:
         assert program.startswith(".venv/bin/")
         command = " ".join([Path(program).name, *rest]).replace(" --force-exclude", "")
         assert f"$(BIN)/{command}" in makefile, command
+
+
+@pytest.mark.parametrize("folder", ["tests", "examples"])
+def test_nothing_sleeps_for_a_literal_time(folder: str) -> None:
+    literal = re.compile(r"\bsleep\((?!0[,)])[\d.]")
+    found = [
+        f"{path.relative_to(ROOT)}:{number}"
+        for path in sorted((ROOT / folder).rglob("*.py"))
+        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1)
+        if literal.search(line)
+    ]
+    assert found == []

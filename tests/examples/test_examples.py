@@ -33,14 +33,13 @@ chained: 6 words
 gathered: to be or not to be / the rest is silence
 """,
     "cron_jobs": """
-the cron job has deleted the expired sessions
+the cron job has deleted 2 expired sessions
 the schedule has written the hourly report: 1 session
 schedules: ['session-report']
 """,
     "webhooks": """
 received and verified: {'run_id': 'run-1', 'status': 'completed'}
-run-1:completed is delivered
-attempts: [503, 503, 204]
+run-1:completed is delivered, attempts: [503, 503, 204]
 """,
     "llm_requests": """
 batches: 1
