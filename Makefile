@@ -99,7 +99,7 @@ check: $(VENV)/.ready ## Check lint, format, types, import direction, generated 
 	@$(BIN)/python -m docs.generate --check
 	@$(MKDOCS) --site-dir out/site-check $(OR_SHOW)
 
-docs: $(VENV)/.ready ## Generate docs/settings.md and docs/keys.md
+docs: $(VENV)/.ready ## Generate docs/cli.md and docs/settings.md
 	@$(BIN)/python -m docs.generate
 
 site: $(VENV)/.ready ## Build the documentation as a website into out/site

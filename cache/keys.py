@@ -1,5 +1,5 @@
 """
-Names every key of the cache, its TTL and its bound. docs/keys.md is generated from CATALOGUE.
+Names every key of the cache. docs/keys.md says what each one holds and what bounds it.
 
 All keys begin with `lc:`, so one ACL pattern covers them.
 """
@@ -9,17 +9,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 CACHE_PREFIX = "lc:"
-
-
-@dataclass(frozen=True, slots=True)
-class KeySpec:
-    """One row of docs/keys.md. `bound` says what keeps the key small."""
-
-    pattern: str
-    type: str
-    holds: str
-    bound: str
-
 
 # An index outlives the values that it lists, and what has ended a write, by this many ms.
 CACHE_INDEX_MARGIN_MS = 120_000
@@ -132,133 +121,3 @@ def quoted(name: str) -> str:
     if "%" not in name and ":" not in name and "}" not in name:
         return name
     return name.replace("%", "%25").replace(":", "%3A").replace("}", "%7D")
-
-
-CATALOGUE: tuple[KeySpec, ...] = (
-    KeySpec(
-        "lc:{<agent>}",
-        "string",
-        "the entry's version: a value is served only if it carries this version; an invalidation deletes it",
-        "TTL of the longest-lived value; 16 bytes",
-    ),
-    KeySpec(
-        "lc:{<agent>}:state:<scope>, :state@<organisation>:<scope>",
-        "string",
-        "a cached state, in its envelope",
-        "TTL LETTA_CACHE_AGENT_TTL_S; LETTA_CACHE_MAX_VALUE_BYTES",
-    ),
-    KeySpec(
-        "lc:{<agent>}:block:<label>, :context:<hash>",
-        "string",
-        "a memory block or a compiled context, in its envelope",
-        "TTL LETTA_CACHE_AGENT_TTL_S; LETTA_CACHE_MAX_VALUE_BYTES",
-    ),
-    KeySpec(
-        "lc:{<agent>}:lease:<kind>:<name>",
-        "string",
-        "the token of the process that loads the value, whether others wait, time and version of the grant",
-        "TTL LETTA_CACHE_LEASE_S",
-    ),
-    KeySpec(
-        "lc:{<agent>}:staged:<token>, lc:{<agent>}:messages:staged:<token>",
-        "string, sorted set",
-        "a value over 256 KiB, or messages over 512 KiB, on the way: their fill renames the key",
-        "TTL 60 s",
-    ),
-    KeySpec(
-        "lc:{<agent>}:messages",
-        "string",
-        "the version of the agent's windows",
-        "TTL LETTA_CACHE_MESSAGE_TTL_S; 16 bytes",
-    ),
-    KeySpec(
-        "lc:{<agent>}:messages:state:<conversation>",
-        "string",
-        "a window's version, when its load began, newest message, length; if it reaches the beginning, has a gap",
-        "TTL LETTA_CACHE_MESSAGE_TTL_S",
-    ),
-    KeySpec(
-        "lc:{<agent>}:messages:lease:state:<conversation>",
-        "string",
-        "the token of the process that loads the window",
-        "TTL LETTA_CACHE_LEASE_S",
-    ),
-    KeySpec(
-        "lc:{<agent>}:messages:window:<conversation>",
-        "sorted set",
-        "sequence_id -> message: the newest messages of a conversation",
-        "TTL LETTA_CACHE_MESSAGE_TTL_S; LETTA_CACHE_MESSAGE_WINDOW messages",
-    ),
-    KeySpec(
-        "lc:{<agent>}:messages:aside:<conversation>",
-        "hash",
-        "appends that wait for their predecessor, or for a load that may lack them",
-        "TTL 60 s; 256 appends, 256 KiB in all",
-    ),
-    KeySpec(
-        "lc:{<agent>}:intents, lc:{<agent>}:messages:intents:<conversation>",
-        "sorted set",
-        "the writes under way: while one stands, nothing is loaded under a lease, so nothing is stored",
-        "TTL LETTA_CACHE_INTENT_S + 120 s; one member a write, removed at its end",
-    ),
-    KeySpec(
-        "lc:message:{<scope>:<id>}, lc:message:{<scope>:<id>}:body, :staged:<token>",
-        "string",
-        "the version of one message's entry, and the message in its envelope",
-        "TTL LETTA_CACHE_MESSAGE_TTL_S; LETTA_CACHE_MAX_VALUE_BYTES",
-    ),
-    KeySpec(
-        "lc:message:{<scope>:<id>}:lease:body",
-        "string",
-        "the token of the process that loads or puts the message",
-        "TTL LETTA_CACHE_LEASE_S",
-    ),
-    KeySpec(
-        "lc:message:{<scope>:<id>}:intents",
-        "sorted set",
-        "the writes of the message under way",
-        "TTL LETTA_CACHE_INTENT_S + 120 s; one member a write, removed at its end",
-    ),
-    KeySpec(
-        "lc:{<agent>}:session:<id>",
-        "string",
-        "a session's TTL and its data, in an envelope",
-        "TTL LETTA_CACHE_SESSION_TTL_S, renewed when read; LETTA_CACHE_MAX_VALUE_BYTES",
-    ),
-    KeySpec(
-        "lc:dependency:{<name>}, lc:organisation:{<name>}",
-        "sorted set",
-        "the agents with values that depend on a block, tool, source or tag, or belong to an organization",
-        "TTL of the values + 120 s; LETTA_CACHE_MAX_DEPENDENTS agents",
-    ),
-    KeySpec(
-        "lc:dependency:{<name>}:intents, lc:organisation:{<name>}:intents",
-        "sorted set",
-        "the writes under way, and the time of the last one: loads from before it are not stored",
-        "TTL LETTA_CACHE_INTENT_S + 120 s; one member a write, removed at its end",
-    ),
-    KeySpec(
-        "lc:lease:{<name>}",
-        "string",
-        "a named lease: its owner and its fencing token",
-        "TTL ttl_s of the call, renewed while it is held; 24 bytes",
-    ),
-    KeySpec(
-        "lc:lease:{<name>}:fence",
-        "string",
-        "the last token of a named lease, so that the next is greater",
-        "TTL 7 d; 16 bytes",
-    ),
-    KeySpec(
-        "lc:counters",
-        "hash",
-        "counters of all processes, summed: `letta-workers cache stats`",
-        "one field for each counter; TTL 30 d, renewed",
-    ),
-    KeySpec(
-        "lc:backplane",
-        "stream",
-        "invalidations and wake-ups, for processes that listen",
-        "about the newest 10,000 events; TTL 7 d",
-    ),
-)

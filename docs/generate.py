@@ -1,5 +1,5 @@
 """
-Writes docs/cli.md, docs/settings.md and docs/keys.md from the code, or checks that they are up to date.
+Writes docs/cli.md and docs/settings.md from the code, or checks that they are up to date.
 
     python -m docs.generate            # write
     python -m docs.generate --check    # exit 1 and name the outdated files
@@ -15,8 +15,6 @@ from pathlib import Path
 import click
 from pydantic import SecretStr
 
-import cache.keys
-import worker.keys
 from settings import Settings, accepted, variable_name
 from worker.cli.commands import main as commands
 from worker.cli.completion import PROGRAM
@@ -45,22 +43,6 @@ def settings_page() -> str:
         shown = "unset" if default is None else "empty" if default == "" else f"`{default}`"
         cells = (f"`{variable_name(name)}`", shown, accepted(field), field.description or "")
         lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
-    return "\n".join(lines) + "\n"
-
-
-def keys_page() -> str:
-    lines = [
-        "# Keys",
-        "",
-        "`make docs` generates this page from `worker/keys.py` and `cache/keys.py`; do not edit it. All keys",
-        "of the queue begin with `arq:`, all keys of the cache with `lc:`. The last column names what bounds",
-        "each key's size or life.",
-        "",
-        "| key | type | holds | bound |",
-        "|---|---|---|---|",
-    ]
-    catalogue = worker.keys.CATALOGUE + cache.keys.CATALOGUE
-    lines += [f"| `{s.pattern}` | {s.type} | {s.holds} | {s.bound} |" for s in catalogue]
     return "\n".join(lines) + "\n"
 
 
@@ -116,7 +98,7 @@ def _escaped(text: str) -> list[str]:
     return text.replace("<", "&lt;").replace("*", "\\*").splitlines()
 
 
-PAGES = {"cli.md": cli_page, "settings.md": settings_page, "keys.md": keys_page}
+PAGES = {"cli.md": cli_page, "settings.md": settings_page}
 
 
 def main() -> int:
