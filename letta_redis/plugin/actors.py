@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from cache.errors import InvalidName
 from cache.logs import get_logger
+from letta_redis.plugin.messages import LoadFailed
 from letta_redis.plugin.runtime import Runtime
 from letta_redis.plugin.seams import Feature, Seam
 
@@ -15,10 +16,6 @@ if TYPE_CHECKING:
     from cache.service import Cache
 
 log = get_logger("letta_redis")
-
-
-class LoadFailed(Exception):
-    """Letta's own read raised. Each caller reads again, and gets the error from that."""
 
 
 def _reading(runtime: Runtime, original: Any) -> Any:

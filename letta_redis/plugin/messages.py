@@ -21,6 +21,7 @@ import msgspec
 from cache.errors import InvalidName
 from cache.logs import get_logger
 from letta_redis.plugin.seams import Feature, Seam
+from letta_redis.plugin.states import NOT_CACHED, to_json
 
 if TYPE_CHECKING:
     from cache.service import Cache
@@ -29,8 +30,6 @@ if TYPE_CHECKING:
 log = get_logger("letta_redis")
 
 _MODULE = "letta.services.message_manager"
-# In a message's place: it would not come back from JSON as it is.
-_NOT_CACHED = b""
 # Background reads at once, in one process. More are left to the next step.
 _AT_ONCE = 2
 
@@ -86,7 +85,7 @@ async def read(cache: Cache, ids: Iterable[str], actor: Any) -> list[Row]:
             loaded.update(await _load(missing, actor))
         except Exception as exc:
             raise LoadFailed from exc
-        return {message_id: _encoded(message) for message_id, message in loaded.items()}
+        return {message_id: to_json(message) for message_id, message in loaded.items()}
 
     wanted = list(dict.fromkeys(ids))
     found = await cache.agents.get_or_load_many(
@@ -96,13 +95,13 @@ async def read(cache: Cache, ids: Iterable[str], actor: Any) -> list[Row]:
         organisation=actor.organization_id,
         depends_on=owners_in,
     )
-    left = [i for i, data in found.items() if data == _NOT_CACHED and i not in loaded]
+    left = [i for i, data in found.items() if data == NOT_CACHED and i not in loaded]
     if left:
         loaded.update(await _load(left, actor))
     return [
-        Row(i, loaded[i] if data == _NOT_CACHED else Message.model_validate_json(data))
+        Row(i, loaded[i] if data == NOT_CACHED else Message.model_validate_json(data))
         for i, data in found.items()
-        if data != _NOT_CACHED or i in loaded
+        if data != NOT_CACHED or i in loaded
     ]
 
 
@@ -116,15 +115,6 @@ async def _load(ids: list[str], actor: Any) -> dict[str, Any]:
             db_session=session, identifiers=ids, actor=actor, check_is_deleted=True
         )
         return {row.id: row.to_pydantic() for row in rows}
-
-
-def _encoded(message: Any) -> bytes:
-    try:
-        data: bytes = message.model_dump_json(round_trip=True).encode()
-        again = type(message).model_validate_json(data).model_dump_json(round_trip=True)
-    except ValueError:  # pydantic's errors are
-        return _NOT_CACHED
-    return data if again.encode() == data else _NOT_CACHED
 
 
 def _reading(runtime: Runtime, original: Any) -> Any:

@@ -41,6 +41,16 @@ def left_encrypted() -> Iterator[None]:
         _leave_encrypted.reset(token)
 
 
+def to_json(model: Any) -> bytes:
+    """The JSON of a model of Letta, or NOT_CACHED if JSON would not bring back the same."""
+    try:
+        data: bytes = model.model_dump_json(round_trip=True).encode()
+        again = type(model).model_validate_json(data).model_dump_json(round_trip=True)
+    except ValueError:  # pydantic's errors are
+        return NOT_CACHED
+    return data if again.encode() == data else NOT_CACHED
+
+
 async def encode(state: Any, *, sealed: bool) -> bytes:
     """
     The JSON of a state that was read with encrypted secrets. The state is decrypted afterwards.
@@ -50,7 +60,7 @@ async def encode(state: Any, *, sealed: bool) -> bytes:
     """
     from letta.utils import decrypt_agent_secrets
 
-    data = _json(state)
+    data = to_json(state)
     await decrypt_agent_secrets([state])
     return data if sealed or not _shows_secret(state) else NOT_CACHED
 
@@ -66,15 +76,6 @@ async def decode(data: bytes) -> Any:
         # The server's own states hold the same objects in both lists.
         state.secrets[:] = _secrets(state)
     return state
-
-
-def _json(state: Any) -> bytes:
-    try:
-        data: bytes = state.model_dump_json(round_trip=True).encode()
-        found = type(state).model_validate_json(data).model_dump_json(round_trip=True).encode()
-    except ValueError:  # pydantic's errors are
-        return NOT_CACHED
-    return data if found == data else NOT_CACHED
 
 
 def _secrets(state: Any) -> list[Any]:

@@ -64,7 +64,6 @@ class LeaseKeeper:
         self._worker_loop = asyncio.get_running_loop()
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._main, name="leases", daemon=True)
-        self.renewed_at = time.monotonic()
 
     def start(self) -> None:
         self._thread.start()
@@ -109,7 +108,6 @@ class LeaseKeeper:
             )
             if lost:
                 self._worker_loop.call_soon_threadsafe(self._on_lost, lost)
-        self.renewed_at = now
 
     def _is_kept(self, claim: Claim, now: float) -> bool:
         if claim.stop:
