@@ -19,8 +19,10 @@ from worker import Priority, call
 from worker.errors import InvalidArgument
 from worker.keys import EngineKeys
 from worker.web.access import Access, Role, Visitor
-from worker.web.api.actions import ACTIONS, Action, perform
-from worker.web.api.views import Done, Nothing
+from worker.web.api.actions import ACTIONS
+from worker.web.api.performing import Action, perform
+from worker.web.api.queries import Nothing
+from worker.web.api.views import Done
 from worker.web.site import Site
 
 pytestmark = pytest.mark.integration

@@ -10,7 +10,8 @@ from worker.client import JobQueue
 from worker.queue.calls import Call
 from worker.queue.filters import JobFilter
 from worker.queue.rows import JobState
-from worker.web.api.views import BulkDead, BulkDone, BulkJobs, BulkQuery, Done, NewJob, Query, given
+from worker.web.api.queries import BulkDead, BulkJobs, BulkQuery, NewJob, Query, given
+from worker.web.api.views import BulkDone, Done
 
 # Parts of a filter that were not given.
 _UNSAID: tuple[Any, ...] = (UNSET, False, 0, "", {})

@@ -7,9 +7,11 @@ from typing import Any, get_type_hints
 import msgspec
 from msgspec import UnsetType
 
-from worker.web.api.actions import ACTIONS, Action
+from worker.web.api.actions import ACTIONS
+from worker.web.api.performing import Action
+from worker.web.api.queries import Query
 from worker.web.api.routes import JSON, READS, Read
-from worker.web.api.views import Done, Problem, Query
+from worker.web.api.views import Done, Problem
 
 _REF = "#/components/schemas/{name}"
 _ERRORS = {

@@ -1,14 +1,17 @@
-"""Reads for the API and the page: each function asks the facade and returns what is shown."""
+"""
+Reads of jobs and LLM batches for the API and the page.
+
+Each function asks the facade and returns what is shown. webhook_reads.py has those of webhooks.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import Any
 
 import msgspec
 
-from worker.errors import InvalidArgument, NotFound
+from worker.errors import NotFound
 from worker.llm.history import GroupHistory
 from worker.queue.audit import AuditPage
 from worker.queue.history import FunctionHistory
@@ -20,30 +23,25 @@ from worker.queue.priority import Priority
 from worker.queue.rows import WorkerRow
 from worker.queue.store import JobStatus
 from worker.queue.switches import CronState
-from worker.web.api import views
-from worker.web.api.views import given
+from worker.web.api import queries, views
+from worker.web.api.queries import given
 from worker.web.site import Site
-from worker.webhooks.endpoints import Endpoint
-from worker.webhooks.history import EndpointHistory
-from worker.webhooks.policy import ENDED, DeliveryState
-from worker.webhooks.records import Delivery
-from worker.webhooks.selection import Selection
 
 # An argument may be large; its beginning tells what it is.
 _MOST_CHARS = 2000
 
 
-async def overview(site: Site, _query: views.Nothing) -> Overview:
+async def overview(site: Site, _query: queries.Nothing) -> Overview:
     """Counts of jobs, deliveries and batches: cheap, however many there are."""
     return await site.queue.jobs.overview()
 
 
-async def stats(site: Site, _query: views.Nothing) -> dict[str, dict[str, float]]:
+async def stats(site: Site, _query: queries.Nothing) -> dict[str, dict[str, float]]:
     """Counts by priority. It looks at every running job and dead letter, in short steps."""
     return await site.queue.stats()
 
 
-async def jobs(site: Site, query: views.JobsQuery) -> JobPage:
+async def jobs(site: Site, query: queries.JobsQuery) -> JobPage:
     """A page of jobs that have not ended."""
     return await site.queue.jobs.list(
         given(query.state),
@@ -54,7 +52,7 @@ async def jobs(site: Site, query: views.JobsQuery) -> JobPage:
     )
 
 
-async def job(site: Site, query: views.ById) -> views.JobView:
+async def job(site: Site, query: queries.ById) -> views.JobView:
     """One job: waiting, running, dead, or complete."""
     found = await _job(site, query.id)
     if not site.show_arguments or found.state == "complete":
@@ -107,24 +105,24 @@ async def _job(site: Site, job_id: str) -> views.JobView:
     return views.JobView(id=job_id, state=state)
 
 
-async def dead(site: Site, query: views.DeadQuery) -> views.DeadPage:
+async def dead(site: Site, query: queries.DeadQuery) -> views.DeadPage:
     """A page of dead letters, newest first."""
     letters = await site.queue.dead.list(limit=query.limit, offset=query.offset)
     return views.DeadPage([_dead_view(letter) for letter in letters], await site.queue.dead.count())
 
 
-async def pauses(site: Site, _query: views.Nothing) -> list[Pause]:
+async def pauses(site: Site, _query: queries.Nothing) -> list[Pause]:
     """Functions and priorities whose jobs no worker claims, and how many due jobs wait for that."""
     return await site.queue.jobs.pauses.list()
 
 
-async def workers(site: Site, _query: views.Nothing) -> Sequence[WorkerRow]:
+async def workers(site: Site, _query: queries.Nothing) -> Sequence[WorkerRow]:
     """The workers of all machines: the live ones, then those that lapsed within about a minute."""
     fleet = await site.queue.jobs.fleet()
     return [*fleet.workers, *fleet.lapsed]
 
 
-async def schedules(site: Site, _query: views.Nothing) -> list[views.ScheduleView]:
+async def schedules(site: Site, _query: queries.Nothing) -> list[views.ScheduleView]:
     """The repeating jobs that clients registered, each with its next and its last run."""
     return [
         views.ScheduleView(
@@ -143,93 +141,28 @@ async def schedules(site: Site, _query: views.Nothing) -> list[views.ScheduleVie
     ]
 
 
-async def crons(site: Site, _query: views.Nothing) -> list[CronState]:
+async def crons(site: Site, _query: queries.Nothing) -> list[CronState]:
     """The crons that workers have had, each with its next and its last tick, and whether it is off."""
     return await site.queue.jobs.switches.crons()
 
 
-async def endpoints(site: Site, _query: views.Nothing) -> views.EndpointsView:
-    """The endpoints of webhooks that fail or are disabled."""
-    return views.EndpointsView(
-        await site.queue.webhooks.failing_endpoints(),
-        await site.queue.webhooks.disabled_endpoints(),
-    )
-
-
-async def endpoint(site: Site, query: views.ByEndpoint) -> Endpoint:
-    """What holds one endpoint back."""
-    with known_endpoint():
-        return await site.queue.webhooks.endpoint(**named(query))
-
-
-async def endpoint_history(site: Site, query: views.EndpointHistoryQuery) -> list[EndpointHistory]:
-    """How attempts at webhooks ended, by endpoint and time."""
-    name = given(query.name)
-    with known_endpoint():
-        return await site.queue.webhooks.history(
-            **named(views.ByEndpoint(name)) if name else {},
-            since=given(query.since),
-            step=given(query.step),
-        )
-
-
-def named(query: views.ByEndpoint) -> dict[str, str]:
-    """The facade's arguments for an endpoint: an `endpoint_id` has no slash."""
-    return {"url": query.name} if "/" in query.name else {"endpoint_id": query.name}
-
-
-@contextmanager
-def known_endpoint() -> Iterator[None]:
-    """
-    Raises:
-        NotFound: no webhook can be sent to an endpoint of this name.
-    """
-    try:
-        yield
-    except InvalidArgument as exc:
-        raise NotFound(f"no such endpoint: {exc}") from None
-
-
-async def deliveries(site: Site, query: views.DeliveriesQuery) -> list[views.DeliveryView]:
-    """Deliveries of webhooks by state: by default those that have not ended."""
-    state = given(query.state)
-    wanted = Selection(
-        states=(state,) if state else tuple(set(DeliveryState) - set(ENDED)),
-        event_type=given(query.event_type),
-        since=given(query.since),
-        until=given(query.until),
-    )
-    found = []
-    for id_ in await site.queue.webhooks.find(wanted, limit=query.limit):
-        try:
-            found.append(_delivery_view(await site.queue.delivery(id_)))
-        except NotFound:  # its retention has just passed
-            continue
-    return found
-
-
-async def delivery(site: Site, query: views.ById) -> views.DeliveryView:
-    """One webhook with its attempts."""
-    return _delivery_view(await site.queue.delivery(query.id))
-
-
-async def batches(site: Site, query: views.BatchesQuery) -> list[views.BatchView]:
+async def batches(site: Site, query: queries.BatchesQuery) -> list[views.BatchView]:
     """The newest LLM batches."""
     rows = await site.queue.llm.batches.list(limit=query.limit)
     return msgspec.convert(rows, list[views.BatchView])
 
 
-async def batch(site: Site, query: views.ById) -> views.BatchView:
+async def batch(site: Site, query: queries.ById) -> views.BatchView:
     """One LLM batch."""
     return msgspec.convert(await site.queue.llm.batches.get(query.id), views.BatchView)
 
 
-async def groups(site: Site, _query: views.Nothing) -> list[views.GroupView]:
+async def groups(site: Site, _query: queries.Nothing) -> list[views.GroupView]:
     """The LLM requests that wait for a batch, by group."""
     return msgspec.convert(await site.queue.llm.batches.groups(), list[views.GroupView])
 
 
-async def group_history(site: Site, query: views.GroupHistoryQuery) -> list[GroupHistory]:
+async def group_history(site: Site, query: queries.GroupHistoryQuery) -> list[GroupHistory]:
     """How LLM requests ended, by provider, endpoint, model and time."""
     return await site.queue.llm.history.read(
         provider=given(query.provider),
@@ -240,7 +173,7 @@ async def group_history(site: Site, query: views.GroupHistoryQuery) -> list[Grou
     )
 
 
-async def history(site: Site, query: views.HistoryQuery) -> list[FunctionHistory]:
+async def history(site: Site, query: queries.HistoryQuery) -> list[FunctionHistory]:
     """How jobs ended, by function, priority and time."""
     return await site.queue.history(
         function=given(query.function),
@@ -250,7 +183,7 @@ async def history(site: Site, query: views.HistoryQuery) -> list[FunctionHistory
     )
 
 
-async def audit(site: Site, query: views.AuditQuery) -> AuditPage:
+async def audit(site: Site, query: queries.AuditQuery) -> AuditPage:
     """What operators changed."""
     return await site.queue.jobs.audit.page(limit=query.limit, cursor=query.cursor)
 
@@ -266,10 +199,6 @@ def _dead_view(letter: DeadLetter) -> views.DeadView:
         died_at=letter.died_at,
         bytes=len(letter.body),
     )
-
-
-def _delivery_view(found: Delivery) -> views.DeliveryView:
-    return msgspec.convert(found.to_dict(), views.DeliveryView)
 
 
 def _text(value: Any) -> str:

@@ -33,8 +33,9 @@ from worker.queue.pauses import Pause
 from worker.queue.rows import WorkerRow
 from worker.queue.switches import CronState
 from worker.web.access import Refused
-from worker.web.api import reads, views
-from worker.web.api.actions import ACTIONS, Action, perform, require_operator
+from worker.web.api import queries, reads, views, webhook_reads
+from worker.web.api.actions import ACTIONS
+from worker.web.api.performing import Action, perform, require_operator
 from worker.web.bearer import headers_of, visitor_of
 from worker.web.site import Site
 from worker.webhooks.endpoints import Endpoint
@@ -54,7 +55,7 @@ class Read:
 
     path: str
     run: Callable[[Site, Any], Awaitable[Any]]
-    query: type[views.Query]
+    query: type[queries.Query]
     reply: Any
 
     @property
@@ -63,31 +64,31 @@ class Read:
 
 
 READS = (
-    Read("overview", reads.overview, views.Nothing, Overview),
-    Read("stats", reads.stats, views.Nothing, dict[str, dict[str, float]]),
-    Read("jobs", reads.jobs, views.JobsQuery, JobPage),
-    Read("job", reads.job, views.ById, views.JobView),
-    Read("dead", reads.dead, views.DeadQuery, views.DeadPage),
-    Read("pauses", reads.pauses, views.Nothing, list[Pause]),
-    Read("workers", reads.workers, views.Nothing, list[WorkerRow]),
-    Read("schedules", reads.schedules, views.Nothing, list[views.ScheduleView]),
-    Read("crons", reads.crons, views.Nothing, list[CronState]),
-    Read("endpoints", reads.endpoints, views.Nothing, views.EndpointsView),
-    Read("endpoint", reads.endpoint, views.ByEndpoint, Endpoint),
+    Read("overview", reads.overview, queries.Nothing, Overview),
+    Read("stats", reads.stats, queries.Nothing, dict[str, dict[str, float]]),
+    Read("jobs", reads.jobs, queries.JobsQuery, JobPage),
+    Read("job", reads.job, queries.ById, views.JobView),
+    Read("dead", reads.dead, queries.DeadQuery, views.DeadPage),
+    Read("pauses", reads.pauses, queries.Nothing, list[Pause]),
+    Read("workers", reads.workers, queries.Nothing, list[WorkerRow]),
+    Read("schedules", reads.schedules, queries.Nothing, list[views.ScheduleView]),
+    Read("crons", reads.crons, queries.Nothing, list[CronState]),
+    Read("endpoints", webhook_reads.endpoints, queries.Nothing, views.EndpointsView),
+    Read("endpoint", webhook_reads.endpoint, queries.ByEndpoint, Endpoint),
     Read(
         "endpoints/history",
-        reads.endpoint_history,
-        views.EndpointHistoryQuery,
+        webhook_reads.endpoint_history,
+        queries.EndpointHistoryQuery,
         list[EndpointHistory],
     ),
-    Read("deliveries", reads.deliveries, views.DeliveriesQuery, list[views.DeliveryView]),
-    Read("delivery", reads.delivery, views.ById, views.DeliveryView),
-    Read("batches", reads.batches, views.BatchesQuery, list[views.BatchView]),
-    Read("batch", reads.batch, views.ById, views.BatchView),
-    Read("llm/groups", reads.groups, views.Nothing, list[views.GroupView]),
-    Read("llm/history", reads.group_history, views.GroupHistoryQuery, list[GroupHistory]),
-    Read("history", reads.history, views.HistoryQuery, list[FunctionHistory]),
-    Read("audit", reads.audit, views.AuditQuery, AuditPage),
+    Read("deliveries", webhook_reads.deliveries, queries.DeliveriesQuery, list[views.DeliveryView]),
+    Read("delivery", webhook_reads.delivery, queries.ById, views.DeliveryView),
+    Read("batches", reads.batches, queries.BatchesQuery, list[views.BatchView]),
+    Read("batch", reads.batch, queries.ById, views.BatchView),
+    Read("llm/groups", reads.groups, queries.Nothing, list[views.GroupView]),
+    Read("llm/history", reads.group_history, queries.GroupHistoryQuery, list[GroupHistory]),
+    Read("history", reads.history, queries.HistoryQuery, list[FunctionHistory]),
+    Read("audit", reads.audit, queries.AuditQuery, AuditPage),
 )
 
 
@@ -176,7 +177,7 @@ async def read_body(request: Request) -> bytes:
     return body
 
 
-def decode(pairs: Sequence[tuple[str, str]], wanted: type[views.Query]) -> Any:
+def decode(pairs: Sequence[tuple[str, str]], wanted: type[queries.Query]) -> Any:
     """
     What a call accepts, from parameters in the form of text.
 
@@ -194,7 +195,7 @@ def decode(pairs: Sequence[tuple[str, str]], wanted: type[views.Query]) -> Any:
 
 
 @cache
-def _whole_numbers(query: type[views.Query]) -> frozenset[str]:
+def _whole_numbers(query: type[queries.Query]) -> frozenset[str]:
     types = {each.name: msgspec.inspect.type_info(each.type) for each in fields(query)}
     return frozenset(
         name for name, type_ in types.items() if isinstance(type_, msgspec.inspect.IntType)

@@ -13,7 +13,7 @@ from msgspec import UNSET, UnsetType
 from worker.llm.history import GroupHistory
 from worker.queue.history import FunctionHistory, Step
 from worker.queue.series import Times
-from worker.web.api import reads, views
+from worker.web.api import queries, reads, webhook_reads
 from worker.web.page.charts import ATTEMPT_NAMES, REQUEST_NAMES, Timeline, quantile, summed
 from worker.web.site import Site
 
@@ -23,25 +23,25 @@ _HOUR = 3600
 RangeName = Literal["1h", "6h", "24h", "7d", "30d"]
 
 
-class Range(views.Query, frozen=True):
+class Range(queries.Query, frozen=True):
     """The time that charts show, of one function or of all."""
 
-    function: views.Name | UnsetType = UNSET
+    function: queries.Name | UnsetType = UNSET
     range: RangeName = "1h"
 
 
-class EndpointRange(views.ByEndpoint, frozen=True):
+class EndpointRange(queries.ByEndpoint, frozen=True):
     """An endpoint, and the time that its charts show."""
 
     range: RangeName = "24h"
 
 
-class Group(views.Query, frozen=True):
+class Group(queries.Query, frozen=True):
     """An LLM group, and the time that its charts show."""
 
-    provider: views.Name
-    endpoint: views.Name
-    model: views.Model
+    provider: queries.Name
+    endpoint: queries.Name
+    model: queries.Model
     range: RangeName = "24h"
 
 
@@ -67,13 +67,13 @@ class FunctionRow:
     run: str
 
 
-async def overview(site: Site, _query: views.Nothing) -> dict[str, Any]:
+async def overview(site: Site, _query: queries.Nothing) -> dict[str, Any]:
     now_s = int(time.time())
     timeline = Timeline(now_s - _HOUR, now_s, 60)
     # The hour that ends now, of every function: one read.
-    found = await reads.history(site, views.HistoryQuery())
+    found = await reads.history(site, queries.HistoryQuery())
     timeline.add(found)
-    nothing = views.Nothing()
+    nothing = queries.Nothing()
     return {
         "counts": await reads.overview(site, nothing),
         "fleet": await site.queue.jobs.fleet(),
@@ -85,11 +85,11 @@ async def overview(site: Site, _query: views.Nothing) -> dict[str, Any]:
 
 async def history(site: Site, query: Range) -> dict[str, Any]:
     timeline, since, step = _timeline(query.range)
-    wanted = views.given(query.function)
+    wanted = queries.given(query.function)
     names = sorted({each.function for each in await site.queue.jobs.history.totals()})
     # One function after the other: 30 days of all together would take much memory.
     for name in names if wanted is None else [wanted]:
-        timeline.add(await reads.history(site, views.HistoryQuery(name, since=since, step=step)))
+        timeline.add(await reads.history(site, queries.HistoryQuery(name, since=since, step=step)))
     return {
         "charts": timeline.charts(),
         "function": wanted or "",
@@ -101,10 +101,10 @@ async def history(site: Site, query: Range) -> dict[str, Any]:
 
 async def endpoint(site: Site, query: EndpointRange) -> dict[str, Any]:
     timeline, since, step = _timeline(query.range)
-    wanted = views.EndpointHistoryQuery(query.name, since=since, step=step)
-    timeline.add(await reads.endpoint_history(site, wanted))
+    wanted = queries.EndpointHistoryQuery(query.name, since=since, step=step)
+    timeline.add(await webhook_reads.endpoint_history(site, wanted))
     return {
-        "endpoint": await reads.endpoint(site, views.ByEndpoint(query.name)),
+        "endpoint": await webhook_reads.endpoint(site, queries.ByEndpoint(query.name)),
         "asked": query.name,
         "charts": timeline.charts("Delivered webhooks", ATTEMPT_NAMES),
         "range": query.range,
@@ -112,9 +112,9 @@ async def endpoint(site: Site, query: EndpointRange) -> dict[str, Any]:
     }
 
 
-async def batches(site: Site, query: views.BatchesQuery) -> dict[str, Any]:
-    nothing = views.Nothing()
-    lately = await reads.group_history(site, views.GroupHistoryQuery())
+async def batches(site: Site, query: queries.BatchesQuery) -> dict[str, Any]:
+    nothing = queries.Nothing()
+    lately = await reads.group_history(site, queries.GroupHistoryQuery())
     return {
         "batches": await reads.batches(site, query),
         "groups": await reads.groups(site, nothing),
@@ -126,7 +126,7 @@ async def batches(site: Site, query: views.BatchesQuery) -> dict[str, Any]:
 async def group(site: Site, query: Group) -> dict[str, Any]:
     timeline, since, step = _timeline(query.range)
     names = (query.provider, query.endpoint, query.model)
-    wanted = views.GroupHistoryQuery(*names, since=since, step=step)
+    wanted = queries.GroupHistoryQuery(*names, since=since, step=step)
     timeline.add(await reads.group_history(site, wanted))
     return {
         "asked": query,

@@ -16,8 +16,9 @@ from worker.errors import InvalidArgument
 from worker.queue.priority import Priority
 from worker.queue.rows import JobState
 from worker.web.access import Visitor
-from worker.web.api import views
-from worker.web.api.actions import ACTIONS, Action, perform
+from worker.web.api import queries
+from worker.web.api.actions import ACTIONS
+from worker.web.api.performing import Action, perform
 from worker.web.site import Site
 
 # What one press of a button may take; the call behind it takes about a second.
@@ -33,7 +34,7 @@ _PAST = {
 Count = Annotated[int, Meta(ge=0)]
 
 
-class Change(views.Query, frozen=True):
+class Change(queries.Query, frozen=True):
     """
     What is changed, and the sums so far. cancel and run are about jobs, retry and delete about dead
     letters. expected: how many the count found, 0 where it did not come to its end.
@@ -41,13 +42,13 @@ class Change(views.Query, frozen=True):
 
     action: Literal["cancel", "run", "retry", "delete"] = "cancel"
     state: JobState | UnsetType = UNSET
-    function: views.Name | UnsetType = UNSET
+    function: queries.Name | UnsetType = UNSET
     priority: Priority | UnsetType = UNSET
-    id_prefix: views.Name | UnsetType = UNSET
-    error: views.Name | UnsetType = UNSET
+    id_prefix: queries.Name | UnsetType = UNSET
+    error: queries.Name | UnsetType = UNSET
     min_tries: Annotated[int, Meta(ge=0, le=1_000_000)] = 0
     min_age_minutes: Annotated[int, Meta(ge=0, le=5_000_000)] = 0
-    cursor: views.JobCursor = ""
+    cursor: queries.JobCursor = ""
     looked: Count = 0
     matched: Count = 0
     done: Count = 0
@@ -60,7 +61,7 @@ class Change(views.Query, frozen=True):
     def filters(self) -> dict[str, str]:
         """The parts of the filter that were given, and the action."""
         names = ("state", "function", "priority", "id_prefix", "error")
-        found = {name: str(views.given(getattr(self, name)) or "") for name in names}
+        found = {name: str(queries.given(getattr(self, name)) or "") for name in names}
         numbers = {"min_tries": self.min_tries, "min_age_minutes": self.min_age_minutes}
         return {
             "action": self.action,
@@ -95,7 +96,7 @@ async def change(site: Site, visitor: Visitor, query: Change) -> dict[str, Any]:
             return _shown(query, is_dry=False)
 
 
-def _step(query: Change, *, dry_run: bool) -> tuple[Action, views.BulkQuery]:
+def _step(query: Change, *, dry_run: bool) -> tuple[Action, queries.BulkQuery]:
     if query.is_of_dead and query.state is not UNSET:
         raise InvalidArgument(f"{query.action} is about dead letters, which have no state")
     if query.error is not UNSET and not query.is_of_dead:
@@ -111,8 +112,8 @@ def _step(query: Change, *, dry_run: bool) -> tuple[Action, views.BulkQuery]:
         "cursor": query.cursor,
     }
     if query.is_of_dead:
-        return ACTIONS["dead/bulk"], views.BulkDead(**wanted, error=query.error)
-    return ACTIONS["jobs/bulk"], views.BulkJobs(**wanted, state=query.state)
+        return ACTIONS["dead/bulk"], queries.BulkDead(**wanted, error=query.error)
+    return ACTIONS["jobs/bulk"], queries.BulkJobs(**wanted, state=query.state)
 
 
 def _after(query: Change, step: Any) -> Change:

@@ -11,7 +11,7 @@ from msgspec import Meta
 from worker.errors import NotFound
 from worker.queue.priority import Priority
 from worker.queue.rows import JobState
-from worker.web.api import reads, views
+from worker.web.api import queries, reads, webhook_reads
 from worker.web.page import activity, many
 from worker.web.site import Site
 from worker.webhooks.policy import DeliveryState
@@ -19,22 +19,22 @@ from worker.webhooks.policy import DeliveryState
 _ROWS = 50
 
 
-class DeadLetters(views.DeadQuery, frozen=True):
+class DeadLetters(queries.DeadQuery, frozen=True):
     """As the API's, with fewer letters at a time."""
 
-    limit: views.Limit = _ROWS
+    limit: queries.Limit = _ROWS
 
 
-class JobsPage(views.JobsQuery, frozen=True):
+class JobsPage(queries.JobsQuery, frozen=True):
     """As the API's, with fewer jobs at a time."""
 
-    limit: views.Limit = _ROWS
+    limit: queries.Limit = _ROWS
 
 
-class Search(views.Query, frozen=True):
+class Search(queries.Query, frozen=True):
     """An id, or nothing yet."""
 
-    id: Annotated[str, Meta(max_length=views.MAX_NAME)] = ""
+    id: Annotated[str, Meta(max_length=queries.MAX_NAME)] = ""
 
 
 async def jobs(site: Site, query: JobsPage) -> dict[str, Any]:
@@ -47,7 +47,7 @@ async def jobs(site: Site, query: JobsPage) -> dict[str, Any]:
     }
 
 
-async def job(site: Site, query: views.ById) -> dict[str, Any]:
+async def job(site: Site, query: queries.ById) -> dict[str, Any]:
     return {"job": await reads.job(site, query), "shows_arguments": site.show_arguments}
 
 
@@ -56,10 +56,10 @@ async def search(site: Site, query: Search) -> dict[str, Any]:
     id_ = query.id.strip()
     found: dict[str, str] = {}
     if id_:
-        by_id = views.ById(id_)
+        by_id = queries.ById(id_)
         for path, read in (
             ("/job", reads.job),
-            ("/delivery", reads.delivery),
+            ("/delivery", webhook_reads.delivery),
             ("/batch", reads.batch),
         ):
             try:
@@ -82,43 +82,43 @@ async def dead(site: Site, query: DeadLetters) -> dict[str, Any]:
     }
 
 
-async def workers(site: Site, query: views.Nothing) -> dict[str, Any]:
+async def workers(site: Site, query: queries.Nothing) -> dict[str, Any]:
     return {"workers": await reads.workers(site, query)}
 
 
-async def schedules(site: Site, query: views.Nothing) -> dict[str, Any]:
+async def schedules(site: Site, query: queries.Nothing) -> dict[str, Any]:
     return {
         "schedules": await reads.schedules(site, query),
         "crons": await reads.crons(site, query),
     }
 
 
-async def pauses(site: Site, query: views.Nothing) -> dict[str, Any]:
+async def pauses(site: Site, query: queries.Nothing) -> dict[str, Any]:
     return {"pauses": await reads.pauses(site, query), "priorities": list(Priority)}
 
 
-async def endpoints(site: Site, query: views.Nothing) -> dict[str, Any]:
-    return {"endpoints": await reads.endpoints(site, query)}
+async def endpoints(site: Site, query: queries.Nothing) -> dict[str, Any]:
+    return {"endpoints": await webhook_reads.endpoints(site, query)}
 
 
-async def deliveries(site: Site, query: views.DeliveriesQuery) -> dict[str, Any]:
+async def deliveries(site: Site, query: queries.DeliveriesQuery) -> dict[str, Any]:
     return {
-        "deliveries": await reads.deliveries(site, query),
+        "deliveries": await webhook_reads.deliveries(site, query),
         "filters": _given(query, "state", "event_type"),
         "states": list(DeliveryState),
         "limit": query.limit,
     }
 
 
-async def delivery(site: Site, query: views.ById) -> dict[str, Any]:
-    return {"delivery": await reads.delivery(site, query)}
+async def delivery(site: Site, query: queries.ById) -> dict[str, Any]:
+    return {"delivery": await webhook_reads.delivery(site, query)}
 
 
-async def batch(site: Site, query: views.ById) -> dict[str, Any]:
+async def batch(site: Site, query: queries.ById) -> dict[str, Any]:
     return {"batch": await reads.batch(site, query)}
 
 
-async def audit(site: Site, query: views.AuditQuery) -> dict[str, Any]:
+async def audit(site: Site, query: queries.AuditQuery) -> dict[str, Any]:
     return {"page": await reads.audit(site, query), "is_first": query.cursor == ""}
 
 
@@ -134,30 +134,30 @@ class Page:
     template: str
     label: str
     run: Callable[[Site, Any], Awaitable[dict[str, Any]]]
-    query: type[views.Query]
+    query: type[queries.Query]
 
 
 PAGES = (
-    Page("/", "overview", "Overview", activity.overview, views.Nothing),
+    Page("/", "overview", "Overview", activity.overview, queries.Nothing),
     Page("/jobs", "jobs", "Jobs", jobs, JobsPage),
-    Page("/job", "job", "", job, views.ById),
+    Page("/job", "job", "", job, queries.ById),
     Page("/search", "search", "", search, Search),
     Page("/change", "change", "", many.count, many.Change),
     Page("/dead", "dead", "Dead letters", dead, DeadLetters),
-    Page("/workers", "workers", "Workers", workers, views.Nothing),
-    Page("/schedules", "schedules", "Schedules", schedules, views.Nothing),
-    Page("/pauses", "pauses", "Pauses", pauses, views.Nothing),
-    Page("/endpoints", "endpoints", "Endpoints", endpoints, views.Nothing),
+    Page("/workers", "workers", "Workers", workers, queries.Nothing),
+    Page("/schedules", "schedules", "Schedules", schedules, queries.Nothing),
+    Page("/pauses", "pauses", "Pauses", pauses, queries.Nothing),
+    Page("/endpoints", "endpoints", "Endpoints", endpoints, queries.Nothing),
     Page("/endpoint", "endpoint", "", activity.endpoint, activity.EndpointRange),
-    Page("/deliveries", "deliveries", "Deliveries", deliveries, views.DeliveriesQuery),
-    Page("/delivery", "delivery", "", delivery, views.ById),
-    Page("/batches", "batches", "LLM batches", activity.batches, views.BatchesQuery),
-    Page("/batch", "batch", "", batch, views.ById),
+    Page("/deliveries", "deliveries", "Deliveries", deliveries, queries.DeliveriesQuery),
+    Page("/delivery", "delivery", "", delivery, queries.ById),
+    Page("/batches", "batches", "LLM batches", activity.batches, queries.BatchesQuery),
+    Page("/batch", "batch", "", batch, queries.ById),
     Page("/group", "group", "", activity.group, activity.Group),
     Page("/history", "history", "History", activity.history, activity.Range),
-    Page("/audit", "audit", "Audit trail", audit, views.AuditQuery),
+    Page("/audit", "audit", "Audit trail", audit, queries.AuditQuery),
 )
 
 
-def _given(query: views.Query, *names: str) -> dict[str, str]:
-    return {name: str(views.given(getattr(query, name)) or "") for name in names}
+def _given(query: queries.Query, *names: str) -> dict[str, str]:
+    return {name: str(queries.given(getattr(query, name)) or "") for name in names}

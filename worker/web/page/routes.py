@@ -19,7 +19,8 @@ from starlette.routing import Route
 from cache.logs import get_logger
 from worker.errors import InvalidArgument, WorkerError
 from worker.web.access import Refused
-from worker.web.api.actions import ACTIONS, Action, perform, require_operator
+from worker.web.api.actions import ACTIONS
+from worker.web.api.performing import Action, perform, require_operator
 from worker.web.api.routes import LIMIT_S, decode, problem_of
 from worker.web.attempts import Attempts
 from worker.web.bearer import address_of, headers_of, limited, tell_refusal
