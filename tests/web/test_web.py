@@ -17,8 +17,8 @@ from tests.support.queues import queue_of, stores_of
 from tests.support.wait import eventually
 from tests.support.web import CLOSED, READ_TOKEN, TOKEN, asking, bearer
 from worker import Priority
+from worker.queue.fleet import WorkerRow
 from worker.queue.overview import Overview
-from worker.queue.rows import WorkerRow
 from worker.web.address import read_address
 from worker.web.readiness import readiness_of
 

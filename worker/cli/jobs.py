@@ -13,10 +13,11 @@ from worker.cli.support import json_option, show, with_queue
 from worker.client import JobQueue
 from worker.errors import InvalidArgument, NotFound
 from worker.queue.calls import Call
+from worker.queue.fleet import Fleet, WorkerRow
 from worker.queue.job import Job
-from worker.queue.listing import MOST_ROWS, Fleet, JobPage
+from worker.queue.listing import MOST_ROWS, JobPage
 from worker.queue.priority import Priority
-from worker.queue.rows import JobRow, JobState, WorkerRow
+from worker.queue.rows import JobRow, JobState
 
 
 @click.group()

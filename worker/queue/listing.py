@@ -1,5 +1,5 @@
 """
-Lists the jobs that wait, run or are parked, page by page, and the live workers.
+Lists the jobs that wait, run or are parked, page by page.
 
 A page costs the server a few short commands, however long the queue is. A cursor names
 the last job that was looked at, so jobs that come, run or end between two pages make no
@@ -26,12 +26,9 @@ from worker.queue.rows import (
     JobRow,
     JobState,
     Place,
-    WorkerRow,
     claimed_place,
     job_call,
     job_row,
-    lapsed_row,
-    worker_row,
 )
 
 MOST_ROWS = 1000
@@ -51,21 +48,8 @@ class JobPage:
     looked: int = 0
 
 
-@dataclass(frozen=True, slots=True)
-class Fleet:
-    """
-    The live workers, by host and process: a worker is live for three heartbeats.
-
-    lapsed: workers that ended without leaving, or whose event loop is blocked, the one first that was
-    seen last. Live workers forget them within about a minute.
-    """
-
-    workers: list[WorkerRow]
-    lapsed: list[WorkerRow]
-
-
 class JobListing:
-    """Reads jobs and workers through one client."""
+    """Reads jobs through one client."""
 
     def __init__(self, client: Any, keys: QueueKeys) -> None:
         self._client = client
@@ -139,19 +123,6 @@ class JobListing:
             if isinstance(body, bytes) and (call := job_call(body)) is not None:
                 return call
         raise NotFound(f"no arguments of a job {job_id!r} are kept")
-
-    async def fleet(self) -> Fleet:
-        """As `Jobs.fleet`."""
-        seen = await reach(self._client.zrange(self._keys.workers, 0, -1, withscores=True))
-        names = [self._keys.worker(id_.decode(errors="replace")) for id_, _ in seen]
-        beats = await reach(self._client.mget(names)) if names else []
-        rows = [row for beat in beats if beat is not None and (row := worker_row(beat)) is not None]
-        lapsed = [
-            lapsed_row(id_, at)
-            for (id_, at), beat in reversed([*zip(seen, beats, strict=True)])
-            if beat is None
-        ]
-        return Fleet(sorted(rows, key=lambda row: (row.host, row.pid)), lapsed)
 
     async def _waiting(
         self, after: Place | None, state: str | None, only: Priority | None, *, any_paused: bool

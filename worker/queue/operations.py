@@ -8,13 +8,14 @@ from worker.errors import InvalidArgument
 from worker.queue import arguments
 from worker.queue.audit import AuditTrail
 from worker.queue.filters import JobFilter
+from worker.queue.fleet import Fleet, WorkerRow, read_fleet
 from worker.queue.history import History
 from worker.queue.job import reach
-from worker.queue.listing import Fleet, JobListing, JobPage
+from worker.queue.listing import JobListing, JobPage
 from worker.queue.overview import Overview, read_overview
 from worker.queue.pauses import Pauses
 from worker.queue.priority import Priority
-from worker.queue.rows import JobCall, JobRow, JobState, WorkerRow
+from worker.queue.rows import JobCall, JobRow, JobState
 from worker.queue.schedules import Schedule, ScheduleState, ScheduleStore
 from worker.queue.server import ServerState, read_server
 from worker.queue.store import QueueStore
@@ -138,7 +139,7 @@ class JobOperations:
 
     async def fleet(self) -> Fleet:
         """The live workers, and those that have lapsed."""
-        return await self._listing.fleet()
+        return await read_fleet(self._store.client, self._keys)
 
     async def server(self) -> ServerState:
         """Memory, evictions and replication of the queue's server."""

@@ -24,8 +24,8 @@ from prometheus_client.registry import Collector
 
 from worker.llm.history import GroupHistory
 from worker.llm.progress import StateProgress
+from worker.queue.fleet import Fleet
 from worker.queue.history import FunctionHistory
-from worker.queue.listing import Fleet
 from worker.queue.overview import Overview
 from worker.queue.series import LIMITS_MS, OUTCOMES, Times
 from worker.queue.server import ServerState

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from worker.queue.fleet import WorkerRow
 from worker.queue.overview import Overview
-from worker.queue.rows import WorkerRow
 
 # Another worker takes a lapsed lease over within a few seconds.
 LATE_S = 10.0

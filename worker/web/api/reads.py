@@ -14,13 +14,13 @@ import msgspec
 from worker.errors import NotFound
 from worker.llm.history import GroupHistory
 from worker.queue.audit import AuditPage
+from worker.queue.fleet import WorkerRow
 from worker.queue.history import FunctionHistory
 from worker.queue.letters import DeadLetter
 from worker.queue.listing import JobPage
 from worker.queue.overview import Overview
 from worker.queue.pauses import Pause
 from worker.queue.priority import Priority
-from worker.queue.rows import WorkerRow
 from worker.queue.store import JobStatus
 from worker.queue.switches import CronState
 from worker.web.api import queries, views

@@ -26,11 +26,11 @@ from worker.errors import (
 )
 from worker.llm.history import GroupHistory
 from worker.queue.audit import AuditPage
+from worker.queue.fleet import WorkerRow
 from worker.queue.history import FunctionHistory
 from worker.queue.listing import JobPage
 from worker.queue.overview import Overview
 from worker.queue.pauses import Pause
-from worker.queue.rows import WorkerRow
 from worker.queue.switches import CronState
 from worker.web.access import Refused
 from worker.web.api import queries, reads, views, webhook_reads
