@@ -71,9 +71,9 @@ class Ours(Contender):
 
         from cache.connection.pool import PoolOptions, build_client
         from settings import Settings
+        from worker.app.arq_client import WorkerRedis
         from worker.app.composition import build_queue, build_stores
         from worker.app.options import queue_options
-        from worker.app.service import WorkerRedis
 
         structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.ERROR))
         self.client = build_client(url, PoolOptions(), name="bench", client_class=WorkerRedis)

@@ -594,7 +594,7 @@ async def test_every_job_of_ours_has_an_id_that_callers_cannot_give(
 
 
 async def test_a_job_inside_a_worker_takes_no_place_of_ours(client: Any, prefix: str) -> None:
-    from worker.app.service import WorkerRedis
+    from worker.app.arq_client import WorkerRedis
 
     redis: Any = WorkerRedis(connection_pool=client.connection_pool)
     for odd in ("webhook:m1", "cron:rescue_webhooks:0", "\ud800", "a\nb", ""):

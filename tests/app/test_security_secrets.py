@@ -29,9 +29,9 @@ from tests.support.stored import everything_stored
 from tests.support.wait import eventually
 from tests.support.workers import quick_settings, running_worker
 from worker import JobFailed, JobQueue, RequestFailed, WorkerError, WorkerSettings
+from worker.app.arq_client import arq_redis_settings
 from worker.app.composition import build_llm_context, build_webhook_context
 from worker.app.options import queue_options, reveal
-from worker.app.service import arq_redis_settings
 from worker.http.scrub import scrub, spellings
 from worker.web.access import Access
 from worker.web.app import build_app

@@ -12,61 +12,33 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-from arq.connections import ArqRedis, RedisSettings
-from arq.jobs import Job
-
 from cache.connection import embedded
 from cache.connection.pool import build_client, open_pool
 from cache.connection.readiness import wait_until_ready
-from cache.connection.shared_scripts import SharedScripts
-from cache.connection.urls import Target, parse_url, redacted
+from cache.connection.urls import parse_url, redacted
 from cache.encoding import codec
 from cache.errors import CacheError, UnsupportedRedisURL
 from cache.logs import get_logger
 from settings import Settings, SettingsError, get_settings
 from worker.app import composition
+from worker.app.arq_client import WorkerRedis, arq_redis_settings
 from worker.app.functions import build_crons, build_functions
 from worker.app.options import pool_options, queue_options
 from worker.engine import EngineOptions, RetryPolicy, new_worker_id
 from worker.engine.bridge import ManagedEngine, settings_class, worker_from
 from worker.engine.preflight import require_usable
-from worker.errors import InvalidArgument, UnsafeServer
+from worker.errors import UnsafeServer
 from worker.keys import QUEUE_TAG, QueueKeys
 from worker.llm.context import LLMContext
 from worker.logs import configure_logging
 from worker.process.child import ChildOptions, ManagedWorker, serve
 from worker.process.loop import run_loop
-from worker.queue import arguments
 from worker.queue.options import ConfirmOptions
 from worker.webhooks.context import WebhookContext
 
 log = get_logger(__name__)
 
 _HEALTH_INTERVAL_S = 5
-
-
-class WorkerRedis(SharedScripts, ArqRedis):
-    """arq's client with our scripts on one connection; jobs use it as `ctx["redis"]`."""
-
-    async def enqueue_job(
-        self, function: str, *args: Any, _job_id: str | None = None, **kwargs: Any
-    ) -> Job | None:
-        """
-        Enqueue as arq does, but refuse ids that could replace our own jobs.
-
-        Raises:
-            InvalidArgument: `_job_id` has a reserved prefix or is not a name, or the server is a
-                cluster, where arq's fixed keys are in other slots.
-        """
-        if QueueKeys.of(self) != QueueKeys():
-            raise InvalidArgument(
-                "arq's enqueue_job cannot reach the queue on a cluster; use open_queue() instead"
-            )
-        arguments.require_name("function", function)
-        if _job_id is not None:
-            arguments.require_name("_job_id", _job_id)
-            arguments.require_not_our_job("_job_id", _job_id)
-        return await super().enqueue_job(function, *args, _job_id=_job_id, **kwargs)
 
 
 def build_worker_settings(settings: Settings | None = None) -> type:
@@ -195,38 +167,6 @@ def await_server(settings: Settings, *, once: bool) -> None:
         loop.run_until_complete(probe())
     finally:
         loop.close()
-
-
-class HiddenRedisSettings(RedisSettings):
-    """arq's settings without the password in `repr`."""
-
-    def __repr__(self) -> str:
-        return f"RedisSettings(host={self.host!r}, port={self.port!r}, database={self.database!r})"
-
-
-def arq_redis_settings(target: Target, settings: Settings) -> RedisSettings:
-    """Settings of the same server for arq's own client, which `arq --check` uses."""
-    files = (settings.redis_ca_file, settings.redis_cert_file, settings.redis_key_file)
-    ca, cert, key = (str(path) if path else None for path in files)
-    return HiddenRedisSettings(
-        host=list(target.nodes)
-        if target.kind == "sentinel"
-        else (target.nodes or (("", 0),))[0][0],
-        port=6379 if target.kind == "sentinel" else (target.nodes or (("", 6379),))[0][1],
-        unix_socket_path=target.path or None,
-        database=target.db,
-        username=target.username,
-        password=target.password,
-        ssl=target.tls,
-        ssl_ca_certs=ca,
-        ssl_certfile=cert,
-        ssl_keyfile=key,
-        ssl_check_hostname=target.tls,
-        conn_timeout=max(1, int(settings.redis_connect_timeout_s)),
-        conn_retries=1,
-        sentinel=target.kind == "sentinel",
-        sentinel_master=target.service or "mymaster",
-    )
 
 
 def engine_options(settings: Settings) -> EngineOptions:

@@ -1,5 +1,5 @@
 """
-The parent's view of one worker process: read its pipe, signal it, kill it, learn of its end.
+The parent's view of worker processes: read their pipes, signal and kill them, learn of their ends.
 """
 
 from __future__ import annotations
@@ -8,9 +8,13 @@ import asyncio
 import contextlib
 import os
 import signal
+from collections.abc import Mapping
 
+from cache.logs import get_logger
 from worker.process.pipes import COMPLAINT, EXIT_CODE, HEARTBEAT
 from worker.process.policy import ExitCode
+
+log = get_logger(__name__)
 
 _PIPE_BYTES = 65_536
 
@@ -73,6 +77,29 @@ class ChildProcess:
             for kill in (os.kill, os.killpg):  # its group may be a moment away
                 with contextlib.suppress(ProcessLookupError):
                     kill(self.pid, signal.SIGKILL)
+
+
+async def watch_heartbeats(running: Mapping[int, ChildProcess], timeout_s: float) -> None:
+    """Kill each process, by slot, that has sent no heartbeat for `timeout_s`. Never returns."""
+    loop = asyncio.get_running_loop()
+    tick_s, last = min(1.0, timeout_s / 4), loop.time()
+    while True:
+        await asyncio.sleep(tick_s)
+        now = loop.time()
+        pause_s, last = now - last - tick_s, now
+        for child in list(running.values()):
+            if pause_s > tick_s:
+                # This process was stopped (a frozen container), and so were its children.
+                child.last_heartbeat += pause_s
+            silence_s = now - child.last_heartbeat
+            if silence_s > timeout_s and not child.killed:
+                log.error(
+                    "supervisor.heartbeat_lost",
+                    slot=child.slot,
+                    pid=child.pid,
+                    silence_s=round(silence_s, 1),
+                )
+                child.kill()
 
 
 def signal_name(number: int) -> str:

@@ -34,7 +34,7 @@ from worker.process.policy import (
     SlotHistory,
     decide_restart,
 )
-from worker.process.process import ChildProcess, signal_name
+from worker.process.process import ChildProcess, signal_name, watch_heartbeats
 from worker.terminal import printable_lines
 
 log = get_logger(__name__)
@@ -93,7 +93,7 @@ class _Supervisor:
         # Only this process has the write end, so children see the pipe close when it dies.
         self._parent_pipe, write_end = os.pipe()
         log.info("supervisor.started", pid=os.getpid(), count=self._count)
-        watching = asyncio.create_task(keep_running("watch", self._watch_heartbeats))
+        watching = asyncio.create_task(keep_running("watch", self._watch))
         try:
             async with asyncio.TaskGroup() as slots:
                 for slot in range(self._count):
@@ -253,28 +253,9 @@ class _Supervisor:
             log.error("supervisor.child_killed", slot=child.slot, pid=child.pid)
             child.kill()
 
-    async def _watch_heartbeats(self) -> None:
-        timeout_s = self._options.heartbeat_timeout_s
-        if not timeout_s:
-            return
-        tick_s, last = min(1.0, timeout_s / 4), self._loop.time()
-        while True:
-            await asyncio.sleep(tick_s)
-            now = self._loop.time()
-            pause_s, last = now - last - tick_s, now
-            for child in list(self._running.values()):
-                if pause_s > tick_s:
-                    # This process was stopped (a frozen container), and so were its children.
-                    child.last_heartbeat += pause_s
-                silence_s = now - child.last_heartbeat
-                if silence_s > timeout_s and not child.killed:
-                    log.error(
-                        "supervisor.heartbeat_lost",
-                        slot=child.slot,
-                        pid=child.pid,
-                        silence_s=round(silence_s, 1),
-                    )
-                    child.kill()
+    async def _watch(self) -> None:
+        if self._options.heartbeat_timeout_s:
+            await watch_heartbeats(self._running, self._options.heartbeat_timeout_s)
 
     async def _until(self, event: asyncio.Event, limit_s: float) -> None:
         """Wait for an event, at most `limit_s` and until the supervisor ends."""

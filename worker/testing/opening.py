@@ -82,9 +82,9 @@ async def _opened(
 ) -> AsyncIterator[TestingQueue]:
     """A queue on an empty database, with workers to start on it."""
     from worker.app import composition
+    from worker.app.arq_client import WorkerRedis
     from worker.app.functions import build_functions
     from worker.app.options import pool_options, queue_options
-    from worker.app.service import WorkerRedis
     from worker.engine import Worker
 
     async with open_pool(
