@@ -142,12 +142,8 @@ class Worker(WorkerState):
         self.loop = asyncio.get_running_loop()
         if self._pool is None:
             self._pool = await connect(self)
-        if not await self._reach_server():
+        if not await self._server_found():
             return
-        while not await self._server_checked():
-            await asyncio.sleep(_CHECK_AGAIN_S)
-            if not await self._reach_server():
-                return
         self.ctx["redis"] = self.pool
         self.ctx.setdefault("worker_id", self.worker_id)
         if self.on_startup:
@@ -158,17 +154,7 @@ class Worker(WorkerState):
             self.allow_pick_jobs = False
         run.poll.may_give_up = lambda: self._forced and self.loop.time() > run.leave_by
         run.leases.start()
-        beat = partial(run.heartbeat.run, self.write_health, every_s=self.health_check_interval)
-        helpers = [
-            asyncio.create_task(keep_running(name, helper), name=name)
-            for name, helper in (
-                ("waiting", run.poller.run_waker),
-                ("heartbeat", beat),
-                ("crons", run.crons.run),
-            )
-        ]
-        for task in helpers:
-            task.add_done_callback(self._helper_over)
+        helpers = self._start_helpers(run)
         log.info("engine.started", worker_id=self.worker_id, queue=self.queue_name)
         poller = asyncio.create_task(run.poller.run())
         poller.add_done_callback(lambda _: run.over.set())
@@ -186,6 +172,20 @@ class Worker(WorkerState):
             self._run = None
             await self._leave(closed=not self.burst)
             log.info("engine.stopped", worker_id=self.worker_id, jobs_done=self.jobs_done)
+
+    def _start_helpers(self, run: Run) -> list[asyncio.Task[None]]:
+        beat = partial(run.heartbeat.run, self.write_health, every_s=self.health_check_interval)
+        helpers = [
+            asyncio.create_task(keep_running(name, helper), name=name)
+            for name, helper in (
+                ("waiting", run.poller.run_waker),
+                ("heartbeat", beat),
+                ("crons", run.crons.run),
+            )
+        ]
+        for task in helpers:
+            task.add_done_callback(self._helper_over)
+        return helpers
 
     async def close(self) -> None:
         """As in arq: end what still runs, call on_shutdown, close the connections."""
@@ -237,6 +237,14 @@ class Worker(WorkerState):
         if helper.cancelled():
             log.error("helper.canceled", helper=helper.get_name())
             self.drain()
+
+    async def _server_found(self) -> bool:
+        """Wait until the server answers and is checked. False when asked to end meanwhile."""
+        while await self._reach_server():
+            if await self._server_checked():
+                return True
+            await asyncio.sleep(_CHECK_AGAIN_S)
+        return False
 
     async def _reach_server(self) -> bool:
         """

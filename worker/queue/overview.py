@@ -52,7 +52,7 @@ async def read_overview(client: Any, keys: QueueKeys) -> Overview:
         QueueUnavailable: the server cannot be reached.
     """
     seconds, micros = await reach(client.time())
-    replication = await reach(client.info("replication"))
+    replicas = await _online_replicas(client)
     now_ms = seconds * 1000 + micros // 1000
     running = EngineKeys(keys).running
     async with client.pipeline(transaction=True) as pipe:
@@ -89,11 +89,14 @@ async def read_overview(client: Any, keys: QueueKeys) -> Overview:
         failing_endpoints=failing,
         disabled_endpoints=disabled,
         batches=batches,
-        replicas=sum(
-            isinstance(row, dict) and row.get("state") == "online" for row in replication.values()
-        ),
+        replicas=replicas,
         lease_late_s=_late_s(first_lease, now_ms),
     )
+
+
+async def _online_replicas(client: Any) -> int:
+    rows = (await reach(client.info("replication"))).values()
+    return sum(isinstance(row, dict) and row.get("state") == "online" for row in rows)
 
 
 def _late_s(head: list[tuple[bytes, float]], now_ms: int) -> float:
