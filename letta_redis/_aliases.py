@@ -1,13 +1,12 @@
 """
 Imports a package under a second name, as the same module object.
 
-The sources stand at the top of the repository (`worker`, `cache`, `settings`);
-a wheel has them below `letta_redis`. Each layout gets the names of the other
-one here, so that `worker.Priority is letta_redis.worker.Priority` in both, and
-no module is ever executed twice.
+The repository has the sources at its top (`worker`, `cache`, `settings`), a wheel has
+them in `letta_redis`. This module gives each layout the names of the other one, so that
+`worker.Priority is letta_redis.worker.Priority` in both, and no module is executed twice.
 
-importlib's finders and loaders are recognized by their methods. Their base
-classes are not imported: `importlib.abc` takes longer than everything else here.
+importlib recognizes finders and loaders by their methods. Their base classes are not
+imported, because `importlib.abc` takes longer to import than everything else here.
 """
 
 from __future__ import annotations
@@ -42,8 +41,8 @@ def add(names: Mapping[str, str], *, last: bool = False) -> None:
         sys.meta_path.append(packages)
     else:
         sys.meta_path.insert(0, packages)
-    # Always first: an alias shares the `__path__` of the real package, in which
-    # the ordinary finder would find the submodule and execute it again.
+    # Always first: an alias shares the `__path__` of the real package, so the ordinary finder
+    # would find a submodule there and execute it again.
     sys.meta_path.insert(0, _Submodules(names))
 
 
@@ -61,7 +60,7 @@ class _Packages(MetaPathFinder):
 
 
 class _Submodules(MetaPathFinder):
-    """Finds what is below an alias that was imported as such, not as somebody else's package."""
+    """Finds the submodules of an alias, unless another package of that name was imported."""
 
     def __init__(self, names: Mapping[str, str]) -> None:
         self._names = names
@@ -109,8 +108,8 @@ class _Loader(InspectLoader):
         return module
 
     def exec_module(self, module: ModuleType) -> None:
-        # The module is executed already. importlib has just given it the alias's
-        # spec; resources, reload() and repr() need its own.
+        # The module has been executed. importlib has replaced its spec by the alias's, but
+        # resources, reload() and repr() need its own.
         module.__spec__ = self._spec
 
     def get_code(self, _fullname: str) -> CodeType | None:

@@ -1,4 +1,4 @@
-"""Starts `letta-workers`, so that Ctrl-C during its imports ends it without a traceback."""
+"""Starts `letta-workers`. Ctrl-C during its imports ends it without a traceback."""
 
 from __future__ import annotations
 

@@ -1,11 +1,10 @@
 """
-Gives an environment of our own the repository's names: `worker`, `cache`, `settings`.
+Makes the repository's names `worker`, `cache` and `settings` importable from a wheel.
 
-Importing this module makes `arq worker.WorkerSettings`, `python -m worker` and
-`from cache import open_cache` work where a wheel is installed. The image in
-compose/ imports it at every start of Python. A wheel never does so by itself:
-a project's own `worker`, `cache` and `settings` stay what they are, and they
-win here too.
+After importing this module, `arq worker.WorkerSettings`, `python -m worker` and
+`from cache import open_cache` work. The image in compose/ imports it at every start of
+Python. A wheel never imports it by itself, and a project's own `worker`, `cache` and
+`settings` take precedence here too.
 """
 
 from letta_redis import _aliases

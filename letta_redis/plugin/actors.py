@@ -1,4 +1,4 @@
-"""Puts the cache in front of the method by which each request reads its user."""
+"""Puts the cache in front of the method that reads the user of a request."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ FEATURE = Feature(
         ),
         Seam(
             "letta.schemas.user:User",
-            "is what is cached of a user",
+            "defines what is cached of a user",
             None,
             digests=("542838abae12682e",),
         ),

@@ -1,4 +1,4 @@
-"""Puts the cache in front of the two methods by which the Letta server reads agents."""
+"""Puts the cache in front of the two methods that read agents."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def _reading_many(runtime: Runtime, original: Any) -> Any:
 
 
 def _is_plain(agent_ids: Any, actor: Any, relationships: Any, include: Any) -> bool:
-    """Whether these are arguments as Letta's own callers pass them. It refuses others by itself."""
+    """Whether Letta's own callers pass such arguments. Letta's method refuses all others."""
     lists = (agent_ids, [] if relationships is None else relationships, include)
     return (
         isinstance(getattr(actor, "organization_id", None), str)
@@ -100,50 +100,50 @@ FEATURE = Feature(
         ),
         Seam(
             f"{_MODULE}:decrypt_agent_secrets",
-            "is left out when a state is loaded for the cache",
+            "is skipped when a state is loaded for the cache",
             "(agents)",
             digests=("17dc158e396a380d",),
             replace=_skipping,
         ),
         Seam(
             "letta.orm.agent:Agent.to_pydantic_async",
-            "makes the state that is cached",
+            "builds the state that is cached",
             "(self, include_relationships=None, include=None, decrypt=True)",
             digests=("05ff49a96a660e43",),
         ),
         Seam(
             "letta.services.helpers.agent_manager_helper:_apply_relationship_filters",
-            "says what a read loads",
+            "decides what a read loads",
             "(query, include_relationships=None, include=None)",
             digests=("cf8a4b2b62880e40",),
         ),
         Seam(
             "letta.services.helpers.agent_manager_helper:get_column_names_from_includes_params",
-            "says what a read loads",
+            "decides what a read loads",
             "(include_relationships=None, includes=None)",
             digests=("84d8806d1d262b92",),
         ),
         Seam(
             "letta.orm.sqlalchemy_base:SqlalchemyBase.apply_access_predicate",
-            "says who may read an agent: its organization",
+            "decides who may read an agent: its organization",
             "(query, actor, access, access_type=<AccessType.ORGANIZATION: 'organization'>)",
             digests=("73cfa801167f4ef2",),
         ),
         Seam(
             "letta.schemas.agent:AgentState",
-            "is what is cached",
+            "defines what is cached of an agent",
             None,
             digests=("e54f5e2995adbaf7",),
         ),
         Seam(
             "letta.schemas.memory:Memory",
-            "is the part of a state that is cut",
+            "defines the part of a state that is cut",
             None,
             digests=("4d4853af28eac893",),
         ),
         Seam(
             "letta.schemas.secret:Secret",
-            "keeps secrets encrypted in what is cached",
+            "keeps secrets encrypted in a cached state",
             None,
             digests=("563868664b546e0b",),
         ),

@@ -1,8 +1,8 @@
 """
-Letta's batch agent, with what makes it resume again after a crash, and past a bad item.
+Extends Letta's batch agent: it resumes after a crash, and past a bad item.
 
 An agent whose messages of this step are in the database does not run its tool again.
-One that was cut short between the two does: tools run at least once.
+An agent that crashed after its tool and before its messages does: tools run at least once.
 """
 
 from __future__ import annotations
@@ -42,10 +42,10 @@ class BatchAgents(LettaAgentBatch):  # type: ignore[misc]
         )
 
     async def _extract_tool_call_from_result(self, item: Any, result: Any) -> Any:
-        """An answer without a tool call ends its own agent's part, not that of all."""
+        """An answer without a tool call ends the step of its own agent only."""
         try:
             return await super()._extract_tool_call_from_result(item, result)
-        except Exception as exc:  # noqa: BLE001  (its own agent ends, and no other)
+        except Exception as exc:  # noqa: BLE001  (only its own agent ends)
             log.warning("letta.batch_answer_unused", item=item.id, error=repr(exc))
             return None, None, False
 
@@ -70,7 +70,7 @@ class BatchAgents(LettaAgentBatch):  # type: ignore[misc]
         )
 
     async def _execute_tools(self, ctx: Any) -> list[tuple[str, Any]]:
-        """Letta's own leaves out all other tools where one agent rethinks its memory."""
+        """Runs every tool. Letta's method skips all others when one agent rethinks its memory."""
         self._persisted = await _persisted(ctx)
         results = [(id_, _result_of(found)) for id_, found in self._persisted.items()]
         left = [id_ for id_ in ctx.agent_ids if id_ not in self._persisted]
@@ -99,7 +99,7 @@ class BatchAgents(LettaAgentBatch):  # type: ignore[misc]
 
 
 async def _persisted(ctx: Any) -> dict[str, list[Any]]:
-    """What a try before this one has written, by agent. An agent's messages are written at once."""
+    """The messages that an earlier try has written, by agent. An agent's are written in one step."""
     items = [item.id for item in ctx.batch_items]
     if not items:
         return {}

@@ -1,9 +1,9 @@
 """
-Looks at Letta's Anthropic batches, and ends those that have ended.
+Polls Letta's Anthropic batches, and completes those that have ended.
 
-The results are fetched and written before anything else changes: a batch stays `running` in
-Letta's table until its agents have gone on, so that another server, or the next
-poll, does again what a crash or an error has cut short.
+The results are stored before anything else changes. A batch stays `running` in Letta's
+table until its agents have gone on, so that after a crash or an error another server,
+or the next poll, repeats the rest.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ from letta_redis.plugin.batch_agents import BatchAgents
 
 log = get_logger("letta_redis")
 
-# After so many polls in which the agents could not go on, their batch has failed.
+# A batch whose agents could not go on in so many polls has failed.
 MOST_RESUMES = 5
 _OVER = {JobStatus.completed, JobStatus.failed, JobStatus.cancelled, JobStatus.expired}
 
 
 class Held(Protocol):
-    """What this process may do only while no other one does it."""
+    """A lease: one process at a time completes a batch."""
 
     @property
     def held(self) -> bool: ...
@@ -47,7 +47,7 @@ class Polls:
         self._failures: Counter[str] = Counter()
 
     async def poll(self, lease: Held) -> None:
-        """Look once at each batch that has not ended. One that raises is looked at again."""
+        """Look once at each batch that has not ended. The next poll repeats one that raised."""
         for batch in await _unfinished():
             if not lease.held:
                 return
@@ -76,7 +76,7 @@ class Polls:
             )
 
     async def _keep(self, batch: Any, results: Mapping[str, Any]) -> list[ItemUpdateInfo]:
-        """Write the result of each agent. One without any has failed."""
+        """Store the result of each agent. An agent without a result has failed."""
         manager = self._server.batch_manager
         items = []
         for item in await manager.list_llm_batch_items_async(batch.id):
@@ -92,7 +92,7 @@ class Polls:
         await self._server.batch_manager.bulk_update_llm_batch_statuses_async([update])
 
     async def _go_on(self, batch: Any, items: Iterable[ItemUpdateInfo]) -> JobStatus:
-        """Let the agents go on. Returns what has become of the batch."""
+        """Let the agents go on. Return the state of the batch."""
         server = self._server
         actor = await server.user_manager.get_actor_by_id_async(batch.created_by_id)
         job_id = batch.letta_batch_job_id
@@ -125,7 +125,7 @@ async def _unfinished() -> list[Any]:
     """
     Batches that Letta calls running, and canceled ones without their results.
 
-    Letta calls a batch canceled as soon as it has asked for that, and forgets its last poll.
+    Letta marks a batch canceled when it requests the cancellation, and never polls it again.
     """
     weeks = max(settings.batch_job_polling_lookback_weeks, 1)
     query = (

@@ -1,9 +1,10 @@
 """
 Polls Letta's Anthropic batches in one server of the fleet, instead of in every process.
 
-Letta elects its poller by an advisory lock, which the connection of an unpooled session loses at
-once. Here the server that holds the lease `letta-batches` polls; another takes over
-when it dies. Its timer is Letta's: LETTA_POLL_RUNNING_LLM_BATCHES_INTERVAL_SECONDS.
+Letta elects the polling process by an advisory lock, which an unpooled session loses
+when its connection closes. Here the server that holds the lease `letta-batches` polls,
+and another takes over when it dies. The interval is Letta's setting:
+LETTA_POLL_RUNNING_LLM_BATCHES_INTERVAL_SECONDS.
 """
 
 from __future__ import annotations
@@ -45,7 +46,7 @@ def _starting(runtime: Runtime, original: Any) -> Any:
 
 
 async def follow(runtime: Runtime, server: Any) -> None:
-    """Poll whenever this process has the lease, until canceled."""
+    """Poll while this process holds the lease, until canceled."""
     from letta.jobs.llm_batch_job_polling import poll_running_llm_batches
     from letta.settings import settings
 
@@ -74,7 +75,7 @@ async def follow(runtime: Runtime, server: Any) -> None:
 
 
 def _paging(_runtime: Runtime, original: Any) -> Any:
-    """With a cursor, Letta's own method raises TypeError: it takes a result for a row."""
+    """Letta's method raises TypeError with a cursor, because it treats a result as a row."""
 
     @wraps(original)
     async def get_messages_for_letta_batch_async(
@@ -126,7 +127,7 @@ FEATURE = Feature(
         ),
         Seam(
             _MANAGER,
-            "writes what became of a batch and its items",
+            "stores the outcome of a batch and its items",
             None,
             digests=("4f53a949ec6ba3d9",),
         ),

@@ -1,4 +1,4 @@
-"""Knows the runs of agents that this process has begun, so that it can tell which agents are written again."""
+"""Records the runs that this process has begun, to know which agents will be written again."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Runs:
         self._begun.pop(run_id, None)
 
     def under_way(self, agent_id: str) -> bool:
-        """Whether the agent has a run that is going to write it again."""
+        """Whether a run of the agent has not ended, so that the agent will be written again."""
         while self._begun and next(iter(self._begun.values()))[1] < self._clock():
             self._begun.popitem(last=False)
         return any(agent == agent_id for agent, _ in self._begun.values())

@@ -1,9 +1,9 @@
 """
 Sends the Letta server's callbacks through the queue, instead of one inline try.
 
-Letta posts what a run, a job or a step has become from within the request, once and
-without a signature. Here the post is stored, and Letta goes on. It notes the code 202
-in its own columns; outcomes.py writes there what came of it. What the queue
+Letta posts the outcome of a run, a job or a step inside the request, once and without
+a signature. Here the callback is stored, and Letta goes on: it notes the code 202 in
+its own columns, and outcomes.py replaces it by the outcome. A callback that the queue
 refuses is posted inline, as without the plug-in.
 """
 
@@ -48,7 +48,7 @@ def _announcing(runtime: Runtime, original: Any) -> Any:
         outcomes = runtime.outcomes()
         if outcomes is None or not self.webhook_url or not runtime.switches.redis_queue:
             return await original(self, step_id)
-        # Without a key to seal it, the token is the workers' to add: LETTA_WEBHOOK_BEARERS.
+        # Without an encryption key, only the workers may add the token: LETTA_WEBHOOK_BEARERS.
         token = self.webhook_key if runtime.seals_webhooks else None
         try:
             await outcomes.queue.send_webhook(
@@ -58,7 +58,7 @@ def _announcing(runtime: Runtime, original: Any) -> Any:
                 webhook_id=f"{step_id}:completed",
                 bearer=token or None,
             )
-        except Exception as exc:  # noqa: BLE001  (Letta's own post is the remedy for all of them)
+        except Exception as exc:  # noqa: BLE001  (Letta posts it itself)
             outcomes.posted_inline(f"{step_id}:completed", exc)
             return await original(self, step_id)
         runtime.callbacks["stored"] += 1
@@ -87,13 +87,13 @@ FEATURE = Feature(
         ),
         Seam(
             "letta.services.run_manager:RunManager.update_run_by_id_async",
-            "writes what the post returned into the run's columns",
+            "stores the post's result in the run's columns",
             "(self, run_id, update, actor, refresh_result_messages=True, conversation_id=None)",
             digests=("429df1e445848abc",),
         ),
         Seam(
             "letta.services.job_manager:JobManager.update_job_by_id_async",
-            "writes what the post returned into the job's columns",
+            "stores the post's result in the job's columns",
             "(self, job_id, job_update, actor, safe_update=False)",
             digests=("f57c9eecb304e612",),
         ),

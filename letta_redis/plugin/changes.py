@@ -1,12 +1,11 @@
 """
-Says which cached values a changed row belongs to; pure.
+Maps a changed row to the cached values that contain it; pure.
 
-An agent's state is made of rows of many tables. A row that names its agent changes
+An agent's state consists of rows of many tables. A row that names its agent changes
 that agent's state. A shared row (a block, a tool, a source, an identity, a group, a
-file) names none: the states that show it depend on its id (`includes.rows_in`).
-Deletions that the database cascades need nothing more: what they cascade from is
-shared, or is the agent itself. A message is a value of its own, and depends on the rows with
-whose deletion the database changes it.
+file) names no agent: the states that contain it depend on its id (`includes.rows_in`).
+Cascading deletions need no rule: they start at a shared row or at the agent itself.
+A message is cached on its own, and depends on the rows whose deletion changes it.
 """
 
 from __future__ import annotations
@@ -23,12 +22,12 @@ _ALL: frozenset[Verb] = frozenset({"insert", "update", "delete"})
 @dataclass(frozen=True, slots=True)
 class Write:
     """
-    What one statement says about the rows that it changes.
+    What one statement tells about the rows that it changes.
 
     Args:
         given: by column, the values in its VALUES or SET.
-        pinned: by column, the only values that its WHERE lets through.
-        upsert: on a conflict it updates a row, whose id may not be the one given.
+        pinned: by column, the only values that its WHERE allows.
+        upsert: on a conflict it updates a row, which may have another id than the given one.
     """
 
     table: str
@@ -41,16 +40,17 @@ class Write:
 @dataclass(frozen=True, slots=True)
 class Rule:
     """
-    How a table's rows lead to cached values.
+    Which cached values a table's rows change.
 
     Args:
-        owner: the column that names the agent (or the user) whose value has the row.
-        link: the column of a shared row. Whoever depends on that sees that this row was deleted. The
-            owner's own: whoever depends on the row sees its deletion only.
+        owner: the column that names the agent (or the user) whose value contains the row.
+        link: the column that names a shared row: deleting this row invalidates the values that
+            depend on the shared one. If it is the owner's column, only a deletion of this row
+            invalidates the values that depend on it.
         shared: whether values depend on the row's own id.
         verbs: the statements that change a cached value.
-        listed: the columns of an agent or a conversation whose lists of messages have the row. Every
-            statement changes those.
+        listed: the columns that name an agent or a conversation whose lists of messages contain
+            the row. Every statement changes those lists.
     """
 
     owner: str = ""
@@ -63,7 +63,7 @@ class Rule:
 _EXISTING: frozenset[Verb] = frozenset({"update", "delete"})
 _DELETED: frozenset[Verb] = frozenset({"delete"})
 RULES: Mapping[str, Rule] = {
-    # Its messages go with it.
+    # Deleting it deletes its messages.
     "agents": Rule(owner="id", link="id"),
     "agents_tags": Rule(owner="agent_id"),
     "agent_environment_variables": Rule(owner="agent_id"),
@@ -77,11 +77,11 @@ RULES: Mapping[str, Rule] = {
     "tools": Rule(shared=True),
     "sources": Rule(shared=True),
     "identities": Rule(shared=True),
-    # A state has nothing of the file's own row: only its deletion is seen, by the cascade.
+    # A state contains nothing of the file's own row, so only its deletion counts, by the cascade.
     "files": Rule(shared=True, verbs=_DELETED),
     "messages": Rule(owner="id", link="agent_id", verbs=_EXISTING, listed=("agent_id",)),
     "conversation_messages": Rule(listed=("agent_id", "conversation_id")),
-    # The database takes a deleted one out of its messages.
+    # Deleting one clears the reference in its messages.
     **dict.fromkeys(("runs", "steps", "conversations"), Rule(shared=True, verbs=_DELETED)),
     "users": Rule(owner="id", verbs=_EXISTING),
     "organizations": Rule(verbs=_DELETED),
@@ -90,13 +90,13 @@ _NONE: frozenset[str] = frozenset()
 
 
 def windows_of(owner: str) -> str:
-    """The id under which the windows of an agent's or a conversation's messages are cached."""
+    """The id under which the message windows of an agent or a conversation are cached."""
     return f"messages-of-{owner}"
 
 
 @dataclass(slots=True)
 class Changes:
-    """What a transaction has changed so far: names for `Invalidator.begin_write`."""
+    """What a transaction has changed so far, as names for `Invalidator.begin_write`."""
 
     agents: set[str] = field(default_factory=set)
     dependencies: set[str] = field(default_factory=set)
@@ -117,8 +117,8 @@ class Changes:
         """
         Add what a statement changes.
 
-        Returns a column whose values in the changed rows must be looked up and pinned, because
-        the statement does not say which rows it changes; or "" when everything is noted.
+        Returns "" when everything is noted. Otherwise the statement does not tell which rows it
+        changes: look up the returned column in these rows, pin its values, and call again.
         """
         rule = RULES.get(write.table)
         if rule is None:

@@ -1,10 +1,10 @@
 """
-Tells the cache what transactions change: before their COMMIT, and right after it.
+Announces what a transaction changes to the cache: before its COMMIT, and right after it.
 
-The end of a write is delivered by a task, which begins at the COMMIT and goes on
-while the session closes. Whoever ends a session waits for the tasks of its writes. A COMMIT that was canceled or broken may have happened, or may still happen. It
-counts as committed: its intent stands a little longer, and what it changed is
-invalidated again at AGAIN_S.
+A task delivers the end of a write. It starts at the COMMIT and goes on while the
+session closes; the end of a session waits for the tasks of its writes. A COMMIT that was
+canceled or interrupted may have happened, or may still happen. It counts as committed:
+its intent stands a little longer, and its changes are invalidated again at AGAIN_S.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ AGAIN_S = (0.05, 0.3)
 
 @dataclass(frozen=True, slots=True)
 class Begun:
-    """A COMMIT that is about to be sent, or was."""
+    """A write whose COMMIT is about to be sent, or was sent."""
 
     invalidator: Invalidator
     changes: Changes
@@ -45,9 +45,9 @@ class Transactions:
     The transactions of one session.
 
     Args:
-        changes: of the one that is open.
-        sent: its COMMIT may have been sent.
-        ending: deliver the ends of those before it.
+        changes: of the open transaction.
+        sent: the write whose COMMIT may have been sent.
+        ending: tasks that deliver the ends of earlier writes.
     """
 
     changes: Changes = field(default_factory=Changes)
@@ -56,22 +56,22 @@ class Transactions:
 
 
 class Home(Protocol):
-    """Where the invalidator is open."""
+    """Gives access to the invalidator and to its event loop."""
 
     @property
     def loop(self) -> asyncio.AbstractEventLoop | None:
-        """Its event loop. None: nothing is open yet."""
+        """The invalidator's event loop; None while it is not open."""
 
     async def opened(self) -> Invalidator | None:
-        """The open invalidator, or None: then nothing is delivered. Awaited in `loop`."""
+        """The open invalidator. None: deliver nothing. Await this in `loop`."""
 
 
 class Deliveries:
     """
-    Begins and ends writes, in whichever event loop they happen.
+    Begins and ends writes, from any event loop.
 
     Args:
-        ended: called with what was written, after its end was delivered, in the loop of `home`.
+        ended: called in the loop of `home` with the changes of a write, after its end is delivered.
     """
 
     def __init__(
@@ -83,10 +83,10 @@ class Deliveries:
 
     async def begin(self, transactions: Transactions) -> None:
         """
-        Begin the write of the open transaction. One round trip, right before its COMMIT.
+        Begin the write of the open transaction, right before its COMMIT. Takes one round trip.
 
         Raises:
-            CacheUnavailable: see `Invalidator.begin_write`. The transaction must not commit.
+            CacheUnavailable: as `Invalidator.begin_write`. The transaction must not commit.
         """
         self.failed(transactions)
         changes, transactions.changes = _valid(transactions.changes), Changes()
@@ -101,14 +101,14 @@ class Deliveries:
         return Begun(invalidator, changes, token)
 
     async def _at_home(self, call: Callable[[], Coroutine[Any, Any, T]]) -> T:
-        """Await a call in the loop of the invalidator."""
+        """Await a call in the invalidator's event loop."""
         loop = self._home.loop
         if loop is None or loop is asyncio.get_running_loop():
             return await call()
         return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(call(), loop))
 
     def committed(self, transactions: Transactions) -> None:
-        """Deliver the end of the write that was sent, in a task."""
+        """Deliver the end of the sent write, in a task."""
         self._deliver(self._end, transactions)
 
     def failed(self, transactions: Transactions) -> None:
@@ -126,7 +126,7 @@ class Deliveries:
 
     async def settle(self, transactions: Transactions) -> None:
         """
-        Return when the ends of a session's writes are delivered. Called when it has ended.
+        Return when the ends of an ended session's writes are delivered.
 
         A cancellation is raised after the delivery, which takes at most a few timeouts of the
         cache.
@@ -173,14 +173,14 @@ class Deliveries:
             log.error("letta.invalidation_failed", error=repr(task.exception()))
 
     async def delivered(self) -> None:
-        """Return when nothing is under way: await it at home, before the invalidator is closed."""
+        """Return when every end is delivered. Await this in `loop`, before the invalidator closes."""
         loop = asyncio.get_running_loop()
         while tasks := [task for task in self._tasks if task.get_loop() is loop]:
             await asyncio.wait(tasks)
 
 
 def _valid(changes: Changes) -> Changes:
-    """Without names that the cache refuses: it holds no value under them."""
+    """The changes without names that the cache refuses: it holds no value under those."""
     return Changes(
         set(filter(partial(_passes, check_agent_id), changes.agents)),
         set(filter(partial(_passes, _check), changes.dependencies)),

@@ -1,4 +1,4 @@
-"""Lists the features of the plug-in, in the order in which they are installed."""
+"""Lists the features of the plug-in in the order of their installation."""
 
 from __future__ import annotations
 

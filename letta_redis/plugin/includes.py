@@ -1,9 +1,8 @@
 """
-Says which parts of an agent's state a read returns, and cuts a full state down to them.
+Decides which parts of an agent's state a read returns, and cuts a full state down to them.
 
-Pure, and without the Letta server: states are JSON here. The rules are those of
-`_apply_relationship_filters` and `Agent.to_pydantic_async`, whose digests
-agents.py checks.
+Pure, and independent of the Letta server: states are JSON here. The rules are those of
+`_apply_relationship_filters` and `Agent.to_pydantic_async`, whose digests agents.py checks.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ _GIT_TAG = "git-memory-enabled"
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """What loads a part of a state, by the legacy and by the new argument, and its fields without it."""
+    """The legacy and the new argument that load a part, and the fields of a state without the part."""
 
     relationships: frozenset[str]
     include: str
@@ -54,7 +53,7 @@ def parts_of(relationships: Iterable[str] | None, include: Iterable[str]) -> fro
     """
     The parts that a read with these arguments returns.
 
-    `include` decides if it names anything. Memory brings the tags, which say whether it is in git.
+    `include` decides unless it is empty. Memory needs the tags: they tell whether it is in git.
     """
     new = frozenset(include)
     if new:
@@ -73,7 +72,7 @@ def scope_of(parts: frozenset[str], version: str) -> str:
 
 
 def cut(state: bytes, parts: frozenset[str]) -> bytes:
-    """The JSON of a full state with these parts only, as the server would have loaded it."""
+    """The JSON of a state with only these parts, as the server would have loaded it."""
     if parts == ALL:
         return state
     fields = msgspec.json.decode(state, type=dict[str, msgspec.Raw])
@@ -116,10 +115,10 @@ _rows = msgspec.json.Decoder(_Rows)
 
 def rows_in(state: bytes) -> list[str]:
     """
-    The ids of the other rows that a state shows: blocks, tools, sources, identities, files, its group.
+    The ids of the shared rows in a state: blocks, tools, sources, identities, files, its group.
 
-    Whoever changes one of them invalidates its id as a dependency. The agent's own row, its tags
-    and secrets, and its rows in the tables between are changes of the agent.
+    A write to one of them invalidates its id as a dependency. Writes to the agent's row, its tags,
+    its secrets and its rows in join tables invalidate the agent itself.
     """
     if not state:
         return []

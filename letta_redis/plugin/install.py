@@ -1,7 +1,7 @@
 """
-Puts the plug-in into the Letta server of this process, half by half, and takes it out again.
+Installs the plug-in in this process's Letta server, half by half, and uninstalls it.
 
-A half (the cache, the queue) is installed whole or not at all: every seam of it is
+A half (the cache, the queue) is installed whole or not at all: all of its seams are
 checked before the first one is replaced.
 """
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 log = get_logger("letta_redis")
 
 HALVES = tuple(dict.fromkeys(feature.half for feature in FEATURES if feature.half is not None))
-# What follows when a half is left off, for the log line.
+# The effect of a half that stays off, for the log line.
 _FOLLOWS: dict[Half, str] = {
     "cache": "agents are read from PostgreSQL, as without the plug-in",
     "queue": "the server posts its webhooks itself, as without the plug-in",
@@ -49,7 +49,7 @@ def install(settings: Settings | None = None) -> Installation:
     Install the plug-in. Call it before `letta.server.rest_api.app` is imported.
 
     Logs one line for each seam that is not as expected; its half stays off. A second call returns
-    what the first one has installed.
+    the first one's installation.
 
     Raises:
         SettingsError: a setting is wrong.
@@ -58,7 +58,7 @@ def install(settings: Settings | None = None) -> Installation:
 
 
 def install_in_child() -> None:
-    """As `install`, in a process that the server has spawned: its writes are announced, too."""
+    """Install in a process that the server has spawned, so that its writes are announced as well."""
     _install(None, is_child=True)
 
 
@@ -68,7 +68,7 @@ def installed() -> Installation | None:
 
 
 def uninstall() -> None:
-    """Put everything back. Close the runtime before."""
+    """Restore every seam. Close the runtime first."""
     global _installation  # noqa: PLW0603  (one plug-in for each process)
     if _installation is not None:
         _undo(_installation.undo)
@@ -108,7 +108,7 @@ def blocked(half: Half, found: list[Finding]) -> list[Finding]:
 
 
 def _is_as_expected(half: Half, found: list[Finding]) -> bool:
-    """Whether a half may be installed. Logs each seam that says no."""
+    """Whether a half may be installed. Logs each seam that forbids it."""
     wrong = blocked(half, found)
     for finding in wrong:
         log.warning(
@@ -122,7 +122,7 @@ def _is_as_expected(half: Half, found: list[Finding]) -> bool:
 
 
 def _patch(halves: list[Half], runtime: Runtime) -> list[Callable[[], None]]:
-    """Replace every seam of these halves. If one fails, put back those before it."""
+    """Replace every seam of these halves. If one fails, restore those before it."""
     undo: list[Callable[[], None]] = []
     try:
         for feature in FEATURES:

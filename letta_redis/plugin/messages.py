@@ -1,10 +1,10 @@
 """
-Puts the cache in front of the method by which Letta's agents read their messages by id.
+Puts the cache in front of the method that reads an agent's messages by id.
 
-Each message is an entry of its own, under its own id, as the database has it: Letta fills in
-missing ids of tool calls by looking at a message's neighbors, and does so here after the read. A
-message belongs to its agent, run, step and conversation: whoever deletes one of those changes it.
-What this process has created is read in the background, because an agent's next step reads it.
+Each message is cached under its own id, as it is in the database: Letta fills in missing
+ids of tool calls from a message's neighbors, so that step runs after the read. A message
+depends on its agent, run, step and conversation, because deleting one of these changes it.
+New messages of this process are read in the background, because the agent's next step needs them.
 """
 
 from __future__ import annotations
@@ -30,17 +30,17 @@ if TYPE_CHECKING:
 log = get_logger("letta_redis")
 
 _MODULE = "letta.services.message_manager"
-# Background reads at once, in one process. More are left to the next step.
+# Most background reads at a time in one process. The next step does the others.
 _AT_ONCE = 2
 
 
 class LoadFailed(Exception):
-    """Letta's own read raised. The caller reads again, and gets the error from that."""
+    """Letta's own read raised. The caller reads again, and gets that read's error."""
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """A message in place of its row, for Letta's own postprocessing."""
+    """Stands for a message's row in Letta's own postprocessing."""
 
     id: str
     message: Any
@@ -60,7 +60,7 @@ _names = msgspec.json.Decoder(_Names)
 
 
 def owners_in(message: bytes) -> list[str]:
-    """The ids of the rows that the database changes a message with."""
+    """The ids of the rows whose deletion changes a message."""
     if not message:
         return []
     found = _names.decode(message)
@@ -70,7 +70,7 @@ def owners_in(message: bytes) -> list[str]:
 
 async def read(cache: Cache, ids: Iterable[str], actor: Any) -> list[Row]:
     """
-    The messages of these ids that exist and that the actor may read, from the cache or Letta.
+    The messages of these ids that exist and that the actor may read, from the cache or the database.
 
     Raises:
         LoadFailed: Letta's own read raised.
@@ -106,7 +106,7 @@ async def read(cache: Cache, ids: Iterable[str], actor: Any) -> list[Row]:
 
 
 async def _load(ids: list[str], actor: Any) -> dict[str, Any]:
-    """As `get_messages_by_ids_async` reads them, before it fills anything in."""
+    """Read them as `get_messages_by_ids_async` does, before it fills anything in."""
     from letta.orm.message import Message
     from letta.server.db import db_registry
 
@@ -150,7 +150,7 @@ def _creating(runtime: Runtime, original: Any) -> Any:
     async def warm(cache: Cache, ids: list[str], actor: Any) -> None:
         try:
             await read(cache, ids, actor)
-        except Exception as exc:  # noqa: BLE001  (the next step reads them itself)
+        except Exception as exc:  # noqa: BLE001  (the next step reads them)
             log.debug("letta.warm_failed", error=repr(exc))
 
     @wraps(original)
@@ -161,7 +161,7 @@ def _creating(runtime: Runtime, original: Any) -> Any:
         cache = runtime.cache_to_read()
         if cache is not None and created and len(running) < _AT_ONCE:
             ids = [message.id for message in created]
-            # In a context of its own, not in that of the request.
+            # In its own context, not in the request's.
             task = asyncio.get_running_loop().create_task(
                 warm(cache, ids, actor), context=Context()
             )
@@ -198,13 +198,13 @@ FEATURE = Feature(
         ),
         Seam(
             "letta.orm.message:Message",
-            "says with which rows the database changes a message",
+            "defines which rows' deletion changes a message",
             None,
             digests=("eb38a72e44888e13",),
         ),
         Seam(
             "letta.schemas.message:Message",
-            "is what is cached of a message",
+            "defines what is cached of a message",
             None,
             digests=("65a4f3f7b3da1247",),
         ),

@@ -1,11 +1,11 @@
 """
-Writes into Letta's columns what became of each stored callback, and finds lost ones.
+Writes the outcome of each stored callback into Letta's columns, and finds lost ones.
 
-`arq:letta:callbacks` holds the ids of the callbacks that have not ended, by the time
-of their next look. Any server of the fleet takes those that are due; a key with a TTL gives each to
-one server at a time, so an outcome is written at least once, and only where the
-code is still 202. Every few minutes one server sweeps the tables for what a crash
-left behind: ended runs and jobs without a callback, and codes 202 that nobody looks at.
+`arq:letta:callbacks` holds the ids of open callbacks by the time of their next look. Any
+server of the fleet takes those that are due; a key with a TTL gives each to one server at
+a time. An outcome is written at least once, and only over the code 202. Every few minutes
+one server sweeps the tables for what a crash left behind: ended runs and jobs without a
+callback, and codes 202 that nobody looks at.
 """
 
 from __future__ import annotations
@@ -32,18 +32,18 @@ log = get_logger("letta_redis")
 
 _LOOK_S = 1.0
 _MOST_LOOKS = 50
-# The longest pause between two looks at a callback whose receiver is away.
+# Longest pause between two looks at a callback whose receiver is away.
 _PAUSE_MAX_S = 60.0
-# One server's time to write an outcome, after which another server may.
+# A server has this long to write an outcome; then another may.
 _HOLD_MS = 30_000
-# A caller that has not noted 202 by then has died.
+# A caller that has not noted 202 after this time has died.
 _UNNOTED_S = 300.0
 SWEEP_S = 300.0
 _MOST_SWEPT = 200
 
 
 class Outcomes:
-    """The callbacks of a fleet, seen from one server."""
+    """One server's part in following the callbacks of the fleet."""
 
     def __init__(
         self, queue: JobQueue, client: Any, *, is_on: Callable[[], bool], counts: Counter[str]
@@ -55,7 +55,7 @@ class Outcomes:
         self._keys = QueueKeys.of(client)
 
     async def expect(self, webhook_id: str) -> None:
-        """Look at a callback from now on. Called before it is stored, so that none is forgotten."""
+        """Follow a callback. Call this before it is stored, so that none is missed."""
         await self._client.zadd(
             self._keys.letta_callbacks, {webhook_id: _now_ms() + 1000 * _LOOK_S}, nx=True
         )
@@ -64,7 +64,7 @@ class Outcomes:
         """
         Store the callback of a run or a job. False if the queue refuses.
 
-        Its id is that of the run and its status: two updates to the same status post once.
+        Its id consists of the run's id and its status: two updates to one status post once.
         """
         status = rows.text_of(info["status"])
         webhook_id = f"{info[f'{kind}_id']}:{status}"
@@ -76,7 +76,7 @@ class Outcomes:
                 event_type=f"{kind}.{status}",
                 webhook_id=webhook_id,
             )
-        except Exception as exc:  # noqa: BLE001  (Letta's own post is the remedy for all of them)
+        except Exception as exc:  # noqa: BLE001  (Letta posts it itself)
             self.posted_inline(webhook_id, exc)
             return False
         self._counts["stored"] += 1
@@ -109,7 +109,7 @@ class Outcomes:
                 if self._is_on():
                     await step()
                 failed = False
-            except Exception as exc:  # noqa: BLE001  (an outcome is written late rather than never)
+            except Exception as exc:  # noqa: BLE001  (the next round repeats it)
                 if not failed:
                     log.warning("letta.outcomes_failed", step=step.__name__, error=repr(exc))
                 failed = True
@@ -118,7 +118,7 @@ class Outcomes:
     # -- outcomes ----------------------------------------------------------------------
 
     async def look(self) -> int:
-        """Look at the callbacks that are due, and write down those that have ended."""
+        """Look at the callbacks that are due, and write the outcomes of those that have ended."""
         due = await self._client.zrange(
             self._keys.letta_callbacks, "-inf", _now_ms(), byscore=True, offset=0, num=_MOST_LOOKS
         )
@@ -129,14 +129,14 @@ class Outcomes:
             held = await pipe.execute() if ids else []
         mine = [id_ for id_, is_mine in zip(ids, held, strict=True) if is_mine]
         await asyncio.gather(*map(self._look_safely, mine))
-        # Of those, a forged id that no key can have is the only one that is not found again.
+        # A forged id that is not UTF-8 has no key, so no look would ever remove it.
         odd = [id_ for id_ in due if id_.decode(errors="replace").encode() != id_]
         if odd:
             await self._client.zrem(self._keys.letta_callbacks, *odd)
         return len(mine)
 
     async def _look_safely(self, webhook_id: str) -> None:
-        """One that cannot be read or written goes behind the others, so that it holds up none."""
+        """Look at one callback. If that fails, it goes behind the others, so that it delays none."""
         try:
             await self._look_at(webhook_id)
         except Exception as exc:  # noqa: BLE001  (whatever a forged record or the database raises)
@@ -198,7 +198,7 @@ class Outcomes:
 async def open_outcomes(
     settings: Settings, *, is_on: Callable[[], bool], counts: Counter[str]
 ) -> AsyncIterator[Outcomes]:
-    """Open the queue, and write outcomes until the block ends. `is_on`: whether it may be used."""
+    """Open the queue, and write outcomes until the block ends, while `is_on()`."""
     from cache.connection.pool import open_pool
     from cache.opening import pool_options
     from worker import open_queue
@@ -224,7 +224,7 @@ async def _warn(settings: Settings) -> None:
 
 
 def _pause_s(delivery: Delivery | None) -> float:
-    """Until shortly after the next attempt; not longer than a minute."""
+    """The seconds until shortly after the next attempt, at most a minute."""
     if delivery is None or delivery.next_attempt_at is None:
         return _LOOK_S
     ahead = delivery.next_attempt_at.timestamp() - time.time()

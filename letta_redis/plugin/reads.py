@@ -1,11 +1,10 @@
 """
 Reads agents through the cache.
 
-What is cached is the state as JSON, before its secrets are decrypted. Each caller
-decodes a state of its own, because Letta's agent loop changes the one that it gets.
-A narrow read takes the full state if it is cached, and cuts it down. What this
-process invalidates is loaded again in the background, because a step of an agent
-writes it twice, and then reads it.
+The cache holds the state as JSON, with its secrets encrypted. Each caller decodes its
+own copy, because Letta's agent loop modifies the state that it gets. A read of some parts
+cuts them out of the full state, if that is cached. A state that this process invalidates
+is reloaded in the background, because a step writes its agent twice and then reads it.
 """
 
 from __future__ import annotations
@@ -29,7 +28,7 @@ LoadMany = Callable[[list[str]], Awaitable[list[Any]]]
 
 
 class LoadFailed(Exception):
-    """What Letta's own read raised, on its way through the cache."""
+    """Carries the exception of Letta's own read through the cache."""
 
     def __init__(self, cause: Exception) -> None:
         super().__init__(repr(cause))
@@ -37,7 +36,7 @@ class LoadFailed(Exception):
 
 
 class Loading:
-    """Letta's own read, as a loader of the cache. Keeps the states for the call that it belongs to."""
+    """Letta's own read as a loader of the cache. Keeps the loaded states for the call that made it."""
 
     def __init__(self, *, sealed: bool) -> None:
         self.failed: LoadFailed | None = None
@@ -46,16 +45,16 @@ class Loading:
 
     async def load(self, read: Callable[[], Awaitable[list[Any]]]) -> dict[str, bytes]:
         """
-        Run the read with encrypted secrets, and encode its states, by id.
+        Run the read, leaving secrets encrypted; return the encoded states by id.
 
         Raises:
-            LoadFailed: the read raised. `failed` keeps it.
+            LoadFailed: the read raised. It is also in `failed`.
         """
         try:
             with states.left_encrypted():
                 found = await read()
             encoded = {s.id: (await states.encode(s, sealed=self._sealed), s) for s in found}
-        except Exception as exc:  # noqa: BLE001  (told apart from errors of the cache)
+        except Exception as exc:  # noqa: BLE001  (distinguished from errors of the cache)
             self.failed = LoadFailed(exc)
             raise self.failed from None
         if self._found is not None:
@@ -63,17 +62,17 @@ class Loading:
         return {agent_id: data for agent_id, (data, _) in encoded.items()}
 
     def own(self, agent_id: str, data: bytes) -> Any:
-        """The state that this call has loaded itself, if `data` is that of it."""
+        """The state that this call has loaded, if `data` is its encoding."""
         encoded, state = (self._found or {}).get(agent_id, (None, None))
         return state if encoded is data else None
 
     def end(self) -> None:
-        """The call has ended. The cache may run the loader again, for others."""
+        """End the call. The cache may still run the loader for others."""
         self._found = None
 
 
 class Reads:
-    """Reads of one organization's agents, with these parts."""
+    """Reads these parts of one organization's agents."""
 
     def __init__(self, cache: Cache, runs: Runs, organisation: str, parts: frozenset[str]) -> None:
         import letta
@@ -86,7 +85,7 @@ class Reads:
         self._full, self._own = (scope_of(each, letta.__version__) for each in (ALL, parts))
 
     async def one(self, agent_id: str, load: Load) -> Any:
-        """The agent's state, from the cache or else from `load`. Raises what `load` raises."""
+        """The agent's state, from the cache or `load`. Raises what `load` raises."""
 
         async def read() -> list[Any]:
             return [await load()]
@@ -103,7 +102,7 @@ class Reads:
             if data != states.NOT_CACHED:
                 return await states.decode(data)
         except (LoadFailed, InvalidName):
-            pass  # ours is raised below; after another caller's, we read ourselves
+            pass  # our own is raised below; after another caller's, we load
         except Exception:
             log.exception("letta.cache_read_failed", agent_id=agent_id)
         finally:
@@ -113,7 +112,7 @@ class Reads:
         return await load()
 
     async def many(self, agent_ids: list[str], load: LoadMany) -> list[Any]:
-        """The states of those agents that exist, each once. Raises what `load` raises."""
+        """The states of the agents that exist, each once. Raises what `load` raises."""
 
         async def loader(ids: list[str]) -> dict[str, bytes]:
             return await loading.load(lambda: load(ids))

@@ -1,8 +1,8 @@
 """
-Tells the operator which receivers of callbacks the workers will refuse.
+Warns of receivers of callbacks that the workers will refuse.
 
-The Letta server posts to any address. The workers post to public addresses, and to
-what their settings allow, so a receiver on a private network needs a setting.
+The Letta server posts to any address. The workers post to public addresses and to
+those that their settings allow, so a receiver on a private network needs a setting.
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ _LOOKUP_S = 5.0
 
 async def warn_of_refused(settings: Settings) -> list[str]:
     """
-    Log each host that was called back lately, or that steps go to, and that workers refuse.
+    Log each recent receiver of callbacks or steps that workers refuse. Return their hosts.
 
-    It goes by this process's settings; the workers' own may allow more. Returns the hosts.
+    Uses this process's settings; those of the workers may allow more.
     """
     urls = await rows.recent_urls()
     step_url = os.environ.get("STEP_COMPLETE_WEBHOOK")
@@ -60,7 +60,7 @@ async def warn_of_refused(settings: Settings) -> list[str]:
 
 
 def _servers(urls: Iterable[str]) -> set[tuple[str, int]]:
-    """Host and port of each URL that a webhook can go to."""
+    """The host and port of each URL that is valid for a webhook."""
     found = set()
     for url in urls:
         with suppress(BadURL):
@@ -70,7 +70,7 @@ def _servers(urls: Iterable[str]) -> set[tuple[str, int]]:
 
 
 async def _refusal(policy: EgressPolicy, host: str) -> str | None:
-    """Why the workers refuse a host. None if they do not, or if its name cannot be resolved."""
+    """Why the workers refuse a host; None if they accept it, or if its name cannot be resolved."""
     try:
         async with asyncio.timeout(_LOOKUP_S):
             found = await asyncio.get_running_loop().getaddrinfo(

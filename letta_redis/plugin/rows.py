@@ -16,7 +16,7 @@ log = get_logger("letta_redis")
 
 Kind = Literal["run", "job"]
 KINDS: tuple[Kind, ...] = ("run", "job")
-# What Letta's columns say while a stored callback has not ended.
+# The code in Letta's columns while a stored callback has not ended.
 STORED = 202
 # `messages.py` of Letta stores the text of a callback URL that is not set.
 NO_URL = "None"
@@ -25,12 +25,12 @@ ENDED: Mapping[Kind, tuple[str, ...]] = {
     "run": ("completed", "failed", "cancelled"),
     "job": ("completed", "failed", "cancelled", "expired"),
 }
-# A sweep reads this far back: the index of runs is by their creation.
+# How far back a sweep reads, by creation time: runs are indexed by it.
 _SWEPT_DAYS = 8
 
 
 def payload_of(kind: Kind, info: Mapping[str, Any]) -> dict[str, Any]:
-    """The body of Letta's own post, with what JSON has no words for as text."""
+    """The body of Letta's own post; values that JSON lacks are text."""
     completed_at = info["completed_at"]
     return {
         f"{kind}_id": info[f"{kind}_id"],
@@ -41,7 +41,7 @@ def payload_of(kind: Kind, info: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def jsonable(value: Any) -> Any:
-    """Times, models and enums as pydantic writes them; Letta's own post would fail on them."""
+    """Times, models and enums as pydantic encodes them; Letta's own post would fail on them."""
     from pydantic_core import to_jsonable_python
 
     return to_jsonable_python(value, serialize_unknown=True)
@@ -66,10 +66,10 @@ def _session() -> Any:
 
 async def write_outcome(owner: str, delivery: Delivery | None, *, unnoted_s: float) -> bool:
     """
-    Write what became of the callback of a run or job. Return whether there is nothing left to do.
+    Write the outcome of a run's or job's callback. Return whether nothing is left to do.
 
-    Only a code of 202 is replaced, and one that its writer has not noted in `unnoted_s` seconds. A
-    callback that the server has lost is no longer noted, so that a sweep sends it again.
+    Replaces the code 202, and fills in a code that was not noted within `unnoted_s` seconds. If
+    the server has lost the callback (`delivery` is None), clears the columns: a sweep sends it again.
     """
     kind: Kind = "run" if owner.startswith("run-") else "job"
     async with _session() as session:
@@ -94,7 +94,7 @@ async def write_outcome(owner: str, delivery: Delivery | None, *, unnoted_s: flo
 
 
 async def note_stored(kind: Kind, owner: str) -> None:
-    """Note the code 202, unless something was noted meanwhile."""
+    """Note the code 202, unless a code was noted meanwhile."""
     async with _session() as session:
         row = await session.get(_model(kind), owner, with_for_update=True)
         if row is not None and row.callback_sent_at is None:
@@ -103,7 +103,7 @@ async def note_stored(kind: Kind, owner: str) -> None:
 
 
 async def unsent(kind: Kind, *, older_than_s: float, limit: int) -> list[dict[str, Any]]:
-    """The callbacks, as Letta dispatches them, of what ended without one; the oldest first."""
+    """Callbacks, as Letta dispatches them, of runs or jobs that ended without one; oldest first."""
     model = _model(kind)
     rows = await _ended(kind, older_than_s, limit, model.callback_sent_at.is_(None))
     found = []
@@ -112,7 +112,7 @@ async def unsent(kind: Kind, *, older_than_s: float, limit: int) -> list[dict[st
         if kind == "run":
             try:
                 metadata["result"] = await _result(row)
-            except Exception as exc:  # noqa: BLE001  (the receiver can read the rest by the run's id)
+            except Exception as exc:  # noqa: BLE001  (the receiver can ask for it by the run's id)
                 log.warning("letta.callback_without_result", owner=row.id, error=repr(exc))
         found.append(
             {
@@ -127,14 +127,14 @@ async def unsent(kind: Kind, *, older_than_s: float, limit: int) -> list[dict[st
 
 
 async def without_outcome(kind: Kind, *, older_than_s: float, limit: int) -> list[str]:
-    """The webhook ids of callbacks that were stored and whose outcome is not written."""
+    """The webhook ids of stored callbacks without an outcome."""
     model = _model(kind)
     rows = await _ended(kind, older_than_s, limit, model.callback_status_code == STORED)
     return [f"{row.id}:{row.status}" for row in rows]
 
 
 async def recent_urls(limit: int = 200) -> set[str]:
-    """Where the newest runs have asked to be called back."""
+    """The callback URLs of the newest runs."""
     from sqlalchemy import select
 
     model = _model("run")
@@ -167,9 +167,9 @@ async def _ended(kind: Kind, older_than_s: float, limit: int, condition: Any) ->
 
 async def _result(run: Any) -> Any:
     """
-    What the run has answered, as `RunManager.update_run_by_id_async` puts it together.
+    The run's response, as `RunManager.update_run_by_id_async` builds it.
 
-    For a run without a stop reason that method names one that does not exist, and fails.
+    That method fails for a run without a stop reason: it uses one that does not exist.
     """
     from letta.schemas.letta_response import LettaResponse
     from letta.schemas.letta_stop_reason import LettaStopReason

@@ -1,10 +1,9 @@
 """
-Spares a run the statements whose results nobody uses.
+Saves a run the statements whose results nobody uses.
 
-Letta loads an agent with all that belongs to it, ten statements, where a run begins, to
-read one column; and twice where it ends, to note why. Here these load the agent's own
-row. And while a run is under way, what it writes is not loaded again in the background: its
-last write is, once it has ended.
+When a run begins, Letta loads its agent with all relationships, ten statements, to read
+one column; when it ends, twice more to store the reason. Here these reads load only the
+agent's own row. The background reloads an agent after its run, not after each write in it.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ from letta_redis.plugin.seams import Feature, Seam
 if TYPE_CHECKING:
     from letta_redis.plugin.runtime import Runtime
 
-# The task inside. A task that it starts has the same context, and is not inside.
+# The task that is inside. A task that it starts inherits the context, but is not inside.
 _Inside = ContextVar[asyncio.Task[Any] | None]
 _ending: _Inside = ContextVar("letta_redis_ending", default=None)
 _own_row: _Inside = ContextVar("letta_redis_own_row", default=None)
@@ -92,7 +91,7 @@ def _showing(_runtime: Runtime, original: Any) -> Any:
 
 
 def _leave_out(_runtime: Runtime) -> Callable[[], None]:
-    """Leave an agent's relationships out of the statements inside."""
+    """Load no relationships of agents in the statements inside."""
     from letta.orm.agent import Agent
     from sqlalchemy import event, inspect
     from sqlalchemy.orm import Session, lazyload
@@ -118,28 +117,28 @@ FEATURE = Feature(
     (
         Seam(
             "letta.services.run_manager:RunManager.create_run",
-            "loads of a run's agent its own row, of which it reads the project",
+            "loads only the own row of a run's agent, to read its project",
             "(self, pydantic_run, actor)",
             digests=("150969674a59aefb",),
             replace=_beginning,
         ),
         Seam(
             "letta.services.run_manager:RunManager.update_run_by_id_async",
-            "notes in the agent why a run has ended, and uses nothing of the answer",
+            "stores in the agent why a run has ended, and ignores the result",
             "(self, run_id, update, actor, refresh_result_messages=True, conversation_id=None)",
             digests=("429df1e445848abc",),
             replace=_ending_it,
         ),
         Seam(
             "letta.services.agent_manager:AgentManager.update_agent_async",
-            "loads the agent's own row where nobody uses the answer",
+            "loads only the agent's own row where the result is ignored",
             "(self, agent_id, agent_update, actor)",
             digests=("d03a557f83d96aec",),
             replace=_noting,
         ),
         Seam(
             "letta.orm.agent:Agent.to_pydantic_async",
-            "shows the agent's own row where nobody uses the rest",
+            "returns only the agent's own row where the rest is ignored",
             "(self, include_relationships=None, include=None, decrypt=True)",
             digests=("05ff49a96a660e43",),
             replace=_showing,

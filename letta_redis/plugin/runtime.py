@@ -1,4 +1,4 @@
-"""Holds what the plug-in has opened in this process: cache, queue, and the switches of both."""
+"""Holds what the plug-in has open in this process: cache, queue and their switches."""
 
 from __future__ import annotations
 
@@ -22,19 +22,19 @@ log = get_logger("letta_redis")
 
 class Runtime:
     """
-    The open parts. They belong to the event loop that started them.
+    The open cache, queue and switches. They belong to the event loop that started them.
 
     Args:
-        opens_by_itself: True in a process without a server's start, in which `opened` opens.
-        install_in_child: what installs the plug-in in a spawned process. It is pickled by name.
+        opens_by_itself: True in a process that starts no server; there, `opened` opens the cache.
+        install_in_child: installs the plug-in in a spawned process. It is pickled by name.
 
     Attributes:
         collects_changes: whether every write of this process is announced. While False, nothing
-            is read from the cache, because nobody would invalidate it.
+            is read from the cache, because this process would not invalidate it.
         before_closing: awaited while everything is still open.
-        callbacks: how many callbacks were `stored`, and how many went `inline`, by reason.
-        runs: what this process runs now.
-        seals_webhooks: whether a webhook may carry a token of its own.
+        callbacks: number of callbacks `stored`, and of those posted `inline`, by reason.
+        runs: the runs that this process has begun.
+        seals_webhooks: whether a webhook may carry its own token.
     """
 
     def __init__(
@@ -51,8 +51,8 @@ class Runtime:
         self.before_closing: list[Callable[[], Awaitable[None]]] = []
         self.callbacks: Counter[str] = Counter()
         self.seals_webhooks = settings.webhook_encryption_key is not None
-        # A half that is switched off still announces its writes to the processes where it is on.
-        # A limit on loaders would make errors that Letta does not have.
+        # A half that is off still announces its writes to the processes where it is on.
+        # A time limit on loaders would raise errors that Letta never raises.
         self._settings = settings.model_copy(
             update={
                 "use_agent_cache": True,
@@ -69,7 +69,7 @@ class Runtime:
 
     @property
     def loop(self) -> asyncio.AbstractEventLoop | None:
-        """The event loop of the open parts, for calls from other threads."""
+        """The event loop that opened the cache, for calls from other threads."""
         return self._loop
 
     def cache(self) -> Cache | None:
@@ -88,7 +88,7 @@ class Runtime:
         return self._outcomes
 
     async def opened(self) -> Cache | None:
-        """As `cache`, in a spawned process opened at its first use."""
+        """As `cache`; in a spawned process, opened at its first use."""
         if self._opens_by_itself and self._loop is None:
             await self.start()
         return self.cache()
@@ -97,7 +97,7 @@ class Runtime:
         """
         Open everything in the running event loop. A second call waits for the first one.
 
-        It never fails: while the server is away, the cache goes to its loaders.
+        Never fails: while the server is away, the cache calls its loaders.
         """
         if self._starting is None:
             self._loop = asyncio.get_running_loop()
@@ -124,7 +124,7 @@ class Runtime:
             log.exception("letta.open_failed")
 
     async def stop(self) -> None:
-        """Close everything. Reads and writes go on as without the plug-in."""
+        """Close everything. Letta then reads and writes as without the plug-in."""
         self._cache, self._outcomes, self._loop, self._starting = None, None, None, None
         for finish in self.before_closing:
             await finish()

@@ -1,8 +1,8 @@
 """
-Remembers the JSON schemas of Letta's own tools, which it makes anew whenever it reads one.
+Caches the JSON schemas of Letta's own tools, which Letta generates on each read.
 
-A schema is made of a function that a module of the server defines: of its name,
-docstring, signature and code. While these are the same objects, it is the same.
+Letta generates a schema from the name, docstring, signature and code of a function
+in one of its modules. While these are the same objects, the schema is the same.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def _remembering(_runtime: Runtime, original: Any) -> Any:
 
 
 def _source(module_name: str, function_name: str) -> tuple[Any, ...] | None:
-    """The objects that a schema is made of, or None if there is no such function."""
+    """The objects that a schema is generated from, or None if there is no such function."""
     function: Any = getattr(sys.modules.get(module_name), function_name, None)
     try:
         parts = (
@@ -66,9 +66,9 @@ def _is(one: Any, other: Any) -> bool:
 
 def _encoded(schema: Any) -> bytes | None:
     """
-    A schema in bytes, or None if it would not come back the same.
+    Encode a schema, or return None if it would not decode to the same value.
 
-    JSON would turn the values of a Literal, which are a tuple, into a list.
+    JSON would decode the tuple of a Literal's values as a list.
     """
     try:
         encoded = marshal.dumps(schema)
@@ -84,7 +84,7 @@ FEATURE = Feature(
     (
         Seam(
             "letta.schemas.tool:get_json_schema_from_module",
-            "remembers the schemas of Letta's own tools",
+            "caches the schemas of Letta's own tools",
             "(module_name, function_name)",
             digests=("02b6a4a39b58be30",),
             replace=_remembering,

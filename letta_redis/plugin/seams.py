@@ -1,8 +1,8 @@
 """
-Describes the places of the Letta server that the plug-in replaces or relies on, and checks them.
+Defines seams, the places of the Letta server that the plug-in replaces or relies on; checks them.
 
-A seam is as expected if its signature is, and its source has a digest that this
-release knows. Whoever adds a digest has read the source that it stands for.
+A seam is as expected if its signature is, and its source has a digest that this release
+knows. Read the source before you add its digest.
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ class Seam:
     Args:
         target: `package.module:name` or `package.module:Class.name`.
         purpose: what we use it for, for `letta-redis doctor`.
-        signature: names, kinds and defaults of the parameters, without annotations. None where
-            only the source matters.
-        digests: of the source; empty where any version of a foreign package will do.
-        replace: makes what to put there, of the runtime and the original. None if we only rely
-            on what it does.
+        signature: names, kinds and defaults of the parameters, without annotations. None if only
+            the source matters.
+        digests: of the source; empty if any version of a foreign package works.
+        replace: builds the replacement from the runtime and the original. None if we only rely on
+            the original's behavior.
     """
 
     target: str
@@ -51,8 +51,8 @@ class Feature:
 
     Args:
         half: None if both halves need it.
-        attach: called after every seam of the half was checked and replaced; for hooks that are no
-            attributes, such as SQLAlchemy's events. It returns the function that detaches them.
+        attach: called after the half's seams are replaced; for hooks that are not attributes,
+            such as SQLAlchemy's events. Returns the function that detaches them.
     """
 
     name: str
@@ -63,7 +63,7 @@ class Feature:
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """What was found at one seam. `problem` is None if it is as expected."""
+    """The result of checking one seam. `problem` is None if it is as expected."""
 
     feature: Feature
     seam: Seam
@@ -86,7 +86,7 @@ def check(feature: Feature, seam: Seam) -> Finding:
 
 def resolve(target: str) -> tuple[Any, str]:
     """
-    The object that holds a target, and the attribute's name.
+    Return the object that holds a target, and the name of the attribute.
 
     Raises:
         Missing: the module cannot be imported, or lacks it.

@@ -1,4 +1,4 @@
-"""Opens the plug-in when the Letta server starts, before its first write, and closes it at its end."""
+"""Opens the plug-in before the Letta server's first write, and closes it when the server ends."""
 
 from __future__ import annotations
 

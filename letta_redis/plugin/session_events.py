@@ -1,14 +1,14 @@
 """
 Collects what each database transaction changes, by events of SQLAlchemy.
 
-    after_begin          the session has a connection: its statements are noted from here on
+    after_begin          the session has a connection: note its statements from here on
     before_execute       each statement: of a flush, of Core, of a bulk operation
     commit               right before COMMIT, but not at a savepoint: the write begins
     after_commit,
     after_soft_rollback  the write ends, whether or not it is known to have committed
 
-Ends are delivered by tasks, which the end of the session awaits (sessions.py). What was rolled back to a
-savepoint stays noted: a name too many costs a load.
+Tasks deliver the ends, and the end of the session awaits them (sessions.py). Changes that
+were rolled back to a savepoint stay noted: an unneeded invalidation costs one load.
 """
 
 from __future__ import annotations
@@ -39,8 +39,8 @@ class SessionEvents:
     Listens to one engine, and to the sessions that use it.
 
     Args:
-        engine: the synchronous engine below Letta's asynchronous one.
-        mappers: those of Letta's tables.
+        engine: the synchronous engine inside Letta's asynchronous one.
+        mappers: the mappers of Letta's tables.
     """
 
     def __init__(
@@ -68,7 +68,7 @@ class SessionEvents:
 
     @staticmethod
     def manage(session: Session) -> Transactions:
-        """The transactions of a session, for whoever settles them at its end."""
+        """The transactions of a session. The caller settles them when the session ends."""
         transactions = session.info[_KEY] = Transactions()
         return transactions
 
@@ -104,7 +104,7 @@ class SessionEvents:
             write = replace(write, pinned={**write.pinned, column: found})
 
     def _loaded(self, session: Session, write: Write, column: str) -> frozenset[str] | None:
-        """A column of the changed rows, if the session has loaded all of them."""
+        """The values of a column in the changed rows; None if the session has not loaded all of them."""
         mapper, ids = self._mappers.get(write.table), write.pinned.get("id")
         if mapper is None or ids is None:
             return None
@@ -129,7 +129,7 @@ class SessionEvents:
         except CacheUnavailable as exc:
             from letta.errors import LettaServiceUnavailableError
 
-            # As a ConnectionError, Letta would take it for one of PostgreSQL's, and try again with
+            # Letta takes any ConnectionError for one of PostgreSQL, and tries again with
             # another session, which its caller cannot use.
             raise LettaServiceUnavailableError(str(exc), service_name="cache") from exc
 
@@ -147,7 +147,7 @@ class SessionEvents:
 def _selected(
     connection: Connection, statement: Any, parameters: Parameters, column: str
 ) -> frozenset[str]:
-    """A column of the changed rows, read in the same transaction right before the change."""
+    """The values of a column in the changed rows, read in the same transaction before the change."""
     query = select(statement.table.c[column])
     if statement.whereclause is not None:
         query = query.where(statement.whereclause)

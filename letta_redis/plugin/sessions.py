@@ -1,8 +1,8 @@
 """
-Collects invalidations from every database session of the Letta server in this process.
+Collects the changes of every database session of the Letta server in this process.
 
-`DatabaseRegistry.async_session` is replaced, so that a session's writes have ended in
-the cache before its caller goes on. Everything else listens to SQLAlchemy's events.
+Replaces `DatabaseRegistry.async_session`, so that a session's writes have ended in the
+cache before its caller goes on. SQLAlchemy's events give the changes themselves.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ def collect(
     runtime: Runtime, ended: Callable[[Changes], None] = lambda _changes: None
 ) -> Callable[[], None]:
     """
-    Begin to collect. Returns the function that ends it.
+    Start collecting. Returns the function that stops it.
 
     Args:
-        ended: called with what a session has written, after nothing older is served.
+        ended: called with the changes of a session, once nothing older is served.
     """
     from letta.orm import Base
     from letta.server import db
@@ -80,7 +80,7 @@ FEATURE = Feature(
         ),
         Seam(
             "letta.orm.agent:Agent",
-            "says of which rows an agent's state is made",
+            "defines which rows make up an agent's state",
             None,
             digests=("6b58e330527e5786",),
         ),

@@ -1,8 +1,8 @@
 """
-Reads from an INSERT, UPDATE or DELETE of SQLAlchemy which rows it changes.
+Finds out which rows an INSERT, UPDATE or DELETE of SQLAlchemy changes.
 
-Only equalities and IN lists that the whole WHERE requires count: they bound the
-rows. A value that is no plain parameter bounds nothing.
+Only equalities and IN lists that every matching row satisfies restrict the rows.
+A value that is not a plain parameter restricts nothing.
 """
 
 from __future__ import annotations
@@ -32,10 +32,10 @@ _VERBS: tuple[tuple[type[Any], Verb], ...] = (
 
 def write_of(statement: Any, parameters: Parameters) -> Write | None:
     """
-    The write that a statement is, or None if it is none, or is raw SQL.
+    The write that a statement makes. None if it makes none, or is raw SQL.
 
     Args:
-        parameters: what is executed with it, one mapping for each row.
+        parameters: the statement's parameters, one mapping for each row.
     """
     for kind, verb in _VERBS:
         if isinstance(statement, kind) and isinstance(statement.table, Table):
@@ -76,7 +76,7 @@ def _pinned(statement: Any, parameters: Parameters) -> Values:
 
 
 def _required(clause: Any) -> Iterator[Any]:
-    """The parts of a WHERE that all have to hold."""
+    """The conditions of a WHERE that every row satisfies: those joined by AND."""
     if isinstance(clause, Grouping):
         yield from _required(clause.element)
     elif isinstance(clause, BooleanClauseList) and clause.operator is operators.and_:

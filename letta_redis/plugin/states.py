@@ -1,8 +1,8 @@
 """
-Encodes the agent states of the Letta server and decodes them, with their secrets still encrypted.
+Encodes and decodes Letta's agent states, without decrypting their secrets.
 
-Letta decrypts a state's secrets when it has read it. Its loaders run here with that
-step left out, and each reader takes it for itself.
+Letta decrypts the secrets of each state that it reads. Loaders of the cache skip that
+step, and each reader decrypts its own copy.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from contextvars import ContextVar
 from functools import wraps
 from typing import Any
 
-# In a value's place: the state cannot be cached, so every reader loads it. It is invalidated
-# like a state, so it ends with what made it necessary.
+# Stored instead of a value that cannot be cached: every reader loads it. It is invalidated like
+# the value, so it ends with the write that ends its cause.
 NOT_CACHED = b""
 _leave_encrypted: ContextVar[bool] = ContextVar("letta_redis_leave_encrypted", default=False)
 
@@ -22,7 +22,7 @@ Decrypt = Callable[[list[Any]], Awaitable[list[Any]]]
 
 
 def skipping(decrypt: Decrypt) -> Decrypt:
-    """`decrypt`, but not inside `left_encrypted`."""
+    """`decrypt`, skipped inside `left_encrypted`."""
 
     @wraps(decrypt)
     async def decrypt_agent_secrets(agents: list[Any]) -> list[Any]:
@@ -33,7 +33,7 @@ def skipping(decrypt: Decrypt) -> Decrypt:
 
 @contextmanager
 def left_encrypted() -> Iterator[None]:
-    """Read states in this block as they are stored, with encrypted secrets."""
+    """Read states in this block as they are stored: with encrypted secrets."""
     token = _leave_encrypted.set(True)
     try:
         yield
@@ -42,7 +42,7 @@ def left_encrypted() -> Iterator[None]:
 
 
 def to_json(model: Any) -> bytes:
-    """The JSON of a model of Letta, or NOT_CACHED if JSON would not bring back the same."""
+    """The JSON of a model of Letta; NOT_CACHED if it would not decode to the same model."""
     try:
         data: bytes = model.model_dump_json(round_trip=True).encode()
         again = type(model).model_validate_json(data).model_dump_json(round_trip=True)
@@ -53,10 +53,10 @@ def to_json(model: Any) -> bytes:
 
 async def encode(state: Any, *, sealed: bool) -> bytes:
     """
-    The JSON of a state that was read with encrypted secrets. The state is decrypted afterwards.
+    Encode a state that was read with encrypted secrets, then decrypt the state itself.
 
-    NOT_CACHED if JSON would not bring back the same, or if the database holds a secret in clear
-    and the cache does not encrypt (`sealed`).
+    Returns NOT_CACHED if the JSON would not decode to the same state, or if the database holds a
+    secret in clear and the cache does not encrypt (`sealed`).
     """
     from letta.utils import decrypt_agent_secrets
 
@@ -66,14 +66,14 @@ async def encode(state: Any, *, sealed: bool) -> bytes:
 
 
 async def decode(data: bytes) -> Any:
-    """A state of the caller's own, with its secrets decrypted."""
+    """Decode a copy for one caller, with its secrets decrypted."""
     from letta.schemas.agent import AgentState
     from letta.utils import decrypt_agent_secrets
 
     state = AgentState.model_validate_json(data)
     if state.secrets:
         await decrypt_agent_secrets([state])
-        # The server's own states hold the same objects in both lists.
+        # In the server's own states both lists hold the same objects.
         state.secrets[:] = _secrets(state)
     return state
 
@@ -87,8 +87,8 @@ def _shows_secret(state: Any) -> bool:
     """
     Whether a decrypted state was stored with a secret in clear.
 
-    Without LETTA_ENCRYPTION_KEY, Letta stores the plaintext where the ciphertext belongs. Whether a
-    text looks encrypted does not tell: only that decrypting changed it does.
+    Without LETTA_ENCRYPTION_KEY, Letta stores the plaintext in the ciphertext's column. The form
+    of a text does not tell, so compare it with the decrypted one.
     """
     return any(
         variable.value_enc is not None

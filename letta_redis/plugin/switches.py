@@ -1,10 +1,9 @@
 """
 Follows the switches of both halves while the server runs.
 
-A half is on as LETTA_USE_AGENT_CACHE or LETTA_USE_REDIS_QUEUE says, in the
-environment, .env or the secrets' directory, unless `arq:switches` on the queue's
-server says otherwise. All of them are read again every two seconds, in the
-background: what a request sees is an attribute.
+LETTA_USE_AGENT_CACHE or LETTA_USE_REDIS_QUEUE switches a half on, in the environment,
+.env or the secrets directory, unless `arq:switches` on the queue's server overrides it.
+A background task reads all of them every two seconds; a request reads an attribute.
 """
 
 from __future__ import annotations
@@ -43,7 +42,7 @@ class Switches:
 
     @asynccontextmanager
     async def followed(self, settings: Settings) -> AsyncIterator[None]:
-        """Follow the switches until the block ends. They are read before it begins, if that is quick."""
+        """Follow the switches until the block ends. Reads them first, for at most two seconds."""
         from cache.connection.pool import open_pool
         from cache.opening import pool_options
 
@@ -70,7 +69,7 @@ class Switches:
             await asyncio.sleep(_READ_EVERY_S)
 
     async def read(self, client: Any) -> None:
-        """Read every source once. A server that is away leaves its part as it was."""
+        """Read every source once. While the server is away, its last values stay in force."""
         sources = _sources()
         if sources != self._sources:
             self._sources = sources
@@ -103,7 +102,7 @@ class Switches:
 
 
 def _sources() -> tuple[object, ...]:
-    """What changes whenever a switch in the environment, .env or the secrets may have changed."""
+    """Values that change whenever a switch in the environment, .env or the secrets may have changed."""
     secrets = Path(os.environ.get("LETTA_SECRETS_DIR", "/run/secrets"))
     names = [f"letta_{field}" for field in SWITCHES.values()]
     variables = [value for key, value in os.environ.items() if key.lower() in names]
@@ -120,7 +119,7 @@ def _changed_ns(path: Path) -> int:
 
 async def switch(settings: Settings, name: str, state: str) -> None:
     """
-    Set a switch for every server: "on", "off", or "default" for what their settings say.
+    Set a switch for every server: "on", "off", or "default", which leaves it to their settings.
 
     Raises:
         RedisError: the server cannot be reached.

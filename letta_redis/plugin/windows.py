@@ -1,9 +1,9 @@
 """
-Puts the cache in front of lists of the newest messages: of an agent, and of a conversation.
+Puts the cache in front of the lists of an agent's or a conversation's newest messages.
 
-A window is cached: the ids of the newest messages, newest first. The messages themselves are read
-by id (messages.py). Letta's writers do not know which message comes before theirs, so whatever
-adds, moves or removes a message drops the windows of its agent and of its conversation.
+Caches a window: the ids of the newest messages, newest first. The messages themselves are
+read by id (messages.py). Letta's writers do not know which message precedes theirs, so every
+write that adds, moves or removes a message drops the windows of its agent and conversation.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ if TYPE_CHECKING:
 
 log = get_logger("letta_redis")
 
-# Ids in a window: the page of both endpoints, if the client asks for no other.
+# Ids in a window: the default page of both endpoints.
 _SIZE = 100
-# What does not narrow a list: nothing else may be given.
+# Arguments that do not filter a list. With any other, Letta reads it.
 _PLAIN = {"limit", "ascending", "reverse", "conversation_id", "include_err", "include_return_message_types"}  # fmt: skip
 _DEFAULT = "default"  # Letta's name of an agent's messages that are in no conversation
 
@@ -41,14 +41,14 @@ class Window(msgspec.Struct):
     The ids of the newest messages, newest first.
 
     Args:
-        ordered: False if the database may order them in several ways, so that Letta has to ask it.
+        ordered: False if several orders are possible, so that only the database can give the page.
     """
 
     ids: list[str]
     ordered: bool = True
 
     def page(self, limit: int, *, ascending: bool) -> list[str] | None:
-        """The ids of the first page in this order, or None if the window does not have all of it."""
+        """The ids of the first page in this order; None if the window does not contain the whole page."""
         if not self.ordered:
             return None
         is_whole = len(self.ids) < _SIZE
@@ -63,11 +63,11 @@ _decoder = msgspec.json.Decoder(Window)
 @dataclass(frozen=True, slots=True)
 class List:
     """
-    A list of messages, from which the newest are read.
+    A list of messages.
 
     Args:
-        owner: the agent or conversation whose list it is.
-        scope: which of its lists.
+        owner: the id of its agent or conversation.
+        scope: which of the owner's lists it is.
         load: reads the window in a session.
     """
 
@@ -79,7 +79,7 @@ class List:
 async def _newest(
     cache: Cache, listed: List, actor: Any, limit: int, *, ascending: bool
 ) -> list[Any] | None:
-    """A page of the list, from the cache or Letta's database. None: then Letta reads it."""
+    """A page of the list, from the cache or the database. None: Letta must read it."""
     import letta
     from letta.server.db import db_registry
 
@@ -107,12 +107,12 @@ async def _newest(
     except Exception:
         log.exception("letta.cache_read_failed", owner=listed.owner)
         return None
-    # One may have been deleted since, so that another belongs to the page.
+    # A message may have been deleted since; then the page needs another one.
     return [found[i] for i in ids] if len(found) == len(ids) else None
 
 
 async def _of_agent(session: Any, agent_id: str, conversation: str | None, actor: Any) -> Window:
-    """As `MessageManager.list_messages` selects and orders them."""
+    """The window that `MessageManager.list_messages` would select."""
     from letta.orm.conversation_messages import ConversationMessage
     from letta.orm.message import Message
     from letta.services.helpers.agent_manager_helper import validate_agent_exists_async
@@ -132,9 +132,9 @@ async def _of_agent(session: Any, agent_id: str, conversation: str | None, actor
 
 async def _of_conversation(session: Any, conversation: str, actor: Any) -> Window:
     """
-    As `ConversationManager.list_conversation_messages` selects and orders them.
+    The window that `ConversationManager.list_conversation_messages` would select.
 
-    After a summary, Letta gives messages positions that others have.
+    After a summary, Letta gives several messages the same position.
     """
     from letta.orm.conversation_messages import ConversationMessage as Link
     from sqlalchemy import select
@@ -151,7 +151,7 @@ async def _of_conversation(session: Any, conversation: str, actor: Any) -> Windo
 
 
 def _is_plain(owner: Any, actor: Any, limit: Any, more: Mapping[str, Any]) -> bool:
-    """Whether nothing but a limit, an order and a conversation says which messages are wanted."""
+    """Whether only a limit, an order and a conversation select the messages."""
     return (
         isinstance(owner, str)
         and isinstance(getattr(actor, "organization_id", None), str)
@@ -236,7 +236,7 @@ FEATURE = Feature(
         ),
         Seam(
             "letta.orm.conversation_messages:ConversationMessage",
-            "says which messages are in a conversation",
+            "defines which messages are in a conversation",
             None,
             digests=("e5aede5dd6477389",),
         ),
