@@ -1,9 +1,9 @@
 """
-Routes commands to the nodes of a cluster, over one `MultiplexedConnection` to each.
+Routes commands to the nodes of a cluster, over one `MultiplexedConnection` per node.
 
-So the commands of one event-loop tick leave in one write per node, and the run of
-each node is known. The slot map is fetched when it is first needed, and again
-after a MOVED, an ended connection or a silent node.
+The commands of one event-loop tick leave in one write per node, and the run of each
+node is known. The slot map is fetched at its first use, and again after a MOVED, a
+lost connection or a silent node.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ Address = tuple[str, int]
 
 _HOPS = 4
 # Errors of a wrong node, or of one that cannot answer now. TRYAGAIN (a slot is being moved) is
-# not among them: it is a refusal, which is a miss.
+# not one of them: it is a refusal, and counts as a miss.
 _PASSING = {"MOVED", "ASK", "CLUSTERDOWN", "LOADING", "MASTERDOWN"}
 _SCRIPTS = {"EVAL", "EVALSHA"}
 _KEY_OF_SCRIPT = 3
-# Keys whose node is remembered. Cleared when there are more.
+# Most keys whose node is remembered; with more, all are forgotten.
 _MOST_ROUTES = 16_384
 
 
@@ -47,7 +47,7 @@ class ClusterConnection:
         self._connections: dict[Address, MultiplexedConnection] = {}
         self._starts: list[int] = []  # the first slot of each range
         self._owners: list[Address] = []  # the master of each range
-        self._routes: dict[str, MultiplexedConnection] = {}  # by key: a slot takes long to compute
+        self._routes: dict[str, MultiplexedConnection] = {}  # by key: computing a slot is slow
         self._stale = True
         self._learning: asyncio.Task[None] | None = None
         self._endings: set[asyncio.Task[Any]] = set()
@@ -64,7 +64,7 @@ class ClusterConnection:
         return any(connection.awaits_replies for connection in self._connections.values())
 
     def incarnation_of(self, key: str) -> bytes:
-        """The run of the node that has the key on the current map, if it is known."""
+        """The run of the key's node on the current map, if known."""
         connection = self._routes.get(key) or self._route(key)
         return UNKNOWN.digest if connection is None else connection.incarnation_of()
 
@@ -74,7 +74,7 @@ class ClusterConnection:
             connection.doubt(key)
 
     async def connect(self) -> None:
-        """Raises Away: there is no map, or a node on it cannot be reached."""
+        """Connect to all nodes. Raises Away: no map was found, or a node on it cannot be reached."""
         await self._learn()
         if not self._connections:
             raise Ended("no node is connected")
@@ -110,9 +110,9 @@ class ClusterConnection:
 
     def node_of(self, key: str) -> Connection:
         """
-        The connection to a key's node, or this one while the map is unknown or may be old.
+        The connection to a key's node; this object while the map is unknown or may be old.
 
-        Its `fetch` returns redirections; this one's follows them.
+        A node's `fetch` returns redirections; this object's `fetch` follows them.
         """
         if self._stale:
             return self
@@ -149,7 +149,7 @@ class ClusterConnection:
         return reply
 
     def _redirect(self, word: str, rest: str, connection: MultiplexedConnection) -> Address | None:
-        """The node that MOVED or ASK names; None when the cluster cannot answer now."""
+        """The node that a MOVED or ASK names; None if the cluster cannot answer now."""
         if word not in {"MOVED", "ASK"}:
             self._stale = True
             return None
@@ -168,7 +168,7 @@ class ClusterConnection:
         return self._owners[bisect_right(self._starts, slot) - 1]
 
     def _route(self, key: str) -> MultiplexedConnection | None:
-        """The connection to a key's node on the current map, and remember it."""
+        """Find the connection to a key's node on the current map, and remember it."""
         owner = self._owner(key)
         connection = self._connections.get(owner) if owner else None
         if connection is not None:
@@ -225,7 +225,7 @@ class ClusterConnection:
         raise Away(reason)
 
     async def _adopt(self, ranges: list[Any], asked: Address) -> None:
-        """Use a new slot map: close connections to former masters, open those to new ones."""
+        """Switch to a new slot map: close connections to former masters, open those to new ones."""
         ranges.sort(key=lambda found: found[0])
         self._starts = [found[0] for found in ranges]
         self._owners = [
@@ -237,7 +237,7 @@ class ClusterConnection:
             connection = self._connections.pop(address)
             self._desynchronized += connection.desynchronized
             keep(self._endings, connection.retire())
-        # A node's run is known only once it is connected, and values are checked against it.
+        # Values are checked against their node's run, which is known only after connecting.
         await asyncio.gather(
             *(self._node(address).connect() for address in dict.fromkeys(self._owners)),
             return_exceptions=True,

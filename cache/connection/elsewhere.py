@@ -1,9 +1,8 @@
 """
-Recognizes the errors of a server that refuses what another one may serve.
+Recognizes errors of a server that refuses a command which another server may serve.
 
-The server refuses such a command before it starts, so nothing of it has run: the call
-raises `Ended`, and is sent again. Where there is no other server, the same errors are
-answers, which reach their callers.
+The server refuses such a command before it runs, so the call raises `Ended` and is sent
+again. Where there is only one server, the same errors are answers for their callers.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ from redis.exceptions import (
 from cache.connection.protocol import Elsewhere, Ended
 from cache.connection.replies import Replies
 
-# redis-py drops the first word where it has a class for it, which depends on its version.
+# redis-py drops the first word if it has a class for it, which depends on its version.
 _WORDS: dict[type[Exception], str] = {
     AskError: "ASK",
     ClusterDownError: "CLUSTERDOWN",
@@ -42,10 +41,10 @@ def whole_text(error: Exception) -> str:
 
 class LeavingReplies(Replies):
     """
-    Replies of a server among several.
+    Reads the replies of one server among several.
 
-    Class attributes: first words of the errors after which the connection ends (`elsewhere`), and
-    of those after which it stays (`later`).
+    Class attributes: first words of the errors that close the connection (`elsewhere`), and of
+    those that keep it open (`later`).
     """
 
     elsewhere: frozenset[str]

@@ -1,9 +1,8 @@
 """
 Makes an embedded server a cluster of one node: `embedded+cluster://`, for tests.
 
-A node needs TCP ports: one on loopback for clients, with a random password, and one for
-other nodes, which has none. So unlike `embedded://` it does not keep other users of the
-machine out.
+A node needs two TCP ports on loopback: one for clients, with a random password, and one
+for other nodes, without any. So, unlike `embedded://`, other users of the machine can reach it.
 """
 
 from __future__ import annotations
@@ -24,7 +23,7 @@ _DEADLINE_S = 20.0
 
 
 def node_options() -> dict[str, str]:
-    """Options of the server's command line."""
+    """The server's command line options."""
     with ExitStack() as stack:
         taken = [stack.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(2)]
         port, bus = (str(each.getsockname()[1]) for each in taken)

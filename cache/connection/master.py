@@ -1,14 +1,13 @@
 """
 A pool of connections to the master that Sentinels name.
 
-A master that was replaced may not know it yet, or refuse without ending its clients'
-connections. Whatever it refuses for that ends the connection, and the next command asks
-the Sentinels. They are also asked while it is silent, long before a call gives up. Once
-they name another master, every connection to the one before ends.
+A replaced master may not know yet that it was replaced, or it refuses commands without
+closing its clients' connections. Such a refusal closes the connection, and the next command
+asks the Sentinels. They are also asked while the master is silent, long before a call times
+out. Once they name another master, every connection to the former one is closed.
 
-The Sentinels are asked all at once, and of those that answer, the one with the newest
-configuration counts: one that a partition has cut off, with the former master beside it,
-goes on to name that one.
+All Sentinels are asked at once, and the answer with the newest configuration counts: a
+Sentinel that a partition has cut off together with the former master still names that one.
 """
 
 from __future__ import annotations
@@ -30,24 +29,24 @@ from cache.connection.elsewhere import LeavingReplies, whole_text
 from cache.connection.protocol import SILENT_S, Ended
 from cache.connection.tasks import end
 
-# First words of the errors of a former master: a replica, one without its master, and one that
-# its replicas have left.
+# First words of the errors of a former master: it is a replica, has lost its own master, or was
+# left by its replicas.
 _ELSEWHERE = frozenset({"READONLY", "MASTERDOWN", "NOREPLICAS"})
-# After the first Sentinel has named a master, the others have this long: they may be stopped.
+# Time for the other Sentinels after the first answer: they may be stopped.
 _OTHERS_S = 0.2
-# Between two looks at the Sentinels while the master is suspected.
+# Pause between two rounds of questions while the master is suspected.
 _PACE_S = 0.2
 _OUTAGE = (RedisError, OSError, asyncio.TimeoutError)
 
 
 class MasterReplies(LeavingReplies):
-    """Replies of the master. After an error of a former one, the next call asks the Sentinels."""
+    """Reads the master's replies. After an error of a former master, the next call asks the Sentinels."""
 
     elsewhere = _ELSEWHERE
 
 
 class _ToMaster:
-    """Comes before a connection's class, and connects to the master."""
+    """Mixed into a connection class: connects to the master."""
 
     pool: MasterPool
     host: str
@@ -62,7 +61,7 @@ class _ToMaster:
         return self.host, self.port
 
     async def _connect(self) -> None:
-        # Each time: some releases of redis-py ask the Sentinels for the first connect only.
+        # On each connect: some releases of redis-py ask the Sentinels only for the first one.
         self.host, self.port = await self.pool.master()
         try:
             async with asyncio.timeout(None) as self._opening:
@@ -71,7 +70,7 @@ class _ToMaster:
             self._opening = None
 
     def leave(self) -> None:
-        """End the connection, or its opening: a stopped server answers no handshake of TLS."""
+        """Close the connection, or stop opening it: a stopped server answers no TLS handshake."""
         if self.is_connected:
             self._writer.transport.abort()
         elif self._opening is not None:
@@ -92,7 +91,7 @@ class _ToMaster:
             self._late.cancel()
 
     def _expect_soon(self) -> None:
-        """Report the server again and again: a stopped one accepts connections, but no login."""
+        """Keep reporting the server: a stopped one accepts connections, but answers no login."""
         self._late = asyncio.get_running_loop().call_later(SILENT_S, self._report)
 
     def _report(self) -> None:
@@ -140,8 +139,8 @@ class Sentinels(Sentinel):  # type: ignore[misc]
         The master by the newest configuration.
 
         Raises:
-            MasterNotFoundError: none that answered in time names one that is up.
-            ResponseError: what one of them refused for, if so.
+            MasterNotFoundError: no Sentinel that answered in time names a master that is up.
+            ResponseError: a Sentinel refused, for example the login.
         """
         pending = {asyncio.ensure_future(each.sentinel_masters()) for each in self.sentinels}
         states: list[dict[str, Any]] = []
@@ -175,8 +174,8 @@ class MasterPool(BlockingConnectionPool):  # type: ignore[misc]
     Connections to the master of a service.
 
     Args:
-        service: its name at the Sentinels.
-        sentinels: those that are asked.
+        service: the master's name at the Sentinels.
+        sentinels: the Sentinels to ask.
         tls: whether to connect by TLS; its options are among the keywords.
         keywords: those of redis-py's connections and of `BlockingConnectionPool`.
     """
@@ -190,14 +189,14 @@ class MasterPool(BlockingConnectionPool):  # type: ignore[misc]
         self._keywords = keywords
         self._master: tuple[str, int] | None = None
         self._looking: asyncio.Task[None] | None = None
-        # Also those that do not go back to the pool, such as subscribed ones.
+        # Includes connections that do not return to the pool, such as subscribed ones.
         self._made: WeakSet[Any] = WeakSet()
         super().__init__(
             connection_class=_MasterTLSConnection if tls else _MasterConnection, **keywords
         )
 
     def sibling(self, **changed: Any) -> MasterPool:
-        """A second pool of the same service, for another event loop."""
+        """A second pool for the same service, for another event loop."""
         sentinels = Sentinels(self.sentinels.nodes, self.sentinels.sentinel_kwargs)
         return MasterPool(self.service, sentinels, tls=self.tls, **{**self._keywords, **changed})
 
@@ -208,7 +207,7 @@ class MasterPool(BlockingConnectionPool):  # type: ignore[misc]
         return connection
 
     async def master(self) -> tuple[str, int]:
-        """Ask the Sentinels for the address, and end the connections to another server."""
+        """Ask the Sentinels for the address, and close the connections to any other server."""
         self._master = address = await self.sentinels.discover_master(self.service)
         for connection in list(self._made):
             if connection.address != address:
@@ -216,11 +215,11 @@ class MasterPool(BlockingConnectionPool):  # type: ignore[misc]
         return address
 
     def names(self, address: tuple[str, int]) -> bool:
-        """Whether this is the master, as far as is known."""
+        """Whether this is the last known master."""
         return address == self._master
 
     def suspect(self, _connection: Any, _reason: str) -> None:
-        """Report that a connection ended, or is silent; as often as it still is."""
+        """Report a lost or silent connection; call this again while it stays silent."""
         if self._looking is None or self._looking.done():
             self._looking = asyncio.ensure_future(self._look())
 
@@ -230,7 +229,7 @@ class MasterPool(BlockingConnectionPool):  # type: ignore[misc]
         await asyncio.sleep(_PACE_S)
 
     async def close(self) -> None:
-        """End the look, and the connections to the Sentinels."""
+        """Stop asking, and close the connections to the Sentinels."""
         if self._looking is not None and self._looking.get_loop() is asyncio.get_running_loop():
             await end(self._looking)
         for sentinel in self.sentinels.sentinels:

@@ -1,10 +1,10 @@
 """
-A pool of connections to the node of a cluster that owns the slot of one hash tag.
+A pool of connections to the cluster node that owns the slot of one hash tag.
 
-All keys of the queue carry one tag, so that a script is atomic over them, and a client
-of redis-py over this pool works as one of a single server: MULTI, pipelines, blocking
-commands, pub/sub. When the slot moves, every connection to the node before it ends, the
-silent and the blocked ones too, and the next command dials the new owner.
+All keys of the queue have one hash tag, so a script is atomic over them, and a redis-py
+client on this pool works as on a single server: MULTI, pipelines, blocking commands,
+pub/sub. When the slot moves, every connection to the former owner is closed, silent and
+blocked ones included, and the next command connects to the new owner.
 """
 
 from __future__ import annotations
@@ -24,24 +24,24 @@ from cache.connection.elsewhere import LeavingReplies, whole_text
 from cache.connection.protocol import Ended
 from cache.connection.topology import Address, Topology, View, read_view
 
-# First words of the errors of a node that does not serve the slot: another one may.
+# First words of errors of a node that does not serve the slot: another node may.
 _ELSEWHERE = frozenset({"MOVED", "CLUSTERDOWN", "MASTERDOWN", "READONLY"})
-# Of one that may serve it soon: a part of the slot has moved, or replicas are missing.
+# Of a node that may serve it soon: a part of the slot has moved, or replicas are missing.
 _LATER = frozenset({"TRYAGAIN", "ASK", "NOREPLICAS"})
 
 
 class OwnerReplies(LeavingReplies):
-    """Replies of the slot's owner. A command that it does not serve now is sent again."""
+    """Reads the owner's replies. A command that the owner cannot serve now is sent again."""
 
     elsewhere, later = _ELSEWHERE, _LATER
 
 
 class _Silent(Exception):
-    """No node answered in time. redis-py does not connect again after it, and raises its own error."""
+    """No node answered in time. redis-py does not reconnect after this, and raises its own error."""
 
 
 class _ToOwner:
-    """Comes before a connection's class, and connects to the owner of the slot."""
+    """Mixed into a connection class: connects to the owner of the slot."""
 
     pool: OwnerPool
     host: str
@@ -124,7 +124,7 @@ class OwnerPool(BlockingConnectionPool):  # type: ignore[misc]
         )
 
     def sibling(self, **changed: Any) -> OwnerPool:
-        """A second pool of the same slot, for another event loop."""
+        """A second pool for the same slot, for another event loop."""
         keywords = {**self._of_pool, **self._keywords, **changed}
         return OwnerPool(self.tag, self.topology.nodes, tls=self.tls, **keywords)
 
@@ -139,7 +139,7 @@ class OwnerPool(BlockingConnectionPool):  # type: ignore[misc]
         await super().ensure_connection(connection)
 
     def suspect(self, connection: Any, reason: str) -> None:
-        """Report that a connection ended, or that its node does not serve the slot."""
+        """Report a lost connection, or that its node does not serve the slot."""
         address = connection.address
         named = None
         if reason.startswith("MOVED "):
@@ -167,7 +167,7 @@ class OwnerPool(BlockingConnectionPool):  # type: ignore[misc]
 
 
 async def rest(client: Any, seconds: float) -> None:
-    """Sleep before a call is sent again; on a cluster, no longer than until the slot is served."""
+    """Sleep before a call is sent again; on a cluster, at most until the slot is served."""
     pool = getattr(client, "connection_pool", None)
     if isinstance(pool, OwnerPool):
         await pool.topology.rest(seconds)

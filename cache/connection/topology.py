@@ -1,11 +1,10 @@
 """
-Finds the node of a cluster that owns one slot, and follows it when it moves.
+Finds the cluster node that owns one slot, and follows the slot when it moves.
 
-Callers report a node that refuses or stays silent (`suspect`). Then the nodes are asked
-for their slot maps, all at once and one round at a time for all callers, until another
-node owns the slot or the suspected one serves again. Between two rounds there is a
-backoff. Of maps that differ, the one of the highest epoch counts: a node that a
-partition has cut off has an old one.
+Callers report a node that refuses or is silent (`suspect`). Then all nodes are asked for
+their slot maps at once, in rounds that all callers share, with a backoff between two
+rounds, until another node owns the slot or the suspected one serves again. If the maps
+differ, the one with the highest epoch counts: a node behind a partition has an old map.
 """
 
 from __future__ import annotations
@@ -30,11 +29,11 @@ log = get_logger(__name__)
 Address = tuple[str, int]
 
 _BACKOFF_BASE_S, _BACKOFF_CAP_S = 0.05, 0.5
-# Nodes asked in one round; a cluster may have hundreds.
+# Most nodes asked in one round; a cluster may have hundreds.
 _MOST_ASKED = 8
-# After the first answer of a round, the others have this long: a node may be stopped.
+# Time for the other answers of a round after its first one: a node may be stopped.
 _OTHERS_S = 0.2
-# Callers that ask again within this time get what the last round found.
+# Callers that ask again within this time get the last round's result.
 _PACE_S = 0.05
 _OUTAGE = (RedisError, OSError, asyncio.TimeoutError)
 
@@ -42,9 +41,9 @@ _OUTAGE = (RedisError, OSError, asyncio.TimeoutError)
 @dataclass(frozen=True, slots=True)
 class View:
     """
-    What one node knows: whether the cluster serves, its epoch, the slot's owner, all nodes.
+    One node's view of the cluster: whether it serves, its epoch, the slot's owner, all nodes.
 
-    `asked`: its own address.
+    `asked`: the address of the node that was asked.
     """
 
     serves: bool
@@ -55,7 +54,7 @@ class View:
 
 
 def read_view(slot: int, ranges: Sequence[Any], info: Any, asked: Address) -> View:
-    """Read the replies to CLUSTER SLOTS and CLUSTER INFO of the node at `asked`."""
+    """Parse the replies of the node at `asked` to CLUSTER SLOTS and CLUSTER INFO."""
     owner, nodes = None, dict[Address, None]()
     for first, last, *members in ranges:
         addresses = [_address(member, asked) for member in members]
@@ -70,7 +69,7 @@ def read_view(slot: int, ranges: Sequence[Any], info: Any, asked: Address) -> Vi
 
 def _address(member: Sequence[Any], asked: Address) -> Address:
     host = member[0].decode() if isinstance(member[0], bytes) else member[0]
-    # A node that does not know its own name means the address at which it was asked.
+    # An empty host means the address at which the node was asked.
     return (host if host and host != "?" else asked[0]), int(member[1])
 
 
@@ -80,8 +79,8 @@ class Topology:
 
     Args:
         seeds: nodes to ask first; one is enough, such as a configuration endpoint.
-        ask: reads the view of a node.
-        moved: called with the new owner, before anybody gets its address.
+        ask: reads a node's view.
+        moved: called with the new owner, before any caller gets its address.
     """
 
     def __init__(
@@ -108,10 +107,10 @@ class Topology:
 
     async def owner(self) -> Address:
         """
-        The address of the owner; if that is suspected, after another look.
+        Return the address of the owner. If the owner is suspected, ask the nodes first.
 
         Raises:
-            RedisError: no node could be asked, or why they refused.
+            RedisError: no node could be reached, or the reason why they refused.
         """
         if self._owner is not None and self._suspected is None:
             return self._owner
@@ -126,7 +125,7 @@ class Topology:
         return self._owner
 
     def suspect(self, address: Address, named: Address | None = None) -> None:
-        """Report that a node does not serve the slot. `named` is the owner by its own account."""
+        """Report that a node does not serve the slot. `named`: the owner that this node named."""
         if address != self._owner:
             return
         if named is not None and named != address:
@@ -137,13 +136,13 @@ class Topology:
             self._following = asyncio.ensure_future(self._follow())
 
     def confirm(self, address: Address) -> None:
-        """Report that a node has let a client in."""
+        """Report that a client has connected to a node."""
         if address == self._suspected:
             self._suspected = None
             self._tell()
 
     async def rest(self, seconds: float) -> None:
-        """Sleep, but no longer than until the slot is served again, as far as is known."""
+        """Sleep for so many seconds, at most until the slot is known to be served again."""
         waiter = asyncio.get_running_loop().create_future()
         self._waiters.add(waiter)
         try:
@@ -198,7 +197,7 @@ class Topology:
                     else:
                         errors.append(error)
                 if any(self._is_newer(view) for view in views):
-                    break  # the others can only know less
+                    break  # no other node can know more
         finally:
             await end(*pending)
             self._asked_at = asyncio.get_running_loop().time()
@@ -211,7 +210,7 @@ class Topology:
     def _choose(self, views: list[View], errors: list[BaseException]) -> None:
         found = [view for view in views if view.owner is not None]
         if not found:
-            # What a node refuses for is worth more than that another one is away.
+            # A refusal tells the operator more than an outage of another node.
             errors.sort(key=lambda error: refusal_of(error) is None)
             raise errors[0] if errors else Away("no node of the cluster owns the queue's slot")
         best = max(found, key=lambda v: (v.serves, v.epoch, v.owner != self._suspected))
@@ -220,7 +219,7 @@ class Topology:
         if best.owner != self._owner:
             self._adopt(best.owner)
         elif any(view.serves and view.asked == view.owner == self._suspected for view in found):
-            self.confirm(best.owner)  # it was slow, or only a connection ended
+            self.confirm(best.owner)  # it was slow, or only lost a connection
 
     def _adopt(self, owner: Address) -> None:
         before, self._owner, self._suspected = self._owner, owner, None
@@ -237,4 +236,4 @@ class Topology:
 
 def _retrieve(task: asyncio.Task[None]) -> None:
     if not task.cancelled():
-        task.exception()  # those who wait get it
+        task.exception()  # the waiting callers get it
