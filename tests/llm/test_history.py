@@ -252,7 +252,7 @@ async def test_a_group_is_shown_with_its_history(lab: Lab) -> None:
     assert "5 s" in page
     assert "Answered requests" in group
     assert "1 in all; most in one step: 1." in group
-    assert "No request of it ended in this time" in other
+    assert "No request ended in this time" in other
     samples = {
         (sample.name, sample.labels.get("outcome"), sample.labels.get("le")): sample
         for family in text_string_to_metric_families(metrics)

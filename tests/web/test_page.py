@@ -526,7 +526,7 @@ async def test_all_that_match_are_counted_then_changed_in_steps(
         assert refused.status_code == 403
         for looked in (200, 400, 451):
             done = await send(web, form)
-            assert f"{looked} were looked at" in done.text
+            assert f"{looked} were checked" in done.text
             assert "<progress" in done.text
             form = Seen(done.text).forms[-1]
     assert "450 of 450 jobs that match are made due" in done.text

@@ -227,7 +227,7 @@ async def test_an_endpoint_is_shown_with_its_history(lab: Lab) -> None:
     assert wrong.status_code == 404
     assert "Delivered webhooks" in page
     assert "1 in all; most in one step: 1." in page
-    assert "No attempt at it ended in this time" in other
+    assert "No attempt ended in this time" in other
 
 
 async def test_a_read_is_refused_with_what_is_wrong(lab: Lab) -> None:

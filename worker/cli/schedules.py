@@ -42,7 +42,7 @@ def schedules(ctx: click.Context, as_json: bool) -> None:
 @click.argument("name")
 @json_option
 def schedules_run(name: str, as_json: bool) -> None:
-    """Run a repeating job or a cron once, now. Its next run stays when it is.
+    """Run a repeating job or a cron once, now. Its next run is unchanged.
 
     \b
     Examples:
@@ -79,7 +79,7 @@ def schedules_crons(as_json: bool) -> None:
 @click.argument("name")
 @json_option
 def schedules_off(name: str, as_json: bool) -> None:
-    """Run a repeating job or a cron no more, in all workers, until it is switched on.
+    """Stop running a repeating job or a cron, in all workers, until you switch it on.
 
     Queued runs stay. A client that registers the repeating job again leaves it off.
 
@@ -95,7 +95,7 @@ def schedules_off(name: str, as_json: bool) -> None:
 @click.argument("name")
 @json_option
 def schedules_on(name: str, as_json: bool) -> None:
-    """Run a repeating job or a cron again, from its next tick on; what it missed does not run.
+    """Run a repeating job or a cron again, from its next tick on; missed runs are skipped.
 
     \b
     Examples:

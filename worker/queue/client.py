@@ -244,7 +244,7 @@ class Jobs(JobOperations):
 
     async def run_schedule(self, schedule_id: str) -> Job[Any]:
         """
-        Enqueue a repeating job, or a cron by its name, once, now; its next run stays when it is.
+        Enqueue a repeating job, or a cron by its name, once, now; its next run is unchanged.
 
         Raises:
             NotFound: no schedule has this id, and no worker has had a cron of this name. Otherwise

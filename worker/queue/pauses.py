@@ -71,7 +71,7 @@ class Pauses:
         self, *, function: JobName[Any] | None = None, priority: Priority | None = None
     ) -> bool:
         """
-        Claim no job of this function or priority any more, in all workers. False if it is paused.
+        Stop claiming jobs of this function or priority, in all workers. False if it is paused already.
 
         Jobs that run go on. Jobs can be enqueued, aborted and deleted; a tick of a cron or a
         schedule is enqueued once. Workers with stock arq's engine do not obey.

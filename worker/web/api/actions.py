@@ -74,7 +74,7 @@ async def _resume_priority(queue: JobQueue, target: ByPriority) -> Done:
 
 
 def _paused(changed: bool) -> Done:
-    return Done(changed, "paused; jobs that run go on" if changed else "it was paused already")
+    return Done(changed, "paused; running jobs continue" if changed else "it was paused already")
 
 
 def _resumed(changed: bool) -> Done:
@@ -89,7 +89,7 @@ async def _delete_schedule(queue: JobQueue, target: ById) -> Done:
 
 async def _run_schedule(queue: JobQueue, target: ById) -> Done:
     job = await queue.jobs.run_schedule(target.id)
-    return Done(True, f"enqueued {job.id}; its next run stays when it is")
+    return Done(True, f"enqueued {job.id}; its next run is unchanged")
 
 
 async def _switch_off(queue: JobQueue, target: ById) -> Done:
@@ -99,7 +99,7 @@ async def _switch_off(queue: JobQueue, target: ById) -> Done:
 
 async def _switch_on(queue: JobQueue, target: ById) -> Done:
     changed = await queue.jobs.switches.on(target.id)
-    return Done(changed, "on; what it missed does not run" if changed else "it was on already")
+    return Done(changed, "on; missed runs are skipped" if changed else "it was on already")
 
 
 async def _retry_delivery(queue: JobQueue, target: ById) -> Done:
@@ -131,7 +131,9 @@ async def _cancel_batch(queue: JobQueue, target: ById) -> Done:
 
 async def _retry_batch(queue: JobQueue, target: ById) -> Done:
     count = await queue.llm.batches.retry(target.id)
-    return Done(True, f"{count} failed requests wait again" if count else "its job runs now")
+    return Done(
+        True, f"{count} failed requests wait for a batch again" if count else "its job runs now"
+    )
 
 
 async def _flush(queue: JobQueue, _target: Nothing) -> Done:
@@ -162,10 +164,10 @@ ACTIONS = {
         ),
         Action("jobs/add", "Enqueue", "Enqueue a job by hand.", NewJob, add_job, at="jobs"),
         Action("dead/retry", "Retry", "Enqueue a dead letter again.", ById, _retry_dead),
-        Action("dead/delete", "Delete", "Delete a dead letter for good.", ById, _delete_dead),
-        Action("functions/pause", "Pause", "Claim no job of it.", ByFunction, _pause_function),
+        Action("dead/delete", "Delete", "Delete a dead letter permanently.", ById, _delete_dead),
+        Action("functions/pause", "Pause", "Stop claiming its jobs.", ByFunction, _pause_function),
         Action("functions/resume", "Resume", "End its pause.", ByFunction, _resume_function),
-        Action("priorities/pause", "Pause", "Claim no job of it.", ByPriority, _pause_priority),
+        Action("priorities/pause", "Pause", "Stop claiming its jobs.", ByPriority, _pause_priority),
         Action("priorities/resume", "Resume", "End its pause.", ByPriority, _resume_priority),
         Action(
             "schedules/run",
@@ -174,7 +176,9 @@ ACTIONS = {
             ById,
             _run_schedule,
         ),
-        Action("schedules/off", "Switch off", "Run a schedule or cron no more.", ById, _switch_off),
+        Action(
+            "schedules/off", "Switch off", "Stop running a schedule or a cron.", ById, _switch_off
+        ),
         Action("schedules/on", "Switch on", "Run it again from its next tick.", ById, _switch_on),
         Action("schedules/delete", "Delete", "Remove a repeating job.", ById, _delete_schedule),
         Action(
@@ -193,7 +197,7 @@ ACTIONS = {
         Action(
             "batches/retry",
             "Retry",
-            "Let failed requests of a batch wait again.",
+            "Submit failed requests of a batch again.",
             ById,
             _retry_batch,
         ),
