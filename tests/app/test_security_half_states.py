@@ -942,7 +942,7 @@ def leased(client: Any) -> Callable[[], Awaitable[Any]]:
     )
 
 
-async def floor_of(client: Any) -> bytes:
+async def version_of(client: Any) -> bytes:
     """Through GETRANGE, which fails where the key is no string: as the step would."""
     found: bytes = await client.getrange("{arq}e", 0, -1)
     return found
@@ -964,7 +964,7 @@ def lease_of_another(client: Any) -> Steps:
 @case
 def fill(client: Any) -> Steps:
     async def step() -> None:
-        args = [b"t" * 8, await floor_of(client), b"envelope", 5000]
+        args = [b"t" * 8, await version_of(client), b"envelope", 5000]
         await load("cache.coherence", "fill").run(client, ["{arq}e", "{arq}v", "{arq}l"], args)
 
     return leased(client), step
@@ -977,7 +977,7 @@ def fill_with_dependencies(client: Any) -> Steps:
     )
 
     async def step() -> None:
-        args = [b"t" * 8, await floor_of(client), b"envelope", 5000]
+        args = [b"t" * 8, await version_of(client), b"envelope", 5000]
         args += ["who", 10**16, 600_000, 5, 10**16]
         await load("cache.coherence", "fill").run(
             client, ["{arq}e", "{arq}v", "{arq}l", "{arq}dep", "{arq}org"], args
@@ -990,7 +990,7 @@ def fill_with_dependencies(client: Any) -> Steps:
 def fill_large(client: Any) -> Steps:
     async def step() -> None:
         await client.set(STAGED_VALUE, b"envelope", px=TTL_MS)
-        args = [b"t" * 8, await floor_of(client), b"", 5000]
+        args = [b"t" * 8, await version_of(client), b"", 5000]
         await load("cache.coherence", "fill").run(client, ["{arq}e", "{arq}v", "{arq}l"], args)
 
     return leased(client), step
@@ -1081,8 +1081,8 @@ WINDOW = ["{arq}e", "{arq}s", "{arq}l", "{arq}set", "{arq}aside"]
 
 def window_filled(client: Any) -> Callable[[], Awaitable[Any]]:
     async def step() -> None:
-        floor = await floor_of(client)
-        args = [b"t" * 8, floor, b"m" * 8, TTL_MS, 1, 10, 1, b"one"]
+        version = await version_of(client)
+        args = [b"t" * 8, version, b"m" * 8, TTL_MS, 1, 10, 1, b"one"]
         await load("cache", "messages_fill", ".coherence").run(client, WINDOW, args)
 
     return step
@@ -1109,7 +1109,7 @@ def messages_fill(client: Any) -> Steps:
 def messages_fill_large(client: Any) -> Steps:
     async def step() -> None:
         await client.zadd(STAGED_VALUE, {"one": 1})
-        args = [b"t" * 8, await floor_of(client), b"m" * 8, TTL_MS, 1, 10, ""]
+        args = [b"t" * 8, await version_of(client), b"m" * 8, TTL_MS, 1, 10, ""]
         await load("cache", "messages_fill", ".coherence").run(client, WINDOW, args)
 
     return after(window_leased(client), window_appended(client, "1", 2)), step

@@ -124,7 +124,7 @@ async def test_an_append_held_back_from_a_cluster_adds_nothing(
         assert await _page_after_a_late_append(place, "invalidate") == [4, 3, 2, 1]
 
 
-class Wire:
+class HoldingConnection:
     """Between a cache and the server: keeps copies of its appends, and can hold one back."""
 
     def __init__(self, cache: Cache, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -155,7 +155,7 @@ class ConversationAgainstDatabase:
     """One conversation, two processes. Appends and loads are on the way while other steps happen."""
 
     caches: tuple[Cache, Cache]
-    wires: tuple[Wire, Wire]
+    connections: tuple[HoldingConnection, HoldingConnection]
     agent: str
     rng: random.Random
     drawn: int = 0
@@ -193,11 +193,11 @@ class ConversationAgainstDatabase:
             await call
             self.acknowledged.add(added)
             return
-        wire, gate = self.wires[number], asyncio.Event()
-        wire.gate = gate
-        wire.waits.clear()
+        connection, gate = self.connections[number], asyncio.Event()
+        connection.gate = gate
+        connection.waits.clear()
         self.append = asyncio.ensure_future(call), gate, added
-        await wire.waits.wait()
+        await connection.waits.wait()
 
     async def delete(self, number: int) -> None:
         if not self.rows:
@@ -249,7 +249,7 @@ class ConversationAgainstDatabase:
         assert not lacking & self.acknowledged, f"{page} lacks some of {lacking}"
 
     async def repeat(self, number: int) -> None:
-        await self.wires[number].repeat(self.rng)
+        await self.connections[number].repeat(self.rng)
 
 
 @pytest.mark.property
@@ -264,11 +264,13 @@ async def test_late_copies_of_appends_against_a_model(
         for cache in (one, two):
             await cache.messages.get_or_load("known", Loader([]))
             await cache.messages.invalidate("known")
-        wires = Wire(one, monkeypatch), Wire(two, monkeypatch)
+        connections = HoldingConnection(one, monkeypatch), HoldingConnection(two, monkeypatch)
         for seed in range(ROUNDS):
-            for wire in wires:
-                wire.copies.clear()
-            model = ConversationAgainstDatabase((one, two), wires, f"a{seed}", random.Random(seed))
+            for connection in connections:
+                connection.copies.clear()
+            model = ConversationAgainstDatabase(
+                (one, two), connections, f"a{seed}", random.Random(seed)
+            )
             for number in range(STEPS):
                 try:
                     await model.step()
@@ -289,10 +291,10 @@ async def test_a_deletion_during_an_append_is_not_undone(
     """2 is committed; another process deletes it while its append is on the way."""
     async with cache_on(valkey_url, prefix) as one, cache_on(valkey_url, prefix) as two:
         await one.messages.get_or_load("a1", Loader(_messages(1)))
-        wire, gate = Wire(one, monkeypatch), asyncio.Event()
-        wire.gate = gate
+        connection, gate = HoldingConnection(one, monkeypatch), asyncio.Event()
+        connection.gate = gate
         appending = asyncio.create_task(one.messages.append("a1", _messages(2), after=1))
-        await wire.waits.wait()
+        await connection.waits.wait()
         assert await two.messages.invalidate("a1", conversation="default")
         await two.messages.get_or_load("a1", Loader(_messages(1)))
         gate.set()
@@ -307,10 +309,10 @@ async def test_the_first_append_asks_for_the_servers_time(
 ) -> None:
     async with cache_on(valkey_url, prefix) as one, cache_on(valkey_url, prefix) as two:
         await two.messages.get_or_load("a1", Loader(_messages(1)))
-        wire = Wire(one, monkeypatch)
+        connection = HoldingConnection(one, monkeypatch)
         for number, sent in ((2, 2), (3, 3), (4, 4)):
             assert await one.messages.append("a1", _messages(number), after=number - 1)
-            assert len(wire.copies) == sent
+            assert len(connection.copies) == sent
         assert _numbers(await two.messages.list("a1")) == [4, 3, 2, 1]
 
 

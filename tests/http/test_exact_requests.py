@@ -37,7 +37,7 @@ KNOWN = (
 OWN = st.from_regex(r"x-[a-z0-9!#$&'*+.^_`|~-]{1,12}", fullmatch=True)
 
 
-class Wire:
+class Recorder:
     """A server on loopback that keeps the bytes of every request."""
 
     def __init__(self) -> None:
@@ -55,8 +55,8 @@ class Wire:
 
 
 @asynccontextmanager
-async def wire() -> AsyncIterator[tuple[Wire, str]]:
-    found = Wire()
+async def recorder() -> AsyncIterator[tuple[Recorder, str]]:
+    found = Recorder()
     async with await asyncio.start_server(found.serve, "127.0.0.1", 0) as server:
         yield found, f"127.0.0.1:{server.sockets[0].getsockname()[1]}"
 
@@ -84,14 +84,14 @@ def line(request: bytes) -> bytes:
 
 @pytest.mark.parametrize("target", TARGETS)
 async def test_path_and_query_are_sent_as_they_were_given(target: str) -> None:
-    async with wire() as (found, address):
+    async with recorder() as (found, address):
         await send(f"http://{address}{target}")
     assert line(found.requests[0]) == b"POST %s HTTP/1.1" % target.encode()
 
 
 @pytest.mark.parametrize("target", ["/a%2fb?", "/a/../b?c=%7e"])
 async def test_a_proxy_gets_the_url_as_it_was_given(target: str) -> None:
-    async with wire() as (found, address):
+    async with recorder() as (found, address):
         await send(f"http://127.0.0.1{target}", proxy=f"http://{address}")
     assert line(found.requests[0]) == b"POST http://127.0.0.1%s HTTP/1.1" % target.encode()
 
@@ -110,7 +110,7 @@ def test_every_request_is_sent_as_it_was_given(
     headers = check_headers(dict.fromkeys(names, value))
 
     async def check() -> tuple[bytes, str]:
-        async with wire() as (found, address):
+        async with recorder() as (found, address):
             await send(f"http://{address}/{target}", headers=headers, body=body)
             return found.requests[0], address
 
