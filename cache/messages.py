@@ -35,16 +35,14 @@ from cache.errors import InvalidName, NotEncodable
 from cache.keys import CACHE_ASIDE_APPENDS, CACHE_ASIDE_BYTES, CACHE_ASIDE_TTL_MS
 from cache.messages_by_id import MessagesById
 from cache.names import check_agent_id, check_name
-from cache.records import Records
+from cache.records import Pairs, Records, steps_of
 from cache.window import (
     Message,
-    Pairs,
     Windows,
     WindowSlot,
     newest_first,
     page_before,
     require_page,
-    steps_of,
 )
 
 # A reply that was late says little of the time of the call, so an append is sent this often.

@@ -1,18 +1,23 @@
 """
-Encodes the messages inside a window. Each has a header of only two bytes, as there are many.
+Encodes the messages inside a window, and splits them into parts that scripts can carry.
+
+A message has a header of only two bytes, because there are many:
 
     format 1 | flags 1 | msgpack, compressed and encrypted as the flags say
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from cache.encoding import codec, encryption
 from cache.encoding.envelope import Unreadable
 from cache.errors import CodecError
+from cache.keys import CACHE_LARGE_TOGETHER
 from cache.options import CacheOptions
+
+Pairs = list[Any]  # sequence_id, record, sequence_id, record, ...
 
 _FORMAT = 0xC1
 _ZSTD, _ENCRYPTED = 1, 2
@@ -65,3 +70,25 @@ class Records:
             raise Unreadable("not encrypted, but LETTA_CACHE_ENCRYPTION_KEYS is set")
         body = self._keyring.decrypt(record[2:], key)
         return encryption.decompress(body, _MAX_INFLATED) if record[1] & _ZSTD else body
+
+
+def size_of(pairs: Pairs) -> int:
+    """The bytes of these messages."""
+    return sum(map(len, pairs[1::2]))
+
+
+def is_large(pairs: Pairs) -> bool:
+    """Whether these are too many bytes for one script."""
+    return size_of(pairs) > CACHE_LARGE_TOGETHER
+
+
+def steps_of(pairs: Pairs) -> Iterator[Pairs]:
+    """The same in parts, each small enough for one script."""
+    start, size = 0, 0
+    for at in range(0, len(pairs), 2):
+        more = len(pairs[at + 1])
+        if at > start and size + more > CACHE_LARGE_TOGETHER:
+            yield pairs[start:at]
+            start, size = at, 0
+        size += more
+    yield pairs[start:]

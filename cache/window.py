@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,16 +13,14 @@ from cache.encoding.envelope import Unreadable
 from cache.encoding.models import is_model
 from cache.keys import (
     CACHE_LARGE,
-    CACHE_LARGE_TOGETHER,
     CACHE_MOST_MESSAGE_BYTES,
     CACHE_STAGED_TTL_MS,
     staged_of,
 )
 from cache.names import check_agent_id, check_name
-from cache.records import Records
+from cache.records import Pairs, Records, is_large, size_of
 
 Message = dict[str, Any]
-Pairs = list[Any]  # sequence_id, record, sequence_id, record, ...
 # Scores of sorted sets are doubles, which are exact up to here.
 _MAX_SEQUENCE_ID = 2**53
 # Most messages that one script stores: 3 ms of the server.
@@ -208,28 +206,6 @@ class WindowSlot:
             # In one write: a process that dies in between would leave a key without a TTL.
             part = ("ZADD", staged, *pairs[start:at])
             await connection.execute_many([part, ("PEXPIRE", staged, CACHE_STAGED_TTL_MS)])
-
-
-def size_of(pairs: Pairs) -> int:
-    """The bytes of these messages."""
-    return sum(map(len, pairs[1::2]))
-
-
-def is_large(pairs: Pairs) -> bool:
-    """Whether these are too many bytes for one script."""
-    return size_of(pairs) > CACHE_LARGE_TOGETHER
-
-
-def steps_of(pairs: Pairs) -> Iterator[Pairs]:
-    """The same in parts, each small enough for one script."""
-    start, size = 0, 0
-    for at in range(0, len(pairs), 2):
-        more = len(pairs[at + 1])
-        if at > start and size + more > CACHE_LARGE_TOGETHER:
-            yield pairs[start:at]
-            start, size = at, 0
-        size += more
-    yield pairs[start:]
 
 
 def require_page(limit: int) -> None:
