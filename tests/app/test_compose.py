@@ -36,7 +36,7 @@ from tests.support.compose import (
 )
 from tests.support.supervised import start
 from tests.support.wait import eventually
-from worker.process.supervisor import SupervisorOptions
+from worker.process.policy import SupervisorOptions
 
 pytestmark = pytest.mark.acceptance
 

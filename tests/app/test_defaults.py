@@ -17,7 +17,7 @@ from worker.engine import EngineOptions, RetryPolicy
 from worker.llm.options import BatchOptions, FlushRules, LLMOptions, Retention
 from worker.llm.rate_policy import RateLimits
 from worker.process.child import ChildOptions
-from worker.process.supervisor import SupervisorOptions
+from worker.process.policy import SupervisorOptions
 from worker.queue.options import JobOptions
 from worker.webhooks.limits import EndpointLimits
 from worker.webhooks.options import DeliveryOptions, WebhookOptions

@@ -10,7 +10,7 @@ import yaml
 
 from settings import Settings, variable_name
 from tests.support.compose import COMPOSE, ROOT, services
-from worker.process.supervisor import SupervisorOptions
+from worker.process.policy import SupervisorOptions
 
 pytestmark = pytest.mark.unit
 

@@ -11,8 +11,8 @@ import sys
 
 import structlog
 
-from worker.process.policy import RestartPolicy
-from worker.process.supervisor import SupervisorOptions, run_supervisor
+from worker.process.policy import RestartPolicy, SupervisorOptions
+from worker.process.supervisor import run_supervisor
 
 
 def main() -> None:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from cache import Keyring
-from settings import SettingsError, variable_name
+from worker.app.egress import build_llm_http, build_webhook_http
 from worker.app.options import (
     JOB_MARGIN_S,
     QueueOptions,
@@ -21,7 +21,6 @@ from worker.app.options import (
     reveal,
 )
 from worker.client import JobQueue
-from worker.http.policy import EgressPolicy, parse_hosts, parse_networks, parse_ports
 from worker.keys import QueueKeys
 from worker.llm.answer_subscriber import AnswerSubscriber
 from worker.llm.batch_client import Batches
@@ -51,10 +50,6 @@ from worker.webhooks.sending import Composer
 
 if TYPE_CHECKING:
     from settings import Settings
-    from worker.http.client import GuardedClient
-
-# Per process. LETTA_LLM_MAX_CONCURRENCY limits calls in flight over all workers.
-_LLM_CONNECTIONS = 100
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,54 +166,18 @@ def build_webhook_context(settings: Settings, stores: Stores) -> WebhookContext:
         jobs=stores.jobs,
         encoder=stores.encoder,
         dead=stores.dead,
-        http=build_webhook_client(settings),
+        http=build_webhook_http(settings),
         secrets=stores.secrets,
         options=delivery_options(settings),
     )
 
 
-def build_webhook_client(settings: Settings) -> GuardedClient:
-    """
-    Build the guarded HTTP client of the webhooks.
-
-    Raises:
-        settings.SettingsError: a certificate file cannot be used.
-    """
-    from worker.http.client import build_http_client
-    from worker.http.transport import tls_context
-
-    try:
-        hosts = parse_hosts(settings.webhook_allow_hosts)
-    except ValueError as exc:
-        raise SettingsError(f"{variable_name('webhook_allow_hosts')} {exc}") from None
-    policy = EgressPolicy(
-        allowed=parse_networks(settings.webhook_allow_cidrs),
-        hosts=hosts,
-        ports=parse_ports(settings.webhook_ports),
-    )
-    names = ("webhook_ca_file", "webhook_cert_file", "webhook_key_file")
-    ca, cert, key = (str(path) if (path := getattr(settings, name)) else None for name in names)
-    try:
-        tls = tls_context(ca_file=ca, cert_file=cert, key_file=key)
-    except (OSError, ValueError) as exc:
-        given = ", ".join(variable_name(name) for name in names if getattr(settings, name))
-        raise SettingsError(f"{given}: not usable as PEM files: {exc}") from None
-    return build_http_client(
-        policy,
-        max_connections=settings.worker_max_jobs,
-        tls=tls,
-        proxy=settings.webhook_proxy_url,
-    )
-
-
 def build_llm_context(settings: Settings, stores: Stores) -> LLMContext:
     """Build the context of the LLM jobs, with its own HTTP client."""
-    from worker.http.client import build_http_client
     from worker.llm.providers import AnthropicProvider, OpenAIProvider
 
     options = queue_options(settings)
-    egress = EgressPolicy(parse_networks(settings.llm_allow_cidrs))
-    http = build_http_client(egress, max_connections=_LLM_CONNECTIONS)
+    http = build_llm_http(settings)
     openai = OpenAIProvider(
         http,
         base_url=settings.openai_base_url,

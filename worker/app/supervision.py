@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from settings import Settings
-from worker.process.policy import RestartPolicy
-from worker.process.supervisor import SupervisorOptions
+from worker.process.policy import RestartPolicy, SupervisorOptions
 
 
 def supervisor_options(settings: Settings) -> SupervisorOptions:

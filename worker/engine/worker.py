@@ -16,16 +16,10 @@ from datetime import UTC, datetime
 from functools import partial
 from typing import Any
 
-from redis.exceptions import ConnectionError as RedisConnectionError
-from redis.exceptions import TimeoutError as RedisTimeoutError
-
 from cache.connection.pool import OUTAGE, close_client
-from cache.connection.readiness import wait_until_ready
-from cache.connection.siblings import url_of
 from cache.connection.tasks import end
-from cache.errors import RedisRefused
 from cache.logs import get_logger
-from worker.engine import preflight
+from worker.engine.arrival import arrive
 from worker.engine.composition import Run, assemble, connect
 from worker.engine.heartbeat import beat, leave
 from worker.engine.poll import PollStopped
@@ -36,8 +30,6 @@ log = get_logger(__name__)
 
 # After the grace, canceled jobs have this long to clean up.
 _CLEANUP_S = 2.0
-# Between two checks of a server that goes away in each.
-_CHECK_AGAIN_S = 0.1
 # After the cleanup, the last ends have this long to reach the server.
 _LAST_POLL_S = 5.0
 
@@ -142,8 +134,15 @@ class Worker(WorkerState):
         self.loop = asyncio.get_running_loop()
         if self._pool is None:
             self._pool = await connect(self)
-        if not await self._server_found():
+        offset_s = await arrive(
+            self.pool,
+            self.queue_name,
+            allow_eviction=self.options.allow_eviction,
+            asked_to_end=self.asked_to_end,
+        )
+        if offset_s is None:
             return
+        self._clock_offset_s = offset_s
         self.ctx["redis"] = self.pool
         self.ctx.setdefault("worker_id", self.worker_id)
         if self.on_startup:
@@ -237,50 +236,6 @@ class Worker(WorkerState):
         if helper.cancelled():
             log.error("helper.canceled", helper=helper.get_name())
             self.drain()
-
-    async def _server_found(self) -> bool:
-        """Wait until the server answers and is checked. False when asked to end meanwhile."""
-        while await self._reach_server():
-            if await self._server_checked():
-                return True
-            await asyncio.sleep(_CHECK_AGAIN_S)
-        return False
-
-    async def _reach_server(self) -> bool:
-        """
-        Wait for the server without a limit; return False when asked to end meanwhile.
-
-        Raises:
-            RedisRefused: the server refuses for a reason that waiting does not end.
-        """
-        ready = asyncio.create_task(wait_until_ready(self.pool, url_of(self.pool), deadline_s=None))
-        asked = asyncio.create_task(self.asked_to_end.wait())
-        try:
-            await asyncio.wait({ready, asked}, return_when=asyncio.FIRST_COMPLETED)
-            if ready.done():
-                ready.result()
-            return ready.done()
-        finally:
-            await end(ready, asked, limit_s=float("inf"))
-
-    async def _server_checked(self) -> bool:
-        """
-        Check the server and read its clock. False if it went away meanwhile.
-
-        Raises:
-            RedisRefused, UnsafeServer: as `preflight.check_server`.
-        """
-        try:
-            await preflight.check_server(
-                self.pool, self.queue_name, allow_eviction=self.options.allow_eviction
-            )
-            seconds, micros = await self.pool.time()
-        except RedisRefused:
-            raise  # it is a ConnectionError, too, but waiting does not help
-        except (RedisConnectionError, RedisTimeoutError, OSError):
-            return False
-        self._clock_offset_s = seconds + micros / 1e6 - asyncio.get_running_loop().time()
-        return True
 
     # -- health ----------------------------------------------------------------------
 

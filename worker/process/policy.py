@@ -12,7 +12,7 @@ container engine sees the failure and its alerts fire.
 from __future__ import annotations
 
 from collections import deque
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum, IntEnum
 from random import Random
 
@@ -54,6 +54,24 @@ class RestartPolicy:
     min_interval_s: float = 1.0
     max_crashes: int = 5
     crash_window_s: float = 60.0
+
+
+@dataclass(frozen=True, slots=True)
+class SupervisorOptions:
+    """
+    Limits of the parent. Times are seconds.
+
+    shutdown_grace_s: longest drain of a child.
+    kill_margin_s: time beyond the grace, or after a second signal, before children are killed.
+    heartbeat_timeout_s: time without a heartbeat after which a child is killed, and longest start
+        of the fork server with all its imports. 0 switches the watch off, for a debugger.
+    restart: when ended children are replaced, and when the parent gives up.
+    """
+
+    shutdown_grace_s: float = 30.0
+    kill_margin_s: float = 5.0
+    heartbeat_timeout_s: float = 30.0
+    restart: RestartPolicy = field(default_factory=RestartPolicy)
 
 
 def decide_restart(exit_code: int, uptime_s: float, policy: RestartPolicy) -> Ending:

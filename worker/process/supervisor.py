@@ -21,7 +21,6 @@ import random
 import signal
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 
 from cache.logs import get_logger
 from worker.helpers import keep_running
@@ -30,32 +29,14 @@ from worker.process.policy import (
     CrashWindow,
     Ending,
     ExitCode,
-    RestartPolicy,
     SlotHistory,
+    SupervisorOptions,
     decide_restart,
 )
 from worker.process.process import ChildProcess, signal_name, watch_heartbeats
 from worker.terminal import printable_lines
 
 log = get_logger(__name__)
-
-
-@dataclass(frozen=True, slots=True)
-class SupervisorOptions:
-    """
-    Limits of the parent. Times are seconds.
-
-    shutdown_grace_s: longest drain of a child.
-    kill_margin_s: time beyond the grace, or after a second signal, before children are killed.
-    heartbeat_timeout_s: time without a heartbeat after which a child is killed, and longest start
-        of the fork server with all its imports. 0 switches the watch off, for a debugger.
-    restart: when ended children are replaced, and when the parent gives up.
-    """
-
-    shutdown_grace_s: float = 30.0
-    kill_margin_s: float = 5.0
-    heartbeat_timeout_s: float = 30.0
-    restart: RestartPolicy = field(default_factory=RestartPolicy)
 
 
 def run_supervisor(command: Sequence[str], count: int, options: SupervisorOptions) -> int:
