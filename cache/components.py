@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from cache.coherence.backplane import Backplane
-from cache.coherence.batch import Batch
+from cache.coherence.batch import LoadBatch
 from cache.coherence.dependencies import DependencyIndex
 from cache.coherence.entries import Entries
 from cache.coherence.intents import Intents
@@ -61,7 +61,7 @@ class ValueSlot:
     ttl_s: float | None = None
     keep_s: float = 0.0
     dependencies: Dependencies = ()
-    batch: Batch | None = None  # the call for many values that this one is part of
+    batch: LoadBatch | None = None  # the call for many values that this one is part of
     counted: bool = True  # in the statistics
     recorded: Lease | None = None  # for which prepare has recorded the dependencies
 

@@ -8,7 +8,7 @@ from functools import partial
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from cache.coherence.batch import Batch, LoaderOfMany
+from cache.coherence.batch import LoadBatch, LoaderOfMany
 from cache.coherence.change import Change
 from cache.coherence.flight import Loader, LoadOptions
 from cache.coherence.results import Lease, Reading, value_key
@@ -118,7 +118,7 @@ class Values:
         call: LoadOptions,
         first: Mapping[str, Reading | None],
     ) -> dict[str, Any]:
-        batch = Batch(loader, slots)
+        batch = LoadBatch(loader, slots)
 
         async def one(id_: str, slot: ValueSlot) -> Any:
             slot.batch = batch

@@ -26,7 +26,7 @@ class _Round:
     waiters: int = 0
 
 
-class Batch:
+class LoadBatch:
     """
     The loads of one call.
 

@@ -32,7 +32,7 @@ MOST_RESUMES = 5
 _OVER = {JobStatus.completed, JobStatus.failed, JobStatus.cancelled, JobStatus.expired}
 
 
-class Held(Protocol):
+class HeldLease(Protocol):
     """A lease: one process at a time completes a batch."""
 
     @property
@@ -46,7 +46,7 @@ class Polls:
         self._server = server
         self._failures: Counter[str] = Counter()
 
-    async def poll(self, lease: Held) -> None:
+    async def poll(self, lease: HeldLease) -> None:
         """Look once at each batch that has not ended. The next poll repeats one that raised."""
         for batch in await _unfinished():
             if not lease.held:
@@ -56,7 +56,7 @@ class Polls:
             except Exception as exc:  # noqa: BLE001  (the next poll looks again)
                 log.warning("letta.batch_unread", batch=batch.id, error=repr(exc))
 
-    async def _look_at(self, batch: Any, lease: Held) -> None:
+    async def _look_at(self, batch: Any, lease: HeldLease) -> None:
         batches = self._server.anthropic_async_client.beta.messages.batches
         answer = await batches.retrieve(batch.create_batch_response.id)
         if answer.processing_status != "ended":

@@ -17,7 +17,7 @@ _GIT_TAG = "git-memory-enabled"
 
 
 @dataclass(frozen=True, slots=True)
-class Part:
+class StatePart:
     """The legacy and the new argument that load a part, and the fields of a state without the part."""
 
     relationships: frozenset[str]
@@ -25,22 +25,22 @@ class Part:
     absent: dict[str, msgspec.Raw]
 
 
-PARTS: dict[str, Part] = {
-    "memory": Part(frozenset({"memory"}), "agent.blocks", {"blocks": _EMPTY}),
-    "tools": Part(frozenset({"tools"}), "agent.tools", {"tools": _EMPTY}),
-    "sources": Part(frozenset({"sources"}), "agent.sources", {"sources": _EMPTY}),
-    "tags": Part(frozenset({"tags"}), "agent.tags", {"tags": _EMPTY}),
-    "identities": Part(
+PARTS: dict[str, StatePart] = {
+    "memory": StatePart(frozenset({"memory"}), "agent.blocks", {"blocks": _EMPTY}),
+    "tools": StatePart(frozenset({"tools"}), "agent.tools", {"tools": _EMPTY}),
+    "sources": StatePart(frozenset({"sources"}), "agent.sources", {"sources": _EMPTY}),
+    "tags": StatePart(frozenset({"tags"}), "agent.tags", {"tags": _EMPTY}),
+    "identities": StatePart(
         frozenset({"identity_ids"}),
         "agent.identities",
         {"identity_ids": _EMPTY, "identities": _EMPTY},
     ),
-    "group": Part(
+    "group": StatePart(
         frozenset({"multi_agent_group"}),
         "agent.managed_group",
         {"multi_agent_group": _NONE, "managed_group": _NONE},
     ),
-    "secrets": Part(
+    "secrets": StatePart(
         frozenset({"tool_exec_environment_variables", "secrets"}),
         "agent.secrets",
         {"tool_exec_environment_variables": _EMPTY, "secrets": _EMPTY},

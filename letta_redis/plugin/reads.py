@@ -27,7 +27,7 @@ Load = Callable[[], Awaitable[Any]]
 LoadMany = Callable[[list[str]], Awaitable[list[Any]]]
 
 
-class LoadFailed(Exception):
+class ReadFailed(Exception):
     """Carries the exception of Letta's own read through the cache."""
 
     def __init__(self, cause: Exception) -> None:
@@ -39,7 +39,7 @@ class Loading:
     """Letta's own read as a loader of the cache. Keeps the loaded states for the call that made it."""
 
     def __init__(self, *, sealed: bool) -> None:
-        self.failed: LoadFailed | None = None
+        self.failed: ReadFailed | None = None
         self._sealed = sealed
         self._found: dict[str, tuple[bytes, Any]] | None = {}
 
@@ -48,14 +48,14 @@ class Loading:
         Run the read, leaving secrets encrypted; return the encoded states by id.
 
         Raises:
-            LoadFailed: the read raised. It is also in `failed`.
+            ReadFailed: the read raised. It is also in `failed`.
         """
         try:
             with states.left_encrypted():
                 found = await read()
             encoded = {s.id: (await states.encode(s, sealed=self._sealed), s) for s in found}
         except Exception as exc:  # noqa: BLE001  (distinguished from errors of the cache)
-            self.failed = LoadFailed(exc)
+            self.failed = ReadFailed(exc)
             raise self.failed from None
         if self._found is not None:
             self._found |= encoded
@@ -101,7 +101,7 @@ class Reads:
                 return state
             if data != states.NOT_CACHED:
                 return await states.decode(data)
-        except (LoadFailed, InvalidName):
+        except (ReadFailed, InvalidName):
             pass  # our own is raised below; after another caller's, we load
         except Exception:
             log.exception("letta.cache_read_failed", agent_id=agent_id)
@@ -127,7 +127,7 @@ class Reads:
                     state = await states.decode(data)
                 found[agent_id] = state
             left = [agent_id for agent_id, state in found.items() if state is None]
-        except (LoadFailed, InvalidName):
+        except (ReadFailed, InvalidName):
             pass  # as above
         except Exception:
             log.exception("letta.cache_read_failed", agents=len(left))

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from cache.logs import get_logger
 from letta_redis.plugin.begun import Runs
-from letta_redis.plugin.switches import Switches
+from letta_redis.plugin.switches import PluginSwitches
 
 if TYPE_CHECKING:
     from cache.service import Cache
@@ -45,7 +45,7 @@ class Runtime:
         install_in_child: Callable[[], None] | None = None,
     ) -> None:
         self.install_in_child = install_in_child
-        self.switches = Switches(settings)
+        self.switches = PluginSwitches(settings)
         self.collects_changes = False
         self.runs = Runs()
         self.before_closing: list[Callable[[], Awaitable[None]]] = []

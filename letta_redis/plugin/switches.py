@@ -30,7 +30,7 @@ SWITCHES = {"agent_cache": "use_agent_cache", "redis_queue": "use_redis_queue"}
 _READ_EVERY_S = 2.0
 
 
-class Switches:
+class PluginSwitches:
     """Whether each half is on: `agent_cache` and `redis_queue`."""
 
     def __init__(self, settings: Settings) -> None:

@@ -59,7 +59,7 @@ def test_a_pod_is_killed_only_after_its_drain() -> None:
     assert given_s > grace_s + SupervisorOptions().kill_margin_s
 
 
-def test_probes_ask_paths_that_are_documented_at_the_port_that_listens() -> None:
+def test_probes_ask_documented_paths_at_the_port_that_listens() -> None:
     (port,) = container()["ports"]
     assert variables()["LETTA_WEB_LISTEN"].endswith(f":{port['containerPort']}")
     paths = {}

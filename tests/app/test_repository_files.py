@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import ast
 import re
 import sys
 import tomllib
+from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -109,3 +112,25 @@ def test_nothing_sleeps_for_a_literal_time(folder: str) -> None:
         if literal.search(line)
     ]
     assert found == []
+
+
+def nodes(pattern: str) -> Iterator[ast.AST]:
+    for path in ROOT.glob(pattern):
+        yield from ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+
+
+def test_a_class_name_has_one_meaning() -> None:
+    patterns = ("settings.py", "cache/**/*.py", "worker/**/*.py", "letta_redis/**/*.py")
+    found = Counter(
+        node.name for each in patterns for node in nodes(each) if isinstance(node, ast.ClassDef)
+    )
+    # Both are names of errors that clients see: of the API, and of a request's answer.
+    assert [name for name, count in found.items() if count > 1] == ["Refused"]
+
+
+def test_a_name_of_a_test_is_a_short_claim() -> None:
+    kinds = (ast.FunctionDef, ast.AsyncFunctionDef)
+    found = [node.name for node in nodes("tests/**/test_*.py") if isinstance(node, kinds)]
+    tests = [name for name in found if name.startswith("test_")]
+    assert len(tests) > 1000
+    assert [name for name in tests if len(name) > 65] == []

@@ -57,7 +57,7 @@ def test_the_secrets_are_the_owners_and_made_once(secrets: Path) -> None:
 
 
 @pytest.mark.parametrize("server", PASSWORDS)
-def test_users_of_an_older_release_are_replaced_and_the_passwords_kept(
+def test_an_older_releases_users_are_replaced_their_passwords_kept(
     secrets: Path, server: str
 ) -> None:
     before = {path.name: path.read_text() for path in secrets.iterdir()}

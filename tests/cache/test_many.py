@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from cache import Cache, LoaderTimeout
-from cache.coherence.batch import Batch
+from cache.coherence.batch import LoadBatch
 from cache.connection.protocol import Away
 from tests.support.caches import Loader, cache_on
 from tests.support.wait import eventually
@@ -207,7 +207,7 @@ async def test_without_a_server_the_loader_gets_every_id(
 
 async def test_a_round_is_over_for_those_who_come_later() -> None:
     load = LoaderOfMany(a1=1, a2=2, a3=3)
-    batch = Batch(load, ["a1", "a2", "a3"])
+    batch = LoadBatch(load, ["a1", "a2", "a3"])
     first = [asyncio.create_task(batch.load(i)) for i in ("a1", "a2")]
     await asyncio.sleep(0)
     assert not load.started.is_set()

@@ -16,7 +16,7 @@ from tests.support.fault_proxy import fault_proxy
 from tests.support.queues import queue_of
 from tests.support.wait import eventually
 from worker.engine import EngineOptions
-from worker.engine.listen import Changes, Listener
+from worker.engine.listen import ChangeListener, Listener
 from worker.keys import EngineKeys, QueueKeys
 from worker.queue.store import job_body
 
@@ -171,7 +171,7 @@ async def test_a_listener_whose_connection_falls_silent_reconnects(
 
 async def test_a_listener_that_gets_an_error_reconnects() -> None:
     transport = FakeTransport()
-    changes = Changes(transport, lambda _: None)
+    changes = ChangeListener(transport, lambda _: None)
     changes.data_received(b"-NOPERM no permission\r\n")
     await asyncio.wait_for(changes.ended, 10)
 

@@ -60,7 +60,7 @@ def test_a_webhook_is_sent_in_its_callers_trace(spans: list[Span]) -> None:
     assert one(spans, "send default", "webhook:hook")["trace"] == one(spans, "request")["trace"]
 
 
-def test_an_urgent_request_is_traced_and_a_batch_of_many_callers_is_not(
+def test_an_urgent_request_is_traced_and_a_shared_batch_is_not(
     found: dict[str, Any],
 ) -> None:
     traced = found["traced"]

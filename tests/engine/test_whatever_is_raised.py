@@ -30,7 +30,7 @@ from worker.engine.execute import Executor
 from worker.engine.failures import SafeLog
 from worker.engine.options import EngineOptions
 from worker.engine.records import Claim, End, encode_ends
-from worker.engine.settings import Settings
+from worker.engine.settings import RunSettings
 from worker.errors import JobFailed
 from worker.logs import configure_logging
 from worker.queue.policy import Again
@@ -322,8 +322,8 @@ def _claim(tries: int) -> Claim:
     return Claim(b"a", body, tries, b"token", 3, "7", 0, None, "a")
 
 
-def _settings(coroutine: Any, serializer: Any, retry: RetryPolicy | None) -> Settings:
-    return Settings(
+def _settings(coroutine: Any, serializer: Any, retry: RetryPolicy | None) -> RunSettings:
+    return RunSettings(
         functions={"fail": job(coroutine, name="fail", retry=retry, max_tries=9)},
         ctx={},
         options=EngineOptions(),

@@ -20,7 +20,7 @@ async def what_is_installed(_: int) -> tuple[list[str], bool]:
     return sorted(installation.halves), before is None and opened is not None
 
 
-async def test_a_spawned_process_has_the_plugin_and_opens_it_at_its_first_use(
+async def test_a_spawned_process_opens_the_plugin_at_its_first_use(
     valkey_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("LETTA_REDIS_URL", valkey_url)

@@ -102,7 +102,7 @@ async def urgent(queue: JobQueue, provider: str) -> str:
     )
 
 
-async def test_successes_without_an_answer_end_as_an_error_that_says_what_came(
+async def test_a_success_without_an_answer_ends_as_a_named_error(
     private_valkey_url: str, fake: FakeProvider
 ) -> None:
     fake.fault("POST", DIRECT["openai"], "status", status=200, text="<html>hi</html>", times=9)

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from worker.llm.answers import Answer, LongText, checked
 from worker.llm.items import Items
-from worker.llm.json_text import Unreadable, decode
+from worker.llm.json_text import UnreadableJSON, decode
 from worker.llm.outline import Outline
 from worker.llm.providers.open_row import ResultRow
 from worker.llm.providers.result_rows import RowReader, answers_of, rows_in
@@ -411,5 +411,5 @@ def outlined(value: Any) -> Any:
 
 @pytest.mark.parametrize("data", [b"", b"  ", b"{", b"1 2", b"{} {}", b"'x'", b"\xff", b"[1,]"])
 def test_what_is_no_single_json_value_is_refused(data: bytes) -> None:
-    with pytest.raises(Unreadable):
+    with pytest.raises(UnreadableJSON):
         decode(data)

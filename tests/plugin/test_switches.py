@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from letta_redis.plugin.switches import Switches, switch
+from letta_redis.plugin.switches import PluginSwitches, switch
 from settings import Settings
 from tests.support.servers import free_port
 from tests.support.wait import eventually
@@ -25,7 +25,7 @@ async def settings(valkey_url: str, client: Any, monkeypatch: Any, tmp_path: Pat
 
 
 async def test_the_key_decides_over_the_environment(settings: Settings, client: Any) -> None:
-    switches = Switches(settings)
+    switches = PluginSwitches(settings)
     seen = []
     for state in ("off", "on", "default"):
         await switch(settings, "agent_cache", state)
@@ -39,7 +39,7 @@ async def test_the_key_decides_over_the_environment(settings: Settings, client: 
 async def test_a_half_that_is_off_by_the_environment_can_be_switched_on(
     settings: Settings, client: Any
 ) -> None:
-    switches = Switches(settings.model_copy(update={"use_agent_cache": False}))
+    switches = PluginSwitches(settings.model_copy(update={"use_agent_cache": False}))
     assert not switches.agent_cache
 
     await switch(settings, "agent_cache", "on")
@@ -51,7 +51,7 @@ async def test_a_half_that_is_off_by_the_environment_can_be_switched_on(
 async def test_the_environment_is_read_again(
     settings: Settings, client: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    switches = Switches(settings)
+    switches = PluginSwitches(settings)
 
     monkeypatch.setenv("LETTA_USE_AGENT_CACHE", "false")
     await switches.read(client)
@@ -68,7 +68,7 @@ async def test_the_environment_is_read_again(
 async def test_a_wrong_setting_leaves_the_switches_as_they_were(
     settings: Settings, client: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    switches = Switches(settings)
+    switches = PluginSwitches(settings)
 
     monkeypatch.setenv("LETTA_USE_AGENT_CACHE", "perhaps")
     await switches.read(client)
@@ -81,7 +81,7 @@ async def test_a_server_that_is_away_leaves_the_switches_as_they_were(
 ) -> None:
     from cache.connection.pool import PoolOptions, open_pool
 
-    switches = Switches(settings)
+    switches = PluginSwitches(settings)
     await switch(settings, "agent_cache", "off")
     await switches.read(client)
 
@@ -93,7 +93,7 @@ async def test_a_server_that_is_away_leaves_the_switches_as_they_were(
 
 
 async def test_a_running_server_follows_the_key(settings: Settings) -> None:
-    switches = Switches(settings)
+    switches = PluginSwitches(settings)
     async with switches.followed(settings):
         await switch(settings, "agent_cache", "off")
 

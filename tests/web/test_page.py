@@ -24,7 +24,7 @@ from worker.web.attempts import EACH, Attempts, Limit
 from worker.web.page import sessions
 from worker.web.page.charts import Timeline, quantile, summed
 from worker.web.page.pages import PAGES
-from worker.web.page.sessions import Sessions
+from worker.web.page.sessions import SignedSessions
 
 pytestmark = pytest.mark.integration
 
@@ -303,7 +303,7 @@ async def test_sign_in_leads_to_our_own_pages_only(client: Any, prefix: str) -> 
 
 
 def test_a_session_ends_and_is_bound_to_its_token(monkeypatch: pytest.MonkeyPatch) -> None:
-    mine = Sessions(Access("o" * 16, "r" * 16))
+    mine = SignedSessions(Access("o" * 16, "r" * 16))
     operator, reader = mine.start("o" * 16, "Ada"), mine.start("r" * 16, "")
     assert operator is not None
     assert reader is not None
@@ -320,15 +320,15 @@ def test_a_session_ends_and_is_bound_to_its_token(monkeypatch: pytest.MonkeyPatc
     ]
     for cookie in forged:
         assert mine.find({}, cookie) is None, cookie
-    assert Sessions(Access("p" * 16, "r" * 16)).find({}, operator) is None
-    assert Sessions(Access(None, "r" * 16)).find({}, operator) is None
+    assert SignedSessions(Access("p" * 16, "r" * 16)).find({}, operator) is None
+    assert SignedSessions(Access(None, "r" * 16)).find({}, operator) is None
     now = time.time()
     monkeypatch.setattr("worker.web.page.sessions.time.time", lambda: now + sessions.SESSION_S + 1)
     assert mine.find({}, operator) is None
 
 
 def test_forms_of_one_session_are_refused_in_another() -> None:
-    mine = Sessions(CLOSED)
+    mine = SignedSessions(CLOSED)
     found = [mine.find({}, mine.start(TOKEN, "") or "") for _ in range(2)]
     one, other = found
     assert one is not None
@@ -340,7 +340,7 @@ def test_forms_of_one_session_are_refused_in_another() -> None:
 
 
 def test_forms_of_one_user_of_a_proxy_are_refused_from_another() -> None:
-    mine = Sessions(Access(TOKEN, READ_TOKEN, "x-user"))
+    mine = SignedSessions(Access(TOKEN, READ_TOKEN, "x-user"))
     users = [
         mine.find({**bearer(token), "x-user": name}, "")
         for token, name in ((TOKEN, "ada"), (TOKEN, "bob"), (READ_TOKEN, "ada"), (TOKEN, ""))

@@ -36,7 +36,7 @@ Address = tuple[str, int]
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
+class ProbeAnswer:
     """What `health` prints, and its exit code. An error is for standard error."""
 
     text: str
@@ -44,7 +44,7 @@ class Answer:
     is_error: bool = False
 
 
-def answer(arguments: Sequence[str]) -> Answer | None:
+def answer(arguments: Sequence[str]) -> ProbeAnswer | None:
     """Return the workers' health, or why it is unknown; None: ask the command."""
     if not set(arguments) <= {"--any", "--json"}:
         return None
@@ -59,7 +59,7 @@ def answer(arguments: Sequence[str]) -> Answer | None:
         report = assess(workers, everywhere="--any" in arguments)
     except Exception:  # noqa: BLE001  (the command meets the same and reports it)
         return None
-    return Answer(text_of(report, as_json=as_json), 0 if report["healthy"] else 1)
+    return ProbeAnswer(text_of(report, as_json=as_json), 0 if report["healthy"] else 1)
 
 
 def _error_of(exc: Exception, url: str) -> RedisUnavailable:
@@ -69,13 +69,13 @@ def _error_of(exc: Exception, url: str) -> RedisUnavailable:
     return RedisUnavailable(redacted(url), reason_of(exc, url))
 
 
-def unknown(exc: RedisUnavailable, *, as_json: bool) -> Answer:
+def unknown(exc: RedisUnavailable, *, as_json: bool) -> ProbeAnswer:
     """The answer when the server cannot be asked."""
     if as_json:
         report = {"healthy": False, "redis": str(exc), "host": socket.gethostname()}
-        return Answer(_dump({**report, "workers": None, "elsewhere": None}), 1)
+        return ProbeAnswer(_dump({**report, "workers": None, "elsewhere": None}), 1)
     text = f"error: {exc} (so it is unknown whether workers are alive)"
-    return Answer(printable(text), 1, is_error=True)
+    return ProbeAnswer(printable(text), 1, is_error=True)
 
 
 def assess(workers: Sequence[dict[str, Any]], *, everywhere: bool) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from worker.engine.leases import LeaseKeeper
 from worker.engine.poll import Poll
 from worker.engine.poller import Poller
 from worker.engine.schedules import ScheduleRunner
-from worker.engine.settings import Settings
+from worker.engine.settings import RunSettings
 from worker.engine.slots import Slots
 from worker.engine.state import WorkerState
 from worker.engine.wake import Waker
@@ -124,8 +124,8 @@ def assemble(worker: WorkerState, *, report: Callable[[], dict[str, Any]]) -> Ru
     )
 
 
-def _settings(worker: WorkerState) -> Settings:
-    return Settings(
+def _settings(worker: WorkerState) -> RunSettings:
+    return RunSettings(
         functions=worker.functions,
         ctx=worker.ctx,
         options=worker.options,

@@ -24,7 +24,7 @@ from worker.engine.log_context import log_context
 from worker.engine.outcome import Body, Decider, broken
 from worker.engine.prepare import Preparer
 from worker.engine.records import QUEUE_WORDS, Claim, End
-from worker.engine.settings import Hook, Settings
+from worker.engine.settings import Hook, RunSettings
 from worker.errors import Postponed
 
 # Jobs that waited longer than this tend to end together: one clock tick wakes many.
@@ -41,7 +41,7 @@ class Executor:
 
     def __init__(
         self,
-        settings: Settings,
+        settings: RunSettings,
         *,
         now_ms: Callable[[], int],
         collect: Callable[[Claim, End, str], None],

@@ -74,7 +74,7 @@ class Listener:
 
     async def _receive(self, connection: Any, tracking: Any) -> None:
         transport = connection._writer.transport
-        changes = Changes(transport, self._changed)
+        changes = ChangeListener(transport, self._changed)
         # redis-py's reader may have consumed a change that came before this line.
         self._hint()
         try:
@@ -95,7 +95,7 @@ class Listener:
             self._hint()
 
 
-class Changes(asyncio.Protocol):
+class ChangeListener(asyncio.Protocol):
     """Reads the messages of a subscribed connection, a millisecond after they came."""
 
     def __init__(self, transport: Any, changed: Callable[[Any], None]) -> None:

@@ -20,7 +20,7 @@ from worker.engine import chain
 from worker.engine.failures import SafeLog, describe
 from worker.engine.records import Claim, End
 from worker.engine.results import encode_result
-from worker.engine.settings import Settings
+from worker.engine.settings import RunSettings
 from worker.errors import JobError, Postponed
 from worker.queue.arguments import MAX_DELAY_S
 from worker.queue.policy import Again, Dead, RetryPolicy
@@ -47,7 +47,7 @@ class Body:
 class Decider:
     """Turns what a run returned or raised into `(end, outcome)`. `now_ms` is the server's clock."""
 
-    def __init__(self, settings: Settings, now_ms: Callable[[], int]) -> None:
+    def __init__(self, settings: RunSettings, now_ms: Callable[[], int]) -> None:
         self._settings = settings
         self._now_ms = now_ms
         self._log = SafeLog(get_logger(__name__).bind())

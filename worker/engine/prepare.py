@@ -11,14 +11,14 @@ from cache.logs import get_logger
 from worker.engine.failures import SafeLog, describe
 from worker.engine.outcome import Body, Decider
 from worker.engine.records import Claim, End
-from worker.engine.settings import Settings
+from worker.engine.settings import RunSettings
 from worker.engine.validate import check_options, read_fields
 
 
 class Preparer:
     """Turns a claim into a `Body` to run, or into its end. `now_ms` is the server's clock."""
 
-    def __init__(self, settings: Settings, decider: Decider, now_ms: Callable[[], int]) -> None:
+    def __init__(self, settings: RunSettings, decider: Decider, now_ms: Callable[[], int]) -> None:
         self._settings = settings
         self._decider = decider
         self._now_ms = now_ms

@@ -24,7 +24,7 @@ class Observer(Protocol):
 
 
 @dataclass(slots=True)
-class Settings:
+class RunSettings:
     """The worker's arguments; `max_tries` and times mean what they mean in `arq.worker.Worker`."""
 
     functions: Mapping[str, Any]

@@ -22,11 +22,11 @@ _MOST_DIGITS = 4000
 _MOST_BYTES = 262_144
 
 
-class Unreadable(ValueError):
+class UnreadableJSON(ValueError):
     """It is no JSON."""
 
 
-class Slow(Unreadable):
+class Slow(UnreadableJSON):
     """It is not decoded, because that would hold the event loop."""
 
 
@@ -35,7 +35,7 @@ def decode(data: bytes) -> Any:
     Decode one JSON value.
 
     Raises:
-        Unreadable.
+        UnreadableJSON.
     """
     try:
         return msgspec.json.decode(data)
@@ -45,9 +45,9 @@ def decode(data: bytes) -> Any:
     try:
         value, end = _decoder_of(data).raw_decode(text)
     except (ValueError, RecursionError):
-        raise Unreadable("not a JSON value") from None
+        raise UnreadableJSON("not a JSON value") from None
     if end < len(text):
-        raise Unreadable("text follows the JSON value")
+        raise UnreadableJSON("text follows the JSON value")
     return value
 
 
@@ -57,7 +57,7 @@ def decode_at_once(data: bytes) -> Any:
 
     Raises:
         Slow: it takes longer, or it is no JSON and that takes longer to find.
-        Unreadable.
+        UnreadableJSON.
     """
     if len(data) <= SHORT_BYTES:
         return decode(data)

@@ -17,7 +17,7 @@ from cache.encoding import codec
 from cache.errors import CodecError
 from worker.llm.answers import Answer, unreadable
 from worker.llm.frames import unpack
-from worker.llm.json_text import Unreadable, decode
+from worker.llm.json_text import UnreadableJSON, decode
 
 SHARED, OWN = b"s", b"o"
 _COMPRESS_FROM, _COMPRESSED, _JSON, _FRAMES = 8192, b"z", b"j", b"f"
@@ -94,6 +94,6 @@ def _decode_long(data: memoryview) -> Answer:
         body = decode(text)
         for name in path:
             body = body[name]
-    except (Unreadable, LookupError, TypeError):
+    except (UnreadableJSON, LookupError, TypeError):
         return unreadable("the provider's answer is not JSON", text)
     return Answer(body)

@@ -21,7 +21,7 @@ from worker.web.access import Refused
 from worker.web.api.openapi import describe
 from worker.web.api.routes import answering, api_routes
 from worker.web.bearer import headers_of, visitor_of
-from worker.web.metrics import Reading, render
+from worker.web.metrics import FleetReading, render
 from worker.web.page.routes import page_routes
 from worker.web.readiness import readiness_of
 from worker.web.site import Site
@@ -70,7 +70,7 @@ def _metrics(site: Site) -> Endpoint:
         try:
             visitor_of(site, request)
             async with asyncio.timeout(_LIMIT_S):
-                reading = Reading(
+                reading = FleetReading(
                     await jobs.overview(),
                     await jobs.fleet(),
                     await jobs.history.totals(),

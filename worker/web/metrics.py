@@ -34,7 +34,7 @@ _LIMITS = [*(f"{limit / 1000:g}" for limit in LIMITS_MS), "+Inf"]
 
 
 @dataclass(frozen=True, slots=True)
-class Reading:
+class FleetReading:
     """What one answer is made of."""
 
     overview: Overview
@@ -46,7 +46,7 @@ class Reading:
 
 
 class _Readings(Collector):
-    def __init__(self, reading: Reading) -> None:
+    def __init__(self, reading: FleetReading) -> None:
         self._reading = reading
 
     def collect(self) -> Iterable[Metric]:
@@ -58,7 +58,7 @@ class _Readings(Collector):
         yield from _requests(self._reading.requests)
 
 
-def render(reading: Reading, accept: str) -> tuple[bytes, str]:
+def render(reading: FleetReading, accept: str) -> tuple[bytes, str]:
     """Return the text and its type, as the `Accept` header of a scraper chooses."""
     registry = CollectorRegistry(auto_describe=False)
     registry.register(_Readings(reading))

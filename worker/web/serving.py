@@ -16,7 +16,7 @@ from worker.web.protocol import MOST_HEAD, BoundedProtocol
 _GRACE_S = 5
 
 
-class _Server(uvicorn.Server):
+class _WebServer(uvicorn.Server):
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
         """Leave signals to the command, which decides what ends it."""
@@ -52,7 +52,7 @@ async def serve(app: ASGIApp, listener: socket.socket, end: asyncio.Event) -> No
         h11_max_incomplete_event_size=MOST_HEAD,
         timeout_graceful_shutdown=_GRACE_S,
     )
-    server = _Server(config)
+    server = _WebServer(config)
     serving = asyncio.create_task(server.serve(sockets=[listener]))
     ending = asyncio.create_task(end.wait())
     await asyncio.wait({serving, ending}, return_when=asyncio.FIRST_COMPLETED)

@@ -16,7 +16,7 @@ from worker.http.client import describe
 from worker.http.response import StatusLine, noted
 from worker.http.scrub import scrub, spellings
 from worker.llm.answers import clipped, is_transient, read_response
-from worker.llm.json_text import Unreadable, decode
+from worker.llm.json_text import UnreadableJSON, decode
 from worker.llm.providers.bounded import pieces, read_within
 from worker.llm.providers.open_row import ResultRow
 from worker.llm.providers.protocol import Absent, BrokenOff, Busy, Denied, Refused, Unclear, Unsent
@@ -241,7 +241,7 @@ def _number(text: str | None, per_second: int) -> float | None:
 def _decode(data: bytes) -> Any:
     try:
         return decode(data)
-    except Unreadable:
+    except UnreadableJSON:
         return None
 
 

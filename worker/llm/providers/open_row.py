@@ -12,7 +12,7 @@ from typing import Any
 from worker.http.scrub import scrub
 from worker.llm.answers import LongText
 from worker.llm.frames import Pieces
-from worker.llm.json_text import Slow, Unreadable, decode, decode_at_once
+from worker.llm.json_text import Slow, UnreadableJSON, decode, decode_at_once
 from worker.llm.outline import Outline
 
 _OURS = re.compile(rb"req_[0-9a-f]{32}-[0-9a-f]{24}")
@@ -76,12 +76,12 @@ class OpenRow:
                 return self._checked(ResultRow(decode_at_once(text), self._size), text)
             except Slow:
                 text = LongText((text,))
-            except Unreadable:
+            except UnreadableJSON:
                 return self.broken()
         outline = scrub(bytes(self.outline.text), self._hidden)
         try:
             row = ResultRow(decode(outline), self._size, (), text, self._is_too_large)
-        except Unreadable:
+        except UnreadableJSON:
             return self.broken()
         return self._checked(row, outline)
 

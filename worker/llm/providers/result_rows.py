@@ -16,7 +16,7 @@ from typing import Any
 
 from worker.http.scrub import scrub
 from worker.llm.answers import MALFORMED, Answer, LongText, unreadable
-from worker.llm.json_text import Unreadable, decode_at_once, is_blank
+from worker.llm.json_text import UnreadableJSON, decode_at_once, is_blank
 from worker.llm.providers.open_row import ID_BYTES, OpenRow, ResultRow, ids_in
 
 _SHORT_BYTES = 262_144
@@ -150,7 +150,7 @@ class RowReader:
         text = scrub(line, self._hidden)
         try:
             value = decode_at_once(text)
-        except Unreadable:
+        except UnreadableJSON:
             if b"{" in line:
                 yield from self._read_objects(line)
             elif not is_blank(text):

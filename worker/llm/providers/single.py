@@ -19,7 +19,7 @@ from worker.llm.answers import (
     unreadable,
     unwrapped,
 )
-from worker.llm.json_text import Slow, Unreadable, decode_at_once
+from worker.llm.json_text import Slow, UnreadableJSON, decode_at_once
 from worker.llm.providers.bounded import ResponseTooLarge
 from worker.llm.providers.calls import json_of, retry_after_s
 from worker.llm.providers.open_row import ResultRow
@@ -70,7 +70,7 @@ async def _read_object(content: bytes) -> Answer:
         return Answer(body=decode_at_once(content))
     except Slow:
         row = await read_object(content)
-    except Unreadable:
+    except UnreadableJSON:
         row = ResultRow(None, len(content), text=content)
     if row.row is None:
         return unreadable("the provider's answer is not JSON", row.text)

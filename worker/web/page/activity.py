@@ -36,7 +36,7 @@ class EndpointRange(queries.ByEndpoint, frozen=True):
     range: RangeName = "24h"
 
 
-class Group(queries.Query, frozen=True):
+class GroupQuery(queries.Query, frozen=True):
     """An LLM group, and the time that its charts show."""
 
     provider: queries.Name
@@ -123,7 +123,7 @@ async def batches(site: Site, query: queries.BatchesQuery) -> dict[str, Any]:
     }
 
 
-async def group(site: Site, query: Group) -> dict[str, Any]:
+async def group(site: Site, query: GroupQuery) -> dict[str, Any]:
     timeline, since, step = _timeline(query.range)
     names = (query.provider, query.endpoint, query.model)
     wanted = queries.GroupHistoryQuery(*names, since=since, step=step)

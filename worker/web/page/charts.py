@@ -84,7 +84,7 @@ class Chart:
     lines: Sequence[Line] = ()
 
 
-class History(Protocol):
+class CountedHistory(Protocol):
     """What any history has of its time."""
 
     @property
@@ -102,7 +102,7 @@ class Timeline:
             for at in range(self._first, end_s // step_s + 1)
         ]
 
-    def add(self, histories: Iterable[History]) -> None:
+    def add(self, histories: Iterable[CountedHistory]) -> None:
         for history in histories:
             for span in history.spans:
                 at = int(span.start.timestamp()) // self._step_s - self._first

@@ -34,7 +34,7 @@ _PAST = {
 Count = Annotated[int, Meta(ge=0)]
 
 
-class Change(queries.Query, frozen=True):
+class ChangeQuery(queries.Query, frozen=True):
     """
     What is changed, and the sums so far. cancel and run are about jobs, retry and delete about dead
     letters. expected: how many the count found, 0 where it did not come to its end.
@@ -75,13 +75,13 @@ class Change(queries.Query, frozen=True):
         return {name: str(getattr(self, name)) for name in names if getattr(self, name)}
 
 
-async def count(site: Site, query: Change) -> dict[str, Any]:
+async def count(site: Site, query: ChangeQuery) -> dict[str, Any]:
     """Look at about a second's worth of jobs, and change nothing."""
     action, target = _step(query, dry_run=True)
     return _shown(_after(query, await action.run(site.queue, target)), is_dry=True)
 
 
-async def change(site: Site, visitor: Visitor, query: Change) -> dict[str, Any]:
+async def change(site: Site, visitor: Visitor, query: ChangeQuery) -> dict[str, Any]:
     """
     Take steps for some seconds, each with its line in the audit trail.
 
@@ -96,7 +96,7 @@ async def change(site: Site, visitor: Visitor, query: Change) -> dict[str, Any]:
             return _shown(query, is_dry=False)
 
 
-def _step(query: Change, *, dry_run: bool) -> tuple[Action, queries.BulkQuery]:
+def _step(query: ChangeQuery, *, dry_run: bool) -> tuple[Action, queries.BulkQuery]:
     if query.is_of_dead and query.state is not UNSET:
         raise InvalidArgument(f"{query.action} is about dead letters, which have no state")
     if query.error is not UNSET and not query.is_of_dead:
@@ -116,7 +116,7 @@ def _step(query: Change, *, dry_run: bool) -> tuple[Action, queries.BulkQuery]:
     return ACTIONS["jobs/bulk"], queries.BulkJobs(**wanted, state=query.state)
 
 
-def _after(query: Change, step: Any) -> Change:
+def _after(query: ChangeQuery, step: Any) -> ChangeQuery:
     return msgspec.structs.replace(
         query,
         cursor=step.cursor,
@@ -126,7 +126,7 @@ def _after(query: Change, step: Any) -> Change:
     )
 
 
-def _shown(query: Change, *, is_dry: bool) -> dict[str, Any]:
+def _shown(query: ChangeQuery, *, is_dry: bool) -> dict[str, Any]:
     return {
         "query": query,
         "filters": query.filters(),

@@ -19,7 +19,7 @@ from worker.webhooks.policy import DeliveryState
 _ROWS = 50
 
 
-class DeadLetters(queries.DeadQuery, frozen=True):
+class DeadLettersPage(queries.DeadQuery, frozen=True):
     """As the API's, with fewer letters at a time."""
 
     limit: queries.Limit = _ROWS
@@ -70,7 +70,7 @@ async def search(site: Site, query: Search) -> dict[str, Any]:
     return {"id": id_, "found": found}
 
 
-async def dead(site: Site, query: DeadLetters) -> dict[str, Any]:
+async def dead(site: Site, query: DeadLettersPage) -> dict[str, Any]:
     page = await reads.dead(site, query)
     end = query.offset + len(page.letters)
     return {
@@ -142,8 +142,8 @@ PAGES = (
     Page("/jobs", "jobs", "Jobs", jobs, JobsPage),
     Page("/job", "job", "", job, queries.ById),
     Page("/search", "search", "", search, Search),
-    Page("/change", "change", "", many.count, many.Change),
-    Page("/dead", "dead", "Dead letters", dead, DeadLetters),
+    Page("/change", "change", "", many.count, many.ChangeQuery),
+    Page("/dead", "dead", "Dead letters", dead, DeadLettersPage),
     Page("/workers", "workers", "Workers", workers, queries.Nothing),
     Page("/schedules", "schedules", "Schedules", schedules, queries.Nothing),
     Page("/pauses", "pauses", "Pauses", pauses, queries.Nothing),
@@ -153,7 +153,7 @@ PAGES = (
     Page("/delivery", "delivery", "", delivery, queries.ById),
     Page("/batches", "batches", "LLM batches", activity.batches, queries.BatchesQuery),
     Page("/batch", "batch", "", batch, queries.ById),
-    Page("/group", "group", "", activity.group, activity.Group),
+    Page("/group", "group", "", activity.group, activity.GroupQuery),
     Page("/history", "history", "History", activity.history, activity.Range),
     Page("/audit", "audit", "Audit trail", audit, queries.AuditQuery),
 )

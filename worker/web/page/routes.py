@@ -28,7 +28,7 @@ from worker.web.page import many
 from worker.web.page.forms import cookie, form_of, is_same, local, with_cookie
 from worker.web.page.pages import PAGES, Page
 from worker.web.page.rendering import SECURITY_HEADERS, environment, reply, static_file
-from worker.web.page.sessions import SESSION_S, Session, Sessions
+from worker.web.page.sessions import SESSION_S, Session, SignedSessions
 from worker.web.site import Site
 
 log = get_logger(__name__)
@@ -65,7 +65,7 @@ class _Desk:
 
     def __init__(self, site: Site) -> None:
         self._site = site
-        self._sessions = Sessions(site.access)
+        self._sessions = SignedSessions(site.access)
         self._attempts = Attempts()
         self._templates = environment()
 
@@ -94,7 +94,7 @@ class _Desk:
         require_operator(session.visitor)
         fields = await form_of(request)
         session.require_form(fields.pop("form_token", ""))
-        query = decode(list(fields.items()), many.Change)
+        query = decode(list(fields.items()), many.ChangeQuery)
         found = await many.change(self._site, session.visitor, query)
         return self._show(request, "change", session=session, **found)
 

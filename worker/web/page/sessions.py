@@ -37,7 +37,7 @@ class Session:
             raise Refused(403, "this form is too old: go back, load the page again, and try again")
 
 
-class Sessions:
+class SignedSessions:
     """Starts sessions and finds them in requests. They are kept nowhere."""
 
     def __init__(self, access: Access) -> None:
