@@ -1,5 +1,5 @@
 """
-Invalidates cached values, without reading or storing any: what a process that only writes opens.
+Invalidates cached values without reading or storing any, for a process that only writes.
 
     async with open_invalidator() as invalidator:
         async with invalidator.writing(agents=[agent_id]):

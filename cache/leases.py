@@ -1,5 +1,5 @@
 """
-Leases by name: one process of the fleet at a time does something, such as polling.
+Grants leases by name: one process of the fleet at a time does something, such as polling.
 
     async with cache.lease("poll-batches") as lease:
         ...  # canceled if the lease is lost

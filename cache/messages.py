@@ -1,5 +1,5 @@
 """
-Caches the newest messages of each conversation, in windows without holes.
+Caches the newest messages of each conversation, in windows without gaps.
 
 A window is a sorted set by sequence_id, and a state: the message that it ends with,
 how many it holds, and whether it reaches the conversation's beginning. It answers

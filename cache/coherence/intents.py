@@ -1,14 +1,14 @@
 """
-Keeps intents: what this process is about to change, and the cache must not answer meanwhile.
+Keeps write intents: what this process is about to change, which the cache must not serve meanwhile.
 
-Before a write commits, its names are forgotten and its intent stands on the server
-(forget.lua): nobody is granted a lease, so nobody stores what was loaded before the
-commit. The end of the write lifts it. The intent of a process that died or was cut
-off ends by its TTL, after which a reader loads what the database then has. So a
-crash costs only what was being written.
+Before a write commits, its names are invalidated and its intent stands on the server
+(forget.lua): no lease is granted, so nothing that was loaded before the commit is stored.
+The end of the write removes it. The intent of a process that died or was cut off lapses
+by its TTL; after that a reader loads what the database has. So a crash costs only the
+values that were being written.
 
-Only rates of clocks are compared, never their times: an intent stands from when it
-was sent for its TTL, less the drift of two clocks.
+Only the rates of clocks are compared, never their times: an intent stands for its TTL from
+when it was sent, minus the drift of two clocks.
 """
 
 from __future__ import annotations

@@ -1,13 +1,13 @@
 """
-Loads again, in the background, what this process has just invalidated and was reading.
+Reloads recently read values in the background when this process has invalidated them.
 
-A writer's own next read would otherwise always miss. A value is known from the read that
-asked for its refill. It costs little where it is of no use:
+Otherwise a writer's own next read would always miss. A read asks for the refill of its
+value. Useless refills are bounded:
 
-- A value is refilled a few times for each read of it, then not until it is read again.
+- A value is refilled a few times after each read, then not until it is read again.
 - Few refills run at once, so most of a process's database connections stay with requests.
   A request never waits in their queue: it loads, or joins a refill that already runs.
-- Refills are flights like all others: one process loads, and a fill is refused as ever.
+- Refills are flights like all others: one process loads, and a stale fill is refused.
 """
 
 from __future__ import annotations

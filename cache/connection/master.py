@@ -1,5 +1,5 @@
 """
-A pool of connections to the master that Sentinels name.
+Pools connections to the master that Sentinels name.
 
 A replaced master may not know yet that it was replaced, or it refuses commands without
 closing its clients' connections. Such a refusal closes the connection, and the next command

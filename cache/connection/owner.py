@@ -1,5 +1,5 @@
 """
-A pool of connections to the cluster node that owns the slot of one hash tag.
+Pools connections to the cluster node that owns the slot of one hash tag.
 
 All keys of the queue have one hash tag, so a script is atomic over them, and a redis-py
 client on this pool works as on a single server: MULTI, pipelines, blocking commands,

@@ -1,5 +1,5 @@
 """
-Reads a client of pool.py: builds a further client of its server, or a pool of a cluster's node.
+Builds further clients of a client's server, and a pool for one node of a cluster.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Says why a value cannot be encoded: which part of it, and what to pass instead. Never its content."""
+"""Explains why a value cannot be encoded: which part, and what to pass instead. Never shows content."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Counts the ends that a poll has reported, and logs what the server made of them."""
+"""Counts the ends that a poll has reported, and logs what the server did with them."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 """
-Notices jobs that came without a wake token: stock arq's clients push none.
+Detects jobs that arrive without a wake token: stock arq clients push none.
 
 One worker of each queue subscribes to changes of its keys (`CLIENT TRACKING`).
 Jobs of our own clients cause messages too, just as their token wakes a worker.

@@ -1,4 +1,4 @@
-"""Names the running job in what it logs, by structlog's context variables."""
+"""Adds the running job's name and id to its log lines, by structlog's context variables."""
 
 from __future__ import annotations
 

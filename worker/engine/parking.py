@@ -1,4 +1,4 @@
-"""Reports parked jobs in one line a function and minute, however many jobs and workers."""
+"""Reports parked jobs in one line per function and minute, however many jobs and workers there are."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Tells which open batches do not move: how long each state's slowest one has made no progress."""
+"""Measures for how long the slowest open batch of each state has made no progress."""
 
 from __future__ import annotations
 

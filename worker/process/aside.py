@@ -1,4 +1,4 @@
-"""Runs a function in a process of its own, so that this one does not keep what it imports."""
+"""Runs a function in its own process, so that this one does not keep its imports."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Runs the event loop of a worker process, which no task but the worker itself ends."""
+"""Runs the event loop of a worker process. Only the worker's end stops it, no task of a job."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Refuses jobs when the queue's server uses too much memory, or would store a half of them."""
+"""Refuses jobs when the queue's server uses too much memory, or would store only parts of them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Reads dead letters as they are stored; where somebody changed one, whatever of it can be shown."""
+"""Reads stored dead letters; of a damaged one, whatever can be read."""
 
 from __future__ import annotations
 

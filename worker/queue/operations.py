@@ -1,4 +1,4 @@
-"""Lists, shows, counts, hastens and aborts jobs: the operator's part of the client."""
+"""Lists, shows, counts and aborts jobs, and makes them due now: the operator's part of the client."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Counts what waits and runs in a few short commands, however much that is."""
+"""Counts waiting and running jobs in a few short commands, however many there are."""
 
 from __future__ import annotations
 

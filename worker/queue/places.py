@@ -1,8 +1,8 @@
 """
-Goes on behind a place in a sorted set whose members come, move and leave.
+Pages through a sorted set whose members come, move and leave.
 
-A cursor names the last member that was looked at, with its score: those that stay are neither
-met twice nor left out.
+A cursor names the last member that was read, with its score: members that stay are neither
+repeated nor left out.
 """
 
 from __future__ import annotations

@@ -1,11 +1,11 @@
 """
-Asks the server whether it runs the queue's scripts, and this user all their commands.
+Checks that the server runs the queue's scripts, and that the user may run all their commands.
 
 A script stops at a command that is denied, and keeps what it wrote before. Everything
-else that could stop it is checked by the script before it writes, or by the server
-before it starts. A right that is taken away later is asked for by the scripts
-themselves (`--@rights`, cache/connection/scripts.py). Those of every job do not ask: they
-write what counts last, so that the call that is sent again completes the first one
+else that could stop it is checked by the script before it writes, or by the server before
+it starts. Scripts check by themselves for rights that were taken away later (`--@rights`,
+cache/connection/scripts.py), except those that run for every job: they write the decisive
+part last, so that the call that is sent again completes the first one
 (tests/app/test_security_denied.py, tests/queue/test_security_rights_taken.py).
 """
 

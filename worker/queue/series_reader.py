@@ -1,4 +1,4 @@
-"""Reads series of counts: those of one kind of history together, whatever they count."""
+"""Reads series of counts: all series of one kind of history together."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Reads how the queue's server is: its memory, evictions and replication."""
+"""Reads the state of the queue's server: memory, evictions and replication."""
 
 from __future__ import annotations
 

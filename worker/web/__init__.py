@@ -1,1 +1,1 @@
-"""What an operator's tools ask over HTTP: health, readiness, metrics."""
+"""Serves an operator's tools over HTTP: health, readiness, metrics, API and page."""

@@ -1,8 +1,8 @@
 """
-HTTP connections whose clients cannot hold them: limits on their number and on their silence.
+Limits HTTP connections: their number, and how long a client may be slow or silent.
 
-uvicorn ends a connection that is idle after a reply, and no other: one that never sends its
-request, sends it a byte at a time, or never reads the reply would stay for ever.
+uvicorn closes only a connection that is idle after a reply. One whose client never sends its
+request, sends it a byte at a time, or never reads the reply would stay open forever.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What the handlers of all pages and calls are given."""
+"""Defines what the handlers of all pages and calls get."""
 
 from __future__ import annotations
 

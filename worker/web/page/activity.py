@@ -1,4 +1,4 @@
-"""What happened lately: the contexts of the overview and of the history."""
+"""Collects recent activity: what the overview and the history show."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 """
-Knows a visitor again: by a signed cookie, by the token that a reverse proxy adds, or on loopback.
+Recognizes a visitor: by a signed cookie, by the token that a reverse proxy adds, or on loopback.
 
 The cookie never holds the token. A key that is derived from the token signs it, so a changed
 token ends every session, and all web processes with the same token accept it. A form carries
