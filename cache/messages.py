@@ -1,12 +1,12 @@
 """
 Caches the newest messages of each conversation, in windows without gaps.
 
-A window is a sorted set by sequence_id, and a state: the message that it ends with,
-how many it holds, and whether it reaches the conversation's beginning. It answers
-only while it has every message up to the newest:
+A window is a sorted set by sequence_id, and a state: its newest message, its length, and
+whether it reaches the conversation's beginning. It answers only while it has every
+message up to the newest:
 
-- An append names its predecessor. While that is not here, the append is kept aside
-  and the window does not answer.
+- An append names its predecessor. While that is missing, the append is kept aside and
+  the window does not answer.
 - An append during a load is kept aside too, and the load's window is stored with it.
 - A load that began after the call of an append has read its messages. The append changes
   nothing then: a late copy of it must not bring deleted messages back.
@@ -45,7 +45,7 @@ from cache.window import (
     require_page,
 )
 
-# A reply that was late says little of the time of the call, so an append is sent this often.
+# A late reply gives only a poor estimate of the call's time, so an append is sent this often.
 _TRIES = 3
 
 MessagesLoader = Callable[[], Awaitable[Iterable[Any]]]

@@ -1,10 +1,10 @@
 """
 Keeps the cache from filling a server that it shares with the queue.
 
-Such a server evicts nothing, so a cache that filled it would have every enqueue refused. TTLs
-bound for how long values are kept, and this how many: nothing new is stored while the server
-uses more than a share of its maxmemory. What is not stored is loaded, as any miss is. A server
-that evicts makes room itself.
+Such a server evicts nothing, so once a cache has filled it, every enqueue is refused. TTLs
+limit how long values are kept; this limits how many: nothing new is stored while the server
+uses more than a share of its maxmemory. A value that is not stored is a miss. A server that
+evicts makes room by itself.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class _Reading:
     stored: int = 0
 
     def answers(self, now: float, size: int) -> bool:
-        """Others store, too: after half of what was free, look again."""
+        """Whether it still holds. Others store as well, so look again after half of the free memory."""
         return now - self.at < self.lasts_s and (
             self.free <= 0 or 2 * (self.stored + size) <= self.free
         )
@@ -53,7 +53,7 @@ class Room:
         self._readings: dict[Connection, _Reading] = {}
 
     async def left(self, key: str, size: int) -> bool:
-        """Whether the server of this key takes so many bytes more. Yes, if it cannot be asked."""
+        """Whether the key's server has room for so many bytes; True if it cannot be asked."""
         if not self._share or not self._connection.trusted:
             return True
         node = self._connection.unguarded.node_of(key)

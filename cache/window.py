@@ -94,10 +94,10 @@ class WindowSlot:
         counters.window_misses += event == "miss"
 
     def wait(self) -> None:
-        """Nothing: nobody loads windows together."""
+        """Do nothing: windows are never loaded together."""
 
     def learn(self, value: Any) -> None:
-        """Nothing: messages have no classes."""
+        """Do nothing: messages have no classes."""
 
     def copies(self, value: Any) -> Callable[[], Any]:
         return self.home.components.entries.envelopes.copies(value)
@@ -156,7 +156,7 @@ class WindowSlot:
         )
 
     async def prepare(self, lease: Lease) -> None:
-        """Nothing: a window depends on nothing else."""
+        """Do nothing: a window depends on nothing else."""
 
     async def store(self, lease: Lease, value: Any, load_s: float) -> int:  # noqa: ARG002
         components, home = self.home.components, self.home

@@ -1,10 +1,10 @@
 """
 Calls one loader for the many values that a call misses.
 
-Each value has a flight of its own, so leases, refused fills and joined callers are as
-for a single value. Flights that have to load wait here until every other value of the
-call is decided: it was found, or is loaded by another flight or process. Then the
-loader runs once, with the ids of all that wait.
+Each value has its own flight, so leases, refused fills and joined callers work as for a
+single value. Flights that have to load wait here until every other value of the call is
+decided: found, or being loaded by another flight or process. Then the loader runs once,
+with the ids of all waiting flights.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ LoaderOfMany = Callable[[list[str]], Awaitable[Mapping[str, Any]]]
 
 @dataclass(slots=True, eq=False)
 class _Round:
-    """One run of the loader. It is canceled when nobody waits for it."""
+    """One run of the loader. It is canceled when no caller waits for it."""
 
     task: asyncio.Task[Mapping[str, Any]] = field(init=False)
     ids: list[str] = field(default_factory=list)
@@ -31,10 +31,10 @@ class LoadBatch:
     The loads of one call.
 
     Args:
-        ids: of all values that the call asks for. Tell `decided` of each that will not load.
+        ids: of all values of the call. Call `decided` for each that needs no load.
 
     Attributes:
-        absent: ids for which the loader has returned nothing.
+        absent: ids that the loader did not return.
     """
 
     def __init__(self, loader: LoaderOfMany, ids: Iterable[str]) -> None:
@@ -45,7 +45,7 @@ class LoadBatch:
         self._next: _Round | None = None
 
     def decided(self, id_: str) -> None:
-        """A value needs no load of this batch for now. Later, it is loaded alone."""
+        """Report that a value needs no load now. If it needs one later, it is loaded alone."""
         self._undecided.discard(id_)
         if not self._undecided:
             self._complete.set()
@@ -82,6 +82,6 @@ class LoadBatch:
         return found
 
     def _begun(self, current: _Round) -> None:
-        """Whoever comes from now on starts another round."""
+        """Close the round: later flights start another one."""
         if self._next is current:
             self._next = None

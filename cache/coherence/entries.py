@@ -1,11 +1,11 @@
 """
 Reads the values of an entry, leases the right to load one, and stores it.
 
-An entry is a version and the values stored under it, on one cluster slot. A value
-is served only while its entry has the version that the value carries, on the run
-of the server that it was stored on. So deleting the version (forget.lua) forgets
-all values, and refuses every load under way, in one step. If the server evicts the
-version, the effect is the same.
+An entry is a version and the values stored under it, in one cluster slot. A value is
+served only while it carries the current version of its entry, and the server still has
+the run on which the value was stored. So deleting the version (forget.lua) invalidates
+all values and refuses every load under way, in one step. Eviction of the version has the
+same effect.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ TOKEN_BYTES = 8
 
 
 class Entries:
-    """The operations on entries, under every read-through."""
+    """The operations on entries that every read-through uses."""
 
     def __init__(
         self,
@@ -73,7 +73,7 @@ class Entries:
     async def read_many(
         self, places: Sequence[tuple[str, str]], *, model: type[BaseModel] | None = None
     ) -> list[Reading]:
-        """As `read`, for pairs of key and field: by one MGET, or on a cluster by one write a node."""
+        """As `read`, for pairs of key and field: by one MGET, or on a cluster by one write per node."""
         if self.connection.spread:
             reads = (self.read(key, field, model=model) for key, field in places)
             return await asyncio.gather(*reads)
@@ -134,7 +134,8 @@ class Entries:
             intents: key of the intents that keep the value from being stored.
             seen: fill id of the value that the caller has read, or b"".
             mode: "grant", or "steal" for a writer, which takes it from any holder.
-            once: a late copy of the request would be granted under the version of the load.
+            once: send the request only once, because a late copy would be granted under the same
+                version.
         """
         token, run = os.urandom(TOKEN_BYTES), self.run_of(key)
         keys = (key, value_key(key, field), lease_key(key, field), intents)
@@ -144,8 +145,8 @@ class Entries:
             return Held(max(reply[1], 1) / 1000)
         if reply[0] == 4:
             return Intended()
-        # A run that was learned after the grant could be that of a server which has
-        # forgotten an invalidation, but not the lease.
+        # A run that was learned after the grant could belong to a server that has lost an
+        # invalidation, but not the lease.
         if reply[0] != 1 or run != self.run_of(key):
             return Changed()
         now_us = int(reply[2])
@@ -161,7 +162,7 @@ class Entries:
     def seal(
         self, lease: Lease, value: object, *, ttl_s: float, keep_s: float = 0.0, load_s: float = 0.0
     ) -> tuple[bytes, int]:
-        """The envelope of a value, and its TTL in ms: `ttl_s` less jitter, plus `keep_s` of grace."""
+        """The envelope of a value, and its TTL in ms: `ttl_s` minus jitter, plus `keep_s` of grace."""
         now_ms = self.clock.now_ms()
         jitter = 1 - self._ttl_jitter * random.random()  # noqa: S311  (not a secret)
         fresh_ms = max(1, int(ttl_s * 1000 * jitter))
@@ -171,7 +172,7 @@ class Entries:
         return self.envelopes.seal(value, stamp, value_key(lease.key, lease.field)), life_ms
 
     async def fill(self, lease: Lease, envelope: bytes, life_ms: int, record: Record) -> int:
-        """Store a value: 2 stored while others wait, 1 stored, 0 refused because it may be old."""
+        """Store a value: 2 stored while others wait, 1 stored, 0 refused because it may be stale."""
         staged = staged_of(lease.key, lease.token) if len(envelope) > CACHE_LARGE else ""
         if staged:
             await self.connection.execute("SET", staged, envelope, "PX", CACHE_STAGED_TTL_MS)
@@ -187,12 +188,12 @@ class Entries:
         """The result of a fill; 0 if the server has restarted since the lease."""
         stored = await fill
         if lease.run != self.run_of(lease.key):
-            stored = 0  # nobody is served it
+            stored = 0  # no reader would be served it
         self._counters.fills += stored > 0
         self._counters.fills_refused += stored == 0
         return stored
 
     async def release(self, lease: Lease) -> bool:
-        """Give a lease back without a value. True when others wait for it."""
+        """Release a lease without a value. True if others wait for it."""
         reply = await self.connection.run(self._release, lease.keys[2:], (lease.token,))
         return bool(reply == 2)

@@ -1,4 +1,4 @@
-"""Defines what a read-through works on: a slot, the options of a load, and a flight."""
+"""Defines slots, options of a load, and flights, on which a read-through works."""
 
 from __future__ import annotations
 
@@ -18,33 +18,33 @@ class Slot(Protocol):
 
     @property
     def name(self) -> str:
-        """The same for calls that may share one answer."""
+        """Calls with the same name may share one answer."""
 
     @property
     def entry(self) -> str:
-        """The same for calls that compete for one lease. Waiters are woken by this name."""
+        """Calls with the same entry compete for one lease. Waiters are woken by this name."""
 
     def note(self, event: str, value: Any = None) -> None:
         """Count a "hit", "miss" or "load"."""
 
     def wait(self) -> None:
-        """The value is loaded elsewhere: by another flight, or by another process."""
+        """Called when the value is loaded elsewhere: by another flight, or by another process."""
 
     def learn(self, value: Any) -> None:
         """Remember the class of a loaded value, so that stored values of it can be read."""
 
     def copies(self, value: Any) -> Callable[[], Any]:
-        """Gives each caller of a flight a value of its own."""
+        """Return a function that gives each caller of a flight its own copy."""
 
     def read(self) -> Awaitable[Reading]: ...
 
     async def lease(self, seen: Reading) -> Lease | Held | Changed | Intended: ...
 
     async def prepare(self, lease: Lease) -> None:
-        """Do, while the loader runs, what the store would otherwise have to do first."""
+        """Do in advance, while the loader runs, what `store` would have to do first."""
 
     async def store(self, lease: Lease, value: Any, load_s: float) -> int:
-        """2 stored while others wait, 1 stored, 0 refused, -1 not kept (too large)."""
+        """Return 2: stored while others wait, 1: stored, 0: refused, -1: not kept (too large)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +58,7 @@ class LoadOptions:
 
 @dataclass(frozen=True, slots=True)
 class Loaded:
-    """An answer, made anew for each caller. If confirmed, nothing was invalidated meanwhile."""
+    """An answer; `make` copies it for each caller. If confirmed, nothing was invalidated meanwhile."""
 
     make: Callable[[], Any]
     confirmed: bool
@@ -66,7 +66,7 @@ class Loaded:
 
 @dataclass(slots=True, eq=False)
 class Flight:
-    """A load that runs in this process, with the number of callers that wait for it."""
+    """A running load of this process, with the number of callers that wait for it."""
 
     slot: Slot
     loader: Loader
@@ -79,7 +79,7 @@ class Flight:
 
 
 async def run_loader(loader: Loader, limit_s: float | None) -> Any:
-    """What the loader returns or raises, or LoaderTimeout: it was canceled at the limit."""
+    """Return or raise what the loader does. Raises LoaderTimeout if it was canceled at the limit."""
     try:
         async with asyncio.timeout(limit_s) as limit:
             return await loader()

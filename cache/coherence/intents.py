@@ -68,13 +68,13 @@ class Intents:
         self._counters = counters
         self._ttl_s = options.intent_s
         self._refuses = options.cut_off == "refuse"
-        # Weak: what its caller has dropped is renewed no more, and lapses.
+        # Weak: a token that its caller has dropped is no longer renewed, so its intent lapses.
         self._open: WeakSet[WriteToken] = WeakSet()
         self._renewing: asyncio.Task[None] | None = None
 
     async def begin(self, change: Change) -> WriteToken:
         """
-        Forget what is named, and keep it from being stored until `end`.
+        Invalidate what is named, and prevent that it is stored until `end`.
 
         Raises:
             CacheUnavailable: it could not be registered, and `cut_off` is "refuse".
@@ -103,16 +103,16 @@ class Intents:
 
     async def end(self, token: WriteToken) -> bool:
         """
-        Forget what was written, and lift the intent.
+        Invalidate what was written, and remove the intent.
 
-        True if nothing older is served from here on: it was delivered, or the intent still stands
-        and so whatever is loaded after it has lapsed is newer. Otherwise it is queued.
+        True if nothing older is served from now on: the end was delivered, or the intent still
+        stands, so that every load after its lapse is newer. Otherwise the end is queued.
         """
         if not len(token.change):
             return True
         self._open.discard(token)
-        # Even while the breaker is open: others too reach a server that has just restarted and may
-        # have lost the intent.
+        # Even while the breaker is open: a server that has just restarted may have lost the intent,
+        # and other processes may already reach it.
         delivery = self._invalidation.deliver_soon(token.change, insist=token.holds)
         return await asyncio.shield(delivery) or token.holds
 

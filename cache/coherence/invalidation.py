@@ -1,10 +1,10 @@
 """
 Invalidates cached values: by agent, dependency, organization, conversation, or all.
 
-An invalidation is delivered when the server has it (forget.lua). If delivery fails,
-GuardedConnection keeps it, this process serves no cached value until it is
-delivered, and the call returns False: other processes may serve older values until
-then. A write that must not depend on a call after it begins an intent (intents.py).
+An invalidation is delivered when the server has executed it (forget.lua). If delivery
+fails, GuardedConnection keeps it, this process serves no cached value until it is
+delivered, and the call returns False: other processes may serve older values until then.
+A write that must not depend on a later call begins an intent (intents.py).
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from cache.keys import (
 )
 from cache.stats import Counters
 
-# Most names that one script forgets: 1 to 2 ms of the server (docs/caching.md has the figures).
+# Most names that one script invalidates: 1 to 2 ms of the server (figures: docs/caching.md).
 AT_ONCE = 200
 _TRIES = 2
 _PAGE = 1000
@@ -60,7 +60,7 @@ class Invalidation:
         self.at_once = AT_ONCE
         self._script = scripts.load(__package__, "forget")
         self._deliveries: set[asyncio.Task[bool]] = set()
-        # This process has ended a write of an agent: its entry is gone, and may be loaded again.
+        # Called when this process has ended a write of an agent: its entry may be loaded again.
         self.ended_here: Callable[[str], None] = lambda _key: None
         connection.redo = self.send
 
@@ -70,7 +70,7 @@ class Invalidation:
         return await asyncio.shield(self.deliver_soon(change))
 
     def deliver_soon(self, change: Change, *, insist: bool = False) -> asyncio.Task[bool]:
-        """Begin to invalidate, in a task of its own; if `insist`, also while the breaker is open."""
+        """Invalidate in a separate task; if `insist`, even while the breaker is open."""
         self._counters.invalidations += len(change)
         return keep(self._deliveries, self._deliver(change, insist=insist))
 
@@ -91,7 +91,7 @@ class Invalidation:
         problem: str | None = "an invalidation did not arrive"
         self.forget(change)
         try:
-            # While something is missed, this process reads nothing from the server: queue it.
+            # While an earlier one is queued, queue this one too: this process reads nothing meanwhile.
             if insist or self.connection.trusted:
                 problem = await self.attempt(change)
         finally:
@@ -101,7 +101,7 @@ class Invalidation:
         return problem is None
 
     async def attempt(self, change: Change, wanted: Wanted | None = None) -> str | None:
-        """`send`, once more if that fails: idle connections end. Returns the problem, if any."""
+        """`send`, and once more if that fails, as on an idle connection. Returns the problem, if any."""
         problem = None
         for _ in range(_TRIES):
             try:
@@ -113,7 +113,7 @@ class Invalidation:
         return problem
 
     def forget(self, change: Change) -> None:
-        """Drop what this process holds of the names."""
+        """Drop this process's copies and flights of the names."""
         if change.everything:
             self._backplane.forget_here(ALL)
         for part in change.parts(self.keys):
@@ -122,11 +122,10 @@ class Invalidation:
 
     async def send(self, change: Change, wanted: Wanted | None = None) -> None:
         """
-        Forget what is named; begin or renew the intent of the change's token, or end it.
+        Invalidate what is named; begin or renew the intent of the change's token, or end it.
 
-        Begins no further page of agents once it is not `wanted` any more: the end of the write
-        must not be followed by a part of its renewal. Raises Away or ResponseError: some of it may
-        not have arrived.
+        Starts no further page of agents once it is no longer `wanted`, because no part of a renewal
+        may follow the end of the write. Raises Away or ResponseError: a part may not have arrived.
         """
         parts = list(change.parts(self.keys))
         size = 1 if self._cluster else max(self.at_once // 2, 1)
@@ -165,7 +164,7 @@ class Invalidation:
     async def _finish(
         self, indexes: Sequence[Part], reply: Sequence[Any], change: Change, wanted: Wanted | None
     ) -> None:
-        """Forget what the script did not: its reply is described in forget.lua."""
+        """Invalidate what the script left over: forget.lua describes its reply."""
         server, (now_us, agents, lost, left, highest) = self.connection.unguarded, reply
         for agent in agents:
             key = self.keys.agent(agent.decode(errors="replace"))
@@ -183,14 +182,14 @@ class Invalidation:
             await prune(server, indexes[place - 1].index, now_us, self.at_once)
 
     async def _forget_unlisted(self, part: Part) -> None:
-        """An index overflowed or was evicted: find by a scan what may belong to it."""
+        """Find by a scan what may belong to an index that overflowed or was evicted."""
         self._counters.index_lost += 1
         owner = _GLOB.sub(r"\\\1", quoted(part.organisation))
         await self._scan(f"{{*}}*@{owner}:*" if part.organisation else "{*")
 
     async def _scan(self, pattern: str) -> None:
-        # A version exists from the lease until its last value expires, so the keys of every value
-        # and of every load under way lead to it.
+        # Each value and each load under way has a key beside its version, so the scan finds the
+        # version of each.
         whole = self.keys.prefix + pattern
         for node in await self.connection.unguarded.nodes():
             cursor: bytes | int = 0

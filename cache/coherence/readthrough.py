@@ -60,7 +60,7 @@ class ReadThrough:
     async def get_or_load(
         self, slot: Slot, loader: Loader, call: LoadOptions, first: Reading | None = None
     ) -> Any:
-        """The stored value (`first`, if read already), or else the loader's. Raises only as that."""
+        """The stored value (`first`, if already read), or the loader's. Raises only what the loader raises."""
         for _ in range(_ATTEMPTS):
             reading, first = first or await self._read(slot), None
             if reading is not None:
@@ -86,7 +86,7 @@ class ReadThrough:
                 try:
                     return answer.make()
                 except Unshared:
-                    break  # a copy that nobody can change would need an encoding
+                    break  # it cannot be copied, so it cannot be shared
         return slot.copies(await self._load(loader, call))()
 
     def drop(self, prefix: str = "") -> None:
@@ -110,7 +110,7 @@ class ReadThrough:
 
     def _start(self, flight: Flight) -> Flight:
         flight.task = keep(self._running, self._run(flight))
-        # Its error is retrieved: the callers that wait get it.
+        # Marks its error as retrieved: the waiting callers get it.
         flight.task.add_done_callback(lambda task: task.cancelled() or task.exception())
         self._flights[flight.slot.name] = flight
         return flight
@@ -177,9 +177,9 @@ class ReadThrough:
 
     async def _acquire(self, flight: Flight) -> Lease | Reading | None:
         """
-        Get the lease, or the value that another holder has stored.
+        Return the lease, or the value that another holder has stored.
 
-        None while the server is away or the entry is being written: load, but store nothing.
+        None if the server is away or the entry is being written: load, but store nothing.
         """
         slot, seen = flight.slot, flight.reading
         with suppress(Away):
@@ -243,7 +243,7 @@ class ReadThrough:
         if stored == -1:
             await self._give_back(slot, lease)
         elif stored != 1:
-            # After a refused fill the lease, and with it the waiting flag, is gone: wake always.
+            # A refused fill has lost the lease and its waiting flag, so wake in any case.
             self._backplane.wake(slot.entry)
         return stored > 0
 

@@ -28,9 +28,9 @@ from cache.stats import Counters
 log = get_logger(__name__)
 
 _AT_ONCE = 2
-# Refills of a value that nobody has read since. A step of an agent writes it more than once.
+# Most refills of a value since its last read. A step of an agent writes it more than once.
 _PER_READ = 3
-# Values known at most; the least recently read is forgotten. The queue is never longer.
+# Most values that can be refilled; the least recently read is forgotten. The queue is no longer.
 _MOST_KNOWN = 1000
 
 
@@ -80,8 +80,8 @@ class Refills:
         wanted: Callable[[], bool] | None = None,
     ) -> None:
         """
-        A value is read. `loader` must work without its caller: later, and in another task. `wanted`
-        says after each invalidation whether the value is worth a refill now.
+        Note that a value was read. `loader` must work without its caller: later, in another task.
+        `wanted` is asked after each invalidation whether to refill the value now.
         """
         self._known[slot.name] = _Known(slot, loader, call, wanted)
         self._known.move_to_end(slot.name)
@@ -94,12 +94,12 @@ class Refills:
                 del self._names[forgotten.slot.key]
 
     def invalidated(self, key: str) -> None:
-        """This process has invalidated an entry: its values are to be loaded again."""
+        """Queue refills of an entry that this process has invalidated."""
         for name in self._names.get(key, ()):
             if not self._closed and self._known[name].is_wanted():
                 self._queue[name] = None
         if self._queue and len(self._running) < _AT_ONCE:
-            # In a context of its own, not in that of the request that wrote.
+            # In its own context, not in that of the request that wrote.
             Context().run(keep, self._running, self._run())
 
     async def _run(self) -> None:
