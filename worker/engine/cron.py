@@ -131,7 +131,7 @@ class CronRunner:
                 await self._fire(place, job, due)
                 self._next[place] = self._after(place, max(due, self._now_ms()))
         except Exception as exc:
-            # The server refuses keys of a wrong type one by one. Other errors of it are outages.
+            # The server refuses keys of a wrong type one by one. Its other errors are outages.
             if isinstance(exc, OUTAGE) and not _is_about_a_key(exc):
                 raise
             log.exception("cron.bad", task=job.name, error=describe(exc))
@@ -150,7 +150,7 @@ class CronRunner:
         await self._client.hsetnx(self._keys.cron, _name(job), now)
         seen = await self._client.hget(self._keys.cron, _name(job))
         last = whole(seen, fallback=now)
-        # A last tick in the future is one of a clock that was set back: nothing to catch up.
+        # A last tick in the future comes from a clock that was set back: nothing to catch up.
         missed = self._after(place, min(last, now))
         if missed <= now and job.unique:
             if self._missed == "once":

@@ -1,8 +1,8 @@
 """
 Enqueues the job that follows a gathering whose results are too large for a script to join.
 
-lua/_followers.lua adds such a gathering to the schedules, due at once. A worker that dies here leaves
-it there for the next poll of any worker.
+lua/_followers.lua adds such a gathering to the schedules, due at once. If a worker dies
+here, the next poll of any worker finds it there.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ GATHERING = b"~gather:"
 _GATHER_JOB = load(__package__, "gather_job", "..queue")
 _MOST_PARTS = 1000
 _MOST_BYTES = 67_108_864
-# No msgpack begins with this byte: the job becomes a dead letter that cannot be decoded.
+# No msgpack begins with this byte, so the job becomes an undecodable dead letter.
 _TOO_LARGE = b"\xc1"
 
 

@@ -2,8 +2,8 @@
 Detects jobs that arrive without a wake token: stock arq clients push none.
 
 One worker of each queue subscribes to changes of its keys (`CLIENT TRACKING`).
-Jobs of our own clients cause messages too, just as their token wakes a worker.
-So a message is read a millisecond late: a worker that has work by then ignores it.
+Jobs of our own clients cause such messages too, while their token wakes a worker. So a
+message is read a millisecond late: a worker that has work by then ignores it.
 """
 
 from __future__ import annotations

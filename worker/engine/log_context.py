@@ -16,7 +16,7 @@ def log_context(*names: str) -> Callable[..., None]:
     It does what `structlog.contextvars.bind_contextvars` does, in a third of its time:
     the variables are looked up once, here, and not for every job.
     """
-    # structlog makes a variable for a name when it is bound first, and finds them by their names.
+    # structlog creates a name's variable when the name is first bound, and finds it by the name.
     context = contextvars.copy_context()
     context.run(structlog.contextvars.bind_contextvars, **dict.fromkeys(names))
     by_name = {variable.name: variable for variable in context}

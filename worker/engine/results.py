@@ -1,9 +1,9 @@
 """
 Encodes results as stock arq stores them. It cannot fail: what a serializer refuses is replaced.
 
-A serializer may know no exceptions, may refuse a job's value, and may raise
-anything; a job may have put something into its arguments that it refuses. Each
-of those costs what it must, and not the job's end.
+A serializer may not support exceptions, may refuse a job's value, and may raise anything;
+a job may have put something into its arguments that the serializer refuses. None of these
+prevents the end of the job.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ Serializer = Callable[[dict[str, Any]], Any]
 
 def encode_result(serializer: Serializer, fields: dict[str, Any]) -> tuple[bytes | None, str]:
     """
-    Encode a result's fields. Return the data, and what was wrong with the job's value, or "".
+    Encode a result's fields. Return the data, and the problem with the job's value, or "".
 
-    A wrong value or exception is replaced by text. The data is None when the serializer
-    encodes nothing at all.
+    A value or exception that cannot be encoded is replaced by text. The data is None if the
+    serializer encodes nothing at all.
     """
     value, failed, is_ours = fields["r"], not fields["s"], serializer is codec.encode
     if failed and is_ours:

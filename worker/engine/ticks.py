@@ -26,12 +26,12 @@ _RANGES = {
 _DAY, _SECOND, _STEP = timedelta(days=1), timedelta(seconds=1), timedelta(microseconds=1)
 # Weekdays and leap years repeat after 28 years, or 40 around the year 2100.
 _HORIZON = timedelta(days=41 * 366)
-# Clocks that change twice within this time are not seen to change.
+# Two changes of a clock within this time are not detected.
 _LOOK = timedelta(hours=6)
 
 
 class NeverDue(ValueError):
-    """No moment has these fields; the message names the field or the combination."""
+    """No time matches these fields; the message names the field or the combination."""
 
 
 @dataclass(frozen=True, slots=True)

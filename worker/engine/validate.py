@@ -19,7 +19,7 @@ _MOST_NAME, _MOST_ID, _MOST_DELAY_MS = 1000, 1000, 366 * 86_400_000
 
 
 class Misformed(ValueError):
-    """The body decodes, but is not a job; the message names the field."""
+    """The body can be decoded, but is not a job; the message names the field."""
 
 
 def read_fields(fields: Any) -> tuple[int | None, str, Any, Mapping[str, Any], int]:

@@ -5,7 +5,7 @@ Our clients push a token, which one waiting worker pops (`BZPOPMIN`). In the sam
 write, behind that wait, the worker has sent a script that claims the next job
 (lua/next_job.lua). The server runs the script as soon as the token is there, so
 the job comes with the token; a poll then finds any further jobs. Stock arq's
-clients push no token; listen.py notices their jobs. A token that is lost with a
+clients push no token; listen.py detects their jobs. A token that is lost with a
 dying worker delays a job by at most `EngineOptions.poll_s`.
 """
 
@@ -137,13 +137,13 @@ class Waker:
         except OUTAGE as exc:
             self._report(exc)
             self._hand_over(await self._settled(polled))
-            # The poll meets and logs the same outage; here only wait.
+            # The poll logs the same outage, so only wait here.
             await asyncio.sleep(RETRY_S)
             self._kick()  # a token may be lost with the connection
             return
         self._hand_over(reply)
         if token and not reply and not self._idle.is_set():
-            # This worker is busy by now: leave the token to another one.
+            # This worker is busy now: leave the token to another one.
             await self._put_back()
         elif token or reply:
             self._kick()

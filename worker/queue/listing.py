@@ -2,8 +2,8 @@
 Lists the jobs that wait, run or are parked, page by page.
 
 A page costs the server a few short commands, however long the queue is. A cursor names
-the last job that was looked at, so jobs that come, run or end between two pages make no
-other job appear twice or be left out.
+the last job that was read, so jobs that come, run or end between two pages do not make
+another job appear twice or be left out.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ MOST_ROWS = 1000
 # Jobs looked at for one page: a filter that few jobs match gives short pages, not long calls.
 _MOST_LOOKS = 10_000
 _STEP = 200
-# Bodies may be large: so many are in memory at a time.
+# Most bodies in memory at a time, because they may be large.
 _BODIES = 20
 
 

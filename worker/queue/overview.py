@@ -22,12 +22,12 @@ class QueueOverview:
 @dataclass(frozen=True, slots=True)
 class Overview:
     """
-    A queue's counts. Unlike `stats()`, those of jobs that are not due are over all priorities.
+    A queue's counts. Unlike in `stats()`, jobs that are not due are counted over all priorities.
 
-    paused: jobs that are due, but their function is paused. Those of a paused priority count as due.
-    replicas: of the queue's server, that are online.
-    lease_late_s: for how long the lease has lapsed that lapsed first, 0 if none has: a worker
-    takes such a job over within seconds.
+    paused: due jobs whose function is paused. Jobs of a paused priority count as due.
+    replicas: online replicas of the queue's server.
+    lease_late_s: the time since the oldest lapsed lease has lapsed, 0 if there is none. A worker
+    takes over such a job within seconds.
     """
 
     queues: Mapping[Priority, QueueOverview]

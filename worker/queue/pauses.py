@@ -1,9 +1,9 @@
 """
 Pauses a priority or a function for all workers, and resumes it.
 
-A pause is kept on the server, and every claim reads it: jobs that run go on, waiting ones
+A pause is kept on the server, and every claim reads it: running jobs continue, waiting ones
 wait. A due job of a paused function is moved out of the way of the others, once, and costs no
-claim; its due time stays known. The pause ends only by a resume.
+claim; its due time is kept. Only a resume ends the pause.
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ class Pause:
     """
     A priority or a function that is paused; the other field is None.
 
-    waiting: the due jobs that it keeps from running. Of a function, those that a worker has
-    come across.
+    waiting: the due jobs that it keeps from running; of a function, those that a worker has
+    already moved aside.
     """
 
     priority: Priority | None
@@ -73,8 +73,8 @@ class Pauses:
         """
         Stop claiming jobs of this function or priority, in all workers. False if it is paused already.
 
-        Jobs that run go on. Jobs can be enqueued, aborted and deleted; a tick of a cron or a
-        schedule is enqueued once. Workers with stock arq's engine do not obey.
+        Running jobs continue. Jobs can be enqueued, aborted and deleted; a tick of a cron or a
+        schedule is enqueued once. Workers with stock arq's engine ignore pauses.
 
         Raises:
             InvalidArgument: neither or both were given, or there are 128 pauses.
@@ -95,8 +95,8 @@ class Pauses:
         """
         End a pause. False if there is none.
 
-        Held jobs of a function are due again by the time they were due at first, in steps of
-        500: the workers go on with them when this call is canceled.
+        Held jobs of a function get their first due time back, in steps of 500. If this call is
+        canceled, the workers do the remaining steps.
 
         Raises:
             InvalidArgument: neither or both were given.

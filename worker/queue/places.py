@@ -22,7 +22,7 @@ _LONGEST_CURSOR = 3 * 1024 + 64
 
 
 async def rank_behind(client: Any, key: str, after: Place) -> int:
-    """The rank of the first member behind a place, whose own member may have left."""
+    """The rank of the first member behind a place. The place's own member may have left."""
     async with client.pipeline(transaction=True) as pipe:
         pipe.zrank(key, after.id)
         pipe.zscore(key, after.id)

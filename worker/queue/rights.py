@@ -26,7 +26,7 @@ COMMANDS = (
     "ZREMRANGEBYRANK", "ZREMRANGEBYSCORE", "ZSCORE",
 )  # fmt: skip
 
-# Servers before Redis 7 cannot say it. EXISTS needs what every script needs: to run, and its keys.
+# Servers before Redis 7 cannot tell. EXISTS needs the rights that every script needs.
 _PROBE = """
 local denied = {}
 for _, name in ipairs(redis.acl_check_cmd and ARGV or {}) do
@@ -72,7 +72,7 @@ async def require_commands(client: Any, queue: str) -> None:
         except ResponseError as exc:
             raise _lacking(name, exc) from None
     try:
-        # In a transaction it does not wait. Outside, the server looks at waits ten times a second.
+        # In a transaction it does not wait. Outside, the server checks waits only ten times a second.
         async with client.pipeline(transaction=True) as pipe:
             pipe.bzpopmin(f"{queue}:absent", timeout=1)
             await pipe.execute()

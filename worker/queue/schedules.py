@@ -34,7 +34,7 @@ class Schedule:
 @dataclass(frozen=True, slots=True)
 class ScheduleState:
     """
-    When a schedule runs next, and what became of its last run.
+    When a schedule runs next, and the outcome of its last run.
 
     next_at: None until a worker has computed a new cron's first tick, and while it is off. last_at: the
     tick of the last run. last_job: that run's job, "" before the first. last_outcome: waits, runs,
@@ -88,7 +88,7 @@ class ScheduleStore:
         return bool(removed)
 
     async def list(self) -> list[Schedule]:
-        """All schedules that can be read; the worker logs the others as well, when they are due."""
+        """All readable schedules. Others are logged here, and by the worker when they are due."""
         rows = await self._client.hgetall(self._jobs)
         found = []
         for id_, data in sorted(rows.items()):
@@ -123,7 +123,7 @@ class ScheduleStore:
 
 
 async def outcomes_of(client: Any, keys: QueueKeys, jobs: Sequence[str]) -> list[str]:
-    """What became of jobs: waits, runs, dead, or ended; "" for the id ""."""
+    """The outcomes of jobs: waits, runs, dead, or ended; "" for the id ""."""
     async with client.pipeline(transaction=False) as pipe:
         for job in jobs:
             for make in (keys.in_progress, keys.job, keys.dead_job):

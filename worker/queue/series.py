@@ -3,7 +3,7 @@ The form in which history is stored: rows of counts, one for each minute, hour a
 
 worker/queue/lua/_series.lua writes them. A series, such as "<priority>:<function>", has a
 string of 60 rows for each hour, a string of 24 rows for each day, and one row for its total.
-The row of the minute that is counted in now is not in its hour and in the total yet.
+The hour and the total do not yet contain the row of the current minute.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ class Times:
 @dataclass(frozen=True, slots=True)
 class Counts:
     """
-    How runs ended. Jobs that were retried, given back or parked went on; leases lapsed.
+    How runs ended. Jobs that were retried, given back or parked continued; leases lapsed.
 
     run: how long the runs took that were completed, retried, dead or aborted.
     wait: from the due time of these runs to their start.
@@ -127,6 +127,6 @@ ROW_SPAN = (0, _ROW.size - 1)
 
 
 def rows_of(data: bytes, count: int) -> list[bytes]:
-    """Rows that nothing was counted in may be missing at the end of a string."""
+    """Read rows of a string, whose last empty rows may be missing."""
     padded = data.ljust(count * _ROW.size, b"\0")
     return [padded[at : at + _ROW.size] for at in range(0, count * _ROW.size, _ROW.size)]

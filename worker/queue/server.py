@@ -15,10 +15,10 @@ _SECTIONS = ("memory", "stats", "replication")
 @dataclass(frozen=True, slots=True)
 class ServerState:
     """
-    What the server says about itself, since its start.
+    What the server reports about itself, since its start.
 
     memory_max_bytes: 0 without a limit. replicas_syncing: connected, but without all data yet.
-    replica_lag_bytes: by how much the replica that is furthest behind is behind; 0 without one.
+    replica_lag_bytes: lag of the slowest replica; 0 without one.
     is_primary_linked: False on a replica that has lost its primary.
     """
 
@@ -46,7 +46,7 @@ async def read_server(client: Any) -> ServerState:
 
 
 def server_state(info: Mapping[str, Any]) -> ServerState:
-    """From the fields of INFO; what a server does not tell is 0."""
+    """Read the fields of INFO; a missing one is 0."""
     # slave0, slave1, ...: one mapping for each replica.
     replicas = [
         value

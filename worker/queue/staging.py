@@ -1,9 +1,9 @@
 """
 Sends large bodies ahead of the scripts that store them.
 
-A script copies what passes through it, and holds the server meanwhile: about 1 ms a MiB. A plain
-SET does not, because the server keeps the bytes that it has read. So a large body is stored under
-a key of its own first, with a TTL, and the script renames that key.
+A script copies its arguments and blocks the server meanwhile, about 1 ms per MiB. A plain SET
+does not, because the server keeps the bytes that it has read. So a large body is first stored
+under its own key, with a TTL, and the script renames that key.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ Staged = bytes | Mapping[str, bytes]
 
 
 def large_ones(values: Sequence[bytes]) -> list[int]:
-    """Positions of the values that one script call must not carry."""
+    """The positions of values that are too large for one script call."""
     found, inline = [], 0
     for number, value in enumerate(values):
         if len(value) > LARGE or inline + len(value) > MOST_INLINE:
@@ -62,7 +62,7 @@ def steps(sizes: Sequence[int], most: int) -> Iterator[tuple[int, int]]:
 async def staged(
     client: Any, keys: QueueKeys, values: Sequence[Staged]
 ) -> AsyncIterator[list[str]]:
-    """Store each value under a key of its own. At the end, delete those that no script has renamed."""
+    """Store each value under its own key. At the end, delete the keys that no script has renamed."""
     if not values:
         yield []
         return

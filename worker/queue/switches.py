@@ -1,8 +1,8 @@
 """
 Switches repeating jobs and crons off for all workers, and on again.
 
-The scripts that enqueue a run read the switch, so one that is off enqueues nothing from the
-call's return on, and no poll costs more. What it missed meanwhile is not made good.
+The scripts that enqueue a run read the switch, so after the call nothing is enqueued any
+more, and no poll costs more. Missed runs are skipped.
 """
 
 from __future__ import annotations
@@ -32,11 +32,11 @@ _LATE_MS = 60_000
 @dataclass(frozen=True, slots=True)
 class CronState:
     """
-    A cron that some worker has had.
+    A cron that a worker has, or had.
 
-    last_at: its last tick; before the first, when a worker began with it. off_since: None while it is on.
-    next_at: None while it is off, and where no worker has it any more. last_job: the job of the last
-    tick, "" before the first. last_outcome: as of a schedule.
+    last_at: its last tick; before the first, when a worker started with it. off_since: None while it
+    is on. next_at: None while it is off, and if no worker has it any more. last_job: the job of the
+    last tick, "" before the first. last_outcome: as in `ScheduleState`.
     """
 
     name: str
@@ -56,7 +56,7 @@ class Switches:
 
     async def off(self, name: str) -> bool:
         """
-        Enqueue no run of this schedule or cron any more. False if it is off.
+        Stop enqueueing runs of this schedule or cron. False if it is off already.
 
         Queued runs stay, and `run_schedule` still runs a schedule by hand. A client that registers
         the schedule again leaves it off; removing it forgets the switch.
@@ -68,7 +68,7 @@ class Switches:
 
     async def on(self, name: str) -> bool:
         """
-        Run this schedule or cron again, from its next tick after now on. False if it is on.
+        Run this schedule or cron again, from its next tick on. False if it is on already.
 
         Raises:
             NotFound: as `off`.
@@ -102,7 +102,7 @@ class Switches:
         ]
 
     async def function_of(self, name: str) -> str | None:
-        """The function that a cron runs; None for one that no worker has had."""
+        """The function that a cron runs; None if no worker has had the cron."""
         found = await reach(self._client.hget(self._keys.cron_next, name))
         return None if found is None else found.decode(errors="replace").partition(":")[2]
 
@@ -128,7 +128,7 @@ class Switches:
 
 
 def _next_tick(stored: bytes | None, now_ms: int) -> datetime | None:
-    """A tick that passed is one of a cron that no worker has any more."""
+    """The next tick; None for one in the past, because then no worker has the cron any more."""
     ms = whole((stored or b"").partition(b":")[0])
     return _time(ms) if ms > now_ms - _LATE_MS else None
 
