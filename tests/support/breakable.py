@@ -96,23 +96,23 @@ class Place(ABC):
     async def cut_from(self, owner: Node) -> AsyncIterator[None]:
         """Within the block, the owner has no replica: it cannot log in."""
         replica = self._other(owner)
-        await replica.client.config_set("masterauth", "wrong")
+        await replica.set_config("masterauth", "wrong")
         await owner.ask("CLIENT", "KILL", "TYPE", "replica")
         await eventually(lambda: _has_no_replica(owner), deadline_s=DEADLINE_S)
         try:
             yield
         finally:
-            await replica.client.config_set("masterauth", "")
+            await replica.set_config("masterauth", "")
 
     @asynccontextmanager
     async def _cut(self, owner: Node) -> AsyncIterator[None]:
         """The owner refuses writes while its replica is cut off, so that none can be lost."""
-        await owner.client.config_set("min-replicas-to-write", 1)
+        await owner.set_config("min-replicas-to-write", 1)
         async with self.cut_from(owner):
             with pytest.raises(ResponseError, match="NOREPLICAS"):
                 await owner.client.set(f"{self.prefix}refused", "1")
         await self.whole()
-        await owner.client.config_set("min-replicas-to-write", 0)
+        await owner.set_config("min-replicas-to-write", 0)
         yield
 
     @asynccontextmanager

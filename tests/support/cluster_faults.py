@@ -92,13 +92,13 @@ class SlotOf(Place):
     async def _cut_off(self, owner: Node) -> AsyncIterator[None]:
         """The owner is alone in a minority, and clients still reach it: the others elect."""
         assert self.nodes.bus is not None
-        await owner.client.config_set("min-replicas-to-write", 1)
+        await owner.set_config("min-replicas-to-write", 1)
         async with self.cut_from(owner):
             self.nodes.bus.cut_off(self.nodes.nodes.index(owner))
             await self.owned_by_another_than(owner)
             yield
             self.nodes.bus.heal()
-        await owner.client.config_set("min-replicas-to-write", 0)
+        await owner.set_config("min-replicas-to-write", 0)
 
     @asynccontextmanager
     async def _join_and_leave(self, owner: Node) -> AsyncIterator[None]:

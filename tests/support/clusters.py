@@ -67,6 +67,10 @@ class Node:
     async def ask(self, *words: Any) -> Any:
         return await self.client.execute_command(*words)
 
+    async def set_config(self, name: str, value: str | int) -> None:
+        """Configure the running server."""
+        await self.client.config_set(name, value)
+
     async def cluster(self, *words: Any) -> Any:
         return await self.ask("CLUSTER", *words)
 

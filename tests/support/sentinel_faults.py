@@ -40,6 +40,15 @@ class _Configured(Node):
     def words(self) -> list[str]:
         return [str(self.home / "server.conf"), *self.options]
 
+    async def set_config(self, name: str, value: str | int) -> None:
+        """
+        Configure the server, which a restart must find again.
+
+        Each promotion and demotion writes to the file what was set until then, such as by a fault.
+        """
+        await super().set_config(name, value)
+        await self.ask("CONFIG", "REWRITE")
+
 
 class WatchedPair(Place):
     """A master with one replica, and three Sentinels."""
@@ -167,14 +176,14 @@ class WatchedPair(Place):
     @asynccontextmanager
     async def _cut_off(self, owner: Node) -> AsyncIterator[None]:
         """Neither the Sentinels nor the replica reach the master, but clients do."""
-        await owner.client.config_set("min-replicas-to-write", 1)
+        await owner.set_config("min-replicas-to-write", 1)
         async with self.cut_from(owner):
             # Without rights: PING is refused, which is no answer to a Sentinel.
             await owner.ask("ACL", "SETUSER", _USER, "-@all")
             await self.owned_by_another_than(owner)
             yield
             await owner.ask("ACL", "SETUSER", _USER, "+@all")
-        await owner.client.config_set("min-replicas-to-write", 0)
+        await owner.set_config("min-replicas-to-write", 0)
 
 
 def _fields(row: Any) -> dict[str, str]:
