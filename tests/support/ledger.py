@@ -33,6 +33,7 @@ class Ledger:
         self.acknowledged: list[Any] = []
         self.unconfirmed: list[Any] = []  # a failover may lose these
         self.wait_replicas = 0
+        self.dies = False  # the master may, before it sends its replica what it acknowledges
         self.runs: Counter[str] = Counter()
         self.tries: Counter[int] = Counter()
         self.longest_gap_s = 0.0  # of one enqueue, with its repeats
@@ -61,15 +62,9 @@ class Ledger:
 
     async def lost(self) -> int:
         """Wait for the end of every job; return how many of those do not exist that may be lost."""
-        for job in self.acknowledged:
-            await job.result(timeout_s=60)
-        lost = 0
-        for job in self.unconfirmed:
-            try:
-                await job.result(timeout_s=60)
-            except NotFound:
-                lost += 1
-        return lost
+        missing = [(job.id, job.confirmed) for job in await _missing(self.acknowledged)]
+        assert not missing, f"{len(missing)} acknowledged jobs are lost: {missing[:9]}"
+        return len(await _missing(self.unconfirmed))
 
     async def enqueue(self, queue: JobQueue, name: str) -> None:
         """Enqueue one job, again under the same id until it is acknowledged."""
@@ -80,7 +75,8 @@ class Ledger:
                 job = await queue.enqueue(name, job_id=job_id, wait_replicas=self.wait_replicas)
             except QueueUnavailable:
                 return False
-            (self.unconfirmed if job.confirmed is False else self.acknowledged).append(job)
+            is_safe = job.confirmed or (job.confirmed is None and not self.dies)
+            (self.acknowledged if is_safe else self.unconfirmed).append(job)
             return True
 
         await eventually(is_acknowledged, deadline_s=60)
@@ -102,7 +98,7 @@ async def lose_nothing(place: Place, faults: list[str]) -> None:
             ledger.go.set()
             lost = await ledger.lost()
             # Where ends of jobs are lost too, their leases lapse, and they run again.
-            assert worker.jobs_rescued == 0 or CONFIRMED & set(faults)
+            assert worker.jobs_rescued == 0 or ABRUPT & set(faults)
         assert not await queue.dead.list()
         await queue.aclose()
     held = [ledger.runs[f"hold-{n}"] for n in range(HELD)]
@@ -120,7 +116,7 @@ async def _under(place: Place, fault: str, queue: JobQueue, ledger: Ledger) -> N
         await ledger.enqueue(queue, "note")
     if fault in ABRUPT:
         await place.replicated()
-    ledger.wait_replicas = int(fault in CONFIRMED)
+    ledger.wait_replicas, ledger.dies = int(fault in CONFIRMED), fault in ABRUPT
     broken = asyncio.Event()
 
     async def load() -> None:
@@ -130,11 +126,22 @@ async def _under(place: Place, fault: str, queue: JobQueue, ledger: Ledger) -> N
     ledger.watch_runs(on=True)
     loading = asyncio.create_task(load())
     async with place.broken(fault):
+        ledger.dies = False
         done = ledger.stored
         await eventually(lambda: _is(ledger.stored > done + AT_ONCE), deadline_s=60)
     ledger.watch_runs(on=False)
     broken.set()
     await loading
+
+
+async def _missing(jobs: list[Any]) -> list[Any]:
+    found = []
+    for job in jobs:
+        try:
+            await job.result(timeout_s=60)
+        except NotFound:
+            found.append(job)
+    return found
 
 
 async def _is(value: bool) -> bool:
