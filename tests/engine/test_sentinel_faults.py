@@ -21,7 +21,7 @@ SEED, ROUNDS = int(os.environ.get("SOAK_SEED", "1")), int(os.environ.get("SOAK_F
 
 pytestmark = [
     pytest.mark.faults,
-    # Each takes the Sentinels half a minute; test_master.py has what `make test` can afford.
+    # Each takes about 13 s; test_master.py has what `make test` can afford.
     pytest.mark.skipif(not ROUNDS, reason="make soak"),
     pytest.mark.timeout(3600),
 ]

@@ -76,6 +76,7 @@ class SealedPair(WatchedPair):
                 f"sentinel down-after-milliseconds {SERVICE} 1000",
                 f"sentinel failover-timeout {SERVICE} 3000",
             )
+        await self._hurry()
 
     def _start(self, node: Any, *lines: str) -> None:
         node.binary, node.tls = self.binary, True

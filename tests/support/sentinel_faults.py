@@ -85,6 +85,16 @@ class WatchedPair(Place):
             )
         for each in (*self.pair, *self.sentinels):
             each.start()
+        await self._hurry()
+
+    async def _hurry(self) -> None:
+        """
+        Let Sentinels look every second, not every ten, at who follows whom.
+
+        An old master that comes back is made a replica after 9 s instead of 22.
+        """
+        for node in self.sentinels:
+            await node.ask("SENTINEL DEBUG", "INFO-PERIOD", "1000")
 
     async def end(self) -> None:
         for node in (*self.pair, *self.sentinels):
@@ -170,6 +180,7 @@ class WatchedPair(Place):
         for node in (*self.pair, *self.sentinels):
             node.start()
             await node.client.connection_pool.disconnect()
+        await self._hurry()
         await self.whole()
         yield
 
