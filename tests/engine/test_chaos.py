@@ -91,6 +91,9 @@ class Fleet:
         self._workers.pop(index)
         self.start_worker()
 
+    async def has_struck(self, count: int) -> bool:
+        return self.struck.total() >= count
+
     async def _outage_logged(self) -> None:
         """Wait for a logged outage; none comes when all workers are stopped or logged one lately."""
         said = self._outages()
@@ -143,10 +146,18 @@ def calls(rng: random.Random) -> list[Call]:
 
 
 async def produce(
-    queue: JobQueue, wanted: list[Call], acknowledged: Counter[str], replicas: int
+    ships: Fleet, queue: JobQueue, wanted: list[Call], acknowledged: Counter[str]
 ) -> None:
-    """Enqueue all, each batch until it is acknowledged; counts how often each was sent."""
+    """
+    Enqueue all, each batch until it is acknowledged; counts how often each was sent.
+
+    A failover takes seconds, in which everything would be done. There, batches wait for strikes.
+    """
+    replicas = ships.server.replicas
     for at in range(0, len(wanted), BATCH):
+        if replicas:
+            due = at * STRIKES // len(wanted) - 3
+            await eventually(partial(ships.has_struck, due), deadline_s=300)
         batch = wanted[at : at + BATCH]
         sending = partial(_is_acknowledged, queue, batch, acknowledged, replicas)
         await eventually(sending, deadline_s=300)
@@ -178,7 +189,7 @@ async def test_every_acknowledged_job_ends_once_through_all_faults(
         plan = faults + rng.choices(faults, k=STRIKES - len(faults))
         rng.shuffle(plan)
         sent: Counter[str] = Counter()
-        producer = asyncio.create_task(produce(queue, wanted, sent, ships.server.replicas))
+        producer = asyncio.create_task(produce(ships, queue, wanted, sent))
         for number, fault in enumerate(plan):
             part = len(wanted) * (number + 1) // (len(plan) + 2)
             with suppress(AssertionError):
