@@ -30,7 +30,7 @@ from pathlib import Path
 from typing import IO
 
 from cache.connection import embedded_cluster
-from cache.connection.private import is_own_socket, open_own_file, open_private
+from cache.connection.private import OWNER, is_own_socket, open_own_file, open_private
 from cache.errors import EmbeddedServerError
 
 _START_DEADLINE_S = 10.0
@@ -147,7 +147,7 @@ def _stop_all() -> None:
 def _open_directory(directory: Path) -> EmbeddedServer:
     home = open_private(directory)
     try:
-        lock = open_own_file(home / "owner.lock")
+        lock = open_own_file(home / OWNER)
     except OSError as exc:
         raise EmbeddedServerError(f"embedded://{directory} cannot be used: {exc}") from None
     deadline = time.monotonic() + _START_DEADLINE_S

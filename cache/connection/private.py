@@ -17,6 +17,8 @@ from typing import IO
 
 from cache.errors import EmbeddedServerError
 
+# The file that the owner of the server locks; it names the server's socket.
+OWNER = "owner.lock"
 _MOST_ENTRIES = 10_000
 # Names of the files that the server and we keep in it.
 _OURS = re.compile(r"owner\.lock|valkey\.log|appendonlydir|dump\.rdb|temp-.*")
@@ -71,6 +73,22 @@ def is_own_socket(path: Path) -> bool:
         and {found.st_uid, home.st_uid} == {os.geteuid()}
         and not stat.S_IMODE(home.st_mode) & 0o077
     )
+
+
+def running_socket(directory: str) -> str | None:
+    """
+    Return the socket of the server that a process runs in a directory; None if none does.
+
+    Raises:
+        EmbeddedServerError: others may read or change the directory.
+    """
+    if not (Path(directory) / OWNER).is_file():
+        return None
+    home = open_private(Path(directory))
+    with open_own_file(home / OWNER) as lock:
+        lock.seek(0)
+        path = lock.read().strip()
+    return path if path and is_own_socket(Path(path)) else None
 
 
 def _check_above(above: Path) -> None:

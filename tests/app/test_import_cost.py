@@ -18,7 +18,7 @@ pytestmark = pytest.mark.acceptance
 
 ROOT = Path(__file__).parents[2]
 # Above what is loaded today by about a tenth. A large package adds hundreds.
-MOST = {"package": 20, "names": 60, "client": 460, "probe": 110}
+MOST = {"package": 20, "names": 60, "client": 460, "probe": 110, "probe_env": 135}
 
 LIBRARY = """
 import json, sys
@@ -48,8 +48,8 @@ HEAVY = {"aiohttp", "arq", "click", "httpx", "jinja2", "pydantic", "rich", "stru
 IO = {"asyncio", "redis", "msgspec"}
 
 
-def loaded(program: str, **environ: str) -> dict[str, list[str]]:
-    done = run([sys.executable, "-c", program], cwd=ROOT, env={**os.environ, **environ})
+def loaded(program: str, cwd: Path = ROOT, **environ: str) -> dict[str, list[str]]:
+    done = run([sys.executable, "-c", program], cwd=cwd, env={**os.environ, **environ})
     assert done.returncode == 0, done.stderr
     found: dict[str, list[str]] = json.loads(done.stdout.splitlines()[-1])
     return found
@@ -78,12 +78,23 @@ async def test_a_health_probe_loads_no_client_and_no_settings(private_valkey_url
     assert len(modules) <= MOST["probe"], f"{len(modules)} modules: {modules}"
 
 
-@pytest.mark.parametrize("url", ["redis://127.0.0.1:1/0", "redis+cluster://127.0.0.1:1"])
+@pytest.mark.parametrize(
+    "url", ["redis://127.0.0.1:1/0", "redis+cluster://127.0.0.1:1", "embedded://", "embedded:///no"]
+)
 def test_a_health_probe_explains_an_outage_as_lightly(url: str) -> None:
     modules = loaded(PROBE, LETTA_REDIS_URL=url)["probe"]
 
     assert not tops(modules) & (HEAVY | IO)
     assert len(modules) <= MOST["probe"], f"{len(modules)} modules: {modules}"
+
+
+def test_a_health_probe_reads_an_env_file_without_the_settings(tmp_path: Path) -> None:
+    (tmp_path / ".env").write_text("LETTA_REDIS_URL=redis://127.0.0.1:1/0\n")
+
+    modules = loaded(PROBE, tmp_path, PYTHONPATH=str(ROOT))["probe"]
+
+    assert not tops(modules) & (HEAVY | IO)
+    assert len(modules) <= MOST["probe_env"], f"{len(modules)} modules: {modules}"
 
 
 def tops(modules: list[str]) -> set[str]:

@@ -16,6 +16,7 @@ import pytest
 import trustme
 from click.testing import CliRunner
 
+from cache.connection import embedded
 from cache.connection.pool import PoolOptions, open_pool
 from tests.support.refusing import REMEDIES, refusing_servers
 from tests.support.sentinels import shared_sentinel
@@ -114,15 +115,83 @@ async def test_it_reads_the_settings_where_the_command_does(
         (secrets / "LETTA_REDIS_URL").write_text(f"redis://127.0.0.1:{port}/3")
         assert answer([])
 
-        (elsewhere / ".env").write_text("LETTA_REDIS_URL=redis://elsewhere/0\n")
-        assert answer([]) is None
+
+async def test_it_reads_an_env_file_between_variables_and_secrets(
+    private_valkey_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, elsewhere: Path
+) -> None:
+    await alive(private_valkey_url)
+    secrets, file = tmp_path / "secrets", elsewhere / ".env"
+    secrets.mkdir()
+    (secrets / "letta_redis_url").write_text("redis://127.0.0.1:1/0")
+    monkeypatch.setenv("LETTA_SECRETS_DIR", str(secrets))
+    assert answer([]) is None
+    monkeypatch.setenv("WHERE", private_valkey_url)
+    for text in (
+        f"LETTA_REDIS_URL={private_valkey_url}",
+        f"export letta_redis_url = '{private_valkey_url}'  # ours\r\n",
+        "OTHER\nLETTA_REDIS_URL=${WHERE}",
+    ):
+        file.write_text(text)
+        assert answer([]) == "redis: ok\nworkers: w1\\x1b[2J", text
+
+    monkeypatch.setenv("LETTA_REDIS_URL", "redis://127.0.0.1:1/0")
+    assert answer([]) is None
+    monkeypatch.setenv("LETTA_REDIS_URL", "")
+    file.write_text("LETTA_REDIS_URL=\n")  # an empty one counts as absent
+    assert answer([]) is None
+
+
+@pytest.mark.parametrize("fault", ["writable", "link", "directory", "latin-1"])
+def test_an_env_file_that_may_not_count_is_left_to_the_settings(
+    fault: str, valkey_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, elsewhere: Path
+) -> None:
+    monkeypatch.setenv("LETTA_REDIS_URL", valkey_url)
+    file = elsewhere / ".env"
+    assert probe.answer([]) is not None
+    if fault == "link":
+        file.symlink_to(tmp_path / "env")
+    elif fault == "directory":
+        file.mkdir()
+    else:
+        file.write_bytes(b"LETTA_WEB_TOKEN=caf\xe9\n")
+        file.chmod(0o666 if fault == "writable" else 0o600)
+
+    assert probe.answer([]) is None
+
+
+async def test_it_joins_an_embedded_server_but_starts_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url = f"embedded://{tmp_path}/data"
+    monkeypatch.setenv("LETTA_REDIS_URL", url)
+
+    def outcome() -> str:
+        found = probe.answer([])
+        assert found is not None
+        return found.text
+
+    assert "no process runs it" in outcome()
+    assert not (tmp_path / "data").exists()
+    server = embedded.acquire(url)
+    try:
+        assert "none alive" in outcome()
+        await alive(server)
+        assert outcome() == "redis: ok\nworkers: w1\\x1b[2J"
+        (tmp_path / "data" / "link").symlink_to(tmp_path)
+        assert probe.answer([]) is None  # the command says why it is not trusted
+        (tmp_path / "data" / "link").unlink()
+    finally:
+        embedded.release(url)
+    assert "no process runs it" in outcome()
+    for alone in ("embedded://", "embedded:///", "embedded+cluster://"):
+        monkeypatch.setenv("LETTA_REDIS_URL", alone)
+        assert "only the process that started it can reach it" in outcome()
 
 
 @pytest.mark.parametrize(
     "url",
     [
         "redis+sentinel://127.0.0.1:1/mymaster",
-        "embedded://",
         "http://127.0.0.1",
         "redis://127.0.0.1:port/0",
     ],

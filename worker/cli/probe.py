@@ -3,16 +3,15 @@ Answers `letta-workers health` without the packages that the other commands impo
 
 A container asks every few seconds, also while its server is away, and redis-py, asyncio and
 pydantic would cost it half a second of CPU each time. This probe speaks the protocol itself. The
-command (worker/cli/health.py) answers where the settings are in `.env`, for embedded servers, and
-where no Sentinel names a master.
+command (worker/cli/health.py) answers where the settings are wrong, where an embedded server's
+directory is not to be trusted, and where no Sentinel names a master.
 """
 
 from __future__ import annotations
 
 import json
-import os
 import socket
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,10 +20,10 @@ from hiredis import HiredisError, Reader, ReplyError, pack_command
 from cache.connection.refusals import reason_of, refusal_of
 from cache.connection.urls import Target, parse_url, redacted
 from cache.errors import RedisRefused, RedisUnavailable
+from worker.cli.probe_settings import probe_settings
 from worker.keys import QUEUE_TAG, QueueKeys
 from worker.terminal import printable
 
-_PREFIX = "LETTA_"
 _DEFAULT_URL = "redis://localhost:6379/0"
 # Of each step, as of the command's attempt.
 _TIMEOUT_S = 3.0
@@ -50,10 +49,12 @@ def answer(arguments: Sequence[str]) -> ProbeAnswer | None:
         return None
     as_json = "--json" in arguments
     try:
-        values = _values()
+        values = probe_settings()
         url = values.get("redis_url", _DEFAULT_URL)
         try:
-            workers = _live_workers(parse_url(url), values)
+            workers = _live_workers(_target_of(url), values)
+        except RedisUnavailable as exc:
+            return unknown(exc, as_json=as_json)
         except (OSError, HiredisError) as exc:
             return unknown(_error_of(exc, url), as_json=as_json)
         report = assess(workers, everywhere="--any" in arguments)
@@ -111,16 +112,37 @@ def _dump(report: dict[str, Any]) -> str:
     return json.dumps(report, indent=2).replace("\x7f", "\\u007f")
 
 
+def _target_of(url: str) -> Target:
+    """
+    Return where to connect to. An embedded server is joined, never started: it would end with us.
+
+    Raises:
+        UnsupportedRedisURL, EmbeddedServerError: the command meets the same and reports it.
+        RedisUnavailable: no other process has the embedded server.
+    """
+    target = parse_url(url)
+    if target.kind != "embedded":
+        return target
+    from cache.connection.private import running_socket
+
+    directory = url.partition("://")[2]
+    if not directory.strip("/"):
+        remedy = "give it a directory, as embedded:///directory"
+        raise RedisRefused(url, f"only the process that started it can reach it; {remedy}")
+    path = running_socket(directory)
+    if path is None:
+        raise RedisUnavailable(redacted(url), "no process runs it; start `letta-workers run`")
+    return Target("unix", path=path)
+
+
 def _live_workers(target: Target, values: Values) -> list[dict[str, Any]]:
     """
     Return the heartbeats of live workers.
 
     Raises:
         OSError, HiredisError: the server is away, or refuses.
-        ValueError: the probe cannot ask this kind of server.
+        ValueError: no Sentinel names a master.
     """
-    if target.kind == "embedded":
-        raise ValueError("only the command can reach embedded servers")
     failure: OSError | None = None
     nodes = [_master(target, values)] if target.kind == "sentinel" else target.nodes
     for address in nodes or [("", 0)]:
@@ -189,29 +211,6 @@ def _log_in(server: _Server, target: Target, values: Values) -> None:
         server.ask("AUTH", *filter(None, login))
     if target.db:
         server.ask("SELECT", target.db)
-
-
-def _values() -> dict[str, str]:
-    """
-    Return the settings as texts, by lower-case field name: variables, then secrets files.
-
-    Raises:
-        ValueError: there is a `.env`, which only the settings parse.
-    """
-    if os.path.exists(".env"):  # noqa: PTH110  (pathlib takes longer to import than this to run)
-        raise ValueError("settings in .env")
-    values = dict(_secrets(os.environ.get(_PREFIX + "SECRETS_DIR", "/run/secrets")))
-    values |= {name.lower(): value for name, value in os.environ.items() if value}
-    prefix = _PREFIX.lower()
-    return {n.removeprefix(prefix): v for n, v in values.items() if n.startswith(prefix)}
-
-
-def _secrets(folder: str) -> Iterator[tuple[str, str]]:
-    if os.path.isdir(folder):  # noqa: PTH112
-        for name in os.listdir(folder):  # noqa: PTH208
-            if name.lower().startswith(_PREFIX.lower()):
-                with open(os.path.join(folder, name), encoding="utf-8") as file:  # noqa: PTH118, PTH123
-                    yield name.lower(), file.read().strip()
 
 
 def _connect(
