@@ -300,8 +300,14 @@ async def test_a_row_that_is_slow_to_decode_is_kept_as_it_came(content: bytes) -
 
 @pytest.mark.parametrize(
     "content",
-    [*SLOW.values(), b'"' * 200_000, b"{" * 200_000, b"1}}]}}} " + b"{} " * 20_000],
-    ids=[*SLOW, "quotes", "broken", "many objects"],
+    [
+        *SLOW.values(),
+        b'"' * 200_000,
+        b"{" * 200_000,
+        b"1}}]}}} " + b"{} " * 60_000,
+        b"1}}]}}} " + b'{"a":[1],"b":{}}' * 12_000,
+    ],
+    ids=[*SLOW, "quotes", "broken", "many objects", "many nested objects"],
 )
 def test_no_step_of_an_odd_row_takes_long(content: bytes) -> None:
     line = row(2, "?").replace(b'"?"', content)
@@ -319,6 +325,42 @@ def test_no_step_of_an_odd_row_takes_long(content: bytes) -> None:
 
 
 STOP = object()
+
+# Objects without a name, each of which was read by a turn of the interpreter's loop.
+MANY = {
+    "empty": b"{}" * 100_000,
+    "no JSON": b"{x}" * 70_000,
+    "with members": b'{"a":1,"b":"}"}, ' * 12_000,
+    "nested": b'{"a":{},"b":[0]} ' * 12_000,
+    "after brackets": b"]},{}" * 40_000,
+    "after quotes": b'"{}' * 70_000,
+}
+
+
+@pytest.mark.parametrize("garbage", MANY.values(), ids=MANY)
+def test_thousands_of_objects_without_a_name_are_read_together(garbage: bytes) -> None:
+    data = row(1) + b"\n1}}]}}" + garbage + row(2) + b"\n" + row(3)
+    assert answers(read(data)) == GOOD | {custom_id(2): "hi", "": "malformed"}
+    times = []
+    for _ in range(3):
+        start = time.thread_time()
+        read(data)
+        times.append(time.thread_time() - start)
+    assert min(times) < 0.25
+
+
+@pytest.mark.parametrize("text", [b"garbage {}", b"\xff{}", b'lo"}}], {"in": 1}, {}', b"{} {x}"])
+@pytest.mark.parametrize("before", [b"", b"x" * 300_000 + b'{"a":[[1]]}'])
+def test_text_before_an_object_without_a_name_is_kept(text: bytes, before: bytes) -> None:
+    rows = read(row(1) + b"\n" + before + text + b"\n" + row(3), 50_000)
+    assert answers(rows) == GOOD | {"": "malformed"}
+    kept = b"".join(one.text for one in rows if isinstance(one.text, bytes))
+    assert text.rstrip(b"{}, ") in kept
+
+
+def test_objects_that_are_json_but_no_rows_answer_nothing() -> None:
+    objects = b'{"a":1}, {"b":[NaN,{}]} ,{}\n' + b'{"b":{}},' * 40_000 + b'{"c":[[]]}'
+    assert answers(read(row(1) + b"\n" + objects + b"\n" + row(3))) == GOOD
 
 
 @pytest.mark.parametrize("end", [b"", b"}", b"]", b'{"a": 1}'])

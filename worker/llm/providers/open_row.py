@@ -49,6 +49,7 @@ class OpenRow:
         self._hidden = hidden
         self._most = most
         self._pieces = Pieces(hidden)
+        self.before = before
         self._before = ids_in(before)
         self._size = len(before) if self._before else 0
         if self._before:

@@ -17,6 +17,7 @@ from typing import Any
 from worker.http.scrub import scrub
 from worker.llm.answers import MALFORMED, Answer, LongText, unreadable
 from worker.llm.json_text import UnreadableJSON, decode_at_once, is_blank
+from worker.llm.providers.nameless import end_of_nameless, is_empty_of_answers
 from worker.llm.providers.open_row import ID_BYTES, OpenRow, ResultRow, ids_in
 
 _SHORT_BYTES = 262_144
@@ -100,7 +101,7 @@ class RowReader:
 
     def _extend(self, part: bytes) -> Iterator[ResultRow | None]:
         """Take more of a line that is read object by object."""
-        at, step = 0, _FIRST_BYTES
+        at, step, leap = 0, _FIRST_BYTES, _FIRST_BYTES
         while at < len(part):
             if self._open is None:
                 begin = part.find(b"{", at)
@@ -108,26 +109,40 @@ class RowReader:
                     self._joined = False
                     yield from self._between(part[at:])
                     return
+                passed = end_of_nameless(part, at, at + leap)
+                if passed > at:
+                    yield self._nameless(part[at:passed])
+                    at, leap = passed, min(_STEP_BYTES, 2 * leap)
+                    continue
                 self._open = OpenRow(self._hidden, self._most, before=part[at:begin])
-                at, step = begin, _FIRST_BYTES
+                at, step, leap = begin, _FIRST_BYTES, _FIRST_BYTES
             at += self._open.feed(part[at : at + step])
             # What follows a short object must not be looked at again for each of them.
             step = min(_STEP_BYTES, 2 * step)
             yield None
             if self._open.outline.is_done:
-                yield self._open.row()
+                row = self._open.row()
+                yield row
+                if row.row is not None and "custom_id" not in row.row:
+                    yield self._nameless(self._open.before)
                 if self._open.is_headless:  # what follows belongs to it too
                     following = part.find(b"{", at)
                     at = len(part) if following < 0 else following
                 self._open = None
         self._joined = self._open is not None
 
+    def _nameless(self, text: bytes) -> ResultRow | None:
+        """What came where no request is named; None for JSON, which answers none."""
+        if is_empty_of_answers(text):
+            return None
+        return ResultRow(None, len(text), (), scrub(text, self._hidden))
+
     def _between(self, text: bytes) -> Iterator[ResultRow | None]:
         """Take what follows the last object, or a part of a line that has none."""
         if len(text) > _SHORT_BYTES:
             came, text = text[:-ID_BYTES], text[-ID_BYTES:]  # an id may go on in the next part
             if not is_blank(came):
-                yield ResultRow(None, len(came), tuple(ids_in(came)), came)
+                yield ResultRow(None, len(came), tuple(ids_in(came)), scrub(came, self._hidden))
         self._line, self._size = [text], len(text)
 
     def _end_line(self) -> Iterator[ResultRow | None]:
