@@ -196,7 +196,8 @@ async def test_a_direct_call_that_hangs_ends_at_its_deadline(
 async def test_an_open_batch_shows_why_it_does_not_move(
     private_valkey_url: str, fake: FakeProvider
 ) -> None:
-    fake.fault("POST", "/v1/files", "status", status=503, times=2)
+    overloaded = {"error": {"message": "no room\nfor files", "code": "overloaded"}}
+    fake.fault("POST", "/v1/files", "status", status=503, times=2, body=overloaded)
     fake.set(polls=1_000_000)
     settings = settings_for(private_valkey_url, fake)
 
@@ -206,7 +207,7 @@ async def test_an_open_batch_shows_why_it_does_not_move(
 
     async with open_queue(settings) as queue, running_worker(settings):
         ids = await submit(queue, "openai", "a")
-        error = "the provider answered 503"
+        error = "the provider answered 503: overloaded: no room for files"
         held = await eventually(lambda: row(queue, state="uploading", error=error))
         assert datetime.fromisoformat(held["error_at"]) <= datetime.now(UTC)
         moved = await eventually(lambda: row(queue, provider_status="in_progress"))

@@ -8,14 +8,15 @@ from typing import Any
 import httpx
 import pytest
 
-from worker.errors import InvalidArgument, Permanent
+from worker.errors import InvalidArgument, Permanent, Transient
 from worker.llm.answers import Answer
 from worker.llm.grouping import MOST_OUTPUT_TOKENS, Group, check_request
 from worker.llm.providers import OpenAIProvider
 from worker.llm.providers.anthropic import AnthropicProvider
-from worker.llm.providers.calls import json_of, retry_after_s
+from worker.llm.providers.calls import checked, json_of, retry_after_s
 from worker.llm.providers.protocol import split_custom_id
 from worker.llm.providers.rows import in_path, usable_id
+from worker.llm.providers.single import read_single
 from worker.llm.result_lines import read_item
 from worker.llm.stored_answers import decode_answer, encode_answer
 from worker.llm.usage import Usage, read_usage
@@ -255,3 +256,31 @@ def test_a_line_with_a_foreign_custom_id_belongs_to_no_batch(custom_id: str) -> 
 )
 def test_a_number_from_outside_is_whole_and_bounded(value: Any, found: int) -> None:
     assert whole(value) == found
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (
+            b'{"error": {"code": "token_limit_exceeded", "message": "no room"}}',
+            ": token_limit_exceeded: no room",
+        ),
+        (b'{"detail": "paused"}', ": paused"),
+        (b"upstream\n reset", ": upstream reset"),
+        (b"<html>a proxy</html>", ""),
+        (b"", ""),
+        (b"{}", ": {}"),
+        (b'{"error": {"message": "' + b"x" * 5000 + b'"}}', ": " + "x" * 300),
+    ],
+)
+@pytest.mark.parametrize("status", [429, 500, 503])
+async def test_a_failed_call_says_what_the_provider_said(
+    status: int, content: bytes, words: str
+) -> None:
+    reply = httpx.Response(status, content=content)
+    message = f"the provider answered {status}{words}"
+    with pytest.raises(Transient) as batches:
+        checked(reply)
+    with pytest.raises(Transient) as single:
+        await read_single(reply)
+    assert [str(batches.value), str(single.value)] == [message] * 2

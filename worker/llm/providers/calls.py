@@ -186,9 +186,9 @@ def checked(reply: httpx.Response, *, absent: type[Exception] = Absent) -> Mappi
     """
     status = reply.status_code
     if status in {429, 529}:
-        raise Busy(f"the provider answered {status}", retry_after_s(reply.headers))
+        raise Busy(answered(reply), retry_after_s(reply.headers))
     if is_transient(status) and status != 501:
-        raise Unclear(f"the provider answered {status}")
+        raise Unclear(answered(reply))
     data = _decode(reply.content)
     if 200 <= status < 300 and isinstance(data, Mapping):
         return data
@@ -203,6 +203,13 @@ def checked(reply: httpx.Response, *, absent: type[Exception] = Absent) -> Mappi
     if status in {401, 403}:
         raise Denied(message)
     raise Permanent(message)
+
+
+def answered(reply: httpx.Response) -> str:
+    """A failed call's status and the provider's words, for the operator. No page of a proxy."""
+    words = " ".join(said(reply).split())
+    shown = "" if words.startswith("<") else f": {words}"
+    return f"the provider answered {reply.status_code}{shown}".removesuffix(": ")
 
 
 def said(reply: httpx.Response) -> str:

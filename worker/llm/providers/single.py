@@ -21,7 +21,7 @@ from worker.llm.answers import (
 )
 from worker.llm.json_text import Slow, UnreadableJSON, decode_at_once
 from worker.llm.providers.bounded import ResponseTooLarge
-from worker.llm.providers.calls import json_of, retry_after_s
+from worker.llm.providers.calls import answered, json_of, retry_after_s
 from worker.llm.providers.open_row import ResultRow
 from worker.llm.providers.protocol import BrokenOff, Busy
 from worker.llm.providers.result_rows import read_object
@@ -51,9 +51,9 @@ async def read_single(reply: httpx.Response) -> Answer:
     """
     status = reply.status_code
     if status in {429, 529}:
-        raise Busy(f"the provider answered {status}", retry_after_s(reply.headers))
+        raise Busy(answered(reply), retry_after_s(reply.headers))
     if is_transient(status):
-        raise Transient(f"the provider answered {status}")
+        raise Transient(answered(reply))
     content = reply.content.strip(_AROUND)
     if reply.is_success and content.startswith(b"{"):
         return await _read_object(content)
