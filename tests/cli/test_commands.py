@@ -298,3 +298,20 @@ def test_every_command_explains_itself_with_an_example(command: str) -> None:
     done = letta(f"{command} --help", {})
     assert done.exit_code == 0
     assert "Example" in done.stdout
+
+
+@pytest.mark.parametrize(
+    "command",
+    ["status", "endpoints", "webhooks endpoints", "dead list", "schedules", "batches list"],
+)
+def test_a_misspelled_variable_is_told_once(
+    command: str, private_valkey_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[str] = []
+    monkeypatch.setattr("settings._warn", lambda event, **_: told.append(event))
+    monkeypatch.setenv("LETTA_REDIS_URL", private_valkey_url)
+    monkeypatch.setenv("LETTA_WORKER_CONT", "3")
+
+    found = CliRunner().invoke(main, command.split())
+
+    assert (found.exit_code, told) == (0, ["settings.unknown_variable"]), found.output

@@ -11,7 +11,7 @@ from typing import Any
 
 import click
 
-from settings import load_settings
+from settings import read_settings
 from worker.cli.support import EXIT_INTERRUPTED, json_option, show, with_queue
 from worker.client import JobQueue
 from worker.errors import InvalidArgument
@@ -171,7 +171,7 @@ async def _until_stopped(
 
 
 def _arguments(given: tuple[str, ...]) -> dict[str, str]:
-    if given and not load_settings().web_show_arguments:
+    if given and not read_settings().web_show_arguments:
         raise InvalidArgument("arguments can be compared only with LETTA_WEB_SHOW_ARGUMENTS")
     pairs = [each.partition("=") for each in given]
     for (path, sign, _), each in zip(pairs, given, strict=True):

@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from settings import load_settings
+from settings import read_settings
 from worker.cli.support import json_option, show, with_queue
 from worker.client import JobQueue
 
@@ -28,7 +28,7 @@ def webhooks_endpoints(as_json: bool) -> None:
         return {
             "disabled": [found.to_dict() for found in await queue.webhooks.disabled_endpoints()],
             "failing": [found.to_dict() for found in await queue.webhooks.failing_endpoints()],
-            "breaker_failures": load_settings().webhook_breaker_failures,
+            "breaker_failures": read_settings().webhook_breaker_failures,
             "events": [
                 {"time": event.time.isoformat(), "kind": event.kind, "subject": event.subject}
                 for event in events[-50:]
@@ -97,7 +97,7 @@ def webhooks_endpoint(url: str, endpoint_id: str | None, as_json: bool) -> None:
 
     async def read(queue: JobQueue) -> dict[str, Any]:
         found = await queue.webhooks.endpoint(url, endpoint_id=endpoint_id)
-        shown = {**found.to_dict(), "breaker_failures": load_settings().webhook_breaker_failures}
+        shown = {**found.to_dict(), "breaker_failures": read_settings().webhook_breaker_failures}
         if url:
             host = await queue.webhooks.host(url)
             shown |= {

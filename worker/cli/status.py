@@ -12,7 +12,7 @@ from typing import Any
 
 import click
 
-from settings import load_settings
+from settings import read_settings
 from worker.cli.support import json_option, show, with_queue
 from worker.client import JobQueue
 from worker.errors import QueueUnavailable
@@ -47,7 +47,7 @@ def status(*, watch: bool, every_s: float, as_json: bool) -> None:
       letta-workers status --watch --every 5
       letta-workers status --json | jq .default.oldest_age_s
     """
-    wanted = load_settings().queue_wait_replicas
+    wanted = read_settings().queue_wait_replicas
     if not watch:
         counts = with_queue(lambda queue: _read(queue, wanted))
         show(counts, as_json, lambda: _lines(counts))
