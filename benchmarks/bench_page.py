@@ -63,6 +63,7 @@ end
 FILL_DEAD = """
 for n = ARGV[1], ARGV[1] + ARGV[2] - 1 do
   redis.call('ZADD', KEYS[1], ARGV[3] + n, 'dead-' .. n)
+  redis.call('ZADD', KEYS[3], 3, 'dead-' .. n)
   redis.call('HSET', KEYS[2] .. 'dead-' .. n, 'name', 'send_mail', 'reason', 'exhausted', 'tries', 5,
     'error', 'TimeoutError: no answer within 30 s', 'queue', 3, 'died', ARGV[3] + n, 'body', ARGV[4])
 end
@@ -77,7 +78,7 @@ async def fill(client: Any, waiting: int, dead: int) -> None:
         names = [keys.queue("default"), keys.job("")]
         await client.eval(FILL, len(names), *names, at, STEP, start, body)
     for at in range(0, dead, STEP):
-        names = [keys.dead, keys.dead_job("")]
+        names = [keys.dead, keys.dead_job(""), keys.dead_queues]
         await client.eval(FILL_DEAD, len(names), *names, at, STEP, start, body)
     counts = dict.fromkeys(("running", "max_jobs", "completed", "failed", "retried"), 7)
     async with client.pipeline(transaction=False) as pipe:

@@ -207,6 +207,10 @@ class QueueKeys:
     def dead(self) -> str:
         return f"{self.prefix}dead"
 
+    @property
+    def dead_queues(self) -> str:
+        return f"{self.prefix}dead-queues"
+
     def dead_job(self, job_id: str) -> str:
         return f"{self.prefix}dead:{job_id}"
 

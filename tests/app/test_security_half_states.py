@@ -166,6 +166,7 @@ async def dead_letter(client: Any) -> None:
     fields |= {"error": "", "tries": 1, "died": 1, "name": "f"}
     await client.hset(KEYS.dead_job("d"), mapping=fields)
     await client.zadd(KEYS.dead, {"d": 1})
+    await client.zadd(KEYS.dead_queues, {"d": 3})
     await client.set(KEYS.retry("d"), 3)
 
 
@@ -174,6 +175,7 @@ def dead_retry(client: Any) -> Steps:
     async def step() -> None:
         names = [KEYS.dead, KEYS.dead_job("d"), KEYS.job("d"), KEYS.result("d")]
         names += [KEYS.wake, KEYS.retry("d"), KEYS.dead_body("d"), *EngineKeys(KEYS).queues]
+        names.append(KEYS.dead_queues)
         await load("worker.queue", "dead_retry").run(client, names, ["d", b""])
 
     return lambda: dead_letter(client), step

@@ -140,7 +140,8 @@ class DeadLetters:
             for id_, _, _ in rows:
                 pipe.unlink(self._keys.dead_job(id_), self._keys.dead_body(id_))
                 pipe.zrem(self._keys.dead, id_)
-            removed = (await reach(pipe.execute()))[1::2]
+                pipe.zrem(self._keys.dead_queues, id_)
+            removed = (await reach(pipe.execute()))[1::3]
         for (id_, name, reason), was_there in zip(rows, removed, strict=True):
             if was_there:
                 log.info("dead.purged", job_id=id_, task=name or None, reason=reason)
@@ -178,7 +179,7 @@ class DeadLetters:
         keys = self._keys
         names = [keys.dead, keys.dead_job(letter.id), keys.job(letter.id), keys.result(letter.id)]
         names += [keys.wake, keys.retry(letter.id), keys.dead_body(letter.id)]
-        names += EngineKeys(keys).queues
+        names += [*EngineKeys(keys).queues, keys.dead_queues]
         outcome = await reach(self._put(names, letter.id, without_expiry(letter.body)))
         if outcome == 1:
             log.info("dead.retried", job_id=letter.id, task=letter.name, reason=letter.reason)

@@ -260,15 +260,19 @@ class QueueStore:
         return [*names, *self.queues], [job_id]
 
     async def counts(self) -> dict[Priority, QueueCounts]:
-        """Return the counts of each priority. Running, dead and parked jobs are counted by pages."""
+        """
+        Return the counts of each priority. Running and parked jobs are counted by pages, and so are
+        dead ones while some of an earlier release are left.
+        """
         engine = EngineKeys(self.keys)
         keys = [*self.queues, engine.running, self.keys.dead, self.keys.parked, engine.paused]
+        keys.append(self.keys.dead_queues)
         sums = [[0, 0, 0] for _ in Priority]  # running, dead, parked
         rows: list[list[int]] = []
-        at, more, cursor = 0, 1, b"0"
+        at, more, cursor, whole = 0, 1, b"0", ""
         while more or cursor:
-            args = [self.keys.prefix, at, _STATS_PAGE, cursor]
-            more, rows, cursor = await _STATS.run(self.client, keys, args)
+            args = [self.keys.prefix, at, _STATS_PAGE, cursor, whole]
+            more, rows, cursor, whole = await _STATS.run(self.client, keys, args)
             for total, row in zip(sums, rows, strict=True):
                 total[:] = [count + found for count, found in zip(total, row[4:], strict=True)]
             at += _STATS_PAGE

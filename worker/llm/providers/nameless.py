@@ -33,6 +33,6 @@ def is_empty_of_answers(text: bytes) -> bool:
         return False
     try:
         decode(b"[" + b",".join(_OBJECT.findall(text)) + b"]")
-    except Unreadable:
+    except UnreadableJSON:
         return False
     return True

@@ -1,11 +1,13 @@
 #!lua flags=no-writes
 -- stats.lua: count the jobs of every priority, and those of one page of the running, dead and parked jobs.
 -- KEYS[1..4] queues critical, high, default, low  KEYS[5] running  KEYS[6] dead  KEYS[7] parked
--- KEYS[8] paused; and, derived from the prefix: in-progress:<id> dead:<id>
+-- KEYS[8] paused  KEYS[9] numbers of the dead jobs' queues
+--   and, derived from the prefix: in-progress:<id> dead:<id>
 -- ARGV[1] prefix  ARGV[2] first rank of the page  ARGV[3] its length, <= 1000
 -- ARGV[4] cursor of the parked jobs: '0' first, '' no more
+-- ARGV[5] '1' the first page has told all dead jobs | '0' it told those of its page | '' this is the first
 -- returns {1 there is a next page | 0, four of {due, later, age of the oldest due job (ms) | -1, held back by
---   a pause, and of this page: running, dead, parked}, next cursor | ''}
+--   a pause, and of this page: running, dead, parked}, next cursor | '', 1 all dead jobs are told | 0}
 --@include types
 --@include held
 --@include pauses
@@ -24,7 +26,15 @@ for _, claim in ipairs(#claims > 0 and redis.call('MGET', unpack(claims)) or {})
     running[number] = running[number] + 1
   end
 end
-for _, id in ipairs(redis.call('ZRANGE', KEYS[6], from, to)) do
+-- Where some were buried or removed by an earlier release, their queues are read one by one.
+local whole = ARGV[5] == '1'
+if ARGV[5] == '' and fits('zset', KEYS[9]) and redis.call('ZCARD', KEYS[9]) == redis.call('ZCARD', KEYS[6]) then
+  whole = true
+  for number = 1, 4 do
+    dead[number] = redis.call('ZCOUNT', KEYS[9], number, number)
+  end
+end
+for _, id in ipairs(whole and {} or redis.call('ZRANGE', KEYS[6], from, to)) do
   local queue = allowed(redis.pcall('HGET', ARGV[1] .. 'dead:' .. id, 'queue'))
   local number = type(queue) == 'string' and number_of(queue)
   if number and dead[number] then
@@ -58,5 +68,5 @@ for i = 1, 4 do
   end
   rows[i] = {due, later, age, held, running[i], dead[i], parked[i]}
 end
-local longest = math.max(redis.call('ZCARD', KEYS[5]), redis.call('ZCARD', KEYS[6]))
-return {longest > to + 1 and 1 or 0, rows, cursor}
+local longest = math.max(redis.call('ZCARD', KEYS[5]), whole and 0 or redis.call('ZCARD', KEYS[6]))
+return {longest > to + 1 and 1 or 0, rows, cursor, whole and 1 or 0}
