@@ -148,7 +148,7 @@ $(VENV)/peers/.ready: benchmarks/peers.txt $(VENV)/.ready
 	@touch $@
 
 soak: $(VENV)/.ready ## Break the queue, the cache and the network at random: make soak SEED=7 MINUTES=10
-	@SOAK_SEED=$(or $(SEED),1) SOAK_MINUTES=$(or $(MINUTES),5) $(PYTEST) -q -x tests/engine/test_chaos.py tests/engine/test_chaos_counts.py
+	@SOAK_SEED=$(or $(SEED),1) SOAK_MINUTES=$(or $(MINUTES),5) $(PYTEST) -q -x tests/engine/test_chaos.py tests/engine/test_chaos_counts.py tests/app/test_chaos_sent.py
 	@SOAK_SEED=$(or $(SEED),1) SOAK_FAULTS=$(shell expr $(or $(MINUTES),5) '*' 6) $(PYTEST) -q -s -x tests/engine/test_cluster_faults.py
 	@SOAK_SEED=$(or $(SEED),1) SOAK_FAULTS=$(or $(MINUTES),5) $(PYTEST) -q -s -x tests/engine/test_sentinel_faults.py tests/engine/test_sentinel_tls.py
 	@for place in --on-sentinel --on-cluster; do SOAK_SEED=$(or $(SEED),1) SOAK_MINUTES=1 $(PYTEST) -q -x $$place \
