@@ -16,8 +16,11 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from tests.support.command_lines import command_lines, problem_of
 from tests.support.engine import burst
-from tests.support.queues import queue_of
+from tests.support.llm import ENDPOINT, body
+from tests.support.queues import queue_of, stores_of
 from tests.support.web import asking
+from worker import JobQueue
+from worker.llm.answers import Answer
 from worker.llm.states import BatchState
 
 ROOT = Path(__file__).parents[2]
@@ -35,7 +38,11 @@ def alerts() -> list[dict[str, Any]]:
 
 def expressions() -> dict[str, str]:
     """Where each expression stands, and what it is."""
-    found = {rule["alert"]: rule["expr"] for rule in alerts()}
+    return {rule["alert"]: rule["expr"] for rule in alerts()} | dashboard_expressions()
+
+
+def dashboard_expressions() -> dict[str, str]:
+    found = {}
     for path in DASHBOARDS:
         for panel in json.loads(path.read_text(encoding="utf-8"))["panels"]:
             for target in panel["targets"]:
@@ -69,11 +76,20 @@ def problems(where: str, expr: str, known: dict[str, dict[str, set[str]]]) -> li
 async def quick(ctx: dict[str, Any]) -> None: ...
 
 
+async def answer_one(queue: JobQueue) -> None:
+    """Let an LLM request end."""
+    id_ = await queue.submit_llm_request(
+        body("openai", "q"), provider="openai", endpoint=ENDPOINT["openai"], dedupe=False
+    )
+    await stores_of(queue).requests.answer(id_, Answer(body={}), run_s=0.1)
+
+
 @pytest.mark.integration
 async def test_alerts_and_dashboards_name_metrics_that_exist(client: Any, prefix: str) -> None:
     queue = queue_of(client, prefix)
     await queue.enqueue("quick")
     await burst(client, prefix, [func(quick, name="quick")])
+    await answer_one(queue)
     async with asking(queue) as web:
         text = (await web.get("/metrics")).text
     known: dict[str, dict[str, set[str]]] = {}
@@ -97,6 +113,21 @@ def test_names_that_do_not_exist_are_found() -> None:
         "x: no metric letta_other",
         "x: no label task",
     ]
+
+
+@pytest.mark.unit
+def test_the_panels_of_a_dashboard_neither_overlap_nor_share_an_id() -> None:
+    for path in DASHBOARDS:
+        panels = json.loads(path.read_text(encoding="utf-8"))["panels"]
+        taken = [
+            (column, row)
+            for place in (panel["gridPos"] for panel in panels)
+            for column in range(place["x"], place["x"] + place["w"])
+            for row in range(place["y"], place["y"] + place["h"])
+        ]
+        assert len(set(taken)) == len(taken)
+        assert max(column for column, _ in taken) < 24
+        assert len({panel["id"] for panel in panels}) == len(panels)
 
 
 @pytest.mark.unit
