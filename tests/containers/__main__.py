@@ -89,7 +89,7 @@ def _in_stack(
 def _drill(engine: Engine) -> int:
     if not (
         _in_stack(engine, (*SERVICES, *OBSERVING), Drill.run)
-        and _in_stack(engine, SERVICES, Drill.run_encrypted, above="tls.yaml")
+        and _in_stack(engine, (*SERVICES, *OBSERVING), Drill.run_encrypted, above="tls.yaml")
         and _in_stack(engine, SHARING, Drill.run_shared, above="single.yaml")
     ):
         return 1

@@ -55,16 +55,7 @@ class Drill:
         self.settle()
         self.observe()
         self.keep_apart()
-        for service in SERVICES:
-            self.work()
-            seconds = self.stack.crash(service)
-            self.work()
-            self.settle()
-            self.say(f"{service}: killed, healthy again after {seconds:.1f} s, nothing lost")
-        for service in OBSERVING:
-            seconds = self.stack.crash(service)
-            self.say(f"{service}: killed, healthy again after {seconds:.1f} s")
-        self.observe()
+        self.kill_each()
         self.work()
         size = self.stack.lose_the_disk()
         self.work()
@@ -73,7 +64,7 @@ class Drill:
         self.drain()
 
     def run_encrypted(self) -> None:
-        """With compose/tls.yaml: all works, and a server answers nobody in clear."""
+        """With compose/tls.yaml: all works through each death, and a server answers nobody in clear."""
         self.work()
         self.settle()
         for server in ("valkey-queue", "valkey-cache"):
@@ -82,6 +73,7 @@ class Drill:
                 if self.stack.runs("letta-workers", "python3", "-c", ask) is not encrypted:
                     raise Failed(f"{server}, asked with TLS: {encrypted}")
         self.say("tls: all that was acknowledged ended; queue and cache answer nobody in clear")
+        self.kill_each()
 
     def run_shared(self) -> None:
         """With compose/single.yaml: queue and cache work on one server, through its death."""
@@ -92,6 +84,19 @@ class Drill:
         if not self.ledger.hits:
             raise Failed("nothing came from the cache")
         self.say("single server: killed, nothing lost, and the cache is used")
+
+    def kill_each(self) -> None:
+        """Kill one container after the other, with work before and after."""
+        for service in SERVICES:
+            self.work()
+            seconds = self.stack.crash(service)
+            self.work()
+            self.settle()
+            self.say(f"{service}: killed, healthy again after {seconds:.1f} s, nothing lost")
+        for service in OBSERVING:
+            seconds = self.stack.crash(service)
+            self.say(f"{service}: killed, healthy again after {seconds:.1f} s")
+        self.observe()
 
     # -- work ------------------------------------------------------------------
 
