@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
+import time
 from typing import Any
 
 import pytest
+from arq.worker import func
 
 from tests.support.engine import burst, running
 from tests.support.queues import queue_of, stores_of
+from tests.support.wait import eventually
 from worker import Priority, call
 from worker.client import JobQueue
 from worker.engine import EngineOptions
@@ -235,6 +239,37 @@ async def test_workers_obey_a_pause_and_a_resume(client: Any, prefix: str, queue
         assert await held.status() == "deferred"
         await queue.resume(function=f)
         await held.result(timeout_s=30)
+
+
+@pytest.mark.parametrize("what", [{"function": "f"}, {"priority": Priority.DEFAULT}])
+async def test_busy_workers_obey_a_pause_within_a_second(
+    client: Any, prefix: str, queue: JobQueue, what: dict[str, Any]
+) -> None:
+    begun: list[float] = []
+
+    async def f(ctx: dict[str, Any]) -> None:
+        begun.append(time.monotonic())
+        await asyncio.sleep(0.01)
+
+    async def is_busy() -> bool:
+        return len(begun) > 40
+
+    async def nothing_runs() -> bool:
+        return (await queue.jobs.overview()).running == 0
+
+    await queue.enqueue_many([call("f") for _ in range(1000)])
+    functions = [func(f, name="f")]
+    async with (
+        running(client, prefix, functions, max_jobs=2),
+        running(client, prefix, functions, max_jobs=2),
+    ):
+        await eventually(is_busy)
+        await queue.pause(**what)
+        paused = time.monotonic()
+        # Jobs that were claimed ahead of free slots count as running.
+        await eventually(nothing_runs)
+    assert begun[-1] - paused < 1
+    assert len(begun) < 1000
 
 
 async def test_a_burst_ends_when_only_paused_jobs_wait(
