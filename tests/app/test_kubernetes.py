@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import shutil
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,6 +12,7 @@ import yaml
 
 from settings import Settings, variable_name
 from tests.support.compose import COMPOSE, ROOT, services
+from tests.support.servers import run
 from worker.process.policy import SupervisorOptions
 
 pytestmark = pytest.mark.unit
@@ -44,6 +47,18 @@ def test_every_manifest_is_part_of_a_kustomization() -> None:
         named = yaml.safe_load((home / "kustomization.yaml").read_text())["resources"]
         files = {path.name for path in home.glob("*.yaml")} - {"kustomization.yaml"}
         assert set(named) - {".."} == files
+
+
+def test_manifests_are_valid_by_the_schemas_of_kubernetes(tmp_path: Path) -> None:
+    # Not among our dependencies: the schemas of all its releases take 108 MB.
+    program = shutil.which("kubernetes-validate")
+    if program is None:
+        pytest.skip("no schemas of Kubernetes: pip install kubernetes-validate")
+    files = [str(HOME / name) for name in read("kustomization.yaml")["resources"]]
+    assert run([program, "--strict", *files]).returncode == 0
+    wrong = tmp_path / "wrong.yaml"
+    wrong.write_text((HOME / "workers.yaml").read_text().replace("replicas:", "replica:"))
+    assert run([program, "--strict", str(wrong)]).returncode != 0
 
 
 def test_every_variable_of_a_pod_is_a_setting() -> None:
