@@ -23,7 +23,7 @@ OR_SHOW := ) || { echo "$$found"; exit 1; }
 export PYTHONDONTWRITEBYTECODE :=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo run test compose-test arq-test letta-env letta-test letta-lock coverage check bench soak docs site lock format clean
+.PHONY: help setup demo run test compose-test arq-test letta-env letta-test letta-lock coverage check bench soak docs screenshots site lock format clean
 
 help: ## List these commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -101,6 +101,9 @@ check: $(VENV)/.ready ## Check lint, format, types, import direction, generated 
 
 docs: $(VENV)/.ready ## Generate docs/cli.md and docs/settings.md
 	@$(BIN)/python -m docs.generate
+
+screenshots: $(VENV)/.ready ## Take docs/images from a fleet that works for MINUTES=12; needs Chromium
+	@$(BIN)/python -m docs.screenshots --minutes $(or $(MINUTES),12)
 
 site: $(VENV)/.ready ## Build the documentation as a website into out/site
 	@$(MKDOCS) $(OR_SHOW)
