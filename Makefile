@@ -23,7 +23,7 @@ OR_SHOW := ) || { echo "$$found"; exit 1; }
 export PYTHONDONTWRITEBYTECODE :=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo run test compose-test arq-test letta-env letta-test letta-lock coverage check bench soak docs screenshots site lock format clean
+.PHONY: help setup demo run test compose-test arq-test letta-env letta-test letta-managers letta-lock coverage check bench soak docs screenshots site lock format clean
 
 help: ## List these commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -77,6 +77,9 @@ letta-env: $(LETTA)/.ready ## Install the real Letta server and migrate a databa
 
 letta-test: $(LETTA)/.ready ## Run the tests of the plug-in inside the real Letta server
 	@nice $(LETTA)/bin/python -m pytest -q --confcutdir tests/letta -p no:warnings -o timeout=1800 tests/letta
+
+letta-managers: $(LETTA)/.ready ## Audit the cache in Letta's own manager tests: LETTA_TESTS names their folder
+	@nice $(LETTA)/bin/python -m tests.letta.managers $(or $(LETTA_TESTS),$(error LETTA_TESTS names the folder of tests of Letta 0.16.8))
 
 # The migrations are in the source distribution only.
 $(LETTA)/.ready: tests/letta/environment.txt $(VENV)/.ready

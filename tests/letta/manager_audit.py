@@ -1,11 +1,9 @@
 """
 A pytest plug-in for Letta's own manager tests: audits the cache after every outermost call.
 
-    cd SOURCES_OF_LETTA
-    PYTHONPATH=HERE:HERE/tests/letta LETTA_PG_URI=... pytest -p manager_audit tests/managers
-
-Those tests have a package `tests`, too, so this module and `audit` are imported by
-their own names. They read nothing twice: without the audit they would prove nothing.
+managers.py runs them. They have a package `tests`, too, so this module and `audit` are
+imported by their own names. They read nothing twice: without the audit they would
+prove nothing.
 """
 
 from __future__ import annotations
@@ -14,6 +12,7 @@ import functools
 import importlib
 import inspect
 import pkgutil
+from collections import Counter, defaultdict
 from collections.abc import AsyncIterator
 from contextvars import ContextVar
 from typing import Any
@@ -28,8 +27,10 @@ from settings import Settings
 
 _inside: ContextVar[bool] = ContextVar("inside", default=False)
 _audit: Audit | None = None
-_calls = _comparisons = 0
-_stale: list[str] = []
+STALE = 10  # exit code
+_COUNTED = ("tests", "calls", "agents", "messages", "windows", "stale")
+_counts: defaultdict[str, Counter[str]] = defaultdict(Counter)  # by test file
+_calls = 0
 
 
 def pytest_configure() -> None:
@@ -82,26 +83,39 @@ async def _check(audit: Audit, name: str) -> None:
 
 @pytest.fixture(autouse=True)
 async def _audit_of_the_test(request: pytest.FixtureRequest) -> AsyncIterator[None]:
-    global _audit, _comparisons  # noqa: PLW0603
+    global _audit, _calls  # noqa: PLW0603
     from letta_redis.plugin.install import installed
 
     installation = installed()
     assert installation is not None
     assert "cache" in installation.halves
     await installation.runtime.start()
+    _calls = 0
     _audit = audit = Audit(Reads(installation.runtime.cache()))
     yield
     _audit = None
     await installation.runtime.stop()
-    _comparisons += audit.comparisons
-    _stale.extend(f"{request.node.name}: {line}" for line in audit.stale)
+    _counts[request.path.stem].update(
+        tests=1, calls=_calls, agents=audit.comparisons,
+        messages=audit.messages, windows=audit.windows, stale=len(audit.stale),
+    )  # fmt: skip
     assert audit.stale == []
 
 
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """A stale read counts even in a test that fails without the plug-in, too."""
+    if any(counts["stale"] for counts in _counts.values()):
+        session.exitstatus = STALE
+
+
 def pytest_terminal_summary(terminalreporter: Any) -> None:
-    terminalreporter.write_line(
-        f"audit: {_calls} calls, {_comparisons} comparisons, {len(_stale)} stale"
-    )
+    """What was compared: calls, and hits of agents, messages and windows, by test file."""
+    rows = {**dict(sorted(_counts.items())), "all": sum(_counts.values(), Counter())}
+    terminalreporter.write_line(f"{'audit':34}" + "".join(f"{name:>10}" for name in _COUNTED))
+    for file, counts in rows.items():
+        terminalreporter.write_line(
+            f"{file:34}" + "".join(f"{counts[name]:10}" for name in _COUNTED)
+        )
 
 
 def pytest_unconfigure() -> None:
