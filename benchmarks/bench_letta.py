@@ -1,5 +1,5 @@
 """
-Measures the plug-in in the real Letta server: `python benchmarks/bench_letta.py [--quick]`.
+Measures the plug-in in the real Letta server: `python benchmarks/bench_letta.py [--quick] [--clients N]`.
 
 reads: `get_agent_by_id_async` in one process (letta_reads.py), without the plug-in, as a
 miss, and as a hit; with Letta's own NullPool, and pooled. Then runs, one right after the
@@ -7,8 +7,8 @@ other, and how many found their agent in the cache.
 http: two servers on one PostgreSQL, one of them with the plug-in, in turns: GET
 /v1/agents/{id}, and a message of one step. Statements are counted in PostgreSQL's log, while
 nothing is timed.
-load: 100 clients on 20 agents; one request in 20 is a message. CPU is the servers' own
-and that of their PostgreSQL connections.
+load: 100 clients on 20 agents, each with one request at a time; one in 20 is a message. CPU is
+the server's own, without PostgreSQL's.
 Needs `make letta-env`. Writes out/bench_letta.json. --quick: pooled only, and short.
 """
 
@@ -66,7 +66,7 @@ def reads(uri: str, valkey: str, home: str, *, pooled: bool, quick: bool) -> Any
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def measured(home: Path, *, quick: bool) -> dict[str, Any]:
+def measured(home: Path, *, quick: bool, clients: int) -> dict[str, Any]:
     from benchmarks.letta_servers import Pair
     from cache.connection import embedded
     from tests.letta.postgres import postgres
@@ -84,7 +84,7 @@ def measured(home: Path, *, quick: bool) -> dict[str, Any]:
                 read = reads(uri, valkey, str(home), pooled=pooled, quick=quick)
                 with Pair(home, server, valkey, models, pooled=pooled) as pair:
                     http = pair.compared(times=10 if quick else 40)
-                    load = pair.loaded(seconds=10 if quick else 60)
+                    load = pair.loaded(seconds=10 if quick else 60, clients=clients)
                 found[name] = {"reads": read, "http": http, "load": load}
     finally:
         embedded.release("embedded://")
@@ -134,7 +134,8 @@ def table(found: dict[str, Any]) -> bool:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true", help="pooled only, and short")
-    quick = parser.parse_args().quick
+    parser.add_argument("--clients", type=int, default=100, help="of the load")
+    given = parser.parse_args()
     if not LETTA.exists():
         print("skipped: `make letta-env` installs the Letta server")
         return 0
@@ -142,7 +143,7 @@ def main() -> int:
         os.execv(LETTA, [str(LETTA), __file__, *sys.argv[1:]])
     with TemporaryDirectory(prefix="bench-letta-", dir="/tmp") as home:
         Path(home).chmod(0o755)
-        found = measured(Path(home), quick=quick)
+        found = measured(Path(home), quick=given.quick, clients=given.clients)
     (ROOT / "out").mkdir(exist_ok=True)
     (ROOT / "out" / "bench_letta.json").write_text(json.dumps(found, indent=1) + "\n")
     return 0 if table(found) else 1

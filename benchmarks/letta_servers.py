@@ -18,7 +18,7 @@ import httpx
 from tests.letta.postgres import Postgres
 from tests.letta.processes import Server, letta_server
 
-CLIENTS, AGENTS, READS_A_MESSAGE = 100, 20, 19
+AGENTS, READS_A_MESSAGE = 20, 19
 # Calls whose statements are counted.
 COUNTED = 3
 _STATEMENT = re.compile(r"^(\S+) LOG:  (?:execute [^:]+|statement): (.*)", re.MULTILINE)
@@ -146,15 +146,16 @@ class Pair:
         self._postgres.execute("SELECT pg_reload_conf()")
         time.sleep(1.0)  # each connection reads it at its next command
 
-    def loaded(self, seconds: float) -> dict[str, Any]:
+    def loaded(self, seconds: float, clients: int) -> dict[str, Any]:
         """Many clients at once, one server after the other."""
-        return {name: self._load(side, seconds) for name, side in self.sides.items()}
+        return {name: self._load(side, seconds, clients) for name, side in self.sides.items()}
 
-    def _load(self, side: Side, seconds: float) -> dict[str, float]:
+    def _load(self, side: Side, seconds: float, clients: int) -> dict[str, float]:
         opened = self._sessions(side)
         cpu = side.cpu_s()
         started = time.monotonic()
-        spent, errors, most = asyncio.run(_load(side, seconds, lambda: self._connections(side)))
+        load = _load(side, seconds, clients, lambda: self._connections(side))
+        spent, errors, most = asyncio.run(load)
         # Longer than `seconds`: the last requests are waited for.
         took_s = time.monotonic() - started
         for kind, times in errors.items():
@@ -184,7 +185,7 @@ def _count(log: str, database: str) -> int:
 
 
 async def _load(
-    side: Side, seconds: float, connections: Callable[[], int]
+    side: Side, seconds: float, clients: int, connections: Callable[[], int]
 ) -> tuple[list[float], Counter[str], int]:
     """Durations of the requests, how many failed and how, and the most connections seen at once."""
     spent: list[float] = []
@@ -217,7 +218,7 @@ async def _load(
             most = max(most, await asyncio.to_thread(connections))
             await asyncio.sleep(0.5)
 
-    limits = httpx.Limits(max_connections=CLIENTS)
+    limits = httpx.Limits(max_connections=clients)
     async with httpx.AsyncClient(base_url=side.url, timeout=120, limits=limits) as http:
-        await asyncio.gather(*map(client, range(CLIENTS)), watch())
+        await asyncio.gather(*map(client, range(clients)), watch())
     return spent, errors, most
