@@ -5,6 +5,10 @@ hiredis parses most replies, and copies a large value three times on the way:
 into its buffer, within it, and out of it. Most bytes that a cache receives are
 values of hits. So the reply to a call with a `Decode` (`MGET` of a short string and
 a value) is parsed in the receive buffer, and its value is copied once.
+
+hiredis keeps what it is fed, and does not tell where a reply ends. Hits that it is fed
+behind another reply leave it only when a reply ends where the received bytes end, which
+takes seconds under load. So it is fed one reply at a time where hits may follow.
 """
 
 from __future__ import annotations
@@ -28,6 +32,8 @@ from cache.connection.refusals import explain
 _BUFFER_BYTES = 512 * 1024
 # Nearly every hit: a version of 16 bytes, then the length of the value.
 _HIT = re.compile(rb"\*2\r\n\$16\r\n(.{16})\r\n\$(\d{1,9})\r\n", re.DOTALL)
+# Finding the end of a reply with more parts would take longer than hiredis takes to copy hits.
+_MOST_PARTS = 16
 
 # Errors that callers distinguish, by the first word of the reply.
 _ERRORS = {"NOSCRIPT": NoScriptError, "OOM": OutOfMemoryError, "READONLY": ReadOnlyError}
@@ -65,19 +71,26 @@ class Replies(asyncio.BufferedProtocol):
         self._kept = 0  # bytes at the buffer's start that belong to an incomplete reply
         self._reader = hiredis.Reader(replyError=as_error)
         self._is_reading = False  # whether hiredis holds unread bytes
+        self._has_decoded = False  # whether there were calls with a `Decode`
         self.calls: deque[tuple[asyncio.Future[Any], Decode | None]] = deque()
 
     def get_buffer(self, sizehint: int) -> memoryview:  # noqa: ARG002
         return self._view[self._kept :]
 
     def buffer_updated(self, nbytes: int) -> None:
-        end = self._kept + nbytes
+        at, end = 0, self._kept + nbytes
         self._kept = 0
         try:
-            at = 0 if self._is_reading else self._read_in_place(end)
-            if at < end and not self._keep(at, end):
-                self._reader.feed(self._buffer, at, end - at)  # type: ignore[arg-type]
+            while at < end:
+                stop = end
+                if not self._is_reading:
+                    at, stop = self._read_in_place(at, end)
+                    if at == end or (stop > end and self._keep(at, end)):
+                        break
+                stop = min(stop, end)
+                self._reader.feed(self._buffer, at, stop - at)  # type: ignore[arg-type]
                 self._read_others()
+                at = stop
             if not self.calls and (self._is_reading or self._kept):
                 # Their rest would be read as the reply to the next call.
                 raise ValueError("received bytes that no call waits for")
@@ -90,13 +103,18 @@ class Replies(asyncio.BufferedProtocol):
         except Exception as exc:  # noqa: BLE001  (the owner of the next bytes is unknown)
             self._connection.desynchronize(f"replies out of step: {type(exc).__name__}", self)
 
-    def _read_in_place(self, end: int) -> int:
-        """Parse the replies of calls with a `Decode` in the buffer. Returns where it stopped."""
-        calls, buffer, view, at = self.calls, self._buffer, self._view, 0
+    def _read_in_place(self, at: int, end: int) -> tuple[int, int]:
+        """
+        Parse the replies of calls with a `Decode` in the buffer.
+
+        Returns where it stopped, and where the reply there ends: past `end` if it is cut off.
+        """
+        calls, buffer, view = self.calls, self._buffer, self._view
         while at < end and calls:
             decode = calls[0][1]
             if decode is None:
-                break
+                return at, self._end_of_other(at, end)
+            self._has_decoded = True
             found = _HIT.match(buffer, at, end)
             if found is None:
                 reply, stop = _read_rare(buffer, at, end, decode)
@@ -106,15 +124,19 @@ class Replies(asyncio.BufferedProtocol):
                 if stop <= end:
                     reply = (found[1], decode(view, start, stop - 2))
             if stop > end:
-                break
+                return at, stop
             at = stop
             self._answer(reply)
-        return at
+        return at, end
+
+    def _end_of_other(self, at: int, end: int) -> int:
+        """Up to where to feed hiredis: to the end of the reply at `at` if hits may follow."""
+        if not self._has_decoded or len(self.calls) == 1:
+            return end
+        return _end_of_reply(self._buffer, at, end) or end
 
     def _keep(self, at: int, end: int) -> bool:
         """Keep the start of a reply in the buffer until its rest arrives, if it can fit."""
-        if self._is_reading or not self.calls or self.calls[0][1] is None:
-            return False
         size = end - at
         if size == _BUFFER_BYTES:
             return False
@@ -192,6 +214,21 @@ def _read_rare(data: bytearray, at: int, end: int, decode: Decode) -> tuple[Any,
         if at <= end:
             found.append(None if size < 0 else bytes(data[start : at - 2]))
     return (_decoded(found, decode) if at <= end else None), at
+
+
+def _end_of_reply(data: bytearray, at: int, end: int) -> int:
+    """Where a reply ends: past `end` if it is cut off. 0 if it has many parts."""
+    parts = 1
+    while parts and at <= end:
+        kind, line, at = _read_line(data, at, end)
+        parts -= 1
+        if kind == b"$" and not line.startswith(b"-"):
+            at += int(line) + 2
+        elif kind == b"*":
+            parts += max(0, int(line))
+            if parts > _MOST_PARTS:
+                return 0
+    return at
 
 
 def _read_line(data: bytearray, at: int, end: int) -> tuple[bytes, bytes, int]:

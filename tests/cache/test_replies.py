@@ -73,6 +73,7 @@ OTHERS: st.SearchStrategy[Reply] = st.sampled_from(
         (False, bulk(None), None),
         (False, bulk(b"x" * 2 * BUFFER), b"x" * 2 * BUFFER),
         (False, array(b":1\r\n", array(bulk(b"a"), bulk(b"b")), b":2\r\n"), [1, [b"a", b"b"], 2]),
+        (False, array(*[b":1\r\n"] * 20), [1] * 20),
         # In the form of a hit, for a call without a Decode.
         (False, array(*[bulk(b"s" * 16)] * 2), [b"s" * 16] * 2),
     ]
@@ -124,6 +125,33 @@ def test_each_call_gets_its_reply(waiting: list[Reply], sizes: list[int]) -> Non
             assert str(given_) == expected
         else:
             assert (list(given_) if isinstance(given_, tuple) else given_) == expected
+
+
+SMALL = [b":7\r\n", b"+OK\r\n", b"-ERR no\r\n", bulk(None), bulk(b"x" * 90), array(), b"*-1\r\n"]
+
+
+@pytest.mark.usefixtures("small_buffer")
+@settings(max_examples=200)
+@given(
+    st.lists(st.sampled_from([*SMALL, array(b":1\r\n", array(*[bulk(b"a")] * 14)), b""])),
+    st.lists(st.integers(1, BUFFER), min_size=1, max_size=20),
+)
+def test_hits_behind_another_reply_are_parsed_in_place(
+    others: list[bytes], sizes: list[int]
+) -> None:
+    hit = array(bulk(b"0123456789abcdef"), bulk(b"value"))
+    # An empty one stands for another hit.
+    waiting = [(not data, data or hit, None) for data in [b"", *others, b""]]
+    incoming, connection, calls = begin(waiting)
+    places: list[type] = []
+    for number, (call, (has_decode, _, _)) in enumerate(zip(calls, waiting, strict=True)):
+        if has_decode:
+            incoming.calls[number] = (call, lambda data, *_: places.append(type(data)))
+    every = iter(sizes * sum(len(data) for _, data, _ in waiting))
+    receive(incoming, b"".join(data for _, data, _ in waiting), every)
+    assert not connection.lost
+    assert not incoming.calls
+    assert places == [memoryview] * (2 + others.count(b""))
 
 
 @pytest.mark.usefixtures("small_buffer")
