@@ -839,6 +839,13 @@ def seal_batch_in_part(client: Any) -> Steps:
 
 
 @case
+def seal_batch_by_age_too_early(client: Any) -> Steps:
+    rules = FlushRules(3, 10**9, 10**9, 10**7)
+    flush = PreparedJob("llm:age:gone", BODY)
+    return submit(client, "a", "b"), sealed(client, rules=rules, by_age=flush)
+
+
+@case
 def take_batch(client: Any) -> Steps:
     prepare = after(submit(client, "a"), sealed(client))
     script = load("worker.llm", "take_batch", "..queue")

@@ -19,7 +19,9 @@ from worker.keys import QUEUE_PREFIX
 from worker.llm.answers import Answer
 from worker.llm.grouping import Group
 from worker.llm.options import FlushRules
+from worker.llm.prepared import AGE_FLUSH
 from worker.llm.states import BatchState
+from worker.queue.encoder import PreparedJob
 
 pytestmark = pytest.mark.integration
 
@@ -43,21 +45,53 @@ async def hand_in(queue: JobQueue, count: int) -> list[str]:
 
 
 async def seal(
-    queue: JobQueue, batch_id: str, *, most: int = LARGE, most_bytes: int = LARGE
+    queue: JobQueue,
+    batch_id: str,
+    *,
+    most: int = LARGE,
+    most_bytes: int = LARGE,
+    by_age: PreparedJob | None = None,
+    max_age_ms: int = 0,
 ) -> int:
     job = stores_of(queue).prepared.batch(batch_id)
     return await stores_of(queue).batches.seal(
         GROUP,
         batch_id,
-        rules=FlushRules(most, most_bytes, 0, 0),
+        rules=FlushRules(most, most_bytes, 0, max_age_ms),
         full_only=False,
         job=job,
         job_keys=stores_of(queue).keys.job_keys(job.id, Priority.DEFAULT),
+        by_age=by_age,
     )
 
 
 async def members(queue: JobQueue, batch_id: str) -> list[str]:
     return [id_ async for page in stores_of(queue).batches.ids(batch_id) for id_ in page]
+
+
+async def test_a_flush_by_age_leaves_younger_requests_to_their_own(queue: JobQueue) -> None:
+    first, second, third = await hand_in(queue, 3)
+    await seal(queue, "b1" * 12, most=1)
+    stores = stores_of(queue)
+    flush = stores.prepared.flush(AGE_FLUSH + first, GROUP)
+
+    assert await seal(queue, "b2" * 12, by_age=flush, max_age_ms=3_600_000) == 0
+
+    own = AGE_FLUSH + second
+    submitted = int(await stores.client.hget(stores.keys.llm_request(second), "by:"))
+    due = await stores.client.zscore(stores.keys.queue(), own)
+    assert int(due) == submitted + 3_600_000
+    assert await stores.client.get(stores.keys.job(own)) == flush.body
+    # Its own flush seals it whatever the clock says, so that it cannot wait for ever.
+    flush = stores.prepared.flush(own, GROUP)
+    assert await seal(queue, "b3" * 12, by_age=flush, max_age_ms=3_600_000) == 2
+    assert await members(queue, "b3" * 12) == [second, third]
+
+
+async def test_a_flush_by_age_seals_the_oldest_in_time(queue: JobQueue) -> None:
+    await hand_in(queue, 2)
+    flush = stores_of(queue).prepared.flush(AGE_FLUSH + "another", GROUP)
+    assert await seal(queue, "b1" * 12, by_age=flush, max_age_ms=0) == 2
 
 
 async def test_concurrent_seals_neither_lose_nor_double_a_request(

@@ -43,11 +43,14 @@ class BatchStore(BatchReads):
         full_only: bool,
         job: PreparedJob,
         job_keys: list[str],
+        by_age: PreparedJob | None = None,
     ) -> int:
         """
         Move waiting requests into a new batch until it is full or none is left; returns how many.
 
-        `full_only`: do nothing unless they fill a batch.
+        `full_only`: do nothing unless they fill a batch. `by_age`: the flush by age that calls; it
+        does nothing while the oldest request has not waited for the rules' maximum age, which then
+        gets such a flush of its own.
         """
         keys = self.keys
         names = [*self._keys(batch_id), keys.llm_batches, keys.llm_underway, *job_keys]
@@ -66,6 +69,9 @@ class BatchStore(BatchReads):
             _UNSEALED_MS,
             LLM_MAX_BATCHES,
             LLM_BATCH_TTL_S * 1000,
+            by_age.id if by_age else "",
+            by_age.body if by_age else "",
+            rules.max_age_ms,
         ]
         while True:
             items, sealed = await _SEAL.run(self.client, names, args)

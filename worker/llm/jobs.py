@@ -20,11 +20,13 @@ from worker.llm.context import LLMContext
 from worker.llm.direct import backoff_s
 from worker.llm.grouping import Group, checked_group
 from worker.llm.moves import Later, Overtaken
+from worker.llm.prepared import AGE_FLUSH
 from worker.llm.providers import BatchesUnsupported
 from worker.llm.rescuer import rescue_orphans
 from worker.llm.run import BatchRun
 from worker.llm.scripts import is_wrong_type
 from worker.queue.context import JobContext
+from worker.queue.encoder import PreparedJob
 from worker.queue.priority import Priority
 
 log = get_logger(__name__)
@@ -44,16 +46,26 @@ async def flush_llm_group(
     """
     Seal one group's waiting requests; returns the number of new batches.
 
-    `full_only` seals full batches only; the rest waits for its maximum age or the cron job.
+    `full_only` seals full batches only; the rest waits for its maximum age or the cron job. The flush at a
+    request's maximum age seals nothing while the oldest one that waits is younger.
     """
     try:
         group = checked_group(provider, endpoint, model)
     except InvalidArgument as exc:
         raise Undecodable(str(exc)) from None
-    return await _flush(LLMContext.of(ctx), group, full_only=full_only)
+    context = LLMContext.of(ctx)
+    job_id = ctx["job_id"]
+    by_age = context.prepared.flush(job_id, group) if job_id.startswith(AGE_FLUSH) else None
+    return await _flush(context, group, full_only=full_only, by_age=by_age)
 
 
-async def _flush(context: LLMContext, group: Group, *, full_only: bool = False) -> int:
+async def _flush(
+    context: LLMContext,
+    group: Group,
+    *,
+    full_only: bool = False,
+    by_age: PreparedJob | None = None,
+) -> int:
     made = 0
     while True:
         batch_id = uuid.uuid4().hex[:24]  # with the request's id, a custom id of 61 characters
@@ -65,6 +77,7 @@ async def _flush(context: LLMContext, group: Group, *, full_only: bool = False) 
             full_only=full_only,
             job=job,
             job_keys=context.keys.job_keys(job.id, Priority.DEFAULT),
+            by_age=by_age,
         )
         if not items:
             return made

@@ -8,6 +8,8 @@ from worker.webhooks.secrets import DeliverySecrets
 
 FLUSH_LLM_BATCHES = "flush_llm_batches"
 FLUSH_LLM_GROUP = "flush_llm_group"
+# Ids of the flushes of groups whose oldest request has waited long enough: this, and the request's id.
+AGE_FLUSH = "llm:age:"
 RUN_LLM_BATCH = "run_llm_batch"
 RUN_LLM_REQUEST = "run_llm_request"
 DELETE_LLM_FILES = "delete_llm_files"

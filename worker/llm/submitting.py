@@ -16,7 +16,7 @@ from worker.keys import QueueKeys
 from worker.llm.batch_client import require_names
 from worker.llm.grouping import LIMITS, Group, LLMRequest, check_request
 from worker.llm.options import LLMOptions, flush_rules
-from worker.llm.prepared import PreparedJobs
+from worker.llm.prepared import AGE_FLUSH, PreparedJobs
 from worker.llm.requests import NOBODY, Callback, RequestStore
 from worker.queue import arguments
 from worker.queue.admission import MemoryGuard
@@ -200,7 +200,7 @@ class Submissions:
                 # Named after the first request, so that a call that is sent again
                 # starts no second flush.
                 flush_now=PreparedJob(f"llm:full:{first}", now),
-                flush_later=PreparedJob(f"llm:age:{first}", later),
+                flush_later=PreparedJob(AGE_FLUSH + first, later),
                 rules=self._rules[group.provider],
                 dedupe=dedupe,
                 deadline_ms=deadline_ms,

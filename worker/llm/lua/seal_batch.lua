@@ -8,7 +8,10 @@
 -- ARGV[5] most requests  ARGV[6] most bytes  ARGV[7] most tokens, 0 none  ARGV[8] full batches only: 1 | 0
 -- ARGV[9] job id  ARGV[10] job body  ARGV[11] chunk, <= 250  ARGV[12] due ms of an unsealed batch's job
 -- ARGV[13] most batches in the index  ARGV[14] the index's ttl ms
+-- ARGV[15] id of the flush by age that calls, or ''  ARGV[16] its body  ARGV[17] ms that a request waits at most
 -- returns {requests of the batch, 1 sealed | 0 call again}
+-- A flush by age belongs to a request that may be in a batch by now: full, or flushed by the cron job. While the
+-- oldest request that waits is younger, it seals nothing, and that request gets a flush of its own.
 -- no allow-oom: it adds a batch and a job.
 --@rights
 --@include types
@@ -32,6 +35,19 @@ if not state and ARGV[8] == '1' then
   local sizes = redis.call('HMGET', p .. 'sizes:' .. gid, 'bytes', 'tokens')
   if waiting < most and number_of(sizes[1], 0) < most_bytes
       and (most_tokens == 0 or number_of(sizes[2], 0) < most_tokens) then
+    return {0, 1}
+  end
+end
+
+local now = server_ms()
+if not state and ARGV[15] ~= '' then
+  local head = redis.call('LINDEX', pending, 0)
+  local since = head and number_of(fields_of(p .. 'request:' .. head, 'by:')[1], 0) or 0
+  local id, due = 'llm:age:' .. (head or ''), since + tonumber(ARGV[17])
+  -- A time of 1 or less is no time.
+  if since > 1 and due > now and id ~= ARGV[15] then
+    local base = string.sub(p, 1, -5)
+    put_job(KEYS[6], base .. 'job:' .. id, base .. 'result:' .. id, KEYS[9], id, ARGV[16], due)
     return {0, 1}
   end
 end
@@ -76,7 +92,6 @@ if #moved > 0 then
   redis.call('RPUSH', KEYS[2], unpack(moved))
   redis.call('SADD', KEYS[3], unpack(moved))
 end
-local now = server_ms()
 if not state then
   redis.call('HSET', KEYS[1], 'epoch', 0, 'group', ARGV[3], 'gid', gid, 'created', now)
   redis.call('ZADD', KEYS[4], now, ARGV[4])
