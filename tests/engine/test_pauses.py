@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
 from typing import Any
 
@@ -249,7 +248,7 @@ async def test_busy_workers_obey_a_pause_within_a_second(
 
     async def f(ctx: dict[str, Any]) -> None:
         begun.append(time.monotonic())
-        await asyncio.sleep(0.01)
+        await queue.enqueue("f")  # so that there is always one more
 
     async def is_busy() -> bool:
         return len(begun) > 40
@@ -257,7 +256,7 @@ async def test_busy_workers_obey_a_pause_within_a_second(
     async def nothing_runs() -> bool:
         return (await queue.jobs.overview()).running == 0
 
-    await queue.enqueue_many([call("f") for _ in range(1000)])
+    await queue.enqueue_many([call("f") for _ in range(20)])
     functions = [func(f, name="f")]
     async with (
         running(client, prefix, functions, max_jobs=2),
@@ -269,7 +268,6 @@ async def test_busy_workers_obey_a_pause_within_a_second(
         # Jobs that were claimed ahead of free slots count as running.
         await eventually(nothing_runs)
     assert begun[-1] - paused < 1
-    assert len(begun) < 1000
 
 
 async def test_a_burst_ends_when_only_paused_jobs_wait(
