@@ -154,7 +154,9 @@ async def test_a_script_that_stopped_is_completed_by_its_next_call(
         whole = await contents(owner)
         for command in commands:
             await restore(owner, before)
-            await denied(owner, command, step, caplog)
+            _, left = await denied(owner, command, step, caplog)
+            # A delivery's job may run at once.
+            assert b"{arq}:job:webhook:d" not in left or b"{arq}:webhook:d" in left, (case, command)
             found = await contents(owner)
             differs = {key for key in whole | found if whole.get(key) != found.get(key)}
             differs = {key for key in differs if not LEFT_OUT.search(key)}
