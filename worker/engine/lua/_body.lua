@@ -7,14 +7,16 @@ local MOST_BODY_BYTES, LARGE = 67108864, 262144
 local ET_FIRST = 162
 local inline_left = 524288
 local function body_of(key)
-  local most = math.min(LARGE, inline_left)
+  local most, size = inline_left < LARGE and inline_left or LARGE, nil
   -- An error here would lose all claims of the poll.
-  local body = allowed(redis.pcall('GETRANGE', key, 0, most))
+  local body = redis.pcall('GETRANGE', key, '0', most)
   if type(body) ~= 'string' then
+    allowed(body)
     return -1
   end
-  inline_left = math.max(0, inline_left - #body)
-  if #body > most then
+  size = #body
+  inline_left = size < inline_left and inline_left - size or 0
+  if size > most then
     if redis.call('STRLEN', key) > MOST_BODY_BYTES then
       return -2
     end

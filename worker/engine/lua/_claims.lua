@@ -30,29 +30,33 @@ local function still_held(id, claim, queue)
   return false
 end
 
+local several = false  -- due jobs of several queues are claimed: a job may be in two of them
+
 -- candidates: list of {id, queue number, due, lapsed claim | nil}
 local function claim(candidates)
   if #candidates == 0 then
     return
   end
-  local taken, claims, running, moved = {}, {}, {}, {{}, {}, {}, {}}
-  local ids, seen = {}, {}
-  for i, c in ipairs(candidates) do
-    ids[i] = c[1]
+  local taken, taken_keys, claims, running, moved = {}, {}, {}, {}, {{}, {}, {}, {}}
+  local keys, seen = {}, {}
+  for i = 1, #candidates do
+    keys[i] = prefix .. 'in-progress:' .. candidates[i][1]
   end
   -- A key of another type is not a claim. The claims of lapsed jobs are known.
-  local holders = candidates[1][4] and {} or redis.call('MGET', unpack(names('in-progress:', ids)))
+  local holders = candidates[1][4] and {} or redis.call('MGET', unpack(keys))
   -- Converting a number to text is slow, so do it once.
   local lease_ends, queued_till = tostring(now + lease), tostring(now + 2 * lease)
+  local heads = {token .. '|1|', token .. '|2|', token .. '|3|', token .. '|4|'}
   for i, c in ipairs(candidates) do
-    local id, number, due, held, stalled = c[1], c[2], number_of(c[3]) and c[3] or '0', c[4], 0
+    local id, number, due, held, stalled = c[1], c[2], c[3], c[4], 0
     local free = true
-    local value = token .. '|' .. number .. '|' .. due .. '|'
     if not held then
       held = holders[i]
       free = not (seen[id] or held and still_held(id, held, KEYS[number]))
     end
-    seen[id] = true
+    if several then
+      seen[id] = true
+    end
     if held then
       local was = string.match(held, '|(%d+)$')
       stalled = math.min(tonumber(was) or 0, 1000) + 1
@@ -81,7 +85,7 @@ local function claim(candidates)
         holds = lease_of(lease, stalled)
       end
       local n = #taken + 1
-      taken[n], claims[n] = id, value .. stalled
+      taken[n], taken_keys[n], claims[n] = id, keys[i], heads[number] .. due .. (stalled == 0 and '|0' or '|' .. stalled)
       running[2 * n - 1], running[2 * n] = stalled == 0 and lease_ends or now + holds, id
       -- A claimed job stays in its queue, where stock clients look for it, but not at its head.
       local m = moved[number]
@@ -99,8 +103,9 @@ local function claim(candidates)
     add_rows(taken, claims)
     -- The claims come last: a right to a command may be taken away at any time. A claim without the
     -- writes above would count as a lost lease, and soon make a job poison that never ran.
-    for n, id in ipairs(taken) do
-      redis.call('SET', prefix .. 'in-progress:' .. id, claims[n], 'PX', RUNNING_KEY_MS)
+    local call = redis.call
+    for n = 1, #taken do
+      call('SET', taken_keys[n], claims[n], 'PX', RUNNING_KEY_MS)
     end
   end
 end
@@ -117,9 +122,6 @@ end
 
 local function lapsed(most)
   local found, halted, ids = {}, 0, redis.call('ZRANGEBYSCORE', KEYS[5], '-inf', now, 'LIMIT', 0, most)
-  if #ids > 0 and #ends == 0 then
-    expect('zset', KEYS[1], KEYS[2], KEYS[3], KEYS[4])
-  end
   for _, id in ipairs(ids) do
     local value = text_of(prefix .. 'in-progress:' .. id)
     local number, due = string.match(value or '', '|([1-4])|([^|]*)|%d+$')
@@ -128,7 +130,7 @@ local function lapsed(most)
       halted, may_halt = halted + 1, may_halt - 1
       put_back(prefix, KEYS, tonumber(number), id, number_of(due) and due or '0')
     elseif number then
-      found[#found + 1] = {id, tonumber(number), due, value}
+      found[#found + 1] = {id, tonumber(number), number_of(due) and due or '0', value}
     else
       redis.call('ZREM', KEYS[5], id)
     end
@@ -190,7 +192,9 @@ end
 
 -- returns {id, due, ...} of a queue's due jobs, by their due times
 local function due_in(number, most)
-  if pauses and pauses.queues[number] then
+  if is_unused(number) then
+    return {}
+  elseif pauses and pauses.queues[number] then
     return aborted_in(number)
   elseif pauses and pauses.functions then
     return unpaused(number, most)
@@ -198,18 +202,24 @@ local function due_in(number, most)
   return redis.call('ZRANGEBYSCORE', KEYS[number], '-inf', now, 'WITHSCORES', 'LIMIT', 0, most)
 end
 
+local MINUS = 45
+
 -- By priority, except for a share of the claims that goes by age alone, so that no queue starves.
 -- The share holds over time, even with one claim per poll.
 local function due_jobs(most)
   local before, share = tonumber(ARGV[5]) + #claimed, tonumber(ARGV[10])
   local reserved = math.floor((before + most) * share) - math.floor(before * share)
-  local lists, at, picked = {}, {1, 1, 1, 1}, {}
+  local lists, at, picked, full = {}, {1, 1, 1, 1}, {}, 0
   for number = 1, 4 do
     lists[number] = due_in(number, most)
+    full = full + (lists[number][1] and 1 or 0)
   end
+  several = full > 1
   local function take(number)
     local list, i = lists[number], at[number]
-    picked[#picked + 1] = {list[i], number, list[i + 1]}
+    -- A due score may be negative, down to -inf; a claim names none below 0.
+    local due = list[i + 1]
+    picked[#picked + 1] = {list[i], number, string.byte(due) == MINUS and '0' or due}
     at[number] = i + 2
   end
   for _ = 1, math.min(reserved, most) do

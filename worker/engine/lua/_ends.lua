@@ -47,8 +47,9 @@ local function follow(prefix, keys, id, d)
   enqueue_followers(id, d)
 end
 
+-- returns whether jobs may have been put into a queue
 local function apply_ends(ends, prefix, keys, dead, late, buried)
-  local now, names = dead.now, {}
+  local now, names, added = dead.now, {}, false
   for i, e in ipairs(ends) do
     names[i] = prefix .. 'in-progress:' .. e[2]
   end
@@ -63,19 +64,26 @@ local function apply_ends(ends, prefix, keys, dead, late, buried)
     if held[i] ~= e[3] then
       late[#late + 1] = i
     elseif kind == 'done' then
-      keep_result(prefix, id, d)
-      release_unique(d.unique, id)
+      if d.result then
+        keep_result(prefix, id, d)
+      end
+      if d.unique then
+        release_unique(d.unique, id)
+      end
       finish(id, number)
       if d.gather or d.jobs then
         follow(prefix, keys, id, d)
+        added = true
       end
+    elseif kind == 'started' then
+      release_unique(d.unique, id)
     elseif kind == 'retry' then
+      added = true
       redis.call('SET', prefix .. 'retry:' .. id, d.tries)
       put_back(prefix, keys, number, id, now + d.delay)
     elseif kind == 'back' then
+      added = true
       put_back(prefix, keys, number, id, d.due)
-    elseif kind == 'started' then
-      release_unique(d.unique, id)
     else
       local bad = kind == 'dead'
       if kind == 'park' then
@@ -83,6 +91,7 @@ local function apply_ends(ends, prefix, keys, dead, late, buried)
         local waited = now - number_of(redis.call('HGET', keys[8], id), 0)
         bad = waited >= d.most
         if not bad then
+          added = true
           put_back(prefix, keys, number, id, now + math.max(500, math.min(waited, 15000)))
         end
       end
@@ -96,4 +105,5 @@ local function apply_ends(ends, prefix, keys, dead, late, buried)
     end
   end
   forget(prefix, keys, over, zrem)
+  return added
 end

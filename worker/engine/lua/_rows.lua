@@ -10,9 +10,10 @@ end
 local function add_rows(ids, claims)
   local tries = redis.call('MGET', unpack(names('retry:', ids)))
   local marks = marked and redis.call('ZMSCORE', KEYS[7], unpack(ids)) or {}
+  local at = #rows
   for i = 1, #ids do
-    local at = #rows
     rows[at + 1], rows[at + 2] = ids[i], body_of(prefix .. 'job:' .. ids[i])
     rows[at + 3], rows[at + 4], rows[at + 5] = tries[i], claims[i], marks[i] or false
+    at = at + 5
   end
 end

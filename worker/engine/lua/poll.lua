@@ -39,7 +39,8 @@ local marked, pauses = false, nil
 local dead = {set = KEYS[9], prefix = prefix, cap = tonumber(ARGV[8]), age = tonumber(ARGV[9]), now = now,
   queues = KEYS, dropped = 0}
 local late, buried, poisoned, rows, claimed = {}, {}, {}, {}, {}
-local due_counts = {}  -- by queue, before this poll changes anything
+local sizes, due_counts = {}, {0, 0, 0, 0}  -- by queue, before this poll changes anything
+local added = false  -- this poll may put jobs into a queue
 local ends = cmsgpack.unpack(ARGV[6])
 local groups = #ends > 0 and cmsgpack.unpack(ARGV[15]) or {}
 
@@ -60,13 +61,9 @@ local function count(lost)
   count_ends(prefix, now, groups, lost)
 end
 
--- Return the number of a queue's due jobs; fail if it is no queue.
-local function expect_due(key)
-  local count = allowed(redis.pcall('ZCOUNT', key, '-inf', now))
-  if type(count) ~= 'number' then
-    error({err = 'WRONGTYPE ' .. key .. ' is not a zset'})
-  end
-  return count
+-- Most deployments use one or two of the four queues.
+local function is_unused(number)
+  return sizes[number] == 0 and not added
 end
 
 -- returns "<run>", number
@@ -92,22 +89,29 @@ end
 local busy = #ends > 0
   or redis.call('EXISTS', KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5], KEYS[11]) > 0
 if busy then
-  -- One command for both: most of the time there is neither.
-  if redis.call('EXISTS', KEYS[7], KEYS[12]) > 0 then
-    --@include pauses
-    marked, pauses = redis.call('EXISTS', KEYS[7]) == 1, pauses_of(KEYS[12])
+  -- Once ends are applied or jobs are held, nothing after them may fail, so all types are checked here.
+  expect('zset', KEYS[6])
+  -- One command for five keys: most of the time there is none of them.
+  if redis.call('EXISTS', KEYS[7], KEYS[8], KEYS[9], KEYS[11], KEYS[12]) > 0 then
+    expect('zset', KEYS[9], KEYS[11])
+    expect('hash', KEYS[8])
+    if redis.call('EXISTS', KEYS[7], KEYS[12]) > 0 then
+      --@include pauses
+      marked, pauses = redis.call('EXISTS', KEYS[7]) == 1, pauses_of(KEYS[12])
+      added = pauses ~= nil
+    end
   end
-  expect('zset', KEYS[6], KEYS[9], KEYS[11])
-  expect('hash', KEYS[8])
   if marked then
     expect('zset', KEYS[7])
   end
   if #ends > 0 or pauses then
-    -- Once ends are applied or jobs are held, nothing after them may fail.
     expect('zset', KEYS[5])
   end
-  for number = 1, (#ends > 0 or pauses or ahead > 0) and 4 or 0 do
-    due_counts[number] = expect_due(KEYS[number])
+  for number = 1, 4 do
+    sizes[number] = expect('zset', KEYS[number])
+    if ahead > 0 and sizes[number] > 0 then
+      due_counts[number] = redis.call('ZCOUNT', KEYS[number], '-inf', now)
+    end
   end
   for number = 1, pauses and 4 or 0 do
     held = held + redis.call('ZCOUNT', KEYS[number], HELD, '+inf')
@@ -136,7 +140,7 @@ elseif not (again and is_before(again[1])) then
   end
   if #ends > 0 then
     --@include ends
-    apply_ends(ends, prefix, KEYS, dead, late, buried)
+    added = apply_ends(ends, prefix, KEYS, dead, late, buried) or added
   end
   if #groups > 0 then
     local lost = {}
@@ -192,7 +196,7 @@ local function look(key)
 end
 for number = 1, 4 do
   local is_due
-  if not (pauses and pauses.queues[number]) then
+  if not is_unused(number) and not (pauses and pauses.queues[number]) then
     is_due = look(KEYS[number])
   end
   if is_due then
