@@ -65,8 +65,38 @@ class Executor:
 
     async def run(self, claim: Claim) -> None:
         """Run one claim to its end; pass exactly one end to `collect`."""
+        # Each await of a coroutine costs a short job a percent of its time, so this is one.
         try:
-            await self._run(claim)
+            body = self._preparer.prepare(claim)
+            if not isinstance(body, Body):
+                self._collect(claim, *body)
+                return
+            settings, ctx = self.settings, self._begin(claim, body)
+            start_ms, begun = self._now_ms(), self._loop.time()
+            try:
+                call = self._traced if tracing.is_on() else self._call
+                value = await call(claim, body, ctx, begun)
+            except BaseException as exc:
+                if is_closed(exc, claim.task):
+                    raise
+                end, outcome = self._decider.failed(claim, body, exc, start_ms)
+            else:
+                if self._loop.time() - begun >= CROWD_S and settings.on_job_end is None:
+                    await self._make_way(claim)
+                end, outcome = self._decider.succeeded(claim, body, value, start_ms)
+            if settings.on_job_end is not None:
+                await self._hook("on_job_end", settings.on_job_end, ctx)
+            claim.run_s = self._loop.time() - begun
+            due_ms = float(claim.due)
+            claim.wait_s = (start_ms - due_ms) / 1000 if start_ms > due_ms else 0.0
+            self._report(claim, body, outcome)
+            if settings.after_job_end is None:
+                self._collect(claim, end, outcome)
+                return
+            claim.recorded = asyncio.Event()
+            self._collect(claim, end, outcome)
+            await claim.recorded.wait()
+            await self._hook("after_job_end", settings.after_job_end, ctx)
         except BaseException as exc:
             if claim.ended or is_closed(exc, claim.task):
                 raise
@@ -74,49 +104,21 @@ class Executor:
             self._log.exception("job.broken", job_id=claim.job_id, error=describe(exc))
             self._collect(claim, broken(claim, exc), "dead")
 
-    async def _run(self, claim: Claim) -> None:
-        body = self._preparer.prepare(claim)
-        if not isinstance(body, Body):
-            self._collect(claim, *body)
-            return
-        settings = self.settings
+    def _begin(self, claim: Claim, body: Body) -> dict[Any, Any]:
+        """Report the start if somebody waits for it. Return the job's `ctx`."""
         if body.options.get("us") == "queued":
             self._note(claim, claim.end("started", {"unique": claim.unique}))
-        due_ms = float(claim.due)
-        ctx = {
-            **settings.ctx,
+        self._log_context(claim.job_id, body.name, QUEUE_WORDS[claim.number - 1], body.tries)
+        return {
+            **self.settings.ctx,
             "job_id": claim.job_id,
             "job_try": body.tries,
             "enqueue_time": datetime.fromtimestamp(body.enqueued_ms / 1000, UTC),
-            "score": int(due_ms),
-            "worker_id": settings.worker_id,
+            "score": int(float(claim.due)),
+            "worker_id": self.settings.worker_id,
             "priority": claim.priority,
-            "queue": settings.queue_names[claim.number - 1],
+            "queue": self.settings.queue_names[claim.number - 1],
         }
-        self._log_context(claim.job_id, body.name, QUEUE_WORDS[claim.number - 1], body.tries)
-        start_ms, begun = self._now_ms(), self._loop.time()
-        try:
-            call = self._traced if tracing.is_on() else self._call
-            value = await call(claim, body, ctx, begun)
-        except BaseException as exc:
-            if is_closed(exc, claim.task):
-                raise
-            end, outcome = self._decider.failed(claim, body, exc, start_ms)
-        else:
-            await self._make_way(claim, begun)
-            end, outcome = self._decider.succeeded(claim, body, value, start_ms)
-        if settings.on_job_end is not None:
-            await self._hook("on_job_end", settings.on_job_end, ctx)
-        claim.run_s = self._loop.time() - begun
-        claim.wait_s = (start_ms - due_ms) / 1000 if start_ms > due_ms else 0.0
-        self._report(claim, body, outcome)
-        if settings.after_job_end is None:
-            self._collect(claim, end, outcome)
-            return
-        claim.recorded = asyncio.Event()
-        self._collect(claim, end, outcome)
-        await claim.recorded.wait()
-        await self._hook("after_job_end", settings.after_job_end, ctx)
 
     async def _traced(self, claim: Claim, body: Body, ctx: dict[Any, Any], begun: float) -> Any:
         with tracing.processing(
@@ -148,10 +150,8 @@ class Executor:
             if timeout_s is not None:
                 self._deadlines.forget(claim)
 
-    async def _make_way(self, claim: Claim, begun: float) -> None:
+    async def _make_way(self, claim: Claim) -> None:
         """Let the jobs that wait for a slot start before this one's end is built."""
-        if self._loop.time() - begun < CROWD_S or self.settings.on_job_end is not None:
-            return
         self._vacate(claim)
         with contextlib.suppress(asyncio.CancelledError):  # the job is over: too late to cancel
             # The first sleep lets the next job take its first step. The second does the

@@ -176,8 +176,7 @@ class Poller:
 
     def _accept(self, polled: PollResult) -> None:
         worker, slots = self._worker, self._slots
-        slots.take(polled.claims, start=worker.allow_pick_jobs)
-        worker.jobs_rescued += sum(1 for claim in polled.claims if claim.stalled_count)
+        worker.jobs_rescued += slots.take(polled.claims, start=worker.allow_pick_jobs)
         if polled.marks:
             slots.aborted(polled.marks)
         if polled.scheduled:

@@ -19,6 +19,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from operator import methodcaller
 from typing import Any
 
 import msgspec
@@ -39,6 +40,7 @@ _FAULTS = {-1: "job:<id> is not a string", -2: "job:<id> is over 64 MiB"}
 # The same for a body that a plain GET has to read.
 READ_APART = -3
 _encode = msgspec.msgpack.Encoder().encode
+_is_first_lease = methodcaller("endswith", b"|0")
 End = list[Any]
 Group = list[Any]  # of equal ends, for the history: tally.py
 
@@ -127,7 +129,7 @@ class PollReply:
     @property
     def has_rescued(self) -> bool:
         """Whether one of the claims is a stalled job: its lease lapsed before."""
-        return not all(token.endswith(b"|0") for token in self.rows[3::CLAIM_FIELDS])
+        return not all(map(_is_first_lease, self.rows[3::CLAIM_FIELDS]))
 
 
 def read_poll(reply: PollReply) -> PollResult:
@@ -183,6 +185,10 @@ def _read_claim(rows: list[Any], at: int) -> Claim:
 
 def weight(end: End) -> tuple[int, int]:
     """Return the bytes of an end's parts: of those that its script carries, and of the large ones."""
+    details = end[4]
+    if "jobs" not in details and "gather" not in details:  # nearly all
+        size = len(memoryview(details["result"])) if "result" in details else 0
+        return (size, 0) if size <= LARGE else (0, size)
     small = large = 0
     for holder, name in _parts(end):
         size = len(memoryview(holder[name]))

@@ -120,8 +120,12 @@ class Slots:
 
     # -- in and out ----------------------------------------------------------------
 
-    def take(self, claims: list[Claim], *, start: bool = True) -> None:
-        """Add these claims and start those with a free slot. Without `start` all go back."""
+    def take(self, claims: list[Claim], *, start: bool = True) -> int:
+        """
+        Add these claims and start those with a free slot. Without `start` all go back.
+
+        Returns how many of them are stalled jobs: their leases lapsed before.
+        """
         now = self._loop.time()
         rescued: list[Claim] = []
         self.taken += len(claims)
@@ -146,6 +150,7 @@ class Slots:
             self._fill()
         else:
             self.release()
+        return len(rescued)
 
     def give_back(self, claims: list[Claim]) -> None:
         """Return these to their queues at once, uncharged."""

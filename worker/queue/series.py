@@ -22,6 +22,7 @@ LIMITS_MS = (
 )
 BUCKETS = len(LIMITS_MS) + 1
 _LIMITS_S = [limit / 1000 for limit in LIMITS_MS]
+_LEAST_S = _LIMITS_S[0]
 # Sums of run and wait times in us, eight outcomes of which the last is free, two histograms.
 _ROW = struct.Struct(f">QQ8I{BUCKETS}I{BUCKETS}I")
 _RUN = 2 + 8
@@ -84,7 +85,7 @@ def number_of_outcome(name: str) -> int:
 
 def bucket_of(seconds: float) -> int:
     """The number of a time's bucket."""
-    return bisect_left(_LIMITS_S, seconds)
+    return bisect_left(_LIMITS_S, seconds) if seconds > _LEAST_S else 0
 
 
 def read_counts(*rows: bytes) -> Counts:
