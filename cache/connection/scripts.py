@@ -102,7 +102,8 @@ def commands_of(source: str) -> list[str]:
     return sorted(set(re.findall(r"'([A-Z]{3,})'", source)) - _OPTIONS)
 
 
-def _read(packages: Sequence[str], name: str) -> str:
+@cache  # many scripts include the same steps
+def _read(packages: tuple[str, ...], name: str) -> str:
     for home in packages:
         path = files(home) / "lua" / f"{name}.lua"
         if path.is_file():
@@ -128,7 +129,7 @@ def load(package: str, name: str, *shared: str) -> Script:
 
         return _INCLUDE.sub(read, text)
 
-    text = _read([package], name)
+    text = _read((package,), name)
     commands = commands_of(included(text, unchecked=False))
     source = _RIGHTS.sub(
         lambda match: _check(commands, match[1], match[2]), included(text, unchecked=True)
