@@ -22,7 +22,7 @@ from cache.connection.multiplexed import MultiplexedConnection
 from cache.connection.outbox import Outbox
 from cache.connection.protocol import Away, Connection, Decode, Ended
 from cache.connection.siblings import node_pool
-from cache.connection.tasks import all_of, end, keep
+from cache.connection.tasks import all_of, end, joined, keep
 
 Address = tuple[str, int]
 
@@ -203,7 +203,7 @@ class ClusterConnection:
             self._learning = asyncio.ensure_future(self._learn_from_any())
         task = self._learning
         try:
-            await asyncio.shield(task)
+            await joined(task)
         finally:
             if task.done() and self._learning is task:
                 self._learning = None

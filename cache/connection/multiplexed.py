@@ -37,7 +37,7 @@ from cache.connection.outbox import Outbox
 from cache.connection.pool import OUTAGE
 from cache.connection.protocol import SILENT_S, Away, Connection, Decode, Ended
 from cache.connection.replies import Replies
-from cache.connection.tasks import end, keep
+from cache.connection.tasks import end, joined, keep
 from cache.logs import get_logger
 
 log = get_logger(__name__)
@@ -315,7 +315,7 @@ class MultiplexedConnection:
         if self._dialing is None:
             self._dialing = asyncio.ensure_future(self._dial())
             self._dialing.add_done_callback(self._dialed)
-        await asyncio.shield(self._dialing)
+        await joined(self._dialing)
 
     def _dialed(self, task: asyncio.Task[None]) -> None:
         self._dialing = None

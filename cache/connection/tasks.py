@@ -1,10 +1,12 @@
-"""Keeps background tasks, waits for all of several calls, and cancels tasks until they end."""
+"""Keeps and shares background tasks, waits for several calls, and cancels tasks until they end."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Coroutine, Iterable
 from typing import Any, TypeVar
+
+from cache.connection.protocol import Away
 
 T = TypeVar("T")
 _ASK_AGAIN_S = 0.1
@@ -25,6 +27,22 @@ async def all_of(calls: Iterable[Awaitable[T]]) -> list[T]:
         if isinstance(result, BaseException):
             raise result
     return results  # type: ignore[return-value]
+
+
+async def joined(task: asyncio.Future[T]) -> T:
+    """
+    Wait for a task that other callers wait for too. Canceling this call does not cancel the task.
+
+    Raises:
+        Away: the task was canceled, by a close. This call was not, so it must not end as if it were.
+    """
+    try:
+        return await asyncio.shield(task)
+    except asyncio.CancelledError:
+        caller = asyncio.current_task()
+        if task.cancelled() and caller is not None and not caller.cancelling():
+            raise Away("closed while it connected") from None
+        raise
 
 
 async def end(*tasks: asyncio.Future[Any] | None, limit_s: float = 5.0) -> None:

@@ -21,7 +21,7 @@ from redis.exceptions import RedisError
 
 from cache.connection.protocol import Away
 from cache.connection.refusals import refusal_of
-from cache.connection.tasks import end
+from cache.connection.tasks import end, joined
 from cache.logs import get_logger
 
 log = get_logger(__name__)
@@ -173,7 +173,7 @@ class Topology:
         if task is None or task.done():
             task = self._learning = asyncio.ensure_future(self._ask_nodes())
             task.add_done_callback(_retrieve)
-        await asyncio.shield(task)
+        await joined(task)
 
     async def _ask_nodes(self) -> None:
         known = random.sample(self._known, len(self._known))

@@ -54,6 +54,26 @@ async def test_a_server_that_answers_no_handshake_may_speak_no_tls(scheme: str) 
         await connection.close()
 
 
+async def test_a_close_while_it_connects_is_an_outage_to_callers() -> None:
+    reached = asyncio.Event()
+
+    async def silent(reader: asyncio.StreamReader, _writer: asyncio.StreamWriter) -> None:
+        while await reader.read(65_536):
+            reached.set()
+
+    async with (
+        raw_server(silent) as port,
+        open_pool(f"redis://127.0.0.1:{port}", PoolOptions(), name="t") as client,
+    ):
+        connection = MultiplexedConnection(client, timeout_s=PATIENT_S)
+        calls = [asyncio.create_task(connection.execute("GET", "a")) for _ in range(2)]
+        await reached.wait()
+        await connection.close()
+        found = await asyncio.gather(*calls, return_exceptions=True)
+        # A canceled caller would end as if somebody had canceled it.
+        assert [type(each) for each in found] == [Away, Away]
+
+
 async def test_the_commands_of_a_tick_leave_in_one_write(tmp_path: Path) -> None:
     with valkey(tmp_path) as port:
         url = f"redis://127.0.0.1:{port}"

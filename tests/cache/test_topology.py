@@ -9,6 +9,7 @@ from dataclasses import replace
 import pytest
 from redis.exceptions import ConnectionError as RedisConnectionError
 
+from cache.connection.protocol import Away
 from cache.connection.topology import Address, Topology, View, read_view
 from tests.support.wait import eventually
 
@@ -48,6 +49,22 @@ async def test_concurrent_callers_share_one_round() -> None:
     assert await asyncio.gather(*(topology.owner() for _ in range(50))) == [B] * 50
     assert nodes.asked == {A: 1}
     assert nodes.moves == [B]
+
+
+async def test_a_close_while_it_asks_is_an_outage_to_callers() -> None:
+    asked, never = asyncio.Event(), asyncio.Event()
+
+    async def ask(_address: Address) -> View:
+        asked.set()
+        await never.wait()
+        raise AssertionError
+
+    topology = Topology((A,), ask, lambda _: None)
+    calls = [asyncio.create_task(topology.owner()) for _ in range(2)]
+    await asked.wait()
+    await topology.close()
+    found = await asyncio.gather(*calls, return_exceptions=True)
+    assert [type(each) for each in found] == [Away, Away]
 
 
 async def test_the_next_seed_answers_for_one_that_is_away() -> None:
