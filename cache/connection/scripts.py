@@ -5,7 +5,7 @@ The first comment of a script is its contract. A line `--@include name` is
 replaced by the file `_name.lua`, of the same folder or of a package that the
 caller names, so that scripts which must agree on a step share its text. The
 server makes a script's functions anew at each call, about 1 us each: what only one
-branch needs is included inside that branch. A
+branch needs is included inside that branch, and a function that nothing calls is left out. A
 line `--@rights` becomes a check of the user's rights to all commands of the script,
 `--@rights of writes HGET` of those that write and of HGET, which it reads after a
 write, and `--@rights to HSET` of this one: each check costs about 0.5 us. The
@@ -25,6 +25,8 @@ from __future__ import annotations
 
 import hashlib
 import re
+import textwrap
+from collections import Counter
 from collections.abc import Sequence
 from functools import cache, lru_cache
 from importlib.resources import files
@@ -33,7 +35,12 @@ from typing import Any
 
 from redis.exceptions import NoScriptError
 
-_INCLUDE = re.compile(r"^ *--@include ([a-z_]+)( unchecked)?$", re.MULTILINE)
+_INCLUDE = re.compile(r"^( *)--@include ([a-z_]+)( unchecked)?$", re.MULTILINE)
+_FUNCTION = re.compile(
+    r"^(?P<indent> *)local function (?P<name>\w+)\([^)\n]*\)\n.*?^(?P=indent)end\n",
+    re.MULTILINE | re.DOTALL,
+)
+_COMMENT = re.compile(r"(?:^| )--.*", re.MULTILINE)
 _RIGHTS = re.compile(r"^ *--@rights(?: (of writes|to)([A-Z ]*))?$", re.MULTILINE)
 # Words of a script in capitals are commands, or one of these.
 _OPTIONS = {
@@ -123,18 +130,34 @@ def load(package: str, name: str, *shared: str) -> Script:
 
     def included(text: str, *, unchecked: bool) -> str:
         def read(match: re.Match[str]) -> str:
-            if match[2] and not unchecked:
+            indent, step, is_unchecked = match.groups()
+            if is_unchecked and not unchecked:
                 return ""
-            return included(_read(homes, "_" + match[1]), unchecked=unchecked)
+            return textwrap.indent(included(_read(homes, "_" + step), unchecked=unchecked), indent)
 
         return _INCLUDE.sub(read, text)
 
+    def whole(*, unchecked: bool) -> str:
+        source = included(text, unchecked=unchecked)
+        return source if name.startswith("_") else _without_unused(source)
+
     text = _read((package,), name)
-    commands = commands_of(included(text, unchecked=False))
-    source = _RIGHTS.sub(
-        lambda match: _check(commands, match[1], match[2]), included(text, unchecked=True)
-    )
+    commands = commands_of(whole(unchecked=False))
+    source = _RIGHTS.sub(lambda match: _check(commands, match[1], match[2]), whole(unchecked=True))
     return Script(name, source)
+
+
+def _without_unused(source: str) -> str:
+    """Leave out the functions that nothing in this script names: most shared steps have some."""
+    code = _COMMENT.sub("", source)
+    words = Counter(re.findall(r"\w+", code))
+    made = Counter(match["name"] for match in _FUNCTION.finditer(source))
+    unused = {name for name, count in made.items() if words[name] == count}
+    if not unused:
+        return source
+    return _without_unused(
+        _FUNCTION.sub(lambda match: "" if match["name"] in unused else match[0], source)
+    )
 
 
 def _check(commands: list[str], which: str | None, named: str | None) -> str:

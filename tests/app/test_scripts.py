@@ -9,7 +9,7 @@ import pytest
 
 import cache
 import worker
-from cache.connection.scripts import absent_beside
+from cache.connection.scripts import absent_beside, load
 
 pytestmark = pytest.mark.unit
 
@@ -31,6 +31,17 @@ def test_a_script_declares_how_it_may_run(path: Path) -> None:
     assert reasons[flags[1]] in contract
     assert "KEYS" in contract, "a script without a key runs on any node of a cluster"
     assert flags[1] != "no-writes" or not WRITES.search(text)
+
+
+@pytest.mark.parametrize("name", ["enqueue", "enqueue_many", "stats"])
+def test_a_function_that_nothing_calls_is_left_out(name: str) -> None:
+    source = load("worker.queue", name).source
+    code = re.sub(r"--.*", "", source)
+    made = re.findall(r"local function (\w+)", code)
+    assert made, "these scripts share steps"
+    assert {each for each in made if len(re.findall(rf"\b{each}\b", code)) == 1} == set()
+    # A step by itself keeps all of them.
+    assert "local function fields_of" in load("worker.queue", "_types").source
 
 
 @pytest.mark.parametrize(

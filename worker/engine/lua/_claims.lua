@@ -1,35 +1,10 @@
 -- Shared step: find due jobs and claim them. Needs types and held before it, and is included in poll.lua.
 --@include rows
 
--- returns the name of a job's function | '<unknown>'
-local function function_in(key)
-  -- A body is a map that begins with t, tries, f, name, or et and a time before them; its arguments may be large.
-  local head, ok, field, name, _ = allowed(redis.pcall('GETRANGE', key, 0, 1023)), nil, nil, nil, nil
-  if type(head) ~= 'string' then
-    return '<unknown>'
-  elseif string.byte(head, 2) == ET_FIRST then
-    ok, _, _, _, _, _, field, name = pcall(cmsgpack.unpack_limit, head, 6, 1)
-  else
-    ok, _, _, _, field, name = pcall(cmsgpack.unpack_limit, head, 4, 1)
-  end
-  return ok and field == 'f' and type(name) == 'string' and #name <= 256 and name or '<unknown>'
+local is_paused, unpaused_in
+if pauses then
+  --@include unpaused
 end
-
--- A due job may still run: an abort moved it, or a stock worker holds it.
-local function still_held(id, claim, queue)
-  -- A stock worker's claim has a TTL; a claim without one has no owner.
-  if not string.find(claim, '|', 1, true) and redis.call('PTTL', prefix .. 'in-progress:' .. id) > 0 then
-    redis.call('ZADD', queue, 'XX', now + 1000, id)
-    return true
-  end
-  local ends = redis.call('ZSCORE', KEYS[5], id)
-  if ends and tonumber(ends) > now then
-    redis.call('ZADD', queue, 'XX', ends, id)
-    return true
-  end
-  return false
-end
-
 local several = false  -- due jobs of several queues are claimed: a job may be in two of them
 
 -- candidates: list of {id, queue number, due, lapsed claim | nil}
@@ -52,7 +27,11 @@ local function claim(candidates)
     local free = true
     if not held then
       held = holders[i]
-      free = not (seen[id] or held and still_held(id, held, KEYS[number]))
+      free = not seen[id]
+      if free and held then
+        --@include still_held
+        free = not still_held(id, held, KEYS[number])
+      end
     end
     if several then
       seen[id] = true
@@ -64,6 +43,7 @@ local function claim(candidates)
     if free and held and stalled_jobs < 0 then
       redis.call('ZADD', KEYS[number], 'XX', now + STALLED_WAITS_MS, id)
     elseif free and stalled >= poison then
+      --@include function_in
       poisoned[#poisoned + 1] = id
       groups[#groups + 1] = {number, function_in(prefix .. 'job:' .. id), 3, stalled, 1, -1, 0, 0, 0}
       bury_dead(id, {reason = 'poison', queue = number, tries = stalled, error = 'its workers died while it ran'})
@@ -110,22 +90,12 @@ local function claim(candidates)
   end
 end
 
--- Whether a pause keeps a job from being claimed. One with an abort mark is claimed to be ended.
--- returns false | true: its priority is paused | the name of its paused function
-local function is_paused(id, number)
-  if not pauses or marked and redis.call('ZSCORE', KEYS[7], id) then
-    return false
-  end
-  local name = pauses.functions and function_in(prefix .. 'job:' .. id)
-  return pauses.queues[number] or name and pauses.functions[name] and name or false
-end
-
 local function lapsed(most)
   local found, halted, ids = {}, 0, redis.call('ZRANGEBYSCORE', KEYS[5], '-inf', now, 'LIMIT', 0, most)
   for _, id in ipairs(ids) do
     local value = text_of(prefix .. 'in-progress:' .. id)
     local number, due = string.match(value or '', '|([1-4])|([^|]*)|%d+$')
-    if number and is_paused(id, tonumber(number)) then
+    if number and is_paused and is_paused(id, tonumber(number)) then
       --@include put_back
       halted, may_halt = halted + 1, may_halt - 1
       put_back(prefix, KEYS, tonumber(number), id, number_of(due) and due or '0')
@@ -152,52 +122,12 @@ local function with_ahead(most)
   return most + math.min(ahead, math.max(0, math.floor((count - most) / 4)))
 end
 
-local function aborted_in(number)
-  local found = {}
-  for _, id in ipairs(marked and redis.call('ZRANGE', KEYS[7], 0, 999) or {}) do
-    local due = redis.call('ZSCORE', KEYS[number], id)
-    if due and tonumber(due) <= now then
-      found[#found + 1], found[#found + 2] = id, due
-    end
-  end
-  return found
-end
-
--- The first due jobs of a queue that no pause holds; those of paused functions are moved out of their way.
-local function unpaused(number, most)
-  local found, queue, moved = {}, KEYS[number], nil
-  repeat
-    local at = #found / 2
-    local page = redis.call('ZRANGEBYSCORE', queue, '-inf', now, 'WITHSCORES', 'LIMIT', at, math.max(100, most - at))
-    local rows = {}
-    moved = 0
-    for i = 1, #page, 2 do
-      local id, due = page[i], page[i + 1]
-      local name = is_paused(id, number)
-      if name then
-        local of = rows[name] or {}
-        of[#of + 1], of[#of + 2], rows[name], moved = due, id, of, moved + 1
-      else
-        found[#found + 1], found[#found + 2] = id, due
-      end
-    end
-    for name, of in pairs(rows) do
-      --@include hold
-      hold(queue, name, of)
-    end
-    room_to_hold = room_to_hold - moved
-  until moved == 0 or #found >= 2 * most or room_to_hold <= 0
-  return found
-end
-
 -- returns {id, due, ...} of a queue's due jobs, by their due times
 local function due_in(number, most)
   if is_unused(number) then
     return {}
-  elseif pauses and pauses.queues[number] then
-    return aborted_in(number)
-  elseif pauses and pauses.functions then
-    return unpaused(number, most)
+  elseif pauses then
+    return unpaused_in(number, most)
   end
   return redis.call('ZRANGEBYSCORE', KEYS[number], '-inf', now, 'WITHSCORES', 'LIMIT', 0, most)
 end

@@ -16,7 +16,7 @@ end
 local function keep_result(prefix, id, d)
   local key = prefix .. 'result:' .. id
   if type(d.result) == 'table' then
-    --@include put_job
+    --@include put_value
     put_value(key, d.result)
     if d.ttl then
       redis.call('PEXPIRE', key, d.ttl)

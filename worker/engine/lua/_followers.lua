@@ -1,5 +1,6 @@
 -- Shared step: enqueue the jobs that follow an end. Needs types before it.
 --@include put_job
+--@include put_value
 
 -- A stored priority names one of the worker's queues. Of the key that development versions of 0.1
 -- stored, the last part is the priority too.

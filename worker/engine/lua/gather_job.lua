@@ -8,6 +8,7 @@
 --@rights
 --@include types
 --@include put_job
+--@include expect_staged
 expect('zset', KEYS[1], KEYS[3], KEYS[6])
 if redis.call('EXISTS', KEYS[2]) == 0 then
   redis.call('ZREM', KEYS[1], ARGV[1])

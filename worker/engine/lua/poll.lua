@@ -66,16 +66,11 @@ local function is_unused(number)
   return sizes[number] == 0 and not added
 end
 
--- returns "<run>", number
-local function split_token(other)
-  local run, number = string.match(other, '^(.*):(%d+)$')
-  return run, tonumber(number)
-end
-
+-- Tokens: "<run>:<number>".
 local function is_before(other)
-  local run, number = split_token(token)
-  local other_run, other_number = split_token(other)
-  return run == other_run and number < other_number
+  local run, number = string.match(token, '^(.*):(%d+)$')
+  local other_run, other_number = string.match(other, '^(.*):(%d+)$')
+  return run == other_run and tonumber(number) < tonumber(other_number)
 end
 
 -- returns {token, claimed, late, poisoned}; nil when none is stored, or it cannot be read
@@ -133,7 +128,7 @@ if again and again[1] == token then
   late, poisoned = again[3], again[4]
 elseif not (again and is_before(again[1])) then
   if #ARGV >= 16 then
-    --@include put_job
+    --@include expect_staged
     for i = 16, #ARGV do
       expect_staged({ARGV[i]})
     end

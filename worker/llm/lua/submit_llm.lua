@@ -18,6 +18,8 @@
 --@rights of writes HGET HLEN TIME
 --@include types
 --@include put_job
+--@include put_value
+--@include expect_staged
 --@include llm_callback
 local p, gid, deadline, webhook = ARGV[1], ARGV[2], ARGV[5], ARGV[14]
 local most, most_bytes, most_tokens = tonumber(ARGV[6]), tonumber(ARGV[7]), tonumber(ARGV[8])

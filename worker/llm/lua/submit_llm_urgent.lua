@@ -11,6 +11,8 @@
 --@rights of writes TIME EXISTS
 --@include types
 --@include put_job
+--@include put_value
+--@include expect_staged
 expect('zset', KEYS[3], KEYS[6], KEYS[7])
 expect('hash', KEYS[8])
 if redis.call('EXISTS', KEYS[1], KEYS[2]) == 0 then

@@ -10,6 +10,7 @@
 --@rights
 --@include types
 --@include put_job
+--@include expect_staged
 expect('zset', KEYS[1], KEYS[5], KEYS[12])
 local row = fields_of(KEYS[2], 'queue', 'queue_name')
 if not row[1] then

@@ -9,14 +9,13 @@
 -- returns {1} stored | {0} a job with this id exists | {-1} full
 --       | {2, id} that job holds the unique key; nothing stored
 -- no allow-oom: it adds a job. A full server refuses the script before it writes anything.
---@include types
 --@include put_job
-expect('zset', KEYS[4])
 if redis.call('EXISTS', KEYS[2]) == 1 then
   return {0}
 end
 if ARGV[6] ~= '' then
-  expect('zset', KEYS[1])
+  --@include types
+  expect('zset', KEYS[1], KEYS[4])
   local holder = text_of(KEYS[9])
   -- A holder without a body has ended without freeing it.
   if holder and holder ~= ARGV[1]
@@ -36,7 +35,10 @@ if most > 0 then
 end
 local due = tonumber(ARGV[4]) or (server_ms() + tonumber(ARGV[3]))
 local body = ARGV[8] and {ARGV[8]} or ARGV[2]
-expect_staged(body)
+if ARGV[8] then
+  --@include expect_staged
+  expect_staged(body)
+end
 if ARGV[6] == '0' then
   redis.call('SET', KEYS[9], ARGV[1])
 elseif ARGV[6] ~= '' then

@@ -13,6 +13,8 @@
 --@rights
 --@include types
 --@include put_job
+--@include put_value
+--@include expect_staged
 expect('zset', KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5])
 local prefix, most, pairs_ = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[4])
 local first = 5 + 2 * pairs_

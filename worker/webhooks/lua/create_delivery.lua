@@ -11,6 +11,8 @@
 -- no allow-oom: it adds a delivery and a job.
 --@include types
 --@include put_job
+--@include put_value
+--@include expect_staged
 --@include delivery
 local p, id, endpoint, order = ARGV[1], ARGV[2], ARGV[6], ARGV[8]
 if redis.call('EXISTS', KEYS[1]) == 1 then
