@@ -152,10 +152,7 @@ local function begin(b)
   end
   local name, deadline, after = f[2], number_of(f[5]), number_of(f[12], 0)
   local endpoint, host = endpoint_of(name), host_of(f[3] or '')
-  if f[4] or terms.rate > 0 then
-    -- These write before it is known whether the attempt begins; otherwise RPUSH is the first to write.
-    expect('list', attempts)
-  end
+  expect('list', attempts)
   local function delivery()
     return {id = id, key = key, endpoint = name, order = f[4], on_end = f[8], replays = f[9], parked = f[7],
       deadline = deadline, after = after, interrupted = interrupted}
@@ -170,9 +167,14 @@ local function begin(b)
   if f[7] then
     expect('zset', p .. 'webhook-parked:' .. name)
   end
-  -- A begin that is sent again must not add another record, nor use up another turn of the rate.
+  -- A begin that is sent again must not use up another turn of the rate, nor add another record: what is
+  -- written before the record may be written twice, and what is written after it must be allowed.
   if not may_begin then
-    --@rights to HDEL HSET LTRIM PEXPIRE RPUSH ZADD ZREM
+    if terms.rate > 0 then
+      --@rights to HDEL HSET LTRIM PEXPIRE RPUSH ZADD ZREM
+    else
+      --@rights to HSET
+    end
     may_begin = true
   end
   local reason, wait = refusal(endpoint, host, id, interrupted, number_of(f[6]), f[14])
@@ -182,15 +184,15 @@ local function begin(b)
 
   attempt = attempt + 1
   local reply = contents_of(key, f, attempt)
-  redis.call('RPUSH', attempts, b[2])
+  if attempt > terms.most_records then
+    redis.call('LTRIM', attempts, 1 - terms.most_records, -1)
+  end
   take_place(endpoint, host, id)
   if f[7] then
     redis.call('ZREM', p .. 'webhook-parked:' .. name, id)
   end
   redis.call('HDEL', key, 'next', 'parked', 'reserved', 'forced')
-  if attempt > terms.most_records then
-    redis.call('LTRIM', attempts, -terms.most_records, -1)
-  end
+  redis.call('RPUSH', attempts, b[2])
   redis.call('HSET', key, 'state', 'sending', 'attempts', attempt, 'run', run)
   if interrupted then
     count_attempt(name, '', true)

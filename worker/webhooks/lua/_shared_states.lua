@@ -35,10 +35,9 @@ local function host_of(name)
   local host = hosts[name]
   if not host then
     local slots, line = p .. 'webhook-host:' .. name, p .. 'webhook-line:' .. name
-    expect('zset', slots, line)
+    host = {name = name, slots = slots, line = line, waiting = redis.call('ZCARD', line)}
     redis.call('ZREMRANGEBYSCORE', slots, '-inf', now)
-    host = {name = name, slots = slots, line = line, used = redis.call('ZCARD', slots),
-      waiting = redis.call('ZCARD', line)}
+    host.used = redis.call('ZCARD', slots)
     hosts[name] = host
   end
   return host

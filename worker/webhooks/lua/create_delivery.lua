@@ -20,9 +20,10 @@ if redis.call('EXISTS', KEYS[1]) == 1 then
 end
 -- The delivery is written last, and must be: its job may run as soon as it is there.
 --@rights to HSET
-expect('zset', p .. 'webhook-open', KEYS[2], KEYS[5], p .. 'webhook-parked:' .. endpoint)
+-- What is written before another write must be of its type; the first write checks itself.
+expect('zset', KEYS[2])
 if order ~= '' then
-  expect('zset', p .. 'webhook-order:' .. order)
+  expect('zset', p .. 'webhook-open', p .. 'webhook-order:' .. order)
 end
 -- The last key never exists (cache/connection/scripts.py).
 local large = KEYS[7] and {KEYS[6]}
@@ -52,6 +53,7 @@ if order ~= '' then
   end
 elseif due == now then
   if closed > now or redis.call('EXISTS', p .. 'webhook-parked:' .. endpoint) == 1 then
+    expect('zset', p .. 'webhook-open', p .. 'webhook-parked:' .. endpoint)
     due = now + park(p, endpoint, id, now, closed - now)
     add('parked', now)
   end
