@@ -37,6 +37,7 @@ UNCHECKED = {
     "poll",
     "renew",
     "stats",
+    "unanswered_sizes",
 }
 # A count that cannot be written is left out, and so is a wake: a parked delivery also tries by itself.
 LEFT_OUT = re.compile(rb":webhook-(history|parked:|line:)")

@@ -846,6 +846,13 @@ def seal_batch_by_age_too_early(client: Any) -> Steps:
 
 
 @case
+def unanswered_sizes(client: Any) -> Steps:
+    return after(submit(client, "a", "b"), sealed(client)), lambda: BatchStore(client, KEYS).sizes(
+        "batch"
+    )
+
+
+@case
 def take_batch(client: Any) -> Steps:
     prepare = after(submit(client, "a"), sealed(client))
     script = load("worker.llm", "take_batch", "..queue")

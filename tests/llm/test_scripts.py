@@ -16,6 +16,7 @@ from tests.support.servers import valkey
 from worker import Priority, QueueMemoryFull
 from worker.client import JobQueue
 from worker.keys import QUEUE_PREFIX
+from worker.llm import batch_reads
 from worker.llm.answers import Answer
 from worker.llm.grouping import Group
 from worker.llm.options import FlushRules
@@ -67,6 +68,27 @@ async def seal(
 
 async def members(queue: JobQueue, batch_id: str) -> list[str]:
     return [id_ async for page in stores_of(queue).batches.ids(batch_id) for id_ in page]
+
+
+@pytest.mark.parametrize("page", [1, 2, 3, 500])
+async def test_the_size_of_a_batch_is_that_of_its_unanswered_requests(
+    queue: JobQueue, client: Any, page: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(batch_reads, "PAGE", page)
+    ids = await hand_in(queue, 6)
+    assert await seal(queue, "b", most=6) == 6
+    store, keys = stores_of(queue).batches, stores_of(queue).keys
+    pages = [page async for page in store.unanswered("b")]
+    assert await store.sizes("b") == (
+        6,
+        sum(len(request.body) + len(request.id) for page in pages for request in page),
+    )
+    await stores_of(queue).requests.answer_many([(ids[0], Answer(body=b"{}"))])
+    await client.set(keys.llm_request(ids[1]), "of another type")
+    await client.hset(keys.llm_request(ids[2]), "batch", "another")
+    await client.hset(keys.llm_request(ids[3]), "bytes", 10**12)  # what is stored is what counts
+    left = [request for page in [p async for p in store.unanswered("b")] for request in page]
+    assert await store.sizes("b") == (3, sum(len(r.body) + len(r.id) for r in left))
 
 
 async def test_a_flush_by_age_leaves_younger_requests_to_their_own(queue: JobQueue) -> None:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Any
 
+from cache.connection.scripts import load
 from worker.errors import Undecodable
 from worker.keys import QueueKeys
 from worker.llm.grouping import Group
@@ -18,6 +19,7 @@ from worker.llm.states import BatchState
 from worker.llm.stored_groups import decode_group
 from worker.numbers import moment, whole
 
+_SIZES = load(__package__, "unanswered_sizes", "..queue")
 # Requests read at a time, so that a large batch is never in memory as a whole.
 PAGE = 500
 
@@ -106,17 +108,15 @@ class BatchReads:
 
     async def sizes(self, batch_id: str) -> tuple[int, int]:
         """The number of unanswered requests of a batch, and the bytes of their bodies and ids."""
-        count = size = 0
-        async for ids in self.ids(batch_id):
-            async with self.client.pipeline(transaction=False) as pipe:
-                for id_ in ids:
-                    pipe.hget(self.keys.llm_request(id_), "batch")
-                    # The stored size may not be the body's; the call would break off for it.
-                    pipe.hstrlen(self.keys.llm_request(id_), "body")
-                rows = await run_apart(pipe)
-            for id_, owner, length in zip(ids, rows[::2], rows[1::2], strict=True):
-                if owner == batch_id.encode():
-                    count, size = count + 1, size + length + len(id_)
+        start = count = size = 0
+        looked = PAGE
+        while looked == PAGE:
+            looked, more, more_bytes = await _SIZES.run(
+                self.client,
+                [self.keys.llm_items(batch_id)],
+                [self.keys.llm, batch_id, start, PAGE],
+            )
+            start, count, size = start + looked, count + more, size + more_bytes
         return count, size
 
     async def unanswered(self, batch_id: str) -> AsyncIterator[list[StoredRequest]]:
