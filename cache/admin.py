@@ -15,6 +15,7 @@ from cache.connection.pool import OUTAGE
 from cache.connection.refusals import explain
 from cache.names import checked_agent_ids, checked_names
 from cache.service import Cache
+from cache.usage import reads_of
 
 _SERVER_FACTS = {
     "memory": ("used_memory", "maxmemory", "maxmemory_policy"),
@@ -30,16 +31,23 @@ _ANSWER_S = 1.0
 
 async def stats(cache: Cache) -> dict[str, Any]:
     """
-    `counters` of all processes, facts about the `server` (sizes in bytes), and `keys` by kind.
+    `counters` of all processes, `hit_rates` (0 to 1) by kind of read, facts about the `server` (sizes in bytes), and `keys` by kind.
 
     While the server is away, `server` is {"error": reason} and the others are empty. `warnings`
     says so if the server has evicted keys, as the index of a dependency may be among them.
     """
-    report: dict[str, Any] = {"counters": {}, "server": {}, "keys": {}, "warnings": []}
+    report: dict[str, Any] = {
+        "counters": {}, "hit_rates": {}, "server": {}, "keys": {}, "warnings": []
+    }  # fmt: skip
     try:
         async with asyncio.timeout(_ANSWER_S):
             report["server"] = await _server_facts(cache)
         report["counters"] = await cache.totals() if cache.options.enabled else {}
+        report["hit_rates"] = {
+            each.kind: round(each.hit_rate, 4)
+            for each in reads_of(report["counters"])
+            if each.hit_rate is not None
+        }
         report["keys"] = await count_keys(cache)
     except TimeoutError:
         report["server"] = {"error": f"the server did not answer within {_ANSWER_S:g} s"}

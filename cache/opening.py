@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, TypeVar
 
 from cache.encoding.encryption import Keyring
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from cache.connection.pool import PoolOptions
     from cache.invalidator import Invalidator
     from cache.service import Cache
+    from cache.usage import UsageReader
     from settings import Settings
 
 # The commands and the backplane hold one connection each while the cache is open.
@@ -54,6 +56,17 @@ async def open_invalidator(settings: Settings | None = None) -> AsyncIterator[In
 
     async with _open(Invalidator, settings) as invalidator:
         yield invalidator
+
+
+@asynccontextmanager
+async def open_usage(settings: Settings) -> AsyncIterator[UsageReader]:
+    """Open what reads how well the cache works, for a process that uses no cache itself."""
+    from cache.connection.pool import open_pool
+    from cache.usage import read_usage
+
+    url = settings.cache_redis_url or settings.redis_url
+    async with open_pool(url, pool_options(settings), name="letta-cache-usage") as client:
+        yield partial(read_usage, client)
 
 
 @asynccontextmanager

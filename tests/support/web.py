@@ -5,9 +5,12 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from functools import partial
 
 import httpx
 
+from cache.usage import UsageReader, read_usage
+from tests.support.queues import stores_of
 from worker import JobQueue
 from worker.web.access import Access
 from worker.web.address import Address
@@ -37,6 +40,11 @@ async def serving(site: Site) -> AsyncIterator[str]:
             await task
 
 
+def usage_on(queue: JobQueue) -> UsageReader:
+    """What reads the usage of a cache on the queue's server."""
+    return partial(read_usage, stores_of(queue).client)
+
+
 @asynccontextmanager
 async def asking(
     queue: JobQueue,
@@ -47,7 +55,7 @@ async def asking(
 ) -> AsyncIterator[httpx.AsyncClient]:
     """A client of the application, which runs on a free port."""
     async with (
-        serving(Site(queue, access, show_arguments, host)) as url,
+        serving(Site(queue, access, show_arguments, host, usage_on(queue))) as url,
         httpx.AsyncClient(base_url=url, timeout=30) as client,
     ):
         yield client

@@ -119,6 +119,8 @@ async def test_every_panel_has_data_and_every_rule_evaluates(
             for name in ("quick", "fails"):
                 await queue.enqueue(name)
             await answer_one(queue)
+            for counter in ("hits", "misses", "window_hits", "message_hits"):
+                await client.hincrby("lc:counters", counter, 5)
 
         async with (
             running(client, "arq:", functions),

@@ -24,7 +24,7 @@ from worker.web.readiness import readiness_of
 
 pytestmark = pytest.mark.integration
 
-LABELS = ("task", "queue", "outcome", "state", "le")
+LABELS = ("task", "queue", "outcome", "state", "kind", "le")
 
 
 async def quick(ctx: dict[str, Any]) -> None: ...

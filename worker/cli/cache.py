@@ -34,7 +34,7 @@ def cache() -> None:
 @cache.command("stats")
 @json_option
 def cache_stats(as_json: bool) -> None:
-    """Show the server's memory, the cache's keys by kind, and the counters of all processes.
+    """Show the server's memory, keys by kind, and hit rates and counters of all processes.
 
     \b
     Examples:
@@ -44,7 +44,7 @@ def cache_stats(as_json: bool) -> None:
     found = with_cache(admin.stats)
 
     def lines() -> list[str]:
-        parts = ("server", "keys", "counters")
+        parts = ("server", "keys", "hit_rates", "counters")
         rows = [f"{part}.{k}: {v}" for part in parts for k, v in found[part].items()]
         return [*rows, *(f"warning: {text}" for text in found["warnings"])]
 

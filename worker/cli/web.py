@@ -9,12 +9,19 @@ import signal
 import socket
 import sys
 from collections.abc import AsyncIterator
-from contextlib import AbstractContextManager, asynccontextmanager, nullcontext
+from contextlib import (
+    AbstractAsyncContextManager,
+    AbstractContextManager,
+    asynccontextmanager,
+    nullcontext,
+)
 from importlib.util import find_spec
 
 import click
 
 from cache.logs import get_logger
+from cache.opening import open_usage
+from cache.usage import UsageReader
 from settings import Settings, SettingsError, load_settings
 from worker import open_queue
 from worker.app.options import reveal
@@ -101,17 +108,26 @@ async def _serve(settings: Settings, address: Address, *, beside_workers: bool) 
         raise SettingsError(f"LETTA_WEB_LISTEN: cannot listen on {address}: {exc}") from None
     with listener:
         host, port = listener.getsockname()[:2]
-        async with open_queue(settings) as queue, _end(beside_workers) as end:
+        async with (
+            open_queue(settings) as queue,
+            _cache_usage(settings) as usage,
+            _end(beside_workers) as end,
+        ):
             access = Access(
                 reveal(settings.web_token),
                 reveal(settings.web_read_token),
                 settings.web_user_header,
             )
             host_name = socket.gethostname() if beside_workers else None
-            app = build_app(Site(queue, access, settings.web_show_arguments, host_name))
+            site = Site(queue, access, settings.web_show_arguments, host_name, usage)
+            app = build_app(site)
             log.info("web.started", address=str(Address(host, port)), pid=os.getpid())
             await serve(app, listener, end)
     log.info("web.stopped", address=str(Address(host, port)))
+
+
+def _cache_usage(settings: Settings) -> AbstractAsyncContextManager[UsageReader | None]:
+    return open_usage(settings) if settings.use_agent_cache else nullcontext()
 
 
 @asynccontextmanager

@@ -19,6 +19,7 @@ from starlette.routing import Route
 from worker.errors import WorkerError
 from worker.web.access import Refused
 from worker.web.api.openapi import describe
+from worker.web.api.reads import cache_if_there
 from worker.web.api.routes import answering, api_routes
 from worker.web.bearer import headers_of, visitor_of
 from worker.web.metrics import FleetReading, render
@@ -77,6 +78,7 @@ def _metrics(site: Site) -> Endpoint:
                     await site.queue.llm.history.totals(),
                     await site.queue.llm.batches.progress(),
                     await jobs.server(),
+                    await cache_if_there(site),
                 )
         except Refused as exc:
             return PlainTextResponse(f"{exc}\n", status_code=exc.status, headers=headers_of(exc))

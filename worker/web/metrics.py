@@ -1,7 +1,8 @@
 """
 Renders the fleet's counts as Prometheus metrics.
 
-They come from the queue's server, so every process that is asked gives those of all workers.
+They come from the servers of the queue and the cache, so every process that is asked gives those of
+all processes.
 No label is an id: their values are functions, priorities, states, outcomes, and the providers,
 endpoints and models of LLM requests.
 """
@@ -22,6 +23,7 @@ from prometheus_client.core import (
 from prometheus_client.exposition import choose_encoder
 from prometheus_client.registry import Collector
 
+from cache.usage import CacheUsage
 from worker.llm.history import GroupHistory
 from worker.llm.progress import StateProgress
 from worker.queue.fleet import Fleet
@@ -43,6 +45,7 @@ class FleetReading:
     requests: Sequence[GroupHistory]
     batches: Sequence[StateProgress]
     server: ServerState
+    cache: CacheUsage | None
 
 
 class _Readings(Collector):
@@ -56,6 +59,8 @@ class _Readings(Collector):
         yield from _server(self._reading.server)
         yield from _ends(self._reading.totals)
         yield from _requests(self._reading.requests)
+        if self._reading.cache is not None:
+            yield from _cache(self._reading.cache)
 
 
 def render(reading: FleetReading, accept: str) -> tuple[bytes, str]:
@@ -144,6 +149,30 @@ def _server(server: ServerState) -> Iterator[Metric]:
         f"{prefix}_primary_link_up",
         "0 on a replica that has lost its primary, else 1.",
         int(server.is_primary_linked),
+    )
+
+
+def _cache(usage: CacheUsage) -> Iterator[Metric]:
+    reads = CounterMetricFamily(
+        "letta_cache_reads", "Reads of the cache by all processes.", labels=["kind", "outcome"]
+    )
+    for each in usage.reads:
+        reads.add_metric([each.kind, "hit"], each.hits)
+        reads.add_metric([each.kind, "miss"], each.misses)
+    yield reads
+    yield CounterMetricFamily("letta_cache_loads", "Loaders that ran for a miss.", usage.loads)
+    yield CounterMetricFamily(
+        "letta_cache_invalidations", "Names that were invalidated.", usage.invalidations
+    )
+    prefix = "letta_cache_server"
+    yield GaugeMetricFamily(
+        f"{prefix}_memory_used_bytes", "Memory in use, by all primaries.", usage.memory_used_bytes
+    )
+    yield GaugeMetricFamily(
+        f"{prefix}_memory_max_bytes", "Limit of their memory; 0: none.", usage.memory_max_bytes
+    )
+    yield CounterMetricFamily(
+        f"{prefix}_evicted_keys", "Keys that they threw away for room.", usage.evicted_keys
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from cache.usage import UsageReader
 from worker.client import JobQueue
 from worker.web.access import Access
 from worker.web.attempts import Attempts
@@ -16,10 +17,12 @@ class Site:
 
     host: whose workers /readyz asks for; None asks for the server alone.
     attempts: wrong tokens in headers of requests.
+    cache: reads how well the cache works; None: there is none.
     """
 
     queue: JobQueue
     access: Access
     show_arguments: bool = False
     host: str | None = None
+    cache: UsageReader | None = None
     attempts: Attempts = field(default_factory=Attempts)

@@ -6,12 +6,16 @@ Each function asks the facade and returns what is shown. webhook_reads.py has th
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Sequence
 from typing import Any
 
 import msgspec
 
-from worker.errors import NotFound
+from cache.connection.pool import OUTAGE
+from cache.connection.refusals import explain
+from cache.usage import CacheUsage
+from worker.errors import NotFound, QueueUnavailable
 from worker.llm.history import GroupHistory
 from worker.queue.audit import AuditPage
 from worker.queue.fleet import WorkerRow
@@ -29,6 +33,7 @@ from worker.web.site import Site
 
 # An argument may be large; its beginning tells what it is.
 _MOST_CHARS = 2000
+_CACHE_ANSWERS_S = 1.0
 
 
 async def overview(site: Site, _query: queries.Nothing) -> Overview:
@@ -39,6 +44,25 @@ async def overview(site: Site, _query: queries.Nothing) -> Overview:
 async def stats(site: Site, _query: queries.Nothing) -> dict[str, dict[str, float]]:
     """Counts by priority. It looks at every running job and dead letter, in short steps."""
     return await site.queue.stats()
+
+
+async def cache(site: Site, _query: queries.Nothing) -> CacheUsage:
+    """The cache's reads by kind, of all processes, and the memory of its server."""
+    if site.cache is None:
+        raise NotFound("there is no cache: LETTA_USE_AGENT_CACHE is false")
+    try:
+        async with asyncio.timeout(_CACHE_ANSWERS_S):
+            return await site.cache()
+    except OUTAGE as exc:
+        raise QueueUnavailable(f"the cache's server: {explain(exc)}") from None
+
+
+async def cache_if_there(site: Site) -> CacheUsage | None:
+    """The same beside what the queue's server says, which an outage of the cache must not hold up."""
+    try:
+        return await cache(site, queries.Nothing())
+    except (NotFound, QueueUnavailable):
+        return None
 
 
 async def jobs(site: Site, query: queries.JobsQuery) -> JobPage:

@@ -15,6 +15,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
+from cache.usage import CacheUsage
 from worker.errors import (
     EnqueueRefused,
     InvalidArgument,
@@ -66,6 +67,7 @@ class Read:
 READS = (
     Read("overview", reads.overview, queries.Nothing, Overview),
     Read("stats", reads.stats, queries.Nothing, dict[str, dict[str, float]]),
+    Read("cache", reads.cache, queries.Nothing, CacheUsage),
     Read("jobs", reads.jobs, queries.JobsQuery, JobPage),
     Read("job", reads.job, queries.ById, views.JobView),
     Read("dead", reads.dead, queries.DeadQuery, views.DeadPage),

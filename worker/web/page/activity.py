@@ -80,6 +80,7 @@ async def overview(site: Site, _query: queries.Nothing) -> dict[str, Any]:
         "pauses": await reads.pauses(site, nothing),
         "functions": _by_function(found),
         "charts": timeline.charts(),
+        "cache": await reads.cache_if_there(site),
     }
 
 
