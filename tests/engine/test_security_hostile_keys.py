@@ -11,7 +11,7 @@ from arq.worker import Retry, func
 
 from cache.encoding import codec
 from tests.support.engine import running
-from tests.support.queues import queue_of
+from tests.support.queues import queue_of, stores_of
 from tests.support.wait import eventually
 from worker.engine import EngineOptions, RetryPolicy, job
 from worker.queue.letters import DeadLetter
@@ -344,3 +344,18 @@ async def test_a_foreign_key_in_place_of_a_queue_applies_no_partial_end(
         assert not await client.exists(f"{prefix}result:a")
         await client.delete(f"{prefix}parked")
         assert await held.result(timeout_s=20) == "done"
+
+
+@pytest.mark.parametrize("kind", ["string", "hash", "list", "stream"])
+async def test_a_foreign_key_in_place_of_the_wake_token_only_delays_jobs(
+    client: Any, prefix: str, kind: str
+) -> None:
+    queue = queue_of(client, prefix)
+    wake = stores_of(queue).keys.wake
+    await make_key(client, wake, kind)
+    jobs = [await queue.enqueue("double", n) for n in range(3)]
+    functions = [func(double, name="double")]
+    async with running(client, prefix, functions, options=OPTIONS, max_jobs=1):
+        jobs.append(await queue.enqueue("double", 3))
+        assert [await each.result(timeout_s=20) for each in jobs] == [0, 2, 4, 6]
+    assert await client.type(wake) == kind.encode()

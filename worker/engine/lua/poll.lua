@@ -85,7 +85,6 @@ local busy = #ends > 0
   or redis.call('EXISTS', KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5], KEYS[11]) > 0
 if busy then
   -- Once ends are applied or jobs are held, nothing after them may fail, so all types are checked here.
-  expect('zset', KEYS[6])
   -- One command for five keys: most of the time there is none of them.
   if redis.call('EXISTS', KEYS[7], KEYS[8], KEYS[9], KEYS[11], KEYS[12]) > 0 then
     expect('zset', KEYS[9], KEYS[11])
@@ -208,7 +207,8 @@ if look(KEYS[5]) then
 end
 local scheduled = look(KEYS[11]) and 1 or 0  -- the ends of this poll may have added one
 if more == 1 then
-  redis.call('ZADD', KEYS[6], 0, 'w')
+  -- Where the wake token is of another type, workers find their jobs by polling.
+  allowed(redis.pcall('ZADD', KEYS[6], 0, 'w'))
 end
 local marks = marked and ARGV[12] == '1'
   and redis.call('ZRANGEBYSCORE', KEYS[7], '-inf', '+inf', 'WITHSCORES', 'LIMIT', 0, 1000) or {}
