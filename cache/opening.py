@@ -60,7 +60,7 @@ async def open_invalidator(settings: Settings | None = None) -> AsyncIterator[In
 
 @asynccontextmanager
 async def open_usage(settings: Settings) -> AsyncIterator[UsageReader]:
-    """Open what reads how well the cache works, for a process that uses no cache itself."""
+    """Open a reader of the cache's hit rates and memory, for a process that does not use the cache."""
     from cache.connection.pool import open_pool
     from cache.usage import read_usage
 

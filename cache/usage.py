@@ -1,4 +1,4 @@
-"""Reads how well a cache works: the reads of all processes by kind, and its server's memory."""
+"""Reads a cache's hit rates by kind, summed over all processes, and its server's memory."""
 
 from __future__ import annotations
 
@@ -16,6 +16,9 @@ _KINDS = {
     "windows": ("window_hits", "window_misses"),
     "messages": ("message_hits", "message_misses"),
 }
+
+# Of the largest number that HINCRBY can make.
+_MOST_DIGITS = 19
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +74,12 @@ async def read_usage(client: Any, prefix: str = CACHE_PREFIX) -> CacheUsage:
         RedisError: the server cannot be reached, or refuses.
     """
     stored = await client.hgetall(CacheKeys(prefix).counters)
-    counters = {name.decode(): int(value) for name, value in stored.items()}
+    # Whoever can write to the server may have put anything there.
+    counters = {
+        name.decode(errors="replace"): int(value)
+        for name, value in stored.items()
+        if value.isdigit() and len(value) <= _MOST_DIGITS
+    }
     # Of a cluster, only its primaries: a replica's memory holds the same values again.
     nodes = {"target_nodes": RedisCluster.PRIMARIES} if isinstance(client, RedisCluster) else {}
     memory = _by_node(await client.info("memory", **nodes), "used_memory")

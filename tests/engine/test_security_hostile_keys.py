@@ -13,7 +13,10 @@ from cache.encoding import codec
 from tests.support.engine import running
 from tests.support.queues import queue_of, stores_of
 from tests.support.wait import eventually
-from worker.engine import EngineOptions, RetryPolicy, job
+from worker import Priority, call
+from worker.engine import EngineOptions, RetryPolicy, chain, job
+from worker.engine.poll import Poll
+from worker.keys import EngineKeys, QueueKeys
 from worker.queue.letters import DeadLetter
 
 pytestmark = pytest.mark.integration
@@ -359,3 +362,37 @@ async def test_a_foreign_key_in_place_of_the_wake_token_only_delays_jobs(
         jobs.append(await queue.enqueue("double", 3))
         assert [await each.result(timeout_s=20) for each in jobs] == [0, 2, 4, 6]
     assert await client.type(wake) == kind.encode()
+
+
+def poll_of(client: Any, prefix: str) -> Poll:
+    return Poll(client, EngineKeys(QueueKeys(prefix)), OPTIONS, worker_id="w")
+
+
+@pytest.mark.parametrize("due", ["-inf", "-5"])
+async def test_a_due_time_before_the_epoch_is_due_now(client: Any, prefix: str, due: str) -> None:
+    queue = queue_of(client, prefix)
+    found = await queue.enqueue("double", 4)
+    await client.zadd(stores_of(queue).keys.queue(), {found.id: float(due)})
+    (claim,) = (await poll_of(client, prefix).run([], 4)).claims
+    assert (claim.job_id, claim.due) == (found.id, "0")
+
+
+async def test_a_job_in_two_queues_is_claimed_once(client: Any, prefix: str) -> None:
+    queue = queue_of(client, prefix)
+    found = await queue.enqueue("double", priority=Priority.HIGH)
+    await client.zadd(stores_of(queue).keys.queue(), {found.id: 1})
+    (claim,) = (await poll_of(client, prefix).run([], 4)).claims
+    assert claim.job_id == found.id
+
+
+async def test_an_end_shows_the_job_that_it_adds_to_an_empty_queue(
+    client: Any, prefix: str
+) -> None:
+    queue, poll = queue_of(client, prefix), poll_of(client, prefix)
+    then = call("double", 1, priority=Priority.HIGH)
+    await queue.enqueue("double", 4, then=then)
+    (claim,) = (await poll.run([], 1)).claims
+    body = codec.decode(claim.body or b"")
+    details = chain.following(claim.job_id, body["o"], 8, now_ms=NOW)
+    polled = await poll.run([claim.end("done", details)], 1)
+    assert [each.number for each in polled.claims] == [2]

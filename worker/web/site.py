@@ -17,7 +17,7 @@ class Site:
 
     host: whose workers /readyz asks for; None asks for the server alone.
     attempts: wrong tokens in headers of requests.
-    cache: reads how well the cache works; None: there is none.
+    cache: reads the cache's hit rates and memory; None: no cache is used.
     """
 
     queue: JobQueue

@@ -58,7 +58,7 @@ async def cache(site: Site, _query: queries.Nothing) -> CacheUsage:
 
 
 async def cache_if_there(site: Site) -> CacheUsage | None:
-    """The same beside what the queue's server says, which an outage of the cache must not hold up."""
+    """Return the cache's usage, or None during its outage: views of the queue stay available."""
     try:
         return await cache(site, queries.Nothing())
     except (NotFound, QueueUnavailable):
