@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any
 
@@ -13,6 +14,17 @@ from cache.stats import Counters
 
 # Closing waits this long for the last addition.
 _LAST_S = 0.2
+# Of the largest number that HINCRBY can make.
+_MOST_DIGITS = 19
+
+
+def counters_of(stored: Mapping[bytes, bytes]) -> dict[str, int]:
+    """Read the stored counters. One that is no number counts as none: anybody may have written it."""
+    return {
+        name.decode(errors="replace"): int(value)
+        for name, value in stored.items()
+        if value.isdigit() and len(value) <= _MOST_DIGITS
+    }
 
 
 class Totals:
@@ -70,8 +82,8 @@ class Totals:
         """The sums, this process's included. Raises Away."""
         await self.add()
         pairs = await self._connection.execute("HGETALL", self._key)
-        found = dict(zip(pairs[::2], pairs[1::2], strict=True))
-        return {name: int(found.get(name.encode(), 0)) for name in self._added}
+        found = counters_of(dict(zip(pairs[::2], pairs[1::2], strict=True)))
+        return {name: found.get(name, 0) for name in self._added}
 
     async def stop(self) -> None:
         if self._task is not None:

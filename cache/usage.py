@@ -9,6 +9,7 @@ from typing import Any
 from redis.asyncio import RedisCluster
 
 from cache.keys import CACHE_PREFIX, CacheKeys
+from cache.totals import counters_of
 
 # A kind, and the names of its counters (docs/caching.md).
 _KINDS = {
@@ -16,9 +17,6 @@ _KINDS = {
     "windows": ("window_hits", "window_misses"),
     "messages": ("message_hits", "message_misses"),
 }
-
-# Of the largest number that HINCRBY can make.
-_MOST_DIGITS = 19
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,12 +72,7 @@ async def read_usage(client: Any, prefix: str = CACHE_PREFIX) -> CacheUsage:
         RedisError: the server cannot be reached, or refuses.
     """
     stored = await client.hgetall(CacheKeys(prefix).counters)
-    # Whoever can write to the server may have put anything there.
-    counters = {
-        name.decode(errors="replace"): int(value)
-        for name, value in stored.items()
-        if value.isdigit() and len(value) <= _MOST_DIGITS
-    }
+    counters = counters_of(stored)
     # Of a cluster, only its primaries: a replica's memory holds the same values again.
     nodes = {"target_nodes": RedisCluster.PRIMARIES} if isinstance(client, RedisCluster) else {}
     memory = _by_node(await client.info("memory", **nodes), "used_memory")

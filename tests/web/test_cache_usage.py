@@ -108,12 +108,17 @@ async def test_a_foreign_key_in_the_place_of_the_counters_is_told(client: Any, p
     assert metrics.status_code == 200
 
 
-async def test_a_counter_that_is_no_number_counts_as_none(client: Any, prefix: str) -> None:
+async def test_a_counter_that_is_no_number_counts_as_none(
+    client: Any, valkey_url: str, prefix: str
+) -> None:
     hostile = {b"hits": b"nan", b"misses": b"-3", b"loads": b"9" * 5000, b"\xff": b"1"}
     await client.hset(prefix + "lc:counters", mapping={**hostile, b"message_hits": b"2"})
     found = await read_usage(client, prefix + "lc:")
     assert [(each.hits, each.misses) for each in found.reads] == [(0, 0), (0, 0), (2, 0)]
     assert found.loads == 0
+    async with cache_on(valkey_url, prefix + "lc:") as cache:
+        totals = await cache.totals()
+    assert (totals["hits"], totals["loads"], totals["message_hits"]) == (0, 0, 2)
 
 
 async def test_the_usage_of_a_cluster_is_that_of_all_its_primaries(tmp_path: Path) -> None:
